@@ -1,0 +1,21 @@
+"""Types that every module shares: a model is a pytree of weights and a function of it."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from jaxtyping import Array, Float, Key, PyTree, Shaped
+
+Params: TypeAlias = PyTree[Shaped[Array, "..."]]
+"""Weights of a network: any pytree of arrays (nested dict, NNX state, Linen variables)."""
+
+Batch: TypeAlias = PyTree[Shaped[Array, "batch ..."]]
+"""Examples: any pytree of arrays that share their leading axis."""
+
+PRNGKey: TypeAlias = Key[Array, ""]
+"""A typed key from `jax.random.key`, consumed by the function that takes it."""
+
+LossFn: TypeAlias = Callable[[Params, Batch], Float[Array, ""]]
+"""`(params, batch) -> mean loss over the examples of the batch`, in nats."""
+
+PredictFn: TypeAlias = Callable[[Params, Any], Float[Array, "batch classes"]]
+"""`(params, inputs) -> logits`, in evaluation mode."""

@@ -1,0 +1,51 @@
+"""Weights by name in any pytree."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcomp.paths import leaves_by_path, replace_leaves, selected_paths
+
+
+class Layer(NamedTuple):
+    kernel: object
+    bias: object
+
+
+@pytest.fixture
+def params():
+    return {
+        "embed": jnp.ones((3, 2), jnp.bfloat16),
+        "layers": [Layer(jnp.ones((2, 2)), jnp.zeros(2)), Layer(jnp.ones((2, 4)), jnp.zeros(4))],
+        "step": jnp.zeros((2, 2), jnp.int32),
+        "nothing": jnp.zeros((0, 3)),
+    }
+
+
+def test_default_selection_is_floating_matrices(params):
+    assert selected_paths(params) == ["embed", "layers/0/kernel", "layers/1/kernel"]
+
+
+def test_patterns_and_predicates(params):
+    assert selected_paths(params, "layers/*/kernel") == ["layers/0/kernel", "layers/1/kernel"]
+    assert selected_paths(params, ["embed", "*/1/bias"]) == ["embed", "layers/1/bias"]
+    assert selected_paths(params, lambda path, leaf: leaf.size == 8) == ["layers/1/kernel"]
+
+
+def test_replace_keeps_the_structure(params):
+    changed = replace_leaves(params, {"layers/0/kernel": jnp.full((2, 2), 7.0)})
+    assert isinstance(changed["layers"][0], Layer)
+    np.testing.assert_array_equal(changed["layers"][0].kernel, 7.0)
+    assert changed["layers"][1].kernel is params["layers"][1].kernel
+    assert list(leaves_by_path(changed)) == list(leaves_by_path(params))
+
+
+def test_bad_names(params):
+    with pytest.raises(ValueError, match="the pattern 'heads/\\*' in select matches no leaf"):
+        selected_paths(params, "heads/*")
+    with pytest.raises(TypeError, match="select must be a predicate"):
+        selected_paths(params, [3])
+    with pytest.raises(KeyError, match="no leaves named"):
+        replace_leaves(params, {"missing": 0})

@@ -1,0 +1,415 @@
+"""Storage: whole or absent files, every damaged byte found, equal contents equal bytes."""
+
+import base64
+import dataclasses
+import errno
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxcomp import storage
+
+ARRAYS = {
+    "params/dense/kernel": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "bias": np.array([np.nan, -0.0, np.inf]),
+    "codes": np.array([[1, 2]], np.uint8),
+    "scalar": np.int32(7),
+    "empty": np.zeros((0, 4), np.int16),
+    "flag": np.array(True),
+    "names": np.array(["äé", "b"]),
+}
+METADATA = {"epoch": 3, "loss": [0.1, math.inf], "nested": {"é": None, "ok": True}}
+# The format must not change by accident: files of older runs would no longer be read.
+GOLDEN = base64.b64decode(
+    "UEsDBC0AAAAAAAAAIQB8chiE//////////8NABQAbWV0YWRhdGEuanNvbgEAEABEAAAAAAAAAEQAAAAAAAAAeyJmb3Jt"
+    "YXQiOiAiamF4Y29tcCBhcnJheXMiLCAibWV0YWRhdGEiOiB7ImVwb2NoIjogM30sICJ2ZXJzaW9uIjogMX1QSwMELQAA"
+    "AAAAAAAhAP3PpQj//////////wcAFAB3L2IubnB5AQAQAIgAAAAAAAAAiAAAAAAAAACTTlVNUFkBAHYAeydkZXNjcic6"
+    "ICc8ZjQnLCAnZm9ydHJhbl9vcmRlcic6IEZhbHNlLCAnc2hhcGUnOiAoMSwgMiksIH0gICAgICAgICAgICAgICAgICAg"
+    "ICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgCgAAwD8AAADAUEsBAi0DLQAAAAAAAAAhAHxyGIRE"
+    "AAAARAAAAA0AAAAAAAAAAAAAAKQBAAAAAG1ldGFkYXRhLmpzb25QSwECLQMtAAAAAAAAACEA/c+lCIgAAACIAAAABwAA"
+    "AAAAAAAAAAAApAGDAAAAdy9iLm5weVBLBQYAAAAAAgACAHAAAABEAQAAQABmOTUzNjkyMTc4MjA5MTgwYmFiNGE1NWRm"
+    "YzljNjA0ZWQ5OTVlNTFkOTQxYmNjNDQyZDNlMDYzMjAyMTZlZTli"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    rate: float
+    sizes: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherSettings:
+    rate: float
+    sizes: tuple[int, ...]
+
+
+class Pair(NamedTuple):
+    first: int
+    second: str
+
+
+# --- arrays ----------------------------------------------------------------------------------
+
+
+def test_arrays_and_metadata_come_back_exactly(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "arrays.npz"
+    storage.save_arrays(path, ARRAYS, METADATA)
+    arrays, metadata = storage.load_arrays(path)
+    assert list(arrays) == sorted(ARRAYS)
+    for name, expected in ARRAYS.items():
+        assert arrays[name].dtype == expected.dtype
+        assert arrays[name].shape == expected.shape
+        assert arrays[name].tobytes() == expected.tobytes()
+        assert arrays[name].flags.writeable
+    assert metadata == METADATA
+    assert os.listdir(path.parent) == ["arrays.npz"]
+
+
+def test_no_arrays_and_no_metadata(tmp_path: Path) -> None:
+    storage.save_arrays(tmp_path / "a.npz", {})
+    assert storage.load_arrays(tmp_path / "a.npz") == ({}, {})
+
+
+def test_numpy_reads_the_arrays(tmp_path: Path) -> None:
+    storage.save_arrays(tmp_path / "a.npz", ARRAYS, METADATA)
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as read:
+        np.testing.assert_array_equal(read["bias"], ARRAYS["bias"])
+        np.testing.assert_array_equal(read["params/dense/kernel"], ARRAYS["params/dense/kernel"])
+
+
+def test_jax_and_non_contiguous_arrays(tmp_path: Path) -> None:
+    matrix = np.arange(6.0).reshape(2, 3)
+    storage.save_arrays(tmp_path / "a.npz", {"jax": jnp.arange(3), "transposed": matrix.T})
+    arrays, _ = storage.load_arrays(tmp_path / "a.npz")
+    np.testing.assert_array_equal(arrays["jax"], [0, 1, 2])
+    np.testing.assert_array_equal(arrays["transposed"], matrix.T)
+
+
+def test_equal_contents_give_equal_bytes(tmp_path: Path) -> None:
+    storage.save_arrays(tmp_path / "a.npz", ARRAYS, METADATA)
+    fortran = dict(reversed(ARRAYS.items())) | {
+        "params/dense/kernel": np.asfortranarray(ARRAYS["params/dense/kernel"])
+    }
+    storage.save_arrays(tmp_path / "b.npz", fortran, dict(reversed(METADATA.items())))
+    data = (tmp_path / "a.npz").read_bytes()
+    assert (tmp_path / "b.npz").read_bytes() == data
+    # The oracle knows only the documented rule: the end is the hash of everything before it.
+    assert data[-64:].decode() == hashlib.sha256(data[:-64]).hexdigest()
+
+
+def test_the_format_is_pinned(tmp_path: Path) -> None:
+    (tmp_path / "golden.npz").write_bytes(GOLDEN)
+    arrays, metadata = storage.load_arrays(tmp_path / "golden.npz")
+    np.testing.assert_array_equal(arrays["w/b"], np.array([[1.5, -2.0]], np.float32))
+    assert metadata == {"epoch": 3}
+    storage.save_arrays(tmp_path / "again.npz", arrays, metadata)
+    assert (tmp_path / "again.npz").read_bytes() == GOLDEN
+
+
+def test_any_changed_byte_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    storage.save_arrays(path, {"w": np.arange(3)}, {"a": 1})
+    data = path.read_bytes()
+    for position in range(len(data)):
+        damaged = bytearray(data)
+        damaged[position] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="damaged, cut or not written by jaxcomp"):
+            storage.load_arrays(path)
+
+
+@pytest.mark.parametrize("length", [0, 1, 63, 64, 65, 200, -1])
+def test_a_cut_file_is_found(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "a.npz"
+    storage.save_arrays(path, ARRAYS)
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(ValueError, match="damaged, cut or not written by jaxcomp"):
+        storage.load_arrays(path)
+
+
+def test_foreign_missing_and_later_files(tmp_path: Path) -> None:
+    np.savez(tmp_path / "foreign.npz", w=np.ones(2))
+    with pytest.raises(ValueError, match="not written by jaxcomp"):
+        storage.load_arrays(tmp_path / "foreign.npz")
+    with pytest.raises(ValueError, match=r"missing.npz does not exist; check the path"):
+        storage.load_arrays(tmp_path / "missing.npz")
+    with pytest.raises(ValueError, match=r"could not be read \(Is a directory\)"):
+        storage.load_arrays(tmp_path)
+    path = tmp_path / "later.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.comment = b"0" * 64
+        archive.writestr("metadata.json", '{"format": "jaxcomp arrays", "version": 2}')
+    data = path.read_bytes()[:-64]
+    path.write_bytes(data + hashlib.sha256(data).hexdigest().encode())
+    with pytest.raises(ValueError, match=r"version 2, but this jaxcomp reads .* version 1"):
+        storage.load_arrays(path)
+
+
+def test_what_cannot_be_stored(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    with pytest.raises(TypeError, match="'w' has the dtype object, which cannot be stored"):
+        storage.save_arrays(path, {"w": np.array([{}])})
+    with pytest.raises(TypeError, match="'w' has the dtype bfloat16"):
+        storage.save_arrays(path, {"w": jnp.ones(2, jnp.bfloat16)})
+    with pytest.raises(TypeError, match="Names of arrays must be of type str, got 3"):
+        storage.save_arrays(path, {3: np.ones(2)})  # pyright: ignore[reportArgumentType]
+    for name in ("", "a\\b", "a\0b"):
+        with pytest.raises(ValueError, match="An array cannot be named"):
+            storage.save_arrays(path, {name: np.ones(2)})
+    with pytest.raises(TypeError, match=r"metadata\['a'\] has the key 1, but keys in JSON"):
+        storage.save_arrays(path, {}, {"a": {1: 2}})
+    with pytest.raises(TypeError, match=r"metadata\['a'\]\[1\] is of type set"):
+        storage.save_arrays(path, {}, {"a": [1, {2}]})
+    assert os.listdir(tmp_path) == []
+
+
+# --- atomic writes ---------------------------------------------------------------------------
+
+
+def test_write_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    storage.write_bytes_atomic(path, b"first")
+    storage.write_bytes_atomic(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert os.listdir(tmp_path) == ["file.bin"]
+
+
+def test_an_error_while_writing_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    storage.write_bytes_atomic(path, b"old")
+
+    def interrupted_write() -> None:
+        with storage.atomic_writer(path) as file:
+            file.write(b"half of the ne")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_write()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file.bin"]
+
+
+def test_a_killed_writer_keeps_the_old_file_and_its_rest_is_cleared(tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    storage.write_bytes_atomic(path, b"old")
+    script = (
+        "import os, signal, sys\n"
+        "from jaxcomp import storage\n"
+        "with storage.atomic_writer(sys.argv[1]) as file:\n"
+        "    file.write(b'half')\n"
+        "    file.flush()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(path)], check=False)
+    (tmp_path / ".keep.tmp").touch()
+    assert path.read_bytes() == b"old"
+    assert len(os.listdir(tmp_path)) == 3
+    assert storage.remove_temporary_files(tmp_path, older_than_seconds=3600) == 0
+    assert storage.remove_temporary_files(tmp_path) == 1
+    assert sorted(os.listdir(tmp_path)) == [".keep.tmp", "file.bin"]
+
+
+def test_a_write_that_cannot_succeed_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"could not be written \((Not a directory|File exists)\)"):
+        storage.write_bytes_atomic(tmp_path / "file" / "inside.bin", b"")
+
+    def full_disk(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match=r"No space left on device\); free some space"):
+        storage.write_bytes_atomic(tmp_path / "other.bin", b"data")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_writable_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "a" / "b"
+    assert storage.ensure_writable_directory(str(folder)) == folder
+    assert storage.ensure_writable_directory(folder) == folder
+    assert os.listdir(folder) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file is a file; choose another folder"):
+        storage.ensure_writable_directory(tmp_path / "file")
+    with pytest.raises(ValueError, match=r"cannot be written \(Not a directory\)"):
+        storage.ensure_writable_directory(tmp_path / "file" / "inside")
+
+    def refuse(self: Path, data: bytes) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    # A patch, because permission bits do not bind the superuser, who runs tests in containers.
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(ValueError, match=r"cannot be written \(Permission denied\); change its"):
+        storage.ensure_writable_directory(folder)
+
+
+# --- JSON ------------------------------------------------------------------------------------
+
+
+def test_json_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    value = {
+        "settings": Settings(0.5, (1, 2)),
+        "pair": Pair(1, "é"),
+        "numbers": np.array([1, 2]),
+        "flag": np.bool_(True),
+        "rate": np.float32(0.5),
+        "missing": [math.nan, math.inf, np.float64(-math.inf), None],
+    }
+    storage.write_json(path, value)
+    expected = {
+        "settings": {"rate": 0.5, "sizes": [1, 2]},
+        "pair": [1, "é"],
+        "numbers": [1, 2],
+        "flag": True,
+        "rate": 0.5,
+        "missing": [None] * 4,
+    }
+    assert storage.read_json(path) == expected
+    text = path.read_text(encoding="utf-8")
+    assert "NaN" not in text
+    assert text.endswith("}\n")
+
+
+def test_json_errors(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    with pytest.raises(ValueError, match="does not exist; check the path"):
+        storage.read_json(path)
+    path.write_text('{"half": ')
+    with pytest.raises(ValueError, match=r"could not be read as JSON .*; delete it and run again"):
+        storage.read_json(path)
+    path.write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(ValueError, match="could not be read as JSON"):
+        storage.read_json(path)
+    with pytest.raises(TypeError, match="value has the key 1"):
+        storage.write_json(path, {1: 2})
+    with pytest.raises(TypeError, match=r"value\[0\] is of type complex"):
+        storage.write_json(path, [1j])
+
+
+# --- trees -----------------------------------------------------------------------------------
+
+_KEYS = st.text(st.characters(exclude_characters="/"), min_size=1, max_size=3)
+_TREES = st.dictionaries(
+    _KEYS,
+    st.recursive(st.integers(), lambda child: st.dictionaries(_KEYS, child, max_size=3)),
+    max_size=3,
+)
+
+
+@given(_TREES)
+def test_flatten_then_unflatten_is_the_identity(tree: dict[str, Any]) -> None:
+    assert storage.unflatten_tree(storage.flatten_tree(tree)) == tree
+
+
+def test_a_tree_survives_the_file(tmp_path: Path) -> None:
+    tree = {"params": {"dense": {"kernel": np.ones((2, 2))}}, "statistics": {}}
+    flat = storage.flatten_tree(OrderedDict(tree))
+    assert list(flat) == ["params/dense/kernel", "statistics/"]
+    storage.save_arrays(tmp_path / "a.npz", flat)
+    restored = storage.unflatten_tree(storage.load_arrays(tmp_path / "a.npz")[0])
+    assert restored["statistics"] == {}
+    np.testing.assert_array_equal(restored["params"]["dense"]["kernel"], np.ones((2, 2)))
+
+
+def test_tree_errors() -> None:
+    with pytest.raises(TypeError, match="keys of type str, got 1"):
+        storage.flatten_tree({"a": {1: 2}})
+    with pytest.raises(ValueError, match="cannot have the key 'a/b'"):
+        storage.flatten_tree({"a/b": 1})
+    with pytest.raises(ValueError, match="cannot have the key ''"):
+        storage.flatten_tree({"a": {"": 1}})
+    with pytest.raises(TypeError, match="nested dicts, got a list at 'a'"):
+        storage.flatten_tree({"a": [1]})
+
+
+@pytest.mark.parametrize(
+    "names", [["a", "a/b"], ["a/b", "a"], [""], ["/"], ["/a"], ["a//b"], ["a/b", "a/"]]
+)
+def test_names_that_are_no_tree(names: list[str]) -> None:
+    with pytest.raises(ValueError, match=f"The name {names[-1]!r} does not fit a tree"):
+        storage.unflatten_tree(dict.fromkeys(names, 0))
+
+
+# --- fingerprints ----------------------------------------------------------------------------
+
+
+def test_fingerprint_of_plain_settings_is_that_of_their_json() -> None:
+    text = json.dumps({"a": 1, "b": {"c": None, "d": 0.1}}, separators=(",", ":"))
+    expected = hashlib.sha256(text.encode()).hexdigest()
+    assert storage.fingerprint({"b": {"d": 0.1, "c": None}, "a": 1}) == expected
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ((1, "a"), [1, "a"]),
+        (Pair(1, "a"), (1, "a")),
+        (np.float64(0.1), 0.1),
+        (np.int32(3), 3),
+        (np.bool_(True), True),
+        (np.arange(6).reshape(2, 3), np.asfortranarray(np.arange(6).reshape(2, 3))),
+        (np.arange(3, dtype="<i4"), np.arange(3, dtype=">i4")),
+        (np.arange(3, dtype=np.int32), jnp.arange(3, dtype=jnp.int32)),
+        (Settings(0.5, (1,)), Settings(0.5, (1,))),
+        ({"a": 1, "b": 2}, OrderedDict(b=2, a=1)),
+    ],
+)
+def test_equal_things_have_equal_fingerprints(first: Any, second: Any) -> None:
+    assert storage.fingerprint(first) == storage.fingerprint(second)
+
+
+def test_different_things_have_different_fingerprints() -> None:
+    zeros = np.zeros(4, np.int32)
+    digest = hashlib.sha256(zeros.tobytes()).hexdigest()
+    values = [
+        1,
+        1.0,
+        True,
+        "1",
+        None,
+        "None",
+        [],
+        {},
+        [1],
+        [[1]],
+        {"a": 1},
+        zeros,
+        zeros.astype(np.uint32),
+        zeros.reshape(2, 2),
+        ["array", "int32", [4], digest],  # what an array looks like inside
+        zeros.astype(jnp.bfloat16),
+        np.array(0),
+        Settings(0.5, (1,)),
+        OtherSettings(0.5, (1,)),
+        {"rate": 0.5, "sizes": [1]},
+        ["dataclass", "Settings", {"rate": 0.5, "sizes": [1]}],
+    ]
+    assert len({storage.fingerprint(value) for value in values}) == len(values)
+
+
+@pytest.mark.parametrize("value", [{1, 2}, Path("a"), len, np.array([{}]), Settings])
+def test_what_has_no_fingerprint(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"A fingerprint of a .* does not exist"):
+        storage.fingerprint({"a": [value]})
+
+
+def test_a_fingerprint_needs_names() -> None:
+    with pytest.raises(TypeError, match=r"keys of type str, got the keys \[1\]"):
+        storage.fingerprint({1: 2})
