@@ -1,0 +1,362 @@
+"""Estimates of the diagonal of a loss Hessian: the result, and how samples are averaged into it.
+
+Every estimator of this package is a `DiagonalSampler`: linearised on one batch, it returns
+sample number `i` of the diagonal, a mean over the examples of that batch. A kernel averages its
+samples over one batch; `jaxcomp.curvature.over_batches` first averages each sample over the
+whole data set. Both end in the running mean below (Welford 1962, doi:10.2307/1266577).
+
+All curvature is that of a mean loss in nats, so a diagonal entry has the unit nats per squared
+weight. Diagonals are float32, or float64 for float64 weights, whatever the dtype of the weights;
+leaves that are not floating (integer codes, counters, random keys) have the curvature zero.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.tree_util import Partial
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PyTree
+
+from jaxcomp.types import Batch, LossFn, Params
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class DiagonalEstimate(NamedTuple):
+    """Estimated diagonal of the Hessian of a mean loss, in nats per squared weight.
+
+    Attributes:
+        mean: the estimate, structured and shaped like the weights, float32 (float64 for float64
+            weights); zeros for leaves that are not floating.
+        standard_error: standard error of `mean` over random probes, of the same structure; zeros
+            where the estimator is exact. It does not cover the choice of the data.
+    """
+
+    mean: Params
+    standard_error: Params
+
+
+SampleFn = Callable[[Int[Array, ""]], Params]
+"""Index of a sample -> that sample of the diagonal, structured like the weights."""
+
+
+class DiagonalSampler(Protocol):
+    """An estimator before averaging: a pytree, so that its arrays are traced under `jit`."""
+
+    @property
+    def params(self) -> Params:
+        """The weights, whose structure and shapes the samples share."""
+        ...
+
+    def at(self, batch: Batch) -> SampleFn:
+        """Prepare `batch` once; sample `i` must be the mean over examples of the same quantity."""
+        ...
+
+
+class Sampling(NamedTuple):
+    """A sampler and how many of its samples make an estimate (1 for an exact diagonal)."""
+
+    sampler: DiagonalSampler
+    num_samples: int
+
+
+_BUILDERS: dict[Callable[..., Any], Callable[..., Sampling]] = {}
+
+
+def sampled_by(build: Callable[..., Sampling]) -> Callable[[F], F]:
+    """Declare how a kernel's estimate splits over a data set; decorates the kernel.
+
+    Args:
+        build: has the signature of the kernel and returns its `Sampling`, whatever the batch.
+    """
+
+    def declare(kernel: F) -> F:
+        _BUILDERS[kernel] = build
+        return kernel
+
+    return declare
+
+
+def find_sampling(kernel: Callable[..., Any]) -> Sampling | None:
+    """Return the sampling of a `functools.partial` of a declared kernel, else None."""
+    if not isinstance(kernel, functools.partial) or not isinstance(kernel.func, Hashable):
+        return None
+    build = _BUILDERS.get(kernel.func)
+    return None if build is None else build(*kernel.args, None, **kernel.keywords)
+
+
+@functools.partial(jax.jit, static_argnames=("num_samples",))
+def estimate_on_batch(
+    sampler: DiagonalSampler, batch: Batch, *, num_samples: int
+) -> DiagonalEstimate:
+    """Average the first `num_samples` samples of one batch; pure, compiled once per shapes."""
+    return mean_and_standard_error(sampler.at(batch), sampler.params, num_samples)
+
+
+def mean_and_standard_error(sample: SampleFn, params: Params, num_samples: int) -> DiagonalEstimate:
+    """Average `sample(0), ..., sample(num_samples - 1)` in a running mean of O(n) memory."""
+
+    def step(running: "RunningMean", index: Int[Array, ""]) -> tuple["RunningMean", None]:
+        return running.update(sample(index), index), None
+
+    running, _ = lax.scan(step, RunningMean.empty(params), jnp.arange(num_samples))
+    return running.estimate(num_samples)
+
+
+class RunningMean(NamedTuple):
+    """Welford's running mean and sum of squared deviations, structured like the weights."""
+
+    mean: Params
+    squared_deviation: Params
+
+    @classmethod
+    def empty(cls, params: Params) -> "RunningMean":
+        """Return the state before the first sample."""
+        return cls(zero_diagonal(params), zero_diagonal(params))
+
+    def update(self, sample: Params, index: Int[Array, ""]) -> "RunningMean":
+        """Take in sample number `index`, counted from 0."""
+
+        def leaf(mean, squared_deviation, x):
+            deviation = x - mean
+            new_mean = mean + deviation / (index + 1).astype(mean.dtype)
+            return new_mean, squared_deviation + deviation * (x - new_mean)
+
+        return RunningMean(*_map_pairs(leaf, *self, sample))
+
+    def estimate(self, num_samples: int) -> DiagonalEstimate:
+        """Return mean and standard error `sqrt(M2 / (S (S - 1)))`, zero for one exact sample."""
+        scale = 1.0 / (num_samples * max(num_samples - 1, 1))
+        error = jax.tree.map(lambda m2: jnp.sqrt(m2 * scale), self.squared_deviation)
+        return DiagonalEstimate(self.mean, error)
+
+
+class CompensatedSum(NamedTuple):
+    """A sum of many trees without drift: what rounding took away is summed beside it.
+
+    Error-free addition of Knuth, The Art of Computer Programming 2, section 4.2.2, theorem B.
+    """
+
+    total: Params
+    correction: Params
+
+    @classmethod
+    def empty(cls, like: Params) -> "CompensatedSum":
+        """Return the sum of nothing."""
+        return cls(jax.tree.map(jnp.zeros_like, like), jax.tree.map(jnp.zeros_like, like))
+
+    def add(self, term: Params) -> "CompensatedSum":
+        """Add one tree of the dtypes of the sum."""
+
+        def leaf(total, correction, x):
+            new = total + x
+            from_x = new - total
+            lost = (total - (new - from_x)) + (x - from_x)
+            return new, correction + lost
+
+        return CompensatedSum(*_map_pairs(leaf, *self, term))
+
+    def value(self) -> Params:
+        """Return the corrected sum."""
+        return jax.tree.map(jnp.add, self.total, self.correction)
+
+
+def _map_pairs(leaf_fn: Callable[..., tuple[Array, Array]], first: Params, *rest: Params):
+    """Map a function of leaves that returns a pair; two trees come back."""
+    leaves, structure = jax.tree.flatten(first)
+    pairs = [
+        leaf_fn(*arrays)
+        for arrays in zip(leaves, *(jax.tree.leaves(tree) for tree in rest), strict=True)
+    ]
+    return (structure.unflatten([a for a, _ in pairs]), structure.unflatten([b for _, b in pairs]))
+
+
+def diagonal_dtype(dtype: DTypeLike) -> np.dtype:
+    """Return the dtype of curvature: float64 for float64 weights, float32 for all others."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+def zero_diagonal(params: Params, leading: tuple[int, ...] = ()) -> Params:
+    """Return zeros for the diagonal of `params`, with extra leading axes."""
+    return jax.tree.map(
+        lambda x: jnp.zeros(leading + jnp.shape(x), diagonal_dtype(jnp.result_type(x))), params
+    )
+
+
+class FloatingLeaves(NamedTuple):
+    """The leaves of a tree of weights that have a curvature, and the way back to the tree.
+
+    Attributes:
+        values: the floating leaves, in the order of `jax.tree.leaves`.
+        positions: their indices among all leaves.
+        others: all leaves, of which those that are not floating are kept as constants.
+        structure: tree structure of the weights.
+    """
+
+    values: tuple[Array, ...]
+    positions: tuple[int, ...]
+    others: tuple[Any, ...]
+    structure: Any
+
+    def rebuild(self, values: tuple[Array, ...]) -> Params:
+        """Return the weights with other values in the floating leaves."""
+        leaves = list(self.others)
+        for position, value in zip(self.positions, values, strict=True):
+            leaves[position] = value
+        return self.structure.unflatten(leaves)
+
+    def diagonal(self, values: tuple[Array, ...]) -> Params:
+        """Return a tree in the dtypes of the diagonal, zero where a leaf is not floating."""
+        leaves = [jnp.zeros(jnp.shape(x), diagonal_dtype(jnp.result_type(x))) for x in self.others]
+        for position, value in zip(self.positions, values, strict=True):
+            leaves[position] = value.astype(leaves[position].dtype)
+        return self.structure.unflatten(leaves)
+
+
+def floating_leaves(params: Params) -> FloatingLeaves:
+    """Separate the leaves with a curvature from those that are passed over.
+
+    Raises:
+        TypeError: if a leaf is complex.
+    """
+    with_paths, structure = jax.tree_util.tree_flatten_with_path(params)
+    leaves = tuple(leaf for _, leaf in with_paths)
+    positions = []
+    for position, (path, leaf) in enumerate(with_paths):
+        dtype = jnp.result_type(leaf)
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            raise TypeError(
+                f"params{jax.tree_util.keystr(path)} is {dtype}, but curvature is defined here for "
+                "real weights only; pass its real and imaginary part as two leaves."
+            )
+        if jnp.issubdtype(dtype, jnp.floating):
+            positions.append(position)
+    values = tuple(jnp.asarray(leaves[position]) for position in positions)
+    return FloatingLeaves(values, tuple(positions), leaves, structure)
+
+
+def as_partial(loss_fn: LossFn) -> Partial:
+    """Return the loss as a pytree: its function static, the arrays bound to it traced.
+
+    Raises:
+        TypeError: if `loss_fn` is not callable, or its function has no hash.
+    """
+    if not callable(loss_fn):
+        raise TypeError(
+            f"loss_fn must be a function (params, batch) -> scalar, got {type(loss_fn).__name__}."
+        )
+    # A Partial inside another would be compared by identity: its arrays would be constants.
+    partial = loss_fn if isinstance(loss_fn, Partial) else Partial(loss_fn)
+    try:
+        hash(partial.func)
+    except TypeError:
+        raise TypeError(
+            f"loss_fn must be hashable, so that a second call need not compile again, but "
+            f"{type(partial.func).__name__} is not; pass a function, or a jax.tree_util.Partial "
+            "of a function and the arrays it needs."
+        ) from None
+    return partial
+
+
+def scalar_loss(
+    loss_fn: LossFn, leaves: FloatingLeaves, batch: Batch
+) -> Callable[[tuple[Array, ...]], Float[Array, ""]]:
+    """Return the loss of one batch as a function of the floating leaves, checked while traced.
+
+    Raises:
+        ValueError: when the returned function is traced, if the loss is not one floating scalar.
+    """
+
+    def loss(values: tuple[Array, ...]) -> Float[Array, ""]:
+        # Reduced products (TF32, bfloat16 passes) would show as noise in second derivatives.
+        with jax.default_matmul_precision("highest"):
+            value = loss_fn(leaves.rebuild(values), batch)
+        if not jax.tree_util.treedef_is_leaf(jax.tree.structure(value)):
+            raise ValueError(
+                "loss_fn must return one scalar, the mean loss of the batch, but returned a "
+                f"{type(value).__name__}; return the loss alone."
+            )
+        if jnp.shape(value) != ():
+            raise ValueError(
+                "loss_fn must return one scalar, the mean loss of the batch, but returned an array "
+                f"of shape {jnp.shape(value)}; average it over the examples."
+            )
+        if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+            raise ValueError(
+                "loss_fn must return a floating scalar, the mean loss of the batch, but returned "
+                f"{jnp.result_type(value)}; count losses as floating numbers."
+            )
+        return jnp.asarray(value)
+
+    return loss
+
+
+def count_examples(batch: Batch, name: str = "batch") -> int:
+    """Return the length of the leading axis that the leaves of a batch share.
+
+    Raises:
+        ValueError: if there is no leaf, no example, a leaf without axes, or leaves that differ.
+    """
+    with_paths, _ = jax.tree_util.tree_flatten_with_path(batch)
+    lengths = {}
+    for path, leaf in with_paths:
+        shape = jnp.shape(leaf)
+        if not shape:
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} is a scalar, but every leaf of a batch needs "
+                "a leading axis of examples; bind constants to loss_fn instead."
+            )
+        lengths[jax.tree_util.keystr(path)] = shape[0]
+    if not lengths:
+        raise ValueError(f"{name} has no arrays; pass a pytree of arrays with a leading axis.")
+    if len(set(lengths.values())) > 1:
+        found = ", ".join(f"{name}{path}: {length}" for path, length in lengths.items())
+        raise ValueError(
+            f"the leaves of {name} must share the leading axis of examples, got {found}."
+        )
+    num_examples = next(iter(lengths.values()))
+    if num_examples == 0:
+        raise ValueError(f"{name} has no examples; leave empty batches out.")
+    return num_examples
+
+
+def check_positive_count(name: str, value: Any, minimum: int = 1) -> int:
+    """Return a static count as int.
+
+    Raises:
+        ValueError: if `value` is not an integer, or below `minimum`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
+        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}.")
+    return int(value)
+
+
+def check_finite(curvature: DiagonalEstimate | PyTree) -> DiagonalEstimate | PyTree:
+    """Return `curvature` unchanged if all of it is finite; a host boundary, not for use in `jit`.
+
+    Args:
+        curvature: an estimate, or any tree of arrays (a diagonal).
+
+    Raises:
+        ValueError: naming the first leaf with NaN or infinite entries, and how many.
+    """
+    with_paths, _ = jax.tree_util.tree_flatten_with_path(curvature)
+    counts = jax.device_get(_count_not_finite([jnp.asarray(leaf) for _, leaf in with_paths]))
+    for (path, leaf), count in zip(with_paths, counts, strict=True):
+        if count:
+            raise ValueError(
+                f"curvature{jax.tree_util.keystr(path)} has {int(count)} NaN or infinite entries "
+                f"of {math.prod(jnp.shape(leaf))}; check that the weights and the loss are finite."
+            )
+    return curvature
+
+
+@jax.jit
+def _count_not_finite(leaves: list[Array]) -> list[Int[Array, ""]]:
+    return [jnp.sum(~jnp.isfinite(leaf), dtype=jnp.int32) for leaf in leaves]

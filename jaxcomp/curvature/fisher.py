@@ -1,0 +1,127 @@
+"""The diagonal of the empirical Fisher matrix, in nats per squared weight.
+
+The mean over examples of the squared gradient of one example's loss, at the labels of the data.
+Never negative and free of probes, it is a stand-in for the diagonal of the Hessian, not an
+estimate of it: the two agree in expectation where the model's probabilities are the true ones,
+and the Fisher diagonal vanishes on a network that fits its data perfectly. For a loss in nats its
+unit, squared nats per squared weight, is that of a Hessian, since a nat is a number.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.tree_util import Partial
+from jaxtyping import Array, Int
+
+from jaxcomp.curvature.estimate import (
+    CompensatedSum,
+    DiagonalEstimate,
+    SampleFn,
+    Sampling,
+    as_partial,
+    check_positive_count,
+    count_examples,
+    diagonal_dtype,
+    estimate_on_batch,
+    floating_leaves,
+    sampled_by,
+    scalar_loss,
+)
+from jaxcomp.types import Batch, LossFn, Params
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["loss_fn", "params"],
+    meta_fields=["examples_per_chunk"],
+)
+@dataclass(frozen=True)
+class FisherSampler:
+    """The exact mean of squared per-example gradients: a single sample; see `fisher_diagonal`."""
+
+    loss_fn: Partial
+    params: Params
+    examples_per_chunk: int
+
+    def at(self, batch: Batch) -> SampleFn:
+        """Sum the squares over chunks of examples; the sample is the same for every index."""
+        leaves = floating_leaves(self.params)
+        num_examples = count_examples(batch)
+        num_chunks = -(-num_examples // self.examples_per_chunk)
+        # Chunks of even size: 100 examples at 32 are 4 x 25, and none is computed in vain.
+        chunk_size = -(-num_examples // num_chunks)
+        indices = jnp.arange(num_chunks * chunk_size).reshape(num_chunks, chunk_size)
+
+        def squared_gradient(example: Batch) -> tuple[Array, ...]:
+            one = jax.tree.map(lambda x: jnp.expand_dims(x, 0), example)
+            gradient = jax.grad(scalar_loss(self.loss_fn, leaves, one))(leaves.values)
+            return tuple(jnp.square(g.astype(diagonal_dtype(g.dtype))) for g in gradient)
+
+        def add_chunk(
+            total: CompensatedSum, chunk: Int[Array, " examples"]
+        ) -> tuple[CompensatedSum, None]:
+            is_example = chunk < num_examples
+            rows = jnp.where(is_example, chunk, num_examples - 1)
+            examples = jax.tree.map(lambda x: jnp.take(x, rows, axis=0), batch)
+            squares = jax.vmap(squared_gradient)(examples)
+            counted = tuple(
+                jnp.sum(
+                    jnp.where(jnp.expand_dims(is_example, tuple(range(1, s.ndim))), s, 0.0), axis=0
+                )
+                for s in squares
+            )
+            return total.add(counted), None
+
+        zeros = tuple(jnp.zeros(x.shape, diagonal_dtype(x.dtype)) for x in leaves.values)
+        total, _ = lax.scan(add_chunk, CompensatedSum.empty(zeros), indices)
+        mean = leaves.diagonal(tuple(x / num_examples for x in total.value()))
+        return lambda index: mean
+
+
+def _fisher_sampling(
+    loss_fn: LossFn, params: Params, batch: Batch, *, examples_per_chunk: int = 32
+) -> Sampling:
+    """Check the arguments of `fisher_diagonal`, of which the batch plays no part."""
+    del batch
+    chunk = check_positive_count("examples_per_chunk", examples_per_chunk)
+    return Sampling(FisherSampler(as_partial(loss_fn), params, chunk), 1)
+
+
+@sampled_by(_fisher_sampling)
+def fisher_diagonal(
+    loss_fn: LossFn, params: Params, batch: Batch, *, examples_per_chunk: int = 32
+) -> DiagonalEstimate:
+    """Compute the diagonal of the empirical Fisher matrix, exactly.
+
+    Entry i is `(1/B) sum over examples b of (d loss_b / d w_i)^2`, at the labels of the data (the
+    true Fisher matrix would draw them from the model). Costs about one gradient per example;
+    memory is O(examples_per_chunk x n), not O(B x n). Pure: `jax.vmap` over `params` or `batch`.
+
+    Args:
+        loss_fn: `(params, batch) -> scalar`, the mean loss of the batch in nats; called on
+            batches of one example (leading axis 1), so the loss of an example must not depend on
+            the others (fixed batch statistics). Static or traced as in `hutchinson_diagonal`.
+        params: pytree of arrays; leaves that are not floating are constants of the loss.
+        batch: pytree of arrays with leading axis B >= 1.
+        examples_per_chunk: number of per-example gradients held at once, static.
+
+    Returns:
+        The diagonal as `mean`, shaped like `params`, float32 (float64 for float64 leaves), in
+        nats per squared weight, zeros for leaves that are not floating; `standard_error` is zero,
+        since nothing is drawn. Values that are not finite pass through: see `check_finite`.
+
+    Raises:
+        ValueError: if the leaves of `batch` differ in their leading axis or it is empty, if
+            `examples_per_chunk` is not a positive integer, or the loss is no scalar.
+        TypeError: if `loss_fn` is not callable or not hashable, or a leaf of `params` complex.
+
+    Source: Kunstner, Balles, Hennig (2019), "Limitations of the empirical Fisher approximation",
+    eq. 3 (there a sum, here a mean over examples), arXiv:1905.12558.
+    """
+    sampler, num_samples = _fisher_sampling(
+        loss_fn, params, batch, examples_per_chunk=examples_per_chunk
+    )
+    return estimate_on_batch(sampler, batch, num_samples=num_samples)

@@ -1,0 +1,138 @@
+"""The diagonal of a loss Hessian by Hutchinson probing, in nats per squared weight.
+
+A probe z has independent entries +1 and -1; `E[z * (H z)] = diag(H)`, and one Hessian-vector
+product costs about 1.3 gradients. Entry i of one sample has the variance `sum over j != i of
+H_ij^2`: the coupling between the weights, not noise in the data, decides how many probes are
+needed, and an estimate of a small curvature is often negative (see `CurvaturePolicy`).
+
+A probe is one vector for the whole data set, keyed by its index alone: the same probe meets every
+batch, so that the products of the batches add up to the product of the data set.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, Int, Key
+
+from jaxcomp.curvature.estimate import (
+    DiagonalEstimate,
+    SampleFn,
+    Sampling,
+    as_partial,
+    check_positive_count,
+    diagonal_dtype,
+    estimate_on_batch,
+    floating_leaves,
+    sampled_by,
+    scalar_loss,
+)
+from jaxcomp.types import Batch, LossFn, Params, PRNGKey
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["loss_fn", "params", "key"],
+    meta_fields=[],
+)
+@dataclass(frozen=True)
+class HutchinsonSampler:
+    """Samples `z * (H z)` of diag(H), z uniform on {-1, +1}^n; see `hutchinson_diagonal`."""
+
+    loss_fn: Partial
+    params: Params
+    key: PRNGKey
+
+    def at(self, batch: Batch) -> SampleFn:
+        """Linearise the gradient once; every sample is one pass through the linear map."""
+        leaves = floating_leaves(self.params)
+        gradient = jax.grad(scalar_loss(self.loss_fn, leaves, batch))
+        _, hessian_product = jax.linearize(gradient, leaves.values)
+
+        def sample(index: Int[Array, ""]) -> Params:
+            probe = _rademacher_like(jax.random.fold_in(self.key, index), leaves.values)
+            return leaves.diagonal(
+                tuple(
+                    _widen(z) * _widen(hessian_z)
+                    for z, hessian_z in zip(probe, hessian_product(probe), strict=True)
+                )
+            )
+
+        return sample
+
+
+def _hutchinson_sampling(
+    loss_fn: LossFn, params: Params, batch: Batch, key: PRNGKey, *, num_probes: int
+) -> Sampling:
+    """Check the arguments of `hutchinson_diagonal`, of which the batch plays no part."""
+    del batch
+    num_probes = check_positive_count("num_probes", num_probes, minimum=2)
+    return Sampling(HutchinsonSampler(as_partial(loss_fn), params, key), num_probes)
+
+
+@sampled_by(_hutchinson_sampling)
+def hutchinson_diagonal(
+    loss_fn: LossFn, params: Params, batch: Batch, key: PRNGKey, *, num_probes: int
+) -> DiagonalEstimate:
+    """Estimate the diagonal of the loss Hessian by Hutchinson probing.
+
+    Each probe costs one Hessian-vector product (forward over reverse, the gradient linearised
+    once). Memory is O(n) + the activations of the batch, whatever the number of probes. Pure:
+    `jax.vmap` over `params`, `batch` or `key` estimates many models at once.
+
+    For a ReLU network the off-diagonal coupling is large: expect a relative error of several
+    hundred per cent at 64 probes, and 30-45 % negative entries. Evaluate the loss in evaluation
+    mode (dropout off, batch statistics fixed): the diagonal is that of a fixed function.
+
+    Args:
+        loss_fn: `(params, batch) -> scalar`, the mean loss of the batch in nats. A function is
+            static (pass the same object each time, a fresh lambda compiles again); the arrays in
+            a `jax.tree_util.Partial` are traced, so that a fresh one compiles nothing.
+        params: pytree of arrays, n floating entries in all. The probe of a bfloat16 or float16
+            leaf has its dtype; leaves that are not floating are constants of the loss.
+        batch: pytree of arrays, passed on untouched.
+        key: typed PRNG key, consumed here.
+        num_probes: S >= 2, static.
+
+    Returns:
+        Mean and standard error over probes, shaped like `params`, float32 (float64 for float64
+        leaves), in nats per squared weight; zeros for leaves that are not floating. The error
+        covers the probes, not the choice of the data. Values that are not finite pass through:
+        see `check_finite`.
+
+    Raises:
+        ValueError: if `num_probes` is not an integer of at least 2, or the loss is no scalar.
+        TypeError: if `loss_fn` is not callable or not hashable, or a leaf of `params` complex.
+
+    Source: Bekas, Kokiopoulou, Saad (2007), eq. 2, doi:10.1016/j.apnum.2007.01.003.
+    """
+    sampler, num_samples = _hutchinson_sampling(loss_fn, params, batch, key, num_probes=num_probes)
+    return estimate_on_batch(sampler, batch, num_samples=num_samples)
+
+
+def _rademacher_like(
+    key: Key[Array, ""], leaves: tuple[Float[Array, "..."], ...]
+) -> tuple[Float[Array, "..."], ...]:
+    """Draw +1 and -1 for every entry, in the dtype of its leaf.
+
+    One random bit each, where `jax.random.rademacher` spends 32 and takes 8 times as long; one
+    draw for all leaves, where a subkey per leaf would double the time to compile.
+    """
+    num_words = [-(-leaf.size // 32) for leaf in leaves]
+    words = jax.random.bits(key, (sum(num_words), 1), jnp.uint32)
+    shifts = jnp.arange(32, dtype=jnp.uint32).reshape(1, 32)
+    signs = []
+    first = 0
+    for leaf, count in zip(leaves, num_words, strict=True):
+        bits = jnp.bitwise_and(jnp.right_shift(words[first : first + count], shifts), 1)
+        flat = (1 - 2 * bits.astype(jnp.int8)).reshape(-1)
+        signs.append(flat[: leaf.size].reshape(leaf.shape).astype(leaf.dtype))
+        first += count
+    return tuple(signs)
+
+
+def _widen(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Convert to the dtype of the diagonal before the product is taken."""
+    return x.astype(diagonal_dtype(x.dtype))

@@ -1,0 +1,143 @@
+"""From an estimated curvature to weights that a quantizer can use: finite, positive, documented.
+
+K-means and every other weighted quantizer here need weights h >= 0 with some mass; an estimated
+diagonal has negative entries, and exact zeros where an input never fires. What is done about them
+is one object, `CurvaturePolicy`, applied leaf by leaf, with a report of what it changed.
+"""
+
+import math
+from dataclasses import dataclass
+from numbers import Real
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from jaxcomp.curvature.estimate import DiagonalEstimate, check_finite, diagonal_dtype
+from jaxcomp.types import Params
+
+
+class LeafReport(NamedTuple):
+    """What the policy changed in one leaf; scalars, with a leading axis under `jax.vmap`.
+
+    Attributes:
+        num_entries: entries of the leaf, int32.
+        num_raised: entries that lay below the floor and were raised to it (all of them in a leaf
+            that fell back), int32.
+        num_negative: entries that were negative, int32.
+        is_fallback: whether the leaf had no positive entry, so that all its weights are one.
+    """
+
+    num_entries: Int[Array, ""]
+    num_raised: Int[Array, ""]
+    num_negative: Int[Array, ""]
+    is_fallback: Bool[Array, ""]
+
+
+class PolicyResult(NamedTuple):
+    """Weights for a quantizer, and what was changed to get them.
+
+    Attributes:
+        importance: structured and shaped like the curvature, float32 (float64 for float64),
+            positive (non-negative for a floor of zero), in nats per squared weight; ones in a
+            leaf that fell back.
+        report: the same structure with a `LeafReport` in place of each leaf.
+    """
+
+    importance: Params
+    report: PyTree[LeafReport]
+
+
+@dataclass(frozen=True)
+class CurvaturePolicy:
+    """Raise what is negative or too small to a floor, relative to the leaf's mean curvature.
+
+    The floor of a leaf is `relative_floor` times the mean of its *signed* estimates: noise of
+    mean zero averages out over the many entries of a leaf, so this mean is precise where single
+    entries are not (with 64 probes 30-45 % of them are negative on an over-fitted network, almost
+    none below minus three standard errors). If that mean is not positive, the mean of the
+    positive parts `max(h, 0)` takes its place. A leaf without any positive entry (dead, or not
+    floating) says nothing about its weights: it gets ones, which is plain K-means, and the report
+    says so.
+
+    Why a floor of 1 %: beyond setting negative entries to zero, the floor adds at most
+    `relative_floor` times the leaf's total, however many entries are raised, so one per cent
+    hardly moves a centroid; yet the weights of dead inputs (exact zeros, of which there are many)
+    keep a mass that places a centroid when a cluster holds nothing else, well above the rounding
+    of float32 sums. The exact value matters little: for MNIST networks (784-128-128-10, 3,000
+    images, 64 probes, K = 4, 8, 16) the training loss after K-means is the same, within the
+    spread between networks, for floors from 0 to 0.1. A floor of zero leaves clusters without
+    mass; one far above the mean is plain K-means.
+
+    The policy bounds, it does not denoise: an entry that noise made too large stays.
+
+    Attributes:
+        relative_floor: floor in units of the leaf's mean curvature, finite and >= 0.
+
+    Raises:
+        ValueError: if `relative_floor` is negative or not finite.
+    """
+
+    relative_floor: float = 0.01
+
+    def __post_init__(self) -> None:
+        floor = self.relative_floor
+        if not isinstance(floor, Real) or not math.isfinite(floor) or floor < 0:
+            raise ValueError(
+                f"relative_floor must be a finite number >= 0, got {floor!r}; it is a fraction of "
+                "the mean curvature of a leaf."
+            )
+
+    def apply(self, curvature: DiagonalEstimate | Params) -> PolicyResult:
+        """Turn curvature into importance, after checking it; for use outside `jit`.
+
+        Args:
+            curvature: an estimate (of which the mean is used) or a diagonal, real arrays.
+
+        Raises:
+            ValueError: if an entry is NaN or infinite, naming its leaf.
+        """
+        diagonal = check_finite(_diagonal(curvature))
+        return _apply(diagonal, self.relative_floor)
+
+    def apply_traced(self, curvature: DiagonalEstimate | Params) -> PolicyResult:
+        """Do the same as a pure function, for use in `jit`, and in `vmap` over models.
+
+        Nothing is checked: a leaf with NaN or infinite entries has NaN or infinite importance.
+        """
+        return _apply(_diagonal(curvature), self.relative_floor)
+
+
+def _diagonal(curvature: DiagonalEstimate | Params) -> Params:
+    return curvature.mean if isinstance(curvature, DiagonalEstimate) else curvature
+
+
+@jax.jit
+def _apply(diagonal: Params, relative_floor: Float[Array, ""]) -> PolicyResult:
+    leaves, structure = jax.tree.flatten(diagonal)
+    results = [_raise_to_floor(leaf, relative_floor) for leaf in leaves]
+    return PolicyResult(
+        structure.unflatten([importance for importance, _ in results]),
+        structure.unflatten([report for _, report in results]),
+    )
+
+
+def _raise_to_floor(
+    h: Float[Array, "*shape"], relative_floor: Float[Array, ""]
+) -> tuple[Float[Array, "*shape"], LeafReport]:
+    h = h.astype(diagonal_dtype(h.dtype))
+    num_entries = max(h.size, 1)
+    signed_mean = jnp.sum(h) / num_entries
+    positive_mean = jnp.sum(jnp.maximum(h, 0.0)) / num_entries
+    scale = jnp.where(signed_mean > 0, signed_mean, positive_mean)
+    floor = relative_floor.astype(h.dtype) * scale
+    is_fallback = jnp.logical_not(jnp.any(h > 0) | jnp.any(jnp.isnan(h)))
+    importance = jnp.where(is_fallback, jnp.ones_like(h), jnp.maximum(h, floor))
+    report = LeafReport(
+        num_entries=jnp.int32(h.size),
+        num_raised=jnp.sum(importance > h, dtype=jnp.int32),
+        num_negative=jnp.sum(h < 0, dtype=jnp.int32),
+        is_fallback=is_fallback,
+    )
+    return importance, report

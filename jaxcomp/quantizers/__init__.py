@@ -1,0 +1,24 @@
+"""Scalar quantizers on histograms of moments, and the baselines beside them."""
+
+from jaxcomp.quantizers.assignment import assign
+from jaxcomp.quantizers.lloyd import Codebook, QuantizationResult, kmeans, solve_kmeans
+from jaxcomp.quantizers.moments import Moments, histogram_moments, pad_bins
+from jaxcomp.quantizers.pruning import prune_by_magnitude
+from jaxcomp.quantizers.rounding import RoundedWeights, round_to_nearest
+from jaxcomp.quantizers.uniform import solve_uniform, uniform
+
+__all__ = [
+    "Codebook",
+    "Moments",
+    "QuantizationResult",
+    "RoundedWeights",
+    "assign",
+    "histogram_moments",
+    "kmeans",
+    "pad_bins",
+    "prune_by_magnitude",
+    "round_to_nearest",
+    "solve_kmeans",
+    "solve_uniform",
+    "uniform",
+]

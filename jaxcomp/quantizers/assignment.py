@@ -1,0 +1,101 @@
+"""From thresholds to assignments: the only step of scalar quantization that touches raw points.
+
+A point w belongs to cluster `#{t : w > t}`: clusters are intervals, a point on a threshold goes to
+the lower one. Axes: `...` groups, `N` points, `K` clusters.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, UInt
+
+from jaxcomp.quantizers.moments import two_sum
+
+# Thresholds compared in one fused pass over the points; XLA stores the comparisons of much longer
+# runs, which costs K times the memory of the points.
+_CHUNK = 16
+# From here on a binary search per point is faster than a pass per chunk.
+_SEARCH_FROM = 512
+
+
+def assignment_dtype(num_clusters: int) -> jnp.dtype:
+    """Return the smallest unsigned dtype that can number `num_clusters` clusters."""
+    for dtype in (jnp.uint8, jnp.uint16):
+        if num_clusters <= jnp.iinfo(dtype).max + 1:
+            return jnp.dtype(dtype)
+    return jnp.dtype(jnp.uint32)
+
+
+def midpoints(centroids: Float[Array, "... clusters"]) -> Float[Array, "... clusters-1"]:
+    """Return the midpoints between neighbours, rounded downwards.
+
+    So `w > t` holds in floating point if and only if w is nearer to the upper centroid.
+
+    Args:
+        centroids: (..., K), non-decreasing.
+    """
+    # Halved before adding: the sum of two finite centroids can overflow.
+    midpoint, error = two_sum(centroids[..., :-1] * 0.5, centroids[..., 1:] * 0.5)
+    below = jnp.nextafter(midpoint, jnp.full_like(midpoint, -jnp.inf))
+    return jnp.where(error < 0, below, midpoint)
+
+
+def nearest_thresholds(centroids: Float[Array, "... clusters"]) -> Float[Array, "... clusters-1"]:
+    """Return the thresholds that send every point to its nearest centroid, exactly.
+
+    Ties go to the lower centroid. Of coincident centroids the lowest gets all the points, the
+    others none.
+
+    Args:
+        centroids: (..., K), non-decreasing.
+
+    Returns:
+        (..., K - 1), non-decreasing, +inf where no distinct centroid is left above.
+    """
+    is_distinct = centroids[..., 1:] > centroids[..., :-1]
+    thresholds = jnp.where(is_distinct, midpoints(centroids), jnp.inf)
+    return lax.cummin(thresholds, axis=thresholds.ndim - 1, reverse=True)
+
+
+@jax.jit
+def assign(
+    points: Float[Array, "... points"], thresholds: Float[Array, "... clusters-1"]
+) -> UInt[Array, "... points"]:
+    """Number the cluster of every point: how many thresholds lie strictly below it.
+
+    Memory is that of the points and their assignments, for any K.
+
+    Args:
+        points: (..., N), floating.
+        thresholds: (..., K - 1), non-decreasing; leading axes broadcast against those of `points`.
+
+    Returns:
+        (..., N) in the smallest unsigned dtype that can hold K - 1.
+    """
+    return jnp.vectorize(_assign_group, signature="(n),(k)->(n)")(points, thresholds)
+
+
+def _assign_group(
+    points: Float[Array, " points"], thresholds: Float[Array, " clusters-1"]
+) -> UInt[Array, " points"]:
+    num_thresholds = thresholds.shape[0]
+    dtype = assignment_dtype(num_thresholds + 1)
+    compare_dtype = jnp.promote_types(points.dtype, thresholds.dtype)
+    points, thresholds = points.astype(compare_dtype), thresholds.astype(compare_dtype)
+    if num_thresholds == 0:
+        return jnp.zeros(points.shape, dtype)
+    if num_thresholds >= _SEARCH_FROM:
+        return jnp.searchsorted(thresholds, points, side="left").astype(dtype)
+    count = partial(_count_below, points, dtype=dtype)
+    if num_thresholds <= 2 * _CHUNK:
+        return count(thresholds)
+    extra = -num_thresholds % _CHUNK
+    chunks = jnp.pad(thresholds, (0, extra), constant_values=jnp.inf).reshape(-1, _CHUNK)
+    start = jnp.zeros(points.shape, dtype)
+    return lax.scan(lambda total, chunk: (total + count(chunk), None), start, chunks)[0]
+
+
+def _count_below(points, thresholds, *, dtype):
+    return jnp.sum(points[:, None] > thresholds[None, :], axis=-1, dtype=dtype)

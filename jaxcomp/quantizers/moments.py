@@ -1,0 +1,326 @@
+"""Histograms of moments: what a scalar quantizer has to know of a group of weights.
+
+A group of N weighted points is reduced once to B bins sorted by value. From then on K-means, its
+diameter forms and uniform quantization work on (groups, B) arrays, whatever N was.
+
+Every bin stores sums about its *own* representative, so that nothing cancels: the number of
+points, their mass `sum h`, their weighted mean, and the inner second moment
+`sum h (w - mean)^2`. Sums over runs of bins come from prefix sums in pairs of floats (`hi + lo`):
+a plain float32 prefix sum is useless for the small cluster far out in a heavy tail.
+
+Axes: `...` groups, `N` points, `B` bins.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int, Shaped
+
+# Points per partial histogram: no float32 accumulator sees more additions than this.
+_BLOCK = 1 << 16
+# Share of the bins that is spread evenly over the range, whatever the density.
+_EQUAL_SHARE = 0.1
+
+
+class Moments(NamedTuple):
+    """Histogram of moments of one group of points (or of many, with leading axes).
+
+    Attributes:
+        position: (..., B), non-decreasing: the weighted mean of the bin's points. A bin without
+            mass holds its lowest point, a bin without points a place between its neighbours.
+        num_points: (..., B) int32, points in the bin.
+        mass: (..., B), sum of the points' weights h.
+        second: (..., B), sum of h (w - position)^2 over the bin's points.
+        minimum: (...), the smallest point of the group.
+        maximum: (...), the largest point of the group.
+    """
+
+    position: Float[Array, "... bins"]
+    num_points: Int[Array, "... bins"]
+    mass: Float[Array, "... bins"]
+    second: Float[Array, "... bins"]
+    minimum: Float[Array, "..."]
+    maximum: Float[Array, "..."]
+
+
+def accumulation_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """Return the dtype sums over points of `dtype` are kept in: float32, or float64 if given."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+@partial(jax.jit, static_argnames=("num_bins",))
+def histogram_moments(
+    points: Float[Array, "... points"],
+    sample_weight: Shaped[Array, "... points"] | None = None,
+    *,
+    num_bins: int = 4096,
+) -> Moments:
+    """Reduce every group of points to a histogram of moments.
+
+    A group of N <= `num_bins` points is kept exactly: one bin per distinct value (the bins left
+    over are empty and sit at the largest point), so whatever is solved on these moments is solved
+    on the points. Otherwise the range of the group is cut into `num_bins` bins, narrow where the
+    mass is.
+
+    Args:
+        points: (..., N), floating. Finite.
+        sample_weight: importances h >= 0, broadcastable to `points`; None means 1.
+        num_bins: most bins of the result, static. B = min(N, num_bins).
+
+    Returns:
+        The moments, float32 (float64 for float64 points).
+
+    Raises:
+        ValueError: while tracing, if there are no points or `num_bins < 1`.
+        TypeError: while tracing, if the points are not floating.
+    """
+    points = jnp.asarray(points)
+    if not jnp.issubdtype(points.dtype, jnp.floating):
+        raise TypeError(
+            f"points must be floating, got {points.dtype}; convert them or leave them unquantized."
+        )
+    if points.ndim == 0 or points.shape[-1] == 0:
+        raise ValueError(
+            f"points must have at least one point along the last axis, got shape {points.shape}."
+        )
+    if num_bins < 1:
+        raise ValueError(f"num_bins must be at least 1, got {num_bins}.")
+    dtype = accumulation_dtype(points.dtype)
+    weights = None
+    if sample_weight is not None:
+        weights = jnp.broadcast_to(jnp.asarray(sample_weight).astype(dtype), points.shape)
+        weights = weights.reshape(-1, points.shape[-1])
+    groups = points.astype(dtype).reshape(-1, points.shape[-1])
+    build = _exact_moments if points.shape[-1] <= num_bins else _binned_moments
+    moments = build(groups, weights, num_bins)
+    batch_shape = points.shape[:-1]
+    return jax.tree.map(lambda leaf: leaf.reshape(*batch_shape, *leaf.shape[1:]), moments)
+
+
+def pad_bins(moments: Moments, num_bins: int) -> Moments:
+    """Append empty bins at the largest point, so that moments of short groups can be stacked.
+
+    Args:
+        moments: moments with B <= `num_bins` bins.
+        num_bins: bins of the result.
+
+    Returns:
+        The same moments with `num_bins` bins.
+
+    Raises:
+        ValueError: if there are more bins already.
+    """
+    extra = num_bins - moments.position.shape[-1]
+    if extra < 0:
+        raise ValueError(
+            f"num_bins must be at least the {moments.position.shape[-1]} bins there are, "
+            f"got {num_bins}."
+        )
+    widths = [(0, 0)] * (moments.position.ndim - 1) + [(0, extra)]
+    filler = jnp.broadcast_to(moments.maximum[..., None], (*moments.maximum.shape, extra))
+    return moments._replace(
+        position=jnp.concatenate([moments.position, filler], axis=-1),
+        num_points=jnp.pad(moments.num_points, widths),
+        mass=jnp.pad(moments.mass, widths),
+        second=jnp.pad(moments.second, widths),
+    )
+
+
+def _exact_moments(
+    points: Float[Array, "groups points"],
+    weights: Float[Array, "groups points"] | None,
+    num_bins: int,
+) -> Moments:
+    """One bin per distinct value, in order; N is small here, so that sorting is cheap."""
+    del num_bins
+    num_groups, num_points = points.shape
+    if weights is None:
+        points = jnp.sort(points, axis=-1)
+        mass = jnp.ones_like(points)
+    else:
+        points, mass = lax.sort((points, weights), dimension=1, num_keys=1)
+    is_new = jnp.concatenate(
+        [
+            jnp.zeros((num_groups, 1), jnp.int32),
+            (points[:, 1:] != points[:, :-1]).astype(jnp.int32),
+        ],
+        axis=-1,
+    )
+    bins = _flat_bins(jnp.cumsum(is_new, axis=-1), num_points)
+    shape = (num_groups, num_points)
+    last = points[:, -1]
+    position = jnp.minimum(
+        jax.ops.segment_min(points.ravel(), bins, points.size).reshape(shape),
+        last[:, None],  # an empty segment has minimum +inf
+    )
+    return Moments(
+        position=position,
+        num_points=jax.ops.segment_sum(jnp.ones_like(bins), bins, points.size).reshape(shape),
+        mass=jax.ops.segment_sum(mass.ravel(), bins, points.size).reshape(shape),
+        second=jnp.zeros_like(points),
+        minimum=points[:, 0],
+        maximum=last,
+    )
+
+
+def _binned_moments(
+    points: Float[Array, "groups points"],
+    weights: Float[Array, "groups points"] | None,
+    num_bins: int,
+) -> Moments:
+    """Bins between the extremes, as fine as the mass asks for; two passes over the points.
+
+    The second pass sums deviations from what the first one found: sums of signed deviations stay
+    small, where a float32 sum of many equal numbers drifts.
+    """
+    minimum, maximum = jnp.min(points, axis=-1), jnp.max(points, axis=-1)
+    index = _bin_index(points, weights, minimum, maximum, num_bins)
+    total = partial(_sum_by_bin, index=index, num_bins=num_bins)
+    look_up = partial(jnp.take_along_axis, indices=index, axis=-1)
+
+    count = total(jnp.ones_like(index))
+    is_occupied = count > 0
+    lowest = _reduce_by_bin(jax.ops.segment_min, points, index, num_bins)
+    # An empty bin sits at the next occupied one below: between its neighbours, out of the way.
+    lowest = lax.cummax(jnp.where(is_occupied, lowest, minimum[:, None]), axis=1)
+    # From the lowest point of the bin, so that equal points have offset 0 and their mean is exact.
+    offset = points - look_up(lowest)
+    number = jnp.maximum(count, 1).astype(points.dtype)
+    if weights is None:
+        mass = count.astype(points.dtype)
+        moment = total(offset)
+    else:
+        rough = total(weights) / number
+        mass = jnp.maximum(rough * number + total(weights - look_up(rough)), 0)
+        mass = jnp.where(is_occupied & (rough > 0), mass, 0)
+        moment = total(weights * offset)
+    position = lowest + jnp.where(mass > 0, moment / jnp.where(mass > 0, mass, 1), 0)
+    # Rounding may have crossed two close neighbours.
+    position = lax.cummax(jnp.minimum(position, maximum[:, None]), axis=1)
+    deviation = points - look_up(position)
+    squares = deviation * deviation
+    return Moments(
+        position=position,
+        num_points=count,
+        mass=mass,
+        second=total(squares if weights is None else weights * squares),
+        minimum=minimum,
+        maximum=maximum,
+    )
+
+
+def _bin_index(
+    points: Float[Array, "groups points"],
+    weights: Float[Array, "groups points"] | None,
+    minimum: Float[Array, " groups"],
+    maximum: Float[Array, " groups"],
+    num_bins: int,
+) -> Int[Array, "groups points"]:
+    """Return the bin of every point.
+
+    A first histogram of equal cells gives the density of mass; the bins follow its cube root, as
+    the cells of the best fine quantizer do (Panter and Dite, Proc. IRE 39, 1951). Equal bins
+    would be lost on the tails: with Student-t weights and K = 16 Lloyd's iteration on 4,096 of
+    them ends 3 to 6 % above the one on raw points, on these bins 0.05 % above.
+    """
+    # Halved before subtracting: the range of finite points can overflow.
+    low, high = minimum[:, None] * 0.5, maximum[:, None] * 0.5
+    span = high - low
+    place = (points * 0.5 - low) / jnp.where(span > 0, span, 1) * num_bins
+    cell = jnp.clip(place.astype(jnp.int32), 0, num_bins - 1)
+    mass = _sum_by_bin(jnp.ones_like(points) if weights is None else weights, cell, num_bins)
+    density = jnp.cbrt(mass / jnp.max(mass, axis=-1, keepdims=True))
+    density = jnp.where(jnp.isfinite(density), density, 0)
+    share = density / jnp.maximum(pairwise_sum(density)[:, None], 1)
+    # A small part stays equal, for regions that matter little but are many.
+    share = (1 - _EQUAL_SHARE) * share + _EQUAL_SHARE / num_bins
+    edge = jnp.cumsum(share, axis=-1)
+    edge = edge * (num_bins / edge[:, -1:])
+    start = jnp.pad(edge[:, :-1], [(0, 0), (1, 0)])
+    look_up = partial(jnp.take_along_axis, indices=cell, axis=-1)
+    inside = place - cell.astype(points.dtype)
+    index = (look_up(start) + inside * look_up(edge - start)).astype(jnp.int32)
+    return jnp.clip(index, 0, num_bins - 1)
+
+
+def _flat_bins(index: Int[Array, "groups points"], num_bins: int) -> Int[Array, " all_points"]:
+    """Number the bins of all groups consecutively: one flat scatter, not one per group."""
+    offset = jnp.arange(index.shape[0], dtype=jnp.int32)[:, None] * num_bins
+    return (index + offset).ravel()
+
+
+def _reduce_by_bin(reduce, values, index, num_bins):
+    """Reduce `values` (groups, points) within each bin to (groups, bins)."""
+    num_groups = values.shape[0]
+    flat = reduce(values.ravel(), _flat_bins(index, num_bins), num_groups * num_bins)
+    return flat.reshape(num_groups, num_bins)
+
+
+def _sum_by_bin(
+    values: Shaped[Array, "groups points"], index: Int[Array, "groups points"], num_bins: int
+) -> Shaped[Array, "groups bins"]:
+    """Sum `values` within each bin, in blocks: a float32 total of 2e7 ones stops at 2^24."""
+    num_groups, num_points = values.shape
+    num_blocks = -(-num_points // _BLOCK)
+    if num_blocks == 1 or jnp.issubdtype(values.dtype, jnp.integer):
+        return _reduce_by_bin(jax.ops.segment_sum, values, index, num_bins)
+    block = jnp.arange(num_points, dtype=jnp.int32) // _BLOCK
+    partial_sums = _reduce_by_bin(
+        jax.ops.segment_sum, values, index + block * num_bins, num_blocks * num_bins
+    )
+    return pairwise_sum(partial_sums.reshape(num_groups, num_blocks, num_bins), axis=1)
+
+
+def pairwise_sum(values: Float[Array, "..."], *, axis: int = -1) -> Float[Array, "..."]:
+    """Sum over one axis in a tree of 32 branches: the rounding error grows with log N, not N."""
+    values = jnp.moveaxis(values, axis, 0)
+    while values.shape[0] > 1:
+        length = values.shape[0]
+        branches = min(32, length)
+        extra = -length % branches
+        values = jnp.pad(values, [(0, extra)] + [(0, 0)] * (values.ndim - 1))
+        # Over the leading axis: neighbouring sums advance together in one vector register.
+        values = jnp.sum(values.reshape(branches, -1, *values.shape[1:]), axis=0)
+    return values[0]
+
+
+def two_sum(
+    a: Float[Array, "..."], b: Float[Array, "..."]
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Return `fl(a + b)` and its rounding error, exactly (Knuth, TAOCP 2, theorem 4.2.2B)."""
+    total = a + b
+    virtual = total - a
+    return total, (a - (total - virtual)) + (b - virtual)
+
+
+def paired_cumsum(values: Float[Array, "bins columns"]) -> Float[Array, "bins_plus_1 2*columns"]:
+    """Prefix sums down the columns in twice the precision, starting at 0.
+
+    Args:
+        values: (B, C).
+
+    Returns:
+        (B + 1, 2 C), `hi` then `lo`: `hi[i] + lo[i]` is the sum of the first i values with a
+        relative error of about eps^2 of the largest partial sum, so that the difference of two
+        entries is as accurate as a sum over the run between them.
+    """
+    length = values.shape[0]
+    zeros = jnp.zeros_like(values)
+
+    # Doubling in a loop, not `associative_scan`: the unrolled tree takes seconds to compile.
+    def add_shifted(level, pair):
+        start = length - lax.shift_left(jnp.int32(1), level)
+        other = [
+            lax.dynamic_slice_in_dim(jnp.concatenate([zeros, part]), start, length) for part in pair
+        ]
+        total, error = two_sum(pair[0], other[0])
+        error = error + (pair[1] + other[1])
+        high = total + error
+        return high, error - (high - total)
+
+    num_levels = jnp.int32((length - 1).bit_length())
+    high, low = lax.fori_loop(jnp.int32(0), num_levels, add_shifted, (values, zeros))
+    return jnp.pad(jnp.concatenate([high, low], axis=-1), [(1, 0), (0, 0)])

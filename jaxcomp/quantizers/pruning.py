@@ -1,0 +1,77 @@
+"""Magnitude pruning: the smallest weights become 0, the others stay.
+
+Source: Han, Pool, Tran, Dally, arXiv:1506.02626 (one-shot, per array, without retraining).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from jaxcomp.quantizers.checks import check_finite, check_floating, is_concrete
+
+
+def prune_by_magnitude(
+    weights: Float[Array, "..."], sparsity: Float[Array, ""] | float
+) -> Float[Array, "..."]:
+    """Set the smallest magnitudes of an array to 0.
+
+    Exact, without sorting: exactly round(`sparsity` * N) weights are pruned, the smallest ones; of
+    equal magnitudes those that come first. Weights that were 0 before are among the smallest.
+
+    Args:
+        weights: N entries in any shape, floating, finite.
+        sparsity: fraction to prune, 0 to 1. Traced: changing it compiles nothing.
+
+    Returns:
+        The weights, pruned; shape and dtype unchanged.
+
+    Raises:
+        TypeError: if the weights are not floating.
+        ValueError: on NaN or infinite weights or a `sparsity` outside 0 to 1; checked only
+            outside `jit` and `vmap`.
+    """
+    weights = check_floating(weights, "weights")
+    check_finite(weights, "weights")
+    if is_concrete(sparsity) and not 0 <= float(sparsity) <= 1:
+        raise ValueError(f"sparsity must lie between 0 and 1, got {float(sparsity):g}.")
+    return _prune(weights, jnp.asarray(sparsity, jnp.float32))
+
+
+@jax.jit
+def _prune(weights: Float[Array, "..."], sparsity: Float[Array, ""]) -> Float[Array, "..."]:
+    num_pruned = jnp.round(sparsity * jnp.float32(weights.size)).astype(jnp.int32)
+    # float32 holds the product to 2^-24: the bound keeps the count inside the array.
+    num_pruned = jnp.minimum(num_pruned, weights.size)
+    num_bits = 8 * weights.dtype.itemsize
+    # Bit patterns of non-negative floats are in the order of their values.
+    bits = lax.bitcast_convert_type(jnp.abs(weights.ravel()), f"uint{num_bits}")
+    # The smallest pattern that at least `num_pruned` weights do not exceed.
+    limit = _smallest(
+        lambda pattern: jnp.sum(bits <= pattern, dtype=jnp.int32) >= num_pruned,
+        bits.dtype,
+        num_bits,
+    )
+    is_tied = bits == limit
+    num_ties = num_pruned - jnp.sum(bits < limit, dtype=jnp.int32)
+    place = jnp.arange(bits.shape[0], dtype=jnp.uint32)
+    # Likewise the place up to which the ties go; a cumulative sum would cost ten times as much.
+    last = _smallest(
+        lambda end: jnp.sum(is_tied & (place < end), dtype=jnp.int32) >= num_ties,
+        jnp.dtype(jnp.uint32),
+        32,
+    )
+    is_pruned = (bits < limit) | (is_tied & (place < last))
+    return jnp.where(is_pruned.reshape(weights.shape), jnp.zeros_like(weights), weights)
+
+
+def _smallest(is_enough, dtype: np.dtype, num_bits: int) -> Array:
+    """Return the smallest unsigned integer that is enough, by bisection from the top bit."""
+
+    def refine(step, prefix):
+        bit = jnp.left_shift(jnp.ones((), dtype), (num_bits - 1 - step).astype(dtype))
+        # With this bit 0 and all below it 1: enough means the bit can stay 0.
+        return jnp.where(is_enough(prefix | (bit - jnp.ones((), dtype))), prefix, prefix | bit)
+
+    return lax.fori_loop(0, num_bits, refine, jnp.zeros((), dtype))

@@ -1,0 +1,293 @@
+"""The look that all pictures of a sweep share: colours, axes, notes at the edge, legend, files.
+
+Figures are made from `matplotlib.figure.Figure` directly, without `pyplot`: no global state, so
+that they can be drawn in threads, on machines without a screen, and twice with the same bytes.
+
+Colour says what weighs a squared error in K-means, shade, dashes and marker how strong the
+diameter penalty is, grey that nothing was compressed; nothing is told by colour alone. Colours
+from Okabe and Ito (2008) and Tol (2021), which colour-blind readers can tell apart.
+"""
+
+import io
+import math
+import threading
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+INK = "#222222"
+GREY = "#6b6b6b"
+PALE = "#dddddd"
+STAR = "#F0E442"
+COLOURS = {"none": "#0072B2", "hutchinson": "#D55E00", "fisher": "#009E73", "uniform": "#AA4499"}
+
+SMALL, NORMAL, LARGE = 7.5, 8.5, 12.0
+PNG_DPI = 160
+TITLE_INCHES = 0.40
+LINE_INCHES = 0.17
+
+RATIO_TICKS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024)
+
+# `svg.hashsalt` is one setting of the whole process.
+_SVG_LOCK = threading.Lock()
+
+
+class NotebookFigure(Figure):
+    """A figure that notebooks show by themselves, without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        return encoded(self, "png")
+
+
+class Style(NamedTuple):
+    """How a curve is drawn."""
+
+    colour: Any
+    dashes: Any
+    marker: str
+    width: float
+    is_filled: bool
+    has_band: bool
+    """Whether its interval is a band; error bars otherwise."""
+
+
+class Entry(NamedTuple):
+    """One line of a legend: a sample of what is drawn, or text alone."""
+
+    handle: Artist
+    is_heading: bool = False
+
+
+def new_figure(width: float, height: float, title: str, explanation: str) -> Figure:
+    """Return an empty figure with a title and lines of explanation in a strip on top."""
+    figure = NotebookFigure(figsize=(width, height), facecolor="white")
+    FigureCanvasAgg(figure)
+    strip = TITLE_INCHES + LINE_INCHES * (1 + explanation.count("\n"))
+    engine = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06, rect=(0, 0, 1, 1 - strip / height))
+    figure.set_layout_engine(engine)
+    left = 0.12 / width
+    figure.suptitle(
+        title,
+        x=left,
+        y=1 - 0.10 / height,
+        ha="left",
+        va="top",
+        fontsize=LARGE,
+        fontweight="bold",
+        color=INK,
+    )
+    figure.text(
+        left, 1 - 0.34 / height, explanation, ha="left", va="top", fontsize=NORMAL, color=GREY
+    )
+    return figure
+
+
+def panel_title(axis: Axes, title: str, remark: str, *, has_remarks: bool) -> None:
+    """Write the title of a panel and a remark below it."""
+    axis.set_title(
+        title,
+        loc="left",
+        fontsize=NORMAL + 1,
+        fontweight="bold",
+        color=INK,
+        pad=20 if has_remarks else 10,
+    )
+    if remark:
+        axis.text(
+            0.0, 1.045, remark, transform=axis.transAxes, fontsize=SMALL, color=INK, va="bottom"
+        )
+
+
+def axis_labels(axis: Axes, *, x: str = "", y: str = "") -> None:
+    """Label the axes in the size of this package's pictures."""
+    if x:
+        axis.set_xlabel(x, fontsize=NORMAL, color=INK)
+    if y:
+        axis.set_ylabel(y, fontsize=NORMAL, color=INK)
+
+
+def ratio_axis(axis: Axes, low: float, high: float) -> None:
+    """Make the x axis a logarithmic one of compression ratios, with ticks such as 8x."""
+    axis.set_xscale("log")
+    axis.set_xlim(low, high)
+    ticks = [2.0**i for i in range(24) if low <= 2.0**i <= high]
+    if len(ticks) < 3:
+        ticks = [t for t in RATIO_TICKS if low <= t <= high]
+    axis.xaxis.set_major_locator(FixedLocator(ticks))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+    light_grid(axis)
+
+
+def plain_log_axis(axis: Axes) -> None:
+    """Give a logarithmic y axis numbers without powers, at 1, 2 and 5 of each decade."""
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def light_grid(axis: Axes) -> None:
+    """Draw a grid that stays in the background, and no box."""
+    axis.grid(visible=True, which="major", color=PALE, linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.tick_params(which="both", labelsize=SMALL, length=2.5, color=GREY, labelcolor=INK)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color(GREY)
+
+
+def shade(colour: str, share: float) -> tuple[float, float, float]:
+    """Mix a colour with white (share above 0) or black (below)."""
+    target = 1.0 if share > 0 else 0.0
+    red, green, blue = (channel + abs(share) * (target - channel) for channel in to_rgb(colour))
+    return red, green, blue
+
+
+def letters(axis: Axes, tags: Sequence[tuple[str, float]]) -> None:
+    """Write letters at the right ends of level lines, pushed apart where lines lie close."""
+    low, high = axis.get_ylim()
+    is_log = axis.get_yscale() == "log"
+
+    def height(value: float) -> float:
+        if is_log:
+            return math.log(value / low) / math.log(high / low)
+        return (value - low) / (high - low)
+
+    ordered = sorted((height(value), letter) for letter, value in tags)
+    places = [place for place, _ in ordered]
+    least = 0.052
+    for _ in range(60):
+        for i in range(len(places) - 1):
+            overlap = max(0.0, least - (places[i + 1] - places[i]))
+            places[i] -= overlap / 2
+            places[i + 1] += overlap / 2
+    for place, (_, letter) in zip(places, ordered, strict=True):
+        axis.text(
+            1.012,
+            place,
+            letter,
+            transform=axis.transAxes,
+            va="center",
+            fontsize=SMALL,
+            color=INK,
+        )
+
+
+def edge_note(axis: Axes, text: str, *, at_top: bool) -> None:
+    """Write a remark into the right corner of a panel."""
+    axis.text(
+        0.985,
+        0.975 if at_top else 0.025,
+        text,
+        transform=axis.transAxes,
+        ha="right",
+        va="top" if at_top else "bottom",
+        fontsize=SMALL,
+        color=INK,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0},
+        zorder=8,
+    )
+
+
+def scale_below(axis: Axes, name: str, marks: Sequence[tuple[float, str]], colour: Any) -> None:
+    """Write a second row of tick labels below the first; labels that would touch are left out."""
+    low, high = axis.get_xlim()
+    style = {
+        "transform": axis.get_xaxis_transform(),
+        "va": "top",
+        "fontsize": SMALL - 0.5,
+        "color": colour,
+    }
+    previous = -math.inf
+    for position, label in sorted(marks):
+        place = math.log(position / low) / math.log(high / low)
+        if not 0 <= place <= 1 or place - previous < 0.022 * (len(label) + 1):
+            continue
+        text = f"{name} {label}" if previous == -math.inf else label
+        # The name hangs to the left of the first label, which keeps its place.
+        align = "right" if previous == -math.inf else "center"
+        shift = 0.009 * len(label) if align == "right" else 0.0
+        at = low * (high / low) ** (place + shift)
+        axis.text(at, -0.085, text, ha=align, **style)
+        previous = place
+
+
+def sample(
+    label: str, colour: Any, *, dashes: Any = "none", marker: str = "", filled: bool = True
+) -> Entry:
+    """Return a legend entry with a sample of a line, a marker or both."""
+    handle = Line2D(
+        [],
+        [],
+        color=colour,
+        linestyle=dashes,
+        marker=marker or "none",
+        markersize=4.5,
+        markerfacecolor=colour if filled else "white",
+        linewidth=1.5,
+        label=label,
+    )
+    return Entry(handle)
+
+
+def remark(text: str, *, is_heading: bool = False) -> Entry:
+    """Return a legend entry of text alone."""
+    return Entry(Patch(facecolor="none", edgecolor="none", label=text), is_heading)
+
+
+def legend_below(figure: Figure, groups: Sequence[tuple[str, Sequence[Entry]]]) -> None:
+    """Put one legend below the panels: a column for every group, its name on top."""
+    height = max(len(entries) for _, entries in groups)
+    entries: list[Entry] = []
+    for name, members in groups:
+        # Columns are filled from the top: padding keeps every group in a column of its own.
+        padding = [remark("")] * (height - len(members))
+        entries += [remark(name, is_heading=True), *members, *padding]
+    legend = figure.legend(
+        handles=[entry.handle for entry in entries],
+        labels=[str(entry.handle.get_label()) for entry in entries],
+        loc="outside lower left",
+        ncols=len(groups),
+        fontsize=SMALL + 0.5,
+        frameon=False,
+        handlelength=2.8,
+        columnspacing=1.8,
+        labelspacing=0.35,
+        labelcolor=INK,
+    )
+    for text, entry in zip(legend.get_texts(), entries, strict=True):
+        if entry.is_heading:
+            text.set_fontweight("bold")
+
+
+def freeze_layout(figure: Figure) -> None:
+    """Lay the figure out once and for all: to write several files is then much faster."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine(None)
+
+
+def encoded(figure: Figure, form: str) -> bytes:
+    """Return a picture file without dates or versions: equal figures give equal bytes."""
+    metadata = {
+        "png": {"Software": None},
+        "svg": {"Date": None, "Creator": None},
+        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    }
+    buffer = io.BytesIO()
+    with _SVG_LOCK:
+        salt = matplotlib.rcParams["svg.hashsalt"]
+        matplotlib.rcParams["svg.hashsalt"] = "jaxcomp"
+        try:
+            figure.savefig(buffer, format=form, dpi=PNG_DPI, metadata=metadata[form])
+        finally:
+            matplotlib.rcParams["svg.hashsalt"] = salt
+    return buffer.getvalue()

@@ -1,0 +1,442 @@
+"""The engine of every sweep: one trained network, many cells, scored on three parts.
+
+A chunk of cells is evaluated in few large jitted calls: the changed networks are stacked, the
+examples of all three parts are laid end to end and walked through in blocks, and every score is
+computed from the logits. What is fitted by looking at data (a temperature, and later the cell
+that a claim speaks of) is fitted on the selection part only.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxcomp import metrics
+from jaxcomp.bounds import mutual_information_bound
+from jaxcomp.calibration import fit_temperature
+from jaxcomp.curvature import (
+    CurvaturePolicy,
+    DiagonalEstimate,
+    fisher_diagonal,
+    hutchinson_diagonal,
+    over_batches,
+)
+from jaxcomp.paths import leaves_by_path, replace_leaves
+from jaxcomp.sweep.cells import Cell
+from jaxcomp.sweep.claims import CellLosses
+from jaxcomp.sweep.compress import Codebooks, Compressed, Layers, compress, squared_errors
+from jaxcomp.types import Params, PredictFn
+
+Row = dict[str, Any]
+
+# A chunk of cells is one unit of work that survives: about this many floating-point operations,
+# a few seconds on two cores.
+CHUNK_FLOPS = 1.5e11
+MAX_CHUNK_CELLS = 16
+CURVATURE_BATCH = 256
+FLOAT_BITS = 32
+LN2 = float(np.log(2.0))
+
+
+class Examples(NamedTuple):
+    """Inputs `(n, ...)` as the network takes them and integer labels `(n,)`."""
+
+    inputs: np.ndarray
+    labels: np.ndarray
+
+
+class Parts(NamedTuple):
+    """Three disjoint parts: what was learned, what choices are made on, and one look."""
+
+    train: Examples
+    selection: Examples
+    test: Examples
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One trained network under test.
+
+    Attributes:
+        predict_fn: `(params, inputs) -> logits`, evaluation mode, hashable.
+        params: all of its arrays.
+        layers: paths of the leaves to compress.
+        early_stopped: arrays of the same network stopped early, if known.
+        last_layer: path of the layer that makes the logits, if known.
+        refresh_fn: `(params, inputs) -> params`, re-estimates batch statistics after a
+            change of the weights; None to keep them.
+        model_seed: which of several networks this is.
+        num_distinct: distinct training examples (draws with replacement repeat some).
+    """
+
+    predict_fn: PredictFn
+    params: Params
+    layers: tuple[str, ...]
+    early_stopped: Params | None = None
+    last_layer: str | None = None
+    refresh_fn: Callable[[Params, Any], Params] | None = None
+    model_seed: int = 0
+    num_distinct: int | None = None
+
+    def weights(self) -> Layers:
+        """The layers to compress, by path."""
+        leaves = leaves_by_path(self.params)
+        return {path: jnp.asarray(leaves[path]) for path in self.layers}
+
+
+class Network(NamedTuple):
+    """A trained network and all its codebooks: enough to give every changed version back.
+
+    Attributes:
+        subject: the network.
+        codebooks: of every quantized cell.
+        key: of the noise control.
+    """
+
+    subject: Subject
+    codebooks: Codebooks
+    key: jax.Array
+
+
+class Curvatures(NamedTuple):
+    """Importance of every weight.
+
+    Attributes:
+        importance: for each weighting, non-negative values by path; None for equal ones.
+        reference: the curvature that predicts the rise of the training loss, as estimated.
+        num_raised: for each weighting, entries that the policy raised.
+    """
+
+    importance: dict[str, Layers | None]
+    reference: Layers
+    num_raised: dict[str, int]
+
+
+@dataclass(frozen=True)
+class LayerLoss:
+    """Mean cross-entropy as a function of the layers alone, `(params, layers, batch) -> nats`.
+
+    Equal for equal `predict_fn`, so that kernels which take it as a static argument compile once.
+    """
+
+    predict_fn: PredictFn
+
+    def __call__(self, params: Params, layers: Layers, batch: tuple[Array, Array]) -> Array:
+        """Return the loss in nats with `layers` put into `params`."""
+        inputs, labels = batch
+        logits = self.predict_fn(replace_leaves(params, layers), inputs)
+        return jnp.mean(metrics.cross_entropy(logits, labels))
+
+
+def measure_curvature(
+    subject: Subject,
+    examples: Examples,
+    weightings: Sequence[str],
+    *,
+    num_examples: int,
+    num_probes: int,
+    key: jax.Array,
+    policy: CurvaturePolicy | None = None,
+) -> Curvatures:
+    """Estimate the curvature of the training loss at a network, for all weightings.
+
+    Args:
+        subject: the network.
+        examples: its training sample; the first `num_examples` are used.
+        weightings: of none, hutchinson, fisher.
+        num_examples: how many training examples.
+        num_probes: Hutchinson probes.
+        key: for the probes; consumed.
+        policy: for negative and vanishing entries; the default one if None.
+
+    Raises:
+        ValueError: if an estimate is not finite.
+    """
+    policy = CurvaturePolicy() if policy is None else policy
+    layers = subject.weights()
+    loss = jax.tree_util.Partial(LayerLoss(subject.predict_fn), subject.params)
+    inputs, labels = examples.inputs[:num_examples], examples.labels[:num_examples]
+    batches = [
+        (inputs[start : start + CURVATURE_BATCH], labels[start : start + CURVATURE_BATCH])
+        for start in range(0, len(labels), CURVATURE_BATCH)
+    ]
+    kernels = {
+        "hutchinson": partial(hutchinson_diagonal, loss, layers, key=key, num_probes=num_probes),
+        "fisher": partial(fisher_diagonal, loss, layers),
+    }
+    wanted = [name for name in weightings if name in kernels] or ["fisher"]
+    with jax.default_matmul_precision("highest"):
+        estimates: dict[str, DiagonalEstimate] = {
+            name: over_batches(kernels[name], batches) for name in wanted
+        }
+    importance: dict[str, Layers | None] = {"none": None}
+    num_raised: dict[str, int] = {"none": 0}
+    for name in wanted:
+        values, report = policy.apply(estimates[name])
+        if name in weightings:
+            importance[name] = values
+        num_raised[name] = int(sum(np.sum(entry.num_raised) for entry in report.values()))
+    return Curvatures(importance, estimates[wanted[0]].mean, num_raised)
+
+
+class Evaluator:
+    """Scores stacks of changed networks of one kind on the three parts.
+
+    One instance serves all networks of a setting: shapes stay the same, so everything compiles
+    once.
+
+    Args:
+        subject: any of the networks; it gives the shapes.
+        parts: any of its parts.
+        num_chunk_cells: cells of a chunk; None picks it from the cost of one.
+    """
+
+    def __init__(self, subject: Subject, parts: Parts, num_chunk_cells: int | None = None):
+        self.predict_fn = subject.predict_fn
+        total = sum(len(part.labels) for part in parts)
+        is_convolutional = any(w.ndim > 2 for w in subject.weights().values())
+        self.block = min(256 if is_convolutional else 2048, total)
+        self.num_chunk_cells = num_chunk_cells or self._chunk_cells(subject, parts, total)
+
+    def logits(self, stacked: Params, inputs: np.ndarray) -> Float[np.ndarray, "C n classes"]:
+        """Logits of a stack of networks; the last block is filled up and cut off again."""
+        blocks = []
+        for start in range(0, len(inputs), self.block):
+            block = inputs[start : start + self.block]
+            missing = self.block - len(block)
+            if missing:
+                block = np.concatenate([block, np.zeros((missing, *block.shape[1:]), block.dtype)])
+            blocks.append(_predict_stack(self.predict_fn, stacked, block))
+        return np.concatenate([np.asarray(b) for b in blocks], axis=1)[:, : len(inputs)]
+
+    def _chunk_cells(self, subject: Subject, parts: Parts, total: int) -> int:
+        example = parts.test.inputs[: self.block]
+        lowered = jax.jit(self.predict_fn).lower(subject.params, example)
+        flops = (lowered.cost_analysis() or {}).get("flops", 0.0)
+        cost = max(float(flops), 1.0) * total / len(example)
+        return int(np.clip(CHUNK_FLOPS // cost, 1, MAX_CHUNK_CELLS))
+
+
+class Scorer:
+    """All rows of one network: compresses it cell by cell and scores chunk by chunk."""
+
+    def __init__(
+        self,
+        network: Network,
+        parts: Parts,
+        evaluator: Evaluator,
+        *,
+        reference: Layers | None = None,
+    ):
+        self.network = network
+        self.subject = network.subject
+        self.parts = parts
+        self.evaluator = evaluator
+        self.reference = reference
+        self.weights = network.subject.weights()
+
+    @cached_property
+    def inputs(self) -> np.ndarray:
+        """Inputs of all parts, end to end."""
+        return np.concatenate([part.inputs for part in self.parts])
+
+    def apply(self, cell: Cell) -> tuple[Params, Compressed]:
+        """Return the whole network after one cell, and what became of its layers."""
+        params, changed = change(self.network, cell)
+        if self.subject.refresh_fn is not None and cell.kind in ("compressed", "sensitivity"):
+            params = self.subject.refresh_fn(params, self.parts.train.inputs)
+        return params, changed
+
+    def score(self, cells: Sequence[Cell]) -> list[Row]:
+        """Score one chunk of cells; a short chunk is filled up, so that nothing recompiles."""
+        applied = [self.apply(cell) for cell in cells]
+        filled = [params for params, _ in applied]
+        filled += [filled[-1]] * (self.evaluator.num_chunk_cells - len(filled))
+        scores = self._scores(_stack(filled))
+        rows = []
+        for position, (cell, (_, changed)) in enumerate(zip(cells, applied, strict=True)):
+            row = {name: float(values[position]) for name, values in scores.items()}
+            rows.append(self._row(cell, changed, row))
+        return rows
+
+    def losses(self, cell: Cell, temperature: float) -> CellLosses:
+        """Per test example: loss, loss at a fitted temperature, and whether it is right."""
+        params, _ = self.apply(cell)
+        test = self.parts.test
+        logits = self.evaluator.logits(_stack([params]), test.inputs)[0]
+        losses = CellLosses(*map(np.asarray, _example_losses(logits, test.labels, temperature)))
+        return losses._replace(loss=losses.loss_tempered) if cell.method == "temperature" else losses
+
+    def _scores(self, stacked: Params) -> dict[str, np.ndarray]:
+        logits = self.evaluator.logits(stacked, self.inputs)
+        scores = _score(*_split(logits, self.parts), *_labels(self.parts))
+        return {name: np.asarray(values, np.float64) for name, values in scores.items()}
+
+    def _row(self, cell: Cell, changed: Compressed, scores: Row) -> Row:
+        num_weights = sum(w.size for w in self.weights.values())
+        biases = _num_floats(self.subject.params) - num_weights
+        original_bits = float(FLOAT_BITS * num_weights)
+        predicted = np.nan
+        if self.reference is not None and cell.method not in ("original", "temperature"):
+            _, weighted = squared_errors(self.weights, changed.layers, self.reference)
+            predicted = 0.5 * float(weighted)
+        if cell.method == "temperature":
+            scores = _at_temperature(scores)
+        sizes = changed.sizes
+        if sizes is None or cell.kind == "sensitivity":
+            fixed = entropy = description = original_bits
+            codebook = 0.0
+        else:
+            fixed, entropy = sizes.fixed_bits, sizes.entropy_bits
+            codebook, description = sizes.codebook_bits, sizes.description_bits
+        size_bits = entropy + codebook
+        description += FLOAT_BITS * biases
+        num_examples = self.subject.num_distinct or len(self.parts.train.labels)
+        bound = mutual_information_bound(
+            description * LN2, num_examples=num_examples, sub_gaussian_scale=0.5
+        )
+        return {
+            "cell": cell.id,
+            "kind": cell.kind,
+            "method": cell.method,
+            "weighting": cell.weighting,
+            "penalty_form": cell.penalty_form,
+            "diameter_penalty": cell.diameter_penalty,
+            "num_clusters": cell.num_clusters,
+            "parameter": cell.parameter,
+            "layer": cell.layer,
+            "model_seed": self.subject.model_seed,
+            **scores,
+            "generalization_gap": scores["test_loss"] - scores["train_loss"],
+            "predicted_rise_nats": predicted,
+            "fixed_bits_per_weight": fixed / num_weights,
+            "entropy_bits_per_weight": entropy / num_weights,
+            "codebook_bits": codebook,
+            "size_bits_estimated": size_bits,
+            "description_bits": description,
+            "ratio_estimated": original_bits / size_bits,
+            "ratio_with_biases": (original_bits + FLOAT_BITS * biases)
+            / (size_bits + FLOAT_BITS * biases),
+            "zero_one_bound": float(bound),
+            "num_used": changed.num_used,
+            "num_empty": changed.num_empty,
+            "converged": changed.converged,
+        }
+
+
+def change(network: Network, cell: Cell) -> tuple[Params, Compressed]:
+    """Return a network after one cell (batch statistics as they were), and its layers.
+
+    Raises:
+        ValueError: for the cell of early stopping, if the network has no such version.
+    """
+    subject, codebooks, key = network
+    weights = subject.weights()
+    changed = compress(weights, cell, codebooks, key=key, last_layer=subject.last_layer)
+    if cell.method != "early_stopping":
+        return replace_leaves(subject.params, changed.layers), changed
+    if subject.early_stopped is None:
+        raise ValueError("this network has no early-stopped version; choose another cell.")
+    leaves = leaves_by_path(subject.early_stopped)
+    return subject.early_stopped, changed._replace(layers={p: leaves[p] for p in weights})
+
+
+def stack_losses(per_model: Sequence[CellLosses]) -> CellLosses:
+    """Loss matrices (models, test examples) of one cell, for the claims."""
+    return CellLosses(*(np.stack(part) for part in zip(*per_model, strict=True)))
+
+
+def chunked(cells: Sequence[Cell], size: int) -> Iterator[tuple[int, Sequence[Cell]]]:
+    """Numbered chunks of at most `size` cells, in order."""
+    for number, start in enumerate(range(0, len(cells), size)):
+        yield number, cells[start : start + size]
+
+
+@partial(jax.jit, static_argnames=("predict_fn",))
+def _predict_stack(predict_fn: PredictFn, stacked: Params, inputs: Array) -> Array:
+    # Inputs are not batched over the networks: the first layer is one matrix product for all.
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(predict_fn, in_axes=(0, None))(stacked, inputs)
+
+
+@jax.jit
+def _stack(trees: list[Params]) -> Params:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+@jax.jit
+def _score(
+    train: Array, selection: Array, test: Array, train_y: Array, selection_y: Array, test_y: Array
+) -> dict[str, Float[Array, " C"]]:
+    temperature = fit_temperature(selection, selection_y)
+    scale = temperature[:, None, None]
+
+    def loss(logits: Array, labels: Array) -> Float[Array, " C"]:
+        return jnp.mean(metrics.cross_entropy(logits, labels), axis=-1)
+
+    def accuracy(logits: Array, labels: Array) -> Float[Array, " C"]:
+        return jnp.mean(metrics.correct(logits, labels), axis=-1)
+
+    # Raw and tempered side by side: one program for both.
+    on_test = metrics.scores(jnp.stack([test, test / scale]), test_y)
+    return {
+        "train_loss": loss(train, train_y),
+        "train_loss_tempered": loss(train / scale, train_y),
+        "test_loss": on_test.loss[0],
+        "test_loss_tempered": on_test.loss[1],
+        "selection_loss": loss(selection, selection_y),
+        "selection_loss_tempered": loss(selection / scale, selection_y),
+        "train_accuracy": accuracy(train, train_y),
+        "accuracy": on_test.accuracy[0],
+        "selection_accuracy": accuracy(selection, selection_y),
+        "temperature": temperature,
+        "brier_score": on_test.brier_score[0],
+        "brier_score_tempered": on_test.brier_score[1],
+        "calibration_error": on_test.calibration_error[0],
+        "calibration_error_tempered": on_test.calibration_error[1],
+    }
+
+
+@jax.jit
+def _example_losses(
+    logits: Float[Array, "n classes"], labels: Int[Array, " n"], temperature: Float[Array, ""]
+) -> tuple[Array, Array, Array]:
+    return (
+        metrics.cross_entropy(logits, labels),
+        metrics.cross_entropy(logits / temperature, labels),
+        metrics.correct(logits, labels),
+    )
+
+
+def _at_temperature(scores: Row) -> Row:
+    """Scores of the network whose logits are divided by its fitted temperature."""
+    raw = (
+        "train_loss",
+        "test_loss",
+        "selection_loss",
+        "brier_score",
+        "calibration_error",
+    )
+    return {**scores, **{name: scores[f"{name}_tempered"] for name in raw}, "temperature": 1.0}
+
+
+def _split(logits: np.ndarray, parts: Parts) -> list[np.ndarray]:
+    ends = np.cumsum([len(part.labels) for part in parts])
+    return np.split(logits, ends[:-1], axis=1)
+
+
+def _labels(parts: Parts) -> list[np.ndarray]:
+    return [part.labels for part in parts]
+
+
+def _num_floats(params: Params) -> int:
+    return sum(
+        leaf.size
+        for leaf in jax.tree.leaves(params)
+        if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+    )

@@ -1,0 +1,786 @@
+"""Pictures of a sweep: every quantity against the compression ratio, the bound, the prediction."""
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+
+from jaxcomp import storage
+from jaxcomp.sweep import drawing
+from jaxcomp.sweep.claims import Claim
+from jaxcomp.sweep.drawing import COLOURS, GREY, INK, SMALL, Entry, Style, remark, sample
+from jaxcomp.sweep.summary import (
+    BASELINE_NAMES,
+    CONTROL_NAMES,
+    CRITERIA,
+    CellSummary,
+    Curve,
+    Summary,
+    best_cell,
+    claims_of,
+    criterion_of,
+    curves_by_weighting,
+    picture_name,
+    summarize,
+)
+
+__all__ = ["plot_bound", "plot_predicted_rise", "plot_sweep", "save_figures"]
+
+FORMATS = ("png", "svg", "pdf")
+
+
+class Panel(NamedTuple):
+    """One quantity of the picture."""
+
+    column: str
+    title: str
+    unit: str
+    factor: float = 1.0
+    """From the table's unit to the one shown."""
+    is_higher_better: bool | None = False
+    """None if neither direction is."""
+    may_be_logarithmic: bool = False
+    quantity: str = ""
+    """What the claims call it; empty if no claim is about it."""
+
+
+PANELS = (
+    Panel("train_loss", "Training loss", "nats", may_be_logarithmic=True),
+    Panel("test_loss", "Test loss, raw", "nats", quantity="loss"),
+    Panel("test_loss_tempered", "Test loss, tempered", "nats", quantity="loss_tempered"),
+    Panel("generalization_gap", "Generalization gap", "nats", is_higher_better=None),
+    Panel("accuracy", "Test accuracy", "%", 100.0, is_higher_better=True, quantity="accuracy"),
+    Panel("calibration_error", "Expected calibration error", "%", 100.0),
+)
+
+WEIGHTING_LABELS = {
+    "none": "K-means, unweighted",
+    "hutchinson": "K-means, Hutchinson",
+    "fisher": "K-means, Fisher",
+}
+CONTROL_LETTERS = {
+    "temperature": "T",
+    "last_layer_scaled": "S",
+    "weights_clipped": "C",
+    "early_stopping": "E",
+}
+CONTROL_DASHES: dict[str, Any] = {
+    "temperature": (0, (6, 2)),
+    "last_layer_scaled": (0, (3, 2)),
+    "weights_clipped": (0, (6, 2, 1, 2)),
+    "early_stopping": (0, (3, 1.5, 1, 1.5, 1, 1.5)),
+    "gaussian_noise": (0, (1, 1.6)),
+}
+# A temperature changes no accuracy, and the tempered loss has one already.
+COLUMNS_WITHOUT_TEMPERATURE = ("accuracy", "test_loss_tempered")
+POINT_MARKERS = {"round_to_nearest": ("s", False), "magnitude_pruning": ("P", True)}
+UNIFORM = Style(COLOURS["uniform"], "-", "x", 1.2, True, False)
+DOTTED = (0, (1, 1.5))
+
+
+class _Frame:
+    """What all panels of one setting share."""
+
+    def __init__(self, summary: Summary, curves: Sequence[Curve]) -> None:
+        self.summary = summary
+        self.curves = curves
+        self.styles = _styles(curves)
+        self.ratio_low, self.ratio_high = _ratio_range(summary)
+
+    def lines(self) -> list[tuple[Sequence[CellSummary], Style]]:
+        """Everything drawn as a curve over K: cells and how they look."""
+        uniform = self.summary.of("compressed", "uniform")
+        lines: list[tuple[Sequence[CellSummary], Style]] = [(uniform, UNIFORM)] if uniform else []
+        return lines + [(curve.cells, self.styles[curve.key]) for curve in self.curves]
+
+    def is_seen(self, cell: CellSummary) -> bool:
+        """Whether the x axis shows the cell's ratio."""
+        return self.ratio_low <= cell.ratio <= self.ratio_high
+
+
+def plot_sweep(table: pd.DataFrame, *, claims: Sequence[Claim] | None = None) -> Figure:
+    """Draw six quantities of one setting against the compression ratio.
+
+    Training loss, test loss raw and tempered, generalization gap, accuracy, calibration error:
+    means over networks with 95 % t-intervals. The originals are a black line with its interval.
+    Controls, which compress nothing, are thin grey lines with a letter at their end (where a
+    control has a strength, the one best on the selection sample; Gaussian noise at the ratio of
+    the plain K-means whose distortion it has). Of more than three penalties the smallest, the
+    largest and those best on the selection sample are drawn. The axes show the region around the
+    originals; what lies beyond is counted at the edge.
+
+    Args:
+        table: rows of one setting, columns as in `SweepResult.table`; losses in nats.
+        claims: of the same setting; their cells are starred, verdicts written above the panels.
+
+    Returns:
+        A figure of 12 by 8.6 inches, shown by notebooks as it is.
+
+    Raises:
+        ValueError: if the table has several settings or none, lacks columns or the originals.
+    """
+    rows = _one_setting(table)
+    claims = list(claims or ())
+    frame = _Frame(rows, keep_cells={claim.cell for claim in claims})
+    explanation = (
+        "Grey: controls, which compress nothing. What is called best, and every temperature, was "
+        "chosen on the selection sample."
+    )
+    if rows["model_seed"].nunique() > 1:
+        explanation = (
+            f"Mean and 95 % interval over networks. {explanation}\n"
+            "Bars and bands are of levels: networks differ, but all cells are compared on the same "
+            "networks, so differences are surer than overlapping bars suggest (see the claims)."
+        )
+    figure = drawing.new_figure(12.0, 8.6, describe_setting(rows), explanation)
+    axes = figure.subplots(2, 3, sharex=True)
+    for letter, axis, panel in zip("abcdef", axes.flat, PANELS, strict=True):
+        _draw_panel(axis, panel, frame, claims)
+        drawing.panel_title(
+            axis,
+            f"{letter}  {panel.title}",
+            _verdict_line(panel, claims),
+            has_remarks=bool(claims),
+        )
+        drawing.axis_labels(axis, y=f"{panel.title.split(',')[0].lower()} [{panel.unit}]")
+    for axis in axes[1]:
+        _cluster_scale(axis, frame)
+        drawing.axis_labels(axis, x="compression ratio (estimated)")
+        axis.xaxis.labelpad = 15
+    drawing.legend_below(figure, _legend_groups(frame, has_claims=bool(claims)))
+    return figure
+
+
+def plot_bound(table: pd.DataFrame) -> Figure:
+    """Draw the generalization bound for the 0-1 loss beside the gap that was measured.
+
+    The bound is `sqrt(R / (2 n))` with R the full description length of the network in nats and n
+    the number of distinct training examples. At 1 and above it says nothing (vacuous): the gap of
+    a 0-1 loss cannot exceed 1. The measured gap is training minus test accuracy.
+
+    Args:
+        table: rows of one setting, with `zero_one_bound`, `train_accuracy`, `accuracy`.
+
+    Returns:
+        A figure of 8 by 5.4 inches.
+
+    Raises:
+        ValueError: as `plot_sweep`, or if no bound is finite.
+
+    Source: Xu and Raginsky (2017), theorem 1, with sub-Gaussian scale 1/2 and the length of a
+        prefix code in place of the information.
+    """
+    rows = _one_setting(table)
+    _require(rows, ("zero_one_bound", "train_accuracy"))
+    rows = rows.assign(zero_one_gap=rows["train_accuracy"] - rows["accuracy"])
+    frame = _Frame(rows)
+    lines = frame.lines()
+    original = frame.original()
+    shown = pd.concat([cells for cells, _ in lines] + [original.to_frame().T])
+    bounds, gaps = (shown[c].to_numpy(float) for c in ("zero_one_bound", "zero_one_gap"))
+    if not np.isfinite(bounds).any():
+        raise ValueError("no cell of the table has a finite zero_one_bound: nothing to draw.")
+    figure = drawing.new_figure(
+        8.0,
+        5.4,
+        describe_setting(rows),
+        "Bound on the 0-1 generalization gap from the full description length, and the gap itself.",
+    )
+    axis = figure.subplots()
+    # A measured gap may be zero or negative, which a logarithmic axis cannot show.
+    positive = gaps[gaps > 0]
+    least = max(float(positive.min()), 1e-3) if len(positive) else 1e-3
+    bottom = 10.0 ** math.floor(math.log10(0.8 * least))
+    top = 2.0 * max(2.0, float(np.nanmax(bounds)))
+    axis.set_yscale("log")
+    axis.set_ylim(bottom, top)
+    drawing.ratio_axis(axis, min(0.9, frame.ratio_low), frame.ratio_high)
+    axis.axhspan(1.0, top, facecolor="#f3ece7", zorder=0, linewidth=0)
+    axis.axhspan(1.0, top, facecolor="none", edgecolor="#e3d5cb", hatch="//", zorder=0, linewidth=0)
+    axis.axhline(1.0, color=INK, linewidth=1.0, zorder=2)
+    axis.text(
+        0.985,
+        1.12,
+        "vacuous: a bound of 1 or more says nothing",
+        transform=axis.get_yaxis_transform(),
+        ha="right",
+        va="bottom",
+        fontsize=SMALL + 0.5,
+        color=INK,
+        bbox={"facecolor": "#f3ece7", "edgecolor": "none", "pad": 1.5},
+    )
+    for cells, style in lines:
+        of_bound = style._replace(dashes="-", is_filled=True, has_band=False)
+        of_gap = style._replace(dashes=DOTTED, is_filled=False, has_band=False)
+        _draw_curve(axis, frame, cells, "zero_one_bound", of_bound)
+        _draw_curve(axis, frame, cells, "zero_one_gap", of_gap)
+    for column, face in (("zero_one_bound", INK), ("zero_one_gap", "white")):
+        axis.plot(
+            [float(original["ratio_estimated"])],
+            [float(original[column])],
+            linestyle="none",
+            marker="D",
+            markersize=6,
+            color=INK,
+            markerfacecolor=face,
+            zorder=5,
+        )
+    num_below = int(np.sum(gaps < bottom))
+    if num_below:
+        drawing.edge_note(
+            axis, f"{_cells(num_below)} with a measured gap below {bottom:g}", at_top=False
+        )
+    drawing.plain_log_axis(axis)
+    axis.yaxis.set_major_locator(LogLocator(numticks=12))
+    drawing.axis_labels(axis, x="compression ratio (estimated)", y="0-1 generalization gap")
+    what = [
+        sample("bound", INK, dashes="-", marker="o"),
+        sample("measured: training", INK, dashes=DOTTED, marker="o", filled=False),
+        remark("minus test accuracy"),
+        sample("original", INK, marker="D"),
+    ]
+    groups = [("Lines and points", what), *_curve_groups(frame)]
+    if not frame.cells("compressed", "uniform").empty:
+        what.append(sample(BASELINE_NAMES["uniform"], UNIFORM.colour, dashes="-", marker="x"))
+    drawing.legend_below(figure, groups)
+    return figure
+
+
+def plot_predicted_rise(table: pd.DataFrame) -> Figure:
+    """Draw the measured rise of the training loss against the predicted one.
+
+    The prediction is half the curvature-weighted distortion, `1/2 sum h (what - w)^2`; on the
+    diagonal it is right. Every point is one compressed cell, mean over networks.
+
+    Args:
+        table: rows of one setting, with `predicted_rise_nats` and `measured_rise_nats`.
+
+    Returns:
+        A figure of 6.2 by 6.2 inches.
+
+    Raises:
+        ValueError: as `plot_sweep`, or if no cell has a positive prediction and rise.
+    """
+    rows = _one_setting(table)
+    _require(rows, ("predicted_rise_nats", "measured_rise_nats"))
+    frame = _Frame(rows, all_penalties=True)
+    compressed = frame.means[frame.means["kind"] == "compressed"]
+    predicted, measured = _rises(compressed)
+    usable = _is_positive(predicted) & _is_positive(measured)
+    if not usable.any():
+        raise ValueError(
+            "no compressed cell has both a positive predicted and a positive measured rise of the "
+            "training loss: nothing to draw on logarithmic axes."
+        )
+    figure = drawing.new_figure(
+        6.2,
+        6.2,
+        describe_setting(rows),
+        "Predicted: half the curvature-weighted distortion. On the line the prediction is right.",
+    )
+    axis = figure.subplots()
+    weighted: list[Entry] = []
+    others: list[Entry] = []
+    for label, colour, marker, filled, members in _scatter_groups(compressed):
+        chosen = members & usable
+        if not chosen.any():
+            continue
+        axis.plot(
+            predicted[chosen],
+            measured[chosen],
+            linestyle="none",
+            marker=marker,
+            markersize=5.5,
+            color=colour,
+            markerfacecolor=colour if filled else "white",
+            markeredgewidth=1.2,
+            alpha=0.9,
+            zorder=3,
+        )
+        entries = weighted if label.startswith("K-means") else others
+        entries.append(sample(label, colour, marker=marker, filled=filled))
+    ends = np.array([predicted[usable], measured[usable]])
+    low, high = 0.6 * float(ends.min()), 1.7 * float(ends.max())
+    axis.plot([low, high], [low, high], color=INK, linewidth=1.0, zorder=2)
+    axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
+    drawing.light_grid(axis)
+    for scale in (axis.xaxis, axis.yaxis):
+        scale.set_major_locator(LogLocator(numticks=8))
+    remarks = ["rises more than predicted"]
+    if not usable.all():
+        remarks.append(f"not drawn: {_cells(int(np.sum(~usable)))} without a positive rise")
+    for x, y, text, align, stand in (
+        (0.03, 0.97, "\n".join(remarks), "left", "top"),
+        (0.97, 0.03, "rises less than predicted", "right", "bottom"),
+    ):
+        axis.text(
+            x, y, text, transform=axis.transAxes, ha=align, va=stand, fontsize=SMALL, color=GREY
+        )
+    drawing.axis_labels(
+        axis,
+        x="predicted rise of the training loss [nats]",
+        y="measured rise of the training loss [nats]",
+    )
+    groups = [("K-means", weighted), ("Other quantizers", others)]
+    drawing.legend_below(figure, [group for group in groups if group[1]])
+    return figure
+
+
+def save_figures(
+    table: pd.DataFrame,
+    directory: Path | str,
+    *,
+    formats: Sequence[str] = FORMATS,
+    claims: Sequence[Claim] | None = None,
+) -> list[Path]:
+    """Draw all pictures of all settings and write them; the same table gives the same bytes.
+
+    The files are `sweep`, `bound` and `predicted-rise`, followed by the setting's name if the
+    table has several. A picture that the table has no numbers for (no bound, no prediction) is
+    left out.
+
+    Args:
+        table: as `SweepResult.table`.
+        directory: where to; it must exist.
+        formats: of png, svg, pdf.
+        claims: of all settings, to mark in the pictures.
+
+    Returns:
+        The files, in the order written.
+
+    Raises:
+        ValueError: on another format, or a table that cannot be drawn.
+        OSError: if the directory cannot be written to.
+    """
+    for form in formats:
+        if form not in FORMATS:
+            raise ValueError(f"pictures can be written as {', '.join(FORMATS)}; got {form!r}.")
+    check_table(table)
+    settings = list(split_settings(table))
+    files: list[Path] = []
+    for name, rows in settings:
+        for stem, figure in _figures(rows, claims_of(claims, name, len(settings))):
+            drawing.freeze_layout(figure)
+            for form in formats:
+                file = f"{picture_name(stem, name, len(settings))}.{form}"
+                files.append(Path(directory) / file)
+                storage.write_bytes_atomic(files[-1], drawing.encoded(figure, form))
+    return files
+
+
+def _figures(rows: pd.DataFrame, claims: Sequence[Claim]) -> Iterator[tuple[str, Figure]]:
+    yield "sweep", plot_sweep(rows, claims=claims)
+    if {"zero_one_bound", "train_accuracy"} <= set(rows.columns) and np.isfinite(
+        rows["zero_one_bound"].to_numpy(float)
+    ).any():
+        yield "bound", plot_bound(rows)
+    if {"predicted_rise_nats", "measured_rise_nats"} <= set(rows.columns):
+        means = cell_means(rows)
+        predicted, measured = _rises(means[means["kind"] == "compressed"])
+        if np.any(_is_positive(predicted) & _is_positive(measured)):
+            yield "predicted-rise", plot_predicted_rise(rows)
+
+
+def _one_setting(table: pd.DataFrame) -> pd.DataFrame:
+    check_table(table)
+    settings = list(split_settings(table))
+    if len(settings) != 1:
+        raise ValueError(
+            f"a picture shows one setting, the table has {[name for name, _ in settings]}: "
+            "filter its rows first, or use save_figures."
+        )
+    return settings[0][1]
+
+
+def _require(table: pd.DataFrame, columns: Sequence[str]) -> None:
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
+        raise ValueError(f"the table lacks the columns {missing} that this picture shows.")
+
+
+def _rises(cells: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    return (
+        cells["predicted_rise_nats"].to_numpy(float),
+        cells["measured_rise_nats"].to_numpy(float),
+    )
+
+
+def _is_positive(values: np.ndarray) -> np.ndarray:
+    return np.isfinite(values) & (values > 0)
+
+
+def _ratio_range(means: pd.DataFrame) -> tuple[float, float]:
+    """Range of ratios shown: that of all curves without a penalty, from integers upwards.
+
+    A strong penalty can merge all centroids of a layer: the ratio is then in the thousands and
+    the network knows nothing, which would squeeze everything else together. So would K = 1.
+    """
+    cells = means[(means["kind"] == "compressed") & (means["method"] != "magnitude_pruning")]
+    cells = cells[np.isfinite(cells["ratio_estimated"]) & (cells["num_clusters"] != 1)]
+    plain = cells[cells["diameter_penalty"] == 0]
+    reference = plain if not plain.empty else cells
+    if reference.empty:
+        return 0.9, 10.0
+    low, high = float(cells["ratio_estimated"].min()), float(reference["ratio_estimated"].max())
+    reached = cells.loc[cells["ratio_estimated"] < 1.5 * high, "ratio_estimated"]
+    return low / 1.12, float(reached.max()) * 1.12
+
+
+def _styles(curves: Sequence[Curve]) -> dict[tuple[str, str, float], Style]:
+    """Base colour without a penalty; from light to dark, each with its dashes, with one."""
+    dashes = ((0, (1, 1.2)), (0, (4, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)))
+    markers = "v^sDpX"
+    styles = {}
+    for weighting in dict.fromkeys(curve.weighting for curve in curves):
+        base = COLOURS.get(weighting, GREY)
+        members = [curve for curve in curves if curve.weighting == weighting]
+        penalised = [curve for curve in members if curve.diameter_penalty > 0]
+        for curve in members:
+            if curve.diameter_penalty == 0:
+                styles[curve[:3]] = Style(base, "-", "o", 1.8, True, True)
+                continue
+            order = penalised.index(curve)
+            share = order / max(len(penalised) - 1, 1)
+            styles[curve[:3]] = Style(
+                drawing.shade(base, 0.45 - 0.85 * share),
+                dashes[order % len(dashes)],
+                markers[order % len(markers)],
+                1.3,
+                False,
+                False,
+            )
+    return styles
+
+
+def _draw_panel(axis: Axes, panel: Panel, frame: _Frame, claims: Sequence[Claim]) -> None:
+    factor = panel.factor
+    original: Level = frame.levels(panel.column)[str(frame.original()["cell"])]
+    controls = _controls(frame, panel)
+    (low, high), is_log = _limits(panel, frame, [*original[:3], *controls.values()])
+    if is_log:
+        axis.set_yscale("log")
+    axis.set_ylim(low * factor, high * factor)
+    drawing.ratio_axis(axis, frame.ratio_low, frame.ratio_high)
+    if is_log:
+        drawing.plain_log_axis(axis)
+    axis.axhline(original.mean * factor, color=INK, linewidth=1.6, zorder=2.5)
+    if math.isfinite(original.low):
+        axis.axhspan(
+            original.low * factor, original.high * factor, color=INK, alpha=0.10, linewidth=0
+        )
+    for method, value in controls.items():
+        dashes = CONTROL_DASHES[method]
+        axis.axhline(value * factor, color=GREY, linewidth=0.9, linestyle=dashes, zorder=2)
+    drawing.letters(axis, [(CONTROL_LETTERS[m], v * factor) for m, v in controls.items()])
+    _draw_noise(axis, frame, panel)
+    for cells, style in frame.lines():
+        _draw_curve(axis, frame, cells, panel.column, style, factor)
+    for method, (marker, filled) in POINT_MARKERS.items():
+        style = Style(INK, "none", marker, 0.9, filled, False)
+        _draw_curve(
+            axis, frame, frame.cells("compressed", method), panel.column, style, factor, zorder=4
+        )
+    for claim in claims:
+        if claim.quantity == panel.quantity:
+            _draw_star(axis, frame, claim, panel)
+    _mark_beyond(axis, frame, panel, low, high)
+
+
+def _controls(frame: _Frame, panel: Panel) -> dict[str, float]:
+    """Mean of every control drawn as a line, at its strength best on the selection sample."""
+    found = {}
+    for method in CONTROL_LETTERS:
+        if method == "temperature" and panel.column in COLUMNS_WITHOUT_TEMPERATURE:
+            continue
+        best = best_cell(frame.cells("control", method), criterion_of(panel.column))
+        if best is not None and math.isfinite(float(best[panel.column])):
+            found[method] = float(best[panel.column])
+    return found
+
+
+def _limits(
+    panel: Panel, frame: _Frame, lines: Sequence[float]
+) -> tuple[tuple[float, float], bool]:
+    """Limits of the y axis that keep the region around the originals large.
+
+    Logarithmic where the values span much and may. Otherwise the better part of the cells and
+    everything that is a line stay in sight; a worse end that would take most of the axis is cut.
+    """
+    cells = pd.concat([cells for cells, _ in frame.lines()] or [frame.means.iloc[:0]])
+    values = cells.loc[frame.is_in_range(cells), panel.column].to_numpy(float)
+    values = values[np.isfinite(values)]
+    anchors = np.array([line for line in lines if math.isfinite(line)])
+    if not len(anchors):
+        anchors = values if len(values) else np.array([0.0, 1.0])
+    if not len(values):
+        values = anchors
+    low, high = min(values.min(), anchors.min()), max(values.max(), anchors.max())
+    if panel.may_be_logarithmic and low > 0 and high > 8 * low:
+        return (float(low) / 1.4, float(high) * 1.4), True
+    core_low, core_high = low, high
+    if panel.is_higher_better is not True:
+        core_high = max(np.quantile(values, 0.65), anchors.max())
+    if panel.is_higher_better is not False:
+        core_low = min(np.quantile(values, 0.35), anchors.min())
+    span = max(core_high - core_low, 1e-3 * abs(core_high), 1e-9)
+    if high - core_high > 0.6 * span:
+        high = core_high + 0.25 * span
+    if core_low - low > 0.6 * span:
+        low = core_low - 0.25 * span
+    margin = max(0.07 * (high - low), 0.05 * span)
+    return (float(low - margin), float(high + margin)), False
+
+
+def _draw_curve(
+    axis: Axes,
+    frame: _Frame,
+    cells: pd.DataFrame,
+    column: str,
+    style: Style,
+    factor: float = 1.0,
+    *,
+    zorder: float = 3.0,
+) -> None:
+    if cells.empty:
+        return
+    by_cell: dict[str, Level] = frame.levels(column)
+    values = factor * np.array([by_cell[cell][:3] for cell in cells["cell"]])
+    ratios = cells["ratio_estimated"].to_numpy(float)
+    mean, low, high = values.T
+    if style.has_band:
+        axis.fill_between(ratios, low, high, color=style.colour, alpha=0.15, linewidth=0, zorder=2)
+    elif np.isfinite(low).any():
+        axis.vlines(
+            ratios, low, high, color=style.colour, linewidth=0.8, alpha=0.7, zorder=zorder - 0.5
+        )
+    axis.plot(
+        ratios,
+        mean,
+        color=style.colour,
+        linestyle=style.dashes,
+        linewidth=style.width,
+        marker=style.marker,
+        markersize=4.2,
+        markerfacecolor=style.colour if style.is_filled else "white",
+        markeredgewidth=1.0,
+        zorder=zorder,
+    )
+
+
+def _draw_noise(axis: Axes, frame: _Frame, panel: Panel) -> None:
+    """Draw the noise control at the ratio of the plain K-means whose distortion it has."""
+    noise = frame.cells("control", "gaussian_noise")
+    plain = [curve for curve in frame.all_curves if curve.diameter_penalty == 0]
+    if noise.empty or not plain:
+        return
+    ratio_of = plain[0].cells.set_index("num_clusters")["ratio_estimated"]
+    noise = noise[noise["num_clusters"].isin(ratio_of.index)]
+    noise = noise.assign(ratio=noise["num_clusters"].map(ratio_of)).sort_values("ratio")
+    axis.plot(
+        noise["ratio"].to_numpy(float),
+        panel.factor * noise[panel.column].to_numpy(float),
+        color=GREY,
+        linestyle=CONTROL_DASHES["gaussian_noise"],
+        linewidth=1.1,
+        marker=".",
+        markersize=4,
+        zorder=2.2,
+    )
+
+
+def _draw_star(axis: Axes, frame: _Frame, claim: Claim, panel: Panel) -> None:
+    cell = frame.means[frame.means["cell"] == claim.cell]
+    axis.plot(
+        cell["ratio_estimated"].to_numpy(float),
+        panel.factor * cell[panel.column].to_numpy(float),
+        linestyle="none",
+        marker="*",
+        markersize=13,
+        color=drawing.STAR,
+        markeredgecolor=INK,
+        markeredgewidth=0.9,
+        zorder=6,
+    )
+
+
+def _mark_beyond(axis: Axes, frame: _Frame, panel: Panel, low: float, high: float) -> None:
+    """Show at the edge what lies beyond it, and say how far it goes."""
+    lines = [(cells, style.colour) for cells, style in frame.lines()]
+    lines += [(frame.cells("compressed", method), INK) for method in POINT_MARKERS]
+    above: list[float] = []
+    below: list[float] = []
+    for cells, colour in lines:
+        values = cells[panel.column].to_numpy(float)
+        ratios = cells["ratio_estimated"].to_numpy(float)
+        is_seen = frame.is_in_range(cells)
+        for is_beyond, edge, marker, found in (
+            (is_seen & (values > high), 1.018, "^", above),
+            (is_seen & (values < low), -0.018, "v", below),
+        ):
+            if not is_beyond.any():
+                continue
+            found += values[is_beyond].tolist()
+            axis.plot(
+                ratios[is_beyond],
+                np.full(int(is_beyond.sum()), edge),
+                linestyle="none",
+                marker=marker,
+                markersize=4.5,
+                color=colour,
+                transform=axis.get_xaxis_transform(),
+                clip_on=False,
+                zorder=7,
+            )
+    for found, word, extreme in ((above, "above", max), (below, "below", min)):
+        if found:
+            most = f"{panel.factor * extreme(found):.3g} {panel.unit}".replace(
+                "-", "\N{MINUS SIGN}"
+            )
+            text = f"{_cells(len(found))} {word}, to {most}"
+            drawing.edge_note(axis, text, at_top=word == "above")
+
+
+def _cells(count: int) -> str:
+    return "1 cell" if count == 1 else f"{count} cells"
+
+
+def _verdict_line(panel: Panel, claims: Sequence[Claim]) -> str:
+    """What the claim about compression against the original came to, in few words."""
+    for claim in claims:
+        if claim.quantity == panel.quantity and not claim.name.startswith("penalty"):
+            factor, digits, unit = (
+                (100.0, 2, "points") if claim.quantity == "accuracy" else (1.0, 3, "nats")
+            )
+            effect, low, high = (
+                f"{factor * value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+                for value in (claim.effect, claim.low, claim.high)
+            )
+            aim = "rises" if claim.quantity == "accuracy" else "falls"
+            return f"it {aim}: {claim.verdict} ({effect} {unit} [{low}, {high}])"
+    return ""
+
+
+def _cluster_scale(axis: Axes, frame: _Frame) -> None:
+    """Write below the ratios which K of the first curve without a penalty reaches them."""
+    plain = [curve for curve in frame.all_curves if curve.diameter_penalty == 0]
+    if plain:
+        cells = plain[0].cells
+        marks = [
+            (float(ratio), f"{int(k)}")
+            for ratio, k in zip(cells["ratio_estimated"], cells["num_clusters"], strict=True)
+        ]
+        drawing.scale_below(axis, "K =", marks, COLOURS.get(plain[0].weighting, GREY))
+
+
+def _curve_groups(frame: _Frame) -> list[tuple[str, list[Entry]]]:
+    """Legend entries of the K-means curves, one group per weighting."""
+    groups: list[tuple[str, list[Entry]]] = []
+    forms = {curve.penalty_form for curve in frame.all_curves} - {"none"}
+    for weighting in dict.fromkeys(curve.weighting for curve in frame.curves):
+        family = [curve for curve in frame.all_curves if curve.weighting == weighting]
+        cells = pd.concat([curve.cells for curve in family])
+        best = {
+            "raw": best_cell(cells, "selection_loss"),
+            "tempered": best_cell(cells, "selection_loss_tempered"),
+        }
+        entries: list[Entry] = []
+        for curve in frame.curves:
+            if curve.weighting != weighting:
+                continue
+            members = set(curve.cells["cell"])
+            praised = [
+                n for n, cell in best.items() if cell is not None and cell["cell"] in members
+            ]
+            label = (
+                f"penalty {curve.diameter_penalty:g}" if curve.diameter_penalty else "no penalty"
+            )
+            if curve.diameter_penalty and len(forms) > 1:
+                label += f", {curve.penalty_form}"
+            if praised:
+                label += f" (best {' and '.join(praised)})"
+            style = frame.styles[curve[:3]]
+            entries.append(
+                sample(
+                    label,
+                    style.colour,
+                    dashes=style.dashes,
+                    marker=style.marker,
+                    filled=style.is_filled,
+                )
+            )
+        num_hidden = len(family) - len(entries)
+        if num_hidden:
+            more = "penalty" if num_hidden == 1 else "penalties"
+            entries.append(remark(f"{num_hidden} more {more} in the table"))
+        groups.append((WEIGHTING_LABELS.get(weighting, weighting), entries))
+    return groups
+
+
+def _legend_groups(frame: _Frame, *, has_claims: bool) -> list[tuple[str, list[Entry]]]:
+    groups = _curve_groups(frame)
+    others: list[Entry] = []
+    if not frame.cells("compressed", "uniform").empty:
+        others.append(sample(BASELINE_NAMES["uniform"], UNIFORM.colour, dashes="-", marker="x"))
+    for method, (marker, filled) in POINT_MARKERS.items():
+        cells = frame.cells("compressed", method)
+        if cells.empty:
+            continue
+        label = BASELINE_NAMES[method]
+        if method == "round_to_nearest":
+            bits = sorted({int(bits) for bits in cells["parameter"]}, reverse=True)
+            label = f"{', '.join(f'int{b}' for b in bits)} per channel"
+        others.append(sample(label, INK, marker=marker, filled=filled))
+    compressed = frame.means[frame.means["kind"] == "compressed"]
+    for is_outside, where in (
+        (compressed["ratio_estimated"] < frame.ratio_low, "left"),
+        (compressed["ratio_estimated"] > frame.ratio_high, "right"),
+    ):
+        if is_outside.any():
+            others.append(remark(f"{_cells(int(is_outside.sum()))} {where} of the axis"))
+    if has_claims:
+        star = sample("cell that a claim is about", drawing.STAR, marker="*")
+        star.handle.set(markersize=11, markeredgecolor=INK)
+        others.append(star)
+    if others:
+        groups.append(("Other quantizers", others))
+    references = [sample("original", INK, dashes="-")]
+    for method, name in CONTROL_NAMES.items():
+        if frame.cells("control", method).empty:
+            continue
+        letter = CONTROL_LETTERS.get(method)
+        label = f"{letter}  {name}" if letter else f"{name} as strong as K"
+        references.append(sample(label, GREY, dashes=CONTROL_DASHES[method]))
+        references[-1].handle.set(linewidth=1.0)
+    groups.append(("Nothing compressed", references))
+    reading = [
+        "below the black line is better,",
+        "in e above it",
+        "only b and f improve: calibration,",
+        "which T has without compressing",
+        "c or e improves: a better network",
+        "d also falls where only a rises",
+    ]
+    groups.append(("How to read it", [remark(text) for text in reading]))
+    return groups
+
+
+def _scatter_groups(
+    cells: pd.DataFrame,
+) -> Iterator[tuple[str, str, str, bool, np.ndarray]]:
+    """Label, colour, marker, whether filled, and members, for the picture of the prediction."""
+    method, weighting = cells["method"].to_numpy(), cells["weighting"].to_numpy()
+    is_penalised = cells["diameter_penalty"].to_numpy(float) > 0
+    for name, label in WEIGHTING_LABELS.items():
+        members = (method == "kmeans") & (weighting == name)
+        yield label, COLOURS[name], "o", True, members & ~is_penalised
+        yield f"{label}, penalty", COLOURS[name], "o", False, members & is_penalised
+    yield BASELINE_NAMES["uniform"], COLOURS["uniform"], "x", True, method == "uniform"
+    for name, (marker, filled) in POINT_MARKERS.items():
+        yield BASELINE_NAMES[name], INK, marker, filled, method == name

@@ -1,0 +1,380 @@
+"""The report of a sweep in words: in the terminal, and as Markdown.
+
+One compact table for every setting (the whole one is in `table.csv`), then the claims with their
+verdicts, then where the files are. Losses and gaps in nats per example, accuracy and expected
+calibration error in per cent; mean over networks, plus or minus their standard deviation.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+from rich.console import Console
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from jaxcomp.sweep.claims import Claim
+from jaxcomp.sweep.summary import (
+    BASELINE_NAMES,
+    CONTROL_NAMES,
+    CellSummary,
+    Curve,
+    Summary,
+    best_cell,
+    claims_of,
+    picture_name,
+    summarize,
+)
+
+__all__ = ["print_report", "report_markdown"]
+
+LEGEND = (
+    "Compression often lowers the raw test loss of an over-confident network by shrinking its "
+    "logits: calibration, which one temperature gives without compressing anything.",
+    "So compare with the original: a lower tempered loss or a higher accuracy is a better network; "
+    "a lower raw loss alone is not.",
+)
+FIXED_CLUSTERS = (2, 4, 8, 16, 32)
+WEIGHTING_WORDS = {"none": "unweighted", "hutchinson": "Hutchinson", "fisher": "Fisher"}
+VERDICT_MARKS = {
+    "holds": ("HOLDS", "bold green"),
+    "opposite": ("OPPOSITE", "bold red"),
+    "no practical difference": ("NO DIFFERENCE", "yellow"),
+    "not shown": ("NOT SHOWN", "yellow"),
+}
+FILE_GROUPS = (
+    ("table", (".csv", ".parquet")),
+    ("report", (".md", ".json")),
+    ("pictures", (".png", ".svg", ".pdf")),
+)
+
+
+class Column(NamedTuple):
+    """A column of the compact table."""
+
+    name: str
+    header: str
+    """Two lines, for the terminal."""
+    source: str
+    """Column of the sweep's table; empty for the name of the row."""
+    factor: float
+    decimals: int
+    has_deviation: bool
+    width: int
+    """Characters, with the deviation where there is one."""
+    short_width: int
+    """Characters without the deviation; 0 if the column is left out in a narrow window."""
+
+
+COLUMNS = (
+    Column("compression", "\ncompression", "", 1.0, 0, False, 25, 25),
+    Column("K", "\nK", "num_clusters", 1.0, 0, False, 3, 3),
+    Column("ratio", "\nratio", "ratio_estimated", 1.0, 1, False, 5, 5),
+    Column("bits per weight", "bits per\nweight", "entropy_bits_per_weight", 1.0, 2, False, 8, 0),
+    Column("train loss", "train\nloss", "train_loss", 1.0, 3, True, 11, 6),
+    Column("test loss", "test\nloss", "test_loss", 1.0, 3, True, 11, 6),
+    Column("tempered test loss", "tempered\nloss", "test_loss_tempered", 1.0, 3, True, 11, 8),
+    Column("gap", "\ngap", "generalization_gap", 1.0, 3, False, 6, 6),
+    Column("accuracy", "\naccuracy", "accuracy", 100.0, 2, True, 11, 8),
+    Column("ECE", "\nECE", "calibration_error", 100.0, 1, False, 5, 5),
+)
+
+
+class Line(NamedTuple):
+    """A row of the compact table."""
+
+    label: str
+    cell: CellSummary
+
+
+class Section(NamedTuple):
+    """Rows of the compact table that belong together."""
+
+    title: str
+    lines: list[Line]
+
+
+def print_report(
+    table: pd.DataFrame,
+    claims: Sequence[Claim] | None,
+    *,
+    console: Console,
+    directory: Path | str | None = None,
+) -> None:
+    """Print what a sweep found: numbers, claims, files.
+
+    Args:
+        table: as `SweepResult.table`, of one setting or several.
+        claims: as `SweepResult.claims`; empty or None if none were made.
+        console: where to; the table takes 110 columns and drops deviations below that.
+        directory: of the result's files, which are then listed.
+
+    Raises:
+        ValueError: if the table lacks columns or the originals.
+    """
+    summaries = summarize(table)
+    for line in LEGEND:
+        _print(console, Text(line, style="italic"))
+    told: list[Claim] = []
+    for summary in summaries:
+        console.print()
+        title = Text(summary.description, style="bold")
+        console.print(Rule(title, align="left", characters=_dash(console)))
+        _print_table(console, summary)
+        members = claims_of(claims, summary.name, len(summaries))
+        told += members
+        _print_claims(console, members)
+    rest = [claim for claim in claims or () if claim not in told]
+    if rest:
+        console.print(Text("\nother claims", style="bold"))
+        _print_claims(console, rest)
+    if directory is not None:
+        _print_files(console, Path(directory))
+
+
+def report_markdown(
+    table: pd.DataFrame, claims: Sequence[Claim] | None, *, with_pictures: bool = False
+) -> str:
+    """Return the same report as Markdown.
+
+    Args:
+        table: as `SweepResult.table`, of one setting or several.
+        claims: as `SweepResult.claims`; empty or None if none were made.
+        with_pictures: whether to show the PNG files that `save_figures` writes beside it.
+
+    Returns:
+        Text that ends with a newline.
+
+    Raises:
+        ValueError: if the table lacks columns or the originals.
+    """
+    summaries = summarize(table)
+    parts = ["# Rate sweep", *LEGEND]
+    told: list[Claim] = []
+    for summary in summaries:
+        parts.append(f"## {summary.description}")
+        if with_pictures:
+            file = picture_name("sweep", summary.name, len(summaries))
+            parts.append(f"![every quantity against the compression ratio]({file}.png)")
+        members = claims_of(claims, summary.name, len(summaries))
+        told += members
+        parts += ["### Claims", _markdown_claims(members)]
+        parts += ["### Numbers", _numbers_note(summary, "±"), _markdown_table(summary)]
+    rest = [claim for claim in claims or () if claim not in told]
+    if rest:
+        parts += ["## Other claims", _markdown_claims(rest)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _sections(summary: Summary) -> list[Section]:
+    """Choose the rows of the compact table, at most some 25."""
+    chosen: list[Line] = []
+    for curve in summary.main_curves():
+        best = best_cell(curve.cells, "selection_loss")
+        if best is not None:
+            chosen.append(Line(_curve_label(curve, summary), best))
+    fixed: list[Line] = []
+    plain = summary.plain_curve()
+    if plain is not None:
+        for cell in sorted(plain.cells, key=lambda cell: cell.num_clusters):
+            if cell.num_clusters in FIXED_CLUSTERS:
+                fixed.append(Line(_curve_label(plain, summary), cell))
+    sections = [
+        Section("", [Line("original", summary.original)]),
+        Section("K-means, K with the lowest raw loss on the selection sample", chosen),
+        Section("K-means at fixed K", fixed),
+        Section("Other quantizers", list(_baselines(summary))),
+        Section("Controls: nothing is compressed", list(_controls(summary))),
+    ]
+    return [section for section in sections if section.lines]
+
+
+def _curve_label(curve: Curve, summary: Summary) -> str:
+    weighting = WEIGHTING_WORDS.get(curve.weighting, curve.weighting)
+    if not curve.is_penalised:
+        return f"{weighting}, no penalty"
+    form = curve.penalty_form if summary.has_several_forms else "penalty"
+    return f"{weighting}, {form} {curve.diameter_penalty:g}"
+
+
+def _baselines(summary: Summary) -> Iterator[Line]:
+    best = best_cell(summary.of("compressed", "uniform"), "selection_loss")
+    if best is not None:
+        yield Line(f"{BASELINE_NAMES['uniform']}, best K", best)
+    for cell in summary.of("compressed", "round_to_nearest"):
+        yield Line(f"int{cell.parameter:g} per channel", cell)
+    best = best_cell(summary.of("compressed", "magnitude_pruning"), "selection_loss")
+    if best is not None:
+        yield Line(f"{100 * best.parameter:g} % of weights pruned", best)
+
+
+def _controls(summary: Summary) -> Iterator[Line]:
+    for method, name in CONTROL_NAMES.items():
+        best = best_cell(summary.of("control", method), "selection_loss")
+        if best is None:
+            continue
+        if method == "last_layer_scaled":
+            yield Line(f"last layer times {best.parameter:g}", best)
+        elif method == "weights_clipped":
+            yield Line(f"weights clipped at {100 * best.parameter:g} %", best)
+        elif method == "gaussian_noise":
+            noise = _noise_of_chosen(summary) or best
+            yield Line(f"noise as strong as K={noise.num_clusters}", noise)
+        else:
+            yield Line(name, best)
+
+
+def _noise_of_chosen(summary: Summary) -> CellSummary | None:
+    """Noise as strong as the error of the chosen K: of all noise, the weakest is always best."""
+    plain = summary.plain_curve()
+    chosen = best_cell(plain.cells, "selection_loss") if plain is not None else None
+    if chosen is None:
+        return None
+    noise = summary.of("control", "gaussian_noise")
+    return next((cell for cell in noise if cell.num_clusters == chosen.num_clusters), None)
+
+
+def _number(line: Line, column: Column, plus_minus: str) -> str:
+    """One entry of the table; a dash where there is no number."""
+    if not column.source:
+        return line.label
+    if column.source == "num_clusters":
+        # The K of a noise control is in its name: nothing was clustered.
+        is_shown = line.cell.num_clusters > 0 and line.cell.kind == "compressed"
+        return f"{line.cell.num_clusters}" if is_shown else "-"
+    level = line.cell.level(column.source)
+    if math.isnan(level.mean):
+        return "-"
+    mean = f"{column.factor * level.mean:.{column.decimals}f}"
+    if column.source == "ratio_estimated" and level.mean >= 999.95:
+        return ">999"
+    if not (plus_minus and column.has_deviation) or math.isnan(level.deviation):
+        return mean
+    return f"{mean}{plus_minus}{column.factor * level.deviation:.{column.decimals}f}"
+
+
+def _print_table(console: Console, summary: Summary) -> None:
+    gaps = len(COLUMNS) - 1
+    is_single = summary.num_models == 1
+    has_deviation = not is_single and console.width >= sum(c.width for c in COLUMNS) + gaps
+    shown = COLUMNS
+    if has_deviation:
+        widths = [c.width for c in COLUMNS]
+    else:
+        widths = [c.short_width or c.width for c in COLUMNS]
+        if console.width < sum(widths) + gaps:
+            shown = tuple(c for c in COLUMNS if c.short_width)
+            widths = [c.short_width for c in shown]
+    plus_minus = ("+-" if console.options.ascii_only else "±") if has_deviation else ""
+    note = _numbers_note(summary, plus_minus)
+    if not is_single and not has_deviation:
+        note += " A window of 110 columns shows standard deviations as well."
+    _print(console, Text(note, style="dim"))
+    for number, section in enumerate(_sections(summary)):
+        if section.title:
+            _print(console, Text(section.title, style="bold"))
+        grid = Table(
+            box=None, show_header=number == 0, pad_edge=False, padding=(0, 1, 0, 0), header_style=""
+        )
+        for column, width in zip(shown, widths, strict=True):
+            grid.add_column(
+                Text(column.header),
+                justify="right" if column.source else "left",
+                width=width,
+                no_wrap=True,
+                overflow="ellipsis",
+            )
+        for line in section.lines:
+            grid.add_row(*(Text(numbers.text(line, c, has_deviation=has_deviation)) for c in shown))
+        console.print(grid)
+
+
+def _print_claims(console: Console, claims: Sequence[Claim]) -> None:
+    console.print()
+    if not claims:
+        console.print("No claims were made.")
+        return
+    num_held = sum(claim.holds for claim in claims)
+    _print(
+        console,
+        Text.assemble(
+            (f"{num_held} of {len(claims)} claims hold", "bold"),
+            "; the cells were chosen on the selection sample, the test set was looked at once",
+        ),
+    )
+    grid = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
+    grid.add_column(width=13, no_wrap=True)
+    grid.add_column()
+    for claim in claims:
+        mark, style = VERDICT_MARKS.get(claim.verdict, (claim.verdict.upper(), "bold"))
+        grid.add_row(
+            Text(mark, style=style), Text.assemble((claim.name, "bold"), ". ", _words(claim))
+        )
+    console.print(grid)
+
+
+def _words(claim: Claim) -> str:
+    """Give the claim's sentence; the comparison with a control is added if it lacks it."""
+    if claim.control is None:
+        return f"{claim.sentence} No control was run to compare with."
+    return claim.sentence
+
+
+def _print_files(console: Console, directory: Path) -> None:
+    names = sorted(file.name for file in directory.iterdir()) if directory.is_dir() else []
+    console.print()
+    # A path that is cut into lines cannot be copied.
+    console.print(Text.assemble(("files in ", "bold"), str(directory)), soft_wrap=True)
+    for group, suffixes in FILE_GROUPS:
+        members: dict[str, list[str]] = {}
+        for suffix in suffixes:
+            for name in names:
+                if name.endswith(suffix):
+                    members.setdefault(Path(name).stem, []).append(suffix)
+        if members:
+            listed = ", ".join(stem + " ".join(found) for stem, found in members.items())
+            console.print(Padding(Text(f"{group}: {listed}"), (0, 0, 0, 2)))
+
+
+def _print(console: Console, text: Text) -> None:
+    # Without a highlighter: numbers in prose stay in the colour of the prose.
+    console.print(text, highlight=False)
+
+
+def _dash(console: Console) -> str:
+    return "-" if console.options.ascii_only else "─"
+
+
+def _numbers_note(summary: Summary, plus_minus: str) -> str:
+    note = "Losses and gap in nats per example, accuracy and calibration error (ECE) in %."
+    if summary.num_models == 1:
+        return note
+    spread = f"Mean {plus_minus} standard deviation over networks." if plus_minus else "Means."
+    return f"{note} {spread}"
+
+
+def _markdown_table(summary: Summary) -> str:
+    lines = [[c.name for c in COLUMNS], [":--", *["--:"] * (len(COLUMNS) - 1)]]
+    for section in _sections(summary):
+        if section.title:
+            lines.append([f"**{section.title}**", *[""] * (len(COLUMNS) - 1)])
+        for line in section.lines:
+            lines.append([_escaped(_number(line, column, "±")) for column in COLUMNS])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _markdown_claims(claims: Sequence[Claim]) -> str:
+    if not claims:
+        return "No claims were made."
+    return "\n".join(
+        f"{number}. **{claim.name}: {claim.verdict}.** {_escaped(_words(claim))}"
+        for number, claim in enumerate(claims, start=1)
+    )
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -1,0 +1,385 @@
+"""What a sweep leaves behind: a table, claims, pictures, and the networks themselves.
+
+A run directory holds, each file written whole or not at all::
+
+    manifest.json            settings, versions, device, times, status
+    cells/*.json             rows of finished chunks of cells (what a resumed run continues from)
+    networks/*.npz           the trained networks
+    codebooks/*.npz          every codebook of every network
+    table.csv, .parquet      one row per cell and network
+    claims.json, report.md   what holds and what does not
+    *.png, *.svg, *.pdf      pictures
+"""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from jaxcomp import storage
+from jaxcomp.paths import leaves_by_path
+from jaxcomp.sweep import plots
+from jaxcomp.sweep.cells import Cell
+from jaxcomp.sweep.claims import Claim, claims_table
+from jaxcomp.sweep.compress import Codebooks
+from jaxcomp.sweep.engine import Network, Row, Subject, change
+from jaxcomp.sweep.report import report_markdown
+from jaxcomp.sweep.summary import cell_means
+from jaxcomp.types import Params
+
+
+class RunDirectory:
+    """The files of one run; with `path` None everything stays in memory.
+
+    Args:
+        path: directory, made if it is not there.
+        settings: plain values that decide the results; a directory of other settings is refused.
+        resume: whether finished parts of the same run are used.
+
+    Raises:
+        ValueError: if the directory is not writable or belongs to other settings.
+    """
+
+    def __init__(self, path: Path | None, settings: dict[str, Any], *, resume: bool = True):
+        self.path = path
+        self.manifest: dict[str, Any] = {"settings": settings, "status": "running", "times": {}}
+        self.networks: dict[tuple[str, int], Network] = {}
+        if path is None:
+            return
+        storage.ensure_writable_directory(path)
+        storage.remove_temporary_files(path)
+        self.manifest["fingerprint"] = storage.fingerprint(settings)
+        if (path / "manifest.json").exists():
+            before = storage.read_json(path / "manifest.json")
+            _check_same_settings(path, before.get("settings", {}), settings)
+            if resume:
+                self.manifest = {**before, "status": before.get("status", "running")}
+            else:
+                _remove_results(path)
+        elif any(path.iterdir()):
+            raise ValueError(
+                f"the output directory {path} holds other files and no manifest.json: "
+                "choose an empty or a new one."
+            )
+        for name in ("cells", "networks", "codebooks"):
+            (path / name).mkdir(exist_ok=True)
+        self.save_manifest()
+
+    def save_manifest(self) -> None:
+        """Write `manifest.json`."""
+        if self.path is not None:
+            storage.write_json(self.path / "manifest.json", self.manifest)
+
+    def load_rows(self, name: str, cells: Sequence[Cell]) -> list[Row] | None:
+        """Rows of a finished chunk, or None if it is missing, damaged or of other cells."""
+        if self.path is None or not (file := self.path / "cells" / f"{name}.json").exists():
+            return None
+        try:
+            rows = storage.read_json(file)["rows"]
+        except (ValueError, KeyError, TypeError):
+            return None
+        if [row.get("cell") for row in rows] != [cell.id for cell in cells]:
+            return None
+        return [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
+
+    def save_rows(self, name: str, rows: Sequence[Row]) -> None:
+        """Write the rows of a finished chunk."""
+        if self.path is not None:
+            plain = [{k: _none_if_nan(v) for k, v in row.items()} for row in rows]
+            storage.write_json(self.path / "cells" / f"{name}.json", {"rows": plain})
+
+    def load_codebooks(self, name: str) -> Codebooks | None:
+        """Codebooks of a network if they were stored and are intact."""
+        if self.path is None or not (file := self.path / "codebooks" / f"{name}.npz").exists():
+            return None
+        try:
+            return read_codebooks(file)
+        except ValueError:
+            return None
+
+    def save_network(self, setting: str, name: str, network: Network) -> None:
+        """Write a network and its codebooks."""
+        subject = network.subject
+        if self.path is None:
+            return
+        arrays = {f"params/{k}": v for k, v in _numpy_leaves(subject.params).items()}
+        if subject.early_stopped is not None:
+            early = _numpy_leaves(subject.early_stopped)
+            arrays |= {f"early_stopped/{k}": v for k, v in early.items()}
+        if not (self.path / "networks" / f"{name}.npz").exists():
+            storage.save_arrays(
+                self.path / "networks" / f"{name}.npz",
+                arrays,
+                {
+                    "setting": setting,
+                    "model_seed": subject.model_seed,
+                    "layers": list(subject.layers),
+                    "last_layer": subject.last_layer,
+                    "refreshed": subject.refresh_fn is not None,
+                    "key": np.asarray(jax.random.key_data(network.key)).tolist(),
+                },
+            )
+        if not (self.path / "codebooks" / f"{name}.npz").exists():
+            _, centroids, thresholds, converged = network.codebooks
+            storage.save_arrays(
+                self.path / "codebooks" / f"{name}.npz",
+                {"centroids": centroids, "thresholds": thresholds, "converged": converged},
+                {"cells": list(network.codebooks.index)},
+            )
+
+
+@dataclass
+class SweepResult:
+    """Table, claims and networks of a sweep.
+
+    Attributes:
+        table: one row per cell and network; losses and gaps in nats per example, accuracies and
+            the Brier score as fractions, sizes in bits (the name says so), ratios of the bits of
+            32-bit weights to the estimated bits.
+        claims: what the sweep shows, for every setting.
+        calibration: for every setting, which part of the fall of the raw loss one temperature
+            would have given, in a sentence.
+        manifest: settings, versions, device, times.
+        sensitivity: one layer compressed at a time, if that was asked for.
+        directory: where the files are, if they were written.
+    """
+
+    table: pd.DataFrame
+    claims: list[Claim]
+    calibration: list[str]
+    manifest: dict[str, Any]
+    sensitivity: pd.DataFrame = field(default_factory=pd.DataFrame)
+    directory: Path | None = None
+    _networks: dict[tuple[str, int], Network] = field(default_factory=dict, repr=False)
+
+    def best(
+        self,
+        criterion: str = "selection_loss",
+        *,
+        min_ratio: float = 1.0,
+        setting: str | None = None,
+    ) -> pd.Series:
+        """Return the compressed cell that is best on the selection sample, mean over networks.
+
+        Args:
+            criterion: `selection_loss`, `selection_loss_tempered` or `selection_accuracy`.
+                The test set is not a criterion: a choice made on it would spoil the claim.
+            min_ratio: least compression ratio allowed.
+            setting: name of the setting, if the sweep has several.
+
+        Returns:
+            The cell's columns; numbers are means over the networks.
+
+        Raises:
+            ValueError: on another criterion, an ambiguous setting, or a ratio never reached.
+        """
+        allowed = ("selection_loss", "selection_loss_tempered", "selection_accuracy")
+        if criterion not in allowed:
+            raise ValueError(f"criterion must be one of {', '.join(allowed)}, got {criterion!r}.")
+        table = self.table[self.table["setting"] == self._setting(setting)]
+        means = cell_means(table[table["kind"] == "compressed"])
+        reached = means[means["ratio_estimated"] >= min_ratio]
+        if reached.empty:
+            raise ValueError(
+                f"no cell reaches a ratio of {min_ratio:g}: the largest is "
+                f"{means['ratio_estimated'].max():.1f}."
+            )
+        score = reached[criterion]
+        return reached.loc[score.idxmax() if criterion.endswith("accuracy") else score.idxmin()]
+
+    def params(self, cell: str, *, model_seed: int = 0, setting: str | None = None) -> Params:
+        """Return the parameters of one network after one cell.
+
+        Args:
+            cell: id of the cell, as in the table's column `cell` (or a row of `best`).
+            model_seed: which network.
+            setting: name of the setting, if the sweep has several.
+
+        Returns:
+            A pytree like the network's own parameters; from a loaded result, nested dicts.
+
+        Raises:
+            ValueError: on an unknown cell or network, or where batch statistics were
+                re-estimated and the process that did so is gone.
+        """
+        if isinstance(cell, pd.Series):
+            cell = str(cell["cell"])
+        name = self._setting(setting)
+        rows = pd.concat([self.table, self.sensitivity])
+        rows = rows[(rows["setting"] == name) & (rows["cell"] == cell)]
+        if rows.empty:
+            raise ValueError(f"no cell {cell!r} in the table; its column `cell` lists them all.")
+        network = self._networks.get((name, model_seed))
+        if network is None:
+            known = sorted(seed for key, seed in self._networks if key == name)
+            raise ValueError(f"no network with model_seed {model_seed}: there are {known}.")
+        params, _ = change(network, cell_of(rows.iloc[0]))
+        if network.subject.refresh_fn is not None and rows.iloc[0]["kind"] == "compressed":
+            raise ValueError(
+                "the batch statistics of this sweep's networks were re-estimated: apply the same "
+                "refresh_fn to the parameters of a sweep without it."
+            )
+        return params
+
+    def plot(self, setting: str | None = None) -> Figure:
+        """Draw every quantity against the compression ratio, for one setting."""
+        name = self._setting(setting)
+        claims = [claim for claim in self.claims if claim.setting == name]
+        return plots.plot_sweep(self.table[self.table["setting"] == name], claims=claims)
+
+    def save(self, directory: Path | str | None = None) -> list[Path]:
+        """Write tables, claims, report and pictures; return the files."""
+        folder = Path(directory) if directory is not None else self.directory
+        if folder is None:
+            raise ValueError("name a directory: this sweep was run without one.")
+        storage.ensure_writable_directory(folder)
+        csv = folder / "table.csv"
+        storage.write_bytes_atomic(csv, self.table.to_csv(index=False).encode())
+        parquet = folder / "table.parquet"
+        storage.write_bytes_atomic(parquet, self.table.to_parquet(index=False))
+        files = [csv, parquet]
+        if not self.sensitivity.empty:
+            files.append(folder / "sensitivity.csv")
+            storage.write_bytes_atomic(files[-1], self.sensitivity.to_csv(index=False).encode())
+        claims = folder / "claims.json"
+        storage.write_json(
+            claims, {"claims": claims_table(self.claims), "calibration": self.calibration}
+        )
+        report = folder / "report.md"
+        storage.write_bytes_atomic(report, report_markdown(self.table, self.claims).encode())
+        return [*files, claims, report, *plots.save_figures(self.table, folder)]
+
+    @classmethod
+    def load(cls, directory: Path | str) -> "SweepResult":
+        """Read a finished run back.
+
+        Raises:
+            ValueError: if the directory holds no finished run or a file is damaged.
+        """
+        folder = Path(directory)
+        if not (folder / "manifest.json").exists():
+            raise ValueError(f"{folder} holds no sweep: there is no manifest.json in it.")
+        manifest = storage.read_json(folder / "manifest.json")
+        if manifest.get("status") != "finished":
+            raise ValueError(f"the sweep in {folder} is not finished: run the same command again.")
+        told = storage.read_json(folder / "claims.json")
+        networks = {}
+        for file in sorted((folder / "networks").glob("*.npz")):
+            network, setting = _read_network(file, folder / "codebooks" / file.name)
+            networks[setting, network.subject.model_seed] = network
+        sensitivity = folder / "sensitivity.csv"
+        return cls(
+            table=_read_table(folder / "table.parquet"),
+            claims=[Claim.from_dict(claim) for claim in told["claims"]],
+            calibration=list(told["calibration"]),
+            manifest=manifest,
+            sensitivity=pd.read_csv(sensitivity) if sensitivity.exists() else pd.DataFrame(),
+            directory=folder,
+            _networks=networks,
+        )
+
+    def with_subject(self, subject: Subject) -> "SweepResult":
+        """The same result, of a network that is at hand as it was handed in."""
+        networks = {
+            place: network._replace(subject=subject) for place, network in self._networks.items()
+        }
+        return replace(self, _networks=networks)
+
+    def _setting(self, setting: str | None) -> str:
+        names = list(dict.fromkeys(self.table["setting"]))
+        if setting is None and len(names) == 1:
+            return names[0]
+        if setting not in names:
+            raise ValueError(f"choose a setting of {', '.join(names)}; got {setting!r}.")
+        return setting
+
+
+def cell_of(row: pd.Series) -> Cell:
+    """The cell that a row of the table speaks of."""
+    return Cell(
+        row["kind"],
+        row["method"],
+        row["weighting"],
+        row["penalty_form"],
+        float(row["diameter_penalty"]),
+        int(row["num_clusters"]),
+        float(row["parameter"]),
+        str(row.get("layer") or ""),
+    )
+
+
+def read_codebooks(file: Path) -> Codebooks:
+    """Codebooks from a file; a damaged one is a `ValueError`."""
+    arrays, metadata = storage.load_arrays(file)
+    index = {name: position for position, name in enumerate(metadata["cells"])}
+    return Codebooks(index, arrays["centroids"], arrays["thresholds"], arrays["converged"])
+
+
+def _read_network(file: Path, codebooks: Path) -> tuple[Network, str]:
+    arrays, metadata = storage.load_arrays(file)
+    trees = {"params": {}, "early_stopped": {}}
+    for name, array in arrays.items():
+        root, _, path = name.partition("/")
+        trees[root][path] = array
+    subject = Subject(
+        predict_fn=_no_predict_fn,
+        params=storage.unflatten_tree(trees["params"]),
+        layers=tuple(metadata["layers"]),
+        early_stopped=storage.unflatten_tree(trees["early_stopped"]) or None,
+        last_layer=metadata["last_layer"],
+        refresh_fn=_no_refresh_fn if metadata["refreshed"] else None,
+        model_seed=metadata["model_seed"],
+    )
+    key = jax.random.wrap_key_data(np.array(metadata["key"], np.uint32))
+    return Network(subject, read_codebooks(codebooks), key), metadata["setting"]
+
+
+def _read_table(file: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(file)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {file.name}: {error}; run the sweep again.") from error
+
+
+def _no_predict_fn(params: Params, inputs: Any) -> Any:
+    raise ValueError("a stored network has no predict_fn: use its parameters with your own.")
+
+
+def _no_refresh_fn(params: Params, inputs: Any) -> Any:
+    raise ValueError("a stored network has no refresh_fn: use its parameters with your own.")
+
+
+def _numpy_leaves(params: Params) -> dict[str, np.ndarray]:
+    return {path: np.asarray(leaf) for path, leaf in leaves_by_path(params).items()}
+
+
+def _none_if_nan(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _check_same_settings(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    plain = json.loads(json.dumps(now))
+    changed = sorted(k for k in {*before, *plain} if before.get(k) != plain.get(k))
+    if changed:
+        told = ", ".join(f"{k} ({before.get(k)} there, {plain.get(k)} now)" for k in changed)
+        raise ValueError(
+            f"the output directory {path} belongs to other settings: {told}; "
+            "choose another directory with --out."
+        )
+
+
+def _remove_results(path: Path) -> None:
+    for file in _results(path):
+        file.unlink()
+
+
+def _results(path: Path) -> Iterable[Path]:
+    for name in ("cells/*.json", "networks/*.npz", "codebooks/*.npz"):
+        yield from path.glob(name)

@@ -1,0 +1,587 @@
+"""The main job: train networks, compress them at every rate, say what of it is real.
+
+`run` does it for the project's own networks and data, `evaluate` for a network trained
+elsewhere. Both go through the same engine; a run that dies continues from its last chunk.
+"""
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+import pandas as pd
+
+import jaxcomp
+from jaxcomp import data, models, storage
+from jaxcomp.paths import Select, is_weight, leaves_by_path, selected_paths
+from jaxcomp.sweep import cells as grid
+from jaxcomp.sweep.cells import Cell
+from jaxcomp.sweep.claims import (
+    CalibrationShare,
+    CellLosses,
+    Claim,
+    calibration_share,
+    evaluate_claims,
+)
+from jaxcomp.sweep.compress import Codebooks, solve_codebooks
+from jaxcomp.sweep.config import Setting, SweepConfig
+from jaxcomp.sweep.engine import (
+    Evaluator,
+    Examples,
+    Network,
+    Parts,
+    Row,
+    Scorer,
+    Subject,
+    chunked,
+    measure_curvature,
+    stack_losses,
+)
+from jaxcomp.sweep.progress import Progress
+from jaxcomp.sweep.results import RunDirectory, SweepResult
+from jaxcomp.types import Params, PredictFn
+
+# Streams of random numbers; each is folded into the sweep's seed.
+_CURVATURE, _NOISE = 1, 2
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the engine needs to know beside networks, parts and cells."""
+
+    weighting: tuple[str, ...]
+    num_probes: int
+    curvature_examples: int
+    num_bins: int
+    num_iterations: int
+    seed: int
+
+
+def run(
+    config: SweepConfig,
+    *,
+    out: Path | str | None = None,
+    data_dir: Path | str | None = None,
+    download: bool = False,
+    cache_dir: Path | str | None = None,
+    resume: bool = True,
+    quiet: bool = False,
+) -> SweepResult:
+    """Train networks and sweep their compression rate.
+
+    Args:
+        config: settings; `jaxcomp.sweep.preset` makes them.
+        out: directory of results, written as the run goes on, and continued from if it holds
+            the same settings; None keeps everything in memory.
+        data_dir: folder with data files (else the environment's `JAXCOMP_DATA_DIR`).
+        download: whether data may be fetched from OpenML.
+        cache_dir: where trained networks are kept; None for the user's cache.
+        resume: whether finished parts in `out` are used.
+        quiet: no progress on stderr.
+
+    Returns:
+        Table, claims and networks.
+
+    Raises:
+        ValueError: on data that are missing or do not fit, an unusable `out`, or a network
+            whose loss is not finite after training.
+    """
+    started = time.perf_counter()
+    directory = RunDirectory(_path(out), config.to_dict(), resume=resume)
+    if directory.manifest["status"] == "finished" and directory.path is not None:
+        return SweepResult.load(directory.path)
+    _describe(directory)
+    options = Options(
+        config.weighting,
+        config.num_probes,
+        config.curvature_examples,
+        config.num_bins,
+        config.num_iterations,
+        config.seed,
+    )
+    outcome: list[_Outcome] = []
+    networks = Path(cache_dir) if cache_dir is not None else _default_cache()
+    with Progress(quiet=quiet) as progress:
+        for setting in config.settings():
+            subjects, parts_of = _train(
+                config, setting, data_dir, download, networks, progress, directory
+            )
+            cells = _cells(config, subjects[0])
+            outcome.append(
+                _sweep(setting, subjects, parts_of, cells, options, directory, progress)
+            )
+    return _finish(directory, outcome, started)
+
+
+def evaluate(
+    predict_fn: PredictFn,
+    params: Params,
+    train: tuple[Any, Any],
+    selection: tuple[Any, Any],
+    test: tuple[Any, Any],
+    *,
+    select: Select = None,
+    weighting: Sequence[str] = ("none", "hutchinson"),
+    penalty_form: Sequence[str] = ("monotone",),
+    diameter_penalty: Sequence[float] = (0.0, 0.003, 0.01, 0.05),
+    num_clusters: Sequence[int] = (2, 3, 4, 6, 8, 16, 32),
+    sensitivity_clusters: Sequence[int] = (4, 16),
+    baselines: bool = True,
+    controls: bool = True,
+    early_stopped: Params | None = None,
+    last_layer: str | None = None,
+    refresh_fn: Callable[[Params, Any], Params] | None = None,
+    num_probes: int = 64,
+    curvature_examples: int = 1000,
+    num_bins: int = 4096,
+    num_iterations: int = 30,
+    name: str = "network",
+    seed: int = 0,
+    out: Path | str | None = None,
+    resume: bool = True,
+    quiet: bool = False,
+) -> SweepResult:
+    """Sweep the compression rate of a classifier that was trained elsewhere.
+
+    Args:
+        predict_fn: `(params, inputs) -> logits (batch, classes)` in evaluation mode; pure,
+            hashable, traceable by JAX. `jaxcomp.models.nnx_predict_fn` and `linen_predict_fn`
+            make one.
+        params: pytree of arrays.
+        train: `(inputs, labels)` that the network learned from; labels are integers.
+        selection: examples that choices and temperatures are made on.
+        test: examples that only the final numbers see.
+        select: which leaves are compressed (see `jaxcomp.paths`); default: floating-point
+            leaves with two axes or more.
+        weighting: of none, hutchinson, fisher.
+        penalty_form: of monotone, published, linear.
+        diameter_penalty: relative strengths; 0 is always included.
+        num_clusters: codebook sizes K.
+        sensitivity_clusters: codebook sizes for the table of one layer at a time; may be empty.
+        baselines: whether integer rounding, pruning and uniform quantization are included.
+        controls: whether controls that compress nothing are included.
+        early_stopped: the same network stopped early, a control.
+        last_layer: path of the layer that makes the logits; found by its width if None.
+        refresh_fn: `(params, train inputs) -> params`, re-estimates batch statistics after
+            compression.
+        num_probes: Hutchinson probes.
+        curvature_examples: training examples for the curvature.
+        num_bins: bins of the histogram of moments.
+        num_iterations: Lloyd iterations at most.
+        name: how the table calls the network.
+        seed: of probes and noise.
+        out: directory for results; None keeps them in memory.
+        resume: whether finished parts in `out` are used.
+        quiet: no progress on stderr.
+
+    Returns:
+        Table, claims (over examples: there is one network), sensitivity, and the networks.
+
+    Raises:
+        ValueError: on parts that are empty or do not match, labels out of range, weights that
+            are not finite, or settings that are not allowed.
+        TypeError: if `predict_fn` cannot be hashed or labels are not integers.
+    """
+    started = time.perf_counter()
+    # The sweep's own settings carry the checks of every axis.
+    config = SweepConfig(
+        weighting=tuple(weighting),
+        penalty_form=tuple(penalty_form),
+        diameter_penalty=tuple(diameter_penalty),
+        num_clusters=tuple(num_clusters),
+        num_probes=num_probes,
+        curvature_examples=curvature_examples,
+        num_bins=num_bins,
+        num_iterations=num_iterations,
+    )
+    parts = Parts(
+        _examples(train, "train"), _examples(selection, "selection"), _examples(test, "test")
+    )
+    layers = tuple(sorted(selected_paths(params, select)))
+    _check_network(predict_fn, params, layers, parts)
+    num_classes = jax.eval_shape(predict_fn, params, parts.test.inputs[:1]).shape[-1]
+    for label, part in zip(("train", "selection", "test"), parts, strict=True):
+        if part.labels.min() < 0 or part.labels.max() >= num_classes:
+            raise ValueError(
+                f"{label} labels lie in [{part.labels.min()}, {part.labels.max()}] but the "
+                f"network has {num_classes} classes: labels must be 0 to {num_classes - 1}."
+            )
+    if last_layer is not None and last_layer not in layers:
+        raise ValueError(f"last_layer {last_layer!r} is not compressed: choose from {layers}.")
+    subject = Subject(
+        predict_fn,
+        params,
+        layers,
+        early_stopped=early_stopped,
+        last_layer=last_layer or _last_layer(params, layers, num_classes),
+        refresh_fn=refresh_fn,
+    )
+    cells = [
+        grid.ORIGINAL,
+        *grid.compressed_cells(
+            weighting=config.weighting,
+            penalty_form=config.penalty_form,
+            diameter_penalty=config.diameter_penalty,
+            num_clusters=config.num_clusters,
+            baselines=baselines,
+        ),
+    ]
+    if controls:
+        cells += grid.control_cells(
+            num_clusters=config.num_clusters,
+            has_early_stopping=early_stopped is not None,
+            has_last_layer=subject.last_layer is not None,
+        )
+    if len(layers) > 1:
+        cells += grid.sensitivity_cells(layers, num_clusters=sensitivity_clusters)
+    options = Options(
+        config.weighting, num_probes, curvature_examples, num_bins, num_iterations, seed
+    )
+    settings = {
+        "name": name,
+        "seed": seed,
+        "cells": [cell.id for cell in cells],
+        "options": [str(value) for value in (num_probes, curvature_examples, num_bins, num_iterations)],
+        "refreshed": refresh_fn is not None,
+        "network": storage.fingerprint({k: np.asarray(v) for k, v in leaves_by_path(params).items()}),
+        "examples": storage.fingerprint([np.asarray(array) for part in parts for array in part]),
+    }
+    directory = RunDirectory(_path(out), settings, resume=resume)
+    if directory.manifest["status"] == "finished" and directory.path is not None:
+        return SweepResult.load(directory.path).with_subject(subject)
+    _describe(directory)
+    setting = Setting("given", name, 0.0)
+    with Progress(quiet=quiet) as progress:
+        outcome = _sweep(
+            setting, [subject], lambda _: parts, cells, options, directory, progress
+        )
+    return _finish(directory, [outcome], started)
+
+
+class _Outcome(NamedTuple):
+    """What came of one setting."""
+
+    table: pd.DataFrame
+    claims: list[Claim]
+    calibration: CalibrationShare | None
+
+
+def _sweep(
+    setting: Setting,
+    subjects: Sequence[Subject],
+    parts_of: Callable[[int], Parts],
+    cells: Sequence[Cell],
+    options: Options,
+    directory: RunDirectory,
+    progress: Progress,
+) -> _Outcome:
+    """Score every cell of every network of one setting, then make its claims."""
+    name = setting.name
+    evaluator = Evaluator(subjects[0], parts_of(0))
+    told = progress.task(f"{name}: compressing and scoring", len(cells) * len(subjects))
+    rows: list[Row] = []
+    networks: list[Network] = []
+    for number, subject in enumerate(subjects):
+        file = f"{name}-{subject.model_seed:03d}"
+        parts = parts_of(number)
+        key = jax.random.fold_in(jax.random.key(options.seed), subject.model_seed)
+        codebooks, scorer = directory.load_codebooks(file), None
+        for chunk, members in chunked(cells, evaluator.num_chunk_cells):
+            found = directory.load_rows(f"{file}-{chunk:04d}", members)
+            if found is None or codebooks is None:
+                if scorer is None:
+                    scorer = _scorer(subject, parts, cells, options, evaluator, codebooks, key)
+                    codebooks = scorer.network.codebooks
+                    directory.save_network(name, file, scorer.network)
+                found = scorer.score(members)
+                directory.save_rows(f"{file}-{chunk:04d}", found)
+            rows += found
+            told(len(rows), len(cells) * len(subjects), "")
+        assert codebooks is not None
+        networks.append(Network(subject, codebooks, jax.random.fold_in(key, _NOISE)))
+        directory.networks[name, subject.model_seed] = networks[-1]
+    table = _table(setting, rows)
+    temperature = table.set_index(["cell", "model_seed"])["temperature"]
+    by_id = {cell.id: cell for cell in cells}
+
+    @cache
+    def losses(cell_id: str) -> CellLosses:
+        return stack_losses(
+            [
+                Scorer(network, parts_of(number), evaluator).losses(
+                    by_id[cell_id], float(temperature[cell_id, network.subject.model_seed])
+                )
+                for number, network in enumerate(networks)
+            ]
+        )
+
+    judged = table[table["kind"] != "sensitivity"]
+    claims = [claim._replace(setting=name) for claim in evaluate_claims(judged, losses)]
+    return _Outcome(table, claims, calibration_share(judged, losses))
+
+
+def _table(setting: Setting, rows: Sequence[Row]) -> pd.DataFrame:
+    """Rows with the setting they belong to and the measured rise of the training loss."""
+    table = pd.DataFrame(rows)
+    originals = table[table["kind"] == "original"].set_index("model_seed")["train_loss"]
+    rise = table["train_loss"] - table["model_seed"].map(originals)
+    place = list(table.columns).index("predicted_rise_nats") + 1
+    table.insert(place, "measured_rise_nats", rise)
+    identity = {
+        "setting": setting.name,
+        "dataset": setting.dataset,
+        "model": setting.model,
+        "label_noise": setting.label_noise,
+    }
+    for place, (column, value) in enumerate(identity.items()):
+        table.insert(place, column, value)
+    return table
+
+
+def _scorer(
+    subject: Subject,
+    parts: Parts,
+    cells: Sequence[Cell],
+    options: Options,
+    evaluator: Evaluator,
+    codebooks: Codebooks | None,
+    key: jax.Array,
+) -> Scorer:
+    """Measure the curvature of one network and solve its codebooks, unless they are given."""
+    curvatures = measure_curvature(
+        subject,
+        parts.train,
+        options.weighting,
+        num_examples=options.curvature_examples,
+        num_probes=options.num_probes,
+        key=jax.random.fold_in(key, _CURVATURE),
+    )
+    if codebooks is None:
+        codebooks = solve_codebooks(
+            subject.weights(),
+            curvatures.importance,
+            cells,
+            num_bins=options.num_bins,
+            num_iterations=options.num_iterations,
+        )
+    network = Network(subject, codebooks, jax.random.fold_in(key, _NOISE))
+    return Scorer(network, parts, evaluator, reference=curvatures.reference)
+
+
+def _train(
+    config: SweepConfig,
+    setting: Setting,
+    data_dir: Path | str | None,
+    download: bool,
+    cache: Path,
+    progress: Progress,
+    directory: RunDirectory,
+) -> tuple[list[Subject], Callable[[int], Parts]]:
+    """Train the networks of a setting (or take them from the cache) and lay out their parts."""
+    started = time.perf_counter()
+    dataset = data.load(setting.dataset, data_dir=data_dir, download=download)
+    drawn = data.draw_parts(
+        dataset,
+        num_models=config.num_models,
+        train_size=config.train_size,
+        selection_size=config.selection_size,
+        replacement=config.replacement,
+        label_noise=setting.label_noise,
+        seed=config.seed,
+    )
+    scale = (
+        data.standardization(dataset.pool_images, dataset.max_value) if config.standardize else None
+    )
+    pool = data.to_inputs(dataset.pool_images, dataset.max_value, scale)
+    selection = Examples(
+        pool[drawn.selection_indices], dataset.pool_labels[drawn.selection_indices]
+    )
+    test = Examples(data.to_inputs(dataset.test_images, dataset.max_value, scale), dataset.test_labels)
+    network = models.build(
+        setting.model,
+        input_shape=pool.shape[1:],
+        num_classes=dataset.num_classes,
+        width=config.width,
+        dropout=config.dropout,
+    )
+    trained = models.train(
+        network,
+        models.TrainingConfig(
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        ),
+        inputs=pool,
+        train_indices=drawn.train_indices,
+        train_labels=drawn.train_labels,
+        selection_inputs=selection.inputs,
+        selection_labels=selection.labels,
+        seed=config.seed,
+        model_ids=tuple(range(config.num_models)),
+        cache_dir=cache,
+        fingerprint_extra={
+            "dataset": dataset.fingerprint,
+            "standardize": config.standardize,
+        },
+        progress=progress.task(f"{setting.name}: training {config.num_models} networks", 1),
+    )
+    times = directory.manifest["times"]
+    times[f"{setting.name} training seconds"] = round(time.perf_counter() - started, 3)
+    subjects = []
+    for number in range(config.num_models):
+        params = jax.tree.map(lambda leaf, n=number: leaf[n], trained.variables)
+        early = jax.tree.map(lambda leaf, n=number: leaf[n], trained.early_stopped)
+        layers = tuple(
+            path for path, leaf in sorted(leaves_by_path(params).items()) if is_weight(leaf)
+        )
+        subjects.append(
+            Subject(
+                network.predict,
+                params,
+                layers,
+                early_stopped=early,
+                last_layer=_last_layer(params, layers, dataset.num_classes),
+                model_seed=number,
+                num_distinct=len(np.unique(drawn.train_indices[number])),
+            )
+        )
+
+    def parts_of(number: int) -> Parts:
+        indices = drawn.train_indices[number]
+        return Parts(Examples(pool[indices], drawn.train_labels[number]), selection, test)
+
+    return subjects, parts_of
+
+
+def _cells(config: SweepConfig, subject: Subject) -> list[Cell]:
+    cells = [
+        grid.ORIGINAL,
+        *grid.compressed_cells(
+            weighting=config.weighting,
+            penalty_form=config.penalty_form,
+            diameter_penalty=config.diameter_penalty,
+            num_clusters=config.num_clusters,
+            baselines=config.baselines,
+        ),
+    ]
+    if config.controls:
+        cells += grid.control_cells(
+            num_clusters=config.num_clusters,
+            has_early_stopping=subject.early_stopped is not None,
+            has_last_layer=subject.last_layer is not None,
+        )
+    return cells
+
+
+def _finish(
+    directory: RunDirectory, outcome: Sequence[_Outcome], started: float
+) -> SweepResult:
+    table = pd.concat([part.table for part in outcome], ignore_index=True)
+    is_sensitivity = table["kind"] == "sensitivity"
+    times = directory.manifest["times"]
+    times["last session seconds"] = round(time.perf_counter() - started, 3)
+    shares = [part.calibration for part in outcome]
+    result = SweepResult(
+        table=table[~is_sensitivity].drop(columns="layer").reset_index(drop=True),
+        claims=[claim for part in outcome for claim in part.claims],
+        calibration=[share.sentence for share in shares if share is not None],
+        manifest=directory.manifest,
+        sensitivity=table[is_sensitivity].reset_index(drop=True),
+        directory=directory.path,
+        _networks=directory.networks,
+    )
+    if directory.path is not None:
+        result.save()
+        directory.manifest["status"] = "finished"
+        directory.save_manifest()
+    return result
+
+
+def _last_layer(params: Params, layers: Sequence[str], num_classes: int) -> str | None:
+    """The last layer whose width is the number of classes; None if there is no such layer."""
+    leaves = leaves_by_path(params)
+    wide = [path for path in leaves if path in layers and leaves[path].shape[-1] == num_classes]
+    return wide[-1] if wide else None
+
+
+def _examples(part: tuple[Any, Any], name: str) -> Examples:
+    inputs, labels = (np.asarray(array) for array in part)
+    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
+        raise TypeError(
+            f"{name} labels must be a vector of integers, got {labels.dtype} {labels.shape}."
+        )
+    if len(inputs) != len(labels) or not len(labels):
+        raise ValueError(
+            f"{name} must hold as many inputs as labels, and at least one: "
+            f"got {len(inputs)} inputs and {len(labels)} labels."
+        )
+    return Examples(inputs, labels.astype(np.int32))
+
+
+def _check_network(
+    predict_fn: PredictFn, params: Params, layers: Sequence[str], parts: Parts
+) -> None:
+    try:
+        hash(predict_fn)
+    except TypeError:
+        raise TypeError(
+            "predict_fn must be hashable: pass a function, not an object with mutable state."
+        ) from None
+    if not layers:
+        raise ValueError(
+            "there is nothing to compress: no floating-point leaf has two axes or more, or "
+            "select names none."
+        )
+    leaves = leaves_by_path(params)
+    for path in layers:
+        bad = int(jnp.sum(~jnp.isfinite(jnp.asarray(leaves[path]))))
+        if bad:
+            raise ValueError(f"{path} holds {bad} weights that are NaN or infinite.")
+    for first, second in ((parts.train, parts.selection), (parts.train, parts.test)):
+        if first.inputs.shape[1:] != second.inputs.shape[1:]:
+            raise ValueError(
+                f"inputs of the three parts must have the same shape, got "
+                f"{first.inputs.shape[1:]} and {second.inputs.shape[1:]}."
+            )
+    logits = jax.eval_shape(predict_fn, params, parts.test.inputs[:2])
+    if getattr(logits, "ndim", 0) != 2 or logits.shape[0] != 2:
+        raise ValueError(
+            f"predict_fn must return logits (batch, classes), got {getattr(logits, 'shape', logits)}"
+            " for a batch of 2."
+        )
+
+
+def _describe(directory: RunDirectory) -> None:
+    directory.manifest["versions"] = {
+        "jaxcomp": jaxcomp.__version__,
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "flax": flax.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+    directory.manifest["device"] = jax.devices()[0].device_kind
+    directory.save_manifest()
+
+
+def _path(out: Path | str | None) -> Path | None:
+    return None if out is None else Path(out)
+
+
+def _default_cache() -> Path:
+    import os
+
+    import platformdirs
+
+    named = os.environ.get("JAXCOMP_CACHE_DIR")
+    return Path(named) if named else Path(platformdirs.user_cache_dir("jaxcomp")) / "networks"

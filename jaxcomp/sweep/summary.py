@@ -1,0 +1,356 @@
+"""The table of a sweep made short: what its pictures and its report both show.
+
+Cells with their numbers for every network, cells strung into curves, choices made on the
+selection sample, and the words that methods go by. Knows nothing of drawing or printing.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from jaxcomp.statistics import model_interval
+from jaxcomp.sweep.claims import Claim
+from jaxcomp.sweep.config import Setting
+
+__all__ = [
+    "BASELINE_NAMES",
+    "CONTROL_NAMES",
+    "CellSummary",
+    "Curve",
+    "Level",
+    "Summary",
+    "best_cell",
+    "cell_means",
+    "claims_of",
+    "criterion_of",
+    "picture_name",
+    "summarize",
+]
+
+BASELINE_NAMES = {
+    "uniform": "uniform grid",
+    "round_to_nearest": "round to nearest",
+    "magnitude_pruning": "magnitude pruning",
+}
+CONTROL_NAMES = {
+    "temperature": "temperature",
+    "last_layer_scaled": "last layer scaled",
+    "weights_clipped": "weights clipped",
+    "early_stopping": "early stopping",
+    "gaussian_noise": "Gaussian noise",
+}
+CRITERIA = ("selection_loss", "selection_loss_tempered")
+
+SETTING_COLUMNS = ("dataset", "model", "label_noise")
+CELL_COLUMNS = (
+    "cell",
+    "kind",
+    "method",
+    "weighting",
+    "penalty_form",
+    "diameter_penalty",
+    "num_clusters",
+    "parameter",
+    "model_seed",
+)
+SHOWN_COLUMNS = (
+    "train_loss",
+    "test_loss",
+    "test_loss_tempered",
+    "generalization_gap",
+    "accuracy",
+    "calibration_error",
+    "ratio_estimated",
+)
+REQUIRED_COLUMNS = (*SETTING_COLUMNS, *CELL_COLUMNS, *SHOWN_COLUMNS, *CRITERIA)
+
+_WEIGHTINGS = ("none", "hutchinson", "fisher")
+# With up to three penalties nothing is left out.
+_MAX_PENALTIES = 3
+
+
+class Level(NamedTuple):
+    """A quantity of one cell over the networks."""
+
+    mean: float
+    """Mean; NaN if any network's value is not finite."""
+    low: float
+    """Lower end of the 95 % t-interval; NaN with fewer than two networks."""
+    high: float
+    """Upper end."""
+    deviation: float
+    """Standard deviation between networks (ddof 1); NaN with fewer than two networks."""
+
+
+@dataclass(frozen=True)
+class CellSummary:
+    """One cell of the sweep and its numbers for every network.
+
+    Attributes:
+        name: id of the cell, as in the table.
+        kind: original, compressed or control.
+        method: what was done to the weights.
+        weighting: of K-means: none, hutchinson, fisher.
+        penalty_form: none, monotone, published, linear.
+        diameter_penalty: its relative strength.
+        num_clusters: K; 0 where it does not apply.
+        parameter: bits, sparsity, scale or quantile; NaN where there is none.
+        values: numeric columns of the table, each one number per network.
+    """
+
+    name: str
+    kind: str
+    method: str
+    weighting: str
+    penalty_form: str
+    diameter_penalty: float
+    num_clusters: int
+    parameter: float
+    values: Mapping[str, Float[np.ndarray, " models"]]
+
+    def mean(self, column: str) -> float:
+        """Mean over networks; NaN if the table lacks the column or a value is not finite.
+
+        A cell is not judged by its better networks alone.
+        """
+        values = self.values.get(column)
+        if values is None or not np.isfinite(values).all():
+            return math.nan
+        return float(values.mean())
+
+    def level(self, column: str) -> Level:
+        """Mean, interval and spread over networks."""
+        mean = self.mean(column)
+        if math.isnan(mean) or len(self.values[column]) < 2:
+            return Level(mean, math.nan, math.nan, math.nan)
+        values = self.values[column]
+        interval = model_interval(values)
+        return Level(interval.estimate, interval.low, interval.high, float(values.std(ddof=1)))
+
+    @property
+    def ratio(self) -> float:
+        """Mean of the estimated compression ratio."""
+        return self.mean("ratio_estimated")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """K-means cells that differ in K only, sorted by ratio.
+
+    Attributes:
+        weighting: none, hutchinson or fisher.
+        penalty_form: none, monotone, published or linear.
+        diameter_penalty: relative strength; 0 without a penalty.
+        cells: one for every K.
+    """
+
+    weighting: str
+    penalty_form: str
+    diameter_penalty: float
+    cells: tuple[CellSummary, ...]
+
+    @property
+    def key(self) -> tuple[str, str, float]:
+        """What all of its cells have in common."""
+        return self.weighting, self.penalty_form, self.diameter_penalty
+
+    @property
+    def is_penalised(self) -> bool:
+        """Whether there is a diameter penalty."""
+        return self.diameter_penalty > 0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One setting (dataset, model, label noise) of a sweep.
+
+    Attributes:
+        name: short and safe in a file name.
+        description: what was trained, in a few words, e.g.
+            `mnist, mlp: 20 networks, 30 % label noise`.
+        num_models: networks.
+        columns: of the table.
+        original: the cell of the uncompressed networks.
+        cells: all cells, in the table's order.
+    """
+
+    name: str
+    description: str
+    num_models: int
+    columns: frozenset[str]
+    original: CellSummary
+    cells: tuple[CellSummary, ...]
+
+    def of(self, kind: str, method: str | None = None) -> list[CellSummary]:
+        """Cells of one kind (and method), sorted by ratio."""
+        found = [c for c in self.cells if c.kind == kind and method in (None, c.method)]
+        return sorted(found, key=lambda cell: cell.ratio)
+
+    @cached_property
+    def curves(self) -> list[Curve]:
+        """All K-means curves: by weighting, those without a penalty first, then by strength."""
+        cells = self.of("compressed", "kmeans")
+        forms = list(dict.fromkeys(["none", *(cell.penalty_form for cell in cells)]))
+        weightings = list(dict.fromkeys([*_WEIGHTINGS, *(cell.weighting for cell in cells)]))
+        groups: dict[tuple[str, str, float], list[CellSummary]] = {}
+        for cell in cells:
+            key = (cell.weighting, cell.penalty_form, cell.diameter_penalty)
+            groups.setdefault(key, []).append(cell)
+        curves = [Curve(*key, tuple(members)) for key, members in groups.items()]
+        return sorted(
+            curves,
+            key=lambda curve: (
+                weightings.index(curve.weighting),
+                forms.index(curve.penalty_form),
+                curve.diameter_penalty,
+            ),
+        )
+
+    def main_curves(self, keep_cells: Collection[str] = ()) -> list[Curve]:
+        """Curves without the penalties that are too many to tell apart.
+
+        For every weighting and form of penalty the smallest, the largest, those best on the
+        selection sample (raw and tempered) and those of the cells to keep stay; of three or
+        fewer, all do.
+        """
+        return [curve for curve in self.curves if self._is_main(curve, keep_cells)]
+
+    def plain_curve(self) -> Curve | None:
+        """The first curve without a penalty: unweighted K-means, if that is in the sweep."""
+        return next((curve for curve in self.curves if not curve.is_penalised), None)
+
+    @property
+    def has_several_forms(self) -> bool:
+        """Whether penalties of several forms are in the sweep, so that they need naming."""
+        return len({curve.penalty_form for curve in self.curves if curve.is_penalised}) > 1
+
+    def _is_main(self, curve: Curve, keep_cells: Collection[str]) -> bool:
+        family = [c for c in self.curves if c.key[:2] == curve.key[:2]]
+        if len(family) <= _MAX_PENALTIES or curve in (family[0], family[-1]):
+            return True
+        cells = [cell for member in family for cell in member.cells]
+        wanted = {best.name for criterion in CRITERIA if (best := best_cell(cells, criterion))}
+        return any(cell.name in wanted or cell.name in keep_cells for cell in curve.cells)
+
+
+def summarize(table: pd.DataFrame) -> list[Summary]:
+    """Return every setting of a table, in its order.
+
+    Rows of kind `sensitivity` (one layer at a time) belong to another table and are left out.
+
+    Args:
+        table: as `SweepResult.table`.
+
+    Raises:
+        ValueError: if it lacks a column or the rows of the originals.
+    """
+    missing = [name for name in REQUIRED_COLUMNS if name not in table.columns]
+    if missing:
+        raise ValueError(f"the table lacks the columns {missing}: pass the table of a SweepResult.")
+    columns: dict[str, Any] = {str(name): table[name].to_numpy() for name in table.columns}
+    rows: dict[tuple[str, str, float], list[int]] = {}
+    for row in np.flatnonzero(columns["kind"] != "sensitivity").tolist():
+        dataset, model, noise = (columns[name][row] for name in SETTING_COLUMNS)
+        rows.setdefault((str(dataset), str(model), float(noise)), []).append(row)
+    if not rows:
+        raise ValueError("the table has no rows of the original networks: pass all of its rows.")
+    return [
+        _summarize_setting(Setting(*key), {name: v[members] for name, v in columns.items()})
+        for key, members in rows.items()
+    ]
+
+
+def cell_means(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean over networks of every numeric column, one row per cell, in the table's order.
+
+    A NaN of one network makes the mean NaN: a cell is not judged by its better networks alone.
+    """
+    numeric = list(table.select_dtypes(["number", "bool"]).columns)
+    cells: Any = table.groupby("cell", sort=False)
+    means = cells[numeric].mean(skipna=False)
+    texts = cells[[c for c in table.columns if c not in numeric and c != "cell"]].first()
+    return pd.concat([texts, means], axis=1).reset_index()[list(table.columns)]
+
+
+def best_cell(cells: Iterable[CellSummary], criterion: str) -> CellSummary | None:
+    """Return the cell with the lowest mean `criterion`; None if no cell has a finite one."""
+    usable = [cell for cell in cells if not math.isnan(cell.mean(criterion))]
+    return min(usable, key=lambda cell: cell.mean(criterion), default=None)
+
+
+def criterion_of(column: str) -> str:
+    """The quantity of the selection sample by which a choice is made for a column shown."""
+    return "selection_loss_tempered" if column.endswith("_tempered") else "selection_loss"
+
+
+def claims_of(claims: Sequence[Claim] | None, name: str, num_settings: int) -> list[Claim]:
+    """The claims about one setting; with one setting in all, every claim is about it."""
+    return [c for c in claims or () if num_settings == 1 or c.setting == name]
+
+
+def picture_name(stem: str, name: str, num_settings: int) -> str:
+    """File name of a picture without suffix; the setting's name is in it if there are several."""
+    return stem if num_settings == 1 else f"{stem}-{name}"
+
+
+def _summarize_setting(setting: Setting, columns: Mapping[str, np.ndarray]) -> Summary:
+    numeric = [
+        name
+        for name, values in columns.items()
+        if values.dtype.kind in "fiub" and name not in (*SETTING_COLUMNS, *CELL_COLUMNS)
+    ]
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(columns["cell"].tolist()):
+        rows.setdefault(str(name), []).append(row)
+    cells: list[CellSummary] = []
+    for name, members in rows.items():
+        first = {column: columns[column][members[0]] for column in CELL_COLUMNS}
+        cells.append(
+            CellSummary(
+                name=name,
+                kind=str(first["kind"]),
+                method=str(first["method"]),
+                weighting=str(first["weighting"]),
+                penalty_form=str(first["penalty_form"]),
+                diameter_penalty=float(first["diameter_penalty"]),
+                num_clusters=int(first["num_clusters"]),
+                parameter=float(first["parameter"]),
+                values={column: columns[column][members].astype(float) for column in numeric},
+            )
+        )
+    original = next((cell for cell in cells if cell.kind == "original"), None)
+    if original is None:
+        raise ValueError(
+            f"the table has no rows of the original networks of {setting.name}: pass all rows."
+        )
+    num_models = len(set(columns["model_seed"].tolist()))
+    return Summary(
+        name=str(columns["setting"][0]) if "setting" in columns else setting.name,
+        description=_describe(setting, num_models),
+        num_models=num_models,
+        columns=frozenset(columns),
+        original=original,
+        cells=tuple(cells),
+    )
+
+
+def _describe(setting: Setting, num_models: int) -> str:
+    networks = "1 network" if num_models == 1 else f"{num_models} networks"
+    # A network that was trained elsewhere comes with no name of its data.
+    if setting.dataset == "given":
+        return f"{setting.model}: {networks}, trained elsewhere"
+    noise = setting.label_noise
+    labels = f"{100 * noise:g} % label noise" if noise > 0 else "clean labels"
+    return f"{setting.dataset}, {setting.model}: {networks}, {labels}"
+
+
+def curves_by_weighting(curves: Sequence[Curve]) -> Iterator[tuple[str, list[Curve]]]:
+    """Yield each weighting with its curves, in the order given."""
+    for weighting in dict.fromkeys(curve.weighting for curve in curves):
+        yield weighting, [curve for curve in curves if curve.weighting == weighting]

@@ -1,0 +1,80 @@
+"""Problems and slow, plain float64 versions of what the quantizers do, shared by their tests."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+
+
+def heavy_tailed(num_points: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Student-t weights (3 degrees of freedom) with Gamma importances, float32."""
+    rng = np.random.default_rng(seed)
+    points = 0.05 * rng.standard_t(3, num_points)
+    importance = rng.gamma(0.5, size=num_points) + 1e-6
+    return points.astype(np.float32), importance.astype(np.float32)
+
+
+def nearest(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """Index of the nearest centroid in float64, ties to the lowest index."""
+    gaps = np.abs(points.astype(np.float64)[:, None] - centroids.astype(np.float64)[None, :])
+    return np.argmin(gaps, axis=1)
+
+
+def distortion(points: np.ndarray, importance: np.ndarray, centroids: np.ndarray) -> float:
+    """Weighted squared distance to the nearest centroid, without an N x K matrix."""
+    points, centroids = points.astype(np.float64), np.unique(centroids.astype(np.float64))
+    index = np.searchsorted((centroids[1:] + centroids[:-1]) / 2, points, side="left")
+    return float(np.sum(importance.astype(np.float64) * (points - centroids[index]) ** 2))
+
+
+def quantile_start(points: np.ndarray, num_clusters: int) -> np.ndarray:
+    """Sorted points number floor((k + 1/2) N / K)."""
+    order = (2 * np.arange(num_clusters) + 1) * len(points) // (2 * num_clusters)
+    return np.sort(points)[order].astype(np.float64)
+
+
+def penalty_term(diameter: float, beta: float, form: str) -> float:
+    return {"none": 0.0, "linear": 0.5 * beta * diameter}.get(form, beta * diameter**2)
+
+
+def objective(
+    points: np.ndarray, importance: np.ndarray, centroids: np.ndarray, beta: float, form: str
+) -> float:
+    """Distortion plus penalty on the diameter of the centroids that serve any mass."""
+    index = nearest(points, centroids)
+    served = centroids.astype(np.float64)[np.unique(index[importance > 0])]
+    diameter = served.max() - served.min()
+    return distortion(points, importance, centroids) + penalty_term(diameter, beta, form)
+
+
+def naive_lloyd(
+    points: np.ndarray, importance: np.ndarray, centroids: np.ndarray, num_iterations: int
+) -> np.ndarray:
+    """Textbook weighted K-means in float64; a cluster without mass keeps its centre."""
+    points, importance = points.astype(np.float64), importance.astype(np.float64)
+    centroids = np.sort(centroids.astype(np.float64))
+    for _ in range(num_iterations):
+        index = nearest(points, centroids)
+        for k in range(len(centroids)):
+            mass = importance[index == k].sum()
+            if mass > 0:
+                centroids[k] = np.sum((importance * points)[index == k]) / mass
+        centroids = np.sort(centroids)
+    return centroids
+
+
+@contextmanager
+def count_compilations() -> Iterator[Callable[[], int]]:
+    """Count the programs XLA compiles inside the block."""
+    seen: list[str] = []
+
+    def listen(event: str, duration: float, **_: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield lambda: len(seen)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)

@@ -1,0 +1,237 @@
+"""The driver over batches: the split must not matter, and the errors must be the full data's."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from jaxcomp.curvature import (
+    DiagonalEstimate,
+    fisher_diagonal,
+    hutchinson_diagonal,
+    over_batches,
+)
+
+pytestmark = pytest.mark.usefixtures("strict_promotion")
+
+RAGGED = [8, 8, 8, 8, 3]
+EVEN = [7, 7, 7, 7, 7]  # one compilation instead of two, where raggedness is not the point
+NUM_EXAMPLES = sum(RAGGED)
+
+
+def loss_fn(params, batch):
+    """Squared error of `v^T tanh(W x)`; the integer leaf takes no part."""
+    inputs, targets = batch
+    hidden = jnp.tanh(inputs @ params["w"].astype(inputs.dtype))
+    return jnp.mean(jnp.square(hidden @ params["v"] - targets))
+
+
+def make_params(dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    return {
+        "w": jnp.asarray(rng.normal(size=(3, 4)), dtype),
+        "v": jnp.asarray(rng.normal(size=4), jnp.float32),
+        "codes": jnp.arange(2),
+    }
+
+
+def make_data():
+    rng = np.random.default_rng(1)
+    inputs = rng.normal(size=(NUM_EXAMPLES, 3)).astype(np.float32)
+    # The last examples are larger: a mean of batch means would be visibly off.
+    inputs[-3:] *= 2
+    return inputs, rng.normal(size=NUM_EXAMPLES).astype(np.float32)
+
+
+def split(sizes, data=None):
+    data = make_data() if data is None else data
+    return [
+        jax.tree.map(lambda x, stop=stop, size=size: x[stop - size : stop], data)
+        for stop, size in zip(np.cumsum(sizes), sizes, strict=True)
+    ]
+
+
+class Loader:
+    """Batches from a generator, anew at each pass, counting passes."""
+
+    def __init__(self, batches):
+        self.batches = batches
+        self.num_passes = 0
+
+    def __iter__(self):
+        self.num_passes += 1
+        yield from self.batches
+
+
+def hutchinson(num_probes=10, params=None, seed=0):
+    params = make_params() if params is None else params
+    return partial(
+        hutchinson_diagonal, loss_fn, params, key=jax.random.key(seed), num_probes=num_probes
+    )
+
+
+def assert_trees_close(actual, expected, relative=1e-5):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=relative, atol=relative * np.abs(b).max())
+
+
+@pytest.mark.parametrize("kernel", [hutchinson(), partial(fisher_diagonal, loss_fn, make_params())])
+@pytest.mark.parametrize("sizes", [[NUM_EXAMPLES], RAGGED, [3, 8, 8, 8, 8]])
+def test_split_into_batches_does_not_matter(kernel, sizes):
+    assert_trees_close(over_batches(kernel, split(sizes)), kernel(make_data()))
+
+
+@pytest.mark.parametrize(("probes_per_chunk", "num_passes"), [(1, 10), (4, 3), (100, 1)])
+def test_chunks_of_probes_do_not_matter_and_each_passes_once(probes_per_chunk, num_passes):
+    loader = Loader(split(EVEN))
+    estimate = over_batches(hutchinson(), loader, probes_per_chunk=probes_per_chunk)
+    assert_trees_close(estimate, hutchinson()(make_data()))
+    assert loader.num_passes == num_passes
+
+
+def test_exact_estimator_passes_once():
+    loader = Loader(split(RAGGED))
+    estimate = over_batches(partial(fisher_diagonal, loss_fn, make_params()), loader)
+    assert loader.num_passes == 1
+    assert all(np.all(np.asarray(x) == 0) for x in jax.tree.leaves(estimate.standard_error))
+
+
+def test_standard_error_is_that_of_the_full_data_estimate():
+    params, data = make_params(), make_data()
+    flat, unravel = ravel_pytree([params["w"], params["v"]])
+
+    def full_loss(flat):
+        w, v = unravel(flat)
+        return loss_fn({"w": w, "v": v}, data)
+
+    hessian = np.asarray(jax.jit(jax.hessian(full_loss))(flat), np.float64)
+    variance = np.sum(hessian**2, axis=1) - np.diag(hessian) ** 2
+    num_probes = 512
+
+    mean, error = over_batches(hutchinson(num_probes), split(EVEN), probes_per_chunk=64)
+
+    error = np.concatenate([np.ravel(error["w"]), np.ravel(error["v"])])
+    mean = np.concatenate([np.ravel(mean["w"]), np.ravel(mean["v"])])
+    # Estimated standard deviations of 512 bounded samples: about 3 % each.
+    np.testing.assert_allclose(error, np.sqrt(variance / num_probes), rtol=0.15)
+    assert np.all(np.abs(mean - np.diag(hessian)) <= 5 * error)
+
+
+def test_any_callable_gives_the_same_mean_and_an_upper_bound_of_the_error():
+    exact = over_batches(hutchinson(), split(RAGGED))
+    kernel = hutchinson()
+    estimate = over_batches(lambda batch: kernel(batch), split(RAGGED))
+    assert_trees_close(estimate.mean, exact.mean)
+    for bound, error in zip(estimate.standard_error.values(), exact[1].values(), strict=True):
+        assert np.all(np.asarray(bound) >= np.asarray(error) * (1 - 1e-5))
+
+
+def test_any_callable_is_weighted_by_examples():
+    def kernel(batch):
+        return DiagonalEstimate({"w": jnp.mean(batch)}, {"w": jnp.float32(batch.size)})
+
+    estimate = over_batches(kernel, [jnp.asarray([1.0, 2.0, 3.0]), jnp.asarray([8.0])])
+    np.testing.assert_allclose(estimate.mean["w"], 3.5)
+    np.testing.assert_allclose(estimate.standard_error["w"], (3 * 3 + 1 * 1) / 4)
+
+
+def test_half_precision_weights_are_summed_in_float32():
+    kernel = hutchinson(params=make_params(jnp.bfloat16))
+    estimate = over_batches(kernel, split(EVEN))
+    assert estimate.mean["w"].dtype == estimate.mean["codes"].dtype == np.float32
+    # Each product is rounded to bfloat16 once per batch.
+    assert_trees_close(estimate, kernel(make_data()), relative=2.0**-7)
+
+
+@pytest.mark.usefixtures("x64")
+def test_double_precision_is_kept():
+    data = jax.tree.map(lambda x: x.astype(np.float64), make_data())
+    params = {"w": make_params(np.float64)["w"], "v": jnp.ones(4, np.float64)}
+    kernel = hutchinson(params=params)
+    assert_trees_close(over_batches(kernel, split(EVEN, data)), kernel(data), relative=1e-13)
+
+
+def test_thousands_of_batches_add_no_rounding_error():
+    features = np.random.default_rng(2).uniform(1000, 1001, size=(3000, 1)).astype(np.float32)
+
+    def quadratic(w, batch):
+        return 0.5 * jnp.mean(batch) * w * w
+
+    kernel = partial(
+        hutchinson_diagonal, quadratic, jnp.float32(1), key=jax.random.key(0), num_probes=2
+    )
+    estimate = over_batches(kernel, list(features))
+    # Half a unit in the last place or so; a plain float32 sum is off by 1e-6 to 1e-5.
+    np.testing.assert_allclose(estimate.mean, features.mean(dtype=np.float64), rtol=2e-7)
+
+
+def test_ragged_split_compiles_twice_and_a_second_call_not_at_all():
+    num_traces = 0
+
+    def counted_loss(params, batch):
+        nonlocal num_traces
+        num_traces += 1
+        return loss_fn(params, batch)
+
+    for seed in (0, 1):
+        kernel = partial(
+            hutchinson_diagonal,
+            counted_loss,
+            make_params(),
+            key=jax.random.key(seed),
+            num_probes=10,
+        )
+        over_batches(kernel, split(RAGGED), probes_per_chunk=4)
+        assert num_traces == 2
+
+
+def test_one_shot_iterators_are_refused():
+    batches = (batch for batch in split(RAGGED))
+    with pytest.raises(TypeError, match="a generator is used up by its first pass and every chunk"):
+        over_batches(hutchinson(), batches)
+
+
+def test_loader_that_is_used_up_is_noticed():
+    class Once(Loader):
+        def __iter__(self):
+            return self.generator
+
+    once = Once([])
+    once.generator = iter(split(RAGGED))
+    with pytest.raises(ValueError, match="gave 35 examples on one pass and 0 on the next"):
+        over_batches(hutchinson(), once)
+
+
+@pytest.mark.parametrize("kernel", [hutchinson(), lambda batch: hutchinson()(batch)])
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], "batches is empty; pass at least one batch"),
+        (
+            [(jnp.ones((4, 3)), jnp.ones(5))],
+            r"leaves of batches\[0\] must share .* got batches\[0\]\[0\]: 4, .*\[1\]: 5",
+        ),
+        ([make_data(), (jnp.ones((0, 3)), jnp.ones(0))], r"batches\[1\] has no examples"),
+        ([(np.full((4, 3), np.nan), np.ones(4))], r"curvature.mean\['v'\] has 4 NaN or infinite"),
+    ],
+)
+def test_bad_batches_are_named(kernel, batches, message):
+    with pytest.raises(ValueError, match=message):
+        over_batches(kernel, batches)
+
+
+def test_arguments_are_checked():
+    with pytest.raises(TypeError, match="batches must be an iterable of batches, got int"):
+        over_batches(hutchinson(), 3)
+    with pytest.raises(TypeError, match=r"kernel must be a function from a batch .* got str"):
+        over_batches("hutchinson", split(RAGGED))
+    with pytest.raises(TypeError, match=r"must return a DiagonalEstimate.* got tuple"):
+        over_batches(lambda batch: (1, 2), split(RAGGED))
+    with pytest.raises(ValueError, match="probes_per_chunk must be an integer of at least 1"):
+        over_batches(hutchinson(), split(RAGGED), probes_per_chunk=0)
+    with pytest.raises(ValueError, match="num_probes must be an integer of at least 2, got 1"):
+        over_batches(hutchinson(num_probes=1), split(RAGGED))

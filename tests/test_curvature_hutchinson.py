@@ -1,0 +1,303 @@
+"""Hutchinson's diagonal against dense Hessians, closed forms, and its own standard errors."""
+
+import functools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+from jax.tree_util import Partial
+
+from jaxcomp.curvature import check_finite, hutchinson_diagonal
+
+pytestmark = pytest.mark.usefixtures("strict_promotion")
+
+
+def network_loss(activation, params, batch):
+    """Mean softmax cross-entropy of a 3-4-2 network, computed in the dtype of the weights."""
+    inputs, labels = batch
+    inputs = inputs.astype(params["in"]["kernel"].dtype)
+    bias_in, bias_out = params["in"]["bias"].reshape(1, -1), params["out"].reshape(1, -1)
+    hidden = activation(inputs @ params["in"]["kernel"] + bias_in)
+    logits = hidden @ params["head"] + bias_out
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels.reshape(-1, 1), axis=1)
+    return -jnp.mean(chosen)
+
+
+def tanh_loss(params, batch):
+    return network_loss(jnp.tanh, params, batch)
+
+
+def relu_loss(params, batch):
+    return network_loss(jax.nn.relu, params, batch)
+
+
+def make_params(seed=0, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    return {
+        "in": {
+            "kernel": jnp.asarray(rng.normal(size=(3, 4)), dtype),
+            "bias": jnp.asarray(rng.normal(size=4), dtype),
+        },
+        "head": jnp.asarray(rng.normal(size=(4, 2)), dtype),
+        "out": jnp.asarray(rng.normal(size=2), dtype),
+    }
+
+
+def make_batch(dtype=np.float32, num_examples=20):
+    rng = np.random.default_rng(100)
+    inputs = jnp.asarray(rng.normal(size=(num_examples, 3)), dtype)
+    return inputs, jnp.asarray(rng.integers(0, 2, size=num_examples), jnp.int32)
+
+
+def dense_hessian(loss_fn, params, batch):
+    flat, unravel = ravel_pytree(params)
+    return np.asarray(jax.jit(jax.hessian(lambda w: loss_fn(unravel(w), batch)))(flat))
+
+
+def flatten(tree, leading=0):
+    leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(tree)]
+    return np.concatenate([x.reshape((*x.shape[:leading], -1)) for x in leaves], axis=-1)
+
+
+def quadratic_loss(params, batch):
+    """`1/2 w^T H w`, its Hessian given as the batch."""
+    return 0.5 * params @ (batch @ params)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("loss_fn", [tanh_loss, relu_loss])
+def test_dense_hessian_lies_within_the_standard_errors(request, loss_fn, dtype):
+    if dtype == "float64":
+        request.getfixturevalue("x64")
+    params, batch = make_params(dtype=dtype), make_batch(dtype)
+    exact = np.diag(dense_hessian(loss_fn, params, batch))
+
+    estimate = jax.vmap(
+        lambda key: hutchinson_diagonal(loss_fn, params, batch, key, num_probes=256)
+    )(jax.random.split(jax.random.key(1), 10))
+
+    assert {x.dtype for x in jax.tree.leaves(estimate)} == {np.dtype(dtype)}
+    error = flatten(estimate.mean, 1) - exact
+    # Dead ReLU units have neither curvature nor noise; the rest must match their own errors.
+    slack = 1e-5 * np.abs(exact).max()
+    assert np.all(np.abs(error) <= 5 * flatten(estimate.standard_error, 1) + slack)
+    is_noisy = flatten(estimate.standard_error, 1) > slack
+    z = (error / np.where(is_noisy, flatten(estimate.standard_error, 1), 1.0))[is_noisy]
+    assert z.size > 150
+    # 10 runs x 26 entries that share probes: the variance of z is known to about 20 %.
+    assert 0.6 < np.mean(z**2) < 1.5
+    assert abs(np.mean(z)) < 0.3
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_weights_give_float32_estimates(dtype):
+    params, batch = make_params(dtype=dtype), make_batch()
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    hessian = dense_hessian(tanh_loss, wide, batch)
+
+    estimate = hutchinson_diagonal(tanh_loss, params, batch, jax.random.key(2), num_probes=256)
+
+    assert {x.dtype for x in jax.tree.leaves(estimate)} == {np.dtype(np.float32)}
+    # A product is a sum of row entries through about ten operations, each rounded to the dtype.
+    rounding = 10 * float(jnp.finfo(dtype).eps) * np.abs(hessian).sum(axis=1)
+    error = np.abs(flatten(estimate.mean) - np.diag(hessian))
+    assert np.all(error <= 5 * flatten(estimate.standard_error) + rounding)
+
+
+def test_standard_error_is_that_of_the_variance_formula():
+    rng = np.random.default_rng(3)
+    half = rng.normal(size=(5, 5))
+    hessian = jnp.asarray(half + half.T, jnp.float32)
+    num_probes = 4096
+
+    estimate = hutchinson_diagonal(
+        quadratic_loss, jnp.ones(5), hessian, jax.random.key(4), num_probes=num_probes
+    )
+
+    variance = np.sum(np.square(hessian), axis=1) - np.square(np.diag(hessian))
+    # An estimated variance of a bounded variable: about sqrt(2 / 4096) = 2 % each, five of them.
+    np.testing.assert_allclose(np.square(estimate.standard_error) * num_probes, variance, rtol=0.1)
+    error = np.abs(np.asarray(estimate.mean) - np.diag(hessian))
+    assert np.all(error <= 5 * np.asarray(estimate.standard_error))
+
+
+def test_diagonal_hessian_is_exact_without_error():
+    curvature = {"a": jnp.asarray([0.5, -2.0, 3.0]), "b": jnp.float32(0.25)}
+    params = jax.tree.map(jnp.ones_like, curvature)
+
+    def loss_fn(params, batch):
+        terms = jax.tree.map(lambda w, h: jnp.sum(0.5 * h * w * w), params, batch)
+        return terms["a"] + terms["b"]
+
+    estimate = hutchinson_diagonal(loss_fn, params, curvature, jax.random.key(5), num_probes=7)
+
+    np.testing.assert_array_equal(flatten(estimate.mean), flatten(curvature))
+    np.testing.assert_array_equal(flatten(estimate.standard_error), np.zeros(4))
+
+
+def test_leaves_of_equal_shape_get_independent_probes():
+    params = {"a": jnp.zeros(3), "b": jnp.zeros(3)}
+
+    def loss_fn(params, batch):
+        return 0.5 * jnp.square(jnp.sum(params["a"]) + jnp.sum(params["b"]))
+
+    estimate = hutchinson_diagonal(loss_fn, params, None, jax.random.key(6), num_probes=256)
+
+    # Every entry of H is 1: a probe shared by the leaves would estimate 2.
+    error = np.abs(flatten(estimate.mean) - 1.0)
+    assert np.all(error <= 5 * flatten(estimate.standard_error))
+
+
+def test_leaves_that_are_not_floating_are_passed_over():
+    params = {"w": jnp.asarray([1.0, 2.0]), "step": jnp.arange(3), "key": jax.random.key(0)}
+
+    def loss_fn(params, batch):
+        return jnp.sum(batch * jnp.square(params["w"])) * params["step"][2].astype(jnp.float32)
+
+    estimate = hutchinson_diagonal(
+        loss_fn, params, jnp.asarray([1.0, 3.0]), jax.random.key(7), num_probes=2
+    )
+
+    np.testing.assert_allclose(estimate.mean["w"], [4.0, 12.0])
+    for tree in estimate:
+        assert tree["step"].dtype == tree["key"].dtype == np.float32
+        np.testing.assert_array_equal(tree["step"], np.zeros(3))
+        np.testing.assert_array_equal(tree["key"], 0.0)
+
+
+def test_empty_leaf_is_kept():
+    params = {"w": jnp.ones(2), "none": jnp.zeros((0, 4))}
+    estimate = hutchinson_diagonal(
+        lambda p, b: jnp.sum(jnp.square(p["w"])) + jnp.sum(p["none"]),
+        params,
+        None,
+        jax.random.key(8),
+        num_probes=2,
+    )
+    assert estimate.mean["none"].shape == (0, 4)
+
+
+def test_jit_is_eager():
+    hessian = jnp.asarray([[2.0, 1.0, 0.5], [1.0, 3.0, -1.0], [0.5, -1.0, 1.0]])
+    arguments = quadratic_loss, jnp.ones(3), hessian, jax.random.key(9)
+    jitted = hutchinson_diagonal(*arguments, num_probes=3)
+    with jax.disable_jit():
+        eager = hutchinson_diagonal(*arguments, num_probes=3)
+    np.testing.assert_allclose(flatten(eager), flatten(jitted), rtol=1e-6)
+
+
+def test_vmap_is_a_loop_over_models_and_keys():
+    batch, keys = make_batch(), jax.random.split(jax.random.key(9), 2)
+    models = [make_params(0), make_params(1)]
+    kernel = partial(hutchinson_diagonal, tanh_loss, num_probes=4)
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *models)
+    mapped = jax.vmap(lambda params, key: kernel(params, batch, key))(stacked, keys)
+    for i in range(2):
+        one = kernel(models[i], batch, keys[i])
+        np.testing.assert_allclose(flatten(mapped, 1)[i], flatten(one), rtol=1e-4, atol=1e-5)
+
+
+def test_key_decides_the_result():
+    params, batch = make_params(), make_batch()
+    first, again, other = (
+        hutchinson_diagonal(tanh_loss, params, batch, jax.random.key(seed), num_probes=4)
+        for seed in (10, 10, 11)
+    )
+    np.testing.assert_array_equal(flatten(first), flatten(again))
+    assert not np.array_equal(flatten(first), flatten(other))
+
+
+def test_second_call_and_fresh_partial_compile_nothing():
+    num_traces = 0
+
+    def loss_fn(scale, params, batch):
+        nonlocal num_traces
+        num_traces += 1
+        return scale * tanh_loss(params, batch)
+
+    batch = make_batch()
+    results = [
+        hutchinson_diagonal(
+            Partial(loss_fn, jnp.float32(scale)),
+            make_params(seed),
+            batch,
+            jax.random.key(seed),
+            num_probes=4,
+        )
+        for seed, scale in [(0, 1.0), (0, 2.0), (1, 3.0)]
+    ]
+
+    assert num_traces == 1
+    np.testing.assert_allclose(flatten(results[1]), 2 * flatten(results[0]), rtol=1e-5)
+
+
+def test_values_that_are_not_finite_are_named_at_the_boundary():
+    params = {"good": jnp.ones(2), "bad": jnp.ones(3)}
+
+    def loss_fn(params, batch):
+        return jnp.sum(jnp.square(params["good"])) + jnp.sum(batch * jnp.square(params["bad"]))
+
+    estimate = hutchinson_diagonal(
+        loss_fn, params, jnp.asarray([1.0, jnp.nan, 1.0]), jax.random.key(12), num_probes=2
+    )
+    np.testing.assert_array_equal(np.isnan(estimate.mean["bad"]), [False, True, False])
+    with pytest.raises(ValueError, match=r"curvature.mean\['bad'\] has 1 NaN or infinite .* of 3"):
+        check_finite(estimate)
+    assert check_finite(estimate.mean["good"]) is estimate.mean["good"]
+
+
+@pytest.mark.parametrize("num_probes", [1, 0, 2.5, True, "64"])
+def test_number_of_probes_is_checked(num_probes):
+    with pytest.raises(ValueError, match="num_probes must be an integer of at least 2, got"):
+        hutchinson_diagonal(
+            tanh_loss, make_params(), make_batch(), jax.random.key(0), num_probes=num_probes
+        )
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "message"),
+    [
+        (lambda p, b: p, r"returned an array of shape \(3,\); average it"),
+        (lambda p, b: (jnp.sum(p), {}), "returned a tuple; return the loss alone"),
+        (lambda p, b: jnp.int32(3), "returned int32; count losses as floating numbers"),
+    ],
+)
+def test_loss_must_be_one_floating_scalar(loss_fn, message):
+    with pytest.raises(ValueError, match=message):
+        hutchinson_diagonal(loss_fn, jnp.ones(3), None, jax.random.key(0), num_probes=2)
+
+
+class Unhashable:
+    __hash__ = None  # type: ignore[assignment]
+
+    def __call__(self, params, batch):
+        return jnp.sum(params)
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "message"),
+    [
+        (Unhashable(), "must be hashable, .* but Unhashable is not; pass a function"),
+        (Partial(Unhashable()), "must be hashable, .* but Unhashable is not; pass a function"),
+        (3.0, r"must be a function \(params, batch\) -> scalar, got float"),
+    ],
+)
+def test_loss_must_be_a_hashable_function(loss_fn, message):
+    with pytest.raises(TypeError, match=message):
+        hutchinson_diagonal(loss_fn, jnp.ones(3), None, jax.random.key(0), num_probes=2)
+
+
+def test_functools_partial_is_a_static_loss():
+    loss_fn = functools.partial(lambda scale, params, batch: scale * jnp.sum(params**2), 1.5)
+    estimate = hutchinson_diagonal(loss_fn, jnp.ones(2), None, jax.random.key(0), num_probes=2)
+    np.testing.assert_array_equal(estimate.mean, [3.0, 3.0])
+
+
+def test_complex_weights_are_refused():
+    with pytest.raises(TypeError, match=r"params\['w'\] is complex64, but curvature is defined"):
+        hutchinson_diagonal(
+            tanh_loss, {"w": jnp.ones(2, jnp.complex64)}, None, jax.random.key(0), num_probes=2
+        )

@@ -1,0 +1,133 @@
+"""The policy for negative and vanishing curvature, against NumPy and by its invariants."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcomp.curvature import CurvaturePolicy, DiagonalEstimate, LeafReport
+
+pytestmark = pytest.mark.usefixtures("strict_promotion")
+
+
+def noisy_diagonal(seed=0, shape=(40, 5), mean=1.0):
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(size=shape)
+    return jnp.asarray(mean + 3.0 * (noise - noise.mean()), jnp.float32)
+
+
+def numbers(report):
+    return tuple(np.asarray(x).item() for x in report)
+
+
+def test_entries_below_the_floor_are_raised_to_it_and_counted():
+    diagonal = {"noisy": noisy_diagonal(), "fine": jnp.asarray([1.0, 2.0, 3.0])}
+
+    importance, report = CurvaturePolicy(relative_floor=0.1).apply(diagonal)
+
+    h = np.asarray(diagonal["noisy"], np.float64)
+    np.testing.assert_allclose(importance["noisy"], np.maximum(h, 0.1 * h.mean()), rtol=1e-5)
+    assert importance["noisy"].shape == (40, 5)
+    expected = (200, int(np.sum(h < 0.1 * h.mean())), int(np.sum(h < 0)), False)
+    assert numbers(report["noisy"]) == expected
+    assert expected[1] > expected[2] > 0
+    np.testing.assert_array_equal(importance["fine"], diagonal["fine"])
+    assert numbers(report["fine"]) == (3, 0, 0, False)
+
+
+def test_mean_of_the_positive_part_serves_where_the_signed_mean_does_not():
+    importance, report = CurvaturePolicy(relative_floor=0.5).apply(jnp.asarray([4.0, -6.0, -1.0]))
+    np.testing.assert_allclose(importance, [4.0, 0.5 * 4 / 3, 0.5 * 4 / 3], rtol=1e-6)
+    assert numbers(report) == (3, 2, 2, False)
+
+
+@pytest.mark.parametrize(("value", "num_negative"), [(0.0, 0), (-2.0, 3)])
+def test_leaf_without_positive_curvature_falls_back_to_ones(value, num_negative):
+    diagonal = [jnp.full(3, value), jnp.asarray([1.0, 2.0])]
+    importance, report = CurvaturePolicy().apply(diagonal)
+    np.testing.assert_array_equal(importance[0], np.ones(3))
+    assert numbers(report[0]) == (3, 3, num_negative, True)
+    assert numbers(report[1]) == (2, 0, 0, False)
+
+
+def test_empty_and_scalar_leaves():
+    importance, report = CurvaturePolicy().apply({"empty": jnp.zeros((0, 4)), "scalar": 2.0})
+    assert importance["empty"].shape == (0, 4)
+    assert numbers(report["empty"]) == (0, 0, 0, True)
+    np.testing.assert_array_equal(importance["scalar"], np.float32(2.0))
+
+
+def test_floor_of_zero_clips_at_zero():
+    importance, _ = CurvaturePolicy(relative_floor=0.0).apply(jnp.asarray([2.0, -1.0, 0.0]))
+    np.testing.assert_array_equal(importance, [2.0, 0.0, 0.0])
+
+
+def test_estimate_stands_for_its_mean():
+    diagonal = {"w": noisy_diagonal()}
+    estimate = DiagonalEstimate(diagonal, jax.tree.map(jnp.ones_like, diagonal))
+    bare, whole = (CurvaturePolicy().apply(x) for x in (diagonal, estimate))
+    np.testing.assert_array_equal(bare.importance["w"], whole.importance["w"])
+    assert isinstance(whole.report["w"], LeafReport)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_result_follows_the_scale_and_keeps_the_order(seed):
+    policy, diagonal = CurvaturePolicy(), noisy_diagonal(seed)
+    importance, _ = policy.apply(diagonal)
+    assert np.all(np.asarray(importance) > 0)
+    np.testing.assert_allclose(policy.apply(8 * diagonal).importance, 8 * importance, rtol=1e-6)
+    order = np.argsort(np.ravel(diagonal))
+    assert np.all(np.diff(np.ravel(importance)[order]) >= 0)
+
+
+def test_traced_form_is_the_eager_one_and_vmap_is_a_loop_over_models():
+    policy = CurvaturePolicy()
+    models = {"w": jnp.stack([noisy_diagonal(0), 5 * noisy_diagonal(1), jnp.zeros((40, 5))])}
+    mapped = jax.jit(jax.vmap(policy.apply_traced))(models)
+    for i in range(3):
+        one = policy.apply(jax.tree.map(lambda x, i=i: x[i], models))
+        np.testing.assert_allclose(mapped.importance["w"][i], one.importance["w"], rtol=1e-6)
+        report = jax.tree.map(lambda x, i=i: x[i], mapped.report["w"])
+        assert numbers(report) == numbers(one.report["w"])
+
+
+def test_policy_is_a_static_argument():
+    @partial(jax.jit, static_argnames=("policy",))
+    def total(diagonal, *, policy):
+        return jnp.sum(policy.apply_traced(diagonal).importance)
+
+    value = total(jnp.asarray([1.0, -1.0, 3.0]), policy=CurvaturePolicy(relative_floor=0.5))
+    np.testing.assert_allclose(value, 4.5)
+
+
+def test_dtypes():
+    assert CurvaturePolicy().apply(jnp.ones(2, jnp.bfloat16)).importance.dtype == np.float32
+    assert CurvaturePolicy().apply(np.ones(2)).importance.dtype == np.float32
+
+
+@pytest.mark.usefixtures("x64")
+def test_double_precision_is_kept():
+    importance, _ = CurvaturePolicy().apply(jnp.asarray([1.0, -1.0, 3.0], np.float64))
+    assert importance.dtype == np.float64
+    np.testing.assert_allclose(importance, [1.0, 0.01, 3.0], rtol=1e-15)
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
+def test_curvature_that_is_not_finite_is_refused_by_name(bad):
+    diagonal = {"a": jnp.ones(2), "b": [jnp.asarray([1.0, bad])]}
+    with pytest.raises(ValueError, match=r"curvature\['b'\]\[0\] has 1 NaN or infinite entries"):
+        CurvaturePolicy().apply(diagonal)
+
+
+def test_nan_is_not_hidden_by_the_traced_form():
+    importance, report = CurvaturePolicy().apply_traced(jnp.asarray([jnp.nan, -1.0]))
+    assert np.all(np.isnan(np.asarray(importance)))
+    assert not report.is_fallback
+
+
+@pytest.mark.parametrize("floor", [-0.1, float("nan"), float("inf"), "0.1"])
+def test_floor_is_checked(floor):
+    with pytest.raises(ValueError, match="relative_floor must be a finite number >= 0, got"):
+        CurvaturePolicy(relative_floor=floor)

@@ -1,0 +1,75 @@
+"""The package as a whole: its public names, and what importing it brings along."""
+
+import inspect
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import jaxcomp
+
+ROOT = Path(__file__).parents[1]
+
+HEAVY = ("flax", "optax", "pandas", "pyarrow", "matplotlib", "sklearn", "typer", "rich")
+
+
+def test_import_is_light():
+    code = (
+        "import sys, jaxcomp\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])\n"
+        "print('jaxcomp.sweep' in sys.modules, 'jaxcomp.models' in sys.modules)\n"
+        "print(jaxcomp.metrics.__name__, jaxcomp.quantizers.kmeans.__name__)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["[]", "False False", "jaxcomp.metrics kmeans"]
+
+
+def test_public_names():
+    assert set(jaxcomp.__all__) == {
+        "QuantizedTree",
+        "__version__",
+        "bounds",
+        "calibration",
+        "curvature",
+        "data",
+        "metrics",
+        "models",
+        "quantize",
+        "quantizers",
+        "rate",
+        "statistics",
+        "sweep",
+        "types",
+    }
+    assert set(jaxcomp.__all__) <= set(dir(jaxcomp))
+
+
+@pytest.mark.parametrize("name", [name for name in jaxcomp.__all__ if name != "__version__"])
+def test_public_names_exist_and_are_documented(name):
+    value = getattr(jaxcomp, name)
+    assert inspect.getdoc(value)
+    for inner in getattr(value, "__all__", ()):
+        member = getattr(value, inner)
+        if inspect.isfunction(member) or inspect.isclass(member):
+            assert inspect.getdoc(member), f"jaxcomp.{name}.{inner} has no docstring"
+
+
+def test_methods_of_the_quantized_tree_are_documented():
+    public = [name for name in vars(jaxcomp.QuantizedTree) if not name.startswith("_")]
+    assert {"dequantize", "report", "size_bits", "ratio", "assignments", "centroids"} <= set(public)
+    for name in public:
+        assert inspect.getdoc(getattr(jaxcomp.QuantizedTree, name)), name
+
+
+def test_unknown_name():
+    with pytest.raises(AttributeError, match="module 'jaxcomp' has no attribute 'quantise'"):
+        jaxcomp.quantise  # noqa: B018
+
+
+def test_version_is_that_of_the_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert jaxcomp.__version__ == project["version"]

@@ -1,0 +1,361 @@
+"""The main job end to end on a small scale: table, resume, networks back, own models."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.datasets import load_digits
+
+from jaxcomp import sweep
+from jaxcomp.sweep import compress, engine
+from jaxcomp.sweep import run as run_module
+from jaxcomp.sweep.config import SweepConfig
+
+CONFIG = SweepConfig(
+    width=0.125,
+    num_models=2,
+    train_size=200,
+    selection_size=100,
+    epochs=4,
+    weighting=("none", "hutchinson", "fisher"),
+    num_probes=4,
+    curvature_examples=100,
+    diameter_penalty=(0.0, 0.05),
+    num_clusters=(2, 4, 16),
+    num_bins=512,
+)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cache):
+    out = tmp_path_factory.mktemp("runs") / "first"
+    result = sweep.run(CONFIG, out=out, cache_dir=cache, quiet=True)
+    return out, result
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(engine, "MAX_CHUNK_CELLS", 4)
+
+
+def test_every_cell_of_every_network_has_a_row(finished):
+    _, result = finished
+    table = result.table
+    assert not table.duplicated(["cell", "model_seed"]).any()
+    assert table.groupby("cell")["model_seed"].nunique().eq(2).all()
+    assert set(table["kind"]) == {"original", "compressed", "control"}
+    kmeans = table[table["method"] == "kmeans"]
+    assert len(kmeans) == 2 * 3 * 3 * 2  # networks, K, weightings, penalties
+
+
+def test_numbers_are_finite_and_consistent(finished):
+    _, result = finished
+    table = result.table
+    numbers = table.select_dtypes("number").drop(
+        columns=["parameter", "predicted_rise_nats", "num_used", "num_empty"]
+    )
+    assert np.isfinite(numbers.to_numpy()).all()
+    np.testing.assert_allclose(
+        table["generalization_gap"], table["test_loss"] - table["train_loss"], atol=1e-12
+    )
+    original = table[table["kind"] == "original"]
+    assert (original["weighting"] == "original").all()
+    assert (original["ratio_estimated"] == 1).all()
+    assert (original["measured_rise_nats"] == 0).all()
+    assert (table[table["kind"] == "control"]["ratio_estimated"] == 1).all()
+    compressed = table[table["kind"] == "compressed"]
+    assert (compressed["ratio_estimated"] > 1).all()
+    assert (compressed["entropy_bits_per_weight"] <= compressed["fixed_bits_per_weight"] + 1e-9).all()
+
+
+def test_finer_codebooks_approach_the_original(finished):
+    _, result = finished
+    plain = result.table[(result.table["weighting"] == "none") & (result.table["diameter_penalty"] == 0)]
+    rise = plain.groupby("num_clusters")["measured_rise_nats"].mean().abs()
+    assert rise[16] < rise[2]
+    predicted = plain.groupby("num_clusters")["predicted_rise_nats"].mean()
+    assert predicted[2] > predicted[4] > predicted[16] > 0
+
+
+def test_temperature_row_is_the_tempered_original(finished):
+    _, result = finished
+    table = result.table.set_index(["method", "model_seed"]).sort_index()
+    for seed in (0, 1):
+        original, tempered = table.loc[("original", seed)].iloc[0], table.loc[("temperature", seed)].iloc[0]
+        assert tempered["test_loss"] == original["test_loss_tempered"]
+        assert tempered["accuracy"] == original["accuracy"]
+
+
+def test_the_winning_network_comes_back_with_the_numbers_of_the_table(finished):
+    out, result = finished
+    best = result.best("selection_loss")
+    params = result.params(best, model_seed=1)
+    row = result.table[(result.table["cell"] == best["cell"]) & (result.table["model_seed"] == 1)]
+    network = next(iter(result._networks.values())).subject
+    losses = _test_losses(network.predict_fn, params)
+    assert losses.mean() == pytest.approx(row["test_loss"].item(), rel=1e-5)
+    for path in network.layers:
+        values = engine.leaves_by_path(params)[path]
+        assert len(np.unique(values)) <= best["num_clusters"] or best["method"] != "kmeans"
+    loaded = sweep.SweepResult.load(out)
+    again = loaded.params(best["cell"], model_seed=1)
+    for path, leaf in engine.leaves_by_path(params).items():
+        np.testing.assert_array_equal(engine.leaves_by_path(again)[path], leaf)
+
+
+def _test_losses(predict_fn, params):
+    from jaxcomp import data, metrics
+
+    dataset = data.load("digits")
+    scale = data.standardization(dataset.pool_images, dataset.max_value)
+    inputs = data.to_inputs(dataset.test_images, dataset.max_value, scale)
+    return np.asarray(metrics.cross_entropy(predict_fn(params, inputs), dataset.test_labels))
+
+
+def test_best_looks_at_the_selection_sample_only(finished):
+    _, result = finished
+    compressed = result.table[result.table["kind"] == "compressed"]
+    means = compressed.groupby("cell")["selection_loss"].mean()
+    assert result.best("selection_loss")["cell"] == means.idxmin()
+    assert result.best("selection_loss", min_ratio=10)["ratio_estimated"] >= 10
+    with pytest.raises(ValueError, match="criterion must be one of selection_loss"):
+        result.best("test_loss")
+    with pytest.raises(ValueError, match="no cell reaches a ratio of 1000"):
+        result.best(min_ratio=1000)
+
+
+def test_unknown_cells_networks_and_settings_are_named(finished):
+    _, result = finished
+    with pytest.raises(ValueError, match="no cell 'kmeans/K99'"):
+        result.params("kmeans/K99")
+    with pytest.raises(ValueError, match=r"no network with model_seed 7: there are \[0, 1\]"):
+        result.params("original", model_seed=7)
+    with pytest.raises(ValueError, match="choose a setting of digits-mlp-noise0"):
+        result.plot("mnist")
+
+
+def test_files_are_all_there_and_agree(finished):
+    out, result = finished
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["status"] == "finished"
+    assert manifest["settings"] == CONFIG.to_dict()
+    csv = pd.read_csv(out / "table.csv")
+    pd.testing.assert_frame_equal(pd.read_parquet(out / "table.parquet"), result.table)
+    np.testing.assert_allclose(csv["test_loss"], result.table["test_loss"], rtol=1e-12)
+    pictures = {file.suffix for file in out.glob("*.*")}
+    assert {".png", ".svg", ".pdf", ".md"} <= pictures
+    assert len(json.loads((out / "claims.json").read_text())["claims"]) == len(result.claims) == 5
+
+
+def test_a_finished_run_is_read_back(finished, cache, monkeypatch):
+    out, result = finished
+    monkeypatch.setattr(run_module, "_train", None)  # nothing is trained or scored again
+    again = sweep.run(CONFIG, out=out, cache_dir=cache, quiet=True)
+    pd.testing.assert_frame_equal(again.table, result.table)
+    assert again.claims == result.claims
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_an_interrupted_run_continues_to_the_same_table(tmp_path, cache, monkeypatch):
+    whole = sweep.run(CONFIG, out=tmp_path / "whole", cache_dir=cache, quiet=True)
+    score, calls = engine.Scorer.score, []
+
+    def dies_in_the_second_network(self, cells):
+        calls.append(len(cells))
+        if self.subject.model_seed == 1 and len(calls) % 3 == 0:
+            raise KeyboardInterrupt
+        return score(self, cells)
+
+    monkeypatch.setattr(engine.Scorer, "score", dies_in_the_second_network)
+    interruptions = 0
+    while True:
+        try:
+            resumed = sweep.run(CONFIG, out=tmp_path / "cut", cache_dir=cache, quiet=True)
+            break
+        except KeyboardInterrupt:
+            interruptions += 1
+    assert interruptions >= 2
+    pd.testing.assert_frame_equal(resumed.table, whole.table, check_exact=True)
+    assert resumed.claims == whole.claims
+    assert (tmp_path / "cut/table.csv").read_bytes() == (tmp_path / "whole/table.csv").read_bytes()
+
+
+def test_a_damaged_chunk_is_scored_again(tmp_path, finished, cache):
+    out, result = finished
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for folder in ("cells", "networks", "codebooks"):
+        (copy / folder).mkdir()
+        for file in (out / folder).iterdir():
+            (copy / folder / file.name).write_bytes(file.read_bytes())
+    manifest = json.loads((out / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "status": "running"}))
+    chunks = sorted((copy / "cells").iterdir())
+    chunks[0].write_text(chunks[0].read_text()[:-40])
+    books = sorted((copy / "codebooks").iterdir())
+    books[0].write_bytes(books[0].read_bytes()[:-40])
+    again = sweep.run(CONFIG, out=copy, cache_dir=cache, quiet=True)
+    pd.testing.assert_frame_equal(again.table, result.table, check_exact=True)
+
+
+def test_directories_that_cannot_be_used(tmp_path, finished, cache):
+    out, _ = finished
+    with pytest.raises(ValueError, match=r"belongs to other settings: seed \(0 there, 3 now\)"):
+        sweep.run(SweepConfig(**{**CONFIG.to_dict(), "seed": 3}), out=out, quiet=True)
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "mother.txt").write_text("dear")
+    with pytest.raises(ValueError, match="holds other files and no manifest.json"):
+        sweep.run(CONFIG, out=tmp_path / "letters", quiet=True)
+    with pytest.raises(ValueError, match="is a file"):
+        sweep.run(CONFIG, out=tmp_path / "letters" / "mother.txt", quiet=True)
+    with pytest.raises(ValueError, match="holds no sweep"):
+        sweep.SweepResult.load(tmp_path / "letters")
+
+
+def test_a_sweep_compiles_a_quantizer_once(cache):
+    # Two networks, four layers, many K and penalties: one program per penalty form.
+    before = compress._solve_kmeans._cache_size()
+    config = SweepConfig(**{**CONFIG.to_dict(), "num_clusters": (3, 5, 16), "seed": 0})
+    sweep.run(config, cache_dir=cache, quiet=True)
+    assert compress._solve_kmeans._cache_size() - before <= 1
+
+
+# A network trained elsewhere
+
+
+def predict(params, inputs):
+    hidden = jax.nn.relu(inputs @ params["hidden"]["kernel"] + params["hidden"]["bias"])
+    return hidden @ params["output"]["kernel"] + params["output"]["bias"]
+
+
+@pytest.fixture(scope="module")
+def own_network():
+    images, labels = load_digits(return_X_y=True)
+    images, labels = (images / 16).astype(np.float32), labels.astype(np.int32)
+    key = jax.random.key(0)
+    params = {
+        "hidden": {"kernel": jax.random.normal(key, (64, 32)) / 8, "bias": jnp.zeros(32)},
+        "output": {"kernel": jnp.zeros((32, 10)), "bias": jnp.zeros(10)},
+    }
+    train, selection, test = slice(0, 600), slice(600, 900), slice(900, None)
+
+    def loss(params):
+        logits = jax.nn.log_softmax(predict(params, images[train]))
+        return -jnp.mean(jnp.take_along_axis(logits, labels[train][:, None], axis=1))
+
+    @jax.jit
+    def descend(params):
+        def step(params, _):
+            return jax.tree.map(lambda p, g: p - 0.5 * g, params, jax.grad(loss)(params)), None
+
+        return jax.lax.scan(step, params, None, length=200)[0]
+
+    return descend(params), [(images[part], labels[part]) for part in (train, selection, test)]
+
+
+def _evaluate(own_network, **overrides):
+    params, parts = own_network
+    settings = {
+        "num_clusters": (2, 4, 8),
+        "diameter_penalty": (0.05,),
+        "sensitivity_clusters": (4,),
+        "num_probes": 4,
+        "curvature_examples": 100,
+        "num_bins": 512,
+        "quiet": True,
+    }
+    return sweep.evaluate(predict, params, *parts, **{**settings, **overrides})
+
+
+def test_a_network_trained_elsewhere(own_network):
+    result = _evaluate(own_network)
+    original = result.table[result.table["kind"] == "original"].iloc[0]
+    params, parts = own_network
+    logits = np.asarray(predict(params, parts[2][0]))
+    assert original["accuracy"] == pytest.approx(np.mean(logits.argmax(1) == parts[2][1]))
+    assert {claim.num_models for claim in result.claims} == {1}
+    returned = result.params(result.best())
+    assert jax.tree.structure(returned) == jax.tree.structure(params)
+    assert len(np.unique(returned["hidden"]["kernel"])) <= 8
+    np.testing.assert_array_equal(returned["hidden"]["bias"], params["hidden"]["bias"])
+
+
+def test_sensitivity_changes_one_layer_at_a_time(own_network):
+    result = _evaluate(own_network)
+    assert set(result.sensitivity["layer"]) == {"hidden/kernel", "output/kernel"}
+    assert "layer" not in result.table.columns
+    params, _ = own_network
+    only = result.params(result.sensitivity.iloc[0]["cell"])
+    changed = [
+        path
+        for path, leaf in engine.leaves_by_path(only).items()
+        if not np.array_equal(leaf, engine.leaves_by_path(params)[path])
+    ]
+    assert changed == [result.sensitivity.iloc[0]["layer"]]
+
+
+def test_batch_statistics_can_be_re_estimated(own_network):
+    calls = []
+
+    def centre_the_logits(params, inputs):
+        calls.append(len(inputs))
+        shift = jnp.mean(predict(params, inputs), axis=0)
+        return {**params, "output": {**params["output"], "bias": params["output"]["bias"] - shift}}
+
+    plain, refreshed = _evaluate(own_network), _evaluate(own_network, refresh_fn=centre_the_logits)
+    assert set(calls) == {600}
+    same, other = plain.table.set_index("cell"), refreshed.table.set_index("cell")
+    assert same.loc["original", "test_loss"] == other.loc["original", "test_loss"]
+    assert same.loc["uniform/K4", "test_loss"] != other.loc["uniform/K4", "test_loss"]
+
+
+def test_results_of_an_own_network_resume_and_keep_its_structure(own_network, tmp_path):
+    first = _evaluate(own_network, out=tmp_path / "own")
+    again = _evaluate(own_network, out=tmp_path / "own")
+    pd.testing.assert_frame_equal(first.table, again.table, check_exact=True)
+    params, _ = own_network
+    assert jax.tree.structure(again.params("original")) == jax.tree.structure(params)
+    with pytest.raises(ValueError, match="belongs to other settings: seed"):
+        _evaluate(own_network, out=tmp_path / "own", seed=5)
+
+
+def test_bad_networks_and_parts_get_one_sentence(own_network):
+    params, (train, selection, test) = own_network
+    inputs, labels = test
+
+    def check(error, message, predict_fn=predict, params=params, parts=None, **settings):
+        with pytest.raises(error, match=message):
+            sweep.evaluate(predict_fn, params, *(parts or (train, selection, test)), **settings)
+
+    broken = jax.tree.map(lambda leaf: leaf.at[0].set(jnp.nan), params)
+    check(ValueError, "hidden/kernel holds 32 weights that are NaN or infinite", params=broken)
+    check(ValueError, "nothing to compress", params={"bias": jnp.zeros(3)})
+    check(ValueError, "test must hold as many inputs as labels", parts=(train, selection, (inputs, labels[1:])))
+    check(ValueError, "and at least one", parts=(train, selection, (inputs[:0], labels[:0])))
+    check(TypeError, "test labels must be a vector of integers", parts=(train, selection, (inputs, labels / 2)))
+    check(ValueError, "the network has 10 classes: labels must be 0 to 9", parts=(train, selection, (inputs, labels + 5)))
+    check(ValueError, "same shape", parts=(train, selection, (inputs[:, :5], labels)))
+    check(ValueError, "predict_fn must return logits", predict_fn=lambda p, x: predict(p, x).sum())
+    check(ValueError, "num_clusters must lie between 1", num_clusters=(0,))
+    check(ValueError, "unknown weighting 'hessian'", weighting=("hessian",))
+    check(ValueError, "last_layer 'head' is not compressed", last_layer="head")
+    check(ValueError, "matches no leaf", select="conv*")
+
+
+def test_a_network_with_more_clusters_than_weights_uses_fewer(own_network):
+    result = _evaluate(own_network, num_clusters=(4, 1024), controls=False, baselines=False)
+    rows = result.table[(result.table["num_clusters"] == 1024) & (result.table["weighting"] == "none")]
+    plain = rows[rows["diameter_penalty"] == 0].iloc[0]
+    # 320 distinct weights in the last layer.
+    assert plain["num_used"] < 1024
+    assert plain["num_empty"] >= 1024 - 320
+    assert math.isfinite(plain["test_loss"])
