@@ -36,8 +36,8 @@ def selected_paths(params: Params, select: Select = None) -> list[str]:
         return [path for path, leaf in leaves.items() if is_weight(leaf)]
     if callable(select):
         return [path for path, leaf in leaves.items() if select(path, leaf)]
-    patterns = [select] if isinstance(select, str) else list(select)
-    if not all(isinstance(pattern, str) for pattern in patterns):
+    patterns = [select] if isinstance(select, str) else select
+    if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
         raise TypeError(
             f"select must be a predicate (path, leaf) -> bool, a glob pattern or several, "
             f"got {select!r}."

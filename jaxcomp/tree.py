@@ -435,7 +435,8 @@ def quantize(
             each index of the last axis) or `magnitude_pruning` (the smallest weights become 0).
         num_clusters: K >= 1 for `kmeans` and `uniform`, 16 by default; a leaf with fewer
             distinct weights uses fewer, see `report()`. A mapping from glob patterns of paths to
-            K sets it by leaf: the first pattern that matches counts, `"*"` last covers the rest.
+            K sets it by leaf: the first pattern that matches counts, and `"*"`, wherever it stands,
+            covers the rest.
         num_bits: 2 to 8 for `round_to_nearest`, 8 by default; by leaf likewise.
         sparsity: fraction in [0, 1] of a leaf's weights that `magnitude_pruning` sets to 0; by
             leaf likewise.
@@ -644,9 +645,11 @@ def _level_by_leaf(name: LevelName, level: Any, leaves: list[tuple[str, ...]]) -
                 f"the pattern {pattern!r} in {name} matches no selected leaf: they are "
                 f"{_shortened(paths[0] for paths in leaves)}."
             )
+    # The default stands behind all others, so that none is shadowed.
+    ordered = sorted(level.items(), key=lambda item: item[0] == "*")
     levels = []
     for paths in leaves:
-        matching = [value for pattern, value in level.items() if _matches(paths, pattern)]
+        matching = [value for pattern, value in ordered if _matches(paths, pattern)]
         if not matching:
             raise ValueError(
                 f"{name} has no pattern that matches the selected leaf {paths[0]!r}; add one, or "

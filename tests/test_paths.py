@@ -47,5 +47,7 @@ def test_bad_names(params):
         selected_paths(params, "heads/*")
     with pytest.raises(TypeError, match="select must be a predicate"):
         selected_paths(params, [3])
+    with pytest.raises(TypeError, match="got 3"):
+        selected_paths(params, 3)
     with pytest.raises(KeyError, match="no leaves named"):
         replace_leaves(params, {"missing": 0})

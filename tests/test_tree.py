@@ -208,7 +208,7 @@ class TestSelection:
         assert quantize({}).ratio == 1.0
 
     def test_number_of_clusters_by_path(self):
-        tree = quantize(nested_dict(), num_clusters={"hidden/*": 6, "*/kernel": 5, "*": 7})
+        tree = quantize(nested_dict(), num_clusters={"*": 7, "hidden/*": 6, "*/kernel": 5})
         assert {layer.path: layer.level for layer in tree.report()} == {
             "hidden/kernel": 6,
             "out/kernel": 5,

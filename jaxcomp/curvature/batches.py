@@ -47,9 +47,8 @@ def over_batches(
     batches add no rounding error). A ragged last batch costs one further compilation.
 
     Any other callable works too: its means are averaged, weighted by examples, and the standard
-    error is the weighted sum of the batches' errors. That is an upper bound whether the batches
-    share their probes (then close to the truth) or draw their own (then too large by up to the
-    root of the number of batches).
+    error is the weighted sum of the batches' errors: an upper bound, whether or not the batches
+    share their probes (too large by up to the root of the number of batches if they do not).
 
     Args:
         kernel: `batch -> DiagonalEstimate` for the mean loss of a batch.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, UInt
 
-from jaxcomp.quantizers.moments import two_sum
+from jaxcomp.quantizers.moments import running_maximum, two_sum
 
 # Thresholds compared in one fused pass over the points; XLA stores the comparisons of much longer
 # runs, which costs K times the memory of the points.
@@ -28,35 +28,36 @@ def assignment_dtype(num_clusters: int) -> jnp.dtype:
     return jnp.dtype(jnp.uint32)
 
 
-def midpoints(centroids: Float[Array, "... clusters"]) -> Float[Array, "... clusters-1"]:
+def midpoints(centroids: Float[Array, " clusters"]) -> Float[Array, " clusters-1"]:
     """Return the midpoints between neighbours, rounded downwards.
 
     So `w > t` holds in floating point if and only if w is nearer to the upper centroid.
 
     Args:
-        centroids: (..., K), non-decreasing.
+        centroids: (K,), non-decreasing.
     """
     # Halved before adding: the sum of two finite centroids can overflow.
-    midpoint, error = two_sum(centroids[..., :-1] * 0.5, centroids[..., 1:] * 0.5)
+    midpoint, error = two_sum(centroids[:-1] * 0.5, centroids[1:] * 0.5)
     below = jnp.nextafter(midpoint, jnp.full_like(midpoint, -jnp.inf))
     return jnp.where(error < 0, below, midpoint)
 
 
-def nearest_thresholds(centroids: Float[Array, "... clusters"]) -> Float[Array, "... clusters-1"]:
+def nearest_thresholds(centroids: Float[Array, " clusters"]) -> Float[Array, " clusters-1"]:
     """Return the thresholds that send every point to its nearest centroid, exactly.
 
     Ties go to the lower centroid. Of coincident centroids the lowest gets all the points, the
     others none.
 
     Args:
-        centroids: (..., K), non-decreasing.
+        centroids: (K,), non-decreasing.
 
     Returns:
-        (..., K - 1), non-decreasing, +inf where no distinct centroid is left above.
+        (K - 1,), non-decreasing, +inf where no distinct centroid is left above.
     """
-    is_distinct = centroids[..., 1:] > centroids[..., :-1]
+    is_distinct = centroids[1:] > centroids[:-1]
     thresholds = jnp.where(is_distinct, midpoints(centroids), jnp.inf)
-    return lax.cummin(thresholds, axis=thresholds.ndim - 1, reverse=True)
+    # The minimum of each and all after it.
+    return -running_maximum(-thresholds[::-1])[::-1]
 
 
 @jax.jit
@@ -82,8 +83,9 @@ def _assign_group(
 ) -> UInt[Array, " points"]:
     num_thresholds = thresholds.shape[0]
     dtype = assignment_dtype(num_thresholds + 1)
-    compare_dtype = jnp.promote_types(points.dtype, thresholds.dtype)
-    points, thresholds = points.astype(compare_dtype), thresholds.astype(compare_dtype)
+    is_double = jnp.float64 in (points.dtype, thresholds.dtype)
+    exact = jnp.float64 if is_double else jnp.float32
+    points, thresholds = points.astype(exact), thresholds.astype(exact)
     if num_thresholds == 0:
         return jnp.zeros(points.shape, dtype)
     if num_thresholds >= _SEARCH_FROM:

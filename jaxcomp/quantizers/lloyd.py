@@ -40,9 +40,12 @@ from jaxcomp.quantizers.diameter import (
 from jaxcomp.quantizers.moments import (
     Moments,
     accumulation_dtype,
+    count_below,
     histogram_moments,
     paired_cumsum,
     pairwise_sum,
+    running_maximum,
+    running_sum,
 )
 
 PenaltyScale = Literal["relative", "absolute"]
@@ -268,11 +271,11 @@ def _prefix_sums(moments: Moments) -> _Prefix:
     centre = low + offset
     has_mass = mass > 0
     infinity = jnp.full((1,), jnp.inf, position.dtype)
-    # Both neighbours from one cumulative maximum: each costs a tenth of a second to compile.
-    signed = jnp.stack([position, -position[::-1]])
-    has_mass = jnp.stack([has_mass, has_mass[::-1]])
-    previous = lax.cummax(jnp.where(has_mass, signed, -jnp.inf), axis=1)
-    previous_position, next_position = previous[0], -previous[1, ::-1]
+    # Both neighbours from one pass: the next one is the previous one in the mirrored order.
+    signed = jnp.stack([position, -position[::-1]], axis=-1)
+    has_mass = jnp.stack([has_mass, has_mass[::-1]], axis=-1)
+    previous = running_maximum(jnp.where(has_mass, signed, -jnp.inf))
+    previous_position, next_position = previous[:, 0], -previous[::-1, 1]
     return _Prefix(
         mass_unit=mass_unit,
         position=position,
@@ -289,9 +292,8 @@ def _quantile_start(
     """Return the quantiles (k + 1/2) / K of the points, shifted apart to distinct bins."""
     is_occupied = moments.num_points > 0
     # Points up to each bin, and occupied bins up to it: 1 + the bin's rank among them.
-    cumulative, rank = jnp.cumsum(
-        jnp.stack([moments.num_points, is_occupied.astype(jnp.int32)]), axis=-1
-    )
+    numbers = jnp.stack([moments.num_points, is_occupied.astype(jnp.int32)], axis=-1)
+    cumulative, rank = running_sum(numbers).T
     num_points, num_occupied = cumulative[-1], rank[-1]
     by_rank = jnp.zeros_like(moments.position).at[jnp.where(is_occupied, rank - 1, rank.size)]
     by_rank = by_rank.set(moments.position, mode="drop")
@@ -301,9 +303,9 @@ def _quantile_start(
     twice = 2 * num_distinct
     quotient, remainder = num_points // twice, num_points % twice
     order = (2 * k + 1) * quotient + ((2 * k + 1) * remainder) // twice
-    bins = jnp.searchsorted(cumulative, order, side="right").astype(jnp.int32)
+    bins = count_below(cumulative, order)
     ranks = rank[jnp.clip(bins, 0, rank.shape[0] - 1)]
-    ranks = lax.cummax(ranks - k) + k
+    ranks = running_maximum(ranks - k) + k
     ranks = jnp.minimum(ranks, num_occupied - num_distinct + 1 + k)
     return by_rank[jnp.clip(ranks, 1, num_occupied) - 1]
 
@@ -355,7 +357,7 @@ def _update(
 
 def _cluster_sums(prefix: _Prefix, thresholds: Float[Array, " clusters-1"]) -> Clusters:
     num_bins = prefix.position.shape[0]
-    cuts = jnp.searchsorted(prefix.position, thresholds, side="right").astype(jnp.int32)
+    cuts = count_below(prefix.position, thresholds)
     start = jnp.concatenate([jnp.zeros((1,), jnp.int32), cuts])
     stop = jnp.concatenate([cuts, jnp.full((1,), num_bins, jnp.int32)])
     before, upto = prefix.sums[start], prefix.sums[stop]

@@ -56,7 +56,7 @@ class SweepConfig:
         penalty_form: how the diameter of a codebook is penalised (THEORY of `quantizers`).
         diameter_penalty: relative strengths; 0, plain K-means, is always part of the grid.
         num_clusters: codebook sizes K, the same in every layer.
-        num_iterations: Lloyd iterations at most.
+        num_iterations: Lloyd iterations at most (30 as published).
         num_bins: bins of the histogram of moments.
         baselines: whether round-to-nearest, pruning and uniform quantization are included.
         controls: whether the controls that compress nothing are included.
@@ -84,7 +84,7 @@ class SweepConfig:
     penalty_form: tuple[str, ...] = ("monotone",)
     diameter_penalty: tuple[float, ...] = (0.0, 0.003, 0.01, 0.05)
     num_clusters: tuple[int, ...] = (2, 3, 4, 6, 8, 16, 32)
-    num_iterations: int = 30
+    num_iterations: int = 100
     num_bins: int = 4096
     baselines: bool = True
     controls: bool = True
@@ -187,6 +187,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "num_models": 20,
         "train_size": 6000,
         "selection_size": 5000,
+        "num_iterations": 30,
         "num_clusters": (2, 3, 4, 6, 8, 12, 16, 32),
         "diameter_penalty": (0.0, 0.003, 0.01, 0.03, 0.05, 0.1, 0.3),
     },

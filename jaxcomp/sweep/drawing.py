@@ -23,7 +23,14 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    NullFormatter,
+    NullLocator,
+    ScalarFormatter,
+)
 
 INK = "#222222"
 GREY = "#6b6b6b"
@@ -134,6 +141,11 @@ def plain_log_axis(axis: Axes) -> None:
     axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def plain_linear_axis(axis: Axes) -> None:
+    """Give a linear y axis whole numbers, not differences from an offset above the panel."""
+    axis.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
 
 
 def light_grid(axis: Axes) -> None:

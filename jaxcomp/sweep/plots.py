@@ -1,8 +1,7 @@
 """Pictures of a sweep: every quantity against the compression ratio, the bound, the prediction."""
 
 import math
-from collections.abc import Collection, Iterator, Sequence
-from functools import cache
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,8 +80,14 @@ CONTROL_DASHES: dict[str, Any] = {
 # A temperature changes no accuracy, and the tempered loss has one already.
 COLUMNS_WITHOUT_TEMPERATURE = ("accuracy", "test_loss_tempered")
 POINT_MARKERS = {"round_to_nearest": ("s", False), "magnitude_pruning": ("P", True)}
+BOUND_COLUMNS = ("zero_one_bound", "train_accuracy")
+RISE_COLUMNS = ("predicted_rise_nats", "measured_rise_nats")
 UNIFORM = Style(COLOURS["uniform"], "-", "x", 1.2, True, False)
 DOTTED = (0, (1, 1.5))
+# Differences below a thousandth of a nat or a tenth of a point are not blown up.
+LEAST_SPAN = 2e-3
+# A legend of more groups than this would be wider than the figure.
+MAX_LEGEND_GROUPS = 5
 
 
 class _Frame:
@@ -126,36 +131,7 @@ def plot_sweep(table: pd.DataFrame, *, claims: Sequence[Claim] | None = None) ->
     Raises:
         ValueError: if the table has several settings or none, lacks columns or the originals.
     """
-    rows = _one_setting(table)
-    claims = list(claims or ())
-    frame = _Frame(rows, keep_cells={claim.cell for claim in claims})
-    explanation = (
-        "Grey: controls, which compress nothing. What is called best, and every temperature, was "
-        "chosen on the selection sample."
-    )
-    if rows["model_seed"].nunique() > 1:
-        explanation = (
-            f"Mean and 95 % interval over networks. {explanation}\n"
-            "Bars and bands are of levels: networks differ, but all cells are compared on the same "
-            "networks, so differences are surer than overlapping bars suggest (see the claims)."
-        )
-    figure = drawing.new_figure(12.0, 8.6, describe_setting(rows), explanation)
-    axes = figure.subplots(2, 3, sharex=True)
-    for letter, axis, panel in zip("abcdef", axes.flat, PANELS, strict=True):
-        _draw_panel(axis, panel, frame, claims)
-        drawing.panel_title(
-            axis,
-            f"{letter}  {panel.title}",
-            _verdict_line(panel, claims),
-            has_remarks=bool(claims),
-        )
-        drawing.axis_labels(axis, y=f"{panel.title.split(',')[0].lower()} [{panel.unit}]")
-    for axis in axes[1]:
-        _cluster_scale(axis, frame)
-        drawing.axis_labels(axis, x="compression ratio (estimated)")
-        axis.xaxis.labelpad = 15
-    drawing.legend_below(figure, _legend_groups(frame, has_claims=bool(claims)))
-    return figure
+    return _sweep_figure(_one_setting(table), claims or ())
 
 
 def plot_bound(table: pd.DataFrame) -> Figure:
@@ -177,80 +153,11 @@ def plot_bound(table: pd.DataFrame) -> Figure:
     Source: Xu and Raginsky (2017), theorem 1, with sub-Gaussian scale 1/2 and the length of a
         prefix code in place of the information.
     """
-    rows = _one_setting(table)
-    _require(rows, ("zero_one_bound", "train_accuracy"))
-    rows = rows.assign(zero_one_gap=rows["train_accuracy"] - rows["accuracy"])
-    frame = _Frame(rows)
-    lines = frame.lines()
-    original = frame.original()
-    shown = pd.concat([cells for cells, _ in lines] + [original.to_frame().T])
-    bounds, gaps = (shown[c].to_numpy(float) for c in ("zero_one_bound", "zero_one_gap"))
-    if not np.isfinite(bounds).any():
+    summary = _one_setting(table)
+    _require(summary, BOUND_COLUMNS)
+    if not _has_bound(summary):
         raise ValueError("no cell of the table has a finite zero_one_bound: nothing to draw.")
-    figure = drawing.new_figure(
-        8.0,
-        5.4,
-        describe_setting(rows),
-        "Bound on the 0-1 generalization gap from the full description length, and the gap itself.",
-    )
-    axis = figure.subplots()
-    # A measured gap may be zero or negative, which a logarithmic axis cannot show.
-    positive = gaps[gaps > 0]
-    least = max(float(positive.min()), 1e-3) if len(positive) else 1e-3
-    bottom = 10.0 ** math.floor(math.log10(0.8 * least))
-    top = 2.0 * max(2.0, float(np.nanmax(bounds)))
-    axis.set_yscale("log")
-    axis.set_ylim(bottom, top)
-    drawing.ratio_axis(axis, min(0.9, frame.ratio_low), frame.ratio_high)
-    axis.axhspan(1.0, top, facecolor="#f3ece7", zorder=0, linewidth=0)
-    axis.axhspan(1.0, top, facecolor="none", edgecolor="#e3d5cb", hatch="//", zorder=0, linewidth=0)
-    axis.axhline(1.0, color=INK, linewidth=1.0, zorder=2)
-    axis.text(
-        0.985,
-        1.12,
-        "vacuous: a bound of 1 or more says nothing",
-        transform=axis.get_yaxis_transform(),
-        ha="right",
-        va="bottom",
-        fontsize=SMALL + 0.5,
-        color=INK,
-        bbox={"facecolor": "#f3ece7", "edgecolor": "none", "pad": 1.5},
-    )
-    for cells, style in lines:
-        of_bound = style._replace(dashes="-", is_filled=True, has_band=False)
-        of_gap = style._replace(dashes=DOTTED, is_filled=False, has_band=False)
-        _draw_curve(axis, frame, cells, "zero_one_bound", of_bound)
-        _draw_curve(axis, frame, cells, "zero_one_gap", of_gap)
-    for column, face in (("zero_one_bound", INK), ("zero_one_gap", "white")):
-        axis.plot(
-            [float(original["ratio_estimated"])],
-            [float(original[column])],
-            linestyle="none",
-            marker="D",
-            markersize=6,
-            color=INK,
-            markerfacecolor=face,
-            zorder=5,
-        )
-    num_below = int(np.sum(gaps < bottom))
-    if num_below:
-        drawing.edge_note(
-            axis, f"{_cells(num_below)} with a measured gap below {bottom:g}", at_top=False
-        )
-    drawing.plain_log_axis(axis)
-    axis.yaxis.set_major_locator(LogLocator(numticks=12))
-    drawing.axis_labels(axis, x="compression ratio (estimated)", y="0-1 generalization gap")
-    what = [
-        sample("bound", INK, dashes="-", marker="o"),
-        sample("measured: training", INK, dashes=DOTTED, marker="o", filled=False),
-        remark("minus test accuracy"),
-        sample("original", INK, marker="D"),
-    ]
-    groups = [("Lines and points", what), *_curve_groups(frame)]
-    if not frame.cells("compressed", "uniform").empty:
-        what.append(sample(BASELINE_NAMES["uniform"], UNIFORM.colour, dashes="-", marker="x"))
-    drawing.legend_below(figure, groups)
-    return figure
+    return _bound_figure(summary)
 
 
 def plot_predicted_rise(table: pd.DataFrame) -> Figure:
@@ -268,69 +175,14 @@ def plot_predicted_rise(table: pd.DataFrame) -> Figure:
     Raises:
         ValueError: as `plot_sweep`, or if no cell has a positive prediction and rise.
     """
-    rows = _one_setting(table)
-    _require(rows, ("predicted_rise_nats", "measured_rise_nats"))
-    frame = _Frame(rows, all_penalties=True)
-    compressed = frame.means[frame.means["kind"] == "compressed"]
-    predicted, measured = _rises(compressed)
-    usable = _is_positive(predicted) & _is_positive(measured)
-    if not usable.any():
+    summary = _one_setting(table)
+    _require(summary, RISE_COLUMNS)
+    if not _has_rise(summary):
         raise ValueError(
             "no compressed cell has both a positive predicted and a positive measured rise of the "
             "training loss: nothing to draw on logarithmic axes."
         )
-    figure = drawing.new_figure(
-        6.2,
-        6.2,
-        describe_setting(rows),
-        "Predicted: half the curvature-weighted distortion. On the line the prediction is right.",
-    )
-    axis = figure.subplots()
-    weighted: list[Entry] = []
-    others: list[Entry] = []
-    for label, colour, marker, filled, members in _scatter_groups(compressed):
-        chosen = members & usable
-        if not chosen.any():
-            continue
-        axis.plot(
-            predicted[chosen],
-            measured[chosen],
-            linestyle="none",
-            marker=marker,
-            markersize=5.5,
-            color=colour,
-            markerfacecolor=colour if filled else "white",
-            markeredgewidth=1.2,
-            alpha=0.9,
-            zorder=3,
-        )
-        entries = weighted if label.startswith("K-means") else others
-        entries.append(sample(label, colour, marker=marker, filled=filled))
-    ends = np.array([predicted[usable], measured[usable]])
-    low, high = 0.6 * float(ends.min()), 1.7 * float(ends.max())
-    axis.plot([low, high], [low, high], color=INK, linewidth=1.0, zorder=2)
-    axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
-    drawing.light_grid(axis)
-    for scale in (axis.xaxis, axis.yaxis):
-        scale.set_major_locator(LogLocator(numticks=8))
-    remarks = ["rises more than predicted"]
-    if not usable.all():
-        remarks.append(f"not drawn: {_cells(int(np.sum(~usable)))} without a positive rise")
-    for x, y, text, align, stand in (
-        (0.03, 0.97, "\n".join(remarks), "left", "top"),
-        (0.97, 0.03, "rises less than predicted", "right", "bottom"),
-    ):
-        axis.text(
-            x, y, text, transform=axis.transAxes, ha=align, va=stand, fontsize=SMALL, color=GREY
-        )
-    drawing.axis_labels(
-        axis,
-        x="predicted rise of the training loss [nats]",
-        y="measured rise of the training loss [nats]",
-    )
-    groups = [("K-means", weighted), ("Other quantizers", others)]
-    drawing.legend_below(figure, [group for group in groups if group[1]])
-    return figure
+    return _rise_figure(summary)
 
 
 def save_figures(
@@ -362,75 +214,238 @@ def save_figures(
     for form in formats:
         if form not in FORMATS:
             raise ValueError(f"pictures can be written as {', '.join(FORMATS)}; got {form!r}.")
-    check_table(table)
-    settings = list(split_settings(table))
+    summaries = summarize(table)
     files: list[Path] = []
-    for name, rows in settings:
-        for stem, figure in _figures(rows, claims_of(claims, name, len(settings))):
+    for summary in summaries:
+        members = claims_of(claims, summary.name, len(summaries))
+        for stem, figure in _figures(summary, members):
             drawing.freeze_layout(figure)
             for form in formats:
-                file = f"{picture_name(stem, name, len(settings))}.{form}"
+                file = f"{picture_name(stem, summary.name, len(summaries))}.{form}"
                 files.append(Path(directory) / file)
                 storage.write_bytes_atomic(files[-1], drawing.encoded(figure, form))
     return files
 
 
-def _figures(rows: pd.DataFrame, claims: Sequence[Claim]) -> Iterator[tuple[str, Figure]]:
-    yield "sweep", plot_sweep(rows, claims=claims)
-    if {"zero_one_bound", "train_accuracy"} <= set(rows.columns) and np.isfinite(
-        rows["zero_one_bound"].to_numpy(float)
-    ).any():
-        yield "bound", plot_bound(rows)
-    if {"predicted_rise_nats", "measured_rise_nats"} <= set(rows.columns):
-        means = cell_means(rows)
-        predicted, measured = _rises(means[means["kind"] == "compressed"])
-        if np.any(_is_positive(predicted) & _is_positive(measured)):
-            yield "predicted-rise", plot_predicted_rise(rows)
+def _figures(summary: Summary, claims: Sequence[Claim]) -> Iterator[tuple[str, Figure]]:
+    yield "sweep", _sweep_figure(summary, claims)
+    if summary.columns.issuperset(BOUND_COLUMNS) and _has_bound(summary):
+        yield "bound", _bound_figure(summary)
+    if summary.columns.issuperset(RISE_COLUMNS) and _has_rise(summary):
+        yield "predicted-rise", _rise_figure(summary)
 
 
-def _one_setting(table: pd.DataFrame) -> pd.DataFrame:
-    check_table(table)
-    settings = list(split_settings(table))
-    if len(settings) != 1:
+def _sweep_figure(summary: Summary, claims: Sequence[Claim]) -> Figure:
+    frame = _Frame(summary, summary.main_curves({claim.cell for claim in claims}))
+    explanation = (
+        "Grey: controls, which compress nothing. What is called best, and every temperature, was "
+        "chosen on the selection sample."
+    )
+    if summary.num_models > 1:
+        explanation = (
+            f"Mean and 95 % interval over networks. {explanation}\n"
+            "Bars and bands are of levels: networks differ, but all cells are compared on the same "
+            "networks, so differences are surer than overlapping bars suggest (see the claims)."
+        )
+    figure = drawing.new_figure(12.0, 8.6, summary.description, explanation)
+    axes = figure.subplots(2, 3, sharex=True)
+    for letter, axis, panel in zip("abcdef", axes.flat, PANELS, strict=True):
+        _draw_panel(axis, panel, frame, claims)
+        drawing.panel_title(
+            axis,
+            f"{letter}  {panel.title}",
+            _verdict_line(panel, claims),
+            has_remarks=bool(claims),
+        )
+        drawing.axis_labels(axis, y=f"{panel.title.split(',')[0].lower()} [{panel.unit}]")
+    for axis in axes[1]:
+        _cluster_scale(axis, frame)
+        drawing.axis_labels(axis, x="compression ratio (estimated)")
+        axis.xaxis.labelpad = 15
+    drawing.legend_below(figure, _legend_groups(frame, has_claims=bool(claims)))
+    return figure
+
+
+def _bound_figure(summary: Summary) -> Figure:
+    frame = _Frame(summary, summary.main_curves())
+    lines = frame.lines()
+    shown = [summary.original, *(cell for cells, _ in lines for cell in cells)]
+    bounds, gaps = (_means(shown, column) for column in ("zero_one_bound", "zero_one_gap"))
+    figure = drawing.new_figure(
+        8.0,
+        5.4,
+        summary.description,
+        "Bound on the 0-1 generalization gap from the full description length, and the gap itself.",
+    )
+    axis = figure.subplots()
+    # A measured gap may be zero or negative, which a logarithmic axis cannot show.
+    positive = gaps[gaps > 0]
+    least = max(float(positive.min()), 1e-3) if len(positive) else 1e-3
+    bottom = 10.0 ** math.floor(math.log10(0.8 * least))
+    top = 2.0 * max(2.0, float(np.nanmax(bounds)))
+    axis.set_yscale("log")
+    axis.set_ylim(bottom, top)
+    drawing.ratio_axis(axis, min(0.9, frame.ratio_low), frame.ratio_high)
+    axis.axhspan(1.0, top, facecolor="#f3ece7", zorder=0, linewidth=0)
+    axis.axhspan(1.0, top, facecolor="none", edgecolor="#e3d5cb", hatch="//", zorder=0, linewidth=0)
+    axis.axhline(1.0, color=INK, linewidth=1.0, zorder=2)
+    axis.text(
+        0.985,
+        1.12,
+        "vacuous: a bound of 1 or more says nothing",
+        transform=axis.get_yaxis_transform(),
+        ha="right",
+        va="bottom",
+        fontsize=SMALL + 0.5,
+        color=INK,
+        bbox={"facecolor": "#f3ece7", "edgecolor": "none", "pad": 1.5},
+    )
+    for cells, style in lines:
+        of_bound = style._replace(dashes="-", is_filled=True, has_band=False)
+        of_gap = style._replace(dashes=DOTTED, is_filled=False, has_band=False)
+        _draw_curve(axis, cells, "zero_one_bound", of_bound)
+        _draw_curve(axis, cells, "zero_one_gap", of_gap)
+    for column, face in (("zero_one_bound", INK), ("zero_one_gap", "white")):
+        axis.plot(
+            [summary.original.ratio],
+            [summary.original.mean(column)],
+            linestyle="none",
+            marker="D",
+            markersize=6,
+            color=INK,
+            markerfacecolor=face,
+            zorder=5,
+        )
+    num_below = int(np.sum(gaps < bottom))
+    if num_below:
+        drawing.edge_note(
+            axis, f"{_cells(num_below)} with a measured gap below {bottom:g}", at_top=False
+        )
+    drawing.plain_log_axis(axis)
+    axis.yaxis.set_major_locator(LogLocator(numticks=12))
+    drawing.axis_labels(axis, x="compression ratio (estimated)", y="0-1 generalization gap")
+    what = [
+        sample("bound", INK, dashes="-", marker="o"),
+        sample("measured: training", INK, dashes=DOTTED, marker="o", filled=False),
+        remark("minus test accuracy"),
+        sample("original", INK, marker="D"),
+    ]
+    groups = [("Lines and points", what), *_curve_groups(frame)]
+    if summary.of("compressed", "uniform"):
+        what.append(sample(BASELINE_NAMES["uniform"], UNIFORM.colour, dashes="-", marker="x"))
+    drawing.legend_below(figure, groups)
+    return figure
+
+
+def _rise_figure(summary: Summary) -> Figure:
+    compressed = summary.of("compressed")
+    usable = [cell for cell in compressed if _is_positive_rise(cell)]
+    figure = drawing.new_figure(
+        6.2,
+        6.2,
+        summary.description,
+        "Predicted: half the curvature-weighted distortion. On the line the prediction is right.",
+    )
+    axis = figure.subplots()
+    weighted: list[Entry] = []
+    others: list[Entry] = []
+    for label, colour, marker, filled, members in _scatter_groups(usable):
+        if not members:
+            continue
+        axis.plot(
+            _means(members, "predicted_rise_nats"),
+            _means(members, "measured_rise_nats"),
+            linestyle="none",
+            marker=marker,
+            markersize=5.5,
+            color=colour,
+            markerfacecolor=colour if filled else "white",
+            markeredgewidth=1.2,
+            alpha=0.9,
+            zorder=3,
+        )
+        entries = weighted if label.startswith("K-means") else others
+        entries.append(sample(label, colour, marker=marker, filled=filled))
+    ends = np.array([_means(usable, column) for column in RISE_COLUMNS])
+    low, high = 0.6 * float(ends.min()), 1.7 * float(ends.max())
+    axis.plot([low, high], [low, high], color=INK, linewidth=1.0, zorder=2)
+    axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
+    drawing.light_grid(axis)
+    for scale in (axis.xaxis, axis.yaxis):
+        scale.set_major_locator(LogLocator(numticks=8))
+    remarks = ["rises more than predicted"]
+    if num_left_out := len(compressed) - len(usable):
+        remarks.append(f"not drawn: {_cells(num_left_out)} without a positive rise")
+    for x, y, text, align, stand in (
+        (0.03, 0.97, "\n".join(remarks), "left", "top"),
+        (0.97, 0.03, "rises less than predicted", "right", "bottom"),
+    ):
+        axis.text(
+            x, y, text, transform=axis.transAxes, ha=align, va=stand, fontsize=SMALL, color=GREY
+        )
+    drawing.axis_labels(
+        axis,
+        x="predicted rise of the training loss [nats]",
+        y="measured rise of the training loss [nats]",
+    )
+    groups = [("K-means", weighted), ("Other quantizers", others)]
+    drawing.legend_below(figure, [group for group in groups if group[1]])
+    return figure
+
+
+def _one_setting(table: pd.DataFrame) -> Summary:
+    summaries = summarize(table)
+    if len(summaries) != 1:
         raise ValueError(
-            f"a picture shows one setting, the table has {[name for name, _ in settings]}: "
+            f"a picture shows one setting, the table has {[s.name for s in summaries]}: "
             "filter its rows first, or use save_figures."
         )
-    return settings[0][1]
+    return summaries[0]
 
 
-def _require(table: pd.DataFrame, columns: Sequence[str]) -> None:
-    missing = [name for name in columns if name not in table.columns]
+def _require(summary: Summary, columns: Sequence[str]) -> None:
+    missing = [name for name in columns if name not in summary.columns]
     if missing:
         raise ValueError(f"the table lacks the columns {missing} that this picture shows.")
 
 
-def _rises(cells: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    return (
-        cells["predicted_rise_nats"].to_numpy(float),
-        cells["measured_rise_nats"].to_numpy(float),
-    )
+def _has_bound(summary: Summary) -> bool:
+    return any(not math.isnan(cell.mean("zero_one_bound")) for cell in summary.cells)
 
 
-def _is_positive(values: np.ndarray) -> np.ndarray:
-    return np.isfinite(values) & (values > 0)
+def _has_rise(summary: Summary) -> bool:
+    return any(_is_positive_rise(cell) for cell in summary.of("compressed"))
 
 
-def _ratio_range(means: pd.DataFrame) -> tuple[float, float]:
+def _is_positive_rise(cell: CellSummary) -> bool:
+    # A comparison with NaN is false.
+    return all(cell.mean(column) > 0 for column in RISE_COLUMNS)
+
+
+def _means(cells: Sequence[CellSummary], column: str) -> np.ndarray:
+    return np.array([cell.mean(column) for cell in cells], dtype=float)
+
+
+def _ratio_range(summary: Summary) -> tuple[float, float]:
     """Range of ratios shown: that of all curves without a penalty, from integers upwards.
 
     A strong penalty can merge all centroids of a layer: the ratio is then in the thousands and
     the network knows nothing, which would squeeze everything else together. So would K = 1.
     """
-    cells = means[(means["kind"] == "compressed") & (means["method"] != "magnitude_pruning")]
-    cells = cells[np.isfinite(cells["ratio_estimated"]) & (cells["num_clusters"] != 1)]
-    plain = cells[cells["diameter_penalty"] == 0]
-    reference = plain if not plain.empty else cells
-    if reference.empty:
+    cells = [
+        cell
+        for cell in summary.of("compressed")
+        if cell.method != "magnitude_pruning" and cell.num_clusters != 1 and cell.ratio > 0
+    ]
+    plain = [cell.ratio for cell in cells if cell.diameter_penalty == 0]
+    ratios = [cell.ratio for cell in cells]
+    if not ratios:
         return 0.9, 10.0
-    low, high = float(cells["ratio_estimated"].min()), float(reference["ratio_estimated"].max())
-    reached = cells.loc[cells["ratio_estimated"] < 1.5 * high, "ratio_estimated"]
-    return low / 1.12, float(reached.max()) * 1.12
+    highest = max(plain or ratios)
+    low, high = min(ratios), max(ratio for ratio in ratios if ratio < 1.5 * highest)
+    # At least a factor of two and a half, so that some ticks are in sight.
+    margin = max(1.12, math.sqrt(2.5 * low / high))
+    return low / margin, high * margin
 
 
 def _styles(curves: Sequence[Curve]) -> dict[tuple[str, str, float], Style]:
@@ -438,17 +453,16 @@ def _styles(curves: Sequence[Curve]) -> dict[tuple[str, str, float], Style]:
     dashes = ((0, (1, 1.2)), (0, (4, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)))
     markers = "v^sDpX"
     styles = {}
-    for weighting in dict.fromkeys(curve.weighting for curve in curves):
+    for weighting, members in curves_by_weighting(curves):
         base = COLOURS.get(weighting, GREY)
-        members = [curve for curve in curves if curve.weighting == weighting]
-        penalised = [curve for curve in members if curve.diameter_penalty > 0]
+        penalised = [curve for curve in members if curve.is_penalised]
         for curve in members:
-            if curve.diameter_penalty == 0:
-                styles[curve[:3]] = Style(base, "-", "o", 1.8, True, True)
+            if not curve.is_penalised:
+                styles[curve.key] = Style(base, "-", "o", 1.8, True, True)
                 continue
             order = penalised.index(curve)
             share = order / max(len(penalised) - 1, 1)
-            styles[curve[:3]] = Style(
+            styles[curve.key] = Style(
                 drawing.shade(base, 0.45 - 0.85 * share),
                 dashes[order % len(dashes)],
                 markers[order % len(markers)],
@@ -461,15 +475,14 @@ def _styles(curves: Sequence[Curve]) -> dict[tuple[str, str, float], Style]:
 
 def _draw_panel(axis: Axes, panel: Panel, frame: _Frame, claims: Sequence[Claim]) -> None:
     factor = panel.factor
-    original: Level = frame.levels(panel.column)[str(frame.original()["cell"])]
-    controls = _controls(frame, panel)
+    original = frame.summary.original.level(panel.column)
+    controls = _controls(frame.summary, panel)
     (low, high), is_log = _limits(panel, frame, [*original[:3], *controls.values()])
     if is_log:
         axis.set_yscale("log")
     axis.set_ylim(low * factor, high * factor)
     drawing.ratio_axis(axis, frame.ratio_low, frame.ratio_high)
-    if is_log:
-        drawing.plain_log_axis(axis)
+    drawing.plain_log_axis(axis) if is_log else drawing.plain_linear_axis(axis)
     axis.axhline(original.mean * factor, color=INK, linewidth=1.6, zorder=2.5)
     if math.isfinite(original.low):
         axis.axhspan(
@@ -479,29 +492,28 @@ def _draw_panel(axis: Axes, panel: Panel, frame: _Frame, claims: Sequence[Claim]
         dashes = CONTROL_DASHES[method]
         axis.axhline(value * factor, color=GREY, linewidth=0.9, linestyle=dashes, zorder=2)
     drawing.letters(axis, [(CONTROL_LETTERS[m], v * factor) for m, v in controls.items()])
-    _draw_noise(axis, frame, panel)
+    _draw_noise(axis, frame.summary, panel)
     for cells, style in frame.lines():
-        _draw_curve(axis, frame, cells, panel.column, style, factor)
+        _draw_curve(axis, cells, panel.column, style, factor)
     for method, (marker, filled) in POINT_MARKERS.items():
         style = Style(INK, "none", marker, 0.9, filled, False)
-        _draw_curve(
-            axis, frame, frame.cells("compressed", method), panel.column, style, factor, zorder=4
-        )
+        cells = frame.summary.of("compressed", method)
+        _draw_curve(axis, cells, panel.column, style, factor, zorder=4)
     for claim in claims:
         if claim.quantity == panel.quantity:
-            _draw_star(axis, frame, claim, panel)
+            _draw_star(axis, frame.summary, claim, panel)
     _mark_beyond(axis, frame, panel, low, high)
 
 
-def _controls(frame: _Frame, panel: Panel) -> dict[str, float]:
+def _controls(summary: Summary, panel: Panel) -> dict[str, float]:
     """Mean of every control drawn as a line, at its strength best on the selection sample."""
     found = {}
     for method in CONTROL_LETTERS:
         if method == "temperature" and panel.column in COLUMNS_WITHOUT_TEMPERATURE:
             continue
-        best = best_cell(frame.cells("control", method), criterion_of(panel.column))
-        if best is not None and math.isfinite(float(best[panel.column])):
-            found[method] = float(best[panel.column])
+        best = best_cell(summary.of("control", method), criterion_of(panel.column))
+        if best is not None and not math.isnan(best.mean(panel.column)):
+            found[method] = best.mean(panel.column)
     return found
 
 
@@ -513,8 +525,8 @@ def _limits(
     Logarithmic where the values span much and may. Otherwise the better part of the cells and
     everything that is a line stay in sight; a worse end that would take most of the axis is cut.
     """
-    cells = pd.concat([cells for cells, _ in frame.lines()] or [frame.means.iloc[:0]])
-    values = cells.loc[frame.is_in_range(cells), panel.column].to_numpy(float)
+    cells = [cell for cells, _ in frame.lines() for cell in cells if frame.is_seen(cell)]
+    values = _means(cells, panel.column)
     values = values[np.isfinite(values)]
     anchors = np.array([line for line in lines if math.isfinite(line)])
     if not len(anchors):
@@ -529,30 +541,28 @@ def _limits(
         core_high = max(np.quantile(values, 0.65), anchors.max())
     if panel.is_higher_better is not False:
         core_low = min(np.quantile(values, 0.35), anchors.min())
-    span = max(core_high - core_low, 1e-3 * abs(core_high), 1e-9)
+    span = max(core_high - core_low, LEAST_SPAN)
     if high - core_high > 0.6 * span:
         high = core_high + 0.25 * span
     if core_low - low > 0.6 * span:
         low = core_low - 0.25 * span
-    margin = max(0.07 * (high - low), 0.05 * span)
+    margin = max(0.07 * (high - low), 0.5 * (span - (high - low)))
     return (float(low - margin), float(high + margin)), False
 
 
 def _draw_curve(
     axis: Axes,
-    frame: _Frame,
-    cells: pd.DataFrame,
+    cells: Sequence[CellSummary],
     column: str,
     style: Style,
     factor: float = 1.0,
     *,
     zorder: float = 3.0,
 ) -> None:
-    if cells.empty:
+    if not cells:
         return
-    by_cell: dict[str, Level] = frame.levels(column)
-    values = factor * np.array([by_cell[cell][:3] for cell in cells["cell"]])
-    ratios = cells["ratio_estimated"].to_numpy(float)
+    ratios = _means(cells, "ratio_estimated")
+    values = factor * np.array([cell.level(column)[:3] for cell in cells])
     mean, low, high = values.T
     if style.has_band:
         axis.fill_between(ratios, low, high, color=style.colour, alpha=0.15, linewidth=0, zorder=2)
@@ -574,18 +584,16 @@ def _draw_curve(
     )
 
 
-def _draw_noise(axis: Axes, frame: _Frame, panel: Panel) -> None:
+def _draw_noise(axis: Axes, summary: Summary, panel: Panel) -> None:
     """Draw the noise control at the ratio of the plain K-means whose distortion it has."""
-    noise = frame.cells("control", "gaussian_noise")
-    plain = [curve for curve in frame.all_curves if curve.diameter_penalty == 0]
-    if noise.empty or not plain:
+    plain = summary.plain_curve()
+    noise = {cell.num_clusters: cell for cell in summary.of("control", "gaussian_noise")}
+    if plain is None or not noise:
         return
-    ratio_of = plain[0].cells.set_index("num_clusters")["ratio_estimated"]
-    noise = noise[noise["num_clusters"].isin(ratio_of.index)]
-    noise = noise.assign(ratio=noise["num_clusters"].map(ratio_of)).sort_values("ratio")
+    pairs = [(c.ratio, noise[c.num_clusters]) for c in plain.cells if c.num_clusters in noise]
     axis.plot(
-        noise["ratio"].to_numpy(float),
-        panel.factor * noise[panel.column].to_numpy(float),
+        [ratio for ratio, _ in pairs],
+        panel.factor * _means([cell for _, cell in pairs], panel.column),
         color=GREY,
         linestyle=CONTROL_DASHES["gaussian_noise"],
         linewidth=1.1,
@@ -595,11 +603,11 @@ def _draw_noise(axis: Axes, frame: _Frame, panel: Panel) -> None:
     )
 
 
-def _draw_star(axis: Axes, frame: _Frame, claim: Claim, panel: Panel) -> None:
-    cell = frame.means[frame.means["cell"] == claim.cell]
+def _draw_star(axis: Axes, summary: Summary, claim: Claim, panel: Panel) -> None:
+    cells = [cell for cell in summary.cells if cell.name == claim.cell]
     axis.plot(
-        cell["ratio_estimated"].to_numpy(float),
-        panel.factor * cell[panel.column].to_numpy(float),
+        _means(cells, "ratio_estimated"),
+        panel.factor * _means(cells, panel.column),
         linestyle="none",
         marker="*",
         markersize=13,
@@ -613,13 +621,12 @@ def _draw_star(axis: Axes, frame: _Frame, claim: Claim, panel: Panel) -> None:
 def _mark_beyond(axis: Axes, frame: _Frame, panel: Panel, low: float, high: float) -> None:
     """Show at the edge what lies beyond it, and say how far it goes."""
     lines = [(cells, style.colour) for cells, style in frame.lines()]
-    lines += [(frame.cells("compressed", method), INK) for method in POINT_MARKERS]
+    lines += [(frame.summary.of("compressed", method), INK) for method in POINT_MARKERS]
     above: list[float] = []
     below: list[float] = []
     for cells, colour in lines:
-        values = cells[panel.column].to_numpy(float)
-        ratios = cells["ratio_estimated"].to_numpy(float)
-        is_seen = frame.is_in_range(cells)
+        values, ratios = _means(cells, panel.column), _means(cells, "ratio_estimated")
+        is_seen = np.array([frame.is_seen(cell) for cell in cells], dtype=bool)
         for is_beyond, edge, marker, found in (
             (is_seen & (values > high), 1.018, "^", above),
             (is_seen & (values < low), -0.018, "v", below),
@@ -669,43 +676,32 @@ def _verdict_line(panel: Panel, claims: Sequence[Claim]) -> str:
 
 def _cluster_scale(axis: Axes, frame: _Frame) -> None:
     """Write below the ratios which K of the first curve without a penalty reaches them."""
-    plain = [curve for curve in frame.all_curves if curve.diameter_penalty == 0]
-    if plain:
-        cells = plain[0].cells
-        marks = [
-            (float(ratio), f"{int(k)}")
-            for ratio, k in zip(cells["ratio_estimated"], cells["num_clusters"], strict=True)
-        ]
-        drawing.scale_below(axis, "K =", marks, COLOURS.get(plain[0].weighting, GREY))
+    plain = frame.summary.plain_curve()
+    if plain is not None:
+        marks = [(cell.ratio, f"{cell.num_clusters}") for cell in plain.cells]
+        drawing.scale_below(axis, "K =", marks, COLOURS.get(plain.weighting, GREY))
 
 
 def _curve_groups(frame: _Frame) -> list[tuple[str, list[Entry]]]:
     """Legend entries of the K-means curves, one group per weighting."""
     groups: list[tuple[str, list[Entry]]] = []
-    forms = {curve.penalty_form for curve in frame.all_curves} - {"none"}
-    for weighting in dict.fromkeys(curve.weighting for curve in frame.curves):
-        family = [curve for curve in frame.all_curves if curve.weighting == weighting]
-        cells = pd.concat([curve.cells for curve in family])
+    all_curves = dict(curves_by_weighting(frame.summary.curves))
+    for weighting, shown in curves_by_weighting(frame.curves):
+        family = all_curves[weighting]
+        cells = [cell for curve in family for cell in curve.cells]
         best = {
-            "raw": best_cell(cells, "selection_loss"),
-            "tempered": best_cell(cells, "selection_loss_tempered"),
+            name: best_cell(cells, criterion)
+            for name, criterion in zip(("raw", "tempered"), CRITERIA, strict=True)
         }
         entries: list[Entry] = []
-        for curve in frame.curves:
-            if curve.weighting != weighting:
-                continue
-            members = set(curve.cells["cell"])
-            praised = [
-                n for n, cell in best.items() if cell is not None and cell["cell"] in members
-            ]
-            label = (
-                f"penalty {curve.diameter_penalty:g}" if curve.diameter_penalty else "no penalty"
-            )
-            if curve.diameter_penalty and len(forms) > 1:
+        for curve in shown:
+            praised = [name for name, cell in best.items() if cell in curve.cells]
+            label = f"penalty {curve.diameter_penalty:g}" if curve.is_penalised else "no penalty"
+            if curve.is_penalised and frame.summary.has_several_forms:
                 label += f", {curve.penalty_form}"
             if praised:
                 label += f" (best {' and '.join(praised)})"
-            style = frame.styles[curve[:3]]
+            style = frame.styles[curve.key]
             entries.append(
                 sample(
                     label,
@@ -726,24 +722,25 @@ def _curve_groups(frame: _Frame) -> list[tuple[str, list[Entry]]]:
 def _legend_groups(frame: _Frame, *, has_claims: bool) -> list[tuple[str, list[Entry]]]:
     groups = _curve_groups(frame)
     others: list[Entry] = []
-    if not frame.cells("compressed", "uniform").empty:
+    summary = frame.summary
+    if summary.of("compressed", "uniform"):
         others.append(sample(BASELINE_NAMES["uniform"], UNIFORM.colour, dashes="-", marker="x"))
     for method, (marker, filled) in POINT_MARKERS.items():
-        cells = frame.cells("compressed", method)
-        if cells.empty:
+        cells = summary.of("compressed", method)
+        if not cells:
             continue
         label = BASELINE_NAMES[method]
         if method == "round_to_nearest":
-            bits = sorted({int(bits) for bits in cells["parameter"]}, reverse=True)
-            label = f"{', '.join(f'int{b}' for b in bits)} per channel"
+            bits = sorted({cell.parameter for cell in cells}, reverse=True)
+            label = f"{', '.join(f'int{number:g}' for number in bits)} per channel"
         others.append(sample(label, INK, marker=marker, filled=filled))
-    compressed = frame.means[frame.means["kind"] == "compressed"]
-    for is_outside, where in (
-        (compressed["ratio_estimated"] < frame.ratio_low, "left"),
-        (compressed["ratio_estimated"] > frame.ratio_high, "right"),
+    ratios = _means(summary.of("compressed"), "ratio_estimated")
+    for num_outside, where in (
+        (int(np.sum(ratios < frame.ratio_low)), "left"),
+        (int(np.sum(ratios > frame.ratio_high)), "right"),
     ):
-        if is_outside.any():
-            others.append(remark(f"{_cells(int(is_outside.sum()))} {where} of the axis"))
+        if num_outside:
+            others.append(remark(f"{_cells(num_outside)} {where} of the axis"))
     if has_claims:
         star = sample("cell that a claim is about", drawing.STAR, marker="*")
         star.handle.set(markersize=11, markeredgecolor=INK)
@@ -752,7 +749,7 @@ def _legend_groups(frame: _Frame, *, has_claims: bool) -> list[tuple[str, list[E
         groups.append(("Other quantizers", others))
     references = [sample("original", INK, dashes="-")]
     for method, name in CONTROL_NAMES.items():
-        if frame.cells("control", method).empty:
+        if not summary.of("control", method):
             continue
         letter = CONTROL_LETTERS.get(method)
         label = f"{letter}  {name}" if letter else f"{name} as strong as K"
@@ -767,20 +764,22 @@ def _legend_groups(frame: _Frame, *, has_claims: bool) -> list[tuple[str, list[E
         "c or e improves: a better network",
         "d also falls where only a rises",
     ]
-    groups.append(("How to read it", [remark(text) for text in reading]))
+    if len(groups) < MAX_LEGEND_GROUPS:
+        groups.append(("How to read it", [remark(text) for text in reading]))
     return groups
 
 
 def _scatter_groups(
-    cells: pd.DataFrame,
-) -> Iterator[tuple[str, str, str, bool, np.ndarray]]:
+    cells: Sequence[CellSummary],
+) -> Iterator[tuple[str, str, str, bool, list[CellSummary]]]:
     """Label, colour, marker, whether filled, and members, for the picture of the prediction."""
-    method, weighting = cells["method"].to_numpy(), cells["weighting"].to_numpy()
-    is_penalised = cells["diameter_penalty"].to_numpy(float) > 0
     for name, label in WEIGHTING_LABELS.items():
-        members = (method == "kmeans") & (weighting == name)
-        yield label, COLOURS[name], "o", True, members & ~is_penalised
-        yield f"{label}, penalty", COLOURS[name], "o", False, members & is_penalised
-    yield BASELINE_NAMES["uniform"], COLOURS["uniform"], "x", True, method == "uniform"
-    for name, (marker, filled) in POINT_MARKERS.items():
-        yield BASELINE_NAMES[name], INK, marker, filled, method == name
+        members = [cell for cell in cells if cell.method == "kmeans" and cell.weighting == name]
+        plain = [cell for cell in members if cell.diameter_penalty == 0]
+        penalised = [cell for cell in members if cell.diameter_penalty > 0]
+        yield label, COLOURS[name], "o", True, plain
+        yield f"{label}, penalty", COLOURS[name], "o", False, penalised
+    others = {"uniform": ("x", True), **POINT_MARKERS}
+    for name, (marker, filled) in others.items():
+        members = [cell for cell in cells if cell.method == name]
+        yield BASELINE_NAMES[name], COLOURS.get(name, INK), marker, filled, members

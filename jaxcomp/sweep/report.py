@@ -289,7 +289,7 @@ def _print_table(console: Console, summary: Summary) -> None:
                 overflow="ellipsis",
             )
         for line in section.lines:
-            grid.add_row(*(Text(numbers.text(line, c, has_deviation=has_deviation)) for c in shown))
+            grid.add_row(*(Text(_number(line, column, plus_minus)) for column in shown))
         console.print(grid)
 
 

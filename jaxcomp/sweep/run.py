@@ -142,7 +142,7 @@ def evaluate(
     num_probes: int = 64,
     curvature_examples: int = 1000,
     num_bins: int = 4096,
-    num_iterations: int = 30,
+    num_iterations: int = 100,
     name: str = "network",
     seed: int = 0,
     out: Path | str | None = None,

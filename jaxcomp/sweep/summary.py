@@ -88,7 +88,7 @@ class Level(NamedTuple):
     """Standard deviation between networks (ddof 1); NaN with fewer than two networks."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CellSummary:
     """One cell of the sweep and its numbers for every network.
 
@@ -101,7 +101,8 @@ class CellSummary:
         diameter_penalty: its relative strength.
         num_clusters: K; 0 where it does not apply.
         parameter: bits, sparsity, scale or quantile; NaN where there is none.
-        values: numeric columns of the table, each one number per network.
+        values: numeric columns of the table, each one number per network, and `zero_one_gap`,
+            training minus test accuracy.
     """
 
     name: str
@@ -139,7 +140,7 @@ class CellSummary:
         return self.mean("ratio_estimated")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Curve:
     """K-means cells that differ in K only, sorted by ratio.
 
@@ -166,7 +167,7 @@ class Curve:
         return self.diameter_penalty > 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Summary:
     """One setting (dataset, model, label noise) of a sweep.
 
@@ -215,9 +216,9 @@ class Summary:
     def main_curves(self, keep_cells: Collection[str] = ()) -> list[Curve]:
         """Curves without the penalties that are too many to tell apart.
 
-        For every weighting and form of penalty the smallest, the largest, those best on the
-        selection sample (raw and tempered) and those of the cells to keep stay; of three or
-        fewer, all do.
+        For every weighting and form of penalty those best on the selection sample (raw and
+        tempered) and those of the cells to keep stay; where there is one form only, the smallest
+        and the largest as well. Of three or fewer penalties, all do.
         """
         return [curve for curve in self.curves if self._is_main(curve, keep_cells)]
 
@@ -231,8 +232,12 @@ class Summary:
         return len({curve.penalty_form for curve in self.curves if curve.is_penalised}) > 1
 
     def _is_main(self, curve: Curve, keep_cells: Collection[str]) -> bool:
+        if not curve.is_penalised:
+            return True
         family = [c for c in self.curves if c.key[:2] == curve.key[:2]]
-        if len(family) <= _MAX_PENALTIES or curve in (family[0], family[-1]):
+        if not self.has_several_forms and (
+            len(family) <= _MAX_PENALTIES or curve in (family[0], family[-1])
+        ):
             return True
         cells = [cell for member in family for cell in member.cells]
         wanted = {best.name for criterion in CRITERIA if (best := best_cell(cells, criterion))}
@@ -273,9 +278,9 @@ def cell_means(table: pd.DataFrame) -> pd.DataFrame:
     """
     numeric = list(table.select_dtypes(["number", "bool"]).columns)
     cells: Any = table.groupby("cell", sort=False)
-    means = cells[numeric].mean(skipna=False)
     texts = cells[[c for c in table.columns if c not in numeric and c != "cell"]].first()
-    return pd.concat([texts, means], axis=1).reset_index()[list(table.columns)]
+    means = pd.concat([texts, cells[numeric].mean(skipna=False)], axis=1).reset_index()
+    return means.reindex(columns=table.columns)
 
 
 def best_cell(cells: Iterable[CellSummary], criterion: str) -> CellSummary | None:
@@ -305,6 +310,9 @@ def _summarize_setting(setting: Setting, columns: Mapping[str, np.ndarray]) -> S
         for name, values in columns.items()
         if values.dtype.kind in "fiub" and name not in (*SETTING_COLUMNS, *CELL_COLUMNS)
     ]
+    if "train_accuracy" in columns:
+        gap = columns["train_accuracy"] - columns["accuracy"]
+        columns, numeric = {**columns, "zero_one_gap": gap}, [*numeric, "zero_one_gap"]
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(columns["cell"].tolist()):
         rows.setdefault(str(name), []).append(row)
