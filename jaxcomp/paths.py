@@ -4,7 +4,7 @@ A path is the leaf's key path joined by `/`, e.g. `params/hidden_0/kernel`. Any 
 knows will do: nested dicts, Linen variables, NNX states, lists, named tuples.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
@@ -45,7 +45,7 @@ def selected_paths(params: Params, select: Select = None) -> list[str]:
     for pattern in patterns:
         if not any(fnmatchcase(path, pattern) for path in leaves):
             raise ValueError(
-                f"the pattern {pattern!r} in select matches no leaf: paths are {_some(leaves)}."
+                f"the pattern {pattern!r} in select matches no leaf: paths are {shorten(leaves)}."
             )
     return [path for path in leaves if any(fnmatchcase(path, p) for p in patterns)]
 
@@ -71,10 +71,11 @@ def replace_leaves(params: Params, leaves: Mapping[str, Any]) -> Params:
     )
 
 
+def shorten(names: Iterable[str], limit: int = 8) -> str:
+    """List the first few names, for a message."""
+    names = list(names)
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "") or "none"
+
+
 def _path_string(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _some(leaves: Mapping[str, Any], limit: int = 8) -> str:
-    names = list(leaves)
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

@@ -6,13 +6,11 @@ The result is a pytree too, so that a forward pass on `tree.dequantize()` can be
 codebooks as arguments.
 
 Sizes are estimates (`jaxcomp.rate`): what an ideal order-0 entropy coder would need for the
-assignments, plus the codebooks, plus the kept leaves at full precision. No file is written here.
-Distortion is `sum h (w - c)^2` everywhere, twice the loss rise in nats that a curvature h (nats
-per squared weight) predicts; h = 1 without curvature.
+assignments, plus the codebooks, plus the kept leaves at full precision. No file is written here;
+what the report says and how it prints is in `jaxcomp.tree_report`.
 """
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
@@ -25,7 +23,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, UInt
 
 from jaxcomp import rate
 from jaxcomp.curvature import CurvaturePolicy, DiagonalEstimate
-from jaxcomp.paths import Select, is_floating, leaves_by_path, selected_paths
+from jaxcomp.curvature.estimate import check_positive_count, count_not_finite
+from jaxcomp.paths import Select, is_floating, leaves_by_path, selected_paths, shorten
 from jaxcomp.quantizers import (
     Codebook,
     Moments,
@@ -37,13 +36,18 @@ from jaxcomp.quantizers import (
     solve_kmeans,
     solve_uniform,
 )
-from jaxcomp.quantizers.checks import is_concrete
+from jaxcomp.quantizers.checks import check_penalty, is_concrete
 from jaxcomp.quantizers.diameter import PENALTY_FORMS, PenaltyForm
 from jaxcomp.quantizers.moments import accumulation_dtype, pairwise_sum
+from jaxcomp.tree_report import (
+    LayerReport,
+    Measures,
+    Method,
+    Report,
+    brief_totals,
+    layer_report,
+)
 from jaxcomp.types import Params
-
-Method: TypeAlias = Literal["kmeans", "uniform", "round_to_nearest", "magnitude_pruning"]
-"""How the selected leaves are quantized."""
 
 METHODS: tuple[str, ...] = get_args(Method)
 
@@ -57,23 +61,6 @@ _LEVEL_NAMES: dict[str, LevelName] = {
     "magnitude_pruning": "sparsity",
 }
 _LEVEL_DEFAULTS: dict[LevelName, int | None] = {"num_clusters": 16, "num_bits": 8, "sparsity": None}
-
-
-class Measures(NamedTuple):
-    """What quantization did to one leaf; scalars, float32 (float64 for float64 weights).
-
-    Attributes:
-        distortion: `sum h (w - c)^2`, h the curvature, or 1 without one.
-        squared_error: `sum (w - c)^2`.
-        energy: `sum w^2`.
-        converged: bool, whether the K-means iteration reached a fixed point; True where nothing
-            iterates.
-    """
-
-    distortion: Float[Array, ""]
-    squared_error: Float[Array, ""]
-    energy: Float[Array, ""]
-    converged: Bool[Array, ""]
 
 
 class KeptLeaf(NamedTuple):
@@ -133,108 +120,17 @@ class PrunedLeaf(NamedTuple):
 QuantizedLeaf: TypeAlias = ClusteredLeaf | RoundedLeaf | PrunedLeaf
 
 
-class LayerReport(NamedTuple):
-    """One quantized leaf in numbers; `pandas.DataFrame(tree.report())` makes a table of them.
-
-    Attributes:
-        path: where it stands; the first place of a tied leaf.
-        tied_paths: the other places of the same array, counted once.
-        shape: of the leaf.
-        dtype: of the leaf.
-        num_weights: entries.
-        level: num_clusters or num_bits as asked for; for pruning the fraction of zeros reached.
-        num_used: distinct centroids with weights, integer codes that occur, or weights left.
-        fixed_bits_per_weight: with a fixed-length code, codebook not counted.
-        entropy_bits_per_weight: empirical order-0 entropy, codebook not counted.
-        codebook_bits: of the centroids in use, or of the scales.
-        size_bits: `num_weights * entropy_bits_per_weight + codebook_bits`, estimated.
-        description_bits: length of a decodable prefix code, see `jaxcomp.rate`; not estimated.
-        ratio: original bits over `size_bits`.
-        distortion: `sum h (w - c)^2`.
-        is_weighted: whether h in the distortion is a curvature; otherwise h = 1.
-        signal_to_noise_db: `10 log10(sum w^2 / sum (w - c)^2)`, infinite without error.
-        converged: whether the K-means iteration reached a fixed point.
-    """
-
-    path: str
-    tied_paths: tuple[str, ...]
-    shape: tuple[int, ...]
-    dtype: str
-    num_weights: int
-    level: float
-    num_used: int
-    fixed_bits_per_weight: float
-    entropy_bits_per_weight: float
-    codebook_bits: float
-    size_bits: float
-    description_bits: float
-    ratio: float
-    distortion: float
-    is_weighted: bool
-    signal_to_noise_db: float
-    converged: bool
-
-
-@dataclass(frozen=True)
-class Report(Sequence[LayerReport]):
-    """Per-layer table of a quantized tree: a sequence of `LayerReport`, printed as a text table.
-
-    Attributes:
-        method: how the leaves were quantized.
-        layers: the quantized leaves in the order of the tree, tied ones once.
-        num_kept: leaves kept as they are, tied ones once.
-        kept_bits: their size at full precision.
-        original_bits: size of all leaves before.
-        size_bits: estimated size after: layers and kept leaves.
-    """
-
-    method: Method
-    layers: tuple[LayerReport, ...]
-    num_kept: int
-    kept_bits: int
-    original_bits: int
-    size_bits: float
-
-    def __len__(self) -> int:
-        return len(self.layers)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.layers[index]
-
-    @property
-    def ratio(self) -> float:
-        """Original over estimated bits, kept leaves in both; 1 for a tree without any."""
-        return _ratio(self.original_bits, self.size_bits)
-
-    @property
-    def distortion(self) -> float:
-        """Sum over the layers; with a curvature, over the layers it weighs."""
-        is_weighted = any(layer.is_weighted for layer in self.layers)
-        return math.fsum(
-            layer.distortion for layer in self.layers if layer.is_weighted == is_weighted
-        )
-
-    @property
-    def predicted_loss_rise_nats(self) -> float:
-        """Half the weighted distortion, as a second-order expansion at a minimum predicts.
-
-        In nats if the curvature was that of a mean loss in nats; NaN without curvature.
-        """
-        if not any(layer.is_weighted for layer in self.layers):
-            return math.nan
-        return self.distortion / 2
-
-    def __str__(self) -> str:
-        return _format_report(self)
-
-
 class _LeafLayout(NamedTuple):
-    """Static part of one leaf: where it stands (several paths if tied) and what it was."""
+    """Static part of one leaf: where it stands (several paths if tied) and what it was.
+
+    Of a leaf that is kept only the paths are known. `level` is K or the number of bits; 0 after
+    pruning, whose sparsity is not an integer that shapes are made of.
+    """
 
     paths: tuple[str, ...]
     shape: tuple[int, ...] = ()
     dtype: np.dtype | None = None
-    level: int | None = None
+    level: int = 0
     is_weighted: bool = False
 
 
@@ -304,9 +200,7 @@ class QuantizedTree:
                         "dequantize()."
                     )
                 return leaf
-        raise ValueError(
-            f"there is no leaf {path!r}; quantized leaves are {_shortened(self.paths)}."
-        )
+        raise ValueError(f"there is no leaf {path!r}; quantized leaves are {shorten(self.paths)}.")
 
     def assignments(self, path: str) -> UInt[Array, "*shape"]:
         """Return the cluster of every weight of a leaf, shaped like it, smallest unsigned dtype.
@@ -349,15 +243,7 @@ class QuantizedTree:
                 kept.append(_array_bits(leaf.value))
             else:
                 layers.append(_report_layer(leaf, layout))
-        original = sum(_original_bits(layer) for layer in layers)
-        return Report(
-            method=self.method,
-            layers=tuple(layers),
-            num_kept=len(kept),
-            kept_bits=sum(kept),
-            original_bits=original + sum(kept),
-            size_bits=math.fsum([layer.size_bits for layer in layers] + kept),
-        )
+        return Report(self.method, tuple(layers), num_kept=len(kept), kept_bits=sum(kept))
 
     @property
     def size_bits(self) -> float:
@@ -391,15 +277,7 @@ class QuantizedTree:
         num_quantized = sum(not isinstance(leaf, KeptLeaf) for leaf in self.leaves)
         parts = [self.method, f"{num_quantized} of {len(self.leaves)} leaves quantized"]
         if self._is_concrete():
-            report = self.report()
-            num_weights = sum(layer.num_weights for layer in report)
-            if num_weights:
-                bits = math.fsum(layer.size_bits for layer in report) / num_weights
-                parts.append(f"{num_weights:,} weights at {bits:.2f} bits")
-            parts.append(
-                f"{_format_bytes(report.original_bits)} -> {_format_bytes(report.size_bits)} "
-                f"estimated, ratio {report.ratio:.3g}"
-            )
+            parts += brief_totals(self.report())
         return f"QuantizedTree({', '.join(parts)})"
 
 
@@ -473,7 +351,13 @@ def quantize(
     level_name, level = _level_of(
         method, num_clusters=num_clusters, num_bits=num_bits, sparsity=sparsity
     )
-    _check_options(method, diameter_penalty, penalty_form, num_iterations, num_bins)
+    encode = _encoder(
+        method,
+        diameter_penalty=diameter_penalty,
+        penalty_form=penalty_form,
+        num_iterations=num_iterations,
+        num_bins=num_bins,
+    )
     structure = jax.tree.structure(params)
     named = leaves_by_path(params)
     if len(named) != structure.num_leaves:
@@ -494,23 +378,6 @@ def quantize(
     levels = _level_by_leaf(level_name, level, [groups[slot].paths for slot in chosen])
     importances = _importance_by_leaf(curvature, [groups[slot] for slot in chosen])
 
-    encode: Callable[[Array, Array | None, Any], QuantizedLeaf]
-    match method:
-        case "kmeans":
-            solve = partial(
-                solve_kmeans,
-                diameter_penalty=diameter_penalty,
-                penalty_form=penalty_form,
-                num_iterations=num_iterations,
-            )
-            is_exact = diameter_penalty == 0
-            encode = partial(_cluster, solve=solve, num_bins=num_bins, keep_distinct=is_exact)
-        case "uniform":
-            encode = partial(_cluster, solve=solve_uniform, num_bins=num_bins, keep_distinct=False)
-        case "round_to_nearest":
-            encode = _round
-        case "magnitude_pruning":
-            encode = _prune
     leaves: list[QuantizedLeaf | KeptLeaf] = [KeptLeaf(group.value) for group in groups]
     layouts = [_LeafLayout(group.paths) for group in groups]
     for slot, leaf_level, importance in zip(chosen, levels, importances, strict=True):
@@ -520,7 +387,7 @@ def quantize(
             paths=groups[slot].paths,
             shape=weights.shape,
             dtype=weights.dtype,
-            level=None if level_name == "sparsity" else int(leaf_level),
+            level=0 if level_name == "sparsity" else int(leaf_level),
             is_weighted=importance is not None,
         )
     return QuantizedTree(tuple(leaves), _Layout(method, structure, tuple(slots), tuple(layouts)))
@@ -568,19 +435,18 @@ def _level_of(method: Method, **levels: Any) -> tuple[LevelName, Any]:
     return name, level
 
 
-def _check_options(
+def _encoder(
     method: Method,
+    *,
     diameter_penalty: float,
     penalty_form: PenaltyForm,
     num_iterations: int,
     num_bins: int,
-) -> None:
+) -> Callable[[Array, Array | None, Any], QuantizedLeaf]:
+    """Check the options; return what maps weights, importance and level of a leaf to its code."""
     if penalty_form not in PENALTY_FORMS:
         raise ValueError(f"penalty_form must be one of {PENALTY_FORMS}, got {penalty_form!r}.")
-    if not math.isfinite(diameter_penalty) or diameter_penalty < 0:
-        raise ValueError(
-            f"diameter_penalty must be finite and at least 0, got {diameter_penalty!r}."
-        )
+    check_penalty(float(diameter_penalty))  # one number, where the kernels take arrays
     if diameter_penalty > 0 and method != "kmeans":
         raise ValueError(
             f"diameter_penalty applies to method 'kmeans' only, got {diameter_penalty!r} with "
@@ -591,9 +457,24 @@ def _check_options(
             f"diameter_penalty must be 0 with penalty_form 'none', got {diameter_penalty!r}; "
             "choose another form, such as 'monotone'."
         )
-    for name, value in (("num_iterations", num_iterations), ("num_bins", num_bins)):
-        if not _is_integer(value) or value < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+    check_positive_count("num_iterations", num_iterations)
+    check_positive_count("num_bins", num_bins)
+    match method:
+        case "kmeans":
+            solve = partial(
+                solve_kmeans,
+                diameter_penalty=diameter_penalty,
+                penalty_form=penalty_form,
+                num_iterations=num_iterations,
+            )
+            is_exact = diameter_penalty == 0
+            return partial(_cluster, solve=solve, num_bins=num_bins, keep_distinct=is_exact)
+        case "uniform":
+            return partial(_cluster, solve=solve_uniform, num_bins=num_bins, keep_distinct=False)
+        case "round_to_nearest":
+            return _round
+        case "magnitude_pruning":
+            return _prune
 
 
 def _check_dtype(group: _Group) -> None:
@@ -617,18 +498,13 @@ def _check_dtype(group: _Group) -> None:
 
 
 def _check_finite(name: str, values: Mapping[str, Any]) -> None:
-    counts = jax.device_get(_count_not_finite([jnp.asarray(value) for value in values.values()]))
+    counts = jax.device_get(count_not_finite([jnp.asarray(value) for value in values.values()]))
     for (path, value), count in zip(values.items(), counts, strict=True):
         if count:
             raise ValueError(
                 f"{name} must be finite, got {int(count)} NaN or infinite among the {value.size} "
                 f"entries of {path!r}."
             )
-
-
-@jax.jit
-def _count_not_finite(values: list[Array]) -> list[Int[Array, ""]]:
-    return [jnp.sum(~jnp.isfinite(value), dtype=jnp.int32) for value in values]
 
 
 def _level_by_leaf(name: LevelName, level: Any, leaves: list[tuple[str, ...]]) -> list[Any]:
@@ -643,7 +519,7 @@ def _level_by_leaf(name: LevelName, level: Any, leaves: list[tuple[str, ...]]) -
         if pattern != "*" and not any(_matches(paths, pattern) for paths in leaves):
             raise ValueError(
                 f"the pattern {pattern!r} in {name} matches no selected leaf: they are "
-                f"{_shortened(paths[0] for paths in leaves)}."
+                f"{shorten(paths[0] for paths in leaves)}."
             )
     # The default stands behind all others, so that none is shadowed.
     ordered = sorted(level.items(), key=lambda item: item[0] == "*")
@@ -669,16 +545,12 @@ def _check_level(name: LevelName, value: Any, *, label: str) -> None:
         if not is_number or not 0 <= value <= 1:
             raise ValueError(f"{label} must be a fraction from 0 to 1, got {value!r}.")
         return
-    if not _is_integer(value):
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
         raise TypeError(f"{label} must be an integer, got {value!r}.")
     if name == "num_clusters" and value < 1:
         raise ValueError(f"{label} must be at least 1, got {value}.")
     if name == "num_bits" and not 2 <= value <= 8:
         raise ValueError(f"{label} must be from 2 to 8, got {value}.")
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _importance_by_leaf(
@@ -688,7 +560,7 @@ def _importance_by_leaf(
     if curvature is None:
         return [None] * len(groups)
     is_estimate = isinstance(curvature, DiagonalEstimate)
-    named = leaves_by_path(curvature.mean if isinstance(curvature, DiagonalEstimate) else curvature)
+    named = leaves_by_path(curvature.mean if is_estimate else curvature)
     found = {
         path: _curvature_at(named, path, group.value.shape)
         for group in groups
@@ -716,7 +588,7 @@ def _importance_by_leaf(
 def _curvature_at(named: Mapping[str, Any], path: str, shape: tuple[int, ...]) -> Array:
     if path not in named:
         raise ValueError(
-            f"curvature has no leaf {path!r}, which is quantized: it has {_shortened(named)}; give "
+            f"curvature has no leaf {path!r}, which is quantized: it has {shorten(named)}; give "
             "it the structure of params."
         )
     value = named[path]
@@ -763,9 +635,9 @@ def _cluster(
     distinct = _few_distinct(points, size) if keep_distinct else None
     if distinct is not None:
         # Exact, where bins of a histogram might join two values: nothing changes a second time.
-        centroids = np.pad(distinct, (0, size - distinct.size), mode="edge")
-        thresholds = np.pad(distinct[:-1], (0, size - distinct.size), constant_values=np.inf)
-        centroids, thresholds = jnp.asarray(centroids), jnp.asarray(thresholds)
+        padding = (0, size - distinct.size)
+        centroids = jnp.asarray(np.pad(distinct, padding, mode="edge"))
+        thresholds = jnp.asarray(np.pad(distinct[:-1], padding, constant_values=np.inf))
         converged = jnp.asarray(True)
     else:
         # Moments of one size, and a codebook whose static size is a power of two: leaves of all
@@ -831,8 +703,7 @@ def _round(
     codes = rounded.codes.reshape(weights.shape)
     shifted = np.asarray(codes).astype(np.int64).ravel() + 2 ** (num_bits - 1)
     counts = jnp.asarray(np.bincount(shifted, minlength=2**num_bits).astype(np.int32))
-    values = _rescale(codes, rounded.scales, weights.dtype)
-    measures = _measure(weights, values, importance, jnp.asarray(True))
+    measures = _measure(weights, rounded.values, importance, jnp.asarray(True))
     return RoundedLeaf(codes, rounded.scales, counts, measures)
 
 
@@ -890,184 +761,36 @@ def _rescale(
 
 
 def _report_layer(leaf: QuantizedLeaf, layout: _LeafLayout) -> LayerReport:
-    counts = np.asarray(leaf.counts).astype(np.int64)
-    num_weights = int(counts.sum())
     assert layout.dtype is not None
     weight_bits = 8 * layout.dtype.itemsize
+    counts = np.asarray(leaf.counts)
+    level, num_used = layout.level, int(np.count_nonzero(counts))
     match leaf:
         case ClusteredLeaf():
             size = rate.code_size(counts, num_clusters=counts.size, centroid_bits=weight_bits)
-            num_used = int(np.count_nonzero(counts))
         case RoundedLeaf():
-            assert layout.level is not None
             size = rate.rounded_size(
                 counts,
                 num_bits=layout.level,
                 num_scales=leaf.scales.size,
                 scale_bits=8 * leaf.scales.dtype.itemsize,
             )
-            num_used = int(np.count_nonzero(counts))
         case PrunedLeaf():
-            size = rate.pruned_size(num_weights, int(counts[1]), value_bits=weight_bits)
-            num_used = int(counts[1])
-    fixed, entropy, codebook, description = (float(part) for part in size)
-    distortion, noise, energy = (float(np.asarray(part)) for part in leaf.measures[:3])
-    return LayerReport(
-        path=layout.paths[0],
-        tied_paths=layout.paths[1:],
+            num_zeros, num_used = counts.tolist()
+            size = rate.pruned_size(num_zeros + num_used, num_used, value_bits=weight_bits)
+            level = num_zeros / (num_zeros + num_used)
+    return layer_report(
+        size,
+        leaf.measures,
+        paths=layout.paths,
         shape=layout.shape,
-        dtype=layout.dtype.name,
-        num_weights=num_weights,
-        level=int(counts[0]) / num_weights if layout.level is None else layout.level,
+        dtype=layout.dtype,
+        level=level,
         num_used=num_used,
-        fixed_bits_per_weight=fixed / num_weights,
-        entropy_bits_per_weight=entropy / num_weights,
-        codebook_bits=codebook,
-        size_bits=entropy + codebook,
-        description_bits=description,
-        ratio=_ratio(num_weights * weight_bits, entropy + codebook),
-        distortion=distortion,
         is_weighted=layout.is_weighted,
-        signal_to_noise_db=_decibel(energy, noise),
-        converged=bool(leaf.measures.converged),
     )
-
-
-def _original_bits(layer: LayerReport) -> int:
-    return 8 * np.dtype(layer.dtype).itemsize * layer.num_weights
 
 
 def _array_bits(value: Any) -> int:
     """Size of a kept leaf in bits; 0 for what is not an array."""
     return 8 * value.size * value.dtype.itemsize if hasattr(value, "dtype") else 0
-
-
-def _ratio(original_bits: float, size_bits: float) -> float:
-    if size_bits > 0:
-        return original_bits / size_bits
-    return math.inf if original_bits > 0 else 1.0
-
-
-def _decibel(energy: float, noise: float) -> float:
-    if noise == 0:
-        return math.inf
-    return 10 * math.log10(energy / noise) if energy > 0 else -math.inf
-
-
-def _format_report(report: Report) -> str:
-    level_name = _LEVEL_NAMES[report.method]
-    header = [
-        "leaf",
-        "shape",
-        "dtype",
-        {"num_clusters": "K", "num_bits": "bits", "sparsity": "zeros"}[level_name],
-        "left" if level_name == "sparsity" else "used",
-        "fixed b/w",
-        "entropy b/w",
-        "codebook",
-        "size",
-        "ratio",
-        "distortion",
-        "SNR dB",
-    ]
-    rows = [_format_layer(layer, level_name) for layer in report]
-    num_weights = sum(layer.num_weights for layer in report)
-    if num_weights:
-        rows.append(_format_total(report, num_weights))
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    lines = [_align(row, widths) for row in [header, *rows]]
-    rule = "-" * len(lines[0])
-    lines = [lines[0], rule, *lines[1:-1], rule, lines[-1]] if rows else [lines[0], rule]
-    return "\n".join([*lines, *_notes(report)])
-
-
-def _align(row: Sequence[str], widths: Sequence[int]) -> str:
-    cells = [
-        cell.ljust(width) if column < 3 else cell.rjust(width)
-        for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-    ]
-    return "  ".join(cells).rstrip()
-
-
-def _format_layer(layer: LayerReport, level_name: LevelName) -> list[str]:
-    tied = f" (+{len(layer.tied_paths)} tied)" if layer.tied_paths else ""
-    is_sparse = level_name == "sparsity"
-    return [
-        layer.path + tied,
-        "x".join(map(str, layer.shape)) or "scalar",
-        layer.dtype,
-        f"{layer.level:.1%}" if is_sparse else f"{layer.level:,}",
-        f"{layer.num_used:,}",
-        f"{layer.fixed_bits_per_weight:.2f}",
-        f"{layer.entropy_bits_per_weight:.2f}",
-        _format_bytes(layer.codebook_bits),
-        _format_bytes(layer.size_bits),
-        f"{layer.ratio:.2f}",
-        f"{layer.distortion:.4g}",
-        f"{layer.signal_to_noise_db:.1f}",
-    ]
-
-
-def _format_total(report: Report, num_weights: int) -> list[str]:
-    def mean(bits: Iterable[float]) -> str:
-        return f"{math.fsum(bits) / num_weights:.2f}"
-
-    size = math.fsum(layer.size_bits for layer in report)
-    return [
-        "total",
-        f"{num_weights:,} weights",
-        "",
-        "",
-        "",
-        mean(layer.fixed_bits_per_weight * layer.num_weights for layer in report),
-        mean(layer.entropy_bits_per_weight * layer.num_weights for layer in report),
-        _format_bytes(math.fsum(layer.codebook_bits for layer in report)),
-        _format_bytes(size),
-        f"{_ratio(sum(_original_bits(layer) for layer in report), size):.2f}",
-        f"{report.distortion:.4g}",
-        "",
-    ]
-
-
-def _notes(report: Report) -> list[str]:
-    """What the table cannot say in a column: kept leaves, the whole, and what to know of it."""
-    lines = [
-        f"{report.num_kept} leaves kept as they are, {_format_bytes(report.kept_bits)}",
-        f"whole model {_format_bytes(report.original_bits)} -> {_format_bytes(report.size_bits)} "
-        f"(estimated: entropy, codebooks, kept leaves), ratio {report.ratio:.2f}",
-    ]
-    if not math.isnan(report.predicted_loss_rise_nats):
-        lines.append(
-            f"predicted rise of the loss {report.predicted_loss_rise_nats:.4g} "
-            "(half the weighted distortion; nats if the curvature was)"
-        )
-        unweighted = [layer.path for layer in report if not layer.is_weighted]
-        if unweighted:
-            lines.append(
-                "no positive curvature, weighted alike and left out of the total distortion: "
-                + ", ".join(unweighted)
-            )
-    if report.method in ("kmeans", "uniform"):
-        lines += [
-            f"{layer.path} uses {layer.num_used:,} of {layer.level:,} clusters: it has few "
-            "distinct weights, or clusters are empty"
-            for layer in report
-            if layer.num_used < layer.level
-        ]
-    num_stopped = sum(not layer.converged for layer in report)
-    if num_stopped:
-        lines.append(f"stopped by num_iterations before a fixed point: {num_stopped} layers")
-    return lines
-
-
-def _format_bytes(bits: float) -> str:
-    num_bytes = math.ceil(bits / 8)
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if num_bytes >= size:
-            return f"{num_bytes / size:.3g} {unit}"
-    return f"{num_bytes} B"
-
-
-def _shortened(names: Iterable[str], limit: int = 8) -> str:
-    names = list(names)
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "") or "none"

@@ -88,11 +88,11 @@ def test_finer_codebooks_approach_the_original(finished):
 
 def test_temperature_row_is_the_tempered_original(finished):
     _, result = finished
-    table = result.table.set_index(["method", "model_seed"]).sort_index()
-    for seed in (0, 1):
-        original, tempered = table.loc[("original", seed)].iloc[0], table.loc[("temperature", seed)].iloc[0]
-        assert tempered["test_loss"] == original["test_loss_tempered"]
-        assert tempered["accuracy"] == original["accuracy"]
+    table = result.table.set_index(["cell", "model_seed"])
+    original, tempered = table.loc["original"], table.loc["temperature"]
+    assert (tempered["test_loss"] == original["test_loss_tempered"]).all()
+    assert (tempered["temperature"] == original["temperature"]).all()
+    assert (tempered["accuracy"] == original["accuracy"]).all()
 
 
 def test_the_winning_network_comes_back_with_the_numbers_of_the_table(finished):
@@ -119,6 +119,28 @@ def _test_losses(predict_fn, params):
     scale = data.standardization(dataset.pool_images, dataset.max_value)
     inputs = data.to_inputs(dataset.test_images, dataset.max_value, scale)
     return np.asarray(metrics.cross_entropy(predict_fn(params, inputs), dataset.test_labels))
+
+
+@pytest.mark.parametrize(
+    "cell", ["original", "temperature", "kmeans/none/K4", "early_stopping", "gaussian_noise/K4"]
+)
+def test_claims_see_the_losses_of_the_table(finished, cache, monkeypatch, cell):
+    _, result = finished
+    seen = {}
+
+    def peek(table, losses):
+        seen["losses"] = losses(cell)
+        return []
+
+    monkeypatch.setattr(run_module, "evaluate_claims", peek)
+    sweep.run(CONFIG, cache_dir=cache, quiet=True)
+    rows = result.table[result.table["cell"] == cell]
+    for column, matrix in (
+        ("test_loss", seen["losses"].loss),
+        ("test_loss_tempered", seen["losses"].loss_tempered),
+        ("accuracy", seen["losses"].correct),
+    ):
+        np.testing.assert_allclose(rows[column], matrix.mean(axis=1), rtol=2e-5)
 
 
 def test_best_looks_at_the_selection_sample_only(finished):

@@ -9,20 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tree_problems import LEVELS, SHAPE, entropy, nested_dict, weights
 
 from jaxcomp import quantize
 from jaxcomp import tree as tree_module
 from jaxcomp.curvature import CurvaturePolicy, DiagonalEstimate
 from jaxcomp.quantizers import kmeans, round_to_nearest, solve_kmeans
 from jaxcomp.tree import METHODS, ClusteredLeaf, PrunedLeaf, RoundedLeaf
-
-SHAPE = (12, 8)  # nearly all leaves here: compiling is what these tests cost
-LEVELS: dict[str, dict[str, Any]] = {
-    "kmeans": {"num_clusters": 5},
-    "uniform": {"num_clusters": 5},
-    "round_to_nearest": {"num_bits": 4},
-    "magnitude_pruning": {"sparsity": 0.5},
-}
 
 
 class Layer(NamedTuple):
@@ -45,17 +38,6 @@ class NnxNetwork(nnx.Module):
         return self.layers[0](x)
 
 
-def weights(seed: int = 0, shape: tuple[int, ...] = SHAPE, dtype: Any = jnp.float32) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), shape, jnp.float32).astype(dtype)
-
-
-def nested_dict() -> dict[str, Any]:
-    return {
-        "hidden": {"kernel": weights(1), "bias": weights(2, (8,))},
-        "out": {"kernel": weights(3), "bias": weights(4, (8,))},
-    }
-
-
 def list_of_layers() -> list[Layer]:
     return [Layer(weights(1), weights(2, (8,))), Layer(weights(3), None)]
 
@@ -74,13 +56,6 @@ TREES = {
     "Linen variables": (linen_variables, ("params/Dense_0/kernel",)),
     "NNX state": (nnx_state, ("layers/0/kernel/value",)),
 }
-
-
-def entropy(labels: Any) -> float:
-    """Naive order-0 entropy in bits per symbol."""
-    _, counts = np.unique(np.asarray(labels), return_counts=True)
-    p = counts / counts.sum()
-    return float(-np.sum(p * np.log2(p)))
 
 
 def assert_trees_equal(a: Any, b: Any) -> None:
@@ -166,6 +141,16 @@ class TestPytrees:
     def test_equal_arrays_are_not_tied(self):
         tree = quantize({"a": weights(1), "b": weights(1)}, num_clusters=5)
         assert len(tree.report()) == 2
+
+    def test_repr_is_short_and_never_fails(self):
+        tree = quantize(nested_dict(), num_clusters=5)
+        text = repr(tree)
+        assert text.startswith("QuantizedTree(kmeans, 2 of 4 leaves quantized, 192 weights at ")
+        assert len(text) < 160
+        seen = []
+        jax.jit(lambda tree: seen.append(repr(tree)))(tree)
+        assert seen == ["QuantizedTree(kmeans, 2 of 4 leaves quantized)"]
+        assert repr(jax.tree.map(lambda leaf: leaf.shape, tree)) == seen[0]
 
 
 class TestSelection:
@@ -428,67 +413,6 @@ class TestCurvature:
         assert_trees_equal(plain.dequantize(), weighted.dequantize())
         assert weighted.report().distortion == pytest.approx(3 * plain.report().distortion)
         assert math.isnan(plain.report().predicted_loss_rise_nats)
-
-
-class TestReport:
-    def test_sizes_against_naive_counting(self):
-        params = nested_dict()
-        tree = quantize(params, num_clusters=5)
-        size = 2 * 8 * 32  # the biases
-        for path in tree.paths:
-            size += 96 * entropy(tree.assignments(path)) + 5 * 32
-        assert tree.size_bits == pytest.approx(size)
-        assert tree.original_bits == 32 * (2 * 96 + 2 * 8)
-        assert tree.ratio == pytest.approx(tree.original_bits / size)
-
-    @pytest.mark.parametrize("method", METHODS)
-    def test_layers_and_kept_leaves_sum_to_the_whole(self, method):
-        params = nested_dict()
-        tree = quantize(params, method=method, **LEVELS[method])
-        report = tree.report()
-        assert report.size_bits == tree.size_bits
-        assert report.size_bits == pytest.approx(
-            sum(layer.size_bits for layer in report) + report.kept_bits
-        )
-        assert report.distortion == pytest.approx(sum(layer.distortion for layer in report))
-        restored = tree.dequantize()
-        for layer, name in zip(report, ("hidden", "out"), strict=True):
-            before = np.asarray(params[name]["kernel"], np.float64)
-            after = np.asarray(restored[name]["kernel"], np.float64)
-            error = np.sum((before - after) ** 2)
-            assert layer.distortion == pytest.approx(error, rel=1e-5)
-            decibel = 10 * np.log10(np.sum(before**2) / error)
-            assert layer.signal_to_noise_db == pytest.approx(decibel, rel=1e-5)
-            assert layer.size_bits == pytest.approx(
-                layer.num_weights * layer.entropy_bits_per_weight + layer.codebook_bits
-            )
-
-    def test_text_is_an_aligned_table(self):
-        lines = str(quantize(nested_dict(), num_clusters=5).report()).splitlines()
-        header, rule, hidden, out, _, total, kept, whole = lines[:8]
-        assert header.split()[:5] == ["leaf", "shape", "dtype", "K", "used"]
-        assert set(rule) == {"-"}
-        assert hidden.split()[:5] == ["hidden/kernel", "12x8", "float32", "5", "5"]
-        assert out.index("12x8") == hidden.index("12x8") == header.index("shape")
-        assert len(rule) == len(header)
-        assert total.startswith("total")
-        assert kept == "2 leaves kept as they are, 64 B"
-        assert whole.startswith("whole model 832 B -> ")
-
-    def test_rows_by_index_and_slice(self):
-        report = quantize(nested_dict(), num_clusters=5).report()
-        assert report[0].path == "hidden/kernel"
-        assert [layer.path for layer in report[1:]] == ["out/kernel"]
-
-    def test_repr_is_short_and_never_fails(self):
-        tree = quantize(nested_dict(), num_clusters=5)
-        text = repr(tree)
-        assert text.startswith("QuantizedTree(kmeans, 2 of 4 leaves quantized, 192 weights at ")
-        assert len(text) < 160
-        seen = []
-        jax.jit(lambda tree: seen.append(repr(tree)))(tree)
-        assert seen == ["QuantizedTree(kmeans, 2 of 4 leaves quantized)"]
-        assert repr(jax.tree.map(lambda leaf: leaf.shape, tree)) == seen[0]
 
 
 def with_bad_entry(value: float) -> dict[str, Any]:

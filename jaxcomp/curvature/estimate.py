@@ -347,7 +347,7 @@ def check_finite(curvature: DiagonalEstimate | PyTree) -> DiagonalEstimate | PyT
         ValueError: naming the first leaf with NaN or infinite entries, and how many.
     """
     with_paths, _ = jax.tree_util.tree_flatten_with_path(curvature)
-    counts = jax.device_get(_count_not_finite([jnp.asarray(leaf) for _, leaf in with_paths]))
+    counts = jax.device_get(count_not_finite([jnp.asarray(leaf) for _, leaf in with_paths]))
     for (path, leaf), count in zip(with_paths, counts, strict=True):
         if count:
             raise ValueError(
@@ -358,5 +358,6 @@ def check_finite(curvature: DiagonalEstimate | PyTree) -> DiagonalEstimate | PyT
 
 
 @jax.jit
-def _count_not_finite(leaves: list[Array]) -> list[Int[Array, ""]]:
+def count_not_finite(leaves: list[Array]) -> list[Int[Array, ""]]:
+    """Count the NaN and infinite entries of each array."""
     return [jnp.sum(~jnp.isfinite(leaf), dtype=jnp.int32) for leaf in leaves]

@@ -7,6 +7,7 @@ out)`. A module is called with inputs and, in training mode, a key for its dropo
 a pure function is the business of `jaxcomp.models.adapter`.
 """
 
+import itertools
 from typing import ClassVar
 
 import jax
@@ -100,12 +101,9 @@ class Vgg(nnx.Module):
         del dropout
         rows, columns, channels = input_shape
         widths = [scaled(size, width) for size in (128, 128, 256, 256, 512, 512, 1024)]
-        sizes = [channels, *widths]
         blocks = [
-            ConvolutionBlock(
-                before, after, padding="VALID" if index == 6 else "SAME", rngs=rngs
-            )
-            for index, (before, after) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
+            ConvolutionBlock(before, after, padding="VALID" if index == 6 else "SAME", rngs=rngs)
+            for index, (before, after) in enumerate(itertools.pairwise([channels, *widths]))
         ]
         # One attribute each: the paths of the weights then read `convolution_0/kernel`.
         (

@@ -229,12 +229,14 @@ def _bin_index(
     """
     # Halved before subtracting: the range of finite points can overflow.
     low, high = minimum[:, None] * 0.5, maximum[:, None] * 0.5
-    span = high - low
-    place = (points * 0.5 - low) / jnp.where(span > 0, span, 1) * num_bins
+    cells_per_unit = num_bins / (high - low)
+    # A constant group has no range: all its points are in cell 0.
+    cells_per_unit = jnp.where(jnp.isfinite(cells_per_unit), cells_per_unit, 0)
+    place = (points * 0.5 - low) * cells_per_unit
     cell = jnp.clip(place.astype(jnp.int32), 0, num_bins - 1)
     mass = _sum_by_bin(jnp.ones_like(points) if weights is None else weights, cell, num_bins)
-    density = jnp.cbrt(mass / jnp.max(mass, axis=-1, keepdims=True))
-    density = jnp.where(jnp.isfinite(density), density, 0)
+    largest = jnp.max(mass, axis=-1, keepdims=True)
+    density = jnp.cbrt(mass / jnp.where(largest > 0, largest, 1))
     share = density / jnp.maximum(pairwise_sum(density)[:, None], 1)
     # A small part stays equal, for regions that matter little but are many.
     share = (1 - _EQUAL_SHARE) * share + _EQUAL_SHARE / num_bins
@@ -270,7 +272,7 @@ def _sum_by_bin(
         return _reduce_by_bin(jax.ops.segment_sum, values, index, num_bins)
     block = jnp.arange(num_points, dtype=jnp.int32) // _BLOCK
     partial_sums = _reduce_by_bin(
-        jax.ops.segment_sum, values, index + block * num_bins, num_blocks * num_bins
+        jax.ops.segment_sum, values, index + block[None] * num_bins, num_blocks * num_bins
     )
     return pairwise_sum(partial_sums.reshape(num_groups, num_blocks, num_bins), axis=1)
 

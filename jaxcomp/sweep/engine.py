@@ -414,7 +414,7 @@ def _example_losses(
 
 
 def _at_temperature(scores: Row) -> Row:
-    """Scores of the network whose logits are divided by its fitted temperature."""
+    """Scores of the network whose logits are divided by its fitted temperature, which stays."""
     raw = (
         "train_loss",
         "test_loss",
@@ -422,7 +422,7 @@ def _at_temperature(scores: Row) -> Row:
         "brier_score",
         "calibration_error",
     )
-    return {**scores, **{name: scores[f"{name}_tempered"] for name in raw}, "temperature": 1.0}
+    return {**scores, **{name: scores[f"{name}_tempered"] for name in raw}}
 
 
 def _split(logits: np.ndarray, parts: Parts) -> list[np.ndarray]:

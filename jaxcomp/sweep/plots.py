@@ -84,8 +84,7 @@ BOUND_COLUMNS = ("zero_one_bound", "train_accuracy")
 RISE_COLUMNS = ("predicted_rise_nats", "measured_rise_nats")
 UNIFORM = Style(COLOURS["uniform"], "-", "x", 1.2, True, False)
 DOTTED = (0, (1, 1.5))
-# Differences below a thousandth of a nat or a tenth of a point are not blown up.
-LEAST_SPAN = 2e-3
+LEAST_SHARE, LEAST_SPAN = 0.15, 2e-3
 # A legend of more groups than this would be wider than the figure.
 MAX_LEGEND_GROUPS = 5
 
@@ -482,7 +481,10 @@ def _draw_panel(axis: Axes, panel: Panel, frame: _Frame, claims: Sequence[Claim]
         axis.set_yscale("log")
     axis.set_ylim(low * factor, high * factor)
     drawing.ratio_axis(axis, frame.ratio_low, frame.ratio_high)
-    drawing.plain_log_axis(axis) if is_log else drawing.plain_linear_axis(axis)
+    if is_log:
+        drawing.plain_log_axis(axis)
+    else:
+        drawing.plain_linear_axis(axis)
     axis.axhline(original.mean * factor, color=INK, linewidth=1.6, zorder=2.5)
     if math.isfinite(original.low):
         axis.axhspan(
@@ -522,32 +524,33 @@ def _limits(
 ) -> tuple[tuple[float, float], bool]:
     """Limits of the y axis that keep the region around the originals large.
 
-    Logarithmic where the values span much and may. Otherwise the better part of the cells and
-    everything that is a line stay in sight; a worse end that would take most of the axis is cut.
+    Logarithmic where the values span much and may. Otherwise everything that is a line and the
+    best cell of every curve stay in sight, and so does whatever is better still; worse cells do
+    as far as they take less than half of the axis.
     """
-    cells = [cell for cells, _ in frame.lines() for cell in cells if frame.is_seen(cell)]
-    values = _means(cells, panel.column)
-    values = values[np.isfinite(values)]
-    anchors = np.array([line for line in lines if math.isfinite(line)])
-    if not len(anchors):
-        anchors = values if len(values) else np.array([0.0, 1.0])
-    if not len(values):
-        values = anchors
-    low, high = min(values.min(), anchors.min()), max(values.max(), anchors.max())
+    seen = [[cell for cell in cells if frame.is_seen(cell)] for cells, _ in frame.lines()]
+    values = _finite(_means([cell for cells in seen for cell in cells], panel.column))
+    best = [best_cell(cells, criterion_of(panel.column)) for cells in seen]
+    core = _finite([*lines, *_means([cell for cell in best if cell], panel.column)])
+    if not len(core):
+        core = values if len(values) else np.array([0.0, 1.0])
+    low, high = (float(end) for end in (min([*core, *values]), max([*core, *values])))
     if panel.may_be_logarithmic and low > 0 and high > 8 * low:
-        return (float(low) / 1.4, float(high) * 1.4), True
-    core_low, core_high = low, high
-    if panel.is_higher_better is not True:
-        core_high = max(np.quantile(values, 0.65), anchors.max())
-    if panel.is_higher_better is not False:
-        core_low = min(np.quantile(values, 0.35), anchors.min())
-    span = max(core_high - core_low, LEAST_SPAN)
-    if high - core_high > 0.6 * span:
-        high = core_high + 0.25 * span
-    if core_low - low > 0.6 * span:
-        low = core_low - 0.25 * span
+        return (low / 1.4, high * 1.4), True
+    core_low = low if panel.is_higher_better is False else float(core.min())
+    core_high = high if panel.is_higher_better is True else float(core.max())
+    # Differences that are small beside the loss or the error rate are not blown up.
+    typical = frame.summary.original.mean(panel.column)
+    scale = 1 - typical if panel.is_higher_better else abs(typical)
+    span = max(core_high - core_low, LEAST_SHARE * scale, LEAST_SPAN)
+    low, high = max(low, core_low - 0.6 * span), min(high, core_high + 0.6 * span)
     margin = max(0.07 * (high - low), 0.5 * (span - (high - low)))
-    return (float(low - margin), float(high + margin)), False
+    return (low - margin, high + margin), False
+
+
+def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    numbers = np.asarray(values, dtype=float)
+    return numbers[np.isfinite(numbers)]
 
 
 def _draw_curve(

@@ -249,27 +249,32 @@ def _number(line: Line, column: Column, plus_minus: str) -> str:
     level = line.cell.level(column.source)
     if math.isnan(level.mean):
         return "-"
-    mean = f"{column.factor * level.mean:.{column.decimals}f}"
+    decimals = column.decimals
+    if column.has_deviation and column.factor == 1:
+        # Exploded losses keep their width: 0.123, 12.34, 123.4.
+        decimals = max(0, decimals - int(math.log10(max(abs(level.mean), 1.0))))
+    mean = f"{column.factor * level.mean:.{decimals}f}"
     if column.source == "ratio_estimated" and level.mean >= 999.95:
         return ">999"
     if not (plus_minus and column.has_deviation) or math.isnan(level.deviation):
         return mean
-    return f"{mean}{plus_minus}{column.factor * level.deviation:.{column.decimals}f}"
+    return f"{mean}{plus_minus}{column.factor * level.deviation:.{decimals}f}"
 
 
 def _print_table(console: Console, summary: Summary) -> None:
     gaps = len(COLUMNS) - 1
     is_single = summary.num_models == 1
-    has_deviation = not is_single and console.width >= sum(c.width for c in COLUMNS) + gaps
-    shown = COLUMNS
-    if has_deviation:
-        widths = [c.width for c in COLUMNS]
-    else:
+    is_ascii = console.options.ascii_only
+    plus_minus = "+-" if is_ascii else "±"
+    wide = [c.width + (len(plus_minus) - 1) * c.has_deviation for c in COLUMNS]
+    has_deviation = not is_single and console.width >= sum(wide) + gaps
+    shown, widths = COLUMNS, wide
+    if not has_deviation:
+        plus_minus = ""
         widths = [c.short_width or c.width for c in COLUMNS]
         if console.width < sum(widths) + gaps:
             shown = tuple(c for c in COLUMNS if c.short_width)
             widths = [c.short_width for c in shown]
-    plus_minus = ("+-" if console.options.ascii_only else "±") if has_deviation else ""
     note = _numbers_note(summary, plus_minus)
     if not is_single and not has_deviation:
         note += " A window of 110 columns shows standard deviations as well."
@@ -286,7 +291,7 @@ def _print_table(console: Console, summary: Summary) -> None:
                 justify="right" if column.source else "left",
                 width=width,
                 no_wrap=True,
-                overflow="ellipsis",
+                overflow="crop" if is_ascii else "ellipsis",
             )
         for line in section.lines:
             grid.add_row(*(Text(_number(line, column, plus_minus)) for column in shown))

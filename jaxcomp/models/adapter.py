@@ -1,0 +1,426 @@
+"""From Flax modules to pure functions: the one place where Flax meets the rest of the package.
+
+A `Network` (the project's own) and the helpers `nnx_predict_fn` and `linen_predict_fn` (a user's
+model) give functions of `(variables, inputs)` that hold no arrays and compare by value, so a
+kernel that takes one as a static argument compiles once, however often it is built. Losses are in
+nats.
+"""
+
+import functools
+import math
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen, nnx
+from flax.core import FrozenDict, unfreeze
+from jaxtyping import Array, Float, Int
+
+from jaxcomp.models.networks import Mlp, Vgg
+from jaxcomp.types import Params, PRNGKey
+
+Mode: TypeAlias = Literal["evaluation", "training", "statistics"]
+"""`statistics`: as in evaluation, but batch normalization uses, and stores, those of the batch."""
+
+_NETWORKS: dict[str, type[Mlp] | type[Vgg]] = {"mlp": Mlp, "vgg": Vgg}
+
+
+@dataclass(frozen=True)
+class Network:
+    """One of the project's networks as pure functions; made by `build`, equal by its fields.
+
+    `variables` are `{"params": {layer: {"kernel", "bias"}}, "statistics": {...}}`, nested dicts of
+    float32 arrays: what is trained, and the running statistics of batch normalization (empty for
+    the multilayer perceptron). Dense kernels are `(in, out)`, convolutions `(3, 3, in, out)`.
+
+    Attributes:
+        name: `"mlp"` or `"vgg"`.
+        input_shape: of one example.
+        num_classes: number of logits.
+        width: factor on the sizes of the hidden layers.
+        dropout: share of hidden units dropped in training.
+    """
+
+    name: str
+    input_shape: tuple[int, ...]
+    num_classes: int
+    width: float
+    dropout: float
+
+    @property
+    def is_convolutional(self) -> bool:
+        """Whether the network has convolutions."""
+        return _NETWORKS[self.name].is_convolutional
+
+    @property
+    def predict(self) -> "NetworkPredictFn":
+        """`(variables, inputs) -> logits` in evaluation mode; equal for equal networks."""
+        return NetworkPredictFn(self)
+
+    def init(self, key: PRNGKey) -> dict[str, Any]:
+        """Draw initial variables: Xavier-normal weights, zero biases, statistics 0 and 1.
+
+        Args:
+            key: consumed here.
+
+        Returns:
+            The variables.
+        """
+        return self.variables_of(self._create(key))
+
+    def train_loss(
+        self,
+        variables: Params,
+        inputs: Float[Array, "batch ..."],
+        labels: Int[Array, "batch"],
+        key: PRNGKey,
+    ) -> tuple[Float[Array, ""], dict[str, Any]]:
+        """Compute the loss in training mode: dropout on, batch statistics used and averaged in.
+
+        Args:
+            variables: of the network.
+            inputs: examples of `input_shape`.
+            labels: classes, integers.
+            key: draws the dropout.
+
+        Returns:
+            Mean cross-entropy over the batch in nats, and the new `variables["statistics"]`.
+        """
+        module = self.module_of(variables, "training")
+        logits = module(inputs, key)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), self.variables_of(module)["statistics"]
+
+    def module_of(self, variables: Params, mode: Mode) -> Any:
+        """Put the variables into a fresh module."""
+        module = nnx.merge(_definition(self), variables["params"], variables["statistics"])
+        return _in_mode(module, mode)
+
+    def variables_of(self, module: nnx.Module) -> dict[str, Any]:
+        """Take the variables out of a module."""
+        return {
+            "params": nnx.to_pure_dict(nnx.state(module, nnx.Param)),
+            "statistics": nnx.to_pure_dict(nnx.state(module, nnx.BatchStat)),
+        }
+
+    def _create(self, key: PRNGKey) -> nnx.Module:
+        return _NETWORKS[self.name](
+            input_shape=self.input_shape,
+            num_classes=self.num_classes,
+            width=self.width,
+            dropout=self.dropout,
+            rngs=nnx.Rngs(params=key),
+        )
+
+
+@dataclass(frozen=True)
+class NetworkPredictFn:
+    """`Network.predict`: a callable that compares by value, as a bound method does not."""
+
+    network: Network
+
+    def __call__(
+        self, variables: Params, inputs: Float[Array, "batch ..."]
+    ) -> Float[Array, "batch classes"]:
+        """Compute logits in evaluation mode.
+
+        Args:
+            variables: of the network.
+            inputs: examples of `input_shape`.
+
+        Returns:
+            Logits, float32. Products are in full float32 on every device: quantization moves
+            losses by less than TF32 or bfloat16 would.
+        """
+        with jax.default_matmul_precision("highest"):
+            return self.network.module_of(variables, "evaluation")(inputs)
+
+
+def build(
+    name: str,
+    *,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    width: float = 1.0,
+    dropout: float = 0.2,
+) -> Network:
+    """Describe one of the published networks.
+
+    `"mlp"`: flattened inputs, two hidden layers of `256 * width` units, ReLU, dropout. `"vgg"`:
+    3 x 3 convolutions of 128, 128, pool, 256, 256, pool, 512, 512, pool, 1024 (unpadded), pool
+    channels times `width`, each with batch normalization without scale and shift and ReLU, then a
+    dense layer; no dropout.
+
+    Args:
+        name: `"mlp"` or `"vgg"`.
+        input_shape: of one example, e.g. `(28, 28, 1)`.
+        num_classes: number of logits, at least 2.
+        width: factor on the sizes of the hidden layers, which are rounded and at least 1.
+        dropout: share of hidden units dropped in training, in [0, 1); ignored by `"vgg"`.
+
+    Returns:
+        The network. It holds no weights: `Network.init` draws them.
+
+    Raises:
+        ValueError: for an unknown name, an impossible size, or images too small for `"vgg"`.
+
+    Source: Bu, Gao, Zou, Veeravalli, Entropy 23(10):1255 (2021), section 5.
+    """
+    if name not in _NETWORKS:
+        raise ValueError(f"There is no network {name!r}: choose one of {', '.join(_NETWORKS)}.")
+    shape = tuple(int(size) for size in input_shape)
+    if not shape or min(shape) < 1:
+        raise ValueError(f"input_shape must hold sizes of at least 1, got {input_shape}.")
+    if num_classes < 2:
+        raise ValueError(f"num_classes must be at least 2, got {num_classes}.")
+    if not (math.isfinite(width) and width > 0):
+        raise ValueError(f"width must be a positive number, got {width}.")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}.")
+    _NETWORKS[name].check_input_shape(shape)
+    # Networks that are the same compare equal.
+    rate = float(dropout) if _NETWORKS[name].has_dropout else 0.0
+    return Network(name, shape, int(num_classes), float(width), rate)
+
+
+def nnx_predict_fn(module: nnx.Module) -> tuple["NnxPredictFn", nnx.State]:
+    """Turn a Flax NNX module into a pure function for evaluation.
+
+    The module is left as it is; the function uses a copy in evaluation mode (`module.eval()`:
+    dropout off, running statistics of batch normalization).
+
+    Args:
+        module: called as `module(inputs) -> logits (batch, classes)`.
+
+    Returns:
+        `predict_fn(params, inputs) -> logits`, which is pure and equal to that of every module of
+        the same definition, and `params`, an `nnx.State` with all variables except the state of
+        random streams. The weight matrices among them are what is compressed by default;
+        `nnx.update(module, params)` puts changed ones back into a module.
+
+    Raises:
+        TypeError: if `module` is not an NNX module, or its settings cannot be hashed.
+    """
+    if not isinstance(module, nnx.Module):
+        raise TypeError(
+            f"nnx_predict_fn needs a flax.nnx.Module, got {type(module).__name__}; "
+            "for a Linen module use linen_predict_fn(module, variables)."
+        )
+    evaluated = _in_mode(nnx.clone(module), "evaluation")
+    definition, streams, params = nnx.split(evaluated, nnx.RngState, ...)
+    try:
+        hash(definition)
+    except TypeError as error:
+        raise TypeError(
+            f"The definition of the module {type(module).__name__} must be hashable ({error}); "
+            "keep its arrays in nnx.Variable and use tuples instead of lists for settings."
+        ) from error
+    return NnxPredictFn(definition, streams), params
+
+
+@dataclass(frozen=True)
+class NnxPredictFn:
+    """A user's NNX module in evaluation mode as a function; equal for equal definitions.
+
+    Attributes:
+        definition: what the module is, without its arrays.
+        streams: state of its random streams, which evaluation does not use; not compared.
+    """
+
+    definition: nnx.GraphDef[Any]
+    streams: nnx.State = field(compare=False, repr=False)
+
+    def __call__(self, params: Params, inputs: Any) -> Float[Array, "batch classes"]:
+        """Compute logits in evaluation mode, in full precision on every device."""
+        with jax.default_matmul_precision("highest"):
+            return self.module_of(params, "evaluation")(inputs)
+
+    def module_of(self, variables: Params, mode: Mode) -> Any:
+        """Put the variables into a fresh module."""
+        # Merging takes over the variables themselves; a copy keeps the caller's from changing.
+        streams, copied = jax.tree.map(lambda leaf: leaf, (self.streams, variables))
+        return _in_mode(nnx.merge(self.definition, streams, copied), mode)
+
+    def variables_of(self, module: nnx.Module) -> nnx.State:
+        """Take the variables out of a module."""
+        return nnx.state(module, nnx.Not(nnx.RngState))
+
+
+def linen_predict_fn(
+    module: linen.Module, variables: Mapping[str, Any], **apply_kwargs: Hashable
+) -> tuple["LinenPredictFn", dict[str, Any]]:
+    """Turn a Flax Linen module into a pure function for evaluation.
+
+    Args:
+        module: called as `module.apply(variables, inputs, **apply_kwargs) -> logits`.
+        variables: its collections, e.g. `{"params": ..., "batch_stats": ...}`.
+        **apply_kwargs: what puts the module into evaluation mode, e.g. `train=False` or
+            `deterministic=True`; hashable values.
+
+    Returns:
+        `predict_fn(params, inputs) -> logits`, which is pure and equal to that of an equal module
+        with equal arguments, and `params`, the variables as nested dicts.
+
+    Raises:
+        TypeError: if `module` is not a Linen module, or it or an argument cannot be hashed.
+        ValueError: for `mutable` or `rngs`: evaluation changes nothing and draws nothing.
+    """
+    if not isinstance(module, linen.Module):
+        raise TypeError(
+            f"linen_predict_fn needs a flax.linen.Module, got {type(module).__name__}; "
+            "for an NNX module use nnx_predict_fn(module)."
+        )
+    forbidden = sorted({"mutable", "rngs"} & set(apply_kwargs))
+    if forbidden:
+        raise ValueError(
+            f"linen_predict_fn cannot take {' and '.join(forbidden)}: in evaluation mode nothing "
+            "changes and nothing is drawn; pass the arguments that switch training off."
+        )
+    predict_fn = LinenPredictFn(module, tuple(sorted(apply_kwargs.items())))
+    try:
+        hash(predict_fn)
+    except TypeError as error:
+        raise TypeError(
+            f"The Linen module and its arguments must be hashable, got {module!r} with "
+            f"{apply_kwargs!r}; use tuples instead of lists and functions defined once."
+        ) from error
+    return predict_fn, unfreeze(FrozenDict(variables))
+
+
+@dataclass(frozen=True)
+class LinenPredictFn:
+    """A user's Linen module in evaluation mode as a function; equal for equal modules.
+
+    Attributes:
+        module: the Linen module, which holds no arrays.
+        apply_kwargs: name and value of every further argument.
+    """
+
+    module: linen.Module
+    apply_kwargs: tuple[tuple[str, Hashable], ...]
+
+    def __call__(self, params: Params, inputs: Any) -> Float[Array, "batch classes"]:
+        """Compute logits in evaluation mode, in full precision on every device."""
+        with jax.default_matmul_precision("highest"):
+            apply: Any = self.module.apply
+            return apply(params, inputs, **dict(self.apply_kwargs))
+
+
+class _Functional(Protocol):
+    """What turns variables into a module and back."""
+
+    def module_of(self, variables: Params, mode: Mode) -> Any: ...
+
+    def variables_of(self, module: nnx.Module) -> Any: ...
+
+
+def reestimate_batch_statistics(
+    predict_fn: Network | NetworkPredictFn | NnxPredictFn,
+    variables: Params,
+    inputs: Float[Array, "examples ..."],
+    *,
+    batch_size: int = 500,
+) -> Params:
+    """Recompute the statistics of batch normalization for weights that were changed.
+
+    Compressed weights give other activations than those whose mean and variance the network
+    keeps. One pass over the inputs, each batch normalized by its own statistics (as in training,
+    but without dropout); the results are the mean and the variance over all examples together
+    (variances within the batches plus the variance of the batch means), not a running average.
+    With all inputs in one batch they are exact in every layer. Pure and vmappable over `variables`.
+
+    Args:
+        predict_fn: a `Network`, its `predict`, or what `nnx_predict_fn` returned.
+        variables: of that network, e.g. with quantized weights.
+        inputs: examples, normally of the training sample.
+        batch_size: at most so many examples at once; batches differ by at most one example.
+            Static.
+
+    Returns:
+        The variables with new means and variances of every batch normalization layer; the same if
+        there is none.
+
+    Raises:
+        TypeError: for any other kind of function.
+        ValueError: without inputs, or for a batch size below 1.
+    """
+    functional = predict_fn.network if isinstance(predict_fn, NetworkPredictFn) else predict_fn
+    if not isinstance(functional, Network | NnxPredictFn):
+        raise TypeError(
+            "Batch statistics can be re-estimated for a Network or the function that "
+            f"nnx_predict_fn returned, got {type(predict_fn).__name__}."
+        )
+    if batch_size < 1 or not len(inputs):
+        raise ValueError(
+            f"Batch statistics need at least one input and a batch_size of at least 1, got "
+            f"{len(inputs)} inputs and {batch_size}."
+        )
+    return _reestimate(functional, variables, inputs, batch_size=batch_size)
+
+
+@functools.partial(jax.jit, static_argnames=("functional", "batch_size"))
+def _reestimate(
+    functional: _Functional,
+    variables: Params,
+    inputs: Float[Array, "examples ..."],
+    *,
+    batch_size: int,
+) -> Params:
+    num_examples = len(inputs)
+    # A short last batch would be normalized by the statistics of a few examples.
+    size, num_larger = divmod(num_examples, -(-num_examples // batch_size))
+    cut = num_larger * (size + 1)
+    weighted = []
+    for part, part_size in ((inputs[:cut], size + 1), (inputs[cut:], size)):
+        if not len(part):
+            continue
+        batches = part.reshape(-1, part_size, *part.shape[1:])
+        moments = jax.lax.map(functools.partial(_batch_moments, functional, variables), batches)
+        share = len(part) / num_examples
+        weighted.append(jax.tree.map(lambda m, share=share: share * m.mean(0), moments))
+    totals = jax.tree.map(lambda *parts: sum(parts), *weighted)
+    module = functional.module_of(variables, "statistics")
+    for layer, (mean, second) in zip(_batch_norms(module), totals, strict=True):
+        layer.mean[...] = mean
+        layer.var[...] = jnp.maximum(second - mean**2, 0.0)
+    return functional.variables_of(module)
+
+
+def _batch_moments(
+    functional: _Functional, variables: Params, batch: Float[Array, "batch ..."]
+) -> list[tuple[Array, Array]]:
+    """Mean and mean square of what each batch normalization layer sees."""
+    module = functional.module_of(variables, "statistics")
+    with jax.default_matmul_precision("highest"):
+        module(batch)
+    return [
+        (layer.mean[...], layer.var[...] + layer.mean[...] ** 2) for layer in _batch_norms(module)
+    ]
+
+
+def _batch_norms(module: nnx.Module) -> list[nnx.BatchNorm]:
+    return [layer for _, layer in nnx.iter_modules(module) if isinstance(layer, nnx.BatchNorm)]
+
+
+def _in_mode(module: Any, mode: Mode) -> Any:
+    """Switch dropout and batch normalization; changes the module and returns it."""
+    if mode == "training":
+        module.train()
+        return module
+    module.eval()
+    if mode == "statistics":
+        # Momentum 0: the stored statistics become those of the batch alone.
+        module.set_attributes(
+            nnx.BatchNorm, use_running_average=False, momentum=0.0, raise_if_not_found=False
+        )
+    return module
+
+
+@functools.cache
+def _definition(network: Network) -> nnx.GraphDef[Any]:
+    """What the network's module is, without arrays: made when first needed, then kept."""
+    module = nnx.eval_shape(lambda: network._create(jax.random.key(0)))
+    return nnx.split(module, nnx.Param, nnx.BatchStat)[0]

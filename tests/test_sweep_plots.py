@@ -1,0 +1,407 @@
+"""Pictures of a sweep: what is drawn where, checked against pandas and SciPy on the same table."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import _pylab_helpers
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import stats
+from synthetic_sweep import PAPER, QUICK, synthetic_claims, synthetic_table
+
+from jaxcomp.sweep.plots import plot_bound, plot_predicted_rise, plot_sweep, save_figures
+
+SMALL = QUICK | {"num_clusters": (2, 4, 16), "diameter_penalty": (0.05,)}
+COLUMNS = (
+    "train_loss",
+    "test_loss",
+    "test_loss_tempered",
+    "generalization_gap",
+    "accuracy",
+    "calibration_error",
+)
+FACTORS = (1, 1, 1, 1, 100, 100)
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    return synthetic_table(SMALL, num_models=4)
+
+
+@pytest.fixture(scope="module")
+def figure(table: pd.DataFrame) -> Figure:
+    return plot_sweep(table)
+
+
+def curve_of(table: pd.DataFrame, **identity: object) -> pd.DataFrame:
+    rows = table[np.logical_and.reduce([table[k] == v for k, v in identity.items()])]
+    means = rows.groupby("cell")[["ratio_estimated", "num_clusters", *COLUMNS]].mean()
+    return means.sort_values("ratio_estimated")
+
+
+def drawn_lines(axis: Axes) -> list[np.ndarray]:
+    return [np.array(line.get_xydata(), float) for line in axis.get_lines()]
+
+
+def is_drawn(axis: Axes, x: np.ndarray, y: np.ndarray) -> bool:
+    wanted = np.column_stack([x, y])
+    return any(xy.shape == wanted.shape and np.allclose(xy, wanted) for xy in drawn_lines(axis))
+
+
+def levels_of(axis: Axes) -> np.ndarray:
+    lines = [xy for xy in drawn_lines(axis) if len(xy) == 2 and list(xy[:, 0]) == [0, 1]]
+    return np.array([xy[0, 1] for xy in lines])
+
+
+def legend_texts(figure: Figure) -> list[str]:
+    (legend,) = figure.legends
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def all_texts(axis: Axes) -> list[str]:
+    return [text.get_text() for text in axis.texts]
+
+
+def test_every_quantity_has_a_panel_with_units(figure):
+    titles = [axis.get_title(loc="left") for axis in figure.axes]
+    assert titles == [
+        "a  Training loss",
+        "b  Test loss, raw",
+        "c  Test loss, tempered",
+        "d  Generalization gap",
+        "e  Test accuracy",
+        "f  Expected calibration error",
+    ]
+    units = [axis.get_ylabel().split("[")[1] for axis in figure.axes]
+    assert units == ["nats]"] * 4 + ["%]"] * 2
+    assert figure.axes[-1].get_xlabel() == "compression ratio (estimated)"
+
+
+def test_title_says_what_was_trained(table):
+    assert plot_sweep(table).get_suptitle() == "mnist, mlp: 4 networks, clean labels"
+    noisy = table.assign(label_noise=0.3)
+    assert plot_sweep(noisy).get_suptitle() == "mnist, mlp: 4 networks, 30 % label noise"
+
+
+@pytest.mark.parametrize(
+    "identity",
+    [
+        {"method": "kmeans", "weighting": "none", "diameter_penalty": 0.0},
+        {"method": "kmeans", "weighting": "hutchinson", "diameter_penalty": 0.05},
+        {"method": "uniform"},
+    ],
+)
+def test_curves_are_means_over_networks_sorted_by_ratio(table, figure, identity):
+    means = curve_of(table, **identity)
+    assert len(means) == 3
+    for axis, column, factor in zip(figure.axes, COLUMNS, FACTORS, strict=True):
+        assert is_drawn(
+            axis, means["ratio_estimated"].to_numpy(), factor * means[column].to_numpy()
+        )
+
+
+def test_bands_are_student_t_intervals(table, figure):
+    rows = table[(table["cell"] == "kmeans/none/K16")]["test_loss"]
+    low, high = stats.t.interval(0.95, len(rows) - 1, rows.mean(), stats.sem(rows))
+    vertices = np.concatenate(
+        [path.vertices for band in figure.axes[1].collections for path in band.get_paths()]
+    )
+    at = vertices[np.isclose(vertices[:, 0], table.loc[rows.index, "ratio_estimated"].mean())]
+    assert np.isclose(at[:, 1], low).any()
+    assert np.isclose(at[:, 1], high).any()
+
+
+def test_penalised_curves_and_points_have_bars(table, figure):
+    rows = table[table["cell"] == "kmeans/hutchinson/monotone-0.05/K4"]["accuracy"] * 100
+    interval = stats.t.interval(0.95, len(rows) - 1, rows.mean(), stats.sem(rows))
+    bars = [
+        segment[:, 1]
+        for lines in figure.axes[4].collections
+        if hasattr(lines, "get_segments")
+        for segment in lines.get_segments()
+    ]
+    assert any(np.allclose(bar, interval) for bar in bars)
+
+
+def test_originals_are_a_line(table, figure):
+    original = table[table["kind"] == "original"]
+    for axis, column, factor in zip(figure.axes, COLUMNS, FACTORS, strict=True):
+        assert np.isclose(levels_of(axis), factor * original[column].mean()).any()
+
+
+def test_controls_are_lines_at_the_strength_best_on_the_selection_sample(table, figure):
+    for panel, criterion in ((1, "selection_loss"), (2, "selection_loss_tempered")):
+        for method in ("last_layer_scaled", "weights_clipped", "early_stopping"):
+            cells = table[table["method"] == method].groupby("cell").mean(numeric_only=True)
+            best = cells.loc[cells[criterion].idxmin()]
+            assert np.isclose(levels_of(figure.axes[panel]), best[COLUMNS[panel]]).any()
+    assert {"T", "S", "C", "E"} <= set(all_texts(figure.axes[1]))
+
+
+def test_temperature_is_left_out_where_it_changes_nothing(figure):
+    assert "T" in all_texts(figure.axes[0])
+    assert "T" not in all_texts(figure.axes[2])
+    assert "T" not in all_texts(figure.axes[4])
+
+
+def test_noise_stands_at_the_ratio_of_its_k(table, figure):
+    ratios = curve_of(table, method="kmeans", weighting="none", diameter_penalty=0.0)
+    noise = curve_of(table, method="gaussian_noise").set_index("num_clusters")
+    noise = noise.loc[ratios["num_clusters"]]
+    assert is_drawn(
+        figure.axes[1], ratios["ratio_estimated"].to_numpy(), noise["test_loss"].to_numpy()
+    )
+
+
+def test_exploding_losses_do_not_squash_the_rest(table, figure):
+    means = table.groupby("cell").mean(numeric_only=True)
+    assert means["test_loss"].max() > 4
+    original = table.loc[table["kind"] == "original", "test_loss"].mean()
+    low, high = figure.axes[1].get_ylim()
+    assert low < original < high < 3 * original
+    drawn = means[
+        means["ratio_estimated"].between(*figure.axes[1].get_xlim())
+        & ~means.index.str.contains("noise")
+    ]
+    num_above = int((drawn["test_loss"] > high).sum())
+    worst = drawn["test_loss"].max()
+    assert f"{num_above} cells above, to {worst:.3g} nats" in all_texts(figure.axes[1])
+    marks = [line for line in figure.axes[1].get_lines() if line.get_marker() == "^"]
+    beyond = [len(line.get_xdata()) for line in marks if not line.get_clip_on()]
+    assert sum(beyond) == num_above
+
+
+def test_training_loss_is_logarithmic_when_it_spans_decades(table, figure):
+    assert figure.axes[0].get_yscale() == "log"
+    calm = table[~table["cell"].str.contains("K2|K4|pruning|noise")]
+    assert plot_sweep(calm).axes[0].get_yscale() == "linear"
+
+
+def test_ratio_axis_has_ticks_that_read_as_ratios(figure):
+    figure.draw_without_rendering()
+    axis = figure.axes[-1]
+    assert axis.get_xscale() == "log"
+    ticks = [tick.get_text() for tick in axis.get_xticklabels()]
+    assert {"8x", "16x", "32x"} <= set(ticks)
+    assert {"K = 16", "4", "2"} <= set(all_texts(axis))
+
+
+def test_merged_centroids_do_not_stretch_the_axis(table):
+    merged = table.copy()
+    is_merged = merged["diameter_penalty"] == 0.05
+    merged.loc[is_merged, "ratio_estimated"] = 3000.0
+    drawn = plot_sweep(merged)
+    assert drawn.axes[0].get_xlim()[1] < 100
+    num_cells = merged.loc[is_merged, "cell"].nunique()
+    assert f"{num_cells} cells right of the axis" in legend_texts(drawn)
+
+
+def test_few_penalties_are_all_drawn(figure):
+    texts = legend_texts(figure)
+    assert sum(text.startswith("penalty 0.05") for text in texts) == 2
+    assert not any("more" in text for text in texts)
+
+
+def test_of_many_penalties_the_ends_and_the_best_are_drawn():
+    table = synthetic_table(PAPER | {"num_clusters": (4, 16)}, num_models=2)
+    texts = legend_texts(plot_sweep(table))
+    starts = [texts.index(f"K-means, {name}") for name in ("unweighted", "Hutchinson")]
+    for weighting, start in zip(("none", "hutchinson"), starts, strict=True):
+        cells = table[(table["method"] == "kmeans") & (table["weighting"] == weighting)]
+        means = cells.groupby("cell").mean(numeric_only=True)
+        best = [
+            means.loc[means[criterion].idxmin(), "diameter_penalty"]
+            for criterion in ("selection_loss", "selection_loss_tempered")
+        ]
+        expected = sorted({0.003, 0.3, *best} - {0.0})
+        group = texts[start + 2 : start + 2 + len(expected)]
+        assert [text.split()[1] for text in group] == [f"{value:g}" for value in expected]
+        assert "(best raw" in group[expected.index(best[0])]
+        more = f"{6 - len(expected)} more penalties in the table"
+        assert texts[start + 2 + len(expected)] == more
+
+
+def test_claims_are_starred_and_their_verdicts_written(table):
+    claims = synthetic_claims(table)
+    drawn = plot_sweep(table, claims=claims)
+    raw = next(claim for claim in claims if claim.name == "raw loss")
+    cell = table[table["cell"] == raw.cell]
+    stars = [line for line in drawn.axes[1].get_lines() if line.get_marker() == "*"]
+    places = [np.array(line.get_xydata(), float)[0] for line in stars]
+    wanted = [cell["ratio_estimated"].mean(), cell["test_loss"].mean()]
+    assert any(np.allclose(place, wanted) for place in places)
+    assert any(text.startswith("it falls: holds (") for text in all_texts(drawn.axes[1]))
+    assert any(
+        text.startswith("it falls: no practical difference (") for text in all_texts(drawn.axes[2])
+    )
+    assert any(text.startswith("it rises: not shown (") for text in all_texts(drawn.axes[4]))
+    assert "cell that a claim is about" in legend_texts(drawn)
+
+
+def test_penalty_of_a_claim_is_drawn_even_if_it_is_one_of_many():
+    table = synthetic_table(PAPER | {"num_clusters": (4, 16)}, num_models=2)
+    claim = synthetic_claims(table)[0]._replace(cell="kmeans/none/monotone-0.05/K4")
+    assert not any(t.startswith("penalty 0.05") for t in legend_texts(plot_sweep(table)))
+    texts = legend_texts(plot_sweep(table, claims=[claim]))
+    assert any(t.startswith("penalty 0.05") for t in texts)
+
+
+def test_one_network_has_no_intervals(table):
+    one = table[table["model_seed"] == 0]
+    drawn = plot_sweep(one)
+    assert "1 network" in drawn.get_suptitle()
+    assert not any("interval" in text.get_text() for text in drawn.texts)
+
+
+def test_network_trained_elsewhere_is_named(table):
+    given = table.assign(dataset="given", model="my-network", setting="my-network")
+    assert plot_sweep(given).get_suptitle() == "my-network: 4 networks, trained elsewhere"
+
+
+def edge_tables(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    broken = table.copy()
+    broken.loc[broken["cell"] == "kmeans/none/K2", ["train_loss", "test_loss"]] = np.nan
+    broken.loc[broken["cell"] == "kmeans/hutchinson/K2", "test_loss_tempered"] = np.inf
+    broken.loc[broken["cell"] == "kmeans/hutchinson/K4", "ratio_estimated"] = np.inf
+    equal = table.assign(train_loss=0.0, accuracy=1.0, calibration_error=0.0)
+    return {
+        "original only": table[table["kind"] == "original"],
+        "no kmeans": table[table["method"] != "kmeans"],
+        "one cell": table[table["cell"].isin(["original", "kmeans/none/K4"])],
+        "broken numbers": broken,
+        "equal numbers": equal,
+        "with sensitivity": pd.concat([table, table.iloc[:4].assign(kind="sensitivity")]),
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "original only",
+        "no kmeans",
+        "one cell",
+        "broken numbers",
+        "equal numbers",
+        "with sensitivity",
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_thin_tables_can_be_drawn(table, name):
+    plot_sweep(edge_tables(table)[name]).draw_without_rendering()
+
+
+def test_forms_of_penalty_are_named_where_there_are_several():
+    grid = SMALL | {"num_clusters": (4, 16), "penalty_form": ("monotone", "linear")}
+    texts = legend_texts(plot_sweep(synthetic_table(grid, num_models=2)))
+    assert any(text.startswith("penalty 0.05, linear") for text in texts)
+    assert any(text.startswith("penalty 0.05, monotone") for text in texts)
+
+
+def test_bound_is_marked_vacuous_above_one(table):
+    drawn = plot_bound(table)
+    (axis,) = drawn.axes
+    assert axis.get_yscale() == "log"
+    assert any(text.startswith("vacuous") for text in all_texts(axis))
+    assert np.isclose(levels_of(axis), 1.0).any()
+    cells = table[table["cell"].str.startswith("kmeans/none/K")]
+    means = cells.groupby("cell").mean(numeric_only=True).sort_values("ratio_estimated")
+    ratio = means["ratio_estimated"].to_numpy()
+    assert is_drawn(axis, ratio, means["zero_one_bound"].to_numpy())
+    gap = (means["train_accuracy"] - means["accuracy"]).to_numpy()
+    assert is_drawn(axis, ratio, gap)
+
+
+def test_bound_counts_gaps_that_a_logarithmic_axis_cannot_show(table):
+    better = table.copy()
+    better.loc[better["cell"] == "kmeans/none/K2", "train_accuracy"] = 0.0
+    texts = all_texts(plot_bound(better).axes[0])
+    assert any(text.startswith("1 cell with a measured gap below") for text in texts)
+
+
+def test_predicted_rise_is_compared_with_the_measured_one(table):
+    drawn = plot_predicted_rise(table)
+    (axis,) = drawn.axes
+    assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
+    cells = table[table["method"] == "uniform"].groupby("cell").mean(numeric_only=True)
+    points = np.concatenate(drawn_lines(axis))
+    for _, cell in cells.iterrows():
+        wanted = [cell["predicted_rise_nats"], cell["measured_rise_nats"]]
+        assert np.isclose(points, wanted).all(axis=1).any()
+    diagonal = [xy for xy in drawn_lines(axis) if len(xy) == 2 and np.allclose(xy[:, 0], xy[:, 1])]
+    assert len(diagonal) == 1
+
+
+def test_predicted_rise_says_what_it_leaves_out(table):
+    fallen = table.copy()
+    fallen.loc[fallen["cell"] == "kmeans/none/K16", "measured_rise_nats"] = -0.1
+    (axis,) = plot_predicted_rise(fallen).axes
+    assert any("not drawn: 1 cell without" in text for text in all_texts(axis))
+
+
+def test_figures_are_saved_with_the_same_bytes_each_time(table, tmp_path):
+    table = table[table["cell"].isin(["original", "uniform/K4", "kmeans/none/K4", "temperature"])]
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    one = save_figures(table, first, formats=("svg", "pdf", "png"))
+    two = save_figures(table, second, formats=("svg", "pdf", "png"))
+    assert [file.name for file in one] == [
+        f"{stem}.{form}"
+        for stem in ("sweep", "bound", "predicted-rise")
+        for form in ("svg", "pdf", "png")
+    ]
+    for left, right in zip(one, two, strict=True):
+        assert left.read_bytes() == right.read_bytes(), left.name
+    assert one[0].read_bytes().startswith(b"<?xml")
+    assert one[1].read_bytes().startswith(b"%PDF")
+    assert one[2].read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_setting_gets_its_own_files(table, tmp_path):
+    rows = table[table["kind"] == "original"].drop(columns=["zero_one_bound"])
+    noisy = rows.assign(label_noise=0.3, setting="mnist-mlp-noise0.3")
+    files = save_figures(pd.concat([rows, noisy]), tmp_path, formats=("svg",))
+    assert [file.name for file in files] == [
+        "sweep-mnist-mlp-noise0.svg",
+        "sweep-mnist-mlp-noise0.3.svg",
+    ]
+
+
+def test_figures_can_be_drawn_in_threads(table):
+    rows = table[table["cell"].isin(["original", "kmeans/none/K4"])]
+    with ThreadPoolExecutor(2) as pool:
+        images = list(pool.map(lambda _: plot_bound(rows)._repr_png_(), range(3)))
+    assert images[0] == images[1] == images[2]
+    assert images[0].startswith(b"\x89PNG")
+    assert _pylab_helpers.Gcf.get_all_fig_managers() == []
+
+
+def test_the_table_stays_as_it_is(table):
+    before = table.copy()
+    plot_sweep(table)
+    plot_bound(table)
+    pd.testing.assert_frame_equal(table, before)
+
+
+def test_tables_that_cannot_be_drawn(table, tmp_path):
+    noisy = table.assign(label_noise=0.3, setting="mnist-mlp-noise0.3")
+    with pytest.raises(ValueError, match=r"shows one setting, the table has .*noise0\.3"):
+        plot_sweep(pd.concat([table, noisy]))
+    with pytest.raises(ValueError, match=r"lacks the columns \['accuracy'\]: pass the table"):
+        plot_sweep(table.drop(columns="accuracy"))
+    with pytest.raises(ValueError, match="no rows of the original networks: pass all of its rows"):
+        plot_sweep(table.iloc[:0])
+    with pytest.raises(ValueError, match="no rows of the original networks of mnist-mlp-noise0"):
+        plot_sweep(table[table["kind"] != "original"])
+    with pytest.raises(ValueError, match=r"lacks the columns \['zero_one_bound'\] that this"):
+        plot_bound(table.drop(columns="zero_one_bound"))
+    with pytest.raises(ValueError, match="no cell of the table has a finite zero_one_bound"):
+        plot_bound(table.assign(zero_one_bound=np.nan))
+    with pytest.raises(ValueError, match=r"lacks the columns \['predicted_rise_nats'\] that this"):
+        plot_predicted_rise(table.drop(columns="predicted_rise_nats"))
+    with pytest.raises(ValueError, match="both a positive predicted and a positive measured rise"):
+        plot_predicted_rise(table.assign(measured_rise_nats=-1.0))
+    with pytest.raises(ValueError, match="written as png, svg, pdf; got 'jpg'"):
+        save_figures(table, tmp_path, formats=("jpg",))
