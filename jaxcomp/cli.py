@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +30,7 @@ app = typer.Typer(
 )
 
 
-class Device(str, Enum):
+class Device(StrEnum):
     """Where to compute."""
 
     auto = "auto"
@@ -39,7 +39,7 @@ class Device(str, Enum):
     tpu = "tpu"
 
 
-class Preset(str, Enum):
+class Preset(StrEnum):
     """Named settings."""
 
     quick = "quick"

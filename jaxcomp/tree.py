@@ -123,8 +123,8 @@ QuantizedLeaf: TypeAlias = ClusteredLeaf | RoundedLeaf | PrunedLeaf
 class _LeafLayout(NamedTuple):
     """Static part of one leaf: where it stands (several paths if tied) and what it was.
 
-    Of a leaf that is kept only the paths are known. `level` is K or the number of bits; 0 after
-    pruning, whose sparsity is not an integer that shapes are made of.
+    Of a kept leaf only the paths are set. `level` is K or the number of bits; 0 after pruning,
+    so that trees of different sparsity share one compilation.
     """
 
     paths: tuple[str, ...]
@@ -443,7 +443,7 @@ def _encoder(
     num_iterations: int,
     num_bins: int,
 ) -> Callable[[Array, Array | None, Any], QuantizedLeaf]:
-    """Check the options; return what maps weights, importance and level of a leaf to its code."""
+    """Check the options; return `(weights, importance, level) -> what is stored for a leaf`."""
     if penalty_form not in PENALTY_FORMS:
         raise ValueError(f"penalty_form must be one of {PENALTY_FORMS}, got {penalty_form!r}.")
     check_penalty(float(diameter_penalty))  # one number, where the kernels take arrays

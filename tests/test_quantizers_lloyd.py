@@ -303,7 +303,7 @@ def test_enough_clusters_leave_no_distortion(num_points, num_clusters):
     np.testing.assert_allclose(quantized, points, rtol=0 if num_points == EXACT else 1e-7)
 
 
-@pytest.mark.parametrize("values", [[2.5], [2.5] * 40, [-1.0, 3.0]])
+@pytest.mark.parametrize("values", [[2.5], [2.5] * 40, [-1.0, 3.0] * 20])
 def test_degenerate_groups(values):
     points = np.array(values, np.float32)
     result = kmeans(points, num_clusters=1, max_clusters=3, diameter_penalty=1.0)
@@ -351,8 +351,7 @@ def test_centres_merged_by_the_penalty_are_counted():
     np.testing.assert_allclose(result.centroids, mean, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
-@pytest.mark.parametrize("num_points", [EXACT, BINNED])
+@pytest.mark.parametrize(("dtype", "num_points"), [(jnp.float16, EXACT), (jnp.bfloat16, BINNED)])
 def test_short_dtypes(dtype, num_points, strict_promotion):
     points, importance = heavy_tailed(num_points)
     points = jnp.asarray(points).astype(dtype)

@@ -6,7 +6,6 @@ from quantizer_oracles import heavy_tailed
 
 from jaxcomp.quantizers import histogram_moments, pad_bins
 from jaxcomp.quantizers.moments import (
-    _sum_by_bin,
     count_below,
     paired_cumsum,
     pairwise_sum,
@@ -118,9 +117,7 @@ def test_padding():
 @pytest.mark.parametrize("value", [0.1, 1.0])
 def test_masses_do_not_drift(value):
     # One by one in float32, 3e6 times 0.1 is 2 % off.
-    mass = _sum_by_bin(jnp.full((1, 3_000_000), value), jnp.zeros((1, 3_000_000), jnp.int32), 2)
     exact = 3_000_000 * float(np.float32(value))
-    assert float(mass[0, 0]) == pytest.approx(exact, rel=1e-3)
     points = np.tile(np.array([0.0, 1.0], np.float32), 1_500_000)
     moments = histogram_moments(points, np.full(points.size, value, np.float32), num_bins=2)
     np.testing.assert_allclose(moments.mass, exact / 2, rtol=1e-6)

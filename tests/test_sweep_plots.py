@@ -102,27 +102,51 @@ def test_curves_are_means_over_networks_sorted_by_ratio(table, figure, identity)
         )
 
 
-def test_bands_are_student_t_intervals(table, figure):
-    rows = table[(table["cell"] == "kmeans/none/K16")]["test_loss"]
-    low, high = stats.t.interval(0.95, len(rows) - 1, rows.mean(), stats.sem(rows))
+def paired_interval(table: pd.DataFrame, cell: str, column: str) -> tuple[float, float]:
+    """Mean of the cell, with the interval of its difference to the same networks' originals."""
+    by_network = table.pivot(index="model_seed", columns="cell", values=column)
+    test = stats.ttest_rel(by_network[cell], by_network["original"])
+    interval = test.confidence_interval(0.95)
+    original = by_network["original"].mean()
+    return original + interval.low, original + interval.high
+
+
+def test_bands_are_intervals_of_the_difference_to_the_original(table, figure):
     vertices = np.concatenate(
         [path.vertices for band in figure.axes[1].collections for path in band.get_paths()]
     )
-    at = vertices[np.isclose(vertices[:, 0], table.loc[rows.index, "ratio_estimated"].mean())]
-    assert np.isclose(at[:, 1], low).any()
-    assert np.isclose(at[:, 1], high).any()
+    ratio = table.loc[table["cell"] == "kmeans/none/K16", "ratio_estimated"].mean()
+    at = vertices[np.isclose(vertices[:, 0], ratio)]
+    for end in paired_interval(table, "kmeans/none/K16", "test_loss"):
+        assert np.isclose(at[:, 1], end).any()
 
 
-def test_penalised_curves_and_points_have_bars(table, figure):
-    rows = table[table["cell"] == "kmeans/hutchinson/monotone-0.05/K4"]["accuracy"] * 100
-    interval = stats.t.interval(0.95, len(rows) - 1, rows.mean(), stats.sem(rows))
+@pytest.mark.parametrize("cell", ["kmeans/hutchinson/monotone-0.05/K4", "round_to_nearest/4"])
+def test_penalised_curves_and_points_have_bars(table, figure, cell):
+    low, high = paired_interval(table, cell, "accuracy")
     bars = [
         segment[:, 1]
         for lines in figure.axes[4].collections
         if hasattr(lines, "get_segments")
         for segment in lines.get_segments()
     ]
-    assert any(np.allclose(bar, interval) for bar in bars)
+    assert any(np.allclose(bar, [100 * low, 100 * high]) for bar in bars)
+
+
+def test_the_level_of_the_originals_is_said(table, figure):
+    rows = table.loc[table["kind"] == "original", "test_loss"]
+    low, high = stats.t.interval(0.95, len(rows) - 1, rows.mean(), stats.sem(rows))
+    level = f"original {rows.mean():.3f} [{low:.3f}, {high:.3f}]"
+    assert level in all_texts(figure.axes[1])
+
+
+def test_order_of_rows_does_not_matter(table, figure):
+    shuffled = table.sample(frac=1, random_state=0)
+    ends = [
+        np.concatenate([p.vertices for b in f.axes[1].collections for p in b.get_paths()])
+        for f in (figure, plot_sweep(shuffled))
+    ]
+    np.testing.assert_allclose(ends[0], ends[1], rtol=1e-12)
 
 
 def test_originals_are_a_line(table, figure):
@@ -232,11 +256,12 @@ def test_claims_are_starred_and_their_verdicts_written(table):
     places = [np.array(line.get_xydata(), float)[0] for line in stars]
     wanted = [cell["ratio_estimated"].mean(), cell["test_loss"].mean()]
     assert any(np.allclose(place, wanted) for place in places)
-    assert any(text.startswith("it falls: holds (") for text in all_texts(drawn.axes[1]))
-    assert any(
-        text.startswith("it falls: no practical difference (") for text in all_texts(drawn.axes[2])
-    )
-    assert any(text.startswith("it rises: not shown (") for text in all_texts(drawn.axes[4]))
+    for panel, start in (
+        (1, f"falls: holds, {raw.effect:+.4f} [".replace("-", "\N{MINUS SIGN}")),
+        (2, "falls: no practical difference, "),
+        (4, "rises: not shown, "),
+    ):
+        assert any(text.startswith(start) for text in all_texts(drawn.axes[panel]))
     assert "cell that a claim is about" in legend_texts(drawn)
 
 
@@ -336,8 +361,7 @@ def test_predicted_rise_is_compared_with_the_measured_one(table):
 def test_predicted_rise_says_what_it_leaves_out(table):
     fallen = table.copy()
     fallen.loc[fallen["cell"] == "kmeans/none/K16", "measured_rise_nats"] = -0.1
-    (axis,) = plot_predicted_rise(fallen).axes
-    assert any("not drawn: 1 cell without" in text for text in all_texts(axis))
+    assert "1 cell without a rise left out" in legend_texts(plot_predicted_rise(fallen))
 
 
 def test_figures_are_saved_with_the_same_bytes_each_time(table, tmp_path):

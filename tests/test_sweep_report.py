@@ -62,7 +62,7 @@ def test_original_row_has_means_and_deviations(table, claims):
         "-",
         "1.0",
         "32.00",
-        number(original["train_loss"], 3),
+        number(original["train_loss"], 4),
         number(original["test_loss"], 3),
         number(original["test_loss_tempered"], 3),
         f"{original['generalization_gap'].mean():.3f}",
@@ -131,7 +131,7 @@ def test_exploded_losses_keep_their_width(table, claims):
     burst.loc[is_burst, "train_loss"] = 123.456
     text = printed(burst, claims)
     assert "14.30±1.74" in text
-    assert "123.5±0.0" in text
+    assert "123.46±0.00" in text
     assert "…" not in text
 
 

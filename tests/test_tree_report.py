@@ -2,6 +2,7 @@
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tree_problems import LEVELS, entropy, nested_dict
@@ -14,9 +15,10 @@ from jaxcomp.tree_report import LayerReport, Measures, Report, layer_report
 
 def one_layer(squared_error: float, energy: float, converged: bool = True) -> LayerReport:
     """The report of 1,000 float32 weights with 4 centroids, built by hand."""
+    error = jnp.float32(squared_error)
     return layer_report(
-        CodeSize(*map(np.float64, (2000, 1500, 128, 1700))),
-        Measures(*map(np.float32, (squared_error, squared_error, energy)), np.bool_(converged)),
+        CodeSize(np.array(2000.0), np.array(1500.0), np.array(128.0), np.array(1700.0)),
+        Measures(error, error, jnp.float32(energy), jnp.asarray(converged)),
         paths=("kernel",),
         shape=(50, 20),
         dtype=np.dtype(np.float32),

@@ -318,7 +318,7 @@ class _Report(NamedTuple):
     @property
     def models(self) -> str:
         ids = self.group.model_ids
-        return f"models {', '.join(map(str, ids))}" if len(ids) > 1 else f"model {ids[0]}"
+        return f"model{'s' if len(ids) > 1 else ''} {', '.join(map(str, ids))}"
 
     def __call__(self, done: int, message: str) -> None:
         if self.progress is not None:

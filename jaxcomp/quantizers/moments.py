@@ -12,6 +12,7 @@ Axes: `...` groups, `N` points, `B` bins.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, TypeVar, cast
 
@@ -21,7 +22,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
 # Points per partial histogram: no float32 accumulator sees more additions than this.
-_BLOCK = 1 << 16
+_LOG2_BLOCK = 16
+_BLOCK = 1 << _LOG2_BLOCK
 # Share of the bins that is spread evenly over the range, whatever the density.
 _EQUAL_SHARE = 0.1
 
@@ -150,20 +152,15 @@ def _exact_moments(
         ],
         axis=-1,
     )
-    bins = _flat_bins(running_sum(is_new.T).T, num_points)
-    shape = (num_groups, num_points)
-    last = points[:, -1]
-    position = jnp.minimum(
-        jax.ops.segment_min(points.ravel(), bins, points.size).reshape(shape),
-        last[:, None],  # an empty segment has minimum +inf
-    )
+    bins = _Bins.of(running_sum(is_new.T).T, num_points)
     return Moments(
-        position=position,
-        num_points=jax.ops.segment_sum(jnp.ones_like(bins), bins, points.size).reshape(shape),
-        mass=jax.ops.segment_sum(mass.ravel(), bins, points.size).reshape(shape),
+        # Bins without points, all at the end, have minimum +inf.
+        position=jnp.minimum(bins.minimum(points), points[:, -1:]),
+        num_points=bins.count(),
+        mass=bins.sum(mass),
         second=jnp.zeros_like(points),
         minimum=points[:, 0],
-        maximum=last,
+        maximum=points[:, -1],
     )
 
 
@@ -172,42 +169,37 @@ def _binned_moments(
     weights: Float[Array, "groups points"] | None,
     num_bins: int,
 ) -> Moments:
-    """Bins between the extremes, as fine as the mass asks for; two passes over the points.
-
-    The second pass sums deviations from what the first one found: sums of signed deviations stay
-    small, where a float32 sum of many equal numbers drifts.
-    """
+    """Bins between the extremes, as fine as the mass asks for."""
     minimum, maximum = jnp.min(points, axis=-1), jnp.max(points, axis=-1)
-    index = _bin_index(points, weights, minimum, maximum, num_bins)
-    total = partial(_sum_by_bin, index=index, num_bins=num_bins)
-    look_up = partial(jnp.take_along_axis, indices=index, axis=-1)
+    bins = _Bins.of(_bin_index(points, weights, minimum, maximum, num_bins), num_bins)
 
-    count = total(jnp.ones_like(index))
+    count = bins.count()
     is_occupied = count > 0
-    lowest = _reduce_by_bin(jax.ops.segment_min, points, index, num_bins)
     # An empty bin sits at the next occupied one below: between its neighbours, out of the way.
-    lowest = running_maximum(jnp.where(is_occupied, lowest, minimum[:, None]).T).T
+    lowest = jnp.where(is_occupied, bins.minimum(points), minimum[:, None])
+    lowest = running_maximum(lowest.T).T
     # From the lowest point of the bin, so that equal points have offset 0 and their mean is exact.
-    offset = points - look_up(lowest)
+    offset = points - bins.look_up(lowest)
     number = jnp.maximum(count, 1).astype(points.dtype)
     if weights is None:
         mass = count.astype(points.dtype)
-        moment = total(offset)
+        moment = bins.sum(offset)
     else:
-        rough = total(weights) / number
-        mass = jnp.maximum(rough * number + total(weights - look_up(rough)), 0)
-        mass = jnp.where(is_occupied & (rough > 0), mass, 0)
-        moment = total(weights * offset)
+        rough = bins.sum(weights) / number
+        # Signed deviations from the rough mean: a sum of many equal numbers would drift.
+        mass = rough * number + bins.sum(weights - bins.look_up(rough))
+        mass = jnp.where(is_occupied & (rough > 0), jnp.maximum(mass, 0), 0)
+        moment = bins.sum(weights * offset)
     position = lowest + jnp.where(mass > 0, moment / jnp.where(mass > 0, mass, 1), 0)
     # Rounding may have crossed two close neighbours.
     position = running_maximum(jnp.minimum(position, maximum[:, None]).T).T
-    deviation = points - look_up(position)
+    deviation = points - bins.look_up(position)
     squares = deviation * deviation
     return Moments(
         position=position,
         num_points=count,
         mass=mass,
-        second=total(squares if weights is None else weights * squares),
+        second=bins.sum(squares if weights is None else weights * squares),
         minimum=minimum,
         maximum=maximum,
     )
@@ -234,7 +226,8 @@ def _bin_index(
     cells_per_unit = jnp.where(jnp.isfinite(cells_per_unit), cells_per_unit, 0)
     place = (points * 0.5 - low) * cells_per_unit
     cell = jnp.clip(place.astype(jnp.int32), 0, num_bins - 1)
-    mass = _sum_by_bin(jnp.ones_like(points) if weights is None else weights, cell, num_bins)
+    cells = _Bins.of(cell, num_bins)
+    mass = cells.count().astype(points.dtype) if weights is None else cells.sum(weights)
     largest = jnp.max(mass, axis=-1, keepdims=True)
     density = jnp.cbrt(mass / jnp.where(largest > 0, largest, 1))
     share = density / jnp.maximum(pairwise_sum(density)[:, None], 1)
@@ -243,38 +236,63 @@ def _bin_index(
     edge = running_sum(share.T).T
     edge = edge * (num_bins / edge[:, -1:])
     start = jnp.pad(edge[:, :-1], [(0, 0), (1, 0)])
-    look_up = partial(jnp.take_along_axis, indices=cell, axis=-1)
     inside = place - cell.astype(points.dtype)
-    index = (look_up(start) + inside * look_up(edge - start)).astype(jnp.int32)
-    return jnp.clip(index, 0, num_bins - 1)
+    index = cells.look_up(start) + inside * cells.look_up(edge - start)
+    return jnp.clip(index.astype(jnp.int32), 0, num_bins - 1)
 
 
-def _flat_bins(index: Int[Array, "groups points"], num_bins: int) -> Int[Array, " all_points"]:
-    """Number the bins of all groups consecutively: one flat scatter, not one per group."""
-    offset = jnp.arange(index.shape[0], dtype=jnp.int32)[:, None] * num_bins
-    return (index + offset).ravel()
+@dataclass(frozen=True)
+class _Bins:
+    """Which bin every point is in; bins of all groups are numbered through, for flat scatters.
 
+    Attributes:
+        flat: (groups * points,), bin among all bins of all groups.
+        blocked: likewise, but every block of points has bins of its own.
+    """
 
-def _reduce_by_bin(reduce, values, index, num_bins):
-    """Reduce `values` (groups, points) within each bin to (groups, bins)."""
-    num_groups = values.shape[0]
-    flat = reduce(values.ravel(), _flat_bins(index, num_bins), num_groups * num_bins)
-    return flat.reshape(num_groups, num_bins)
+    flat: Int[Array, " all_points"]
+    blocked: Int[Array, " all_points"]
+    num_groups: int
+    num_blocks: int
+    num_bins: int
 
+    @classmethod
+    def of(cls, index: Int[Array, "groups points"], num_bins: int) -> "_Bins":
+        num_groups, num_points = index.shape
+        num_blocks = -(-num_points // _BLOCK)
+        group = jnp.arange(num_groups, dtype=jnp.int32)[:, None]
+        # A shift: an integer division would cost as much as the scatter.
+        block = lax.shift_right_logical(jnp.arange(num_points, dtype=jnp.int32), _LOG2_BLOCK)
+        blocks = group * num_blocks + block[None, :]
+        return cls(
+            flat=(group * num_bins + index).ravel(),
+            blocked=(blocks * num_bins + index).ravel(),
+            num_groups=num_groups,
+            num_blocks=num_blocks,
+            num_bins=num_bins,
+        )
 
-def _sum_by_bin(
-    values: Shaped[Array, "groups points"], index: Int[Array, "groups points"], num_bins: int
-) -> Shaped[Array, "groups bins"]:
-    """Sum `values` within each bin, in blocks: a float32 total of 2e7 ones stops at 2^24."""
-    num_groups, num_points = values.shape
-    num_blocks = -(-num_points // _BLOCK)
-    if num_blocks == 1 or jnp.issubdtype(values.dtype, jnp.integer):
-        return _reduce_by_bin(jax.ops.segment_sum, values, index, num_bins)
-    block = jnp.arange(num_points, dtype=jnp.int32) // _BLOCK
-    partial_sums = _reduce_by_bin(
-        jax.ops.segment_sum, values, index + block[None] * num_bins, num_blocks * num_bins
-    )
-    return pairwise_sum(partial_sums.reshape(num_groups, num_blocks, num_bins), axis=1)
+    def count(self) -> Int[Array, "groups bins"]:
+        ones = jnp.ones_like(self.flat)
+        return self._reduce(jax.ops.segment_sum, ones, self.flat, 1)[:, 0]
+
+    def minimum(self, values: Float[Array, "groups points"]) -> Float[Array, "groups bins"]:
+        return self._reduce(jax.ops.segment_min, values, self.flat, 1)[:, 0]
+
+    def sum(self, values: Float[Array, "groups points"]) -> Float[Array, "groups bins"]:
+        """Sum within each bin, block by block: a float32 total of 2e7 ones stops at 2^24."""
+        partial_sums = self._reduce(jax.ops.segment_sum, values, self.blocked, self.num_blocks)
+        return pairwise_sum(partial_sums, axis=1)
+
+    def look_up(self, table: Float[Array, "groups bins"]) -> Float[Array, "groups points"]:
+        """Return the entry of every point's bin."""
+        found = table.ravel().at[self.flat].get(mode="promise_in_bounds")
+        return found.reshape(self.num_groups, -1)
+
+    def _reduce(self, reduce, values, index, num_blocks):
+        size = self.num_groups * num_blocks * self.num_bins
+        reduced = reduce(values.ravel(), index, size, mode="promise_in_bounds")
+        return reduced.reshape(self.num_groups, num_blocks, self.num_bins)
 
 
 def pairwise_sum(values: Float[Array, "..."], *, axis: int = -1) -> Float[Array, "..."]:

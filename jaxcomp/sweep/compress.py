@@ -35,13 +35,13 @@ class Codebooks(NamedTuple):
     """Codebooks of every quantized cell of a sweep, for one network.
 
     Attributes:
-        index: position of each cell's id along the first axis of the arrays.
+        rows: position of each cell's id along the first axis of the arrays.
         centroids: `(C, L, K)`, ascending, padded by the last one.
         thresholds: `(C, L, K - 1)`; a weight belongs to cluster `#{t : weight > t}`.
         converged: `(C, L)`, whether the Lloyd iteration reached a fixed point.
     """
 
-    index: dict[str, int]
+    rows: dict[str, int]
     centroids: np.ndarray
     thresholds: np.ndarray
     converged: np.ndarray
@@ -108,7 +108,7 @@ def solve_codebooks(
         key = (cell.weighting, "monotone" if form == "none" else form)
         groups.setdefault(key, []).append(cell)
     size = max(len(group) for group in groups.values())
-    index: dict[str, int] = {}
+    rows: dict[str, int] = {}
     solved = []
     for (weighting, form), group in groups.items():
         padded = group + [group[-1]] * (size - len(group))
@@ -126,9 +126,9 @@ def solve_codebooks(
                 num_iterations=num_iterations,
             )
         for cell in group:
-            index[cell.id] = len(index)
-        solved.append(jax.tree.map(lambda leaf, n=len(group): np.asarray(leaf[:n]), codebooks))
-    return Codebooks(index, *(np.concatenate(parts) for parts in zip(*solved, strict=True)))
+            rows[cell.id] = len(rows)
+        solved.append([np.asarray(leaf)[: len(group)] for leaf in codebooks])
+    return Codebooks(rows, *(np.concatenate(parts) for parts in zip(*solved, strict=True)))
 
 
 def compress(
@@ -233,7 +233,9 @@ def _solve_kmeans(
         num_iterations=num_iterations,
     )
     over_layers = jax.vmap(solve, in_axes=(0, None, None))
-    return _parts(jax.vmap(over_layers, in_axes=(None, 0, 0))(moments, num_clusters, diameter_penalty))
+    return _parts(
+        jax.vmap(over_layers, in_axes=(None, 0, 0))(moments, num_clusters, diameter_penalty)
+    )
 
 
 @partial(jax.jit, static_argnames=("max_clusters",))
@@ -249,13 +251,13 @@ def _parts(codebook: Codebook) -> tuple[Array, Array, Array]:
 
 
 def _by_codebook(layers: Layers, cell: Cell, codebooks: Codebooks) -> Compressed:
-    row = codebooks.index[_codebook_cell(cell).id]
+    row = codebooks.rows[_codebook_cell(cell).id]
     chosen = [path for path in layers if not cell.layer or path == cell.layer]
-    rows = [list(layers).index(path) for path in chosen]
+    places = [list(layers).index(path) for path in chosen]
     values, counts = _lookup(
         [layers[path] for path in chosen],
-        jnp.asarray(codebooks.centroids[row, rows]),
-        jnp.asarray(codebooks.thresholds[row, rows]),
+        jnp.asarray(codebooks.centroids[row, places]),
+        jnp.asarray(codebooks.thresholds[row, places]),
     )
     num_clusters = cell.num_clusters
     used = np.asarray(counts)[:, :num_clusters]
@@ -265,7 +267,7 @@ def _by_codebook(layers: Layers, cell: Cell, codebooks: Codebooks) -> Compressed
         Sizes(*(float(np.sum(part)) for part in size)),
         num_used=float(np.mean(np.sum(used > 0, axis=-1))),
         num_empty=float(np.sum(used == 0)),
-        converged=bool(np.all(codebooks.converged[row, rows])),
+        converged=bool(np.all(codebooks.converged[row, places])),
     )
 
 

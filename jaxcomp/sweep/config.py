@@ -206,7 +206,9 @@ def _as_tuple(value: Any, name: str) -> tuple:
     if isinstance(value, (str, int, float)):
         return (value,)
     if not isinstance(value, Sequence) or not value:
-        raise ValueError(f"{name} must be a value or a non-empty sequence of values, got {value!r}.")
+        raise ValueError(
+            f"{name} must be a value or a non-empty sequence of values, got {value!r}."
+        )
     return tuple(dict.fromkeys(value))
 
 

@@ -12,7 +12,7 @@ import io
 import math
 import threading
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import matplotlib
 from matplotlib.artist import Artist
@@ -64,8 +64,7 @@ class Style(NamedTuple):
     marker: str
     width: float
     is_filled: bool
-    has_band: bool
-    """Whether its interval is a band; error bars otherwise."""
+    interval: Literal["band", "bars", "none"]
 
 
 class Entry(NamedTuple):
@@ -99,19 +98,26 @@ def new_figure(width: float, height: float, title: str, explanation: str) -> Fig
     return figure
 
 
-def panel_title(axis: Axes, title: str, remark: str, *, has_remarks: bool) -> None:
-    """Write the title of a panel and a remark below it."""
+def panel_title(axis: Axes, title: str, *remarks: str) -> None:
+    """Write the title of a panel and lines of remarks below it; empty ones keep their place."""
     axis.set_title(
         title,
         loc="left",
         fontsize=NORMAL + 1,
         fontweight="bold",
         color=INK,
-        pad=20 if has_remarks else 10,
+        pad=9 + 11 * len(remarks),
     )
-    if remark:
-        axis.text(
-            0.0, 1.045, remark, transform=axis.transAxes, fontsize=SMALL, color=INK, va="bottom"
+    for line, text in enumerate(reversed(remarks)):
+        axis.annotate(
+            text,
+            (0.0, 1.0),
+            xytext=(0, 8 + 11 * line),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            fontsize=SMALL,
+            color=INK,
+            va="bottom",
         )
 
 

@@ -270,7 +270,9 @@ class Scorer:
         test = self.parts.test
         logits = self.evaluator.logits(_stack([params]), test.inputs)[0]
         losses = CellLosses(*map(np.asarray, _example_losses(logits, test.labels, temperature)))
-        return losses._replace(loss=losses.loss_tempered) if cell.method == "temperature" else losses
+        return (
+            losses._replace(loss=losses.loss_tempered) if cell.method == "temperature" else losses
+        )
 
     def _scores(self, stacked: Params) -> dict[str, np.ndarray]:
         logits = self.evaluator.logits(stacked, self.inputs)

@@ -82,9 +82,9 @@ COLUMNS_WITHOUT_TEMPERATURE = ("accuracy", "test_loss_tempered")
 POINT_MARKERS = {"round_to_nearest": ("s", False), "magnitude_pruning": ("P", True)}
 BOUND_COLUMNS = ("zero_one_bound", "train_accuracy")
 RISE_COLUMNS = ("predicted_rise_nats", "measured_rise_nats")
-UNIFORM = Style(COLOURS["uniform"], "-", "x", 1.2, True, False)
+UNIFORM = Style(COLOURS["uniform"], "-", "x", 1.2, True, "bars")
 DOTTED = (0, (1, 1.5))
-LEAST_SHARE, LEAST_SPAN = 0.15, 2e-3
+LEAST_SHARE, LEAST_SPAN = 0.3, 2e-3
 # A legend of more groups than this would be wider than the figure.
 MAX_LEGEND_GROUPS = 5
 
@@ -112,20 +112,22 @@ class _Frame:
 def plot_sweep(table: pd.DataFrame, *, claims: Sequence[Claim] | None = None) -> Figure:
     """Draw six quantities of one setting against the compression ratio.
 
-    Training loss, test loss raw and tempered, generalization gap, accuracy, calibration error:
-    means over networks with 95 % t-intervals. The originals are a black line with its interval.
-    Controls, which compress nothing, are thin grey lines with a letter at their end (where a
-    control has a strength, the one best on the selection sample; Gaussian noise at the ratio of
-    the plain K-means whose distortion it has). Of more than three penalties the smallest, the
-    largest and those best on the selection sample are drawn. The axes show the region around the
-    originals; what lies beyond is counted at the edge.
+    Training loss, test loss raw and tempered, generalization gap, accuracy, calibration error,
+    means over networks. The originals are a black line; the grey band is the 95 % t-interval of
+    their level. Bars and coloured bands are 95 % t-intervals of the difference to the same
+    networks' originals, which is what matters and is known far better than any level. Controls,
+    which compress nothing, are thin grey lines with a letter at their end (where a control has a
+    strength, the one best on the selection sample; Gaussian noise at the ratio of the plain
+    K-means whose distortion it has). Of more than three penalties the smallest, the largest and
+    those best on the selection sample are drawn. The axes show the region around the originals;
+    what lies beyond is counted at the edge.
 
     Args:
         table: rows of one setting, columns as in `SweepResult.table`; losses in nats.
         claims: of the same setting; their cells are starred, verdicts written above the panels.
 
     Returns:
-        A figure of 12 by 8.6 inches, shown by notebooks as it is.
+        A figure of 12 by 8.8 inches, shown by notebooks as it is.
 
     Raises:
         ValueError: if the table has several settings or none, lacks columns or the originals.
@@ -237,25 +239,23 @@ def _figures(summary: Summary, claims: Sequence[Claim]) -> Iterator[tuple[str, F
 def _sweep_figure(summary: Summary, claims: Sequence[Claim]) -> Figure:
     frame = _Frame(summary, summary.main_curves({claim.cell for claim in claims}))
     explanation = (
-        "Grey: controls, which compress nothing. What is called best, and every temperature, was "
-        "chosen on the selection sample."
+        "Grey lines: controls, which compress nothing. What is called best, and every temperature, "
+        "was chosen on the selection sample."
     )
     if summary.num_models > 1:
         explanation = (
-            f"Mean and 95 % interval over networks. {explanation}\n"
-            "Bars and bands are of levels: networks differ, but all cells are compared on the same "
-            "networks, so differences are surer than overlapping bars suggest (see the claims)."
+            "Means over networks. Bars and coloured bands: 95 % interval of the difference to the "
+            "same networks' originals (black line); grey band: of the originals themselves.\n"
+            + explanation
         )
-    figure = drawing.new_figure(12.0, 8.6, summary.description, explanation)
+    figure = drawing.new_figure(12.0, 8.8, summary.description, explanation)
     axes = figure.subplots(2, 3, sharex=True)
     for letter, axis, panel in zip("abcdef", axes.flat, PANELS, strict=True):
         _draw_panel(axis, panel, frame, claims)
-        drawing.panel_title(
-            axis,
-            f"{letter}  {panel.title}",
-            _verdict_line(panel, claims),
-            has_remarks=bool(claims),
-        )
+        remarks = [_original_line(panel, summary)]
+        if claims:
+            remarks.append(_verdict_line(panel, claims))
+        drawing.panel_title(axis, f"{letter}  {panel.title}", *remarks)
         drawing.axis_labels(axis, y=f"{panel.title.split(',')[0].lower()} [{panel.unit}]")
     for axis in axes[1]:
         _cluster_scale(axis, frame)
@@ -300,10 +300,10 @@ def _bound_figure(summary: Summary) -> Figure:
         bbox={"facecolor": "#f3ece7", "edgecolor": "none", "pad": 1.5},
     )
     for cells, style in lines:
-        of_bound = style._replace(dashes="-", is_filled=True, has_band=False)
-        of_gap = style._replace(dashes=DOTTED, is_filled=False, has_band=False)
-        _draw_curve(axis, cells, "zero_one_bound", of_bound)
-        _draw_curve(axis, cells, "zero_one_gap", of_gap)
+        of_bound = style._replace(dashes="-", is_filled=True, interval="none")
+        of_gap = style._replace(dashes=DOTTED, is_filled=False, interval="none")
+        _draw_curve(axis, frame, cells, "zero_one_bound", of_bound)
+        _draw_curve(axis, frame, cells, "zero_one_gap", of_gap)
     for column, face in (("zero_one_bound", INK), ("zero_one_gap", "white")):
         axis.plot(
             [summary.original.ratio],
@@ -372,11 +372,8 @@ def _rise_figure(summary: Summary) -> Figure:
     drawing.light_grid(axis)
     for scale in (axis.xaxis, axis.yaxis):
         scale.set_major_locator(LogLocator(numticks=8))
-    remarks = ["rises more than predicted"]
-    if num_left_out := len(compressed) - len(usable):
-        remarks.append(f"not drawn: {_cells(num_left_out)} without a positive rise")
     for x, y, text, align, stand in (
-        (0.03, 0.97, "\n".join(remarks), "left", "top"),
+        (0.03, 0.97, "rises more than predicted", "left", "top"),
         (0.97, 0.03, "rises less than predicted", "right", "bottom"),
     ):
         axis.text(
@@ -387,6 +384,8 @@ def _rise_figure(summary: Summary) -> Figure:
         x="predicted rise of the training loss [nats]",
         y="measured rise of the training loss [nats]",
     )
+    if num_left_out := len(compressed) - len(usable):
+        others.append(remark(f"{_cells(num_left_out)} without a rise left out"))
     groups = [("K-means", weighted), ("Other quantizers", others)]
     drawing.legend_below(figure, [group for group in groups if group[1]])
     return figure
@@ -457,7 +456,7 @@ def _styles(curves: Sequence[Curve]) -> dict[tuple[str, str, float], Style]:
         penalised = [curve for curve in members if curve.is_penalised]
         for curve in members:
             if not curve.is_penalised:
-                styles[curve.key] = Style(base, "-", "o", 1.8, True, True)
+                styles[curve.key] = Style(base, "-", "o", 1.8, True, "band")
                 continue
             order = penalised.index(curve)
             share = order / max(len(penalised) - 1, 1)
@@ -467,7 +466,7 @@ def _styles(curves: Sequence[Curve]) -> dict[tuple[str, str, float], Style]:
                 markers[order % len(markers)],
                 1.3,
                 False,
-                False,
+                "bars",
             )
     return styles
 
@@ -476,7 +475,7 @@ def _draw_panel(axis: Axes, panel: Panel, frame: _Frame, claims: Sequence[Claim]
     factor = panel.factor
     original = frame.summary.original.level(panel.column)
     controls = _controls(frame.summary, panel)
-    (low, high), is_log = _limits(panel, frame, [*original[:3], *controls.values()])
+    (low, high), is_log = _limits(panel, frame, [original.mean, *controls.values()])
     if is_log:
         axis.set_yscale("log")
     axis.set_ylim(low * factor, high * factor)
@@ -488,7 +487,7 @@ def _draw_panel(axis: Axes, panel: Panel, frame: _Frame, claims: Sequence[Claim]
     axis.axhline(original.mean * factor, color=INK, linewidth=1.6, zorder=2.5)
     if math.isfinite(original.low):
         axis.axhspan(
-            original.low * factor, original.high * factor, color=INK, alpha=0.10, linewidth=0
+            original.low * factor, original.high * factor, color=INK, alpha=0.07, linewidth=0
         )
     for method, value in controls.items():
         dashes = CONTROL_DASHES[method]
@@ -496,11 +495,11 @@ def _draw_panel(axis: Axes, panel: Panel, frame: _Frame, claims: Sequence[Claim]
     drawing.letters(axis, [(CONTROL_LETTERS[m], v * factor) for m, v in controls.items()])
     _draw_noise(axis, frame.summary, panel)
     for cells, style in frame.lines():
-        _draw_curve(axis, cells, panel.column, style, factor)
+        _draw_curve(axis, frame, cells, panel.column, style, factor)
     for method, (marker, filled) in POINT_MARKERS.items():
-        style = Style(INK, "none", marker, 0.9, filled, False)
+        style = Style(INK, "none", marker, 0.9, filled, "bars")
         cells = frame.summary.of("compressed", method)
-        _draw_curve(axis, cells, panel.column, style, factor, zorder=4)
+        _draw_curve(axis, frame, cells, panel.column, style, factor, zorder=4)
     for claim in claims:
         if claim.quantity == panel.quantity:
             _draw_star(axis, frame.summary, claim, panel)
@@ -525,12 +524,14 @@ def _limits(
     """Limits of the y axis that keep the region around the originals large.
 
     Logarithmic where the values span much and may. Otherwise everything that is a line and the
-    best cell of every curve stay in sight, and so does whatever is better still; worse cells do
-    as far as they take less than half of the axis.
+    best cell of every weighting stay in sight, and so does whatever is better still; worse cells
+    do as far as they take less than half of the axis.
     """
-    seen = [[cell for cell in cells if frame.is_seen(cell)] for cells, _ in frame.lines()]
-    values = _finite(_means([cell for cells in seen for cell in cells], panel.column))
-    best = [best_cell(cells, criterion_of(panel.column)) for cells in seen]
+    families: dict[str, list[CellSummary]] = {}
+    for cell in (cell for cells, _ in frame.lines() for cell in cells if frame.is_seen(cell)):
+        families.setdefault(cell.weighting, []).append(cell)
+    values = _finite(_means([c for family in families.values() for c in family], panel.column))
+    best = [best_cell(family, criterion_of(panel.column)) for family in families.values()]
     core = _finite([*lines, *_means([cell for cell in best if cell], panel.column)])
     if not len(core):
         core = values if len(values) else np.array([0.0, 1.0])
@@ -555,6 +556,7 @@ def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 def _draw_curve(
     axis: Axes,
+    frame: _Frame,
     cells: Sequence[CellSummary],
     column: str,
     style: Style,
@@ -565,13 +567,14 @@ def _draw_curve(
     if not cells:
         return
     ratios = _means(cells, "ratio_estimated")
-    values = factor * np.array([cell.level(column)[:3] for cell in cells])
+    original = frame.summary.original
+    values = factor * np.array([cell.level_against(original, column)[:3] for cell in cells])
     mean, low, high = values.T
-    if style.has_band:
+    if style.interval == "band":
         axis.fill_between(ratios, low, high, color=style.colour, alpha=0.15, linewidth=0, zorder=2)
-    elif np.isfinite(low).any():
+    elif style.interval == "bars" and np.isfinite(low).any():
         axis.vlines(
-            ratios, low, high, color=style.colour, linewidth=0.8, alpha=0.7, zorder=zorder - 0.5
+            ratios, low, high, color=style.colour, linewidth=0.8, alpha=0.45, zorder=zorder - 0.5
         )
     axis.plot(
         ratios,
@@ -661,19 +664,26 @@ def _cells(count: int) -> str:
     return "1 cell" if count == 1 else f"{count} cells"
 
 
+def _original_line(panel: Panel, summary: Summary) -> str:
+    """The originals' level in numbers, with its interval where there is one."""
+    level = summary.original.level(panel.column)
+    mean, low, high = (f"{panel.factor * value:#.3g}".rstrip(".") for value in level[:3])
+    if math.isnan(level.low):
+        return f"original {mean}"
+    return f"original {mean} [{low}, {high}]".replace("-", "\N{MINUS SIGN}")
+
+
 def _verdict_line(panel: Panel, claims: Sequence[Claim]) -> str:
     """What the claim about compression against the original came to, in few words."""
     for claim in claims:
         if claim.quantity == panel.quantity and not claim.name.startswith("penalty"):
-            factor, digits, unit = (
-                (100.0, 2, "points") if claim.quantity == "accuracy" else (1.0, 3, "nats")
-            )
+            factor, digits = (100.0, 2) if claim.quantity == "accuracy" else (1.0, 4)
             effect, low, high = (
                 f"{factor * value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
                 for value in (claim.effect, claim.low, claim.high)
             )
             aim = "rises" if claim.quantity == "accuracy" else "falls"
-            return f"it {aim}: {claim.verdict} ({effect} {unit} [{low}, {high}])"
+            return f"{aim}: {claim.verdict}, {effect} [{low}, {high}]"
     return ""
 
 

@@ -13,12 +13,13 @@ A run directory holds, each file written whole or not at all::
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -27,11 +28,11 @@ from jaxcomp import storage
 from jaxcomp.paths import leaves_by_path
 from jaxcomp.sweep import plots
 from jaxcomp.sweep.cells import Cell
-from jaxcomp.sweep.claims import Claim, claims_table
+from jaxcomp.sweep.claims import Claim, claim_from_dict, claims_table
 from jaxcomp.sweep.compress import Codebooks
 from jaxcomp.sweep.engine import Network, Row, Subject, change
 from jaxcomp.sweep.report import report_markdown
-from jaxcomp.sweep.summary import cell_means
+from jaxcomp.sweep.summary import cell_means, rows_where
 from jaxcomp.types import Params
 
 
@@ -109,30 +110,32 @@ class RunDirectory:
         subject = network.subject
         if self.path is None:
             return
-        arrays = {f"params/{k}": v for k, v in _numpy_leaves(subject.params).items()}
-        if subject.early_stopped is not None:
-            early = _numpy_leaves(subject.early_stopped)
-            arrays |= {f"early_stopped/{k}": v for k, v in early.items()}
-        if not (self.path / "networks" / f"{name}.npz").exists():
-            storage.save_arrays(
-                self.path / "networks" / f"{name}.npz",
-                arrays,
-                {
-                    "setting": setting,
-                    "model_seed": subject.model_seed,
-                    "layers": list(subject.layers),
-                    "last_layer": subject.last_layer,
-                    "refreshed": subject.refresh_fn is not None,
-                    "key": np.asarray(jax.random.key_data(network.key)).tolist(),
-                },
-            )
-        if not (self.path / "codebooks" / f"{name}.npz").exists():
-            _, centroids, thresholds, converged = network.codebooks
-            storage.save_arrays(
-                self.path / "codebooks" / f"{name}.npz",
-                {"centroids": centroids, "thresholds": thresholds, "converged": converged},
-                {"cells": list(network.codebooks.index)},
-            )
+        trees = {"params": subject.params, "early_stopped": subject.early_stopped}
+        leaves = {
+            f"{root}/{path}": leaf
+            for root, tree in trees.items()
+            if tree is not None
+            for path, leaf in leaves_by_path(tree).items()
+        }
+        storage.save_arrays(
+            self.path / "networks" / f"{name}.npz",
+            {place: plain_array(leaf) for place, leaf in leaves.items()},
+            {
+                "setting": setting,
+                "model_seed": subject.model_seed,
+                "layers": list(subject.layers),
+                "last_layer": subject.last_layer,
+                "refreshed": subject.refresh_fn is not None,
+                "key": np.asarray(jax.random.key_data(network.key)).tolist(),
+                "dtypes": {place: str(leaf.dtype) for place, leaf in leaves.items()},
+            },
+        )
+        _, centroids, thresholds, converged = network.codebooks
+        storage.save_arrays(
+            self.path / "codebooks" / f"{name}.npz",
+            {"centroids": centroids, "thresholds": thresholds, "converged": converged},
+            {"cells": list(network.codebooks.rows)},
+        )
 
 
 @dataclass
@@ -183,18 +186,20 @@ class SweepResult:
         allowed = ("selection_loss", "selection_loss_tempered", "selection_accuracy")
         if criterion not in allowed:
             raise ValueError(f"criterion must be one of {', '.join(allowed)}, got {criterion!r}.")
-        table = self.table[self.table["setting"] == self._setting(setting)]
-        means = cell_means(table[table["kind"] == "compressed"])
-        reached = means[means["ratio_estimated"] >= min_ratio]
+        table = rows_where(self.table, setting=self._setting(setting), kind="compressed")
+        means = cell_means(table)
+        reached = means.loc[means["ratio_estimated"] >= min_ratio]
         if reached.empty:
             raise ValueError(
                 f"no cell reaches a ratio of {min_ratio:g}: the largest is "
                 f"{means['ratio_estimated'].max():.1f}."
             )
-        score = reached[criterion]
-        return reached.loc[score.idxmax() if criterion.endswith("accuracy") else score.idxmin()]
+        score = reached[criterion].to_numpy(float)
+        return reached.iloc[score.argmax() if criterion.endswith("accuracy") else score.argmin()]
 
-    def params(self, cell: str, *, model_seed: int = 0, setting: str | None = None) -> Params:
+    def params(
+        self, cell: str | pd.Series, *, model_seed: int = 0, setting: str | None = None
+    ) -> Params:
         """Return the parameters of one network after one cell.
 
         Args:
@@ -212,27 +217,27 @@ class SweepResult:
         if isinstance(cell, pd.Series):
             cell = str(cell["cell"])
         name = self._setting(setting)
-        rows = pd.concat([self.table, self.sensitivity])
-        rows = rows[(rows["setting"] == name) & (rows["cell"] == cell)]
+        rows = rows_where(pd.concat([self.table, self.sensitivity]), setting=name, cell=cell)
         if rows.empty:
             raise ValueError(f"no cell {cell!r} in the table; its column `cell` lists them all.")
+        asked = cell_of(rows.to_dict("records")[0])
         network = self._networks.get((name, model_seed))
         if network is None:
             known = sorted(seed for key, seed in self._networks if key == name)
             raise ValueError(f"no network with model_seed {model_seed}: there are {known}.")
-        params, _ = change(network, cell_of(rows.iloc[0]))
-        if network.subject.refresh_fn is not None and rows.iloc[0]["kind"] == "compressed":
+        if network.subject.refresh_fn is not None and asked.kind in ("compressed", "sensitivity"):
             raise ValueError(
                 "the batch statistics of this sweep's networks were re-estimated: apply the same "
                 "refresh_fn to the parameters of a sweep without it."
             )
+        params, _ = change(network, asked)
         return params
 
     def plot(self, setting: str | None = None) -> Figure:
         """Draw every quantity against the compression ratio, for one setting."""
         name = self._setting(setting)
         claims = [claim for claim in self.claims if claim.setting == name]
-        return plots.plot_sweep(self.table[self.table["setting"] == name], claims=claims)
+        return plots.plot_sweep(rows_where(self.table, setting=name), claims=claims)
 
     def save(self, directory: Path | str | None = None) -> list[Path]:
         """Write tables, claims, report and pictures; return the files."""
@@ -277,7 +282,7 @@ class SweepResult:
         sensitivity = folder / "sensitivity.csv"
         return cls(
             table=_read_table(folder / "table.parquet"),
-            claims=[Claim.from_dict(claim) for claim in told["claims"]],
+            claims=[claim_from_dict(claim) for claim in told["claims"]],
             calibration=list(told["calibration"]),
             manifest=manifest,
             sensitivity=pd.read_csv(sensitivity) if sensitivity.exists() else pd.DataFrame(),
@@ -296,12 +301,12 @@ class SweepResult:
         names = list(dict.fromkeys(self.table["setting"]))
         if setting is None and len(names) == 1:
             return names[0]
-        if setting not in names:
+        if setting is None or setting not in names:
             raise ValueError(f"choose a setting of {', '.join(names)}; got {setting!r}.")
         return setting
 
 
-def cell_of(row: pd.Series) -> Cell:
+def cell_of(row: Mapping[Hashable, Any]) -> Cell:
     """The cell that a row of the table speaks of."""
     return Cell(
         row["kind"],
@@ -311,15 +316,23 @@ def cell_of(row: pd.Series) -> Cell:
         float(row["diameter_penalty"]),
         int(row["num_clusters"]),
         float(row["parameter"]),
-        str(row.get("layer") or ""),
+        row["layer"] if isinstance(row.get("layer"), str) else "",
     )
+
+
+def plain_array(leaf: Any) -> np.ndarray:
+    """An array that any file can hold: bfloat16 as its bits, a random key as its data."""
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    array = np.asarray(leaf)
+    return array.view(np.uint16) if array.dtype == jnp.bfloat16 else array
 
 
 def read_codebooks(file: Path) -> Codebooks:
     """Codebooks from a file; a damaged one is a `ValueError`."""
     arrays, metadata = storage.load_arrays(file)
-    index = {name: position for position, name in enumerate(metadata["cells"])}
-    return Codebooks(index, arrays["centroids"], arrays["thresholds"], arrays["converged"])
+    rows = {name: position for position, name in enumerate(metadata["cells"])}
+    return Codebooks(rows, arrays["centroids"], arrays["thresholds"], arrays["converged"])
 
 
 def _read_network(file: Path, codebooks: Path) -> tuple[Network, str]:
@@ -327,7 +340,9 @@ def _read_network(file: Path, codebooks: Path) -> tuple[Network, str]:
     trees = {"params": {}, "early_stopped": {}}
     for name, array in arrays.items():
         root, _, path = name.partition("/")
-        trees[root][path] = array
+        dtype = metadata["dtypes"][name]
+        is_stored_as_bits = array.dtype == np.uint16 and dtype == "bfloat16"
+        trees[root][path] = array.view(jnp.bfloat16) if is_stored_as_bits else array
     subject = Subject(
         predict_fn=_no_predict_fn,
         params=storage.unflatten_tree(trees["params"]),
@@ -337,7 +352,7 @@ def _read_network(file: Path, codebooks: Path) -> tuple[Network, str]:
         refresh_fn=_no_refresh_fn if metadata["refreshed"] else None,
         model_seed=metadata["model_seed"],
     )
-    key = jax.random.wrap_key_data(np.array(metadata["key"], np.uint32))
+    key = jax.random.wrap_key_data(jnp.array(metadata["key"], jnp.uint32))
     return Network(subject, read_codebooks(codebooks), key), metadata["setting"]
 
 
@@ -354,10 +369,6 @@ def _no_predict_fn(params: Params, inputs: Any) -> Any:
 
 def _no_refresh_fn(params: Params, inputs: Any) -> Any:
     raise ValueError("a stored network has no refresh_fn: use its parameters with your own.")
-
-
-def _numpy_leaves(params: Params) -> dict[str, np.ndarray]:
-    return {path: np.asarray(leaf) for path, leaf in leaves_by_path(params).items()}
 
 
 def _none_if_nan(value: Any) -> Any:

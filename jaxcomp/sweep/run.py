@@ -9,13 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 import pandas as pd
 
@@ -46,7 +45,7 @@ from jaxcomp.sweep.engine import (
     stack_losses,
 )
 from jaxcomp.sweep.progress import Progress
-from jaxcomp.sweep.results import RunDirectory, SweepResult
+from jaxcomp.sweep.results import RunDirectory, SweepResult, plain_array
 from jaxcomp.types import Params, PredictFn
 
 # Streams of random numbers; each is folded into the sweep's seed.
@@ -115,9 +114,7 @@ def run(
                 config, setting, data_dir, download, networks, progress, directory
             )
             cells = _cells(config, subjects[0])
-            outcome.append(
-                _sweep(setting, subjects, parts_of, cells, options, directory, progress)
-            )
+            outcome.append(_sweep(setting, subjects, parts_of, cells, options, directory, progress))
     return _finish(directory, outcome, started)
 
 
@@ -249,9 +246,13 @@ def evaluate(
         "name": name,
         "seed": seed,
         "cells": [cell.id for cell in cells],
-        "options": [str(value) for value in (num_probes, curvature_examples, num_bins, num_iterations)],
+        "options": [
+            str(value) for value in (num_probes, curvature_examples, num_bins, num_iterations)
+        ],
         "refreshed": refresh_fn is not None,
-        "network": storage.fingerprint({k: np.asarray(v) for k, v in leaves_by_path(params).items()}),
+        "network": storage.fingerprint(
+            {path: plain_array(leaf) for path, leaf in leaves_by_path(params).items()}
+        ),
         "examples": storage.fingerprint([np.asarray(array) for part in parts for array in part]),
     }
     directory = RunDirectory(_path(out), settings, resume=resume)
@@ -260,9 +261,7 @@ def evaluate(
     _describe(directory)
     setting = Setting("given", name, 0.0)
     with Progress(quiet=quiet) as progress:
-        outcome = _sweep(
-            setting, [subject], lambda _: parts, cells, options, directory, progress
-        )
+        outcome = _sweep(setting, [subject], lambda _: parts, cells, options, directory, progress)
     return _finish(directory, [outcome], started)
 
 
@@ -309,7 +308,7 @@ def _sweep(
         networks.append(Network(subject, codebooks, jax.random.fold_in(key, _NOISE)))
         directory.networks[name, subject.model_seed] = networks[-1]
     table = _table(setting, rows)
-    temperature = table.set_index(["cell", "model_seed"])["temperature"]
+    temperatures = {(row["cell"], row["model_seed"]): row["temperature"] for row in rows}
     by_id = {cell.id: cell for cell in cells}
 
     @cache
@@ -317,13 +316,13 @@ def _sweep(
         return stack_losses(
             [
                 Scorer(network, parts_of(number), evaluator).losses(
-                    by_id[cell_id], float(temperature[cell_id, network.subject.model_seed])
+                    by_id[cell_id], temperatures[cell_id, network.subject.model_seed]
                 )
                 for number, network in enumerate(networks)
             ]
         )
 
-    judged = table[table["kind"] != "sensitivity"]
+    judged = table.loc[table["kind"] != "sensitivity"]
     claims = [claim._replace(setting=name) for claim in evaluate_claims(judged, losses)]
     return _Outcome(table, claims, calibration_share(judged, losses))
 
@@ -331,8 +330,8 @@ def _sweep(
 def _table(setting: Setting, rows: Sequence[Row]) -> pd.DataFrame:
     """Rows with the setting they belong to and the measured rise of the training loss."""
     table = pd.DataFrame(rows)
-    originals = table[table["kind"] == "original"].set_index("model_seed")["train_loss"]
-    rise = table["train_loss"] - table["model_seed"].map(originals)
+    originals = {row["model_seed"]: row["train_loss"] for row in rows if row["kind"] == "original"}
+    rise = [row["train_loss"] - originals[row["model_seed"]] for row in rows]
     place = list(table.columns).index("predicted_rise_nats") + 1
     table.insert(place, "measured_rise_nats", rise)
     identity = {
@@ -404,7 +403,9 @@ def _train(
     selection = Examples(
         pool[drawn.selection_indices], dataset.pool_labels[drawn.selection_indices]
     )
-    test = Examples(data.to_inputs(dataset.test_images, dataset.max_value, scale), dataset.test_labels)
+    test = Examples(
+        data.to_inputs(dataset.test_images, dataset.max_value, scale), dataset.test_labels
+    )
     network = models.build(
         setting.model,
         input_shape=pool.shape[1:],
@@ -483,20 +484,18 @@ def _cells(config: SweepConfig, subject: Subject) -> list[Cell]:
     return cells
 
 
-def _finish(
-    directory: RunDirectory, outcome: Sequence[_Outcome], started: float
-) -> SweepResult:
+def _finish(directory: RunDirectory, outcome: Sequence[_Outcome], started: float) -> SweepResult:
     table = pd.concat([part.table for part in outcome], ignore_index=True)
     is_sensitivity = table["kind"] == "sensitivity"
     times = directory.manifest["times"]
     times["last session seconds"] = round(time.perf_counter() - started, 3)
     shares = [part.calibration for part in outcome]
     result = SweepResult(
-        table=table[~is_sensitivity].drop(columns="layer").reset_index(drop=True),
+        table=table.loc[~is_sensitivity].drop(columns="layer").reset_index(drop=True),
         claims=[claim for part in outcome for claim in part.claims],
         calibration=[share.sentence for share in shares if share is not None],
         manifest=directory.manifest,
-        sensitivity=table[is_sensitivity].reset_index(drop=True),
+        sensitivity=table.loc[is_sensitivity].reset_index(drop=True),
         directory=directory.path,
         _networks=directory.networks,
     )
@@ -556,8 +555,8 @@ def _check_network(
     logits = jax.eval_shape(predict_fn, params, parts.test.inputs[:2])
     if getattr(logits, "ndim", 0) != 2 or logits.shape[0] != 2:
         raise ValueError(
-            f"predict_fn must return logits (batch, classes), got {getattr(logits, 'shape', logits)}"
-            " for a batch of 2."
+            "predict_fn must return logits (batch, classes), got "
+            f"{getattr(logits, 'shape', logits)} for a batch of 2."
         )
 
 
@@ -565,8 +564,8 @@ def _describe(directory: RunDirectory) -> None:
     directory.manifest["versions"] = {
         "jaxcomp": jaxcomp.__version__,
         "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
-        "flax": flax.__version__,
+        "jaxlib": version("jaxlib"),
+        "flax": version("flax"),
         "numpy": np.__version__,
         "python": platform.python_version(),
     }

@@ -21,6 +21,7 @@ from jaxcomp.sweep.config import Setting
 __all__ = [
     "BASELINE_NAMES",
     "CONTROL_NAMES",
+    "CRITERIA",
     "CellSummary",
     "Curve",
     "Level",
@@ -29,6 +30,7 @@ __all__ = [
     "cell_means",
     "claims_of",
     "criterion_of",
+    "curves_by_weighting",
     "picture_name",
     "summarize",
 ]
@@ -103,6 +105,7 @@ class CellSummary:
         parameter: bits, sparsity, scale or quantile; NaN where there is none.
         values: numeric columns of the table, each one number per network, and `zero_one_gap`,
             training minus test accuracy.
+        model_seeds: the networks, ascending.
     """
 
     name: str
@@ -114,6 +117,7 @@ class CellSummary:
     num_clusters: int
     parameter: float
     values: Mapping[str, Float[np.ndarray, " models"]]
+    model_seeds: tuple[int, ...]
 
     def mean(self, column: str) -> float:
         """Mean over networks; NaN if the table lacks the column or a value is not finite.
@@ -133,6 +137,22 @@ class CellSummary:
         values = self.values[column]
         interval = model_interval(values)
         return Level(interval.estimate, interval.low, interval.high, float(values.std(ddof=1)))
+
+    def level_against(self, original: "CellSummary", column: str) -> Level:
+        """Mean with the interval of the difference to the same networks' originals around it.
+
+        Networks differ more from each other than most cells differ from their original: this
+        interval leaves the first out, and excludes the originals' mean where the difference is
+        significant on its own.
+        """
+        level = self.level(column)
+        if self.model_seeds != original.model_seeds or math.isnan(original.mean(column)):
+            return level
+        if math.isnan(level.mean) or len(self.model_seeds) < 2:
+            return level
+        interval = model_interval(self.values[column] - original.values[column])
+        low, high = interval.low - interval.estimate, interval.high - interval.estimate
+        return level._replace(low=level.mean + low, high=level.mean + high)
 
     @property
     def ratio(self) -> float:
@@ -271,6 +291,14 @@ def summarize(table: pd.DataFrame) -> list[Summary]:
     ]
 
 
+def rows_where(table: pd.DataFrame, **values: object) -> pd.DataFrame:
+    """Return the rows whose columns have the given values."""
+    keep = pd.Series(True, index=table.index)
+    for column, value in values.items():
+        keep &= table[column] == value
+    return table.loc[keep]
+
+
 def cell_means(table: pd.DataFrame) -> pd.DataFrame:
     """Mean over networks of every numeric column, one row per cell, in the table's order.
 
@@ -304,6 +332,12 @@ def picture_name(stem: str, name: str, num_settings: int) -> str:
     return stem if num_settings == 1 else f"{stem}-{name}"
 
 
+def curves_by_weighting(curves: Sequence[Curve]) -> Iterator[tuple[str, list[Curve]]]:
+    """Yield each weighting with its curves, in the order given."""
+    for weighting in dict.fromkeys(curve.weighting for curve in curves):
+        yield weighting, [curve for curve in curves if curve.weighting == weighting]
+
+
 def _summarize_setting(setting: Setting, columns: Mapping[str, np.ndarray]) -> Summary:
     numeric = [
         name
@@ -317,7 +351,9 @@ def _summarize_setting(setting: Setting, columns: Mapping[str, np.ndarray]) -> S
     for row, name in enumerate(columns["cell"].tolist()):
         rows.setdefault(str(name), []).append(row)
     cells: list[CellSummary] = []
-    for name, members in rows.items():
+    seeds = columns["model_seed"]
+    for name, found in rows.items():
+        members = sorted(found, key=lambda row: int(seeds[row]))
         first = {column: columns[column][members[0]] for column in CELL_COLUMNS}
         cells.append(
             CellSummary(
@@ -330,6 +366,7 @@ def _summarize_setting(setting: Setting, columns: Mapping[str, np.ndarray]) -> S
                 num_clusters=int(first["num_clusters"]),
                 parameter=float(first["parameter"]),
                 values={column: columns[column][members].astype(float) for column in numeric},
+                model_seeds=tuple(int(seed) for seed in seeds[members]),
             )
         )
     original = next((cell for cell in cells if cell.kind == "original"), None)
@@ -337,7 +374,7 @@ def _summarize_setting(setting: Setting, columns: Mapping[str, np.ndarray]) -> S
         raise ValueError(
             f"the table has no rows of the original networks of {setting.name}: pass all rows."
         )
-    num_models = len(set(columns["model_seed"].tolist()))
+    num_models = len(set(seeds.tolist()))
     return Summary(
         name=str(columns["setting"][0]) if "setting" in columns else setting.name,
         description=_describe(setting, num_models),
@@ -356,9 +393,3 @@ def _describe(setting: Setting, num_models: int) -> str:
     noise = setting.label_noise
     labels = f"{100 * noise:g} % label noise" if noise > 0 else "clean labels"
     return f"{setting.dataset}, {setting.model}: {networks}, {labels}"
-
-
-def curves_by_weighting(curves: Sequence[Curve]) -> Iterator[tuple[str, list[Curve]]]:
-    """Yield each weighting with its curves, in the order given."""
-    for weighting in dict.fromkeys(curve.weighting for curve in curves):
-        yield weighting, [curve for curve in curves if curve.weighting == weighting]

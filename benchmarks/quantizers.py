@@ -1,0 +1,252 @@
+"""Time a grid of K-means cells on one layer: moments first, against Lloyd on the raw weights.
+
+    python benchmarks/quantizers.py [--num-points 200704] [--repeats 7] [--out result.json]
+
+One problem for all: Student-t weights (3 degrees of freedom) with Gamma importances, seeded, and
+every cell of 8 numbers of clusters x 6 diameter penalties, 30 Lloyd iterations from the quantiles.
+
+- `moments`: one histogram, then all cells by prefix sums (`solve_kmeans`).
+- `raw`: the same start and centre updates, the sums over the N points anew in every iteration,
+  cell after cell in one compiled program.
+- `scikit_learn`: `KMeans` with `sample_weight`, one cell without penalty from the same start.
+
+Compilation is reported apart. Inputs lie on the device before the clock starts; median and range
+of the repeats. What each method found is compared outside the clock, on the raw weights in
+float64.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sklearn
+from jax import lax
+from jaxtyping import Array, Float
+from sklearn.cluster import KMeans
+
+from jaxcomp.quantizers import assign, histogram_moments, solve_kmeans
+from jaxcomp.quantizers.assignment import midpoints
+from jaxcomp.quantizers.diameter import Clusters, update_centres
+
+NUM_CLUSTERS = (2, 3, 4, 6, 8, 12, 16, 32)
+PENALTIES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)
+NUM_ITERATIONS = 30
+SCIKIT_LEARN_CLUSTERS = 8
+
+
+def make_problem(num_points: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    points = 0.05 * rng.standard_t(3, num_points)
+    importance = rng.gamma(0.5, size=num_points) + 1e-6
+    return points.astype(np.float32), importance.astype(np.float32)
+
+
+def solve_grid(
+    points: Float[Array, " points"], importance: Float[Array, " points"], num_bins: int
+) -> Float[Array, "clusters penalties centroids"]:
+    """All cells from one histogram of moments."""
+    moments = histogram_moments(points, importance, num_bins=num_bins)
+    codebooks = solve_kmeans(
+        moments,
+        jnp.asarray(NUM_CLUSTERS)[:, None],
+        jnp.asarray(PENALTIES)[None, :],
+        max_clusters=max(NUM_CLUSTERS),
+        num_iterations=NUM_ITERATIONS,
+    )
+    return codebooks.centroids
+
+
+def solve_grid_on_raw_points(
+    points: Float[Array, " points"], importance: Float[Array, " points"]
+) -> Float[Array, "clusters penalties centroids"]:
+    """All cells, one after the other, every iteration over all points."""
+    max_clusters = max(NUM_CLUSTERS)
+    ordered = jnp.sort(points)
+    total = jnp.sum(importance)
+
+    def cell(arguments):
+        num_clusters, penalty = arguments
+        index = jnp.arange(max_clusters)
+        is_live = index < num_clusters
+        order = (2 * index + 1) * points.size // (2 * num_clusters)
+        start = ordered[jnp.minimum(order, points.size - 1)]
+        start = jnp.where(is_live, start, start[num_clusters - 1])
+
+        def step(_, centroids):
+            thresholds = jnp.where(is_live[1:], midpoints(centroids), jnp.inf)
+            assignments = assign(points, thresholds).astype(jnp.int32)
+            mass = jax.ops.segment_sum(importance, assignments, max_clusters)
+            moment = jax.ops.segment_sum(importance * points, assignments, max_clusters)
+            has_mass = mass > 0
+            mean = moment / jnp.where(has_mass, mass, 1)
+            clusters = Clusters(mass, mean, has_mass)
+            moved = update_centres(clusters, penalty * total, penalty_form="monotone")
+            low = jnp.min(jnp.where(has_mass, moved, jnp.inf))
+            high = jnp.max(jnp.where(has_mass, moved, -jnp.inf))
+            moved = jnp.where(has_mass, moved, jnp.clip(centroids, low, high))
+            return jnp.where(is_live, moved, moved[num_clusters - 1])
+
+        return lax.fori_loop(0, NUM_ITERATIONS, step, start)
+
+    clusters, penalties = jnp.meshgrid(
+        jnp.asarray(NUM_CLUSTERS), jnp.asarray(PENALTIES), indexing="ij"
+    )
+    centroids = lax.map(cell, (clusters.ravel(), penalties.ravel()))
+    return centroids.reshape(*clusters.shape, max_clusters)
+
+
+def objective(
+    points: np.ndarray, importance: np.ndarray, centroids: np.ndarray, penalty: float
+) -> float:
+    """Distortion plus penalty of a codebook on the raw points, float64."""
+    points, importance = points.astype(np.float64), importance.astype(np.float64)
+    centroids = np.unique(centroids.astype(np.float64))
+    index = np.searchsorted((centroids[1:] + centroids[:-1]) / 2, points, side="left")
+    used = centroids[np.unique(index)]
+    spread = used.max() - used.min()
+    distortion = np.sum(importance * (points - centroids[index]) ** 2)
+    return float(distortion + penalty * importance.sum() * spread**2)
+
+
+def timed(run: Callable[[], Any], repeats: int) -> tuple[Any, dict[str, float]]:
+    """Return the last result and the median and range of the times, in seconds."""
+    result, times = None, []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        result = jax.block_until_ready(run())
+        times.append(time.perf_counter() - start)
+    spread = {"median": float(np.median(times)), "least": min(times), "most": max(times)}
+    return result, {f"time_seconds_{name}": value for name, value in spread.items()}
+
+
+def timed_program(function, arguments: tuple[Array, ...], repeats: int):
+    """Compile, run once, then time a program."""
+    start = time.perf_counter()
+    program = jax.jit(function).lower(*arguments).compile()
+    compile_seconds = time.perf_counter() - start
+    jax.block_until_ready(program(*arguments))
+    result, times = timed(lambda: program(*arguments), repeats)
+    temporary = program.memory_analysis().temp_size_in_bytes
+    return result, {
+        "compile_seconds": compile_seconds,
+        **times,
+        "temporary_bytes": temporary,
+        "repeats": repeats,
+    }
+
+
+def compare(problem, centroids: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """Compare the objectives of two grids of codebooks: ratios over all cells."""
+    ratios = [
+        objective(*problem, centroids[i, j], penalty)
+        / objective(*problem, reference[i, j], penalty)
+        for i in range(len(NUM_CLUSTERS))
+        for j, penalty in enumerate(PENALTIES)
+    ]
+    return {
+        "objective_over_raw_median": float(np.median(ratios)),
+        "objective_over_raw_worst": max(ratios),
+    }
+
+
+def commit() -> str:
+    folder = Path(__file__).resolve().parent
+    found = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found.stdout.strip() or "unknown"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--num-points", type=int, default=200_704)
+    parser.add_argument("--num-bins", type=int, default=4096)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--raw-repeats", type=int, default=2, help="the slow baselines")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="also write the JSON here")
+    options = parser.parse_args()
+
+    problem = make_problem(options.num_points, options.seed)
+    arguments = tuple(jax.block_until_ready(jnp.asarray(part)) for part in problem)
+
+    solve = partial(solve_grid, num_bins=options.num_bins)
+    by_moments, moments_report = timed_program(solve, arguments, options.repeats)
+    histogram = partial(histogram_moments, num_bins=options.num_bins)
+    _, histogram_report = timed_program(histogram, arguments, options.repeats)
+    by_raw, raw_report = timed_program(solve_grid_on_raw_points, arguments, options.raw_repeats)
+    moments_report |= compare(problem, np.asarray(by_moments), np.asarray(by_raw))
+
+    order = (2 * np.arange(SCIKIT_LEARN_CLUSTERS) + 1) * options.num_points
+    start = np.sort(problem[0])[order // (2 * SCIKIT_LEARN_CLUSTERS)]
+    model = KMeans(
+        SCIKIT_LEARN_CLUSTERS,
+        init=start[:, None],
+        n_init=1,
+        max_iter=NUM_ITERATIONS,
+        tol=0.0,
+        algorithm="lloyd",
+    )
+    column = problem[0][:, None]
+    fitted, sklearn_report = timed(
+        lambda: model.fit(column, sample_weight=problem[1]).cluster_centers_[:, 0],
+        options.raw_repeats,
+    )
+    row = NUM_CLUSTERS.index(SCIKIT_LEARN_CLUSTERS)
+    ours = np.asarray(by_moments)[row, PENALTIES.index(0.0)]
+    sklearn_report |= {
+        "num_clusters": SCIKIT_LEARN_CLUSTERS,
+        "num_cells": 1,
+        "repeats": options.raw_repeats,
+        "moments_objective_over_this": objective(*problem, ours, 0.0)
+        / objective(*problem, fitted, 0.0),
+    }
+
+    report = {
+        "problem": {
+            "num_points": options.num_points,
+            "num_bins": options.num_bins,
+            "num_clusters": NUM_CLUSTERS,
+            "penalties": PENALTIES,
+            "num_cells": len(NUM_CLUSTERS) * len(PENALTIES),
+            "num_iterations": NUM_ITERATIONS,
+            "dtype": "float32",
+            "seed": options.seed,
+        },
+        "moments": moments_report,
+        "histogram_alone": histogram_report,
+        "raw": raw_report,
+        "scikit_learn": sklearn_report,
+        "environment": {
+            "device_kind": jax.devices()[0].device_kind,
+            "platform": jax.default_backend(),
+            "num_devices": jax.device_count(),
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "numpy": np.__version__,
+            "scikit_learn": sklearn.__version__,
+            "commit": commit(),
+        },
+    }
+    text = json.dumps(report, indent=2)
+    sys.stdout.write(text + "\n")
+    if options.out is not None:
+        options.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
