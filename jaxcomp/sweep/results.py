@@ -258,8 +258,10 @@ class SweepResult:
             claims, {"claims": claims_table(self.claims), "calibration": self.calibration}
         )
         report = folder / "report.md"
-        storage.write_bytes_atomic(report, report_markdown(self.table, self.claims).encode())
-        return [*files, claims, report, *plots.save_figures(self.table, folder)]
+        storage.write_bytes_atomic(
+            report, report_markdown(self.table, self.claims, with_pictures=True).encode()
+        )
+        return [*files, claims, report, *plots.save_figures(self.table, folder, claims=self.claims)]
 
     @classmethod
     def load(cls, directory: Path | str) -> "SweepResult":
@@ -322,7 +324,7 @@ def cell_of(row: Mapping[Hashable, Any]) -> Cell:
 
 def plain_array(leaf: Any) -> np.ndarray:
     """An array that any file can hold: bfloat16 as its bits, a random key as its data."""
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     array = np.asarray(leaf)
     return array.view(np.uint16) if array.dtype == jnp.bfloat16 else array
