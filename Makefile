@@ -12,7 +12,7 @@ sweep: $(SWEEP)
 	@$(BIN)/jaxcomp sweep --preset quick --out runs/quick
 
 test: $(DEV)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(DEV)
 	@$(BIN)/ruff check .

@@ -41,15 +41,20 @@ def test_a_grid_solved_at_once_equals_one_quantizer_at_a_time(problem):
         changed = compress(layers, cell, codebooks, key=jax.random.key(0))
         counts = []
         for path, weights in layers.items():
+            ones = jnp.ones(weights.size)  # equal weights, and no program of their own
             if cell.method == "uniform":
                 alone = quantizers.uniform(
-                    weights.ravel(), num_clusters=cell.num_clusters, num_bins=BINS
+                    weights.ravel(),
+                    num_clusters=cell.num_clusters,
+                    max_clusters=8,
+                    num_bins=BINS,
                 )
             else:
                 alone = quantizers.kmeans(
                     weights.ravel(),
-                    importance[path].ravel() if cell.weighting == "fisher" else None,
+                    importance[path].ravel() if cell.weighting == "fisher" else ones,
                     num_clusters=cell.num_clusters,
+                    max_clusters=8,
                     diameter_penalty=cell.diameter_penalty,
                     penalty_form="monotone" if cell.penalty_form == "none" else cell.penalty_form,
                     num_iterations=20,
@@ -57,7 +62,7 @@ def test_a_grid_solved_at_once_equals_one_quantizer_at_a_time(problem):
                 )
             expected = alone.centroids[alone.assignments].reshape(weights.shape)
             np.testing.assert_allclose(changed.layers[path], expected, rtol=0, atol=2e-6)
-            counts.append(np.bincount(np.asarray(alone.assignments), minlength=cell.num_clusters))
+            counts.append(np.bincount(np.asarray(alone.assignments), minlength=8)[: cell.num_clusters])
         size = rate.code_size(np.stack(counts), num_clusters=cell.num_clusters)
         assert changed.sizes is not None
         np.testing.assert_allclose(changed.sizes, [np.sum(part) for part in size])
