@@ -70,7 +70,7 @@ def test_a_sweep_and_its_pictures_again(tmp_path):
         (["sweep", "--dataset", "imagenet"], "unknown dataset 'imagenet': choose from digits"),
         (["sweep", "--num-clusters", "0"], "num_clusters must lie between 1"),
         (["sweep", "--label-noise", "1.5"], "label_noise must lie in"),
-        (["sweep", "--train-size", "5000"], "5,?000"),
+        (["sweep", "--train-size", "5000", "--no-replacement"], "5,?000"),
         (["sweep", "--dataset", "mnist"], "JAXCOMP_DATA_DIR"),
         (["sweep", "--model", "vgg"], "32 x 32"),
         (["sweep", "--device", "tpu"], "no tpu was found"),

@@ -62,7 +62,9 @@ def test_a_grid_solved_at_once_equals_one_quantizer_at_a_time(problem):
                 )
             expected = alone.centroids[alone.assignments].reshape(weights.shape)
             np.testing.assert_allclose(changed.layers[path], expected, rtol=0, atol=2e-6)
-            counts.append(np.bincount(np.asarray(alone.assignments), minlength=8)[: cell.num_clusters])
+            counts.append(
+                np.bincount(np.asarray(alone.assignments), minlength=8)[: cell.num_clusters]
+            )
         size = rate.code_size(np.stack(counts), num_clusters=cell.num_clusters)
         assert changed.sizes is not None
         np.testing.assert_allclose(changed.sizes, [np.sum(part) for part in size])

@@ -262,7 +262,9 @@ class _Bins:
         num_blocks = -(-num_points // _BLOCK)
         group = jnp.arange(num_groups, dtype=jnp.int32)[:, None]
         # A shift: an integer division would cost as much as the scatter.
-        block = lax.shift_right_logical(jnp.arange(num_points, dtype=jnp.int32), _LOG2_BLOCK)
+        block = lax.shift_right_logical(
+            jnp.arange(num_points, dtype=jnp.int32), jnp.int32(_LOG2_BLOCK)
+        )
         blocks = group * num_blocks + block[None, :]
         return cls(
             flat=(group * num_bins + index).ravel(),
