@@ -145,7 +145,7 @@ def test_reestimating_refuses_what_it_cannot_do():
     network = models.build("mlp", **MLP)
     variables = network.init(jax.random.key(0))
     with pytest.raises(TypeError, match="for a Network or the function that nnx_predict_fn"):
-        models.reestimate_batch_statistics(jnp.sin, variables, jnp.ones((3, 6)))  # pyright: ignore[reportArgumentType]
+        models.reestimate_batch_statistics(jnp.sin, variables, jnp.ones((3, 6)))
     with pytest.raises(ValueError, match="got 0 inputs and 500"):
         models.reestimate_batch_statistics(network, variables, jnp.ones((0, 6)))
     with pytest.raises(ValueError, match="got 3 inputs and 0"):
@@ -216,13 +216,13 @@ def test_linen_module_becomes_a_function():
 
 def test_wrong_modules_are_refused():
     with pytest.raises(TypeError, match=r"needs a flax\.nnx\.Module, got LinenModel"):
-        models.nnx_predict_fn(LinenModel())  # pyright: ignore[reportArgumentType]
+        models.nnx_predict_fn(LinenModel())
     with pytest.raises(TypeError, match=r"needs a flax\.linen\.Module, got Custom"):
-        models.linen_predict_fn(Custom(), {})  # pyright: ignore[reportArgumentType]
+        models.linen_predict_fn(Custom(), {})
     with pytest.raises(ValueError, match="cannot take mutable and rngs"):
         models.linen_predict_fn(LinenModel(), {}, rngs=0, mutable=True)
     with pytest.raises(TypeError, match="must be hashable"):
-        models.linen_predict_fn(LinenModel(), {}, sizes=[1, 2])  # pyright: ignore[reportArgumentType]
+        models.linen_predict_fn(LinenModel(), {}, sizes=[1, 2])
 
 
 def test_nnx_settings_must_be_hashable():

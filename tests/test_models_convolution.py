@@ -89,6 +89,6 @@ def test_bad_shapes_are_refused():
     with pytest.raises(ValueError, match=r"kernel \(3, 3, C, O\)"):
         convolve_3x3(inputs[..., :2], kernel)
     with pytest.raises(ValueError, match="padding must be"):
-        convolve_3x3(inputs, kernel, padding="CIRCULAR")  # pyright: ignore[reportArgumentType]
+        convolve_3x3(inputs, kernel, padding="CIRCULAR")
     with pytest.raises(ValueError, match="at least 3 x 3 pixels, got 2 x 4"):
         convolve_3x3(inputs[:, :2], kernel, padding="VALID")

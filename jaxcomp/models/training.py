@@ -425,7 +425,7 @@ def _initial_state(trainer: _Trainer, keys: Key[Array, "M"]) -> _State:
     # A copy: the learner's own arrays are given away to the first steps.
     best = _Best(
         jax.tree.map(jnp.copy, learner.variables),
-        jnp.full(num_models, jnp.inf),
+        jnp.full(num_models, jnp.inf, jnp.float32),
         jnp.zeros(num_models, jnp.int32),
     )
     unknown = np.full((trainer.config.epochs, num_models), np.nan, np.float32)
@@ -436,7 +436,7 @@ def _initial_state(trainer: _Trainer, keys: Key[Array, "M"]) -> _State:
 def _initial_learner(keys: Key[Array, "M"], rates: _Rates, *, network: Network) -> _Learner:
     variables = jax.vmap(network.init)(keys)
     optimizer = jax.vmap(_optimizer(rates).init)(variables["params"])
-    return _Learner(variables, optimizer, jnp.zeros(len(keys)))
+    return _Learner(variables, optimizer, jnp.zeros(len(keys), jnp.float32))
 
 
 @partial(jax.jit, static_argnames=("num_steps", "batch_size"))
@@ -550,7 +550,7 @@ def _selection_loss(
             )
             return total + jnp.where(is_filling, 0.0, losses).sum(), None
 
-        total, _ = jax.lax.scan(add, jnp.zeros(()), (inputs, labels))
+        total, _ = jax.lax.scan(add, jnp.zeros((), jnp.float32), (inputs, labels))
         return total / (labels >= 0).sum()
 
     return jax.vmap(one_model)(variables)
