@@ -7,6 +7,7 @@ batches (`over_batches`), and the policy that turns estimates into importance (`
 from jaxcomp.curvature.batches import over_batches
 from jaxcomp.curvature.estimate import DiagonalEstimate, check_finite
 from jaxcomp.curvature.fisher import fisher_diagonal
+from jaxcomp.curvature.gauss_newton import gauss_newton_diagonal
 from jaxcomp.curvature.hutchinson import hutchinson_diagonal
 from jaxcomp.curvature.policy import CurvaturePolicy, LeafReport, PolicyResult
 
@@ -17,6 +18,7 @@ __all__ = [
     "PolicyResult",
     "check_finite",
     "fisher_diagonal",
+    "gauss_newton_diagonal",
     "hutchinson_diagonal",
     "over_batches",
 ]

@@ -241,23 +241,31 @@ def floating_leaves(params: Params) -> FloatingLeaves:
     return FloatingLeaves(values, tuple(positions), leaves, structure)
 
 
-def as_partial(loss_fn: LossFn) -> Partial:
-    """Return the loss as a pytree: its function static, the arrays bound to it traced.
+def as_partial(
+    function: Callable[..., Any],
+    *,
+    name: str = "loss_fn",
+    signature: str = "(params, batch) -> scalar",
+) -> Partial:
+    """Return a function as a pytree: its code static, the arrays bound to it traced.
+
+    Args:
+        function: the function.
+        name: of the argument it came by, for messages.
+        signature: what it should be, for messages.
 
     Raises:
-        TypeError: if `loss_fn` is not callable, or its function has no hash.
+        TypeError: if it is not callable, or its code has no hash.
     """
-    if not callable(loss_fn):
-        raise TypeError(
-            f"loss_fn must be a function (params, batch) -> scalar, got {type(loss_fn).__name__}."
-        )
+    if not callable(function):
+        raise TypeError(f"{name} must be a function {signature}, got {type(function).__name__}.")
     # A Partial inside another would be compared by identity: its arrays would be constants.
-    partial = loss_fn if isinstance(loss_fn, Partial) else Partial(loss_fn)
+    partial = function if isinstance(function, Partial) else Partial(function)
     try:
         hash(partial.func)
     except TypeError:
         raise TypeError(
-            f"loss_fn must be hashable, so that a second call need not compile again, but "
+            f"{name} must be hashable, so that a second call need not compile again, but "
             f"{type(partial.func).__name__} is not; pass a function, or a jax.tree_util.Partial "
             "of a function and the arrays it needs."
         ) from None

@@ -1,0 +1,485 @@
+"""The diagonal of the Gauss-Newton matrix, exact or by sampled labels, in nats per squared weight.
+
+For a loss `l(f(w, x), y)` with the Jacobian J of the outputs and the Hessian `S S^T` of l with
+respect to them, the Gauss-Newton matrix is the mean over examples of `J^T S S^T J`. It is positive
+semi-definite, equals the Fisher matrix for softmax cross-entropy (and for the squared error), and
+its diagonal is *equal* to that of the Hessian if the network is piecewise linear (ReLU, max
+pooling, fixed batch norm): no unit's output then has a second derivative in any one weight.
+
+The diagonal needs, for every column s of S, the gradient of `s . f` for one example, squared. A
+layer's gradient is a sum over positions p of `a[p, i] delta[p, o]`, and its square is either taken
+after the sum, or expanded,
+
+    sum over c of (sum_p a[p, i] delta[c, p, o])^2
+        = sum over p, q of (a[p, i] a[q, i]) (sum over c of delta[c, p, o] delta[c, q, o]),
+
+one matrix product in which the columns are already summed: the better one for few positions. With
+one position (a dense layer) it is the squares trick `(a^2)^T (delta^2)`. Squaring position by
+position drops the terms p != q and is wrong. Axis letters as in `jaxcomp.curvature.capture`, and
+`E` examples of a chunk, `C` columns.
+
+Sources: Schraudolph (2002), doi:10.1162/08997660260028683; Dangel, Kunstner, Hennig, "BackPACK",
+arXiv:1912.10985 (DiagGGN); Gao, Liu, Wang, Oh (2019), whose `E[(df)^2 / f]` is the same diagonal.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, Int
+
+from jaxcomp.curvature.capture import Capture, capture
+from jaxcomp.curvature.estimate import (
+    CompensatedSum,
+    DiagonalEstimate,
+    FloatingLeaves,
+    SampleFn,
+    Sampling,
+    as_partial,
+    check_positive_count,
+    count_examples,
+    diagonal_dtype,
+    estimate_on_batch,
+    floating_leaves,
+    sampled_by,
+)
+from jaxcomp.types import Batch, Params, PredictFn, PRNGKey
+
+OutputLoss = Callable[[Array, Any], Float[Array, ""]]
+"""`(outputs, target) -> loss` of one example, in nats, convex in the outputs."""
+
+Loss = Literal["softmax_cross_entropy", "squared_error"] | OutputLoss
+LOSSES = ("softmax_cross_entropy", "squared_error")
+
+_CHUNK_BYTES = 64 * 2**20
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["predict_fn", "params", "key"],
+    meta_fields=["loss", "num_label_samples", "examples_per_chunk"],
+)
+@dataclass(frozen=True)
+class GaussNewtonSampler:
+    """The exact diagonal as a single sample, or one sample per drawn label."""
+
+    predict_fn: Partial
+    params: Params
+    key: PRNGKey | None
+    loss: Loss
+    num_label_samples: int | None
+    examples_per_chunk: int | None
+
+    def at(self, batch: Batch, first_example: Int[Array, ""] | int = 0) -> SampleFn:
+        """Lay the layers open once; a sample is one pass over the examples, chunk by chunk."""
+        inputs, targets = _inputs_and_targets(batch)
+        leaves = floating_leaves(self.params)
+        layers = open_layers(self.predict_fn, leaves, inputs)
+        num_columns = prod(layers.output.shape) if self.num_label_samples is None else 1
+        plan = _plan(layers, num_columns, count_examples(batch), self.examples_per_chunk)
+
+        def sample(index: Int[Array, ""]) -> Params:
+            def columns(outputs: Array, target: Any, example: Int[Array, ""]) -> Array:
+                if self.num_label_samples is None:
+                    return exact_columns(outputs, target, self.loss)
+                assert self.key is not None
+                key = jax.random.fold_in(jax.random.fold_in(self.key, index), example)
+                return _sampled_column(outputs, target, self.loss, key)
+
+            with jax.default_matmul_precision("highest"):
+                total = _sum_over_examples(layers, plan, columns, inputs, targets, first_example)
+            return leaves.diagonal(total)
+
+        if self.num_label_samples is not None:
+            return sample
+        exact = sample(jnp.int32(0))
+        return lambda index: exact
+
+
+def _gauss_newton_sampling(
+    predict_fn: PredictFn,
+    params: Params,
+    batch: Batch,
+    *,
+    loss: Loss = "softmax_cross_entropy",
+    num_label_samples: int | None = None,
+    key: PRNGKey | None = None,
+    examples_per_chunk: int | None = None,
+) -> Sampling:
+    """Check the arguments of `gauss_newton_diagonal`, of which the batch plays no part."""
+    del batch
+    if not (loss in LOSSES if isinstance(loss, str) else callable(loss)):
+        raise ValueError(
+            f"loss must be one of {', '.join(LOSSES)}, or a function (outputs, target) -> scalar "
+            f"of one example, got {loss!r}."
+        )
+    if num_label_samples is None and key is not None:
+        raise ValueError(
+            "key is for sampled labels: pass num_label_samples with it, or leave it out for the "
+            "exact diagonal."
+        )
+    if num_label_samples is not None:
+        num_label_samples = check_positive_count("num_label_samples", num_label_samples, minimum=2)
+        if key is None:
+            raise ValueError(
+                "num_label_samples needs a key: pass key=jax.random.key(seed), or leave "
+                "num_label_samples out for the exact diagonal."
+            )
+    if examples_per_chunk is not None:
+        examples_per_chunk = check_positive_count("examples_per_chunk", examples_per_chunk)
+    sampler = GaussNewtonSampler(
+        as_partial(predict_fn, name="predict_fn", signature="(params, inputs) -> outputs"),
+        params,
+        key,
+        loss,
+        num_label_samples,
+        examples_per_chunk,
+    )
+    return Sampling(sampler, num_label_samples or 1)
+
+
+@sampled_by(_gauss_newton_sampling)
+def gauss_newton_diagonal(
+    predict_fn: PredictFn,
+    params: Params,
+    batch: Batch,
+    *,
+    loss: Loss = "softmax_cross_entropy",
+    num_label_samples: int | None = None,
+    key: PRNGKey | None = None,
+    examples_per_chunk: int | None = None,
+) -> DiagonalEstimate:
+    """Compute the diagonal of the Gauss-Newton matrix of a mean loss.
+
+    Exact over all outputs by default: a forward pass, and for every output a backward pass through
+    the upper layers, which for a classifier of few classes costs about 1.5 gradients. With
+    `num_label_samples` the labels are drawn from the model instead: one gradient each, for
+    models with many outputs. Pure: `jax.vmap` over `params` or `batch`.
+
+    Dense layers and convolutions are found in the jaxpr of `predict_fn`, whatever library it is
+    written in; all other weights (biases, tied weights, weights in a `scan`) go through their
+    gradient for every example and column: the same result at more memory (`find_layers` lists
+    them).
+
+    Args:
+        predict_fn: `(params, inputs) -> outputs (batch, ...)` in evaluation mode: the outputs of
+            an example must not depend on the others (dropout off, batch statistics fixed). Called
+            on batches of one example. Static or traced as `loss_fn` of `hutchinson_diagonal`.
+        params: pytree of arrays; leaves that are not floating are constants.
+        batch: `(inputs, targets)`, pytrees with leading axis B >= 1. Only a callable loss reads
+            the targets.
+        loss: `"softmax_cross_entropy"` of logits `(batch, classes)`; `"squared_error"`, the sum
+            over outputs of `(f - y)^2`, without a half; or `(outputs, target) -> scalar` of one
+            example, convex in the outputs (negative curvature of it is set to 0). Static.
+        num_label_samples: S >= 2 labels drawn for each example, static; None for the exact
+            diagonal. Not every loss has labels: for the others, random signs combine the columns
+            of the outputs' Hessian, which is as unbiased.
+        key: typed PRNG key for the labels, consumed; required with `num_label_samples` alone.
+        examples_per_chunk: examples held at once, static; None chooses some 64 MiB worth.
+
+    Returns:
+        The diagonal as `mean`, shaped like `params`, float32 (float64 for float64 leaves), never
+        negative, in nats per squared weight; zeros for leaves that are not floating.
+        `standard_error` is that over the drawn labels, zeros for the exact diagonal. Values that
+        are not finite pass through: see `check_finite`.
+
+    Raises:
+        ValueError: for an unknown loss, a count that is not positive, labels to sample without a
+            key, a batch that is no pair of equal lengths, or outputs that do not fit the loss.
+        TypeError: if `predict_fn` is not callable or not hashable, or a leaf of `params` complex.
+    """
+    sampler, num_samples = _gauss_newton_sampling(
+        predict_fn,
+        params,
+        batch,
+        loss=loss,
+        num_label_samples=num_label_samples,
+        key=key,
+        examples_per_chunk=examples_per_chunk,
+    )
+    return estimate_on_batch(sampler, batch, num_samples=num_samples)
+
+
+# --- Columns of the outputs' Hessian -------------------------------------------------------------
+
+
+def exact_columns(
+    outputs: Float[Array, "*shape"], target: Any, loss: Loss
+) -> Float[Array, "C *shape"]:
+    """Return S with `S S^T` the Hessian of the loss of one example in its outputs, as rows."""
+    flat = outputs.reshape(-1).astype(diagonal_dtype(outputs.dtype))
+    size = flat.shape[0]
+    if loss == "softmax_cross_entropy":
+        p = jax.nn.softmax(flat)
+        rows = jnp.sqrt(p).reshape(-1, 1) * (jnp.eye(size, dtype=p.dtype) - p.reshape(1, -1))
+    elif loss == "squared_error":
+        rows = np.sqrt(2.0).astype(flat.dtype) * jnp.eye(size, dtype=flat.dtype)
+    else:
+        assert callable(loss)
+        hessian = jax.hessian(lambda o: loss(o.reshape(outputs.shape), target))(flat)
+        if hessian.shape != (size, size):
+            raise ValueError(
+                f"loss must return a scalar for one example, got the shape {hessian.shape[:-2]}."
+            )
+        values, vectors = jnp.linalg.eigh(hessian)
+        rows = jnp.sqrt(jnp.maximum(values, 0.0)).reshape(-1, 1) * vectors.T
+    return rows.reshape(size, *outputs.shape).astype(outputs.dtype)
+
+
+def _sampled_column(
+    outputs: Float[Array, "*shape"], target: Any, loss: Loss, key: PRNGKey
+) -> Float[Array, "1 *shape"]:
+    """Return one random s with `E[s s^T]` the Hessian of the loss in the outputs."""
+    if loss == "softmax_cross_entropy":
+        flat = outputs.astype(diagonal_dtype(outputs.dtype))
+        label = jax.random.categorical(key, flat)
+        column = jax.nn.softmax(flat) - jax.nn.one_hot(label, flat.shape[0], dtype=flat.dtype)
+    else:
+        rows = exact_columns(outputs, target, loss)
+        signs = jax.random.rademacher(key, rows.shape[:1], rows.dtype)
+        column = jnp.tensordot(signs, rows, 1)
+    return column.reshape(1, *outputs.shape).astype(outputs.dtype)
+
+
+# --- The pass over the examples ------------------------------------------------------------------
+
+
+class OpenLayers(NamedTuple):
+    """A function of one example with its layers laid open, and what is left to differentiate.
+
+    Attributes:
+        capture: the function of `(values, example)`.
+        leaves: the weights.
+        others: positions of the floating leaves that are no layer.
+        output: shape and dtype of the outputs of one example, without the axis of the batch.
+    """
+
+    capture: Capture
+    leaves: FloatingLeaves
+    others: tuple[int, ...]
+    output: jax.ShapeDtypeStruct
+
+    def evaluate(self, inputs: Any, other_values: list[Array], perturbations: list[Array]) -> Any:
+        """Outputs and operands of a chunk of examples; the last two carry an axis of examples."""
+
+        def one(example: Any, others: list[Array], perturbations: list[Array]) -> Any:
+            values = list(self.leaves.values)
+            for position, value in zip(self.others, others, strict=True):
+                values[position] = value
+            outputs, operands = self.capture.run(perturbations, values, _as_batch(example))
+            return outputs[0], operands
+
+        return jax.vmap(one)(inputs, other_values, perturbations)
+
+
+def open_layers(predict_fn: Partial, leaves: FloatingLeaves, inputs: Any) -> OpenLayers:
+    """Lay open a function of `(params, inputs)`, which is evaluated one example at a time.
+
+    Raises:
+        ValueError: if it does not return one array whose leading axis is that of the examples.
+    """
+    example = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), inputs)
+
+    def predict(values: tuple[Array, ...], inputs: Any) -> Any:
+        return predict_fn(leaves.rebuild(values), inputs)
+
+    with jax.default_matmul_precision("highest"):
+        output = jax.eval_shape(predict, leaves.values, example)
+        if not hasattr(output, "shape") or output.ndim < 1 or output.shape[0] != 1:
+            raise ValueError(
+                "predict_fn must return one array (batch, ...), got "
+                f"{jax.tree.map(lambda x: x.shape, output)} for a batch of one example."
+            )
+        captured = capture(predict, leaves.values, example)
+    others = set(range(len(leaves.values))) - {use.position for use in captured.uses}
+    output = jax.ShapeDtypeStruct(output.shape[1:], output.dtype)
+    return OpenLayers(captured, leaves, tuple(sorted(others)), output)
+
+
+class _Plan(NamedTuple):
+    """How much is held at once, chosen from shapes.
+
+    Attributes:
+        num_chunks: of the batch.
+        chunk_size: E.
+        is_paired: for each use, whether its square is expanded over pairs of positions.
+    """
+
+    num_chunks: int
+    chunk_size: int
+    is_paired: tuple[bool, ...]
+
+
+def _plan(
+    layers: OpenLayers, num_columns: int, num_examples: int, examples_per_chunk: int | None
+) -> _Plan:
+    uses = layers.capture.uses
+    # A pair costs a row of one product; a column costs P rows, and to square and add I x O numbers.
+    is_paired = tuple(
+        use.num_positions * (use.num_positions + 1) // 2 <= num_columns * (use.num_positions + 4)
+        for use in uses
+    )
+    if examples_per_chunk is None:
+        # Activations, their gradients, and what the derivative keeps.
+        numbers = 4 * layers.capture.num_activations + num_columns * prod(layers.output.shape)
+        numbers += 2 * sum(layers.leaves.values[position].size for position in layers.others)
+        for use, paired in zip(uses, is_paired, strict=True):
+            layout, rows = use.layout, use.num_positions
+            if paired:
+                rows = rows * (rows + 1) // 2
+            else:
+                numbers += prod(layout.shape)
+            numbers += layout.num_groups * rows * (layout.num_inputs + layout.num_outputs)
+        examples_per_chunk = _CHUNK_BYTES // (4 * numbers)
+    num_chunks = -(-num_examples // int(np.clip(examples_per_chunk, 1, num_examples)))
+    # Chunks of even size: few examples are computed in vain.
+    return _Plan(num_chunks, -(-num_examples // num_chunks), is_paired)
+
+
+_ColumnsFn = Callable[[Array, Any, Int[Array, ""]], Float[Array, "C ..."]]
+"""Outputs, target and number of an example -> the columns of its outputs' Hessian, as rows."""
+
+
+def _sum_over_examples(
+    layers: OpenLayers,
+    plan: _Plan,
+    columns_fn: _ColumnsFn,
+    inputs: Any,
+    targets: Any,
+    first_example: Int[Array, ""] | int,
+) -> tuple[Array, ...]:
+    """Mean over the examples of the squared gradients, summed over columns; for each leaf."""
+    num_examples = count_examples(inputs)
+
+    def add_chunk(total: CompensatedSum, chunk: Int[Array, ""]) -> tuple[CompensatedSum, None]:
+        rows = chunk * plan.chunk_size + jnp.arange(plan.chunk_size, dtype=jnp.int32)
+        is_example = rows < num_examples
+        rows = jnp.minimum(rows, num_examples - 1)
+        some_inputs, some_targets = jax.tree.map(
+            lambda x: jnp.take(x, rows, axis=0), (inputs, targets)
+        )
+
+        def columns(outputs: Float[Array, "E *shape"]) -> Float[Array, "C E *shape"]:
+            found = jax.vmap(columns_fn)(outputs, some_targets, rows + first_example)
+            keep = is_example.reshape(-1, *(1,) * (found.ndim - 1))
+            return jnp.swapaxes(jnp.where(keep, found, jnp.zeros((), found.dtype)), 0, 1)
+
+        return total.add(_squares(layers, plan, columns, some_inputs)), None
+
+    zeros = tuple(jnp.zeros(x.shape, diagonal_dtype(x.dtype)) for x in layers.leaves.values)
+    empty = CompensatedSum.empty(zeros)
+    if plan.num_chunks == 1:
+        total, _ = add_chunk(empty, jnp.int32(0))
+    else:
+        total, _ = lax.scan(add_chunk, empty, jnp.arange(plan.num_chunks, dtype=jnp.int32))
+    return tuple(x / num_examples for x in total.value())
+
+
+def _squares(
+    layers: OpenLayers, plan: _Plan, columns_fn: Callable[[Array], Array], inputs: Any
+) -> tuple[Array, ...]:
+    """Squared gradients of a chunk, summed over its examples and columns; for each leaf."""
+    uses, leaves = layers.capture.uses, layers.leaves
+    perturbations = [
+        jnp.zeros((plan.chunk_size, *use.output.shape), use.output.dtype) for use in uses
+    ]
+    others = [
+        jnp.broadcast_to(leaves.values[position], (plan.chunk_size, *leaves.values[position].shape))
+        for position in layers.others
+    ]
+    outputs, pullback, operands = jax.vjp(
+        lambda perturbations, others: layers.evaluate(inputs, others, perturbations),
+        perturbations,
+        others,
+        has_aux=True,
+    )
+    dtypes = [diagonal_dtype(leaf.dtype) for leaf in leaves.values]
+    inputs_of = [
+        jax.vmap(use.to_inputs)(a).astype(dtypes[use.position])
+        for use, a in zip(uses, operands, strict=True)
+    ]
+
+    def add_column(total: list[Array], column: Float[Array, "E *shape"]) -> tuple[Any, None]:
+        """Add what one column gives: pair products of paired uses, squares of all the others."""
+        deltas, gradients = pullback(column)
+        added = []
+        for use, a, delta, paired in zip(uses, inputs_of, deltas, plan.is_paired, strict=True):
+            delta = jax.vmap(use.to_outputs)(delta).astype(dtypes[use.position])
+            added.append(_pairs(delta) if paired else _squares_of_sums(a, delta))
+        for position, gradient in zip(layers.others, gradients, strict=True):
+            gradient = gradient.astype(dtypes[position])
+            added.append(jnp.sum(gradient * gradient, axis=0))
+        return [t + x for t, x in zip(total, added, strict=True)], None
+
+    # Column by column: sums over a leading axis of columns are slow on CPUs, and need C times
+    # the memory.
+    columns = columns_fn(outputs)
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype),
+        jax.eval_shape(lambda column: add_column([0.0] * len(dtypes), column)[0], columns[0]),
+    )
+    totals, _ = lax.scan(add_column, zeros, columns)
+    results: list[Any] = [None] * len(leaves.values)
+    for use, a, total, paired in zip(uses, inputs_of, totals, plan.is_paired, strict=False):
+        squares = _contract_pairs(_pairs(a), total, use.num_positions) if paired else total
+        results[use.position] = use.layout.from_matrices(squares)
+    for position, total in zip(layers.others, totals[len(uses) :], strict=True):
+        results[position] = total
+    return tuple(results)
+
+
+def _pairs(x: Float[Array, "E G P I"]) -> Float[Array, "E G pairs I"]:
+    """Products of the values at all pairs of positions p <= q."""
+    positions = x.shape[2]
+    if positions == 1:
+        return x * x
+    first, second = np.triu_indices(positions)
+    return x[:, :, first] * x[:, :, second]
+
+
+def _contract_pairs(
+    a: Float[Array, "E G pairs I"], products: Float[Array, "E G pairs O"], num_positions: int
+) -> Float[Array, "G I O"]:
+    """Expand the square over pairs of positions; one product over examples and pairs."""
+    if num_positions > 1:
+        first, second = np.triu_indices(num_positions)
+        # The terms (p, q) and (q, p) are equal.
+        weight = np.where(first == second, 1.0, 2.0).reshape(1, 1, -1, 1)
+        products = products * weight.astype(products.dtype)
+    squares = jnp.einsum("egpi,egpo->gio", a, products)
+    # Where the terms cancel, rounding can leave less than nothing.
+    return squares if num_positions == 1 else jnp.maximum(squares, 0.0)
+
+
+def _squares_of_sums(
+    a: Float[Array, "E G P I"], delta: Float[Array, "E G P O"]
+) -> Float[Array, "G I O"]:
+    """Sum over positions, square, then sum over examples."""
+    gradients = jnp.einsum("egpi,egpo->egio", a, delta)
+    return jnp.sum(gradients * gradients, axis=0)
+
+
+def _as_batch(example: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.expand_dims(x, 0), example)
+
+
+def _inputs_and_targets(batch: Any) -> tuple[Any, Any]:
+    """Separate a batch.
+
+    Raises:
+        ValueError: if it is no pair, or its arrays differ in their number of examples.
+    """
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ValueError(
+            f"batch must be a pair (inputs, targets), got {type(batch).__name__}"
+            + (f" of {len(batch)}." if isinstance(batch, tuple | list | dict) else ".")
+        )
+    count_examples(batch)
+    return batch[0], batch[1]
