@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxcomp.curvature.capture import Capture, capture
 from jaxcomp.curvature.estimate import (
@@ -58,7 +58,8 @@ OutputLoss = Callable[[Array, Any], Float[Array, ""]]
 Loss = Literal["softmax_cross_entropy", "squared_error"] | OutputLoss
 LOSSES = ("softmax_cross_entropy", "squared_error")
 
-_CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 64 * 2**20
+"""What the numbers of a chunk of examples may take, where the caller does not say."""
 
 
 @partial(
@@ -79,11 +80,12 @@ class GaussNewtonSampler:
 
     def at(self, batch: Batch, first_example: Int[Array, ""] | int = 0) -> SampleFn:
         """Lay the layers open once; a sample is one pass over the examples, chunk by chunk."""
-        inputs, targets = _inputs_and_targets(batch)
+        inputs, targets = inputs_and_targets(batch)
         leaves = floating_leaves(self.params)
         layers = open_layers(self.predict_fn, leaves, inputs)
         num_columns = prod(layers.output.shape) if self.num_label_samples is None else 1
-        plan = _plan(layers, num_columns, count_examples(batch), self.examples_per_chunk)
+        num_examples = count_examples(batch)
+        plan = _plan(layers, num_columns, num_examples, self.examples_per_chunk)
 
         def sample(index: Int[Array, ""]) -> Params:
             def columns(outputs: Array, target: Any, example: Int[Array, ""]) -> Array:
@@ -94,8 +96,8 @@ class GaussNewtonSampler:
                 return _sampled_column(outputs, target, self.loss, key)
 
             with jax.default_matmul_precision("highest"):
-                total = _sum_over_examples(layers, plan, columns, inputs, targets, first_example)
-            return leaves.diagonal(total)
+                total = _sum_of_squares(layers, plan, columns, (inputs, targets), first_example)
+            return leaves.diagonal(tuple(x / num_examples for x in total))
 
         if self.num_label_samples is not None:
             return sample
@@ -115,11 +117,7 @@ def _gauss_newton_sampling(
 ) -> Sampling:
     """Check the arguments of `gauss_newton_diagonal`, of which the batch plays no part."""
     del batch
-    if not (loss in LOSSES if isinstance(loss, str) else callable(loss)):
-        raise ValueError(
-            f"loss must be one of {', '.join(LOSSES)}, or a function (outputs, target) -> scalar "
-            f"of one example, got {loss!r}."
-        )
+    check_loss(loss)
     if num_label_samples is None and key is not None:
         raise ValueError(
             "key is for sampled labels: pass num_label_samples with it, or leave it out for the "
@@ -135,7 +133,7 @@ def _gauss_newton_sampling(
     if examples_per_chunk is not None:
         examples_per_chunk = check_positive_count("examples_per_chunk", examples_per_chunk)
     sampler = GaussNewtonSampler(
-        as_partial(predict_fn, name="predict_fn", signature="(params, inputs) -> outputs"),
+        as_predict_fn(predict_fn),
         params,
         key,
         loss,
@@ -207,6 +205,24 @@ def gauss_newton_diagonal(
     return estimate_on_batch(sampler, batch, num_samples=num_samples)
 
 
+def as_predict_fn(predict_fn: PredictFn) -> Partial:
+    """Return a model's function as a pytree, see `as_partial`."""
+    return as_partial(predict_fn, name="predict_fn", signature="(params, inputs) -> outputs")
+
+
+def check_loss(loss: Loss) -> None:
+    """Refuse what is no loss of one example.
+
+    Raises:
+        ValueError: naming the losses there are.
+    """
+    if not (loss in LOSSES if isinstance(loss, str) else callable(loss)):
+        raise ValueError(
+            f"loss must be one of {', '.join(LOSSES)}, or a function (outputs, target) -> scalar "
+            f"of one example, got {loss!r}."
+        )
+
+
 # --- Columns of the outputs' Hessian -------------------------------------------------------------
 
 
@@ -266,17 +282,58 @@ class OpenLayers(NamedTuple):
     others: tuple[int, ...]
     output: jax.ShapeDtypeStruct
 
-    def evaluate(self, inputs: Any, other_values: list[Array], perturbations: list[Array]) -> Any:
-        """Outputs and operands of a chunk of examples; the last two carry an axis of examples."""
+    def linearize(self, inputs: Any) -> "Linearized":
+        """Evaluate a chunk of E examples, ready to pull gradients of its outputs back."""
+        size = count_examples(inputs, name="inputs")
+        uses, values = self.capture.uses, self.leaves.values
+        perturbations = [jnp.zeros((size, *use.output.shape), use.output.dtype) for use in uses]
+        # One copy for each example, so that each has a gradient of its own.
+        others = [jnp.broadcast_to(values[p], (size, *values[p].shape)) for p in self.others]
 
-        def one(example: Any, others: list[Array], perturbations: list[Array]) -> Any:
-            values = list(self.leaves.values)
+        def one(example: Any, perturbations: list[Array], others: list[Array]) -> Any:
+            replaced = list(values)
             for position, value in zip(self.others, others, strict=True):
-                values[position] = value
-            outputs, operands = self.capture.run(perturbations, values, _as_batch(example))
+                replaced[position] = value
+            outputs, operands = self.capture.run(perturbations, replaced, _as_batch(example))
             return outputs[0], operands
 
-        return jax.vmap(one)(inputs, other_values, perturbations)
+        outputs, pullback, operands = jax.vjp(
+            partial(jax.vmap(one), inputs), perturbations, others, has_aux=True
+        )
+        dtypes = [diagonal_dtype(value.dtype) for value in values]
+        normal = [
+            jax.vmap(use.to_inputs)(operand).astype(dtypes[use.position])
+            for use, operand in zip(uses, operands, strict=True)
+        ]
+
+        def gradients(column: Float[Array, "E *shape"]) -> tuple[list[Array], list[Array]]:
+            of_outputs, of_others = pullback(column)
+            deltas = [
+                jax.vmap(use.to_outputs)(delta).astype(dtypes[use.position])
+                for use, delta in zip(uses, of_outputs, strict=True)
+            ]
+            return deltas, [
+                gradient.astype(dtypes[position])
+                for position, gradient in zip(self.others, of_others, strict=True)
+            ]
+
+        return Linearized(outputs, normal, gradients)
+
+
+class Linearized(NamedTuple):
+    """A chunk of examples, evaluated.
+
+    Attributes:
+        outputs: `(E, ...)`.
+        inputs: of each use, `(E, G, P, I)`.
+        gradients: `(E, ...) -> (deltas, others)`: for a linear combination of the outputs of each
+            example, its gradients in the outputs of each use, `(E, G, P, O)`, and in the other
+            leaves, `(E, ...)`.
+    """
+
+    outputs: Float[Array, "E ..."]
+    inputs: list[Float[Array, "E G P I"]]
+    gradients: Callable[[Float[Array, "E ..."]], tuple[list[Array], list[Array]]]
 
 
 def open_layers(predict_fn: Partial, leaves: FloatingLeaves, inputs: Any) -> OpenLayers:
@@ -308,12 +365,10 @@ class _Plan(NamedTuple):
 
     Attributes:
         num_chunks: of the batch.
-        chunk_size: E.
         is_paired: for each use, whether its square is expanded over pairs of positions.
     """
 
     num_chunks: int
-    chunk_size: int
     is_paired: tuple[bool, ...]
 
 
@@ -337,102 +392,110 @@ def _plan(
             else:
                 numbers += prod(layout.shape)
             numbers += layout.num_groups * rows * (layout.num_inputs + layout.num_outputs)
-        examples_per_chunk = _CHUNK_BYTES // (4 * numbers)
+        examples_per_chunk = CHUNK_BYTES // (4 * numbers)
     num_chunks = -(-num_examples // int(np.clip(examples_per_chunk, 1, num_examples)))
-    # Chunks of even size: few examples are computed in vain.
-    return _Plan(num_chunks, -(-num_examples // num_chunks), is_paired)
+    return _Plan(num_chunks, is_paired)
 
 
 _ColumnsFn = Callable[[Array, Any, Int[Array, ""]], Float[Array, "C ..."]]
 """Outputs, target and number of an example -> the columns of its outputs' Hessian, as rows."""
 
 
-def _sum_over_examples(
+def sum_over_chunks(
+    add_fn: Callable[[Any, Any, Int[Array, " E"], Bool[Array, " E"]], Any],
+    zeros: Any,
+    batch: Any,
+    *,
+    num_chunks: int,
+) -> Any:
+    """Sum a function of chunks of examples over a batch, compensated.
+
+    Args:
+        add_fn: `(chunk, rows, is_example) -> terms`, like `zeros`: the examples of a chunk, their
+            numbers in the batch, and which of them are not there to fill the last chunk.
+        zeros: the empty sum.
+        batch: pytree with leading axis of examples.
+        num_chunks: chunks of even size, so that few examples are computed in vain.
+    """
+    num_examples = count_examples(batch)
+    chunk_size = -(-num_examples // num_chunks)
+
+    def step(total: CompensatedSum, chunk: Int[Array, ""]) -> tuple[CompensatedSum, None]:
+        rows = chunk * chunk_size + jnp.arange(chunk_size, dtype=jnp.int32)
+        is_example = rows < num_examples
+        rows = jnp.minimum(rows, num_examples - 1)
+        some = jax.tree.map(lambda x: jnp.take(x, rows, axis=0), batch)
+        return total.add(add_fn(some, rows, is_example)), None
+
+    if num_chunks == 1:
+        everything = jnp.arange(num_examples, dtype=jnp.int32)
+        return add_fn(batch, everything, jnp.ones(num_examples, bool))
+    chunks = jnp.arange(num_chunks, dtype=jnp.int32)
+    return lax.scan(step, CompensatedSum.empty(zeros), chunks)[0].value()
+
+
+def _sum_of_squares(
     layers: OpenLayers,
     plan: _Plan,
     columns_fn: _ColumnsFn,
-    inputs: Any,
-    targets: Any,
+    batch: tuple[Any, Any],
     first_example: Int[Array, ""] | int,
 ) -> tuple[Array, ...]:
-    """Mean over the examples of the squared gradients, summed over columns; for each leaf."""
-    num_examples = count_examples(inputs)
+    """Sum over the examples and columns of the squared gradients; for each leaf."""
 
-    def add_chunk(total: CompensatedSum, chunk: Int[Array, ""]) -> tuple[CompensatedSum, None]:
-        rows = chunk * plan.chunk_size + jnp.arange(plan.chunk_size, dtype=jnp.int32)
-        is_example = rows < num_examples
-        rows = jnp.minimum(rows, num_examples - 1)
-        some_inputs, some_targets = jax.tree.map(
-            lambda x: jnp.take(x, rows, axis=0), (inputs, targets)
-        )
-
-        def columns(outputs: Float[Array, "E *shape"]) -> Float[Array, "C E *shape"]:
-            found = jax.vmap(columns_fn)(outputs, some_targets, rows + first_example)
-            keep = is_example.reshape(-1, *(1,) * (found.ndim - 1))
-            return jnp.swapaxes(jnp.where(keep, found, jnp.zeros((), found.dtype)), 0, 1)
-
-        return total.add(_squares(layers, plan, columns, some_inputs)), None
+    def squares(chunk: Any, rows: Int[Array, " E"], is_example: Bool[Array, " E"]) -> Any:
+        inputs, targets = chunk
+        linearized = layers.linearize(inputs)
+        columns = jax.vmap(columns_fn)(linearized.outputs, targets, rows + first_example)
+        keep = is_example.reshape(-1, *(1,) * (columns.ndim - 1))
+        columns = jnp.where(keep, columns, jnp.zeros((), columns.dtype))
+        return _squares(layers, plan, linearized, jnp.swapaxes(columns, 0, 1))
 
     zeros = tuple(jnp.zeros(x.shape, diagonal_dtype(x.dtype)) for x in layers.leaves.values)
-    empty = CompensatedSum.empty(zeros)
-    if plan.num_chunks == 1:
-        total, _ = add_chunk(empty, jnp.int32(0))
-    else:
-        total, _ = lax.scan(add_chunk, empty, jnp.arange(plan.num_chunks, dtype=jnp.int32))
-    return tuple(x / num_examples for x in total.value())
+    return sum_over_chunks(squares, zeros, batch, num_chunks=plan.num_chunks)
 
 
 def _squares(
-    layers: OpenLayers, plan: _Plan, columns_fn: Callable[[Array], Array], inputs: Any
+    layers: OpenLayers,
+    plan: _Plan,
+    linearized: Linearized,
+    columns: Float[Array, "C E *shape"],
 ) -> tuple[Array, ...]:
     """Squared gradients of a chunk, summed over its examples and columns; for each leaf."""
-    uses, leaves = layers.capture.uses, layers.leaves
-    perturbations = [
-        jnp.zeros((plan.chunk_size, *use.output.shape), use.output.dtype) for use in uses
-    ]
-    others = [
-        jnp.broadcast_to(leaves.values[position], (plan.chunk_size, *leaves.values[position].shape))
-        for position in layers.others
-    ]
-    outputs, pullback, operands = jax.vjp(
-        lambda perturbations, others: layers.evaluate(inputs, others, perturbations),
-        perturbations,
-        others,
-        has_aux=True,
-    )
-    dtypes = [diagonal_dtype(leaf.dtype) for leaf in leaves.values]
-    inputs_of = [
-        jax.vmap(use.to_inputs)(a).astype(dtypes[use.position])
-        for use, a in zip(uses, operands, strict=True)
-    ]
+    uses = layers.capture.uses
 
-    def add_column(total: list[Array], column: Float[Array, "E *shape"]) -> tuple[Any, None]:
-        """Add what one column gives: pair products of paired uses, squares of all the others."""
-        deltas, gradients = pullback(column)
-        added = []
-        for use, a, delta, paired in zip(uses, inputs_of, deltas, plan.is_paired, strict=True):
-            delta = jax.vmap(use.to_outputs)(delta).astype(dtypes[use.position])
-            added.append(_pairs(delta) if paired else _squares_of_sums(a, delta))
-        for position, gradient in zip(layers.others, gradients, strict=True):
-            gradient = gradient.astype(dtypes[position])
-            added.append(jnp.sum(gradient * gradient, axis=0))
-        return [t + x for t, x in zip(total, added, strict=True)], None
+    def of_column(column: Float[Array, "E *shape"]) -> list[Array]:
+        """What one column adds: pair products of paired uses, squares of everything else."""
+        deltas, gradients = linearized.gradients(column)
+        return [
+            _pairs(delta) if paired else _squares_of_sums(a, delta)
+            for a, delta, paired in zip(linearized.inputs, deltas, plan.is_paired, strict=True)
+        ] + [jnp.sum(gradient * gradient, axis=0) for gradient in gradients]
 
-    # Column by column: sums over a leading axis of columns are slow on CPUs, and need C times
-    # the memory.
-    columns = columns_fn(outputs)
-    zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype),
-        jax.eval_shape(lambda column: add_column([0.0] * len(dtypes), column)[0], columns[0]),
-    )
-    totals, _ = lax.scan(add_column, zeros, columns)
-    results: list[Any] = [None] * len(leaves.values)
-    for use, a, total, paired in zip(uses, inputs_of, totals, plan.is_paired, strict=False):
+    totals = sum_over_columns(of_column, columns)
+    results: list[Any] = [None] * len(layers.leaves.values)
+    for use, a, total, paired in zip(uses, linearized.inputs, totals, plan.is_paired, strict=False):
         squares = _contract_pairs(_pairs(a), total, use.num_positions) if paired else total
         results[use.position] = use.layout.from_matrices(squares)
     for position, total in zip(layers.others, totals[len(uses) :], strict=True):
         results[position] = total
     return tuple(results)
+
+
+def sum_over_columns(
+    term_fn: Callable[[Array], list[Array]], columns: Float[Array, "C E *shape"]
+) -> list[Array]:
+    """Sum a function of the columns, one after the other.
+
+    All columns at once would need C times the memory, and sums over a leading axis are slow on
+    CPUs.
+    """
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(term_fn, columns[0]))
+
+    def add(total: list[Array], column: Array) -> tuple[list[Array], None]:
+        return jax.tree.map(jnp.add, total, term_fn(column)), None
+
+    return lax.scan(add, zeros, columns)[0]
 
 
 def _pairs(x: Float[Array, "E G P I"]) -> Float[Array, "E G pairs I"]:
@@ -470,7 +533,7 @@ def _as_batch(example: Any) -> Any:
     return jax.tree.map(lambda x: jnp.expand_dims(x, 0), example)
 
 
-def _inputs_and_targets(batch: Any) -> tuple[Any, Any]:
+def inputs_and_targets(batch: Any) -> tuple[Any, Any]:
     """Separate a batch.
 
     Raises:
