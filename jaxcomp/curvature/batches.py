@@ -25,6 +25,7 @@ from jaxcomp.curvature.estimate import (
     check_positive_count,
     count_examples,
     find_sampling,
+    sample_like,
     zero_diagonal,
 )
 from jaxcomp.types import Batch, Params
@@ -109,24 +110,45 @@ def _full_data_estimate(
     num_chunks = -(-num_samples // max_chunk)
     chunk_size = -(-num_samples // num_chunks)
     sampler = jax.device_put(sampler)
-    running = RunningMean.empty(sampler.params)
+    running = RunningMean.empty(sample_like(sampler))
+    for chunk in _full_data_samples(sampler, batches, num_chunks, chunk_size):
+        running = _take_in(running, *chunk, num_samples)
+        del chunk  # before the next one allocates its own
+    return running.estimate(num_samples)
+
+
+class _Samples(NamedTuple):
+    """Full-data samples of one chunk of probes, before the division by the examples."""
+
+    total: Params
+    indices: Int[Array, " C"]
+    num_examples: np.ndarray
+
+
+def _full_data_samples(
+    sampler: DiagonalSampler, batches: Iterable[Batch], num_chunks: int, chunk_size: int
+) -> Iterator[_Samples]:
+    """Sum the samples over the data set, chunk by chunk, in one pass over the batches each."""
     num_examples_before = None
     for first in range(0, num_chunks * chunk_size, chunk_size):
         indices = jnp.arange(chunk_size) + first
         total, num_examples = _sum_over_batches(sampler, batches, indices)
         _check_pass(num_examples, num_examples_before)
         num_examples_before = num_examples
-        running = _take_in(running, total, indices, _count(num_examples), num_samples)
-        del total  # before the next chunk allocates its own
-    return running.estimate(num_samples)
+        samples = _Samples(total, indices, _count(num_examples))
+        del total
+        yield samples
+        del samples
 
 
 def _sum_over_batches(
     sampler: DiagonalSampler, batches: Iterable[Batch], indices: Int[Array, " C"]
-) -> tuple[CompensatedSum, int]:
-    """Sum the samples of one chunk over all examples, in one pass; and count the examples."""
-    zeros = partial(zero_diagonal, sampler.params, leading=indices.shape)
-    total = CompensatedSum(zeros(), zeros())
+) -> tuple[Params, int]:
+    """Sum the samples of one chunk over all examples, in one pass; and count the examples.
+
+    Sum and correction of a `CompensatedSum` lie side by side, in arrays of shape (C, 2, ...).
+    """
+    total = zero_diagonal(sample_like(sampler), leading=(indices.size, 2))
     num_examples = 0
     for batch, size in _sized(batches):
         # While a step runs the next batch is fetched, but not a second one after it.
@@ -149,44 +171,48 @@ def _check_pass(num_examples: int, num_examples_before: int | None) -> None:
 
 @partial(jax.jit, donate_argnames=("total",))
 def _add_batch(
-    total: CompensatedSum,
+    total: Params,
     sampler: DiagonalSampler,
     batch: Batch,
     indices: Int[Array, " C"],
     num_examples: Float[Array, ""],
-) -> CompensatedSum:
-    """Add the samples of one batch, times its number of examples, to `total` (C, ...)."""
+) -> Params:
+    """Add the samples of one batch, times its number of examples, to the sums of a chunk."""
     sample = sampler.at(batch)
 
-    def step(_: None, row: tuple[CompensatedSum, Int[Array, ""]]) -> tuple[None, CompensatedSum]:
-        total, index = row
-        return None, total.add(_times(sample(index), num_examples))
+    # In place: outputs of a scan would be a second copy, and so would two arrays, one of which is
+    # set while its old value is still needed for the other.
+    def step(row: Int[Array, ""], total: Params) -> Params:
+        added = _sum_at(total, row).add(_times(sample(indices[row]), num_examples))
+        pair = jax.tree.map(lambda *x: jnp.stack(x), *added)
+        return jax.tree.map(lambda x, new: x.at[row].set(new), total, pair)
 
-    _, total = lax.scan(step, None, (total, indices))
-    return total
+    return lax.fori_loop(0, indices.size, step, total)
+
+
+def _sum_at(total: Params, row: Int[Array, ""]) -> CompensatedSum:
+    """Return the sum of one probe from the sums of a chunk, (C, 2, ...)."""
+    pair = jax.tree.map(lambda x: x[row], total)
+    return CompensatedSum(*(jax.tree.map(lambda x, i=i: x[i], pair) for i in range(2)))
 
 
 @partial(jax.jit, donate_argnames=("running",))
 def _take_in(
     running: RunningMean,
-    total: CompensatedSum,
+    total: Params,
     indices: Int[Array, " C"],
     num_examples: Float[Array, ""],
     num_samples: Int[Array, ""],
 ) -> RunningMean:
     """Take the full-data samples of one chunk into the running mean; surplus ones do not count."""
 
-    def step(
-        running: RunningMean, row: tuple[CompensatedSum, Int[Array, ""]]
-    ) -> tuple[RunningMean, None]:
-        total, index = row
-        sample = _divided(total.value(), num_examples)
-        updated = running.update(sample, index)
-        keep = partial(jnp.where, index < num_samples)
-        return jax.tree.map(keep, updated, running), None
+    def step(row: Int[Array, ""], running: RunningMean) -> RunningMean:
+        sample = _divided(_sum_at(total, row).value(), num_examples)
+        updated = running.update(sample, indices[row])
+        keep = partial(jnp.where, indices[row] < num_samples)
+        return jax.tree.map(keep, updated, running)
 
-    running, _ = lax.scan(step, running, (total, indices))
-    return running
+    return lax.fori_loop(0, indices.size, step, running)
 
 
 def _weighted_mean(kernel: DiagonalKernel, batches: Iterable[Batch]) -> DiagonalEstimate:
