@@ -34,6 +34,9 @@ def hint_if_compiled_again(kernel: str, function: Callable[..., Any], arguments:
             causes no compilation of its own and is passed over.
         arguments: pytree of the arrays that the kernel is traced for.
     """
+    # jax.tree_util.Partial wraps a functools.partial, which is still compared by identity.
+    inner = getattr(function, "fun", function)
+    function = inner if isinstance(inner, functools.partial) else function
     # Functions, lambdas, functools.partial and objects without an __eq__ of their own.
     if type(function).__hash__ is not object.__hash__:
         return

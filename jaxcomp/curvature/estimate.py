@@ -325,7 +325,7 @@ def count_examples(batch: Batch, name: str = "batch") -> int:
     with_paths, _ = jax.tree_util.tree_flatten_with_path(batch)
     lengths = {}
     for path, leaf in with_paths:
-        shape = jnp.shape(leaf)
+        shape, _ = shape_and_dtype(leaf)
         if not shape:
             raise ValueError(
                 f"{name}{jax.tree_util.keystr(path)} is a scalar, but every leaf of a batch needs "
