@@ -6,25 +6,29 @@ are averaged over the data set first: `z * (H z)` of all batches with the same z
 the full-data estimator. Axis letters: `C` probes in a chunk, `n` examples in all batches.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from numbers import Real
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxcomp.curvature.estimate import (
     CompensatedSum,
     DiagonalEstimate,
     DiagonalSampler,
     RunningMean,
+    Sampling,
     check_finite,
     check_positive_count,
     count_examples,
     find_sampling,
+    sample_like,
     zero_diagonal,
 )
 from jaxcomp.types import Batch, Params
@@ -67,6 +71,87 @@ def over_batches(
         TypeError: if `batches` is not iterable or can be passed over only once, or `kernel` is
             not callable or returns something else than a `DiagonalEstimate`.
     """
+    sampling, probes_per_chunk = _check_arguments(kernel, batches, probes_per_chunk)
+    if sampling is None:
+        return check_finite(_weighted_mean(kernel, batches))
+    state = _full_data_estimate(*sampling, batches, probes_per_chunk)
+    return check_finite(state.running.estimate(sampling.num_samples))
+
+
+class PreciseEstimate(NamedTuple):
+    """An estimate made with as many probes as its precision took.
+
+    Attributes:
+        estimate: mean and standard error over the probes used.
+        num_probes: how many that were.
+        relative_error: `|standard_error|_2 / |mean|_2` of every leaf, scalars in its dtype;
+            zero for a leaf of zeros.
+        converged: whether all leaves are as precise as asked; otherwise the kernel's
+            `num_probes` ran out.
+    """
+
+    estimate: DiagonalEstimate
+    num_probes: int
+    relative_error: Params
+    converged: bool
+
+
+def over_batches_until(
+    kernel: DiagonalKernel,
+    batches: Iterable[Batch],
+    *,
+    relative_error: float,
+    min_probes: int = 8,
+    probes_per_chunk: int = 8,
+) -> PreciseEstimate:
+    """Compute what `over_batches` does, with as many probes as a given precision takes.
+
+    Stops at the first number of probes, from `min_probes` on, at which `|standard_error|_2` is at
+    most `relative_error * |mean|_2` in every leaf. That number, and the estimate to the last bit,
+    do not depend on `probes_per_chunk`: chunks only decide how often the batches are passed over,
+    and probes of the last chunk beyond the stop do not count. (The rule looks at the errors it
+    stops on, so that the error of a leaf of few weights is somewhat too small; of a leaf of
+    thousands it is not.) Memory and passes as for `over_batches`.
+
+    Args:
+        kernel: a `functools.partial` of `hutchinson_diagonal`, `hutchinson_blocks` or another
+            kernel of this package; its `num_probes` is the most that are drawn.
+        batches: as for `over_batches`; `[batch]` for a single one.
+        relative_error: largest relative error of a leaf, in Euclidean norm, above 0.
+        min_probes: number of probes before the first look, at least 2.
+        probes_per_chunk: at most how many probes are held at once.
+
+    Raises:
+        ValueError: as `over_batches`; or if `relative_error` is not a positive finite number or
+            `min_probes` not an integer of at least 2.
+        TypeError: as `over_batches`; or if `kernel` is not a partial of a kernel of this package.
+    """
+    sampling, probes_per_chunk = _check_arguments(kernel, batches, probes_per_chunk)
+    if sampling is None:
+        raise TypeError(
+            "kernel must be a functools.partial of a kernel of jaxcomp.curvature, such as "
+            "partial(hutchinson_diagonal, loss_fn, params, key=key, num_probes=256), so that "
+            f"probes can be added one by one, got {type(kernel).__name__}."
+        )
+    is_number = isinstance(relative_error, Real) and not isinstance(relative_error, bool)
+    if not is_number or not math.isfinite(relative_error) or relative_error <= 0:
+        raise ValueError(f"relative_error must be a finite number above 0, got {relative_error!r}.")
+    min_probes = check_positive_count("min_probes", min_probes, minimum=2)
+    state = _full_data_estimate(
+        *sampling,
+        batches,
+        probes_per_chunk,
+        float(relative_error),
+        min(min_probes, sampling.num_samples),
+    )
+    num_probes = int(state.num_samples)
+    estimate = check_finite(state.running.estimate(num_probes))
+    return PreciseEstimate(estimate, num_probes, _relative_errors(estimate), bool(state.is_precise))
+
+
+def _check_arguments(
+    kernel: DiagonalKernel, batches: Iterable[Batch], probes_per_chunk: int
+) -> tuple[Sampling | None, int]:
     probes_per_chunk = check_positive_count("probes_per_chunk", probes_per_chunk)
     if not callable(kernel):
         raise TypeError(
@@ -74,10 +159,7 @@ def over_batches(
             f"{type(kernel).__name__}."
         )
     _check_iterable_again(batches)
-    sampling = find_sampling(kernel)
-    if sampling is None:
-        return check_finite(_weighted_mean(kernel, batches))
-    return check_finite(_full_data_estimate(*sampling, batches, probes_per_chunk))
+    return find_sampling(kernel), probes_per_chunk
 
 
 def _check_iterable_again(batches: Iterable[Batch]) -> None:
@@ -97,41 +179,97 @@ class _SizedBatch(NamedTuple):
     num_examples: int
 
 
-def _sized(batches: Iterable[Batch]) -> Iterator[_SizedBatch]:
+def sized_batches(batches: Iterable[Batch]) -> Iterator[_SizedBatch]:
+    """Give every batch with its number of examples, checked."""
     for index, batch in enumerate(batches):
         yield _SizedBatch(batch, count_examples(batch, name=f"batches[{index}]"))
 
 
+class _State(NamedTuple):
+    """The running mean of full-data samples, how many it holds and whether they are enough."""
+
+    running: RunningMean
+    num_samples: Int[Array, ""]
+    is_precise: Bool[Array, ""]
+
+
+NEVER = -1.0
+"""A relative error that no estimate reaches."""
+
+
+def empty_state(like: Params) -> _State:
+    """Return the state before the first sample, which is shaped like `like`."""
+    return _State(RunningMean.empty(like), jnp.asarray(0, jnp.int32), jnp.asarray(False))
+
+
 def _full_data_estimate(
-    sampler: DiagonalSampler, num_samples: int, batches: Iterable[Batch], max_chunk: int
-) -> DiagonalEstimate:
+    sampler: DiagonalSampler,
+    num_samples: int,
+    batches: Iterable[Batch],
+    max_chunk: int,
+    relative_error: float = NEVER,
+    min_samples: int = 1,
+) -> _State:
     """Average the samples over the data set, then over samples, `max_chunk` at a time."""
     num_chunks = -(-num_samples // max_chunk)
     chunk_size = -(-num_samples // num_chunks)
     sampler = jax.device_put(sampler)
-    running = RunningMean.empty(sampler.params)
+    state = empty_state(sample_like(sampler))
+    limits = Limits(np.float64(relative_error), min_samples, num_samples)
+    for chunk in _full_data_samples(sampler, batches, num_chunks, chunk_size):
+        # Wait, and let the sums of this chunk go before those of the next are allocated.
+        state = jax.block_until_ready(take_in(state, chunk, limits))
+        del chunk
+        if state.is_precise:
+            break
+    return state
+
+
+class Limits(NamedTuple):
+    """When to stop: at a relative error, but not before, nor after, a number of samples."""
+
+    relative_error: Float[Array | np.ndarray, ""]
+    min_samples: Int[Array, ""] | int
+    max_samples: Int[Array, ""] | int
+
+
+class Samples(NamedTuple):
+    """Full-data samples of one chunk of probes, before the division by the examples."""
+
+    total: Params
+    indices: Int[Array, " C"]
+    num_examples: np.ndarray
+
+
+def _full_data_samples(
+    sampler: DiagonalSampler, batches: Iterable[Batch], num_chunks: int, chunk_size: int
+) -> Iterator[Samples]:
+    """Sum the samples over the data set, chunk by chunk, in one pass over the batches each."""
     num_examples_before = None
     for first in range(0, num_chunks * chunk_size, chunk_size):
         indices = jnp.arange(chunk_size) + first
         total, num_examples = _sum_over_batches(sampler, batches, indices)
         _check_pass(num_examples, num_examples_before)
         num_examples_before = num_examples
-        running = _take_in(running, total, indices, _count(num_examples), num_samples)
-        del total  # before the next chunk allocates its own
-    return running.estimate(num_samples)
+        samples = Samples(total, indices, _count(num_examples))
+        del total
+        yield samples
+        del samples
 
 
 def _sum_over_batches(
     sampler: DiagonalSampler, batches: Iterable[Batch], indices: Int[Array, " C"]
-) -> tuple[CompensatedSum, int]:
-    """Sum the samples of one chunk over all examples, in one pass; and count the examples."""
-    zeros = partial(zero_diagonal, sampler.params, leading=indices.shape)
-    total = CompensatedSum(zeros(), zeros())
+) -> tuple[Params, int]:
+    """Sum the samples of one chunk over all examples, in one pass; and count the examples.
+
+    Sum and correction of a `CompensatedSum` lie side by side, in arrays of shape (C, 2, ...).
+    """
+    total = zero_diagonal(sample_like(sampler), leading=(indices.size, 2))
     num_examples = 0
-    for batch, size in _sized(batches):
+    for batch, size in sized_batches(batches):
         # While a step runs the next batch is fetched, but not a second one after it.
         jax.block_until_ready(total)
-        total = _add_batch(total, sampler, batch, indices, _count(size))
+        total = add_batch(total, sampler, batch, indices, _count(size))
         num_examples += size
     return total, num_examples
 
@@ -148,52 +286,85 @@ def _check_pass(num_examples: int, num_examples_before: int | None) -> None:
 
 
 @partial(jax.jit, donate_argnames=("total",))
-def _add_batch(
-    total: CompensatedSum,
+def add_batch(
+    total: Params,
     sampler: DiagonalSampler,
     batch: Batch,
     indices: Int[Array, " C"],
     num_examples: Float[Array, ""],
-) -> CompensatedSum:
-    """Add the samples of one batch, times its number of examples, to `total` (C, ...)."""
+) -> Params:
+    """Add the samples of one batch, times its number of examples, to the sums of a chunk."""
     sample = sampler.at(batch)
 
-    def step(_: None, row: tuple[CompensatedSum, Int[Array, ""]]) -> tuple[None, CompensatedSum]:
-        total, index = row
-        return None, total.add(_times(sample(index), num_examples))
+    # In place: outputs of a scan would be a second copy, and so would two arrays, one of which is
+    # set while its old value is still needed for the other.
+    def step(row: Int[Array, ""], total: Params) -> Params:
+        added = _sum_at(total, row).add(_times(sample(indices[row]), num_examples))
+        pair = jax.tree.map(lambda *x: jnp.stack(x), *added)
+        return jax.tree.map(lambda x, new: x.at[row].set(new), total, pair)
 
-    _, total = lax.scan(step, None, (total, indices))
-    return total
+    return lax.fori_loop(0, indices.size, step, total)
 
 
-@partial(jax.jit, donate_argnames=("running",))
-def _take_in(
-    running: RunningMean,
-    total: CompensatedSum,
-    indices: Int[Array, " C"],
-    num_examples: Float[Array, ""],
-    num_samples: Int[Array, ""],
-) -> RunningMean:
-    """Take the full-data samples of one chunk into the running mean; surplus ones do not count."""
+def _sum_at(total: Params, row: Int[Array, ""]) -> CompensatedSum:
+    """Return the sum of one probe from the sums of a chunk, (C, 2, ...)."""
+    pair = jax.tree.map(lambda x: x[row], total)
+    return CompensatedSum(*(jax.tree.map(lambda x, i=i: x[i], pair) for i in range(2)))
 
-    def step(
-        running: RunningMean, row: tuple[CompensatedSum, Int[Array, ""]]
-    ) -> tuple[RunningMean, None]:
-        total, index = row
-        sample = _divided(total.value(), num_examples)
-        updated = running.update(sample, index)
-        keep = partial(jnp.where, index < num_samples)
-        return jax.tree.map(keep, updated, running), None
 
-    running, _ = lax.scan(step, running, (total, indices))
-    return running
+@partial(jax.jit, donate_argnames=("state",))
+def take_in(state: _State, samples: Samples, limits: Limits) -> _State:
+    """Take the full-data samples of one chunk into the running mean, until there are enough."""
+
+    def step(row: Int[Array, ""], state: _State) -> _State:
+        sample = _divided(_sum_at(samples.total, row).value(), samples.num_examples)
+        running = state.running.update(sample, state.num_samples)
+        num_samples = state.num_samples + 1
+        is_precise = (num_samples >= limits.min_samples) & _is_precise(
+            running, num_samples, limits.relative_error
+        )
+        is_full = state.is_precise | (state.num_samples >= limits.max_samples)
+        new = _State(running, num_samples, is_precise)
+        return jax.tree.map(partial(jnp.where, is_full), state, new)
+
+    return lax.fori_loop(0, samples.indices.size, step, state)
+
+
+def _is_precise(
+    running: RunningMean, num_samples: Int[Array, ""], relative_error: Float[Array, ""]
+) -> Bool[Array, ""]:
+    """Compare the standard error of every leaf with its mean, in Euclidean norm."""
+    is_precise = jnp.asarray(True)
+    for mean, squares in zip(*map(jax.tree.leaves, running), strict=True):
+        pairs = (num_samples * jnp.maximum(num_samples - 1, 1)).astype(mean.dtype)
+        error, size = _norms(jnp.sqrt(squares / pairs), mean)
+        is_precise &= error <= relative_error.astype(mean.dtype) * size
+    return is_precise
+
+
+def _norms(error: Float[Array, "..."], mean: Float[Array, "..."]) -> tuple[Array, Array]:
+    """Return both norms in a common unit, near the largest entry: their squares cannot vanish."""
+    largest = [jnp.max(jnp.abs(x), initial=0.0) for x in (error, mean)]
+    unit = jnp.maximum(*largest)
+    unit = jnp.where(unit > 0, unit, jnp.ones_like(unit))
+    error_norm, mean_norm = (jnp.sqrt(jnp.sum(jnp.square(x / unit))) for x in (error, mean))
+    return error_norm, mean_norm
+
+
+@jax.jit
+def _relative_errors(estimate: DiagonalEstimate) -> Params:
+    def leaf(mean: Float[Array, "..."], error: Float[Array, "..."]) -> Float[Array, ""]:
+        error_norm, mean_norm = _norms(error, mean)
+        return jnp.where(error_norm > 0, error_norm / mean_norm, jnp.zeros_like(error_norm))
+
+    return jax.tree.map(leaf, estimate.mean, estimate.standard_error)
 
 
 def _weighted_mean(kernel: DiagonalKernel, batches: Iterable[Batch]) -> DiagonalEstimate:
     """Average the estimates of any kernel over batches, weighted by examples."""
     total = None
     num_examples = 0
-    for batch, size in _sized(batches):
+    for batch, size in sized_batches(batches):
         estimate = kernel(batch)
         if not isinstance(estimate, DiagonalEstimate):
             raise TypeError(

@@ -51,7 +51,11 @@ class DiagonalSampler(Protocol):
 
     @property
     def params(self) -> Params:
-        """The weights, whose structure and shapes the samples share."""
+        """The weights; a sample has their structure, and their shapes unless `sample_like` tells.
+
+        A sampler whose samples are not shaped like the weights has, beside the weights, an
+        attribute `sample_like`: a tree of arrays or `jax.ShapeDtypeStruct`, one for each weight.
+        """
         ...
 
     def at(self, batch: Batch) -> SampleFn:
@@ -96,16 +100,21 @@ def estimate_on_batch(
     sampler: DiagonalSampler, batch: Batch, *, num_samples: int
 ) -> DiagonalEstimate:
     """Average the first `num_samples` samples of one batch; pure, compiled once per shapes."""
-    return mean_and_standard_error(sampler.at(batch), sampler.params, num_samples)
+    return mean_and_standard_error(sampler.at(batch), sample_like(sampler), num_samples)
 
 
-def mean_and_standard_error(sample: SampleFn, params: Params, num_samples: int) -> DiagonalEstimate:
+def sample_like(sampler: DiagonalSampler) -> Params:
+    """Return a tree of the shapes of one sample, and of the dtypes of the weights."""
+    return getattr(sampler, "sample_like", sampler.params)
+
+
+def mean_and_standard_error(sample: SampleFn, like: Params, num_samples: int) -> DiagonalEstimate:
     """Average `sample(0), ..., sample(num_samples - 1)` in a running mean of O(n) memory."""
 
     def step(running: "RunningMean", index: Int[Array, ""]) -> tuple["RunningMean", None]:
         return running.update(sample(index), index), None
 
-    running, _ = lax.scan(step, RunningMean.empty(params), jnp.arange(num_samples))
+    running, _ = lax.scan(step, RunningMean.empty(like), jnp.arange(num_samples))
     return running.estimate(num_samples)
 
 
@@ -116,9 +125,9 @@ class RunningMean(NamedTuple):
     squared_deviation: Params
 
     @classmethod
-    def empty(cls, params: Params) -> "RunningMean":
-        """Return the state before the first sample."""
-        return cls(zero_diagonal(params), zero_diagonal(params))
+    def empty(cls, like: Params) -> "RunningMean":
+        """Return the state before the first sample, which is shaped like `like`."""
+        return cls(zero_diagonal(like), zero_diagonal(like))
 
     def update(self, sample: Params, index: Int[Array, ""]) -> "RunningMean":
         """Take in sample number `index`, counted from 0."""
@@ -183,10 +192,20 @@ def diagonal_dtype(dtype: DTypeLike) -> np.dtype:
 
 
 def zero_diagonal(params: Params, leading: tuple[int, ...] = ()) -> Params:
-    """Return zeros for the diagonal of `params`, with extra leading axes."""
-    return jax.tree.map(
-        lambda x: jnp.zeros(leading + jnp.shape(x), diagonal_dtype(jnp.result_type(x))), params
-    )
+    """Return zeros for the diagonal of `params` (arrays or their shapes), with leading axes."""
+
+    def zeros(x: Any) -> Array:
+        shape, dtype = shape_and_dtype(x)
+        return jnp.zeros(leading + shape, diagonal_dtype(dtype))
+
+    return jax.tree.map(zeros, params)
+
+
+def shape_and_dtype(x: Any) -> tuple[tuple[int, ...], Any]:
+    """Return both for an array, a `jax.ShapeDtypeStruct` or a Python number."""
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return x.shape, x.dtype
+    return jnp.shape(x), jnp.result_type(x)
 
 
 class FloatingLeaves(NamedTuple):
@@ -314,7 +333,7 @@ def count_examples(batch: Batch, name: str = "batch") -> int:
     with_paths, _ = jax.tree_util.tree_flatten_with_path(batch)
     lengths = {}
     for path, leaf in with_paths:
-        shape = jnp.shape(leaf)
+        shape, _ = shape_and_dtype(leaf)
         if not shape:
             raise ValueError(
                 f"{name}{jax.tree_util.keystr(path)} is a scalar, but every leaf of a batch needs "

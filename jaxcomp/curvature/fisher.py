@@ -16,6 +16,7 @@ from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Int
 
+from jaxcomp.curvature.compilation import hint_if_compiled_again
 from jaxcomp.curvature.estimate import (
     CompensatedSum,
     DiagonalEstimate,
@@ -48,6 +49,7 @@ class FisherSampler:
 
     def at(self, batch: Batch) -> SampleFn:
         """Sum the squares over chunks of examples; the sample is the same for every index."""
+        hint_if_compiled_again("fisher_diagonal", self.loss_fn.func, (self.params, batch))
         leaves = floating_leaves(self.params)
         num_examples = count_examples(batch)
         num_chunks = -(-num_examples // self.examples_per_chunk)

@@ -1,24 +1,28 @@
 """The diagonal of a loss Hessian by Hutchinson probing, in nats per squared weight.
 
-A probe z has independent entries +1 and -1; `E[z * (H z)] = diag(H)`, and one Hessian-vector
-product costs about 1.3 gradients. Entry i of one sample has the variance `sum over j != i of
-H_ij^2`: the coupling between the weights, not noise in the data, decides how many probes are
-needed, and an estimate of a small curvature is often negative (see `CurvaturePolicy`).
+A probe z has independent entries of mean 0 and variance 1, signs or Gaussian numbers;
+`E[z * (H z)] = diag(H)`, and one Hessian-vector product costs about 1.3 gradients. Entry i of one
+sample has the variance `sum over j != i of H_ij^2`, for Gaussian probes `2 H_ii^2` more: the
+coupling between the weights, not noise in the data, decides how many probes are needed, and an
+estimate of a small curvature is often negative (see `CurvaturePolicy`).
 
 A probe is one vector for the whole data set, keyed by its index alone: the same probe meets every
 batch, so that the products of the batches add up to the product of the data set.
 """
 
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Key
 
+from jaxcomp.curvature.compilation import hint_if_compiled_again
 from jaxcomp.curvature.estimate import (
     DiagonalEstimate,
+    FloatingLeaves,
     SampleFn,
     Sampling,
     as_partial,
@@ -31,50 +35,62 @@ from jaxcomp.curvature.estimate import (
 )
 from jaxcomp.types import Batch, LossFn, Params, PRNGKey
 
+ProbeDistribution: TypeAlias = Literal["rademacher", "gaussian"]
+"""Entries of a probe: -1 and +1 with equal chances, or standard normal numbers."""
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["loss_fn", "params", "key"],
-    meta_fields=[],
-)
+PROBE_DISTRIBUTIONS: tuple[str, ...] = get_args(ProbeDistribution)
+
+
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class HutchinsonSampler:
-    """Samples `z * (H z)` of diag(H), z uniform on {-1, +1}^n; see `hutchinson_diagonal`."""
+    """Samples `z * (H z)` of diag(H); see `hutchinson_diagonal`."""
 
     loss_fn: Partial
     params: Params
     key: PRNGKey
+    distribution: ProbeDistribution = field(metadata={"static": True})
 
     def at(self, batch: Batch) -> SampleFn:
         """Linearise the gradient once; every sample is one pass through the linear map."""
+        hint_if_compiled_again("hutchinson_diagonal", self.loss_fn.func, (self.params, batch))
         leaves = floating_leaves(self.params)
-        gradient = jax.grad(scalar_loss(self.loss_fn, leaves, batch))
-        _, hessian_product = jax.linearize(gradient, leaves.values)
+        probed = probed_hessian(self.loss_fn, leaves, batch, self.key, self.distribution)
 
         def sample(index: Int[Array, ""]) -> Params:
-            probe = _rademacher_like(jax.random.fold_in(self.key, index), leaves.values)
+            probe, hessian_probe = probed(index)
             return leaves.diagonal(
-                tuple(
-                    _widen(z) * _widen(hessian_z)
-                    for z, hessian_z in zip(probe, hessian_product(probe), strict=True)
-                )
+                tuple(z * hessian_z for z, hessian_z in zip(probe, hessian_probe, strict=True))
             )
 
         return sample
 
 
 def _hutchinson_sampling(
-    loss_fn: LossFn, params: Params, batch: Batch, key: PRNGKey, *, num_probes: int
+    loss_fn: LossFn,
+    params: Params,
+    batch: Batch,
+    key: PRNGKey,
+    *,
+    num_probes: int,
+    distribution: ProbeDistribution = "rademacher",
 ) -> Sampling:
     """Check the arguments of `hutchinson_diagonal`, of which the batch plays no part."""
     del batch
     num_probes = check_positive_count("num_probes", num_probes, minimum=2)
-    return Sampling(HutchinsonSampler(as_partial(loss_fn), params, key), num_probes)
+    check_distribution(distribution)
+    return Sampling(HutchinsonSampler(as_partial(loss_fn), params, key, distribution), num_probes)
 
 
 @sampled_by(_hutchinson_sampling)
 def hutchinson_diagonal(
-    loss_fn: LossFn, params: Params, batch: Batch, key: PRNGKey, *, num_probes: int
+    loss_fn: LossFn,
+    params: Params,
+    batch: Batch,
+    key: PRNGKey,
+    *,
+    num_probes: int,
+    distribution: ProbeDistribution = "rademacher",
 ) -> DiagonalEstimate:
     """Estimate the diagonal of the loss Hessian by Hutchinson probing.
 
@@ -95,6 +111,8 @@ def hutchinson_diagonal(
         batch: pytree of arrays, passed on untouched.
         key: typed PRNG key, consumed here.
         num_probes: S >= 2, static.
+        distribution: of a probe's entries, static. Signs have the least variance of all
+            (`sum over j != i of H_ij^2`); Gaussian entries add `2 H_ii^2` and take longer to draw.
 
     Returns:
         Mean and standard error over probes, shaped like `params`, float32 (float64 for float64
@@ -103,13 +121,52 @@ def hutchinson_diagonal(
         see `check_finite`.
 
     Raises:
-        ValueError: if `num_probes` is not an integer of at least 2, or the loss is no scalar.
+        ValueError: if `num_probes` is not an integer of at least 2, `distribution` is not one of
+            its names, or the loss is no scalar.
         TypeError: if `loss_fn` is not callable or not hashable, or a leaf of `params` complex.
 
     Source: Bekas, Kokiopoulou, Saad (2007), eq. 2, doi:10.1016/j.apnum.2007.01.003.
     """
-    sampler, num_samples = _hutchinson_sampling(loss_fn, params, batch, key, num_probes=num_probes)
+    sampler, num_samples = _hutchinson_sampling(
+        loss_fn, params, batch, key, num_probes=num_probes, distribution=distribution
+    )
     return estimate_on_batch(sampler, batch, num_samples=num_samples)
+
+
+ProbeAndProduct: TypeAlias = tuple[tuple[Array, ...], tuple[Array, ...]]
+"""A probe z and the product H z: the floating leaves, in the dtype of the diagonal."""
+
+
+def probed_hessian(
+    loss_fn: Partial,
+    leaves: FloatingLeaves,
+    batch: Batch,
+    key: PRNGKey,
+    distribution: ProbeDistribution,
+) -> Callable[[Int[Array, ""]], ProbeAndProduct]:
+    """Linearise the gradient at `batch` once; return the function from an index to (z, H z)."""
+    gradient = jax.grad(scalar_loss(loss_fn, leaves, batch))
+    _, hessian_product = jax.linearize(gradient, leaves.values)
+    draw = _rademacher_like if distribution == "rademacher" else _gaussian_like
+
+    def probed(index: Int[Array, ""]) -> ProbeAndProduct:
+        probe = draw(jax.random.fold_in(key, index), leaves.values)
+        product = hessian_product(probe)
+        return tuple(map(_widen, probe)), tuple(map(_widen, product))
+
+    return probed
+
+
+def check_distribution(distribution: str) -> None:
+    """Check the name of a distribution of probes.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if distribution not in PROBE_DISTRIBUTIONS:
+        raise ValueError(
+            f"distribution must be one of {PROBE_DISTRIBUTIONS}, got {distribution!r}."
+        )
 
 
 def _rademacher_like(
@@ -131,6 +188,27 @@ def _rademacher_like(
         signs.append(flat[: leaf.size].reshape(leaf.shape).astype(leaf.dtype))
         first += count
     return tuple(signs)
+
+
+def _gaussian_like(
+    key: Key[Array, ""], leaves: tuple[Float[Array, "..."], ...]
+) -> tuple[Float[Array, "..."], ...]:
+    """Draw standard normal entries, rounded to the dtype of their leaf; one draw per dtype.
+
+    Rounding changes neither the mean nor, beyond eps^2, the variance of an entry.
+    """
+    draws: dict[Any, Array] = {}
+    sizes = {diagonal_dtype(leaf.dtype): 0 for leaf in leaves}
+    for leaf in leaves:
+        sizes[diagonal_dtype(leaf.dtype)] += leaf.size
+    for number, (dtype, size) in enumerate(sizes.items()):
+        draws[dtype] = jax.random.normal(jax.random.fold_in(key, number), (size,), dtype)
+    entries = []
+    for leaf in leaves:
+        dtype = diagonal_dtype(leaf.dtype)
+        entries.append(draws[dtype][: leaf.size].reshape(leaf.shape).astype(leaf.dtype))
+        draws[dtype] = draws[dtype][leaf.size :]
+    return tuple(entries)
 
 
 def _widen(x: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -6,6 +6,7 @@ is one object, `CurvaturePolicy`, applied leaf by leaf, with a report of what it
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 from typing import NamedTuple
@@ -101,6 +102,35 @@ class CurvaturePolicy:
         diagonal = check_finite(_diagonal(curvature))
         return _apply(diagonal, self.relative_floor)
 
+    def apply_blocks(self, blocks: DiagonalEstimate | Params) -> PolicyResult:
+        """Do the same for blocks, of `hutchinson_blocks` say, through their eigenvalues.
+
+        Eigenvalues below the floor are raised to it, so that every block is positive definite;
+        the floor is relative to the mean eigenvalue of the leaf, which is its mean diagonal entry.
+        That includes the rows of zeros that fill a last block up. A leaf without a positive
+        eigenvalue gets unit matrices.
+
+        Args:
+            blocks: an estimate (of which the mean is used) or a tree of symmetric blocks
+                (..., m, m).
+
+        Returns:
+            Blocks as `importance`; the report counts eigenvalues where it says entries.
+
+        Raises:
+            ValueError: if an entry is NaN or infinite, naming its leaf, or a leaf is not
+                (..., m, m).
+        """
+        diagonal = check_finite(_diagonal(blocks))
+        for path, leaf in jax.tree_util.tree_flatten_with_path(diagonal)[0]:
+            shape = jnp.shape(leaf)
+            if len(shape) < 2 or shape[-1] != shape[-2]:
+                raise ValueError(
+                    f"blocks{jax.tree_util.keystr(path)} must have the shape (..., m, m), got "
+                    f"{shape}."
+                )
+        return _apply_to_blocks(diagonal, self.relative_floor)
+
     def apply_traced(self, curvature: DiagonalEstimate | Params) -> PolicyResult:
         """Do the same as a pure function, for use in `jit`, and in `vmap` over models.
 
@@ -115,8 +145,21 @@ def _diagonal(curvature: DiagonalEstimate | Params) -> Params:
 
 @jax.jit
 def _apply(diagonal: Params, relative_floor: Float[Array, ""]) -> PolicyResult:
-    leaves, structure = jax.tree.flatten(diagonal)
-    results = [_raise_to_floor(leaf, relative_floor) for leaf in leaves]
+    return _apply_by_leaf(_raise_to_floor, diagonal, relative_floor)
+
+
+@jax.jit
+def _apply_to_blocks(blocks: Params, relative_floor: Float[Array, ""]) -> PolicyResult:
+    return _apply_by_leaf(_raise_eigenvalues, blocks, relative_floor)
+
+
+def _apply_by_leaf(
+    leaf_fn: Callable[..., tuple[Array, LeafReport]],
+    curvature: Params,
+    relative_floor: Float[Array, ""],
+) -> PolicyResult:
+    leaves, structure = jax.tree.flatten(curvature)
+    results = [leaf_fn(leaf, relative_floor) for leaf in leaves]
     return PolicyResult(
         structure.unflatten([importance for importance, _ in results]),
         structure.unflatten([report for _, report in results]),
@@ -141,3 +184,13 @@ def _raise_to_floor(
         is_fallback=is_fallback,
     )
     return importance, report
+
+
+def _raise_eigenvalues(
+    blocks: Float[Array, "*shape m m"], relative_floor: Float[Array, ""]
+) -> tuple[Float[Array, "*shape m m"], LeafReport]:
+    values, vectors = jnp.linalg.eigh(blocks.astype(diagonal_dtype(blocks.dtype)))
+    raised, report = _raise_to_floor(values, relative_floor)
+    with jax.default_matmul_precision("highest"):
+        rebuilt = (vectors * jnp.expand_dims(raised, -2)) @ jnp.swapaxes(vectors, -1, -2)
+    return 0.5 * (rebuilt + jnp.swapaxes(rebuilt, -1, -2)), report

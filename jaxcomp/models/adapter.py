@@ -20,7 +20,8 @@ from flax.core import FrozenDict, unfreeze
 from jaxtyping import Array, Float, Int
 
 from jaxcomp.models.networks import Mlp, Vgg
-from jaxcomp.types import Params, PRNGKey
+from jaxcomp.paths import Select, leaves_by_path, replace_leaves, selected_paths
+from jaxcomp.types import Params, PredictFn, PRNGKey
 
 Mode: TypeAlias = Literal["evaluation", "training", "statistics"]
 """`statistics`: as in evaluation, but batch normalization uses, and stores, those of the batch."""
@@ -307,6 +308,82 @@ class LinenPredictFn:
         with jax.default_matmul_precision("highest"):
             apply: Any = self.module.apply
             return apply(params, inputs, **dict(self.apply_kwargs))
+
+
+def predict_fn_of(model: nnx.Module | linen.Module, params: Params) -> Any:
+    """Return the function of a Flax model whose weights are held as `params`.
+
+    Args:
+        model: an NNX module, or a Linen module that takes no further arguments.
+        params: its state, or its variables.
+
+    Returns:
+        What `nnx_predict_fn` or `linen_predict_fn` returns first.
+
+    Raises:
+        TypeError: as these two.
+    """
+    if isinstance(model, linen.Module):
+        return linen_predict_fn(model, params)[0]
+    return nnx_predict_fn(model)[0]
+
+
+def freeze(
+    predict_fn: PredictFn, params: Params, select: Select = None
+) -> tuple[jax.tree_util.Partial, dict[str, Array]]:
+    """Keep all but some weights of a model fixed: a function of those alone.
+
+    For curvature of the weights that are compressed: biases, running statistics of batch
+    normalization and whatever else is not selected become constants, which cost nothing.
+
+    Args:
+        predict_fn: `(params, inputs) -> outputs`, hashable.
+        params: any pytree.
+        select: which leaves stay variable, as in `jaxcomp.quantize`; by default weight matrices
+            and convolution kernels.
+
+    Returns:
+        `(weights, inputs) -> outputs`, whose constants are traced by `jit` (a network with other
+        constants compiles nothing), and the weights by path.
+    """
+    leaves = leaves_by_path(params)
+    weights = {path: jnp.asarray(leaves[path]) for path in selected_paths(params, select)}
+    return jax.tree_util.Partial(PartlyFrozen(predict_fn), params), weights
+
+
+@dataclass(frozen=True)
+class PartlyFrozen:
+    """`(params, weights, inputs) -> outputs`, with `weights` put into `params`; see `freeze`."""
+
+    predict_fn: PredictFn
+
+    def __call__(self, params: Params, weights: Mapping[str, Array], inputs: Any) -> Array:
+        """Evaluate the model."""
+        return self.predict_fn(replace_leaves(params, weights), inputs)
+
+
+@dataclass(frozen=True)
+class CrossEntropyLoss:
+    """Mean softmax cross-entropy of a model as a function of weights and batch, in nats.
+
+    Equal for equal models: a cell of a notebook that is run again compiles nothing again.
+
+    Attributes:
+        predict_fn: `(params, inputs) -> logits (batch, classes)`, e.g. from `nnx_predict_fn`.
+    """
+
+    predict_fn: PredictFn
+
+    def __call__(self, params: Params, batch: tuple[Any, Int[Array, "batch"]]) -> Float[Array, ""]:
+        """Return the loss.
+
+        Args:
+            params: weights.
+            batch: inputs and labels.
+        """
+        inputs, labels = batch
+        logits = self.predict_fn(params, inputs)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
 class _Functional(Protocol):

@@ -1,0 +1,162 @@
+"""Diagonal blocks of a loss Hessian, for vector quantization, in nats per squared weight.
+
+A group of m consecutive weights of a leaf (in row-major order) has an m x m block of the Hessian
+as its curvature. `E[(H z)_b z_b^T] = H_bb` for the entries z_b of a probe: the products that give
+Hutchinson's diagonal give the blocks as well, at m times the memory. Axes: `b` blocks of a leaf,
+`m` weights of a block.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, Int
+
+from jaxcomp.curvature.compilation import hint_if_compiled_again
+from jaxcomp.curvature.estimate import (
+    DiagonalEstimate,
+    SampleFn,
+    Sampling,
+    as_partial,
+    check_positive_count,
+    estimate_on_batch,
+    floating_leaves,
+    sampled_by,
+    shape_and_dtype,
+)
+from jaxcomp.curvature.hutchinson import ProbeDistribution, check_distribution, probed_hessian
+from jaxcomp.types import Batch, LossFn, Params, PRNGKey
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class BlockSampler:
+    """Samples the symmetric part of `(H z)_b z_b^T`; see `hutchinson_blocks`."""
+
+    loss_fn: Partial
+    params: Params
+    key: PRNGKey
+    block_size: int = field(metadata={"static": True})
+    distribution: ProbeDistribution = field(metadata={"static": True})
+
+    @property
+    def sample_like(self) -> Params:
+        """Shapes of the blocks of all leaves, in the dtypes of the weights."""
+
+        def leaf(x: Any) -> jax.ShapeDtypeStruct:
+            shape, dtype = shape_and_dtype(x)
+            return jax.ShapeDtypeStruct(_block_shape(shape, self.block_size), dtype)
+
+        return jax.tree.map(leaf, self.params)
+
+    def at(self, batch: Batch) -> SampleFn:
+        """Linearise the gradient once; every sample is one pass through the linear map."""
+        hint_if_compiled_again("hutchinson_blocks", self.loss_fn.func, (self.params, batch))
+        leaves = floating_leaves(self.params)
+        probed = probed_hessian(self.loss_fn, leaves, batch, self.key, self.distribution)
+        like = jax.tree.leaves(self.sample_like)
+
+        def sample(index: Int[Array, ""]) -> Params:
+            blocks = [jnp.zeros(x.shape, jnp.float32) for x in like]
+            for position, z, hessian_z in zip(leaves.positions, *probed(index), strict=True):
+                blocks[position] = _products(z, hessian_z, self.block_size)
+            return leaves.structure.unflatten(blocks)
+
+        return sample
+
+
+def _block_sampling(
+    loss_fn: LossFn,
+    params: Params,
+    batch: Batch,
+    key: PRNGKey,
+    *,
+    num_probes: int,
+    block_size: int,
+    distribution: ProbeDistribution = "rademacher",
+) -> Sampling:
+    """Check the arguments of `hutchinson_blocks`, of which the batch plays no part."""
+    del batch
+    num_probes = check_positive_count("num_probes", num_probes, minimum=2)
+    block_size = check_positive_count("block_size", block_size)
+    check_distribution(distribution)
+    sampler = BlockSampler(as_partial(loss_fn), params, key, block_size, distribution)
+    return Sampling(sampler, num_probes)
+
+
+@sampled_by(_block_sampling)
+def hutchinson_blocks(
+    loss_fn: LossFn,
+    params: Params,
+    batch: Batch,
+    key: PRNGKey,
+    *,
+    num_probes: int,
+    block_size: int,
+    distribution: ProbeDistribution = "rademacher",
+) -> DiagonalEstimate:
+    """Estimate the m x m diagonal blocks of the loss Hessian by Hutchinson probing.
+
+    Costs what `hutchinson_diagonal` costs, whose probes (and so whose diagonal, for the same key)
+    it shares; memory is O(m n). Entry (i, j), i != j, of one sample has, for probes of signs, the
+    variance `1/4 (sum over k != i, j of (H_ik^2 + H_jk^2) + (H_ii + H_jj)^2)`: about half that of
+    the diagonal. Blocks are symmetric, but seldom positive semi-definite: see
+    `CurvaturePolicy.apply_blocks`. Pure; `jax.vmap` over `params`, `batch` or `key`;
+    `over_batches` for data sets.
+
+    Args:
+        loss_fn: `(params, batch) -> scalar`, as for `hutchinson_diagonal`.
+        params: pytree of arrays; each leaf is cut, in row-major order, into groups of m weights.
+        batch: pytree of arrays, passed on untouched.
+        key: typed PRNG key, consumed here.
+        num_probes: S >= 2, static.
+        block_size: m >= 1, static.
+        distribution: of a probe's entries, static.
+
+    Returns:
+        Mean and standard error over probes. The structure is that of `params`; a leaf of s weights
+        has blocks of shape `(ceil(s / m), m, m)`, float32 (float64 for float64 leaves), in nats
+        per squared weight. Rows and columns that are missing in a last block, and leaves that are
+        not floating, are zero.
+
+    Raises:
+        ValueError: if `num_probes` is not an integer of at least 2, `block_size` not one of at
+            least 1, `distribution` is not one of its names, or the loss is no scalar.
+        TypeError: if `loss_fn` is not callable or not hashable, or a leaf of `params` complex.
+
+    Source: Bekas, Kokiopoulou, Saad (2007), eq. 2, applied to blocks,
+    doi:10.1016/j.apnum.2007.01.003.
+    """
+    sampler, num_samples = _block_sampling(
+        loss_fn,
+        params,
+        batch,
+        key,
+        num_probes=num_probes,
+        block_size=block_size,
+        distribution=distribution,
+    )
+    return estimate_on_batch(sampler, batch, num_samples=num_samples)
+
+
+def _block_shape(shape: tuple[int, ...], block_size: int) -> tuple[int, int, int]:
+    size = 1
+    for length in shape:
+        size *= length
+    return -(-size // block_size), block_size, block_size
+
+
+def _products(
+    z: Float[Array, "..."], hessian_z: Float[Array, "..."], block_size: int
+) -> Float[Array, "b m m"]:
+    """Multiply within blocks, `((H z)_i z_j + (H z)_j z_i)/2`; what is missing counts as zero."""
+    num_blocks = _block_shape(z.shape, block_size)[0]
+
+    def rows(x: Float[Array, "..."]) -> Float[Array, "b m"]:
+        padded = jnp.pad(x.reshape(-1), (0, num_blocks * block_size - x.size))
+        return padded.reshape(num_blocks, block_size)
+
+    product = jnp.expand_dims(rows(hessian_z), 2) * jnp.expand_dims(rows(z), 1)
+    return 0.5 * (product + jnp.swapaxes(product, 1, 2))

@@ -1,0 +1,254 @@
+"""How much memory a curvature will take, known from shapes before any of it is allocated.
+
+The compiled program knows what it needs: arguments, results and scratch, down to the byte. So the
+kernel is compiled for shapes alone, and what the driver over batches holds beside it (sums of a
+chunk of probes, running mean, the next batch) is added. All sizes are in bytes.
+"""
+
+import inspect
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxcomp.curvature import batches as driver
+from jaxcomp.curvature.estimate import (
+    DiagonalSampler,
+    Sampling,
+    check_positive_count,
+    count_examples,
+    estimate_on_batch,
+    find_sampling,
+    sample_like,
+    zero_diagonal,
+)
+from jaxcomp.types import Batch
+
+Shapes = PyTree[jax.ShapeDtypeStruct]
+
+
+class MemoryEstimate(NamedTuple):
+    """Predicted peak memory of a curvature, and the chunk sizes it holds for.
+
+    Attributes:
+        peak_bytes: the sum of the four parts below.
+        weights_bytes: the weights and other arrays bound to the loss, which the caller holds.
+        batch_bytes: one batch, or two with the driver over batches (one computes, one waits).
+        state_bytes: the result; with the driver, running mean and sums of a chunk of probes.
+        scratch_bytes: what the compiled program needs beside these.
+        probes_per_chunk: for `over_batches`; 1 if there are no probes.
+        examples_per_chunk: for the kernel; None if it has no such option.
+    """
+
+    peak_bytes: int
+    weights_bytes: int
+    batch_bytes: int
+    state_bytes: int
+    scratch_bytes: int
+    probes_per_chunk: int
+    examples_per_chunk: int | None
+
+
+def estimate_memory(
+    kernel: Callable[..., Any],
+    batch: Batch | Shapes,
+    *,
+    limit_bytes: int | None = None,
+    many_batches: bool = True,
+    probes_per_chunk: int = 8,
+) -> MemoryEstimate:
+    """Predict the peak memory of a curvature, and pick chunk sizes that stay under a limit.
+
+    Nothing is allocated: arrays may be given by their shapes, `jax.ShapeDtypeStruct`. The kernel
+    is compiled for them (once without a limit that binds, a handful of times with one), on the
+    default device, whose memory it is. The prediction leaves out what the runtime itself takes,
+    batches that the caller keeps, and arrays a loss function holds as constants.
+
+    Example:
+        kernel = partial(fisher_diagonal, loss_fn, params)
+        plan = estimate_memory(kernel, batch, limit_bytes=10**9)
+        over_batches(partial(kernel, examples_per_chunk=plan.examples_per_chunk), batches)
+
+    Args:
+        kernel: a `functools.partial` of `hutchinson_diagonal`, `hutchinson_blocks`,
+            `fisher_diagonal` or another kernel of this package that lacks only the batch.
+        batch: one batch, the largest, or its shapes.
+        limit_bytes: largest peak; None for no limit.
+        many_batches: whether for `over_batches(kernel, ...)`, or for `kernel(batch)` alone.
+        probes_per_chunk: C of `over_batches`, at most. Under a limit fewer may be chosen (the
+            result is the same, the batches are passed over more often), and if one at a time is
+            still too much, fewer than the kernel's `examples_per_chunk`, if it has them.
+
+    Returns:
+        The prediction, with the largest chunk sizes that fit, up to those asked for.
+
+    Raises:
+        ValueError: if nothing fits under `limit_bytes`, with the need and what would fit; if
+            `limit_bytes` or `probes_per_chunk` is not a positive integer; or as the kernel.
+        TypeError: if `kernel` is not a partial of a kernel of this package.
+    """
+    probes_per_chunk = check_positive_count("probes_per_chunk", probes_per_chunk)
+    if limit_bytes is not None:
+        limit_bytes = check_positive_count("limit_bytes", limit_bytes)
+    sampling = find_sampling(kernel)
+    if sampling is None or not isinstance(kernel, partial):
+        raise TypeError(
+            "kernel must be a functools.partial of a kernel of jaxcomp.curvature, such as "
+            "partial(fisher_diagonal, loss_fn, params), so that its memory is known, got "
+            f"{type(kernel).__name__}."
+        )
+    shapes = _shapes(batch)
+    probes = min(probes_per_chunk, sampling.num_samples) if many_batches else 1
+    plan = _Plan(kernel, shapes, many_batches, probes, _examples_per_chunk(kernel))
+    estimate = plan.estimate()
+    if limit_bytes is None or estimate.peak_bytes <= limit_bytes:
+        return estimate
+    for name in ("probes_per_chunk", "examples_per_chunk"):
+        largest = getattr(plan, name)
+        if largest is None or largest == 1:
+            continue
+        smallest = plan._replace(**{name: 1})
+        if smallest.estimate().peak_bytes > limit_bytes:
+            plan = smallest
+            continue
+        return _largest_that_fits(plan, name, limit_bytes).estimate()
+    raise ValueError(_refusal(plan, limit_bytes))
+
+
+class _Plan(NamedTuple):
+    """What is to be computed; estimates of it are compiled anew each time."""
+
+    kernel: partial[Any]
+    batch: Shapes
+    many_batches: bool
+    probes_per_chunk: int
+    examples_per_chunk: int | None
+
+    @property
+    def num_examples(self) -> int:
+        return count_examples(self.batch)
+
+    def with_examples(self, num_examples: int) -> "_Plan":
+        def leaf(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((num_examples, *x.shape[1:]), x.dtype)
+
+        return self._replace(batch=jax.tree.map(leaf, self.batch))
+
+    def estimate(self) -> MemoryEstimate:
+        kernel = self.kernel
+        if self.examples_per_chunk is not None:
+            kernel = partial(kernel, examples_per_chunk=self.examples_per_chunk)
+        sampling = find_sampling(kernel)
+        assert sampling is not None
+        sampler = _shapes(sampling.sampler)
+        if self.many_batches:
+            state, scratch = _driver_bytes(sampler, self.batch, self.probes_per_chunk)
+            num_batches = 2
+        else:
+            state, scratch = _kernel_bytes(sampler, self.batch, sampling)
+            num_batches = 1
+        weights, data = _num_bytes(sampler), num_batches * _num_bytes(self.batch)
+        return MemoryEstimate(
+            peak_bytes=weights + data + state + scratch,
+            weights_bytes=weights,
+            batch_bytes=data,
+            state_bytes=state,
+            scratch_bytes=scratch,
+            probes_per_chunk=self.probes_per_chunk,
+            examples_per_chunk=self.examples_per_chunk,
+        )
+
+
+def _driver_bytes(
+    sampler: DiagonalSampler, batch: Shapes, probes_per_chunk: int
+) -> tuple[int, int]:
+    """Return the bytes of the driver's state and the scratch of its larger step."""
+    like = sample_like(sampler)
+    total = jax.eval_shape(lambda: zero_diagonal(like, leading=(probes_per_chunk, 2)))
+    state = jax.eval_shape(lambda: driver.empty_state(like))
+    indices = jax.eval_shape(lambda: jnp.arange(probes_per_chunk))
+    count = _shapes(np.float64(1))
+    samples = driver.Samples(total, indices, count)
+    limits = _shapes(driver.Limits(np.float64(driver.NEVER), 1, 1))
+    add = driver.add_batch.lower(total, sampler, batch, indices, count)
+    take = driver.take_in.lower(state, samples, limits)
+    return _num_bytes(total) + _num_bytes(state), max(_scratch_bytes(add), _scratch_bytes(take))
+
+
+def _kernel_bytes(sampler: DiagonalSampler, batch: Shapes, sampling: Sampling) -> tuple[int, int]:
+    """Return the bytes of the result and of the scratch of a kernel on one batch."""
+    lowered = estimate_on_batch.lower(sampler, batch, num_samples=sampling.num_samples)
+    return _num_bytes(lowered.out_info), _scratch_bytes(lowered)
+
+
+def _scratch_bytes(lowered: jax.stages.Lowered) -> int:
+    """Compile, and return what the program needs beside its arguments and results."""
+    analysis = lowered.compile().memory_analysis()
+    if analysis is None:
+        raise ValueError(
+            f"the compiler for {jax.default_backend()} does not say how much memory a program "
+            "takes; estimate it on another device, such as cpu."
+        )
+    return int(analysis.temp_size_in_bytes)
+
+
+def _largest_that_fits(plan: _Plan, name: str, limit_bytes: int) -> _Plan:
+    """Return the plan with the largest chunk under the limit; one of size 1 is known to fit.
+
+    Memory is nearly linear in the size of a chunk: a straight line gives the first guess, which
+    only goes down until it fits.
+    """
+
+    def peak(size: int) -> int:
+        return _with(plan, name, size).estimate().peak_bytes
+
+    largest = plan.num_examples if name == "num_examples" else getattr(plan, name)
+    low, high = peak(1), peak(largest)
+    size = 1 + int((largest - 1) * (limit_bytes - low) / max(high - low, 1))
+    size = min(max(size, 1), largest - 1)
+    while size > 1 and peak(size) > limit_bytes:
+        size -= max(size // 16, 1)
+    return _with(plan, name, size)
+
+
+def _with(plan: _Plan, name: str, size: int) -> _Plan:
+    return plan.with_examples(size) if name == "num_examples" else plan._replace(**{name: size})
+
+
+def _refusal(plan: _Plan, limit_bytes: int) -> str:
+    """Say what the smallest chunks need and what would fit."""
+    need = plan.estimate().peak_bytes
+    smallest = plan.with_examples(1).estimate().peak_bytes
+    name = getattr(plan.kernel.func, "__name__", "the kernel")
+    text = (
+        f"{name} on batches of {plan.num_examples:,} examples needs {_megabytes(need)} even in the "
+        f"smallest chunks, but limit_bytes allows {_megabytes(limit_bytes)}; "
+    )
+    if smallest > limit_bytes:
+        return text + f"even one example would need {_megabytes(smallest)}: raise the limit."
+    fitting = _largest_that_fits(plan, "num_examples", limit_bytes)
+    return text + f"batches of {fitting.num_examples:,} examples would fit."
+
+
+def _examples_per_chunk(kernel: partial[Any]) -> int | None:
+    """Return the kernel's own option, as given or by default; None if it has none."""
+    option = inspect.signature(kernel.func).parameters.get("examples_per_chunk")
+    return None if option is None else kernel.keywords.get(option.name, option.default)
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.eval_shape(lambda x: x, tree)
+
+
+def _num_bytes(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _megabytes(num_bytes: int) -> str:
+    """Write a size with one digit more than is needed to see that it is above a limit."""
+    return f"{num_bytes / 1e6:,.4g} MB"

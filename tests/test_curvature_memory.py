@@ -1,0 +1,154 @@
+"""The memory planner against the compiler's own count and the peak of a process."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcomp.curvature import estimate_memory, fisher_diagonal, hutchinson_diagonal
+
+PARAMS = {"w": jax.ShapeDtypeStruct((100, 30), jnp.float32), "codes": jnp.arange(3)}
+BATCH = jax.ShapeDtypeStruct((16, 100), jnp.float32)
+WEIGHTS_BYTES = 4 * (100 * 30 + 3)
+
+
+def loss_fn(params, batch):
+    return jnp.mean(jnp.square(jnp.tanh(batch @ params["w"])))
+
+
+fisher = partial(fisher_diagonal, loss_fn, PARAMS)
+hutchinson = partial(hutchinson_diagonal, loss_fn, PARAMS, key=jax.random.key(0), num_probes=6)
+
+
+@pytest.mark.parametrize("kernel", [fisher, hutchinson])
+def test_one_batch_takes_what_the_compiler_says(kernel):
+    plan = estimate_memory(kernel, BATCH, many_batches=False)
+    bound = {name: value for name, value in kernel.keywords.items() if name != "key"}
+    compiled = (
+        jax.jit(lambda params, batch: kernel.func(loss_fn, params, batch, **bound, **keys(kernel)))
+        .lower(PARAMS, BATCH)
+        .compile()
+        .memory_analysis()
+    )
+    assert plan.batch_bytes == 4 * 16 * 100
+    assert plan.state_bytes == 2 * WEIGHTS_BYTES
+    assert plan.peak_bytes == sum(plan[1:5])
+    expected = (
+        compiled.argument_size_in_bytes
+        + compiled.output_size_in_bytes
+        + compiled.temp_size_in_bytes
+    )
+    # The key is a constant here, and the results have a table of their own.
+    np.testing.assert_allclose(plan.peak_bytes, expected, rtol=0.01)
+
+
+def keys(kernel):
+    return {"key": jax.random.key(0)} if "key" in kernel.keywords else {}
+
+
+def test_state_of_the_driver_is_two_trees_per_probe_and_two():
+    plan = estimate_memory(hutchinson, BATCH, probes_per_chunk=4)
+    # A count and a flag beside them.
+    assert plan.state_bytes == (2 * 4 + 2) * WEIGHTS_BYTES + 4 + 1
+    assert plan.batch_bytes == 2 * 4 * 16 * 100
+    # The key is two words; probe, product, sample and the pair of a sum, and some activations.
+    assert plan.weights_bytes == WEIGHTS_BYTES + 8
+    assert WEIGHTS_BYTES < plan.scratch_bytes < 8 * WEIGHTS_BYTES
+    assert (plan.probes_per_chunk, plan.examples_per_chunk) == (4, None)
+
+
+def test_more_probes_are_not_held_than_there_are():
+    assert estimate_memory(hutchinson, BATCH, probes_per_chunk=100).probes_per_chunk == 6
+
+
+def test_the_largest_chunks_under_the_limit_are_chosen():
+    whole = estimate_memory(hutchinson, BATCH, probes_per_chunk=6)
+    # One tree less than 6 probes take leaves room for 5, which take two less.
+    plan = estimate_memory(
+        hutchinson,
+        BATCH,
+        probes_per_chunk=6,
+        limit_bytes=whole.peak_bytes - WEIGHTS_BYTES,
+    )
+    assert plan.probes_per_chunk == 5
+    assert plan.peak_bytes == whole.peak_bytes - 2 * WEIGHTS_BYTES
+
+    limit_bytes = 15 * WEIGHTS_BYTES
+    plan = estimate_memory(fisher, BATCH, limit_bytes=limit_bytes)
+    assert 1 < plan.examples_per_chunk < 16
+    twice = partial(fisher, examples_per_chunk=2 * plan.examples_per_chunk)
+    assert plan.peak_bytes <= limit_bytes < estimate_memory(twice, BATCH).peak_bytes
+
+
+def test_what_cannot_fit_is_refused_with_the_number_and_what_would_fit():
+    batch = jax.ShapeDtypeStruct((20_000, 100), jnp.float32)
+    with pytest.raises(
+        ValueError,
+        match=r"hutchinson_diagonal on batches of 20,000 examples needs [\d.]+ MB even in the "
+        r"smallest chunks, but limit_bytes allows 4 MB; batches of [\d,]+ examples would fit",
+    ) as refusal:
+        estimate_memory(hutchinson, batch, limit_bytes=4_000_000)
+    fitting = int(str(refusal.value).split("batches of ")[-1].split()[0].replace(",", ""))
+    batch = jax.ShapeDtypeStruct((fitting, 100), jnp.float32)
+    plan = estimate_memory(hutchinson, batch, limit_bytes=4_000_000)
+    assert plan.peak_bytes > 3_500_000
+
+    with pytest.raises(ValueError, match=r"even one example would need [\d.]+ MB: raise the limit"):
+        estimate_memory(hutchinson, BATCH, limit_bytes=1000)
+
+
+def test_arguments_are_checked():
+    with pytest.raises(
+        TypeError, match=r"kernel must be a functools.partial of a kernel of .* got"
+    ):
+        estimate_memory(loss_fn, BATCH)
+    with pytest.raises(ValueError, match="limit_bytes must be an integer of at least 1, got 0"):
+        estimate_memory(fisher, BATCH, limit_bytes=0)
+    with pytest.raises(ValueError, match="leaves of batch must share the leading axis"):
+        estimate_memory(fisher, (BATCH, jax.ShapeDtypeStruct((3,), jnp.float32)))
+
+
+# Plans for shapes, measures the process, runs, and measures its peak.
+PROCESS = """
+import json, resource
+from functools import partial
+import jax, jax.numpy as jnp, numpy as np
+from jaxcomp.curvature import estimate_memory, hutchinson_diagonal, over_batches
+
+def loss_fn(params, batch):
+    return jnp.mean(jnp.square(batch @ params))
+
+kernel = partial(hutchinson_diagonal, loss_fn, key=jax.random.key(0), num_probes=8)
+shapes = jax.ShapeDtypeStruct((2000, 1500), jnp.float32)
+batches = [np.ones((4, 2000), np.float32)] * 2
+plan = estimate_memory(partial(kernel, shapes), batches[0])
+pages = int(open("/proc/self/statm").read().split()[1])
+before = pages * resource.getpagesize()
+over_batches(partial(kernel, np.ones(shapes.shape, np.float32)), batches)
+peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps({"predicted": plan.peak_bytes, "measured": peak - before}))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_prediction_is_the_peak_of_a_process():
+    folder = str(Path(__file__).resolve().parents[1])
+    run = subprocess.run(
+        [sys.executable, "-c", PROCESS],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": folder},
+    )
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert found["predicted"] > 200e6
+    # The allocator's rounding and the runtime's threads: some tens of megabytes at most.
+    assert abs(found["measured"] / found["predicted"] - 1) < 0.15
