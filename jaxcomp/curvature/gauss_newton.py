@@ -83,6 +83,7 @@ class GaussNewtonSampler:
         inputs, targets = inputs_and_targets(batch)
         leaves = floating_leaves(self.params)
         layers = open_layers(self.predict_fn, leaves, inputs)
+        check_outputs(layers.output, self.loss)
         num_columns = prod(layers.output.shape) if self.num_label_samples is None else 1
         num_examples = count_examples(batch)
         plan = _plan(layers, num_columns, num_examples, self.examples_per_chunk)
@@ -220,6 +221,20 @@ def check_loss(loss: Loss) -> None:
         raise ValueError(
             f"loss must be one of {', '.join(LOSSES)}, or a function (outputs, target) -> scalar "
             f"of one example, got {loss!r}."
+        )
+
+
+def check_outputs(output: jax.ShapeDtypeStruct, loss: Loss) -> None:
+    """Refuse outputs of one example that the loss cannot take.
+
+    Raises:
+        ValueError: if a softmax has more than one axis of classes.
+    """
+    if loss == "softmax_cross_entropy" and len(output.shape) != 1:
+        raise ValueError(
+            "softmax_cross_entropy needs logits (batch, classes), got outputs of shape "
+            f"{('batch', *output.shape)}; for other outputs pass loss as a function "
+            "(outputs, target) -> scalar of one example."
         )
 
 
