@@ -301,10 +301,12 @@ def _use(device: Device) -> None:
     jax.config.update("jax_platforms", platform)
     try:
         jax.devices()
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
+        # JAX asserts where it has no plugin for the platform, and raises where that fails.
+        reason = f" ({error})" if str(error) else ""
         raise ValueError(
-            f"no {device.value} was found; use --device cpu, or install jaxcomp[cuda] or "
-            f"jaxcomp[tpu] on a machine that has one ({error})."
+            f"no {device.value} was found{reason}; use --device cpu, or install jaxcomp[cuda] or "
+            "jaxcomp[tpu] on a machine that has one."
         ) from error
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ from jaxcomp.sweep.claims import (
     evaluate_claims,
 )
 from jaxcomp.sweep.compress import Codebooks, solve_codebooks
-from jaxcomp.sweep.config import Setting, SweepConfig
+from jaxcomp.sweep.config import Setting, SweepConfig, sorted_clusters
 from jaxcomp.sweep.engine import (
     Evaluator,
     Examples,
@@ -95,8 +95,8 @@ def run(
     """
     started = time.perf_counter()
     directory = RunDirectory(_path(out), config.to_dict(), resume=resume)
-    if directory.manifest["status"] == "finished" and directory.path is not None:
-        return SweepResult.load(directory.path)
+    if (result := _finished(directory)) is not None:
+        return result
     _describe(directory)
     options = Options(
         config.weighting,
@@ -126,11 +126,11 @@ def evaluate(
     test: tuple[Any, Any],
     *,
     select: Select = None,
-    weighting: Sequence[str] = ("none", "hutchinson"),
-    penalty_form: Sequence[str] = ("monotone",),
-    diameter_penalty: Sequence[float] = (0.0, 0.003, 0.01, 0.05),
-    num_clusters: Sequence[int] = (2, 3, 4, 6, 8, 16, 32),
-    sensitivity_clusters: Sequence[int] = (4, 16),
+    weighting: Sequence[str] | str = ("none", "hutchinson"),
+    penalty_form: Sequence[str] | str = ("monotone",),
+    diameter_penalty: Sequence[float] | float = (0.0, 0.003, 0.01, 0.05),
+    num_clusters: Sequence[int] | int = (2, 3, 4, 6, 8, 16, 32),
+    sensitivity_clusters: Sequence[int] | int = (4, 16),
     baselines: bool = True,
     controls: bool = True,
     early_stopped: Params | None = None,
@@ -158,7 +158,7 @@ def evaluate(
         test: examples that only the final numbers see.
         select: which leaves are compressed (see `jaxcomp.paths`); default: floating-point
             leaves with two axes or more.
-        weighting: of none, hutchinson, fisher.
+        weighting: of none, hutchinson, fisher; like all axes one value or several.
         penalty_form: of monotone, published, linear.
         diameter_penalty: relative strengths; 0 is always included.
         num_clusters: codebook sizes K.
@@ -190,10 +190,10 @@ def evaluate(
     started = time.perf_counter()
     # The sweep's own settings carry the checks of every axis.
     config = SweepConfig(
-        weighting=tuple(weighting),
-        penalty_form=tuple(penalty_form),
-        diameter_penalty=tuple(diameter_penalty),
-        num_clusters=tuple(num_clusters),
+        weighting=cast("tuple[str, ...]", weighting),
+        penalty_form=cast("tuple[str, ...]", penalty_form),
+        diameter_penalty=cast("tuple[float, ...]", diameter_penalty),
+        num_clusters=cast("tuple[int, ...]", num_clusters),
         num_probes=num_probes,
         curvature_examples=curvature_examples,
         num_bins=num_bins,
@@ -237,8 +237,9 @@ def evaluate(
             has_early_stopping=early_stopped is not None,
             has_last_layer=subject.last_layer is not None,
         )
-    if len(layers) > 1:
-        cells += grid.sensitivity_cells(layers, num_clusters=sensitivity_clusters)
+    if len(layers) > 1 and sensitivity_clusters != ():
+        sensitivity = sorted_clusters(sensitivity_clusters, "sensitivity_clusters")
+        cells += grid.sensitivity_cells(layers, num_clusters=sensitivity)
     options = Options(
         config.weighting, num_probes, curvature_examples, num_bins, num_iterations, seed
     )
@@ -250,14 +251,15 @@ def evaluate(
             str(value) for value in (num_probes, curvature_examples, num_bins, num_iterations)
         ],
         "refreshed": refresh_fn is not None,
-        "network": storage.fingerprint(
-            {path: plain_array(leaf) for path, leaf in leaves_by_path(params).items()}
-        ),
+        "layers": list(layers),
+        "last_layer": subject.last_layer,
+        "network": _fingerprint(params),
+        "early_stopped": None if early_stopped is None else _fingerprint(early_stopped),
         "examples": storage.fingerprint([np.asarray(array) for part in parts for array in part]),
     }
     directory = RunDirectory(_path(out), settings, resume=resume)
-    if directory.manifest["status"] == "finished" and directory.path is not None:
-        return SweepResult.load(directory.path).with_subject(subject)
+    if (result := _finished(directory)) is not None:
+        return result.with_subject(subject)
     _describe(directory)
     setting = Setting("given", name, 0.0)
     with Progress(quiet=quiet) as progress:
@@ -297,6 +299,7 @@ def _sweep(
             found = directory.load_rows(f"{file}-{chunk:04d}", members)
             if found is None or codebooks is None:
                 if scorer is None:
+                    evaluator.check_finite(subject, parts)
                     scorer = _scorer(subject, parts, cells, options, evaluator, codebooks, key)
                     codebooks = scorer.network.codebooks
                     directory.save_network(name, file, scorer.network)
@@ -484,6 +487,18 @@ def _cells(config: SweepConfig, subject: Subject) -> list[Cell]:
     return cells
 
 
+def _finished(directory: RunDirectory) -> SweepResult | None:
+    """A finished run as its files tell it; None if it is not finished, or a file is damaged."""
+    if directory.path is None or directory.manifest["status"] != "finished":
+        return None
+    try:
+        return SweepResult.load(directory.path)
+    except ValueError:
+        # What is intact, such as finished chunks, is used again.
+        directory.manifest["status"] = "running"
+        return None
+
+
 def _finish(directory: RunDirectory, outcome: Sequence[_Outcome], started: float) -> SweepResult:
     table = pd.concat([part.table for part in outcome], ignore_index=True)
     is_sensitivity = table["kind"] == "sensitivity"
@@ -525,6 +540,12 @@ def _examples(part: tuple[Any, Any], name: str) -> Examples:
             f"got {len(inputs)} inputs and {len(labels)} labels."
         )
     return Examples(inputs, labels.astype(np.int32))
+
+
+def _fingerprint(params: Params) -> str:
+    return storage.fingerprint(
+        {path: plain_array(leaf) for path, leaf in leaves_by_path(params).items()}
+    )
 
 
 def _check_network(
