@@ -198,6 +198,8 @@ def evaluate(
         curvature_examples=curvature_examples,
         num_bins=num_bins,
         num_iterations=num_iterations,
+        baselines=baselines,
+        controls=controls,
     )
     parts = Parts(
         _examples(train, "train"), _examples(selection, "selection"), _examples(test, "test")
@@ -221,23 +223,9 @@ def evaluate(
         last_layer=last_layer or _last_layer(params, layers, num_classes),
         refresh_fn=refresh_fn,
     )
-    cells = [
-        grid.ORIGINAL,
-        *grid.compressed_cells(
-            weighting=config.weighting,
-            penalty_form=config.penalty_form,
-            diameter_penalty=config.diameter_penalty,
-            num_clusters=config.num_clusters,
-            baselines=baselines,
-        ),
-    ]
-    if controls:
-        cells += grid.control_cells(
-            num_clusters=config.num_clusters,
-            has_early_stopping=early_stopped is not None,
-            has_last_layer=subject.last_layer is not None,
-        )
-    if len(layers) > 1 and sensitivity_clusters != ():
+    cells = _cells(config, subject)
+    has_sensitivity = isinstance(sensitivity_clusters, int) or len(sensitivity_clusters) > 0
+    if len(layers) > 1 and has_sensitivity:
         sensitivity = sorted_clusters(sensitivity_clusters, "sensitivity_clusters")
         cells += grid.sensitivity_cells(layers, num_clusters=sensitivity)
     options = Options(
