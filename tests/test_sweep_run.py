@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 from jaxcomp import sweep
 from jaxcomp.sweep import compress, engine, plots
 from jaxcomp.sweep.config import SweepConfig
+from jaxcomp.sweep.report import report_markdown
 
 # The package gives the function its module's name.
 run_module = importlib.import_module("jaxcomp.sweep.run")
@@ -456,6 +457,7 @@ def test_a_network_with_more_clusters_than_weights_uses_fewer(own_network):
     # 320 distinct weights in the last layer.
     assert plain["num_used"] < 1024
     assert plain["num_empty"] >= 1024 - 320
+    assert f"{plain['num_used']:,.1f} of K = 1,024" in report_markdown(result.table, None)
     assert math.isfinite(plain["test_loss"])
 
 
