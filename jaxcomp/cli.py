@@ -12,7 +12,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+try:
+    import typer
+except ModuleNotFoundError:
+    print("jaxcomp: the command needs more packages; pip install 'jaxcomp[sweep]'", file=sys.stderr)
+    raise SystemExit(2) from None
 
 if TYPE_CHECKING:
     from jaxcomp.sweep import SweepResult
@@ -320,7 +324,10 @@ def _one_sentence_errors(traceback: bool) -> Iterator[None]:
     except (ValueError, TypeError, OSError, ImportError) as error:
         if traceback or os.environ.get("JAXCOMP_TRACEBACK"):
             raise
-        typer.echo(f"jaxcomp: {' '.join(str(error).split())}", err=True)
+        told = " ".join(str(error).split())
+        if isinstance(error, ModuleNotFoundError):
+            told += "; pip install 'jaxcomp[sweep]'"
+        typer.echo(f"jaxcomp: {told}", err=True)
         raise typer.Exit(2) from None
 
 

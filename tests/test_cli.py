@@ -179,6 +179,19 @@ def test_output_directories_that_cannot_be_used(tmp_path):
     assert_one_sentence(invoke(*SMALL, "--out", tmp_path), told)
 
 
+@pytest.mark.parametrize("missing", ["typer", "pandas"])
+def test_without_the_packages_of_the_command(missing):
+    absent = "import sys; sys.meta_path.insert(0, Absent())"
+    finder = (
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {missing!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}')\n"
+    )
+    code = f"{finder}{absent}\nfrom jaxcomp import cli\ncli.main(['sweep'])"
+    assert_one_sentence(_run("-c", code), r"pip install 'jaxcomp\[sweep\]'")
+
+
 def test_usage_errors_are_code_2():
     assert invoke("sweep", "--preset", "slow").exit_code == 2
     assert invoke("sweep", "--num-clusters", "many").exit_code == 2

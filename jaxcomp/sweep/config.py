@@ -12,13 +12,11 @@ from typing import Any, Literal, TypeAlias, get_args
 
 Weighting: TypeAlias = Literal["none", "hutchinson", "fisher"]
 PenaltyForm: TypeAlias = Literal["monotone", "published", "linear"]
-Preset: TypeAlias = Literal["quick", "paper"]
 
 DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10")
 MODELS = ("mlp", "vgg")
 WEIGHTINGS: tuple[str, ...] = get_args(Weighting)
 PENALTY_FORMS: tuple[str, ...] = get_args(PenaltyForm)
-PRESETS: tuple[str, ...] = get_args(Preset)
 
 MAX_CLUSTERS = 65_536
 
