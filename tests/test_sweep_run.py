@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from sklearn.datasets import load_digits
 
-from jaxcomp import sweep
+from jaxcomp import storage, sweep
 from jaxcomp.sweep import compress, engine, plots
 from jaxcomp.sweep.config import SweepConfig
 from jaxcomp.sweep.report import report_markdown
@@ -259,6 +259,28 @@ def test_what_is_damaged_is_made_again(tmp_path, finished, cache, status, damage
     assert not (copy / "cells" / ".half.json.1-00000000.tmp").exists()
 
 
+@pytest.mark.usefixtures("no_pictures", "small_chunks")
+@pytest.mark.parametrize("change", ["network", "versions"])
+def test_parts_of_another_network_or_version_are_not_mixed_in(tmp_path, cache, change):
+    whole = sweep.run(CONFIG, out=tmp_path / "run", cache_dir=cache, quiet=True)
+    # Chunks that would be seen in the table, if they were used.
+    for chunk in (tmp_path / "run" / "cells").iterdir():
+        told = json.loads(chunk.read_text())
+        chunk.write_text(json.dumps({"rows": [row | {"test_loss": -1} for row in told["rows"]]}))
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    manifest["status"] = "running"
+    if change == "versions":
+        manifest["versions"]["jax"] = "0.0"
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+    if change == "network":
+        for file in (tmp_path / "run" / "networks").iterdir():
+            arrays, metadata = storage.load_arrays(file)
+            arrays["params/params/output/bias"] += 1e-6
+            storage.save_arrays(file, arrays, metadata)
+    again = sweep.run(CONFIG, out=tmp_path / "run", cache_dir=cache, quiet=True)
+    pd.testing.assert_frame_equal(again.table, whole.table, check_exact=True)
+
+
 def test_a_result_without_one_of_its_networks_is_refused(tmp_path, finished):
     out, _ = finished
     shutil.copytree(out, tmp_path / "copy")
@@ -443,6 +465,7 @@ def test_bad_networks_and_parts_get_one_sentence(own_network):
         f"loss of network 0 is not finite: .* 1 of the {len(inputs)} test examples",
         parts=(train, selection, (bad_inputs, labels)),
     )
+    check(ValueError, "name becomes part of file names: .* got '../a'", name="../a")
     check(ValueError, "unknown weighting 'hessian'", weighting=("hessian",))
     check(ValueError, "last_layer 'head' is not compressed", last_layer="head")
     check(ValueError, "matches no leaf", select="conv*")

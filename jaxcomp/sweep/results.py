@@ -66,7 +66,7 @@ class RunDirectory:
             if resume:
                 self.manifest = before
             else:
-                _remove_results(path)
+                self.discard()
         elif any(path.iterdir()):
             raise ValueError(
                 f"the output directory {path} holds other files and no manifest.json: "
@@ -99,28 +99,41 @@ class RunDirectory:
             plain = [{k: _none_if_nan(v) for k, v in row.items()} for row in rows]
             storage.write_json(self.path / "cells" / f"{name}.json", {"rows": plain})
 
-    def load_codebooks(self, name: str) -> Codebooks | None:
-        """Codebooks of a network if they and the network were stored and are intact."""
-        if self.path is None or not (file := self.path / "codebooks" / f"{name}.npz").exists():
+    def discard(self, name: str = "*") -> None:
+        """Forget the results of one network, or of all."""
+        if self.path is not None:
+            for file in (f"cells/{name}-*.json", f"networks/{name}.npz", f"codebooks/{name}.npz"):
+                for found in self.path.glob(file):
+                    found.unlink()
+
+    def load_codebooks(self, name: str, subject: Subject) -> Codebooks | None:
+        """Codebooks of a network if both were stored, are intact and it is the same network.
+
+        Otherwise its results are forgotten: with other versions or on another machine training
+        may end elsewhere, and rows of two networks must not meet under one name.
+        """
+        if self.path is None:
             return None
         try:
-            storage.load_arrays(self.path / "networks" / f"{name}.npz")
-            return read_codebooks(file)
+            stored, _ = storage.load_arrays(self.path / "networks" / f"{name}.npz")
+            codebooks = read_codebooks(self.path / "codebooks" / f"{name}.npz")
         except ValueError:
-            return None
+            stored, codebooks = {}, None
+        now = {place: plain_array(leaf) for place, leaf in _network_leaves(subject).items()}
+        if stored.keys() == now.keys() and all(
+            array.dtype == now[place].dtype and array.tobytes() == now[place].tobytes()
+            for place, array in stored.items()
+        ):
+            return codebooks
+        self.discard(name)
+        return None
 
     def save_network(self, setting: str, name: str, network: Network) -> None:
         """Write a network and its codebooks."""
         subject = network.subject
         if self.path is None:
             return
-        trees = {"params": subject.params, "early_stopped": subject.early_stopped}
-        leaves = {
-            f"{root}/{path}": leaf
-            for root, tree in trees.items()
-            if tree is not None
-            for path, leaf in leaves_by_path(tree).items()
-        }
+        leaves = _network_leaves(subject)
         storage.save_arrays(
             self.path / "networks" / f"{name}.npz",
             {place: plain_array(leaf) for place, leaf in leaves.items()},
@@ -337,6 +350,17 @@ def plain_array(leaf: Any) -> np.ndarray:
     return array.view(np.uint16) if array.dtype == jnp.bfloat16 else array
 
 
+def _network_leaves(subject: Subject) -> dict[str, Any]:
+    """All arrays of a network by the names they are stored under."""
+    trees = {"params": subject.params, "early_stopped": subject.early_stopped}
+    return {
+        f"{root}/{path}": leaf
+        for root, tree in trees.items()
+        if tree is not None
+        for path, leaf in leaves_by_path(tree).items()
+    }
+
+
 def read_codebooks(file: Path) -> Codebooks:
     """Codebooks from a file; a damaged one is a `ValueError`."""
     arrays, metadata = storage.load_arrays(file)
@@ -410,9 +434,3 @@ def _check_same_settings(path: Path, before: dict[str, Any], now: dict[str, Any]
             f"the output directory {path} belongs to other settings: {told}; "
             "choose another directory with --out."
         )
-
-
-def _remove_results(path: Path) -> None:
-    for name in ("cells/*.json", "networks/*.npz", "codebooks/*.npz"):
-        for file in path.glob(name):
-            file.unlink()

@@ -5,6 +5,7 @@ elsewhere. Both go through the same engine; a run that dies continues from its l
 """
 
 import platform
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -188,6 +189,11 @@ def evaluate(
         TypeError: if `predict_fn` cannot be hashed or labels are not integers.
     """
     started = time.perf_counter()
+    if not re.fullmatch(r"[\w .+=-]+", name):
+        raise ValueError(
+            f"name becomes part of file names: use letters, digits, spaces and . + = - _ in it, "
+            f"got {name!r}."
+        )
     # The sweep's own settings carry the checks of every axis.
     config = SweepConfig(
         weighting=cast("tuple[str, ...]", weighting),
@@ -282,7 +288,7 @@ def _sweep(
         file = f"{name}-{subject.model_seed:03d}"
         parts = parts_of(number)
         key = jax.random.fold_in(jax.random.key(options.seed), subject.model_seed)
-        codebooks, scorer = directory.load_codebooks(file), None
+        codebooks, scorer = directory.load_codebooks(file, subject), None
         for chunk, members in chunked(cells, evaluator.num_chunk_cells):
             found = directory.load_rows(f"{file}-{chunk:04d}", members)
             if found is None or codebooks is None:
@@ -570,15 +576,21 @@ def _check_network(
 
 
 def _describe(directory: RunDirectory) -> None:
-    directory.manifest["versions"] = {
-        "jaxcomp": jaxcomp.__version__,
-        "jax": jax.__version__,
-        "jaxlib": version("jaxlib"),
-        "flax": version("flax"),
-        "numpy": np.__version__,
-        "python": platform.python_version(),
+    """Write down what the results are made with; parts made with something else are forgotten."""
+    made_with = {
+        "versions": {
+            "jaxcomp": jaxcomp.__version__,
+            "jax": jax.__version__,
+            "jaxlib": version("jaxlib"),
+            "flax": version("flax"),
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "device": jax.devices()[0].device_kind,
     }
-    directory.manifest["device"] = jax.devices()[0].device_kind
+    if any(directory.manifest.get(name, now) != now for name, now in made_with.items()):
+        directory.discard()
+    directory.manifest |= made_with
     directory.save_manifest()
 
 
