@@ -12,7 +12,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+try:
+    import typer
+except ModuleNotFoundError:
+    print("jaxcomp: the command needs more packages; pip install 'jaxcomp[sweep]'", file=sys.stderr)
+    raise SystemExit(2) from None
 
 if TYPE_CHECKING:
     from jaxcomp.sweep import SweepResult
@@ -301,10 +305,12 @@ def _use(device: Device) -> None:
     jax.config.update("jax_platforms", platform)
     try:
         jax.devices()
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
+        # JAX asserts where it has no plugin for the platform, and raises where that fails.
+        reason = f" ({error})" if str(error) else ""
         raise ValueError(
-            f"no {device.value} was found; use --device cpu, or install jaxcomp[cuda] or "
-            f"jaxcomp[tpu] on a machine that has one ({error})."
+            f"no {device.value} was found{reason}; use --device cpu, or install jaxcomp[cuda] or "
+            "jaxcomp[tpu] on a machine that has one."
         ) from error
 
 
@@ -318,7 +324,10 @@ def _one_sentence_errors(traceback: bool) -> Iterator[None]:
     except (ValueError, TypeError, OSError, ImportError) as error:
         if traceback or os.environ.get("JAXCOMP_TRACEBACK"):
             raise
-        typer.echo(f"jaxcomp: {' '.join(str(error).split())}", err=True)
+        told = " ".join(str(error).split())
+        if isinstance(error, ModuleNotFoundError):
+            told += "; pip install 'jaxcomp[sweep]'"
+        typer.echo(f"jaxcomp: {told}", err=True)
         raise typer.Exit(2) from None
 
 

@@ -1,18 +1,21 @@
 """The command: help that teaches, one sentence for what cannot be done, and a run that survives."""
 
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import pandas as pd
+import jax
 import pytest
 from typer.testing import CliRunner
 
 from jaxcomp.cli import app
+from jaxcomp.sweep import engine
 
 SMALL = [
     "sweep", "--models", "2", "--epochs", "2", "--width", "0.0625", "--train-size", "100",
@@ -21,10 +24,23 @@ SMALL = [
 ]  # fmt: skip
 
 
+# Stops that a test can hit: a checkpoint after every step, and many small chunks of cells.
+SLICED = """
+import sys
+from jaxcomp import cli
+from jaxcomp.models import training
+from jaxcomp.sweep import engine
+training.SEGMENT_SECONDS = training.CHECKPOINT_SECONDS = 0.0
+engine.MAX_CHUNK_CELLS = 4
+cli.main(sys.argv[1:])
+"""
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXCOMP_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("JAXCOMP_DATA_DIR", raising=False)
+    monkeypatch.setattr(engine, "MAX_CHUNK_CELLS", 4)  # one program for all tests
 
 
 def invoke(*arguments):
@@ -64,31 +80,116 @@ def test_a_sweep_and_its_pictures_again(tmp_path):
     assert "belongs to other settings: seed (0 there, 1 now)" in other.stderr
 
 
+def assert_one_sentence(result, message):
+    code = result.returncode if hasattr(result, "returncode") else result.exit_code
+    assert code == 2
+    assert re.search(message, result.stderr), result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["sweep", "--dataset", "imagenet"], "unknown dataset 'imagenet': choose from digits"),
+        (["sweep", "--model", "resnet"], "unknown model 'resnet': choose from mlp, vgg"),
+        (["sweep", "--weighting", "hessian"], "unknown weighting 'hessian': choose from none"),
+        (["sweep", "--penalty-form", "cubic"], "unknown penalty_form 'cubic': choose from mono"),
         (["sweep", "--num-clusters", "0"], "num_clusters must lie between 1"),
+        (["sweep", "--diameter-penalty", "nan"], "diameter_penalty must lie in"),
         (["sweep", "--label-noise", "1.5"], "label_noise must lie in"),
+        (["sweep", "--seed", "-1"], "seed must be at least 0, got -1"),
         (["sweep", "--train-size", "5000", "--no-replacement"], "5,?000"),
-        (["sweep", "--dataset", "mnist"], "JAXCOMP_DATA_DIR"),
+        (["sweep", "--selection-size", "5000"], "5000 leaves nothing to train on"),
+        (["sweep", "--dataset", "mnist"], "no data folder was given; .*JAXCOMP_DATA_DIR.*download"),
+        (["sweep", "--dataset", "mnist", "--data-dir", "nowhere"], "there is no folder nowhere"),
+        (["sweep", "--dataset", "cifar10", "--data-dir", "."], "was not found in the folder"),
         (["sweep", "--model", "vgg"], "32 x 32"),
-        (["sweep", "--device", "tpu"], "no tpu was found"),
         (["plot", "nowhere"], "nowhere holds no sweep"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence_and_code_2(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if "tpu" in arguments:  # choosing a device is for the whole process
-        result = _run(*arguments)
-        code, told = result.returncode, result.stderr
-    else:
-        result = invoke(*arguments)
-        code, told = result.exit_code, result.stderr
-    assert code == 2
-    assert pd.Series([told]).str.contains(message).item(), told
-    assert "Traceback" not in told
-    assert len(told.strip().splitlines()) == 1
+    assert_one_sentence(invoke(*arguments), message)
+
+
+@pytest.mark.parametrize("device", ["gpu", "tpu"])
+def test_a_device_that_is_not_there(device, tmp_path):
+    if any(found.platform == device for found in jax.devices()):
+        device = {"gpu": "tpu", "tpu": "gpu"}[device]
+    # Choosing a device is for the whole process.
+    result = _run("-m", "jaxcomp.cli", *SMALL, "--device", device, "--out", tmp_path / "run")
+    assert_one_sentence(result, f"no {device} was found.*; use --device cpu, or install")
+    assert not (tmp_path / "run").exists()
+
+
+def _idx(*shape, values=b"", magic=b"\0\0\x08"):
+    sizes = b"".join(size.to_bytes(4, "big") for size in shape)
+    return magic + bytes([len(shape)]) + sizes + (values or bytes(math.prod(shape)))
+
+
+_IMAGES, _LABELS = _idx(20, 28, 28), _idx(20)
+_RECORDS = bytes(2 * 3073)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "contents", "message"),
+    [
+        ("mnist", [_IMAGES], "not complete: .* lacks train-labels-idx1-ubyte"),
+        ("mnist", [_IMAGES[:-1], _LABELS] * 2, "train-images-idx3-ubyte is cut or damaged"),
+        ("mnist", [_IMAGES, b"\x89PNG"] * 2, "not an IDX file of bytes .* starts with 89 50 4e"),
+        ("mnist", [_LABELS, _IMAGES] * 2, "has 1 dimensions instead of 3"),
+        ("mnist", [_IMAGES, _idx(19)] * 2, "has 20 images but 19 labels"),
+        ("mnist", [_IMAGES, _idx(20, values=bytes(19) + b"\x0c")] * 2, "has the label 12 at"),
+        ("cifar10", [_RECORDS, _RECORDS[:-1]], "test_batch.bin has 6145 bytes, which is not a"),
+        ("cifar10", [b"\x0a" + _RECORDS[1:], _RECORDS], "has the label 10 at example 0"),
+    ],
+)
+def test_data_that_cannot_be_used(dataset, contents, message, tmp_path):
+    names = {
+        "mnist": [
+            "train-images-idx3-ubyte", "train-labels-idx1-ubyte",
+            "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte",
+        ],
+        "cifar10": ["data_batch_1.bin", "test_batch.bin"],
+    }[dataset]  # fmt: skip
+    for name, content in zip(names, contents, strict=False):
+        (tmp_path / name).write_bytes(content)
+    result = invoke(*SMALL, "--dataset", dataset, "--data-dir", tmp_path, "--out", tmp_path / "run")
+    assert_one_sentence(result, message)
+
+
+def test_output_directories_that_cannot_be_used(tmp_path):
+    (tmp_path / "letter").write_text("dear")
+    result = invoke(*SMALL, "--out", tmp_path / "letter" / "run")
+    assert_one_sentence(result, "letter/run cannot be written .*; change its permissions or choose")
+    assert_one_sentence(invoke(*SMALL, "--out", tmp_path), "holds other files and no manifest")
+    assert_one_sentence(invoke("plot", tmp_path), "there is no manifest.json in it")
+    assert_one_sentence(invoke("plot", tmp_path / "letter"), "holds no sweep")
+    for foreign in ("[1]", '{"name": "an app"}', '{"settings": 3, "status": "finished"}'):
+        (tmp_path / "manifest.json").write_text(foreign)
+        for arguments in (("plot", tmp_path), (*SMALL, "--out", tmp_path)):
+            assert_one_sentence(invoke(*arguments), "manifest.json was written by something else")
+    (tmp_path / "manifest.json").write_text('{"settings": ')
+    assert_one_sentence(invoke("plot", tmp_path), "manifest.json could not be read as JSON")
+    other = {"settings": {"what": "else"}, "status": "running", "times": {}}
+    (tmp_path / "manifest.json").write_text(json.dumps(other))
+    assert_one_sentence(invoke("plot", tmp_path), "not finished: run the same command again")
+    told = r"belongs to other settings: baselines \(None there, True now\), .* and \d+ more"
+    assert_one_sentence(invoke(*SMALL, "--out", tmp_path), told)
+
+
+@pytest.mark.parametrize("missing", ["typer", "pandas"])
+def test_without_the_packages_of_the_command(missing):
+    absent = "import sys; sys.meta_path.insert(0, Absent())"
+    finder = (
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {missing!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}')\n"
+    )
+    code = f"{finder}{absent}\nfrom jaxcomp import cli\ncli.main(['sweep'])"
+    assert_one_sentence(_run("-c", code), r"pip install 'jaxcomp\[sweep\]'")
 
 
 def test_usage_errors_are_code_2():
@@ -99,37 +200,62 @@ def test_usage_errors_are_code_2():
 
 def test_a_loss_that_is_not_finite_is_said(tmp_path):
     result = invoke(*SMALL, "--learning-rate", "1e12", "--out", tmp_path / "run")
-    assert result.exit_code == 2
-    assert "finite" in result.stderr
+    assert_one_sentence(result, "loss of model 0.* is not finite in epoch 1 of 2; choose a learn")
 
 
-def test_a_killed_run_continues_to_the_same_table(tmp_path):
+def test_ctrl_c_says_how_to_go_on(monkeypatch, tmp_path):
+    def pressed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxcomp.sweep.run", pressed)
+    result = invoke(*SMALL, "--out", tmp_path / "run")
+    assert result.exit_code == 130
+    assert result.stderr == "stopped; the same command goes on from here.\n"
+
+
+def test_a_run_killed_in_training_and_in_scoring_continues_to_the_same_table(tmp_path, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert _run(*SMALL, "--out", whole).returncode == 0
+    assert invoke(*SMALL, "--out", whole).exit_code == 0
+    networks = tmp_path / "networks"  # trained again: nothing comes from the cache
+    monkeypatch.setenv("JAXCOMP_CACHE_DIR", str(networks))
+    _kill_when(lambda: list(networks.glob("*.checkpoint.npz")), "--out", cut)
+    assert [path.suffixes for path in networks.glob("*.npz")] == [[".checkpoint", ".npz"]]
+    _kill_when(lambda: list((cut / "cells").glob("*.json")), "--out", cut)
+    chunks = len(list((cut / "cells").glob("*.json")))
+    assert 1 <= chunks < len(list((whole / "cells").glob("*.json")))
+    assert json.loads((cut / "manifest.json").read_text())["status"] == "running"
+    assert invoke(*SMALL, "--out", cut).exit_code == 0
+    for name in ("table.csv", "claims.json", "report.md"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes()
+    assert not list(cut.glob("**/*.tmp"))
+
+
+def _kill_when(condition, *arguments):
+    """Start the sweep and kill it, as `kill -9` does, as soon as the condition is true."""
     process = subprocess.Popen(
-        _command(*SMALL, "--out", cut), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", SLICED, *SMALL, *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=_environment(),
     )
-    deadline = time.monotonic() + 120
-    while not list((cut / "cells").glob("*.json")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert json.loads((cut / "manifest.json").read_text())["status"] in ("running", "finished")
-    assert _run(*SMALL, "--out", cut).returncode == 0
-    assert (cut / "table.csv").read_bytes() == (whole / "table.csv").read_bytes()
-    assert (cut / "claims.json").read_bytes() == (whole / "claims.json").read_bytes()
+    try:
+        while not condition():
+            assert process.poll() is None, "the sweep ended before it could be killed"
+            time.sleep(0.005)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
 
 
-def _command(*arguments):
-    return [sys.executable, "-m", "jaxcomp.cli", *map(str, arguments)]
+def _environment():
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
 
 
 def _run(*arguments):
-    root = Path(__file__).parent.parent
     return subprocess.run(
-        _command(*arguments),
+        [sys.executable, *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(root)},
+        env=_environment(),
     )

@@ -37,6 +37,13 @@ def test_ids_are_unique_over_all_kinds():
     assert len({cell.id for cell in everything}) == len(everything)
 
 
+def test_ids_tell_close_penalties_apart():
+    config = preset("quick", diameter_penalty=[0.01, 0.01 + 1e-9])
+    ids = [cell.id for cell in _compressed(config)]
+    assert len(set(ids)) == len(ids)
+    assert "kmeans/none/monotone-0.01/K8" in ids
+
+
 def test_id_reads_as_the_cell():
     cell = cells.Cell("compressed", "kmeans", "fisher", "monotone", 0.05, 8)
     assert cell.id == "kmeans/fisher/monotone-0.05/K8"

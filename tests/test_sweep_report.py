@@ -99,6 +99,21 @@ def test_plain_kmeans_is_shown_at_fixed_k(table, claims):
     assert [line.split()[3] for line in section.splitlines()] == ["2", "4", "8", "16", "32"]
 
 
+def test_clusters_without_weights_are_said(table, claims):
+    assert "fewer clusters" not in printed(table, claims)
+    is_short = (table["num_clusters"] == 32) & (table["method"] == "kmeans")
+    # A penalty merges clusters: that is no shortage of weights.
+    is_short &= table["diameter_penalty"].isin([0.0, 0.05])
+    few = table.assign(
+        num_empty=np.where(is_short, 21.0, 0.0), num_used=np.where(is_short, 25.0, 4.0)
+    )
+    told = "Layers with few distinct weights use fewer clusters: 25.0 of K = 32 (mean over layers)."
+    assert told in words(printed(few, claims))
+    assert told in report_markdown(few, claims)
+    merged = few.assign(num_empty=np.where(few["diameter_penalty"] > 0, few["num_empty"], 0.0))
+    assert "fewer clusters" not in printed(merged, claims)
+
+
 def test_noise_is_as_strong_as_the_chosen_k(table, claims):
     text = printed(table, claims)
     chosen = row_of(text, "unweighted, no penalty").split()[3]

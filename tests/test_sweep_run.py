@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,10 @@ import pandas as pd
 import pytest
 from sklearn.datasets import load_digits
 
-from jaxcomp import sweep
-from jaxcomp.sweep import compress, engine
+from jaxcomp import storage, sweep
+from jaxcomp.sweep import compress, engine, plots
 from jaxcomp.sweep.config import SweepConfig
+from jaxcomp.sweep.report import report_markdown
 
 # The package gives the function its module's name.
 run_module = importlib.import_module("jaxcomp.sweep.run")
@@ -43,6 +45,12 @@ def finished(tmp_path_factory, cache):
     out = tmp_path_factory.mktemp("runs") / "first"
     result = sweep.run(CONFIG, out=out, cache_dir=cache, quiet=True)
     return out, result
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Drawing takes longer than these sweeps; `finished` and the command's tests do it."""
+    monkeypatch.setattr(plots, "save_figures", lambda *_, **__: [])
 
 
 @pytest.fixture
@@ -193,7 +201,7 @@ def test_a_finished_run_is_read_back(finished, cache, monkeypatch):
     assert again.claims == result.claims
 
 
-@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.usefixtures("small_chunks", "no_pictures")
 def test_an_interrupted_run_continues_to_the_same_table(tmp_path, cache, monkeypatch):
     whole = sweep.run(CONFIG, out=tmp_path / "whole", cache_dir=cache, quiet=True)
     score, calls = engine.Scorer.score, []
@@ -218,22 +226,67 @@ def test_an_interrupted_run_continues_to_the_same_table(tmp_path, cache, monkeyp
     assert (tmp_path / "cut/table.csv").read_bytes() == (tmp_path / "whole/table.csv").read_bytes()
 
 
-def test_a_damaged_chunk_is_scored_again(tmp_path, finished, cache):
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize(
+    ("status", "damaged"),
+    [
+        ("running", ["cells", "codebooks"]),
+        ("finished", ["table.parquet"]),
+        ("finished", ["claims.json"]),
+        ("finished", ["networks"]),
+    ],
+)
+def test_what_is_damaged_is_made_again(tmp_path, finished, cache, status, damaged):
     out, result = finished
     copy = tmp_path / "copy"
-    copy.mkdir()
-    for folder in ("cells", "networks", "codebooks"):
-        (copy / folder).mkdir()
-        for file in (out / folder).iterdir():
-            (copy / folder / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(out, copy)
     manifest = json.loads((out / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps({**manifest, "status": "running"}))
-    chunks = sorted((copy / "cells").iterdir())
-    chunks[0].write_text(chunks[0].read_text()[:-40])
-    books = sorted((copy / "codebooks").iterdir())
-    books[0].write_bytes(books[0].read_bytes()[:-40])
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "status": status}))
+    for name in damaged:
+        file = copy / name
+        if file.is_dir():
+            file = min(file.iterdir())
+        file.write_bytes(file.read_bytes()[:-40])
+    (copy / "cells" / ".half.json.1-00000000.tmp").write_text("left by a killed run")
+    if status == "finished":
+        with pytest.raises(ValueError, match=r"run .*again"):
+            sweep.SweepResult.load(copy)
     again = sweep.run(CONFIG, out=copy, cache_dir=cache, quiet=True)
     pd.testing.assert_frame_equal(again.table, result.table, check_exact=True)
+    loaded = sweep.SweepResult.load(copy)
+    assert loaded.claims == result.claims
+    assert set(loaded._networks) == set(result._networks)
+    assert not (copy / "cells" / ".half.json.1-00000000.tmp").exists()
+
+
+@pytest.mark.usefixtures("no_pictures", "small_chunks")
+@pytest.mark.parametrize("change", ["network", "versions"])
+def test_parts_of_another_network_or_version_are_not_mixed_in(tmp_path, cache, change):
+    whole = sweep.run(CONFIG, out=tmp_path / "run", cache_dir=cache, quiet=True)
+    # Chunks that would be seen in the table, if they were used.
+    for chunk in (tmp_path / "run" / "cells").iterdir():
+        told = json.loads(chunk.read_text())
+        chunk.write_text(json.dumps({"rows": [row | {"test_loss": -1} for row in told["rows"]]}))
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    manifest["status"] = "running"
+    if change == "versions":
+        manifest["versions"]["jax"] = "0.0"
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+    if change == "network":
+        for file in (tmp_path / "run" / "networks").iterdir():
+            arrays, metadata = storage.load_arrays(file)
+            arrays["params/params/output/bias"] += 1e-6
+            storage.save_arrays(file, arrays, metadata)
+    again = sweep.run(CONFIG, out=tmp_path / "run", cache_dir=cache, quiet=True)
+    pd.testing.assert_frame_equal(again.table, whole.table, check_exact=True)
+
+
+def test_a_result_without_one_of_its_networks_is_refused(tmp_path, finished):
+    out, _ = finished
+    shutil.copytree(out, tmp_path / "copy")
+    min((tmp_path / "copy" / "networks").iterdir()).unlink()
+    with pytest.raises(ValueError, match="lacks networks of its table: run the sweep again"):
+        sweep.SweepResult.load(tmp_path / "copy")
 
 
 def test_directories_that_cannot_be_used(tmp_path, finished, cache):
@@ -347,6 +400,7 @@ def test_batch_statistics_can_be_re_estimated(own_network):
     assert same.loc["uniform/K4", "test_loss"] != other.loc["uniform/K4", "test_loss"]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_results_of_an_own_network_resume_and_keep_its_structure(own_network, tmp_path):
     first = _evaluate(own_network, out=tmp_path / "own")
     again = _evaluate(own_network, out=tmp_path / "own")
@@ -355,6 +409,23 @@ def test_results_of_an_own_network_resume_and_keep_its_structure(own_network, tm
     assert jax.tree.structure(again.params("original")) == jax.tree.structure(params)
     with pytest.raises(ValueError, match="belongs to other settings: seed"):
         _evaluate(own_network, out=tmp_path / "own", seed=5)
+    with pytest.raises(ValueError, match=r"belongs to other settings: .*layers"):
+        _evaluate(own_network, out=tmp_path / "own", select="hidden/kernel")
+    with pytest.raises(ValueError, match="belongs to other settings: last_layer"):
+        _evaluate(own_network, out=tmp_path / "own", last_layer="hidden/kernel")
+
+
+def test_axes_take_one_value_or_several(own_network, monkeypatch):
+    seen = []
+    monkeypatch.setattr(run_module, "_sweep", lambda _, __, ___, cells, *____: seen.append(cells))
+    monkeypatch.setattr(run_module, "_finish", lambda *_: None)
+    one = {"weighting": "none", "num_clusters": 4, "diameter_penalty": 0.05}
+    _evaluate(own_network, **one, penalty_form="linear", sensitivity_clusters=2)
+    several = {name: [value] for name, value in one.items()}
+    _evaluate(own_network, **several, penalty_form=["linear"], sensitivity_clusters=[2])
+    assert [cell.id for cell in seen[0]] == [cell.id for cell in seen[1]]
+    assert "kmeans/none/linear-0.05/K4" in {cell.id for cell in seen[0]}
+    assert sum(cell.kind == "sensitivity" for cell in seen[0]) == 2
 
 
 def test_bad_networks_and_parts_get_one_sentence(own_network):
@@ -387,6 +458,14 @@ def test_bad_networks_and_parts_get_one_sentence(own_network):
     check(ValueError, "same shape", parts=(train, selection, (inputs[:, :5], labels)))
     check(ValueError, "predict_fn must return logits", predict_fn=lambda p, x: predict(p, x).sum())
     check(ValueError, "num_clusters must lie between 1", num_clusters=(0,))
+    check(ValueError, "sensitivity_clusters must lie between 1", sensitivity_clusters=(0, 4))
+    bad_inputs = np.where(np.arange(len(inputs))[:, None] == 7, np.inf, inputs)
+    check(
+        ValueError,
+        f"loss of network 0 is not finite: .* 1 of the {len(inputs)} test examples",
+        parts=(train, selection, (bad_inputs, labels)),
+    )
+    check(ValueError, "name becomes part of file names: .* got '../a'", name="../a")
     check(ValueError, "unknown weighting 'hessian'", weighting=("hessian",))
     check(ValueError, "last_layer 'head' is not compressed", last_layer="head")
     check(ValueError, "matches no leaf", select="conv*")
@@ -401,9 +480,11 @@ def test_a_network_with_more_clusters_than_weights_uses_fewer(own_network):
     # 320 distinct weights in the last layer.
     assert plain["num_used"] < 1024
     assert plain["num_empty"] >= 1024 - 320
+    assert f"{plain['num_used']:,.1f} of K = 1,024" in report_markdown(result.table, None)
     assert math.isfinite(plain["test_loss"])
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_half_precision_weights_are_swept_stored_and_given_back(own_network, tmp_path):
     params, parts = own_network
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
@@ -423,6 +504,11 @@ def test_half_precision_weights_are_swept_stored_and_given_back(own_network, tmp
     )
     given = result.params("kmeans/none/K4")["hidden"]["kernel"]
     assert given.dtype == jnp.bfloat16
-    assert len(np.unique(np.asarray(given, np.float32))) <= 4
+    # Assigned to the nearest of the centres as they are stored, in bfloat16.
+    weights, values = (np.asarray(a, np.float32) for a in (half["hidden"]["kernel"], given))
+    centres = np.unique(values)
+    assert len(centres) <= 4
+    nearest = np.abs(weights[..., None] - centres).min(-1)
+    np.testing.assert_array_equal(np.abs(weights - values), nearest)
     loaded = sweep.SweepResult.load(tmp_path / "half").params("kmeans/none/K4")
     np.testing.assert_array_equal(loaded["hidden"]["kernel"], given)

@@ -32,7 +32,14 @@ from numpy.typing import ArrayLike
 
 from jaxcomp import __version__
 from jaxcomp.models.adapter import Network
-from jaxcomp.storage import fingerprint, flatten_tree, load_arrays, save_arrays, unflatten_tree
+from jaxcomp.storage import (
+    fingerprint,
+    flatten_tree,
+    load_arrays,
+    remove_temporary_files,
+    save_arrays,
+    unflatten_tree,
+)
 from jaxcomp.types import Params
 
 ProgressFn: TypeAlias = Callable[[int, int, str], None]
@@ -48,6 +55,7 @@ SEGMENT_SECONDS = 1.0
 """Intended time of one call into the compiled loop: how often progress is reported."""
 
 _FIRST_SEGMENT_STEPS = 8
+_STALE_SECONDS = 3600.0
 _EXAMPLES_PER_CHUNK = {False: 1000, True: 50}  # evaluated at once; the key: is it convolutional?
 _RECIPE = 1  # to be raised when a change of this package changes the numbers
 
@@ -178,6 +186,8 @@ def train(
         "extra": dict(fingerprint_extra or {}),
     }
     if cache_dir is not None:
+        if Path(cache_dir).is_dir():  # what killed runs left half written, not what others write
+            remove_temporary_files(cache_dir, older_than_seconds=_STALE_SECONDS)
         shared["inputs"] = fingerprint(np.asarray(data.inputs))
         shared["selection"] = fingerprint([np.asarray(selection_inputs), selection_labels])
 

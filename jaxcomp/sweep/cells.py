@@ -63,17 +63,23 @@ class Cell:
         if self.method == "kmeans":
             parts.append(self.weighting)
         if self.penalty_form != "none":
-            parts.append(f"{self.penalty_form}-{self.diameter_penalty:g}")
+            parts.append(f"{self.penalty_form}-{short_number(self.diameter_penalty)}")
         if self.num_clusters:
             parts.append(f"K{self.num_clusters}")
         if not math.isnan(self.parameter):
-            parts.append(f"{self.parameter:g}")
+            parts.append(short_number(self.parameter))
         if self.layer:
             parts.append(f"only:{self.layer}")
         return "/".join(parts)
 
 
 ORIGINAL = Cell("original", "original", "original")
+
+
+def short_number(value: float) -> str:
+    """Write a number in as few digits as tell it from all others."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def compressed_cells(

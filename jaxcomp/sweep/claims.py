@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxcomp.statistics import Interval, crossed_mean, holm
+from jaxcomp.sweep.config import Setting
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -393,8 +394,7 @@ def _read_table(table: "pd.DataFrame") -> _Setting:
             )
     name = settings[0][0]
     if len(identity) > 1:
-        dataset, model, label_noise = settings[0]
-        name = f"{dataset}-{model}-noise{label_noise:g}"
+        name = Setting(*settings[0]).name
     return _Setting(str(name), cells, originals[0])
 
 

@@ -101,6 +101,10 @@ def solve_codebooks(
         for weighting, weights in importance.items()
     }
     max_clusters = max(cell.num_clusters for cell in needed)
+    # Centres are rounded to what the layers store before the last assignment. Layers of several
+    # dtypes share one solve in float32, and are rounded after it.
+    dtypes = {weights.dtype for weights in layers.values()}
+    centroid_dtype = dtypes.pop() if len(dtypes) == 1 else jnp.dtype(jnp.float32)
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in needed:
         # Plain K-means is the monotone form at penalty zero, to the last bit.
@@ -115,7 +119,12 @@ def solve_codebooks(
         clusters = jnp.array([cell.num_clusters for cell in padded], jnp.int32)
         penalty = jnp.array([cell.diameter_penalty for cell in padded], jnp.float32)
         if form == "uniform":
-            codebooks = _solve_uniform(moments["none"], clusters, max_clusters=max_clusters)
+            codebooks = _solve_uniform(
+                moments["none"],
+                clusters,
+                max_clusters=max_clusters,
+                centroid_dtype=centroid_dtype,
+            )
         else:
             codebooks = _solve_kmeans(
                 moments[weighting],
@@ -124,6 +133,7 @@ def solve_codebooks(
                 max_clusters=max_clusters,
                 penalty_form=form,
                 num_iterations=num_iterations,
+                centroid_dtype=centroid_dtype,
             )
         for cell in group:
             rows[cell.id] = len(rows)
@@ -216,7 +226,9 @@ def _stacked_moments(layers: Layers, importance: Layers | None, *, num_bins: int
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *moments)
 
 
-@partial(jax.jit, static_argnames=("max_clusters", "penalty_form", "num_iterations"))
+@partial(
+    jax.jit, static_argnames=("max_clusters", "penalty_form", "num_iterations", "centroid_dtype")
+)
 def _solve_kmeans(
     moments: Moments,
     num_clusters: Int[Array, " C"],
@@ -225,12 +237,14 @@ def _solve_kmeans(
     max_clusters: int,
     penalty_form: str,
     num_iterations: int,
+    centroid_dtype: jnp.dtype,
 ) -> tuple[Array, Array, Array]:
     solve = partial(
         solve_kmeans,
         max_clusters=max_clusters,
         penalty_form=penalty_form,
         num_iterations=num_iterations,
+        centroid_dtype=centroid_dtype,
     )
     over_layers = jax.vmap(solve, in_axes=(0, None, None))
     return _parts(
@@ -238,16 +252,23 @@ def _solve_kmeans(
     )
 
 
-@partial(jax.jit, static_argnames=("max_clusters",))
+@partial(jax.jit, static_argnames=("max_clusters", "centroid_dtype"))
 def _solve_uniform(
-    moments: Moments, num_clusters: Int[Array, " C"], *, max_clusters: int
+    moments: Moments,
+    num_clusters: Int[Array, " C"],
+    *,
+    max_clusters: int,
+    centroid_dtype: jnp.dtype,
 ) -> tuple[Array, Array, Array]:
-    over_layers = jax.vmap(partial(solve_uniform, max_clusters=max_clusters), in_axes=(0, None))
+    solve = partial(solve_uniform, max_clusters=max_clusters, centroid_dtype=centroid_dtype)
+    over_layers = jax.vmap(solve, in_axes=(0, None))
     return _parts(jax.vmap(over_layers, in_axes=(None, 0))(moments, num_clusters))
 
 
 def _parts(codebook: Codebook) -> tuple[Array, Array, Array]:
-    return codebook.centroids, codebook.thresholds, codebook.converged
+    # Files know no bfloat16, and float32 holds it exactly.
+    wide = jnp.promote_types(codebook.centroids.dtype, jnp.float32)
+    return codebook.centroids.astype(wide), codebook.thresholds, codebook.converged
 
 
 def _by_codebook(layers: Layers, cell: Cell, codebooks: Codebooks) -> Compressed:

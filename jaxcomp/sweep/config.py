@@ -12,13 +12,11 @@ from typing import Any, Literal, TypeAlias, get_args
 
 Weighting: TypeAlias = Literal["none", "hutchinson", "fisher"]
 PenaltyForm: TypeAlias = Literal["monotone", "published", "linear"]
-Preset: TypeAlias = Literal["quick", "paper"]
 
 DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10")
 MODELS = ("mlp", "vgg")
 WEIGHTINGS: tuple[str, ...] = get_args(Weighting)
 PENALTY_FORMS: tuple[str, ...] = get_args(PenaltyForm)
-PRESETS: tuple[str, ...] = get_args(Preset)
 
 MAX_CLUSTERS = 65_536
 
@@ -94,7 +92,7 @@ class SweepConfig:
         """Turn single values into tuples, sort what has an order, and check everything."""
         for name in _AXES:
             object.__setattr__(self, name, _as_tuple(getattr(self, name), name))
-        clusters = tuple(sorted({_integer(k, "num_clusters") for k in self.num_clusters}))
+        clusters = sorted_clusters(self.num_clusters, "num_clusters")
         penalties = tuple(sorted({0.0, *(float(b) for b in self.diameter_penalty)}))
         object.__setattr__(self, "num_clusters", clusters)
         object.__setattr__(self, "diameter_penalty", penalties)
@@ -170,6 +168,14 @@ def preset(name: str, **overrides: Any) -> SweepConfig:
     return SweepConfig(**{**values, **overrides})
 
 
+def sorted_clusters(value: Sequence[int] | int, name: str) -> tuple[int, ...]:
+    """Return codebook sizes, ascending and each once; a size out of range is a `ValueError`."""
+    clusters = tuple(sorted({_integer(k, name) for k in _as_tuple(value, name)}))
+    if clusters[0] < 1 or clusters[-1] > MAX_CLUSTERS:
+        raise ValueError(f"{name} must lie between 1 and {MAX_CLUSTERS:,}, got {clusters}.")
+    return clusters
+
+
 _AXES = (
     "dataset",
     "model",
@@ -238,10 +244,6 @@ def _check(config: SweepConfig) -> None:
         raise ValueError(f"num_probes must be at least 2, got {config.num_probes}.")
     if _integer(config.num_bins, "num_bins") < 16:
         raise ValueError(f"num_bins must be at least 16, got {config.num_bins}.")
-    if config.num_clusters[0] < 1 or config.num_clusters[-1] > MAX_CLUSTERS:
-        raise ValueError(
-            f"num_clusters must lie between 1 and {MAX_CLUSTERS:,}, got {config.num_clusters}."
-        )
     _check_range("diameter_penalty", config.diameter_penalty, 0.0, float("inf"))
     _check_range("label_noise", config.label_noise, 0.0, 1.0)
     _check_range("dropout", (config.dropout,), 0.0, 1.0)

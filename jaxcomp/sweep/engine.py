@@ -214,6 +214,18 @@ class Evaluator:
             blocks.append(_predict_stack(self.predict_fn, stacked, block))
         return np.concatenate([np.asarray(b) for b in blocks], axis=1)[:, : len(inputs)]
 
+    def check_finite(self, subject: Subject, parts: Parts) -> None:
+        """Refuse a network whose loss is not finite, before anything is measured at it."""
+        for name, part in parts._asdict().items():
+            logits = self.logits(_stack([subject.params]), part.inputs)[0]
+            num_bad = int(np.sum(~np.isfinite(logits).all(axis=-1)))
+            if num_bad:
+                raise ValueError(
+                    f"the loss of network {subject.model_seed} is not finite: its logits are NaN "
+                    f"or infinite for {num_bad} of the {len(logits)} {name} examples; check these "
+                    "inputs and the weights."
+                )
+
     def _chunk_cells(self, subject: Subject, parts: Parts, total: int) -> int:
         example = parts.test.inputs[: self.block]
         lowered = jax.jit(self.predict_fn).lower(subject.params, example)

@@ -355,11 +355,26 @@ def _dash(console: Console) -> str:
 
 
 def _numbers_note(summary: Summary, plus_minus: str) -> str:
-    note = "Losses and gap in nats per example, accuracy and calibration error (ECE) in %."
-    if summary.num_models == 1:
-        return note
-    spread = f"Mean {plus_minus} standard deviation over networks." if plus_minus else "Means."
-    return f"{note} {spread}"
+    parts = ["Losses and gap in nats per example, accuracy and calibration error (ECE) in %."]
+    if summary.num_models > 1:
+        spread = f"Mean {plus_minus} standard deviation over networks."
+        parts.append(spread if plus_minus else "Means.")
+    return " ".join([*parts, *_unused_clusters(summary)])
+
+
+def _unused_clusters(summary: Summary) -> list[str]:
+    """Say where plain K-means found no use for all of its clusters (a penalty merges some)."""
+    cells = {
+        cell.num_clusters: cell
+        for curve in reversed(summary.curves)
+        if not curve.is_penalised
+        for cell in curve.cells
+        if cell.mean("num_empty") > 0
+    }
+    if not cells:
+        return []
+    told = ", ".join(f"{c.mean('num_used'):,.1f} of K = {k:,}" for k, c in sorted(cells.items()))
+    return [f"Layers with few distinct weights use fewer clusters: {told} (mean over layers)."]
 
 
 def _markdown_table(summary: Summary) -> str:

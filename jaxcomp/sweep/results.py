@@ -13,7 +13,7 @@ A run directory holds, each file written whole or not at all::
 
 import json
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ from jaxcomp.sweep.report import report_markdown
 from jaxcomp.sweep.summary import cell_means, rows_where
 from jaxcomp.types import Params
 
+_FOLDERS = ("cells", "networks", "codebooks")
+
 
 class RunDirectory:
     """The files of one run; with `path` None everything stays in memory.
@@ -55,21 +57,22 @@ class RunDirectory:
         if path is None:
             return
         storage.ensure_writable_directory(path)
-        storage.remove_temporary_files(path)
+        for folder in (path, *(path / name for name in _FOLDERS if (path / name).is_dir())):
+            storage.remove_temporary_files(folder)
         self.manifest["fingerprint"] = storage.fingerprint(settings)
         if (path / "manifest.json").exists():
-            before = storage.read_json(path / "manifest.json")
-            _check_same_settings(path, before.get("settings", {}), settings)
+            before = _read_manifest(path)
+            _check_same_settings(path, before["settings"], settings)
             if resume:
-                self.manifest = {**before, "status": before.get("status", "running")}
+                self.manifest = before
             else:
-                _remove_results(path)
+                self.discard()
         elif any(path.iterdir()):
             raise ValueError(
                 f"the output directory {path} holds other files and no manifest.json: "
                 "choose an empty or a new one."
             )
-        for name in ("cells", "networks", "codebooks"):
+        for name in _FOLDERS:
             (path / name).mkdir(exist_ok=True)
         self.save_manifest()
 
@@ -96,27 +99,41 @@ class RunDirectory:
             plain = [{k: _none_if_nan(v) for k, v in row.items()} for row in rows]
             storage.write_json(self.path / "cells" / f"{name}.json", {"rows": plain})
 
-    def load_codebooks(self, name: str) -> Codebooks | None:
-        """Codebooks of a network if they were stored and are intact."""
-        if self.path is None or not (file := self.path / "codebooks" / f"{name}.npz").exists():
+    def discard(self, name: str = "*") -> None:
+        """Forget the results of one network, or of all."""
+        if self.path is not None:
+            for file in (f"cells/{name}-*.json", f"networks/{name}.npz", f"codebooks/{name}.npz"):
+                for found in self.path.glob(file):
+                    found.unlink()
+
+    def load_codebooks(self, name: str, subject: Subject) -> Codebooks | None:
+        """Codebooks of a network if both were stored, are intact and it is the same network.
+
+        Otherwise its results are forgotten: with other versions or on another machine training
+        may end elsewhere, and rows of two networks must not meet under one name.
+        """
+        if self.path is None:
             return None
         try:
-            return read_codebooks(file)
+            stored, _ = storage.load_arrays(self.path / "networks" / f"{name}.npz")
+            codebooks = read_codebooks(self.path / "codebooks" / f"{name}.npz")
         except ValueError:
-            return None
+            stored, codebooks = {}, None
+        now = {place: plain_array(leaf) for place, leaf in _network_leaves(subject).items()}
+        if stored.keys() == now.keys() and all(
+            array.dtype == now[place].dtype and array.tobytes() == now[place].tobytes()
+            for place, array in stored.items()
+        ):
+            return codebooks
+        self.discard(name)
+        return None
 
     def save_network(self, setting: str, name: str, network: Network) -> None:
         """Write a network and its codebooks."""
         subject = network.subject
         if self.path is None:
             return
-        trees = {"params": subject.params, "early_stopped": subject.early_stopped}
-        leaves = {
-            f"{root}/{path}": leaf
-            for root, tree in trees.items()
-            if tree is not None
-            for path, leaf in leaves_by_path(tree).items()
-        }
+        leaves = _network_leaves(subject)
         storage.save_arrays(
             self.path / "networks" / f"{name}.npz",
             {place: plain_array(leaf) for place, leaf in leaves.items()},
@@ -271,19 +288,22 @@ class SweepResult:
             ValueError: if the directory holds no finished run or a file is damaged.
         """
         folder = Path(directory)
-        if not (folder / "manifest.json").exists():
-            raise ValueError(f"{folder} holds no sweep: there is no manifest.json in it.")
-        manifest = storage.read_json(folder / "manifest.json")
-        if manifest.get("status") != "finished":
+        manifest = _read_manifest(folder)
+        if manifest["status"] != "finished":
             raise ValueError(f"the sweep in {folder} is not finished: run the same command again.")
         told = storage.read_json(folder / "claims.json")
+        if not isinstance(told, dict) or not {"claims", "calibration"} <= set(told):
+            raise ValueError(f"cannot read {folder / 'claims.json'}: run the sweep again.")
         networks = {}
         for file in sorted((folder / "networks").glob("*.npz")):
             network, setting = _read_network(file, folder / "codebooks" / file.name)
             networks[setting, network.subject.model_seed] = network
+        table = _read_table(folder / "table.parquet")
+        if set(zip(table["setting"], table["model_seed"], strict=True)) - set(networks):
+            raise ValueError(f"{folder} lacks networks of its table: run the sweep again.")
         sensitivity = folder / "sensitivity.csv"
         return cls(
-            table=_read_table(folder / "table.parquet"),
+            table=table,
             claims=[claim_from_dict(claim) for claim in told["claims"]],
             calibration=list(told["calibration"]),
             manifest=manifest,
@@ -330,6 +350,17 @@ def plain_array(leaf: Any) -> np.ndarray:
     return array.view(np.uint16) if array.dtype == jnp.bfloat16 else array
 
 
+def _network_leaves(subject: Subject) -> dict[str, Any]:
+    """All arrays of a network by the names they are stored under."""
+    trees = {"params": subject.params, "early_stopped": subject.early_stopped}
+    return {
+        f"{root}/{path}": leaf
+        for root, tree in trees.items()
+        if tree is not None
+        for path, leaf in leaves_by_path(tree).items()
+    }
+
+
 def read_codebooks(file: Path) -> Codebooks:
     """Codebooks from a file; a damaged one is a `ValueError`."""
     arrays, metadata = storage.load_arrays(file)
@@ -358,6 +389,22 @@ def _read_network(file: Path, codebooks: Path) -> tuple[Network, str]:
     return Network(subject, read_codebooks(codebooks), key), metadata["setting"]
 
 
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """Settings, times and status of a run; whatever else the folder holds is a `ValueError`."""
+    if not (folder / "manifest.json").exists():
+        raise ValueError(f"{folder} holds no sweep: there is no manifest.json in it.")
+    manifest = storage.read_json(folder / "manifest.json")
+    kinds = {"settings": dict, "times": dict, "status": str}
+    if not isinstance(manifest, dict) or not all(
+        isinstance(manifest.get(name), kind) for name, kind in kinds.items()
+    ):
+        raise ValueError(
+            f"{folder} holds no sweep: its manifest.json was written by something else; name "
+            "another directory."
+        )
+    return manifest
+
+
 def _read_table(file: Path) -> pd.DataFrame:
     try:
         return pd.read_parquet(file)
@@ -381,18 +428,9 @@ def _check_same_settings(path: Path, before: dict[str, Any], now: dict[str, Any]
     plain = json.loads(json.dumps(now))
     changed = sorted(k for k in {*before, *plain} if before.get(k) != plain.get(k))
     if changed:
-        told = ", ".join(f"{k} ({before.get(k)} there, {plain.get(k)} now)" for k in changed)
+        told = ", ".join(f"{k} ({before.get(k)} there, {plain.get(k)} now)" for k in changed[:4])
+        told += f" and {len(changed) - 4} more" if len(changed) > 4 else ""
         raise ValueError(
             f"the output directory {path} belongs to other settings: {told}; "
             "choose another directory with --out."
         )
-
-
-def _remove_results(path: Path) -> None:
-    for file in _results(path):
-        file.unlink()
-
-
-def _results(path: Path) -> Iterable[Path]:
-    for name in ("cells/*.json", "networks/*.npz", "codebooks/*.npz"):
-        yield from path.glob(name)

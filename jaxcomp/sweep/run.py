@@ -5,13 +5,14 @@ elsewhere. Both go through the same engine; a run that dies continues from its l
 """
 
 import platform
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ from jaxcomp.sweep.claims import (
     evaluate_claims,
 )
 from jaxcomp.sweep.compress import Codebooks, solve_codebooks
-from jaxcomp.sweep.config import Setting, SweepConfig
+from jaxcomp.sweep.config import Setting, SweepConfig, sorted_clusters
 from jaxcomp.sweep.engine import (
     Evaluator,
     Examples,
@@ -95,8 +96,8 @@ def run(
     """
     started = time.perf_counter()
     directory = RunDirectory(_path(out), config.to_dict(), resume=resume)
-    if directory.manifest["status"] == "finished" and directory.path is not None:
-        return SweepResult.load(directory.path)
+    if (result := _finished(directory)) is not None:
+        return result
     _describe(directory)
     options = Options(
         config.weighting,
@@ -126,11 +127,11 @@ def evaluate(
     test: tuple[Any, Any],
     *,
     select: Select = None,
-    weighting: Sequence[str] = ("none", "hutchinson"),
-    penalty_form: Sequence[str] = ("monotone",),
-    diameter_penalty: Sequence[float] = (0.0, 0.003, 0.01, 0.05),
-    num_clusters: Sequence[int] = (2, 3, 4, 6, 8, 16, 32),
-    sensitivity_clusters: Sequence[int] = (4, 16),
+    weighting: Sequence[str] | str = ("none", "hutchinson"),
+    penalty_form: Sequence[str] | str = ("monotone",),
+    diameter_penalty: Sequence[float] | float = (0.0, 0.003, 0.01, 0.05),
+    num_clusters: Sequence[int] | int = (2, 3, 4, 6, 8, 16, 32),
+    sensitivity_clusters: Sequence[int] | int = (4, 16),
     baselines: bool = True,
     controls: bool = True,
     early_stopped: Params | None = None,
@@ -158,7 +159,7 @@ def evaluate(
         test: examples that only the final numbers see.
         select: which leaves are compressed (see `jaxcomp.paths`); default: floating-point
             leaves with two axes or more.
-        weighting: of none, hutchinson, fisher.
+        weighting: of none, hutchinson, fisher; like all axes one value or several.
         penalty_form: of monotone, published, linear.
         diameter_penalty: relative strengths; 0 is always included.
         num_clusters: codebook sizes K.
@@ -188,16 +189,23 @@ def evaluate(
         TypeError: if `predict_fn` cannot be hashed or labels are not integers.
     """
     started = time.perf_counter()
+    if not re.fullmatch(r"[\w .+=-]+", name):
+        raise ValueError(
+            f"name becomes part of file names: use letters, digits, spaces and . + = - _ in it, "
+            f"got {name!r}."
+        )
     # The sweep's own settings carry the checks of every axis.
     config = SweepConfig(
-        weighting=tuple(weighting),
-        penalty_form=tuple(penalty_form),
-        diameter_penalty=tuple(diameter_penalty),
-        num_clusters=tuple(num_clusters),
+        weighting=cast("tuple[str, ...]", weighting),
+        penalty_form=cast("tuple[str, ...]", penalty_form),
+        diameter_penalty=cast("tuple[float, ...]", diameter_penalty),
+        num_clusters=cast("tuple[int, ...]", num_clusters),
         num_probes=num_probes,
         curvature_examples=curvature_examples,
         num_bins=num_bins,
         num_iterations=num_iterations,
+        baselines=baselines,
+        controls=controls,
     )
     parts = Parts(
         _examples(train, "train"), _examples(selection, "selection"), _examples(test, "test")
@@ -221,24 +229,11 @@ def evaluate(
         last_layer=last_layer or _last_layer(params, layers, num_classes),
         refresh_fn=refresh_fn,
     )
-    cells = [
-        grid.ORIGINAL,
-        *grid.compressed_cells(
-            weighting=config.weighting,
-            penalty_form=config.penalty_form,
-            diameter_penalty=config.diameter_penalty,
-            num_clusters=config.num_clusters,
-            baselines=baselines,
-        ),
-    ]
-    if controls:
-        cells += grid.control_cells(
-            num_clusters=config.num_clusters,
-            has_early_stopping=early_stopped is not None,
-            has_last_layer=subject.last_layer is not None,
-        )
-    if len(layers) > 1:
-        cells += grid.sensitivity_cells(layers, num_clusters=sensitivity_clusters)
+    cells = _cells(config, subject)
+    has_sensitivity = isinstance(sensitivity_clusters, int) or len(sensitivity_clusters) > 0
+    if len(layers) > 1 and has_sensitivity:
+        sensitivity = sorted_clusters(sensitivity_clusters, "sensitivity_clusters")
+        cells += grid.sensitivity_cells(layers, num_clusters=sensitivity)
     options = Options(
         config.weighting, num_probes, curvature_examples, num_bins, num_iterations, seed
     )
@@ -250,14 +245,15 @@ def evaluate(
             str(value) for value in (num_probes, curvature_examples, num_bins, num_iterations)
         ],
         "refreshed": refresh_fn is not None,
-        "network": storage.fingerprint(
-            {path: plain_array(leaf) for path, leaf in leaves_by_path(params).items()}
-        ),
+        "layers": list(layers),
+        "last_layer": subject.last_layer,
+        "network": _fingerprint(params),
+        "early_stopped": None if early_stopped is None else _fingerprint(early_stopped),
         "examples": storage.fingerprint([np.asarray(array) for part in parts for array in part]),
     }
     directory = RunDirectory(_path(out), settings, resume=resume)
-    if directory.manifest["status"] == "finished" and directory.path is not None:
-        return SweepResult.load(directory.path).with_subject(subject)
+    if (result := _finished(directory)) is not None:
+        return result.with_subject(subject)
     _describe(directory)
     setting = Setting("given", name, 0.0)
     with Progress(quiet=quiet) as progress:
@@ -292,11 +288,12 @@ def _sweep(
         file = f"{name}-{subject.model_seed:03d}"
         parts = parts_of(number)
         key = jax.random.fold_in(jax.random.key(options.seed), subject.model_seed)
-        codebooks, scorer = directory.load_codebooks(file), None
+        codebooks, scorer = directory.load_codebooks(file, subject), None
         for chunk, members in chunked(cells, evaluator.num_chunk_cells):
             found = directory.load_rows(f"{file}-{chunk:04d}", members)
             if found is None or codebooks is None:
                 if scorer is None:
+                    evaluator.check_finite(subject, parts)
                     scorer = _scorer(subject, parts, cells, options, evaluator, codebooks, key)
                     codebooks = scorer.network.codebooks
                     directory.save_network(name, file, scorer.network)
@@ -484,6 +481,18 @@ def _cells(config: SweepConfig, subject: Subject) -> list[Cell]:
     return cells
 
 
+def _finished(directory: RunDirectory) -> SweepResult | None:
+    """A finished run as its files tell it; None if it is not finished, or a file is damaged."""
+    if directory.path is None or directory.manifest["status"] != "finished":
+        return None
+    try:
+        return SweepResult.load(directory.path)
+    except ValueError:
+        # What is intact, such as finished chunks, is used again.
+        directory.manifest["status"] = "running"
+        return None
+
+
 def _finish(directory: RunDirectory, outcome: Sequence[_Outcome], started: float) -> SweepResult:
     table = pd.concat([part.table for part in outcome], ignore_index=True)
     is_sensitivity = table["kind"] == "sensitivity"
@@ -527,6 +536,12 @@ def _examples(part: tuple[Any, Any], name: str) -> Examples:
     return Examples(inputs, labels.astype(np.int32))
 
 
+def _fingerprint(params: Params) -> str:
+    return storage.fingerprint(
+        {path: plain_array(leaf) for path, leaf in leaves_by_path(params).items()}
+    )
+
+
 def _check_network(
     predict_fn: PredictFn, params: Params, layers: Sequence[str], parts: Parts
 ) -> None:
@@ -561,15 +576,21 @@ def _check_network(
 
 
 def _describe(directory: RunDirectory) -> None:
-    directory.manifest["versions"] = {
-        "jaxcomp": jaxcomp.__version__,
-        "jax": jax.__version__,
-        "jaxlib": version("jaxlib"),
-        "flax": version("flax"),
-        "numpy": np.__version__,
-        "python": platform.python_version(),
+    """Write down what the results are made with; parts made with something else are forgotten."""
+    made_with = {
+        "versions": {
+            "jaxcomp": jaxcomp.__version__,
+            "jax": jax.__version__,
+            "jaxlib": version("jaxlib"),
+            "flax": version("flax"),
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "device": jax.devices()[0].device_kind,
     }
-    directory.manifest["device"] = jax.devices()[0].device_kind
+    if any(directory.manifest.get(name, now) != now for name, now in made_with.items()):
+        directory.discard()
+    directory.manifest |= made_with
     directory.save_manifest()
 
 
