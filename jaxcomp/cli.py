@@ -144,6 +144,14 @@ def sweep(
             rich_help_panel=_TRAINING,
         ),
     ] = None,
+    standardize: Annotated[
+        bool | None,
+        typer.Option(
+            "--standardize/--no-standardize",
+            help="Pixels with the training pool's mean and deviation, as published; or in [0, 1].",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the sample.", rich_help_panel=_TRAINING)
     ] = None,
@@ -159,8 +167,9 @@ def sweep(
     weighting: Annotated[
         list[str] | None,
         typer.Option(
-            help="What weighs a weight's squared error in K-means: none, hutchinson (diagonal of "
-            "the Hessian) or fisher (squared gradients). May be repeated.",
+            help="What weighs a weight's squared error in K-means: none, gauss_newton (exact "
+            "curvature), hutchinson (random probes of the Hessian; hutchinson-16 with 16), fisher "
+            "(squared gradients), adam (Adam's second moments). May be repeated.",
             rich_help_panel=_GRID,
         ),
     ] = None,
@@ -185,8 +194,14 @@ def sweep(
             rich_help_panel=_GRID,
         ),
     ] = None,
+    curvature_examples: Annotated[
+        int | None,
+        typer.Option(
+            help="Training examples that curvature is measured on.", rich_help_panel=_GRID
+        ),
+    ] = None,
     num_probes: Annotated[
-        int | None, typer.Option(help="Hutchinson probes.", rich_help_panel=_GRID)
+        int | None, typer.Option(help="Probes of hutchinson.", rich_help_panel=_GRID)
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Of everything random.", rich_help_panel=_RUN)
@@ -233,6 +248,7 @@ def sweep(
         "width": width,
         "dropout": dropout,
         "num_models": models,
+        "standardize": standardize,
         "epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
@@ -241,6 +257,7 @@ def sweep(
         "penalty_form": penalty_form,
         "num_clusters": num_clusters,
         "diameter_penalty": diameter_penalty,
+        "curvature_examples": curvature_examples,
         "num_probes": num_probes,
         "seed": seed,
     }
@@ -286,8 +303,8 @@ def _report(result: "SweepResult") -> None:
 
     from jaxcomp.sweep.report import print_report
 
-    # A pipe has no width of its own; the table is made for 110 columns.
-    width = None if sys.stdout.isatty() else 110
+    # A pipe has no width of its own; the table is made for 112 columns.
+    width = None if sys.stdout.isatty() else 112
     print_report(
         result.table,
         result.claims,

@@ -13,7 +13,7 @@ from jaxcomp.sweep.cells import ORIGINAL, Cell, compressed_cells, control_cells
 from jaxcomp.sweep.claims import Claim
 
 QUICK = {
-    "weighting": ("none", "hutchinson"),
+    "weighting": ("none", "gauss_newton"),
     "penalty_form": ("monotone",),
     "diameter_penalty": (0.01, 0.05, 0.2),
     "num_clusters": (2, 4, 8, 16, 32),
@@ -118,7 +118,7 @@ def _compression(cell: Cell) -> tuple[float, float, float, float, float]:
     """Rise of the training loss, shrinkage of the logits, bits, codebook bits, real gain."""
     k, penalty, parameter = cell.num_clusters, cell.diameter_penalty, cell.parameter
     if cell.method == "kmeans":
-        better = {"none": 1.0, "hutchinson": 0.55, "fisher": 0.65}[cell.weighting]
+        better = {"none": 1.0, "gauss_newton": 0.55, "fisher": 0.65}[cell.weighting]
         rise = 14 * better * k**-3.1 + 0.25 * penalty**1.5
         shrinkage = min(0.75, 1.1 / k + 1.1 * penalty**0.5)
         bits = max(0.15, 0.78 * math.log2(k) * (1 - 0.25 * penalty) + 0.1 * (k > 2))

@@ -55,7 +55,7 @@ def test_unpenalised_kmeans_is_there_once_for_each_weighting():
     plain = [cell for cell in grid if cell.method == "kmeans" and cell.diameter_penalty == 0]
     assert [(cell.weighting, cell.penalty_form) for cell in plain] == [
         ("none", "none"),
-        ("hutchinson", "none"),
+        ("gauss_newton", "none"),
     ]
 
 

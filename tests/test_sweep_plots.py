@@ -89,7 +89,7 @@ def test_title_says_what_was_trained(table):
     "identity",
     [
         {"method": "kmeans", "weighting": "none", "diameter_penalty": 0.0},
-        {"method": "kmeans", "weighting": "hutchinson", "diameter_penalty": 0.05},
+        {"method": "kmeans", "weighting": "gauss_newton", "diameter_penalty": 0.05},
         {"method": "uniform"},
     ],
 )
@@ -121,7 +121,7 @@ def test_bands_are_intervals_of_the_difference_to_the_original(table, figure):
         assert np.isclose(at[:, 1], end).any()
 
 
-@pytest.mark.parametrize("cell", ["kmeans/hutchinson/monotone-0.05/K4", "round_to_nearest/4"])
+@pytest.mark.parametrize("cell", ["kmeans/gauss_newton/monotone-0.05/K4", "round_to_nearest/4"])
 def test_penalised_curves_and_points_have_bars(table, figure, cell):
     low, high = paired_interval(table, cell, "accuracy")
     bars = [
@@ -231,8 +231,8 @@ def test_few_penalties_are_all_drawn(figure):
 def test_of_many_penalties_the_ends_and_the_best_are_drawn():
     table = synthetic_table(PAPER | {"num_clusters": (4, 16)}, num_models=2)
     texts = legend_texts(plot_sweep(table))
-    starts = [texts.index(f"K-means, {name}") for name in ("unweighted", "Hutchinson")]
-    for weighting, start in zip(("none", "hutchinson"), starts, strict=True):
+    starts = [texts.index(f"K-means, {name}") for name in ("unweighted", "Gauss-Newton")]
+    for weighting, start in zip(("none", "gauss_newton"), starts, strict=True):
         cells = table[(table["method"] == "kmeans") & (table["weighting"] == weighting)]
         means = cells.groupby("cell").mean(numeric_only=True)
         best = [
@@ -288,8 +288,8 @@ def test_network_trained_elsewhere_is_named(table):
 def edge_tables(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     broken = table.copy()
     broken.loc[broken["cell"] == "kmeans/none/K2", ["train_loss", "test_loss"]] = np.nan
-    broken.loc[broken["cell"] == "kmeans/hutchinson/K2", "test_loss_tempered"] = np.inf
-    broken.loc[broken["cell"] == "kmeans/hutchinson/K4", "ratio_estimated"] = np.inf
+    broken.loc[broken["cell"] == "kmeans/gauss_newton/K2", "test_loss_tempered"] = np.inf
+    broken.loc[broken["cell"] == "kmeans/gauss_newton/K4", "ratio_estimated"] = np.inf
     equal = table.assign(train_loss=0.0, accuracy=1.0, calibration_error=0.0)
     return {
         "original only": table[table["kind"] == "original"],

@@ -8,7 +8,7 @@ nats.
 
 import functools
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -329,7 +329,7 @@ def predict_fn_of(model: nnx.Module | linen.Module, params: Params) -> Any:
 
 
 def freeze(
-    predict_fn: PredictFn, params: Params, select: Select = None
+    function: Callable[[Params, Any], Any], params: Params, select: Select = None
 ) -> tuple[jax.tree_util.Partial, dict[str, Array]]:
     """Keep all but some weights of a model fixed: a function of those alone.
 
@@ -337,29 +337,29 @@ def freeze(
     normalization and whatever else is not selected become constants, which cost nothing.
 
     Args:
-        predict_fn: `(params, inputs) -> outputs`, hashable.
+        function: `(params, inputs) -> outputs` or `(params, batch) -> loss`, hashable.
         params: any pytree.
         select: which leaves stay variable, as in `jaxcomp.quantize`; by default weight matrices
             and convolution kernels.
 
     Returns:
-        `(weights, inputs) -> outputs`, whose constants are traced by `jit` (a network with other
-        constants compiles nothing), and the weights by path.
+        The function of `(weights, inputs)`, whose constants are traced by `jit` (a network with
+        other constants compiles nothing), and the weights by path.
     """
     leaves = leaves_by_path(params)
     weights = {path: jnp.asarray(leaves[path]) for path in selected_paths(params, select)}
-    return jax.tree_util.Partial(PartlyFrozen(predict_fn), params), weights
+    return jax.tree_util.Partial(PartlyFrozen(function), params), weights
 
 
 @dataclass(frozen=True)
 class PartlyFrozen:
-    """`(params, weights, inputs) -> outputs`, with `weights` put into `params`; see `freeze`."""
+    """`(params, weights, inputs)`: evaluates with `weights` put into `params`; see `freeze`."""
 
-    predict_fn: PredictFn
+    function: Callable[[Params, Any], Any]
 
-    def __call__(self, params: Params, weights: Mapping[str, Array], inputs: Any) -> Array:
-        """Evaluate the model."""
-        return self.predict_fn(replace_leaves(params, weights), inputs)
+    def __call__(self, params: Params, weights: Mapping[str, Array], inputs: Any) -> Any:
+        """Evaluate the function."""
+        return self.function(replace_leaves(params, weights), inputs)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class Cell:
     Attributes:
         kind: original, compressed, control or sensitivity.
         method: what is done.
-        weighting: K-means importance (none, hutchinson, fisher); elsewhere the method or kind.
+        weighting: K-means importance (none, gauss_newton, ...); elsewhere the method or kind.
         penalty_form: of the diameter: none, monotone, published, linear.
         diameter_penalty: its relative strength.
         num_clusters: K of every layer; 0 where it does not apply. For `gaussian_noise`, the K

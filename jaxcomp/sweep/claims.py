@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from jaxcomp.statistics import Interval, crossed_mean, holm
 from jaxcomp.sweep.config import Setting
+from jaxcomp.sweep.weighting import weighting_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -838,11 +839,7 @@ def _describe(cell: _Cell) -> str:
     """Say what a cell is; its name if the method is not known here."""
     about = cell.is_about
     clusters, parameter = int(about["num_clusters"]), float(about["parameter"])
-    kmeans = {
-        "none": "K-means",
-        "hutchinson": "Hutchinson-weighted K-means",
-        "fisher": "Fisher-weighted K-means",
-    }.get(str(about["weighting"]), f"{about['weighting']}-weighted K-means")
+    kmeans = weighting_name(str(about["weighting"])).sentence
     penalty = (
         f", {about['penalty_form']} diameter penalty {float(about['diameter_penalty']):g}"
         if _is_penalised(cell)

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeAlias, get_args
 
-Weighting: TypeAlias = Literal["none", "hutchinson", "fisher"]
+from jaxcomp.sweep.weighting import ALLOWED, is_weighting
+
 PenaltyForm: TypeAlias = Literal["monotone", "published", "linear"]
 
 DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10")
 MODELS = ("mlp", "vgg")
-WEIGHTINGS: tuple[str, ...] = get_args(Weighting)
 PENALTY_FORMS: tuple[str, ...] = get_args(PenaltyForm)
 
 MAX_CLUSTERS = 65_536
@@ -47,9 +47,11 @@ class SweepConfig:
         learning_rate: of stochastic gradient descent with momentum.
         momentum: of the same.
         weight_decay: L2 penalty added to the gradient.
-        weighting: what weighs a squared error in K-means: nothing, the Hutchinson estimate of
-            the Hessian's diagonal, or the empirical Fisher diagonal.
-        num_probes: Hutchinson probes.
+        weighting: what weighs a squared error in K-means: `none`; `gauss_newton`, the exact
+            diagonal of the Gauss-Newton matrix, which for these networks is that of the Hessian;
+            `hutchinson` (or `hutchinson-N` with N probes), a random estimate of it; `fisher`,
+            the empirical Fisher diagonal; `adam`, the roots of Adam's second moments.
+        num_probes: of `hutchinson`.
         curvature_examples: training examples that the curvature is measured on.
         penalty_form: how the diameter of a codebook is penalised (THEORY of `quantizers`).
         diameter_penalty: relative strengths; 0, plain K-means, is always part of the grid.
@@ -76,7 +78,7 @@ class SweepConfig:
     learning_rate: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    weighting: tuple[str, ...] = ("none", "hutchinson")
+    weighting: tuple[str, ...] = ("none", "gauss_newton")
     num_probes: int = 64
     curvature_examples: int = 1000
     penalty_form: tuple[str, ...] = ("monotone",)
@@ -227,7 +229,9 @@ def _integer(value: Any, name: str) -> int:
 def _check(config: SweepConfig) -> None:
     _check_names("dataset", config.dataset, DATASETS)
     _check_names("model", config.model, MODELS)
-    _check_names("weighting", config.weighting, WEIGHTINGS)
+    for name in config.weighting:
+        if not is_weighting(name):
+            raise ValueError(f"unknown weighting {name!r}: choose from {ALLOWED} (N >= 2).")
     _check_names("penalty_form", config.penalty_form, PENALTY_FORMS)
     for name in (
         "num_models",

@@ -36,7 +36,7 @@ INK = "#222222"
 GREY = "#6b6b6b"
 PALE = "#dddddd"
 STAR = "#F0E442"
-COLOURS = {"none": "#0072B2", "hutchinson": "#D55E00", "fisher": "#009E73", "uniform": "#AA4499"}
+UNIFORM_COLOUR = "#AA4499"
 
 SMALL, NORMAL, LARGE = 7.5, 8.5, 12.0
 PNG_DPI = 160

@@ -19,13 +19,6 @@ from jaxtyping import Array, Float, Int
 from jaxcomp import metrics
 from jaxcomp.bounds import mutual_information_bound
 from jaxcomp.calibration import fit_temperature
-from jaxcomp.curvature import (
-    CurvaturePolicy,
-    DiagonalEstimate,
-    fisher_diagonal,
-    hutchinson_diagonal,
-    over_batches,
-)
 from jaxcomp.paths import leaves_by_path, replace_leaves
 from jaxcomp.sweep.cells import Cell
 from jaxcomp.sweep.claims import CellLosses
@@ -38,7 +31,6 @@ Row = dict[str, Any]
 # a few seconds on two cores.
 CHUNK_FLOPS = 1.5e11
 MAX_CHUNK_CELLS = 16
-CURVATURE_BATCH = 256
 FLOAT_BITS = 32
 LN2 = float(np.log(2.0))
 
@@ -101,87 +93,6 @@ class Network(NamedTuple):
     subject: Subject
     codebooks: Codebooks
     key: jax.Array
-
-
-class Curvatures(NamedTuple):
-    """Importance of every weight.
-
-    Attributes:
-        importance: for each weighting, non-negative values by path; None for equal ones.
-        reference: the curvature that predicts the rise of the training loss, as estimated.
-        num_raised: for each weighting, entries that the policy raised.
-    """
-
-    importance: dict[str, Layers | None]
-    reference: Layers
-    num_raised: dict[str, int]
-
-
-@dataclass(frozen=True)
-class LayerLoss:
-    """Mean cross-entropy as a function of the layers alone, `(params, layers, batch) -> nats`.
-
-    Equal for equal `predict_fn`, so that kernels which take it as a static argument compile once.
-    """
-
-    predict_fn: PredictFn
-
-    def __call__(self, params: Params, layers: Layers, batch: tuple[Array, Array]) -> Array:
-        """Return the loss in nats with `layers` put into `params`."""
-        inputs, labels = batch
-        logits = self.predict_fn(replace_leaves(params, layers), inputs)
-        return jnp.mean(metrics.cross_entropy(logits, labels))
-
-
-def measure_curvature(
-    subject: Subject,
-    examples: Examples,
-    weightings: Sequence[str],
-    *,
-    num_examples: int,
-    num_probes: int,
-    key: jax.Array,
-    policy: CurvaturePolicy | None = None,
-) -> Curvatures:
-    """Estimate the curvature of the training loss at a network, for all weightings.
-
-    Args:
-        subject: the network.
-        examples: its training sample; the first `num_examples` are used.
-        weightings: of none, hutchinson, fisher.
-        num_examples: how many training examples.
-        num_probes: Hutchinson probes.
-        key: for the probes; consumed.
-        policy: for negative and vanishing entries; the default one if None.
-
-    Raises:
-        ValueError: if an estimate is not finite.
-    """
-    policy = CurvaturePolicy() if policy is None else policy
-    layers = subject.weights()
-    loss = jax.tree_util.Partial(LayerLoss(subject.predict_fn), subject.params)
-    inputs, labels = examples.inputs[:num_examples], examples.labels[:num_examples]
-    batches = [
-        (inputs[start : start + CURVATURE_BATCH], labels[start : start + CURVATURE_BATCH])
-        for start in range(0, len(labels), CURVATURE_BATCH)
-    ]
-    kernels = {
-        "hutchinson": partial(hutchinson_diagonal, loss, layers, key=key, num_probes=num_probes),
-        "fisher": partial(fisher_diagonal, loss, layers),
-    }
-    wanted = [name for name in weightings if name in kernels] or ["fisher"]
-    with jax.default_matmul_precision("highest"):
-        estimates: dict[str, DiagonalEstimate] = {
-            name: over_batches(kernels[name], batches) for name in wanted
-        }
-    importance: dict[str, Layers | None] = {"none": None}
-    num_raised: dict[str, int] = {"none": 0}
-    for name in wanted:
-        values, report = policy.apply(estimates[name])
-        if name in weightings:
-            importance[name] = values
-        num_raised[name] = int(sum(np.sum(entry.num_raised) for entry in report.values()))
-    return Curvatures(importance, estimates[wanted[0]].mean, num_raised)
 
 
 class Evaluator:

@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator
 from jaxcomp import storage
 from jaxcomp.sweep import drawing
 from jaxcomp.sweep.claims import Claim
-from jaxcomp.sweep.drawing import COLOURS, GREY, INK, SMALL, Entry, Style, remark, sample
+from jaxcomp.sweep.drawing import GREY, INK, SMALL, UNIFORM_COLOUR, Entry, Style, remark, sample
 from jaxcomp.sweep.summary import (
     BASELINE_NAMES,
     CONTROL_NAMES,
@@ -29,6 +29,7 @@ from jaxcomp.sweep.summary import (
     picture_name,
     summarize,
 )
+from jaxcomp.sweep.weighting import WEIGHTINGS, weighting_name
 
 __all__ = ["plot_bound", "plot_predicted_rise", "plot_sweep", "save_figures"]
 
@@ -59,11 +60,6 @@ PANELS = (
     Panel("calibration_error", "Expected calibration error", "%", 100.0),
 )
 
-WEIGHTING_LABELS = {
-    "none": "K-means, unweighted",
-    "hutchinson": "K-means, Hutchinson",
-    "fisher": "K-means, Fisher",
-}
 CONTROL_LETTERS = {
     "temperature": "T",
     "last_layer_scaled": "S",
@@ -82,7 +78,7 @@ COLUMNS_WITHOUT_TEMPERATURE = ("accuracy", "test_loss_tempered")
 POINT_MARKERS = {"round_to_nearest": ("s", False), "magnitude_pruning": ("P", True)}
 BOUND_COLUMNS = ("zero_one_bound", "train_accuracy")
 RISE_COLUMNS = ("predicted_rise_nats", "measured_rise_nats")
-UNIFORM = Style(COLOURS["uniform"], "-", "x", 1.2, True, "bars")
+UNIFORM = Style(UNIFORM_COLOUR, "-", "x", 1.2, True, "bars")
 DOTTED = (0, (1, 1.5))
 LEAST_SHARE, LEAST_SPAN = 0.3, 2e-3
 # A legend of more groups than this would be wider than the figure.
@@ -452,7 +448,7 @@ def _styles(curves: Sequence[Curve]) -> dict[tuple[str, str, float], Style]:
     markers = "v^sDpX"
     styles = {}
     for weighting, members in curves_by_weighting(curves):
-        base = COLOURS.get(weighting, GREY)
+        base = weighting_name(weighting).colour
         penalised = [curve for curve in members if curve.is_penalised]
         for curve in members:
             if not curve.is_penalised:
@@ -692,7 +688,7 @@ def _cluster_scale(axis: Axes, frame: _Frame) -> None:
     plain = frame.summary.plain_curve()
     if plain is not None:
         marks = [(cell.ratio, f"{cell.num_clusters}") for cell in plain.cells]
-        drawing.scale_below(axis, "K =", marks, COLOURS.get(plain.weighting, GREY))
+        drawing.scale_below(axis, "K =", marks, weighting_name(plain.weighting).colour)
 
 
 def _curve_groups(frame: _Frame) -> list[tuple[str, list[Entry]]]:
@@ -728,7 +724,7 @@ def _curve_groups(frame: _Frame) -> list[tuple[str, list[Entry]]]:
         if num_hidden:
             more = "penalty" if num_hidden == 1 else "penalties"
             entries.append(remark(f"{num_hidden} more {more} in the table"))
-        groups.append((WEIGHTING_LABELS.get(weighting, weighting), entries))
+        groups.append((f"K-means, {weighting_name(weighting).label}", entries))
     return groups
 
 
@@ -786,13 +782,16 @@ def _scatter_groups(
     cells: Sequence[CellSummary],
 ) -> Iterator[tuple[str, str, str, bool, list[CellSummary]]]:
     """Label, colour, marker, whether filled, and members, for the picture of the prediction."""
-    for name, label in WEIGHTING_LABELS.items():
-        members = [cell for cell in cells if cell.method == "kmeans" and cell.weighting == name]
+    kmeans = [cell for cell in cells if cell.method == "kmeans"]
+    for name in dict.fromkeys([*WEIGHTINGS, *(cell.weighting for cell in kmeans)]):
+        members = [cell for cell in kmeans if cell.weighting == name]
+        label, colour = f"K-means, {weighting_name(name).label}", weighting_name(name).colour
         plain = [cell for cell in members if cell.diameter_penalty == 0]
         penalised = [cell for cell in members if cell.diameter_penalty > 0]
-        yield label, COLOURS[name], "o", True, plain
-        yield f"{label}, penalty", COLOURS[name], "o", False, penalised
+        yield label, colour, "o", True, plain
+        yield f"{label}, penalty", colour, "o", False, penalised
     others = {"uniform": ("x", True), **POINT_MARKERS}
     for name, (marker, filled) in others.items():
         members = [cell for cell in cells if cell.method == name]
-        yield BASELINE_NAMES[name], COLOURS.get(name, INK), marker, filled, members
+        colour = UNIFORM_COLOUR if name == "uniform" else INK
+        yield BASELINE_NAMES[name], colour, marker, filled, members

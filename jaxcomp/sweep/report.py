@@ -29,6 +29,7 @@ from jaxcomp.sweep.summary import (
     picture_name,
     summarize,
 )
+from jaxcomp.sweep.weighting import weighting_name
 
 __all__ = ["print_report", "report_markdown"]
 
@@ -39,7 +40,6 @@ LEGEND = (
     "a lower raw loss alone is not.",
 )
 FIXED_CLUSTERS = (2, 4, 8, 16, 32)
-WEIGHTING_WORDS = {"none": "unweighted", "hutchinson": "Hutchinson", "fisher": "Fisher"}
 VERDICT_MARKS = {
     "holds": ("HOLDS", "bold green"),
     "opposite": ("OPPOSITE", "bold red"),
@@ -71,7 +71,7 @@ class Column(NamedTuple):
 
 
 COLUMNS = (
-    Column("compression", "\ncompression", "", 1.0, 0, False, 25, 25),
+    Column("compression", "\ncompression", "", 1.0, 0, False, 27, 27),
     Column("K", "\nK", "num_clusters", 1.0, 0, False, 3, 3),
     Column("ratio", "\nratio", "ratio_estimated", 1.0, 1, False, 5, 5),
     Column("bits per weight", "bits/\nweight", "entropy_bits_per_weight", 1.0, 2, False, 6, 0),
@@ -110,7 +110,7 @@ def print_report(
     Args:
         table: as `SweepResult.table`, of one setting or several.
         claims: as `SweepResult.claims`; empty or None if none were made.
-        console: where to; the table takes 110 columns and drops deviations below that.
+        console: where to; the table takes 112 columns and drops deviations below that.
         directory: of the result's files, which are then listed.
 
     Raises:
@@ -194,7 +194,7 @@ def _sections(summary: Summary) -> list[Section]:
 
 
 def _curve_label(curve: Curve, summary: Summary) -> str:
-    weighting = WEIGHTING_WORDS.get(curve.weighting, curve.weighting)
+    weighting = weighting_name(curve.weighting).label
     if not curve.is_penalised:
         return f"{weighting}, no penalty"
     form = curve.penalty_form if summary.has_several_forms else "penalty"
@@ -277,7 +277,7 @@ def _print_table(console: Console, summary: Summary) -> None:
             widths = [c.short_width for c in shown]
     note = _numbers_note(summary, plus_minus)
     if not is_single and not has_deviation:
-        note += " A window of 110 columns shows standard deviations as well."
+        note += " A window of 112 columns shows standard deviations as well."
     _print(console, Text(note, style="dim"))
     for number, section in enumerate(_sections(summary)):
         if section.title:

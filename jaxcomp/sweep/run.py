@@ -42,11 +42,11 @@ from jaxcomp.sweep.engine import (
     Scorer,
     Subject,
     chunked,
-    measure_curvature,
     stack_losses,
 )
 from jaxcomp.sweep.progress import Progress
 from jaxcomp.sweep.results import RunDirectory, SweepResult, plain_array
+from jaxcomp.sweep.weighting import measure_curvature
 from jaxcomp.types import Params, PredictFn
 
 # Streams of random numbers; each is folded into the sweep's seed.
@@ -127,7 +127,7 @@ def evaluate(
     test: tuple[Any, Any],
     *,
     select: Select = None,
-    weighting: Sequence[str] | str = ("none", "hutchinson"),
+    weighting: Sequence[str] | str = ("none", "gauss_newton"),
     penalty_form: Sequence[str] | str = ("monotone",),
     diameter_penalty: Sequence[float] | float = (0.0, 0.003, 0.01, 0.05),
     num_clusters: Sequence[int] | int = (2, 3, 4, 6, 8, 16, 32),
@@ -159,7 +159,7 @@ def evaluate(
         test: examples that only the final numbers see.
         select: which leaves are compressed (see `jaxcomp.paths`); default: floating-point
             leaves with two axes or more.
-        weighting: of none, hutchinson, fisher; like all axes one value or several.
+        weighting: of none, gauss_newton, hutchinson, fisher, adam; as all axes one or several.
         penalty_form: of monotone, published, linear.
         diameter_penalty: relative strengths; 0 is always included.
         num_clusters: codebook sizes K.
@@ -352,11 +352,13 @@ def _scorer(
     key: jax.Array,
 ) -> Scorer:
     """Measure the curvature of one network and solve its codebooks, unless they are given."""
+    inputs, labels = parts.train
     curvatures = measure_curvature(
-        subject,
-        parts.train,
+        subject.predict_fn,
+        subject.params,
+        (inputs[: options.curvature_examples], labels[: options.curvature_examples]),
         options.weighting,
-        num_examples=options.curvature_examples,
+        select=subject.layers,
         num_probes=options.num_probes,
         key=jax.random.fold_in(key, _CURVATURE),
     )

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from jaxcomp.statistics import model_interval
 from jaxcomp.sweep.claims import Claim
 from jaxcomp.sweep.config import Setting
+from jaxcomp.sweep.weighting import WEIGHTINGS
 
 __all__ = [
     "BASELINE_NAMES",
@@ -72,7 +73,6 @@ SHOWN_COLUMNS = (
 )
 REQUIRED_COLUMNS = (*SETTING_COLUMNS, *CELL_COLUMNS, *SHOWN_COLUMNS, *CRITERIA)
 
-_WEIGHTINGS = ("none", "hutchinson", "fisher")
 # With up to three penalties nothing is left out.
 _MAX_PENALTIES = 3
 
@@ -98,7 +98,7 @@ class CellSummary:
         name: id of the cell, as in the table.
         kind: original, compressed or control.
         method: what was done to the weights.
-        weighting: of K-means: none, hutchinson, fisher.
+        weighting: of K-means, e.g. none or gauss_newton.
         penalty_form: none, monotone, published, linear.
         diameter_penalty: its relative strength.
         num_clusters: K; 0 where it does not apply.
@@ -165,7 +165,7 @@ class Curve:
     """K-means cells that differ in K only, sorted by ratio.
 
     Attributes:
-        weighting: none, hutchinson or fisher.
+        weighting: e.g. none or gauss_newton.
         penalty_form: none, monotone, published or linear.
         diameter_penalty: relative strength; 0 without a penalty.
         cells: one for every K.
@@ -218,7 +218,7 @@ class Summary:
         """All K-means curves: by weighting, those without a penalty first, then by strength."""
         cells = self.of("compressed", "kmeans")
         forms = list(dict.fromkeys(["none", *(cell.penalty_form for cell in cells)]))
-        weightings = list(dict.fromkeys([*_WEIGHTINGS, *(cell.weighting for cell in cells)]))
+        weightings = list(dict.fromkeys([*WEIGHTINGS, *(cell.weighting for cell in cells)]))
         groups: dict[tuple[str, str, float], list[CellSummary]] = {}
         for cell in cells:
             key = (cell.weighting, cell.penalty_form, cell.diameter_penalty)
