@@ -1,5 +1,7 @@
 """Training: against a NumPy optimizer, one model against many, and through interruptions."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -264,6 +266,16 @@ def test_interrupted_training_goes_on_to_the_same_bits(tmp_path, monkeypatch, nu
     files = [path.name for path in tmp_path.iterdir()]
     assert len(files) == 1
     assert "checkpoint" not in files[0]
+
+
+def test_only_old_rests_of_killed_writers_are_cleared(tmp_path):
+    old, fresh = (tmp_path / f".group.npz.{number}-00000000.tmp" for number in (1, 2))
+    for path in (old, fresh):
+        path.write_bytes(b"half a checkpoint")
+    os.utime(old, (0, 0))
+    train(cache_dir=tmp_path)
+    assert not old.exists()
+    assert fresh.exists()  # somebody may still be writing it
 
 
 def test_checkpoints_wait_for_their_time(tmp_path, monkeypatch):
