@@ -276,15 +276,16 @@ def _find_uses(flat: _Opened, is_wanted: Sequence[bool]) -> list[tuple[int, int,
     }
     found = []
     for place, equation in enumerate(flat.equations):
+        variables: list[Any] = list(equation.invars)
         sides = [
             side
-            for side, atom in enumerate(equation.invars)
+            for side, atom in enumerate(variables)
             if not isinstance(atom, Literal) and atom in chains
         ]
         # A product of two weights is left to differentiation.
         if len(sides) != 1:
             continue
-        position, steps = chains[equation.invars[sides[0]]]
+        position, steps = chains[variables[sides[0]]]
         name, output = equation.primitive.name, equation.outvars[0]
         if name in _REARRANGING:
             step = _step(equation)
@@ -293,7 +294,7 @@ def _find_uses(flat: _Opened, is_wanted: Sequence[bool]) -> list[tuple[int, int,
         elif name in _NORMAL_FORMS:
             normal = _NORMAL_FORMS[name](equation, sides[0])
             if normal is not None:
-                shape = tuple(flat.inputs[position].aval.shape)
+                shape = _shape(flat.inputs[position])
                 use = normal.use(position, shape, steps, output.aval)
                 found.append((place, sides[0], use))
     return sorted(found, key=lambda entry: entry[2].position)
@@ -306,20 +307,25 @@ def _num_activations(flat: _Opened, num_leaves: int) -> int:
     for equation in flat.equations:
         if any(not isinstance(a, Literal) and a in depends for a in equation.invars):
             depends.update(equation.outvars)
-            count += sum(prod(variable.aval.shape) for variable in equation.outvars)
+            count += sum(prod(_shape(variable)) for variable in equation.outvars)
     return count
 
 
 def _step(equation: JaxprEqn) -> _Steps | None:
     """Return a rearranging equation as steps of a `MatrixLayout`; None if it loses the weight."""
-    name, output = equation.primitive.name, equation.outvars[0].aval
+    name, output = equation.primitive.name, equation.outvars[0]
     if name == "transpose":
         return (("transpose", tuple(equation.params["permutation"])),)
     if name in ("reshape", "squeeze"):
         if equation.params.get("dimensions") is not None and name == "reshape":
             return None
-        return (("reshape", tuple(output.shape)),)
-    return () if jnp.issubdtype(output.dtype, jnp.floating) else None
+        return (("reshape", _shape(output)),)
+    aval: Any = output.aval
+    return () if jnp.issubdtype(aval.dtype, jnp.floating) else None
+
+
+def _shape(atom: Any) -> tuple[int, ...]:
+    return tuple(atom.aval.shape)
 
 
 class _Normal(NamedTuple):
@@ -345,8 +351,8 @@ class _Normal(NamedTuple):
 def _normal_product(equation: JaxprEqn, side: int) -> _Normal:
     """Normal form of `dot_general`: groups are its batch axes, positions the rows it meets."""
     contracting, batch = equation.params["dimension_numbers"]
-    weight = equation.invars[side].aval.shape
-    other = equation.invars[1 - side].aval.shape
+    weight = _shape(equation.invars[side])
+    other = _shape(equation.invars[1 - side])
 
     def order(shape: tuple[int, ...], operand: int) -> tuple[list[int], list[int], list[int]]:
         used = (*batch[operand], *contracting[operand])
@@ -383,9 +389,9 @@ def _normal_convolution(equation: JaxprEqn, side: int) -> _Normal | None:
     if side != 1 or parameters["batch_group_count"] != 1:
         return None
     numbers = parameters["dimension_numbers"]
-    image = equation.invars[0].aval.shape
-    kernel = equation.invars[1].aval.shape
-    output = equation.outvars[0].aval.shape
+    image = _shape(equation.invars[0])
+    kernel = _shape(equation.invars[1])
+    output = _shape(equation.outvars[0])
     groups = parameters["feature_group_count"]
     kernel_out, kernel_in, *kernel_space = numbers.rhs_spec
     window = tuple(kernel[axis] for axis in kernel_space)

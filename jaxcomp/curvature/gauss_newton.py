@@ -417,7 +417,7 @@ _ColumnsFn = Callable[[Array, Any, Int[Array, ""]], Float[Array, "C ..."]]
 
 
 def sum_over_chunks(
-    add_fn: Callable[[Any, Any, Int[Array, " E"], Bool[Array, " E"]], Any],
+    add_fn: Callable[[Any, Int[Array, " E"], Bool[Array, " E"]], Any],
     zeros: Any,
     batch: Any,
     *,

@@ -164,7 +164,7 @@ def layer_hessians(
     if total is None:
         raise ValueError("batches is empty; pass at least one batch.")
     factor = (1.0 if per_output else 2.0) / num_examples
-    hessians = check_finite(dict(zip(uses, total.value(), strict=True)))
+    hessians: Any = check_finite(dict(zip(uses, total.value(), strict=True)))
     return {
         path: LayerHessian(hessians[path] * factor, use.layout, num_examples)
         for path, use in uses.items()
