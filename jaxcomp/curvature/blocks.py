@@ -55,12 +55,13 @@ class BlockSampler:
         """Linearise the gradient once; every sample is one pass through the linear map."""
         hint_if_compiled_again("hutchinson_blocks", self.loss_fn.func, (self.params, batch))
         leaves = floating_leaves(self.params)
-        probed = probed_hessian(self.loss_fn, leaves, batch, self.key, self.distribution)
+        probed = probed_hessian(self.loss_fn, leaves, batch, self.distribution)
         like = jax.tree.leaves(self.sample_like)
 
         def sample(index: Int[Array, ""]) -> Params:
             blocks = [jnp.zeros(x.shape, jnp.float32) for x in like]
-            for position, z, hessian_z in zip(leaves.positions, *probed(index), strict=True):
+            pairs = probed(jax.random.fold_in(self.key, index))
+            for position, z, hessian_z in zip(leaves.positions, *pairs, strict=True):
                 blocks[position] = _products(z, hessian_z, self.block_size)
             return leaves.structure.unflatten(blocks)
 
