@@ -161,8 +161,12 @@ def hutchinson_diagonal(
     `jax.vmap` over `params`, `batch` or `key` estimates many models at once.
 
     For a ReLU network the off-diagonal coupling is large: expect a relative error of several
-    hundred per cent at 64 probes, and 30-45 % negative entries. Evaluate the loss in evaluation
-    mode (dropout off, batch statistics fixed): the diagonal is that of a fixed function.
+    hundred per cent at 64 probes, and 30-45 % negative entries. With `examples_per_probe` it is
+    several times less at the same cost: on small tanh and ReLU networks (1,000 digits, 64 probes)
+    0.32 and 0.25 with probes of their own for every 100 examples, 0.87 and 0.80 without.
+
+    Evaluate the loss in evaluation mode (dropout off, batch statistics fixed): the diagonal is
+    that of a fixed function.
 
     Args:
         loss_fn: `(params, batch) -> scalar`, the mean loss of the batch in nats. A function is
