@@ -14,6 +14,7 @@ blocks have in common, which is most of the noise, then averages out over the bl
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
@@ -46,10 +47,6 @@ ProbeDistribution: TypeAlias = Literal["rademacher", "gaussian"]
 PROBE_DISTRIBUTIONS: tuple[str, ...] = get_args(ProbeDistribution)
 
 
-ProductsFn: TypeAlias = Callable[[Key[Array, ""]], tuple[Array, ...]]
-"""Key of a probe -> `z * (H z)` of the floating leaves, in the dtype of the diagonal."""
-
-
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class HutchinsonSampler:
@@ -59,68 +56,26 @@ class HutchinsonSampler:
     params: Params
     key: PRNGKey
     distribution: ProbeDistribution = field(metadata={"static": True})
-    examples_per_probe: int | None = field(default=None, metadata={"static": True})
+    examples_per_probe: int | None = field(metadata={"static": True})
     first_block: Int[Array, ""] | int = 0
 
     def starting_at(self, example: int) -> "HutchinsonSampler":
         """Return the sampler for a batch that starts at this example of the data set."""
-        if self.examples_per_probe is None:
-            return self
-        if example % self.examples_per_probe:
-            raise ValueError(
-                f"examples_per_probe is {self.examples_per_probe}, but a batch starts at example "
-                f"{example} of the data set, in the middle of a block; pass batches, but the last, "
-                f"whose lengths are multiples of {self.examples_per_probe}."
-            )
-        return replace(self, first_block=np.int32(example // self.examples_per_probe))
+        return replace(self, first_block=number_of_block(example, self.examples_per_probe))
 
     def at(self, batch: Batch) -> SampleFn:
-        """Prepare a batch: linearise the gradient of all of it once, if all share their probes."""
+        """Linearise the gradient once, if all of the batch has the same probes."""
         hint_if_compiled_again("hutchinson_diagonal", self.loss_fn.func, (self.params, batch))
         leaves = floating_leaves(self.params)
-        if self.examples_per_probe is None:
-            products = self._of_all(leaves, batch)
-        else:
-            products = self._by_block(leaves, batch, self.examples_per_probe)
-        return lambda index: leaves.diagonal(products(jax.random.fold_in(self.key, index)))
-
-    def _of_all(self, leaves: FloatingLeaves, batch: Batch) -> ProductsFn:
-        probed = probed_hessian(self.loss_fn, leaves, batch, self.distribution)
-        return lambda key: _products(*probed(key))
-
-    def _by_block(self, leaves: FloatingLeaves, batch: Batch, block_size: int) -> ProductsFn:
-        """Sum over blocks one by one, weighted by examples; a ragged last one stands apart."""
-        num_examples = count_examples(batch)
-        if num_examples <= block_size:
-            probed = probed_hessian(self.loss_fn, leaves, batch, self.distribution)
-            return lambda key: _products(*probed(jax.random.fold_in(key, self.first_block)))
-        num_blocks, num_left = divmod(num_examples, block_size)
-        whole = jax.tree.map(
-            lambda x: x[: num_blocks * block_size].reshape(num_blocks, block_size, *x.shape[1:]),
+        products = probed_products(
+            jnp.multiply,
+            partial(probed_hessian, self.loss_fn, leaves, distribution=self.distribution),
+            leaves,
             batch,
+            self.examples_per_probe,
+            self.first_block,
         )
-        left = jax.tree.map(lambda x: x[num_blocks * block_size :], batch)
-
-        def weighted(key: Key[Array, ""], number: Array, block: Batch) -> tuple[Array, ...]:
-            probed = probed_hessian(self.loss_fn, leaves, block, self.distribution)
-            weight = count_examples(block) / num_examples
-            pair = probed(jax.random.fold_in(key, self.first_block + number))
-            return tuple(x * weight for x in _products(*pair))
-
-        def products(key: Key[Array, ""]) -> tuple[Array, ...]:
-            total = tuple(jnp.zeros(x.shape, diagonal_dtype(x.dtype)) for x in leaves.values)
-
-            def step(total: tuple[Array, ...], row: tuple[Array, Batch]) -> tuple[Any, None]:
-                return jax.tree.map(jnp.add, total, weighted(key, *row)), None
-
-            numbers = jnp.arange(num_blocks, dtype=jnp.int32)
-            total, _ = lax.scan(step, total, (numbers, whole))
-            if num_left:
-                last = weighted(key, jnp.int32(num_blocks), left)
-                total = jax.tree.map(jnp.add, total, last)
-            return total
-
-        return products
+        return lambda index: leaves.diagonal(products(jax.random.fold_in(self.key, index)))
 
 
 def _hutchinson_sampling(
@@ -218,7 +173,7 @@ class ProbeAndProduct(NamedTuple):
 
 
 def probed_hessian(
-    loss_fn: Partial, leaves: FloatingLeaves, batch: Batch, distribution: ProbeDistribution
+    loss_fn: Partial, leaves: FloatingLeaves, batch: Batch, *, distribution: ProbeDistribution
 ) -> Callable[[Key[Array, ""]], ProbeAndProduct]:
     """Linearise the gradient at `batch` once; return the function from a key to (z, H z)."""
     gradient = jax.grad(scalar_loss(loss_fn, leaves, batch))
@@ -233,8 +188,82 @@ def probed_hessian(
     return probed
 
 
-def _products(probe: tuple[Array, ...], product: tuple[Array, ...]) -> tuple[Array, ...]:
-    return tuple(z * hessian_z for z, hessian_z in zip(probe, product, strict=True))
+def probed_products(
+    multiply: Callable[[Array, Array], Array],
+    probed_at: Callable[[Batch], Callable[[Key[Array, ""]], ProbeAndProduct]],
+    leaves: FloatingLeaves,
+    batch: Batch,
+    examples_per_probe: int | None,
+    first_block: Int[Array, ""] | int,
+) -> Callable[[Key[Array, ""]], tuple[Array, ...]]:
+    """Return the function from the key of a probe to `multiply(z, H z)` of every leaf.
+
+    Blocks of examples with probes of their own are summed one by one, weighted by examples; a
+    ragged last one stands apart.
+
+    Args:
+        multiply: of one leaf; bilinear.
+        probed_at: `probed_hessian` but for the batch.
+        leaves: the weights.
+        batch: the examples.
+        examples_per_probe: length of the blocks; None if all examples share the probe.
+        first_block: number of the batch's first block within the data set.
+    """
+
+    def multiplied(pair: ProbeAndProduct) -> tuple[Array, ...]:
+        return tuple(map(multiply, *pair))
+
+    if examples_per_probe is None:
+        probed = probed_at(batch)
+        return lambda key: multiplied(probed(key))
+    num_examples = count_examples(batch)
+    if num_examples <= examples_per_probe:
+        probed = probed_at(batch)
+        return lambda key: multiplied(probed(jax.random.fold_in(key, first_block)))
+    num_blocks, num_left = divmod(num_examples, examples_per_probe)
+    num_whole = num_blocks * examples_per_probe
+    whole = jax.tree.map(
+        lambda x: x[:num_whole].reshape(num_blocks, examples_per_probe, *x.shape[1:]), batch
+    )
+    left = jax.tree.map(lambda x: x[num_whole:], batch)
+    like = [jnp.zeros(x.shape, diagonal_dtype(x.dtype)) for x in leaves.values]
+
+    def weighted(key: Key[Array, ""], number: Int[Array, ""], block: Batch) -> tuple[Array, ...]:
+        pair = probed_at(block)(jax.random.fold_in(key, first_block + number))
+        weight = count_examples(block) / num_examples
+        return tuple(x * weight for x in multiplied(pair))
+
+    def products(key: Key[Array, ""]) -> tuple[Array, ...]:
+        def step(total: tuple[Array, ...], row: tuple[Array, Batch]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, weighted(key, *row)), None
+
+        total = tuple(multiply(zeros, zeros) for zeros in like)
+        numbers = jnp.arange(num_blocks, dtype=jnp.int32)
+        total, _ = lax.scan(step, total, (numbers, whole))
+        if num_left:
+            last = weighted(key, jnp.int32(num_blocks), left)
+            total = jax.tree.map(jnp.add, total, last)
+        return total
+
+    return products
+
+
+def number_of_block(example: int, examples_per_probe: int | None) -> np.int32:
+    """Return the number of the block of examples that starts at this example of the data set.
+
+    Raises:
+        ValueError: if none starts there.
+    """
+    if examples_per_probe is None:
+        return np.int32(0)
+    number, into_block = divmod(example, examples_per_probe)
+    if into_block:
+        raise ValueError(
+            f"examples_per_probe is {examples_per_probe}, but a batch starts at example {example} "
+            "of the data set, in the middle of a block; pass batches, but the last, whose lengths "
+            f"are multiples of {examples_per_probe}."
+        )
+    return np.int32(number)
 
 
 def check_distribution(distribution: str) -> None:
