@@ -13,6 +13,7 @@ from jaxcomp.curvature import (
     fisher_diagonal,
     hutchinson_diagonal,
     over_batches,
+    over_batches_until,
 )
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
@@ -187,6 +188,107 @@ def test_ragged_split_compiles_twice_and_a_second_call_not_at_all():
         )
         over_batches(kernel, split(RAGGED), probes_per_chunk=4)
         assert num_traces == 2
+
+
+def test_blocks_of_examples_keep_their_probes_however_they_are_split():
+    kernel = partial(hutchinson(4), examples_per_probe=4)
+    whole = kernel(make_data())
+    shared = hutchinson(4)(make_data())
+    assert not np.allclose(whole.mean["w"], shared.mean["w"], rtol=0.01)
+    # Batches of two blocks, and of one block each.
+    for sizes in (RAGGED, [4] * 8 + [3]):
+        assert_trees_close(over_batches(kernel, split(sizes), probes_per_chunk=2), whole)
+
+
+def test_batches_that_cut_a_block_of_examples_are_refused():
+    kernel = partial(hutchinson(4), examples_per_probe=4)
+    with pytest.raises(ValueError, match="a batch starts at example 7 of the data set, in the mid"):
+        over_batches(kernel, split(EVEN))
+    with pytest.raises(ValueError, match="examples_per_probe must be an integer of at least 1"):
+        over_batches(partial(kernel, examples_per_probe=0), split(EVEN))
+
+
+@pytest.fixture(scope="module")
+def precise():
+    """An estimate to 40 %, from at most 200 probes in chunks of 8, and its passes."""
+    loader = Loader(split(EVEN))
+    return over_batches_until(hutchinson(200), loader, relative_error=0.4), loader.num_passes
+
+
+def test_probing_stops_at_the_first_number_of_probes_that_is_precise(precise):
+    result, num_passes = precise
+    assert result.converged
+    assert 8 < result.num_probes < 100
+    assert num_passes == -(-result.num_probes // 8)
+
+    def relative(estimate):
+        return {
+            name: np.linalg.norm(estimate.standard_error[name]) / np.linalg.norm(mean)
+            for name, mean in estimate.mean.items()
+            if name != "codes"
+        }
+
+    for name, value in relative(result.estimate).items():
+        np.testing.assert_allclose(result.relative_error[name], value, rtol=1e-5)
+    assert result.relative_error["codes"] == 0
+    assert max(relative(result.estimate).values()) <= 0.4
+    # The same probes as without a rule to stop, and one of them less was not enough.
+    plain = over_batches(hutchinson(result.num_probes), split(EVEN))
+    assert_trees_close(result.estimate, plain)
+    fewer = over_batches(hutchinson(result.num_probes - 1), split(EVEN))
+    assert max(relative(fewer).values()) > 0.4
+
+
+@pytest.mark.parametrize("probes_per_chunk", [3, 200])
+def test_result_does_not_depend_on_chunks_to_the_last_bit(precise, probes_per_chunk):
+    result = over_batches_until(
+        hutchinson(200), split(EVEN), relative_error=0.4, probes_per_chunk=probes_per_chunk
+    )
+    assert result.num_probes == precise[0].num_probes
+    for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(precise[0]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_probes_that_run_out_are_reported():
+    result = over_batches_until(hutchinson(10), split(EVEN), relative_error=1e-3)
+    assert not result.converged
+    assert result.num_probes == 10
+    assert_trees_close(result.estimate, over_batches(hutchinson(10), split(EVEN)), relative=0.0)
+
+
+def test_tiny_curvature_is_not_taken_for_precise():
+    def loss(w, batch):
+        return 1e-18 * jnp.mean(batch) * jnp.square(jnp.sum(w))
+
+    kernel = partial(hutchinson_diagonal, loss, jnp.ones(4), key=jax.random.key(0), num_probes=16)
+    # Squared standard errors of this size vanish in float32.
+    result = over_batches_until(kernel, [np.ones((2, 1), np.float32)], relative_error=0.01)
+    assert not result.converged
+    assert 0.1 < float(result.relative_error) < 2
+
+
+def test_exact_estimator_needs_one_sample():
+    kernel = partial(fisher_diagonal, loss_fn, make_params())
+    result = over_batches_until(kernel, split(RAGGED), relative_error=0.1)
+    assert (result.num_probes, result.converged) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"relative_error": 0.0}, "relative_error must be a finite number above 0, got 0.0"),
+        ({"relative_error": "1 %"}, "relative_error must be a finite number above 0, got '1 %'"),
+        ({"min_probes": 1}, "min_probes must be an integer of at least 2, got 1"),
+    ],
+)
+def test_rule_to_stop_is_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        over_batches_until(hutchinson(), split(EVEN), **{"relative_error": 0.1} | options)
+
+
+def test_only_kernels_that_sample_can_be_stopped():
+    with pytest.raises(TypeError, match=r"must be a functools.partial of a kernel .* got function"):
+        over_batches_until(lambda batch: hutchinson()(batch), split(EVEN), relative_error=0.1)
 
 
 def test_one_shot_iterators_are_refused():

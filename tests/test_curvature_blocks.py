@@ -92,7 +92,8 @@ def test_diagonal_of_the_blocks_is_that_of_the_diagonal_estimate():
         np.testing.assert_allclose(from_blocks[: expected.size], expected, rtol=1e-5)
 
 
-def test_batches_do_not_matter():
+@pytest.mark.parametrize("examples_per_probe", [None, 2])
+def test_batches_do_not_matter(examples_per_probe):
     batch = np.stack([scale * make_hessian() for scale in (1, 2, 3, 4, 5)])
     kernel = partial(
         hutchinson_blocks,
@@ -101,6 +102,7 @@ def test_batches_do_not_matter():
         key=jax.random.key(4),
         num_probes=5,
         block_size=BLOCK_SIZE,
+        examples_per_probe=examples_per_probe,
     )
     whole = kernel(jnp.asarray(batch))
     split = over_batches(kernel, [batch[:2], batch[2:4], batch[4:]], probes_per_chunk=2)

@@ -1,6 +1,7 @@
 """Hutchinson's diagonal against dense Hessians, closed forms, and its own standard errors."""
 
 import functools
+import itertools
 from functools import partial
 
 import jax
@@ -107,21 +108,137 @@ def test_half_precision_weights_give_float32_estimates(dtype):
     assert np.all(error <= 5 * flatten(estimate.standard_error) + rounding)
 
 
-def test_standard_error_is_that_of_the_variance_formula():
+@pytest.mark.parametrize(("distribution", "of_diagonal"), [("rademacher", 0), ("gaussian", 2)])
+def test_standard_error_is_that_of_the_variance_formula(distribution, of_diagonal):
     rng = np.random.default_rng(3)
     half = rng.normal(size=(5, 5))
     hessian = jnp.asarray(half + half.T, jnp.float32)
     num_probes = 4096
 
     estimate = hutchinson_diagonal(
-        quadratic_loss, jnp.ones(5), hessian, jax.random.key(4), num_probes=num_probes
+        quadratic_loss,
+        jnp.ones(5),
+        hessian,
+        jax.random.key(4),
+        num_probes=num_probes,
+        distribution=distribution,
     )
 
-    variance = np.sum(np.square(hessian), axis=1) - np.square(np.diag(hessian))
-    # An estimated variance of a bounded variable: about sqrt(2 / 4096) = 2 % each, five of them.
-    np.testing.assert_allclose(np.square(estimate.standard_error) * num_probes, variance, rtol=0.1)
+    off_diagonal = np.sum(np.square(hessian), axis=1) - np.square(np.diag(hessian))
+    variance = off_diagonal + of_diagonal * np.square(np.diag(hessian))
+    # An estimated variance: about sqrt(2 / 4096) = 2 % each of five for probes of signs, and
+    # sqrt(14 / 4096) = 6 % for a product of two Gaussian numbers.
+    np.testing.assert_allclose(
+        np.square(estimate.standard_error) * num_probes, variance, rtol=0.1 + 0.05 * of_diagonal
+    )
     error = np.abs(np.asarray(estimate.mean) - np.diag(hessian))
     assert np.all(error <= 5 * np.asarray(estimate.standard_error))
+
+
+def test_gaussian_probes_of_leaves_of_several_dtypes_are_independent():
+    params = {"a": jnp.zeros(3), "b": jnp.zeros(3, jnp.bfloat16), "c": jnp.zeros(2)}
+
+    def loss_fn(params, batch):
+        return 0.5 * jnp.square(sum(jnp.sum(x.astype(jnp.float32)) for x in params.values()))
+
+    estimate = hutchinson_diagonal(
+        loss_fn, params, None, jax.random.key(6), num_probes=256, distribution="gaussian"
+    )
+
+    # Every entry of H is 1: entries of a probe that repeat would show as 2.
+    error = np.abs(flatten(estimate.mean) - 1.0)
+    assert np.all(error <= 5 * flatten(estimate.standard_error))
+
+
+@pytest.mark.parametrize("examples_per_probe", [2, 7])
+def test_blocks_of_examples_with_their_own_probes_have_the_variance_of_the_formula(
+    examples_per_probe,
+):
+    rng = np.random.default_rng(14)
+    # What the Hessians of the examples have in common is what blocks average out.
+    half = rng.normal(size=(5, 5)) + 0.3 * rng.normal(size=(7, 5, 5))
+    hessians = (half + np.swapaxes(half, 1, 2)).astype(np.float32)
+    num_probes = 4096
+
+    estimate = hutchinson_diagonal(
+        lambda params, batch: jax.vmap(quadratic_loss, (None, 0))(params, batch).mean(),
+        jnp.ones(5),
+        jnp.asarray(hessians),
+        jax.random.key(15),
+        num_probes=num_probes,
+        examples_per_probe=examples_per_probe,
+    )
+
+    variance = np.zeros(5)
+    for start in range(0, 7, examples_per_probe):
+        block = hessians[start : start + examples_per_probe].astype(np.float64).sum(axis=0) / 7
+        variance += np.sum(block**2, axis=1) - np.diag(block) ** 2
+    np.testing.assert_allclose(np.square(estimate.standard_error) * num_probes, variance, rtol=0.1)
+    error = np.abs(np.asarray(estimate.mean) - np.diag(hessians.mean(axis=0)))
+    assert np.all(error <= 5 * np.asarray(estimate.standard_error))
+
+
+LENET_SIZES = (784, 300, 100, 10)
+
+
+def lenet_loss(params, batch):
+    """Mean softmax cross-entropy of a ReLU network."""
+    hidden, labels = batch
+    for layer, weights in enumerate(params):
+        hidden = (jax.nn.relu(hidden) if layer else hidden) @ weights
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(hidden), labels.reshape(-1, 1), axis=1)
+    return -jnp.mean(chosen)
+
+
+def relu_network_diagonal(params, inputs):
+    """Exact diagonal in NumPy: for ReLU the Hessian and the Gauss-Newton matrix share it.
+
+    An example adds `sum_c p_c ((e_c - p)^T J)^2`; for a weight between unit i and unit j the
+    gradient is (output of i) x (signal at j), so its square is a product of squares.
+    """
+    outputs = [inputs]
+    for weights in params[:-1]:
+        outputs.append(np.maximum(outputs[-1] @ weights, 0))
+    logits = outputs[-1] @ params[-1]
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    diagonal = [np.zeros_like(weights) for weights in params]
+    for c in range(p.shape[1]):
+        signal = np.sqrt(p[:, c : c + 1]) * (np.eye(p.shape[1])[c] - p)
+        for layer in reversed(range(len(params))):
+            diagonal[layer] += np.square(outputs[layer]).T @ np.square(signal) / len(inputs)
+            signal = (signal @ params[layer].T) * (outputs[layer] > 0)
+    return diagonal
+
+
+def test_full_size_relu_network_against_its_exact_diagonal():
+    rng = np.random.default_rng(12)
+    shapes = list(itertools.pairwise(LENET_SIZES))
+    params = [rng.normal(size=shape) * np.sqrt(2 / shape[0]) for shape in shapes]
+    # Some inputs never fire, as at the edges of MNIST's images.
+    inputs = np.abs(rng.normal(size=(24, 784))) * (rng.random(784) < 0.8)
+    exact = np.concatenate([x.ravel() for x in relu_network_diagonal(params, inputs)])
+    batch = jnp.asarray(inputs, jnp.float32), jnp.asarray(rng.integers(0, 10, 24), jnp.int32)
+
+    estimate = hutchinson_diagonal(
+        lenet_loss,
+        [jnp.asarray(x, jnp.float32) for x in params],
+        batch,
+        jax.random.key(13),
+        num_probes=48,
+    )
+
+    mean, error = flatten(estimate.mean), flatten(estimate.standard_error)
+    assert mean.size == 266_200
+    slack = 1e-6 * exact.max()
+    assert np.all(np.abs(mean - exact) <= 8 * error + slack)
+    z = ((mean - exact) / np.where(error > slack, error, 1))[error > slack]
+    assert z.size > 100_000
+    # Student's t of 48 probes has the variance 47/45; entries share probes, so it fluctuates.
+    assert 0.8 < np.mean(z**2) < 1.3
+    assert abs(np.mean(z)) < 0.1
+    # Noise in units of the signal, hundreds of per cent: why ReLU networks want another estimator.
+    assert np.linalg.norm(error) > np.linalg.norm(exact)
 
 
 def test_diagonal_hessian_is_exact_without_error():
@@ -254,6 +371,20 @@ def test_number_of_probes_is_checked(num_probes):
     with pytest.raises(ValueError, match="num_probes must be an integer of at least 2, got"):
         hutchinson_diagonal(
             tanh_loss, make_params(), make_batch(), jax.random.key(0), num_probes=num_probes
+        )
+
+
+def test_distribution_is_checked():
+    with pytest.raises(
+        ValueError, match=r"distribution must be one of \('rademacher', 'gaussian'\), got 'normal'"
+    ):
+        hutchinson_diagonal(
+            tanh_loss,
+            make_params(),
+            make_batch(),
+            jax.random.key(0),
+            num_probes=2,
+            distribution="normal",
         )
 
 

@@ -129,9 +129,10 @@ kernel = partial(hutchinson_diagonal, loss_fn, key=jax.random.key(0), num_probes
 shapes = jax.ShapeDtypeStruct((2000, 1500), jnp.float32)
 batches = [np.ones((4, 2000), np.float32)] * 2
 plan = estimate_memory(partial(kernel, shapes), batches[0])
+weights = np.ones(shapes.shape, np.float32)
 pages = int(open("/proc/self/statm").read().split()[1])
 before = pages * resource.getpagesize()
-over_batches(partial(kernel, np.ones(shapes.shape, np.float32)), batches)
+over_batches(partial(kernel, weights), batches)
 peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps({"predicted": plan.peak_bytes, "measured": peak - before}))
 """

@@ -131,3 +131,34 @@ def test_nan_is_not_hidden_by_the_traced_form():
 def test_floor_is_checked(floor):
     with pytest.raises(ValueError, match="relative_floor must be a finite number >= 0, got"):
         CurvaturePolicy(relative_floor=floor)
+
+
+def test_blocks_get_eigenvalues_of_at_least_the_floor():
+    half = np.random.default_rng(5).normal(size=(6, 3, 3))
+    blocks = (half + np.swapaxes(half, 1, 2) + 0.5 * np.eye(3)).astype(np.float32)
+    estimate = DiagonalEstimate({"w": jnp.asarray(blocks)}, {"w": jnp.ones((6, 3, 3))})
+
+    importance, report = CurvaturePolicy(relative_floor=0.1).apply_blocks(estimate)
+
+    values, vectors = np.linalg.eigh(blocks.astype(np.float64))
+    floor = 0.1 * values.mean()
+    assert floor > 0
+    expected = np.einsum("bij,bj,bkj->bik", vectors, np.maximum(values, floor), vectors)
+    np.testing.assert_allclose(importance["w"], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(importance["w"], np.swapaxes(importance["w"], 1, 2))
+    counts = 18, int(np.sum(values < floor)), int(np.sum(values < 0)), False
+    assert numbers(report["w"]) == counts
+    assert counts[2] > 0
+
+
+def test_blocks_without_positive_curvature_fall_back_to_unit_matrices():
+    importance, report = CurvaturePolicy().apply_blocks(jnp.zeros((2, 3, 3)))
+    np.testing.assert_allclose(importance, np.broadcast_to(np.eye(3), (2, 3, 3)), atol=1e-6)
+    assert numbers(report) == (6, 6, 0, True)
+
+
+def test_blocks_must_be_square():
+    with pytest.raises(
+        ValueError, match=r"blocks\['w'\] must have the shape \(..., m, m\), got \(4, 3\)"
+    ):
+        CurvaturePolicy().apply_blocks({"w": jnp.ones((4, 3))})

@@ -9,6 +9,7 @@ mean anything.
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 

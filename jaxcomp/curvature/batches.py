@@ -29,6 +29,7 @@ from jaxcomp.curvature.estimate import (
     count_examples,
     find_sampling,
     sample_like,
+    starting_at,
     zero_diagonal,
 )
 from jaxcomp.types import Batch, Params
@@ -215,7 +216,7 @@ def _full_data_estimate(
     chunk_size = -(-num_samples // num_chunks)
     sampler = jax.device_put(sampler)
     state = empty_state(sample_like(sampler))
-    limits = Limits(np.float64(relative_error), min_samples, num_samples)
+    limits = Limits(np.asarray(relative_error, np.float64), min_samples, num_samples)
     for chunk in _full_data_samples(sampler, batches, num_chunks, chunk_size):
         # Wait, and let the sums of this chunk go before those of the next are allocated.
         state = jax.block_until_ready(take_in(state, chunk, limits))
@@ -269,7 +270,8 @@ def _sum_over_batches(
     for batch, size in sized_batches(batches):
         # While a step runs the next batch is fetched, but not a second one after it.
         jax.block_until_ready(total)
-        total = add_batch(total, sampler, batch, indices, _count(size))
+        here = starting_at(sampler, num_examples)
+        total = add_batch(total, here, batch, indices, _count(size))
         num_examples += size
     return total, num_examples
 
@@ -331,13 +333,13 @@ def take_in(state: _State, samples: Samples, limits: Limits) -> _State:
 
 
 def _is_precise(
-    running: RunningMean, num_samples: Int[Array, ""], relative_error: Float[Array, ""]
+    running: RunningMean, num_samples: Int[Array, ""], relative_error: Array | np.ndarray
 ) -> Bool[Array, ""]:
     """Compare the standard error of every leaf with its mean, in Euclidean norm."""
     is_precise = jnp.asarray(True)
     for mean, squares in zip(*map(jax.tree.leaves, running), strict=True):
         pairs = (num_samples * jnp.maximum(num_samples - 1, 1)).astype(mean.dtype)
-        error, size = _norms(jnp.sqrt(squares / pairs), mean)
+        error, size = _norms(jnp.sqrt(squares) / jnp.sqrt(pairs), mean)
         is_precise &= error <= relative_error.astype(mean.dtype) * size
     return is_precise
 

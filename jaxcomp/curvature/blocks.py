@@ -6,7 +6,8 @@ Hutchinson's diagonal give the blocks as well, at m times the memory. Axes: `b` 
 `m` weights of a block.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -26,7 +27,13 @@ from jaxcomp.curvature.estimate import (
     sampled_by,
     shape_and_dtype,
 )
-from jaxcomp.curvature.hutchinson import ProbeDistribution, check_distribution, probed_hessian
+from jaxcomp.curvature.hutchinson import (
+    ProbeDistribution,
+    check_distribution,
+    number_of_block,
+    probed_hessian,
+    probed_products,
+)
 from jaxcomp.types import Batch, LossFn, Params, PRNGKey
 
 
@@ -40,6 +47,12 @@ class BlockSampler:
     key: PRNGKey
     block_size: int = field(metadata={"static": True})
     distribution: ProbeDistribution = field(metadata={"static": True})
+    examples_per_probe: int | None = field(metadata={"static": True})
+    first_block: Int[Array, ""] | int = 0
+
+    def starting_at(self, example: int) -> "BlockSampler":
+        """Return the sampler for a batch that starts at this example of the data set."""
+        return replace(self, first_block=number_of_block(example, self.examples_per_probe))
 
     @property
     def sample_like(self) -> Params:
@@ -52,16 +65,24 @@ class BlockSampler:
         return jax.tree.map(leaf, self.params)
 
     def at(self, batch: Batch) -> SampleFn:
-        """Linearise the gradient once; every sample is one pass through the linear map."""
+        """Linearise the gradient once, if all of the batch has the same probes."""
         hint_if_compiled_again("hutchinson_blocks", self.loss_fn.func, (self.params, batch))
         leaves = floating_leaves(self.params)
-        probed = probed_hessian(self.loss_fn, leaves, batch, self.key, self.distribution)
+        products = probed_products(
+            partial(_products, block_size=self.block_size),
+            partial(probed_hessian, self.loss_fn, leaves, distribution=self.distribution),
+            leaves,
+            batch,
+            self.examples_per_probe,
+            self.first_block,
+        )
         like = jax.tree.leaves(self.sample_like)
 
         def sample(index: Int[Array, ""]) -> Params:
             blocks = [jnp.zeros(x.shape, jnp.float32) for x in like]
-            for position, z, hessian_z in zip(leaves.positions, *probed(index), strict=True):
-                blocks[position] = _products(z, hessian_z, self.block_size)
+            found = products(jax.random.fold_in(self.key, index))
+            for position, block in zip(leaves.positions, found, strict=True):
+                blocks[position] = block
             return leaves.structure.unflatten(blocks)
 
         return sample
@@ -76,13 +97,18 @@ def _block_sampling(
     num_probes: int,
     block_size: int,
     distribution: ProbeDistribution = "rademacher",
+    examples_per_probe: int | None = None,
 ) -> Sampling:
     """Check the arguments of `hutchinson_blocks`, of which the batch plays no part."""
     del batch
     num_probes = check_positive_count("num_probes", num_probes, minimum=2)
     block_size = check_positive_count("block_size", block_size)
     check_distribution(distribution)
-    sampler = BlockSampler(as_partial(loss_fn), params, key, block_size, distribution)
+    if examples_per_probe is not None:
+        examples_per_probe = check_positive_count("examples_per_probe", examples_per_probe)
+    sampler = BlockSampler(
+        as_partial(loss_fn), params, key, block_size, distribution, examples_per_probe
+    )
     return Sampling(sampler, num_probes)
 
 
@@ -96,6 +122,7 @@ def hutchinson_blocks(
     num_probes: int,
     block_size: int,
     distribution: ProbeDistribution = "rademacher",
+    examples_per_probe: int | None = None,
 ) -> DiagonalEstimate:
     """Estimate the m x m diagonal blocks of the loss Hessian by Hutchinson probing.
 
@@ -114,6 +141,7 @@ def hutchinson_blocks(
         num_probes: S >= 2, static.
         block_size: m >= 1, static.
         distribution: of a probe's entries, static.
+        examples_per_probe: as for `hutchinson_diagonal`, static.
 
     Returns:
         Mean and standard error over probes. The structure is that of `params`; a leaf of s weights
@@ -137,6 +165,7 @@ def hutchinson_blocks(
         num_probes=num_probes,
         block_size=block_size,
         distribution=distribution,
+        examples_per_probe=examples_per_probe,
     )
     return estimate_on_batch(sampler, batch, num_samples=num_samples)
 

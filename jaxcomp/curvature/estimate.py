@@ -55,6 +55,8 @@ class DiagonalSampler(Protocol):
 
         A sampler whose samples are not shaped like the weights has, beside the weights, an
         attribute `sample_like`: a tree of arrays or `jax.ShapeDtypeStruct`, one for each weight.
+        One whose samples depend on the place of a batch in the data set has a method
+        `starting_at(example)` that returns the sampler for batches that start there.
         """
         ...
 
@@ -108,6 +110,12 @@ def sample_like(sampler: DiagonalSampler) -> Params:
     return getattr(sampler, "sample_like", sampler.params)
 
 
+def starting_at(sampler: DiagonalSampler, example: int) -> DiagonalSampler:
+    """Return the sampler for a batch whose first example has this number in the data set."""
+    place = getattr(sampler, "starting_at", None)
+    return sampler if place is None else place(example)
+
+
 def mean_and_standard_error(sample: SampleFn, like: Params, num_samples: int) -> DiagonalEstimate:
     """Average `sample(0), ..., sample(num_samples - 1)` in a running mean of O(n) memory."""
 
@@ -141,8 +149,9 @@ class RunningMean(NamedTuple):
 
     def estimate(self, num_samples: int) -> DiagonalEstimate:
         """Return mean and standard error `sqrt(M2 / (S (S - 1)))`, zero for one exact sample."""
-        scale = 1.0 / (num_samples * max(num_samples - 1, 1))
-        error = jax.tree.map(lambda m2: jnp.sqrt(m2 * scale), self.squared_deviation)
+        # The root first: the square of a small error may vanish where the error does not.
+        scale = 1.0 / math.sqrt(num_samples * max(num_samples - 1, 1))
+        error = jax.tree.map(lambda m2: jnp.sqrt(m2) * scale, self.squared_deviation)
         return DiagonalEstimate(self.mean, error)
 
 

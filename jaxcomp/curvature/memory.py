@@ -174,7 +174,7 @@ def _driver_bytes(
     indices = jax.eval_shape(lambda: jnp.arange(probes_per_chunk))
     count = _shapes(np.float64(1))
     samples = driver.Samples(total, indices, count)
-    limits = _shapes(driver.Limits(np.float64(driver.NEVER), 1, 1))
+    limits = _shapes(driver.Limits(np.asarray(driver.NEVER), 1, 1))
     add = driver.add_batch.lower(total, sampler, batch, indices, count)
     take = driver.take_in.lower(state, samples, limits)
     return _num_bytes(total) + _num_bytes(state), max(_scratch_bytes(add), _scratch_bytes(take))
