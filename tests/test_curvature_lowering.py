@@ -10,6 +10,7 @@ import pytest
 from jaxcomp.curvature import (
     CurvaturePolicy,
     fisher_diagonal,
+    gauss_newton_diagonal,
     hutchinson_blocks,
     hutchinson_diagonal,
     linear_regression_hessian,
@@ -21,6 +22,10 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def loss_fn(params, batch):
     inputs, targets = batch
     return jnp.mean(jnp.square(jnp.tanh(inputs @ params["w"]) - targets))
+
+
+def predict_fn(params, inputs):
+    return jnp.tanh(inputs @ params["w"])
 
 
 PARAMS = {"w": jax.ShapeDtypeStruct((3, 2), jnp.float32)}
@@ -38,6 +43,7 @@ KERNELS = {
         (PARAMS, BATCH, KEY),
     ),
     "fisher": (partial(fisher_diagonal, loss_fn), (PARAMS, BATCH)),
+    "gauss_newton": (partial(gauss_newton_diagonal, predict_fn), (PARAMS, BATCH)),
     "linear_regression": (partial(linear_regression_hessian, rows_per_chunk=4), (FEATURES,)),
     "policy": (CurvaturePolicy().apply_traced, (PARAMS,)),
 }

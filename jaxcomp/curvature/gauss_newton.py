@@ -23,7 +23,7 @@ arXiv:1912.10985 (DiagGGN); Gao, Liu, Wang, Oh (2019), whose `E[(df)^2 / f]` is 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
 from typing import Any, Literal, NamedTuple
@@ -36,6 +36,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxcomp.curvature.capture import Capture, capture
+from jaxcomp.curvature.compilation import hint_if_compiled_again
 from jaxcomp.curvature.estimate import (
     CompensatedSum,
     DiagonalEstimate,
@@ -62,11 +63,7 @@ CHUNK_BYTES = 64 * 2**20
 """What the numbers of a chunk of examples may take, where the caller does not say."""
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["predict_fn", "params", "key"],
-    meta_fields=["loss", "num_label_samples", "examples_per_chunk"],
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class GaussNewtonSampler:
     """The exact diagonal as a single sample, or one sample per drawn label."""
@@ -74,12 +71,18 @@ class GaussNewtonSampler:
     predict_fn: Partial
     params: Params
     key: PRNGKey | None
-    loss: Loss
-    num_label_samples: int | None
-    examples_per_chunk: int | None
+    loss: Loss = field(metadata={"static": True})
+    num_label_samples: int | None = field(metadata={"static": True})
+    examples_per_chunk: int | None = field(metadata={"static": True})
+    first_example: Int[Array, ""] | int = 0
 
-    def at(self, batch: Batch, first_example: Int[Array, ""] | int = 0) -> SampleFn:
+    def starting_at(self, example: int) -> "GaussNewtonSampler":
+        """Return the sampler for a batch that starts at this example: labels are keyed by it."""
+        return replace(self, first_example=example)
+
+    def at(self, batch: Batch) -> SampleFn:
         """Lay the layers open once; a sample is one pass over the examples, chunk by chunk."""
+        hint_if_compiled_again("gauss_newton_diagonal", self.predict_fn.func, (self.params, batch))
         inputs, targets = inputs_and_targets(batch)
         leaves = floating_leaves(self.params)
         layers = open_layers(self.predict_fn, leaves, inputs)
@@ -97,7 +100,9 @@ class GaussNewtonSampler:
                 return _sampled_column(outputs, target, self.loss, key)
 
             with jax.default_matmul_precision("highest"):
-                total = _sum_of_squares(layers, plan, columns, (inputs, targets), first_example)
+                total = _sum_of_squares(
+                    layers, plan, columns, (inputs, targets), self.first_example
+                )
             return leaves.diagonal(tuple(x / num_examples for x in total))
 
         if self.num_label_samples is not None:
