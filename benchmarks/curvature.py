@@ -222,6 +222,21 @@ def transformer_problem(num_examples: int) -> Problem:
     return make_problem("transformer", predict_fn, params, tokens, labels, num_steps=100)
 
 
+def make_problems(names: list[str]) -> list[Problem]:
+    images, labels, _ = load_images(NUM_LAYER_IMAGES)
+    few = images[:NUM_OTHER_EXAMPLES], labels[:NUM_OTHER_EXAMPLES]
+    problems = []
+    if "lenet-300-100" in names or "layers" in names:
+        lenet = lenet_problem(images[:NUM_IMAGES], labels[:NUM_IMAGES])
+        batch = (jnp.asarray(images.reshape(len(images), -1), jnp.float32), jnp.asarray(labels))
+        problems += [lenet, replace(lenet, name="layers", batch=batch)]
+    if "lenet-5" in names:
+        problems.append(lenet5_problem(*few))
+    if "transformer" in names:
+        problems.append(transformer_problem(NUM_OTHER_EXAMPLES))
+    return [problem for problem in problems if problem.name in names]
+
+
 def digits_problem(name: str, predict_fn) -> Problem:
     digits = load("digits")
     inputs = digits.pool_images[:NUM_DIGITS].reshape(NUM_DIGITS, -1) / digits.max_value
@@ -661,28 +676,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--num-probes", type=int, default=16)
-    parser.add_argument("--problem", choices=sorted(CASES), help="time this one alone")
+    parser.add_argument(
+        "--problems", nargs="+", choices=list(CASES), default=list(CASES), help="time these alone"
+    )
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     parser.add_argument("--plot", type=Path, help="draw error against cost here (PNG, PDF...)")
     options = parser.parse_args()
 
-    images, labels, source = load_images(NUM_LAYER_IMAGES)
-    lenet = lenet_problem(images[:NUM_IMAGES], labels[:NUM_IMAGES])
-    rows = images.reshape(len(images), -1), labels
-    problems = [
-        lenet,
-        replace(lenet, name="layers", batch=tuple(map(jnp.asarray, rows))),
-        lenet5_problem(images[:NUM_OTHER_EXAMPLES], labels[:NUM_OTHER_EXAMPLES]),
-        transformer_problem(NUM_OTHER_EXAMPLES),
-    ]
+    problems = make_problems(options.problems)
     times, missing = [], []
     for problem in problems:
-        if options.problem not in (None, problem.name):
-            continue
         cases, absent = find_cases(problem, options.num_probes)
         times += time_in_turns(problem.name, cases, options.repeats)
         missing += [peer for peer in absent if peer not in missing]
-    costs = {r["case"]: r["times_the_first_case"] for r in times if r["problem"] == lenet.name}
+    costs = {r["case"]: r["times_the_first_case"] for r in times if r["problem"] == "lenet-300-100"}
     errors = []
     if costs:
         for name, predict_fn in (("tanh", tanh_network), ("relu", relu_network)):
@@ -700,7 +707,7 @@ def main() -> None:
             for problem in problems
         },
         "options": {
-            "images": source,
+            "images": load_images(1)[2],
             "dtype": "float32",
             "num_probes": options.num_probes,
             "num_label_samples": NUM_LABEL_SAMPLES,
