@@ -141,13 +141,18 @@ def test_arguments_are_checked():
 # Plans for shapes, then runs while a thread watches the anonymous memory of the process. (The
 # system's own count of the peak includes the pages of libraries, which come and go.)
 PROCESS = """
-import json, threading, time
+import json, sys, threading, time
 from functools import partial
 import jax, jax.numpy as jnp, numpy as np
-from jaxcomp.curvature import estimate_memory, hutchinson_diagonal, over_batches
+from jaxcomp.curvature import (
+    estimate_memory, gauss_newton_diagonal, hutchinson_diagonal, over_batches
+)
+
+def predict_fn(params, inputs):
+    return (inputs @ params).reshape(len(inputs), 10, -1).sum(2)
 
 def loss_fn(params, batch):
-    return jnp.mean(jnp.square(batch @ params))
+    return jnp.mean(jnp.square(batch[0] @ params))
 
 def anonymous_bytes():
     lines = open("/proc/self/status").read().splitlines()
@@ -158,9 +163,12 @@ def watch():
         measured.append(anonymous_bytes())
         time.sleep(0.001)
 
-kernel = partial(hutchinson_diagonal, loss_fn, key=jax.random.key(0), num_probes=8)
-shapes = jax.ShapeDtypeStruct((2000, 1500), jnp.float32)
-batches = [np.ones((4, 2000), np.float32)] * 2
+if sys.argv[1] == "hutchinson":
+    kernel = partial(hutchinson_diagonal, loss_fn, key=jax.random.key(0), num_probes=8)
+else:
+    kernel = partial(gauss_newton_diagonal, predict_fn)
+shapes = jax.ShapeDtypeStruct((int(sys.argv[2]), 1500), jnp.float32)
+batches = [(np.ones((4, shapes.shape[0]), np.float32), np.zeros(4, np.int32))] * 2
 plan = estimate_memory(partial(kernel, shapes), batches[0])
 weights = np.ones(shapes.shape, np.float32)
 before, measured, running = anonymous_bytes(), [], True
@@ -174,10 +182,11 @@ print(json.dumps({"predicted": plan.peak_bytes, "measured": max(measured) - befo
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
-def test_prediction_is_the_peak_of_a_process():
+@pytest.mark.parametrize(("name", "size"), [("hutchinson", 2000), ("gauss_newton", 6000)])
+def test_prediction_is_the_peak_of_a_process(name, size):
     folder = str(Path(__file__).resolve().parents[1])
     run = subprocess.run(
-        [sys.executable, "-c", PROCESS],
+        [sys.executable, "-c", PROCESS, name, str(size)],
         capture_output=True,
         text=True,
         check=False,
