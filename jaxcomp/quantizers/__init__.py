@@ -6,19 +6,29 @@ from jaxcomp.quantizers.moments import Moments, histogram_moments, pad_bins
 from jaxcomp.quantizers.pruning import prune_by_magnitude
 from jaxcomp.quantizers.rounding import RoundedWeights, round_to_nearest
 from jaxcomp.quantizers.uniform import solve_uniform, uniform
+from jaxcomp.quantizers.vector import (
+    VectorQuantizationResult,
+    join_vectors,
+    split_vectors,
+    vector_kmeans,
+)
 
 __all__ = [
     "Codebook",
     "Moments",
     "QuantizationResult",
     "RoundedWeights",
+    "VectorQuantizationResult",
     "assign",
     "histogram_moments",
+    "join_vectors",
     "kmeans",
     "pad_bins",
     "prune_by_magnitude",
     "round_to_nearest",
     "solve_kmeans",
     "solve_uniform",
+    "split_vectors",
     "uniform",
+    "vector_kmeans",
 ]
