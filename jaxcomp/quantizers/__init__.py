@@ -1,6 +1,14 @@
 """Scalar quantizers on histograms of moments, and the baselines beside them."""
 
 from jaxcomp.quantizers.assignment import assign
+from jaxcomp.quantizers.entropy_constrained import (
+    RateDistortionCurve,
+    assign_by_cost,
+    default_multipliers,
+    entropy_constrained,
+    joint_moments,
+    solve_entropy_constrained,
+)
 from jaxcomp.quantizers.lloyd import Codebook, QuantizationResult, kmeans, solve_kmeans
 from jaxcomp.quantizers.moments import Moments, histogram_moments, pad_bins
 from jaxcomp.quantizers.pruning import prune_by_magnitude
@@ -17,15 +25,21 @@ __all__ = [
     "Codebook",
     "Moments",
     "QuantizationResult",
+    "RateDistortionCurve",
     "RoundedWeights",
     "VectorQuantizationResult",
     "assign",
+    "assign_by_cost",
+    "default_multipliers",
+    "entropy_constrained",
     "histogram_moments",
     "join_vectors",
+    "joint_moments",
     "kmeans",
     "pad_bins",
     "prune_by_magnitude",
     "round_to_nearest",
+    "solve_entropy_constrained",
     "solve_kmeans",
     "solve_uniform",
     "split_vectors",

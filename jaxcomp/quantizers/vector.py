@@ -376,7 +376,7 @@ def _vector_kmeans(
     if initial_centroids is not None:
         batch = jnp.broadcast_shapes(batch, initial_centroids.shape[:-2])
         initial_centroids = initial_centroids.astype(dtype)
-    num_groups = math.prod(batch)
+    num_groups = math.prod(int(length) for length in batch)
 
     def flat(values, trailing):
         values = jnp.broadcast_to(values, (*batch, *values.shape[values.ndim - trailing :]))
