@@ -1,5 +1,6 @@
 """Scalar quantizers on histograms of moments, and the baselines beside them."""
 
+from jaxcomp.quantizers.allocation import Allocation, allocate_rates, lower_convex_hull
 from jaxcomp.quantizers.assignment import assign
 from jaxcomp.quantizers.entropy_constrained import (
     RateDistortionCurve,
@@ -22,12 +23,14 @@ from jaxcomp.quantizers.vector import (
 )
 
 __all__ = [
+    "Allocation",
     "Codebook",
     "Moments",
     "QuantizationResult",
     "RateDistortionCurve",
     "RoundedWeights",
     "VectorQuantizationResult",
+    "allocate_rates",
     "assign",
     "assign_by_cost",
     "default_multipliers",
@@ -36,6 +39,7 @@ __all__ = [
     "join_vectors",
     "joint_moments",
     "kmeans",
+    "lower_convex_hull",
     "pad_bins",
     "prune_by_magnitude",
     "round_to_nearest",

@@ -9,7 +9,8 @@ groups is the optimal allocation between them.
 
 Two methods share the interface. "uniform" is the strong baseline of the literature: equal cells
 around zero with a wider one in the middle (dead zone), reconstruction at the weighted centroids,
-the best step and dead zone for every multiplier. "lagrangian" starts there and iterates.
+the best step and dead zone for every multiplier. "lagrangian" starts there (or from weighted
+K-means, if that costs less) and iterates.
 
 Everything runs on cells: points that agree in value and in importance up to the resolution of a
 two-dimensional histogram (`joint_moments`), or the points themselves where they are few. A cell
@@ -33,8 +34,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
-from jaxcomp.quantizers.assignment import assignment_dtype
+from jaxcomp.quantizers.assignment import assign, assignment_dtype
 from jaxcomp.quantizers.checks import check_floating, check_points, is_concrete
+from jaxcomp.quantizers.lloyd import solve_kmeans
 from jaxcomp.quantizers.moments import (
     Moments,
     accumulation_dtype,
@@ -412,7 +414,7 @@ def _sum_in_blocks(
     extra = -values.shape[0] % block
 
     def add(total, part):
-        return total + jax.ops.segment_sum(*part, num_cells), None
+        return total + jax.ops.segment_sum(part[0], part[1], num_cells), None
 
     parts = tuple(jnp.pad(part, (0, extra)).reshape(-1, block) for part in (values, cell))
     return lax.scan(add, jnp.zeros((num_cells,), values.dtype), parts)[0]
@@ -468,16 +470,34 @@ def _solve_group(
     costs = grids.distortion[None, :] + (scaled * total_points)[:, None] * grids.rate_bits[None, :]
     best = jnp.argmin(costs, axis=1)
 
-    def solve(multiplier: Array, grid: Array) -> tuple[Array, ...]:
-        index = _uniform_index(cells, mean, grids.step[grid], grids.dead_zone[grid], max_clusters)
-        code = _describe(cells, index, jnp.full((max_clusters,), mean, position.dtype))
-        iterations, converged = jnp.int32(0), jnp.asarray(True)
-        if method == "lagrangian":
-            code, index, iterations, converged = _iterate(
-                cells, code, index, multiplier, num_iterations
-            )
-        return *_finish(cells, code, index, store), iterations, converged
+    start = jnp.full((max_clusters,), mean, position.dtype)
 
+    points = Moments(position, num_points, mass, jnp.zeros_like(mass), position[0], position[-1])
+    # Only "lagrangian" uses it; XLA drops what is not used.
+    clustered = solve_kmeans(points, max_clusters, max_clusters=max_clusters, penalty_form="none")
+
+    def on_grid(grid: Array) -> tuple[_Code, Array]:
+        index = _uniform_index(cells, mean, grids.step[grid], grids.dead_zone[grid], max_clusters)
+        return _describe(cells, index, start), index
+
+    def solve_uniform(multiplier: Array, grid: Array) -> tuple[Array, ...]:
+        del multiplier
+        return *_finish(cells, *on_grid(grid), store), jnp.int32(0), jnp.asarray(True)
+
+    def solve_lagrangian(multiplier: Array, grid: Array) -> tuple[Array, ...]:
+        def objective(code: _Code, index: Array) -> Array:
+            rate_bits, distortion = _measure(cells, code, index)
+            return distortion + multiplier * total_points * rate_bits
+
+        # For few points, or few symbols and a heavy tail, no uniform grid is a good start.
+        nearest = assign(position, clustered.thresholds).astype(jnp.int32)
+        starts = on_grid(grid), (_describe(cells, nearest, start), nearest)
+        is_better = objective(*starts[1]) < objective(*starts[0])
+        code, index = jax.tree.map(partial(jnp.where, is_better), starts[1], starts[0])
+        code, index, *diagnostics = _iterate(cells, code, index, multiplier, num_iterations)
+        return *_finish(cells, code, index, store), *diagnostics
+
+    solve = solve_lagrangian if method == "lagrangian" else solve_uniform
     rate_bits, distortion, *others = jax.vmap(solve)(scaled, best)
     distortion = distortion * unit
     absolute = scaled * unit
@@ -506,7 +526,8 @@ def _uniform_grids(cells: _Cells, mean: Float[Array, ""], max_clusters: int) -> 
     deviation = cells.position - mean
     variance = pairwise_sum(cells.mass * deviation * deviation) + cells.second
     spread = jnp.sqrt(variance / jnp.where(total_mass > 0, total_mass, 1))
-    widest, narrowest = 2 * jnp.where(largest > 0, largest, 1), spread / 256
+    # A little more than twice the largest: with the widest step all points share the middle cell.
+    widest, narrowest = 2.01 * jnp.where(largest > 0, largest, 1), spread / 256
     narrowest = jnp.where(narrowest > 0, narrowest, widest)
     fraction = jnp.arange(_NUM_STEPS, dtype=dtype) / (_NUM_STEPS - 1)
     steps = widest * (narrowest / widest) ** fraction
