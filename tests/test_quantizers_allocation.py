@@ -111,7 +111,9 @@ def test_reverse_water_filling_of_gaussian_layers():
     theta = 0.1
     budget = np.sum(number * 0.5 * np.log2(variance / theta))
     result = allocate_rates(rate, cost, budget_bits=budget)
-    np.testing.assert_allclose(result.distortion / number, theta, rtol=0.03)
+    # Places are 1/64 bit apart, 2 % of distortion; what is too little for a step of the large
+    # layer goes to the small ones.
+    np.testing.assert_allclose(result.distortion / number, theta, rtol=0.08)
     assert float(result.lower_bound) == pytest.approx(theta * number.sum(), rel=1e-3)
     dual = allocate_rates(rate, cost, max_distortion=theta * number.sum())
     assert float(dual.total_rate_bits) == pytest.approx(budget, rel=2e-3)
