@@ -3,6 +3,7 @@
 from jaxcomp.quantizers.assignment import assign
 from jaxcomp.quantizers.lloyd import Codebook, QuantizationResult, kmeans, solve_kmeans
 from jaxcomp.quantizers.moments import Moments, histogram_moments, pad_bins
+from jaxcomp.quantizers.optimal import OptimalCodebooks, optimal_kmeans, solve_optimal
 from jaxcomp.quantizers.pruning import prune_by_magnitude
 from jaxcomp.quantizers.rounding import RoundedWeights, round_to_nearest
 from jaxcomp.quantizers.uniform import solve_uniform, uniform
@@ -10,15 +11,18 @@ from jaxcomp.quantizers.uniform import solve_uniform, uniform
 __all__ = [
     "Codebook",
     "Moments",
+    "OptimalCodebooks",
     "QuantizationResult",
     "RoundedWeights",
     "assign",
     "histogram_moments",
     "kmeans",
+    "optimal_kmeans",
     "pad_bins",
     "prune_by_magnitude",
     "round_to_nearest",
     "solve_kmeans",
+    "solve_optimal",
     "solve_uniform",
     "uniform",
 ]
