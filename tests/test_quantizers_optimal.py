@@ -231,7 +231,7 @@ def test_few_values_need_few_centres(num_points):
 
 
 @pytest.mark.parametrize(
-    ("scale", "mass"), [(1e-30, 1.0), (1e-38, 1.0), (1e17, 1.0), (2e37, 1e-38), (1.0, 1e-36)]
+    ("scale", "mass"), [(1e-30, 1.0), (1e17, 1.0), (2e37, 1e-20), (1.0, 1e-30)]
 )
 def test_tiny_and_huge_magnitudes(scale, mass):
     points, importance = heavy_tailed(BINNED)
@@ -241,10 +241,11 @@ def test_tiny_and_huge_magnitudes(scale, mass):
         (importance.astype(np.float64) * mass).astype(np.float32),
     )
     centroids = np.asarray(result.centroids(4), np.float64)
-    tolerance = 1e-2 if scale < 1e-37 else 2e-3
+    # Points on the edge of a bin may be rounded to the other side.
     np.testing.assert_allclose(
-        centroids / scale, base.centroids(4), atol=tolerance * np.abs(points).max()
+        centroids / scale, base.centroids(4), atol=1e-3 * np.abs(points).max()
     )
+    assert not np.any(np.isnan(result.distortion))
 
 
 def test_an_outlier_does_not_drown_the_rest():

@@ -259,10 +259,10 @@ def _binned_moments(
 
     count = bins.count()
     is_occupied = count > 0
-    # An empty bin sits at the next occupied one below: between its neighbours, out of the way.
-    lowest = jnp.where(is_occupied, bins.minimum(points), minimum[:, None])
-    lowest = running_maximum(lowest.T).T
-    highest = jnp.where(is_occupied, bins.maximum(points), lowest)
+    # An empty bin sits at the end of the occupied one below: between its neighbours.
+    highest = jnp.where(is_occupied, bins.maximum(points), minimum[:, None])
+    highest = running_maximum(highest.T).T
+    lowest = jnp.where(is_occupied, bins.minimum(points), highest)
     # From the lowest point of the bin, so that equal points have offset 0 and their mean is exact.
     offset = points - bins.look_up(lowest)
     if weights is None:
@@ -276,6 +276,8 @@ def _binned_moments(
     # About the lowest point and then about the mean: what that loses is an eps of the width of the
     # bin, and a pass over the points with the mean looked up is saved.
     second = bins.sum(weighted * offset) - mass * mean * mean
+    # Squares may overflow; the largest float stands for what is too large, 0 for their difference.
+    second = jnp.nan_to_num(second, nan=0)
     position = jnp.clip(lowest + mean, lowest, highest)
     moments = Moments(
         position=position,
@@ -305,8 +307,8 @@ def _bin_index(
     """
     # Halved before subtracting: the range of finite points can overflow.
     low, high = minimum[:, None] * 0.5, maximum[:, None] * 0.5
+    # A constant group, or one of denormals, has no range: all its points are in cell 0.
     cells_per_unit = num_bins / (high - low)
-    # A constant group has no range: all its points are in cell 0.
     cells_per_unit = jnp.where(jnp.isfinite(cells_per_unit), cells_per_unit, 0)
 
     def place_of(some):

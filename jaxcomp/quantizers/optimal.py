@@ -213,8 +213,8 @@ class _Scaled(NamedTuple):
         bins: padded to a length the search takes, by bins without mass.
         lowest: (B,) lower edges, highest: (B,) upper edges.
         error: norm of what rounding may have moved the points by, `sqrt(sum h delta^2)`.
-        centre: where 0 is, and unit: what 1 is, in the units of the points.
-        mass_unit: what mass 1 is.
+        centre: what 0 stands for, in these units.
+        exponent: a length of 1 stands for 2^exponent, a mass of 1 for 2^mass_exponent.
     """
 
     bins: Runs
@@ -222,28 +222,35 @@ class _Scaled(NamedTuple):
     highest: Float[Array, " bins"]
     error: Float[Array, ""]
     centre: Float[Array, ""]
-    unit: Float[Array, ""]
-    mass_unit: Float[Array, ""]
+    exponent: Int[Array, ""]
+    mass_exponent: Int[Array, ""]
 
 
-def _power_of_two_near(value: Float[Array, ""]) -> Float[Array, ""]:
-    """Return a power of two within a factor of 2; 1 for 0."""
+def _exponent(value: Float[Array, ""]) -> Int[Array, ""]:
+    """Return the exponent of a power of two within a factor of 2; 0 for 0."""
     _, exponent = jnp.frexp(jnp.where(value > 0, value, 1))
-    return jnp.ldexp(jnp.ones_like(value), exponent - 1)
+    return exponent - 1
 
 
 def _scale(moments: Moments, edges: BinEdges, *, has_one_value_per_bin: bool) -> _Scaled:
-    position = moments.position
     largest = jnp.maximum(jnp.abs(moments.minimum), jnp.abs(moments.maximum))
     # Squares of 2^60 and of 2^-50 are far from both ends of float32: most data stay as they are.
-    unit = _power_of_two_near(largest)
-    unit = jnp.where(unit > 2.0**60, unit / 2.0**60, jnp.where(unit < 2.0**-50, unit, 1))
-    position = position / unit
-    total = pairwise_sum(moments.mass)
-    mass_unit = _power_of_two_near(total)
-    mass = moments.mass / mass_unit
-    weighted = pairwise_sum(mass * position) / jnp.where(total > 0, total / mass_unit, 1)
-    centre = jnp.clip(weighted, moments.minimum / unit, moments.maximum / unit)
+    exponent = _exponent(largest)
+    exponent = jnp.where(
+        exponent > 60, exponent - 60, jnp.where(exponent < -50, exponent, 0)
+    )
+
+    # Powers by their exponents: a compiler may turn x / u / u into x / (u * u), which is 0 / 0.
+    def scaled(values):
+        return jnp.ldexp(values, -exponent)
+
+    position, total = scaled(moments.position), pairwise_sum(moments.mass)
+    mass_exponent = _exponent(total)
+    mass = jnp.ldexp(moments.mass, -mass_exponent)
+    weighted = pairwise_sum(mass * position) / jnp.where(
+        total > 0, jnp.ldexp(total, -mass_exponent), 1
+    )
+    centre = jnp.clip(weighted, scaled(moments.minimum), scaled(moments.maximum))
     offset = position - centre
     # A mean moves by eps of itself when it is stored and whenever runs are merged; a bin of equal
     # points is stored exactly.
@@ -254,7 +261,7 @@ def _scale(moments: Moments, edges: BinEdges, *, has_one_value_per_bin: bool) ->
         is_one = edges.lowest == edges.highest
         moved = moved + jnp.where(is_one, 0, eps * jnp.abs(position))
     extra = num_bins - position.shape[0]
-    last = moments.maximum / unit - centre
+    last = scaled(moments.maximum) - centre
 
     def pad(values, filler):
         return jnp.concatenate([values, jnp.full((extra,), filler, values.dtype)])
@@ -263,14 +270,14 @@ def _scale(moments: Moments, edges: BinEdges, *, has_one_value_per_bin: bool) ->
         bins=Runs(
             mass=pad(mass, 0),
             mean=pad(offset, last),
-            spread=pad(moments.second / mass_unit / unit / unit, 0),
+            spread=pad(jnp.ldexp(moments.second, -(2 * exponent + mass_exponent)), 0),
         ),
-        lowest=pad(edges.lowest / unit - centre, last),
-        highest=pad(edges.highest / unit - centre, last),
+        lowest=pad(scaled(edges.lowest) - centre, last),
+        highest=pad(scaled(edges.highest) - centre, last),
         error=jnp.sqrt(pairwise_sum(mass * moved * moved)),
         centre=centre,
-        unit=unit,
-        mass_unit=mass_unit,
+        exponent=exponent,
+        mass_exponent=mass_exponent,
     )
 
 
@@ -334,7 +341,7 @@ def _distortion_and_gap(scaled, distortion, least):
     gap = jnp.maximum(distortion - bound, 0) + (_MASS_ERROR + of_cost) * eps * distortion
 
     def in_units(values):
-        return values * scaled.mass_unit * scaled.unit * scaled.unit
+        return jnp.ldexp(values, 2 * scaled.exponent + scaled.mass_exponent)
 
     return in_units(distortion), in_units(gap)
 
@@ -348,7 +355,7 @@ def _centroids(
     """Return the means of the runs; those without mass repeat a neighbour."""
     moments, edges = group
     has_mass = runs.mass > 0
-    mean = (runs.mean + scaled.centre) * scaled.unit
+    mean = jnp.ldexp(runs.mean + scaled.centre, scaled.exponent)
     # Rounding must not push a mean out of its own points: a run of equal points is met exactly.
     signed = jnp.stack([edges.highest, -edges.lowest[::-1]], axis=-1)
     is_heavy = jnp.stack([moments.mass > 0, moments.mass[::-1] > 0], axis=-1)
