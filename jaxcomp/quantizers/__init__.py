@@ -17,6 +17,7 @@ from jaxcomp.quantizers.entropy_constrained import (
 )
 from jaxcomp.quantizers.lloyd import Codebook, QuantizationResult, kmeans, solve_kmeans
 from jaxcomp.quantizers.moments import Moments, histogram_moments, pad_bins
+from jaxcomp.quantizers.optimal import OptimalCodebooks, optimal_kmeans, solve_optimal
 from jaxcomp.quantizers.pruning import prune_by_magnitude
 from jaxcomp.quantizers.rounding import RoundedWeights, round_to_nearest
 from jaxcomp.quantizers.straight_through import (
@@ -38,6 +39,7 @@ __all__ = [
     "Codebook",
     "FineTunedCodebook",
     "Moments",
+    "OptimalCodebooks",
     "QuantizationResult",
     "RateDistortionCurve",
     "RoundedWeights",
@@ -54,12 +56,14 @@ __all__ = [
     "kmeans",
     "look_up",
     "lower_convex_hull",
+    "optimal_kmeans",
     "pad_bins",
     "prune_by_magnitude",
     "quantize_ste",
     "round_to_nearest",
     "solve_entropy_constrained",
     "solve_kmeans",
+    "solve_optimal",
     "solve_uniform",
     "split_vectors",
     "uniform",
