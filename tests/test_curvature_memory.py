@@ -54,18 +54,15 @@ def keys(kernel):
 
 
 def test_state_of_the_driver_is_two_trees_per_probe_and_two():
-    plan = estimate_memory(hutchinson, BATCH, probes_per_chunk=4)
-    # A count and a flag beside them.
-    assert plan.state_bytes == (2 * 4 + 2) * WEIGHTS_BYTES + 4 + 1
+    # No more probes are held than there are, 6; a count and a flag beside them.
+    plan = estimate_memory(hutchinson, BATCH, probes_per_chunk=100)
+    assert plan.state_bytes == (2 * 6 + 2) * WEIGHTS_BYTES + 4 + 1
     assert plan.batch_bytes == 2 * 4 * 16 * 100
-    # The key is two words; probe, product, sample and the pair of a sum, and some activations.
-    assert plan.weights_bytes == WEIGHTS_BYTES + 8
+    # The key and the number of the first block of examples are three words.
+    assert plan.weights_bytes == WEIGHTS_BYTES + 12
+    # Probe, product, sample and the pair of a sum, and some activations.
     assert WEIGHTS_BYTES < plan.scratch_bytes < 8 * WEIGHTS_BYTES
-    assert (plan.probes_per_chunk, plan.examples_per_chunk) == (4, None)
-
-
-def test_more_probes_are_not_held_than_there_are():
-    assert estimate_memory(hutchinson, BATCH, probes_per_chunk=100).probes_per_chunk == 6
+    assert (plan.probes_per_chunk, plan.examples_per_chunk) == (6, None)
 
 
 def test_the_largest_chunks_under_the_limit_are_chosen():
@@ -115,9 +112,10 @@ def test_arguments_are_checked():
         estimate_memory(fisher, (BATCH, jax.ShapeDtypeStruct((3,), jnp.float32)))
 
 
-# Plans for shapes, measures the process, runs, and measures its peak.
+# Plans for shapes, then runs while a thread watches the anonymous memory of the process. (The
+# system's own count of the peak includes the pages of libraries, which come and go.)
 PROCESS = """
-import json, resource
+import json, threading, time
 from functools import partial
 import jax, jax.numpy as jnp, numpy as np
 from jaxcomp.curvature import estimate_memory, hutchinson_diagonal, over_batches
@@ -125,16 +123,27 @@ from jaxcomp.curvature import estimate_memory, hutchinson_diagonal, over_batches
 def loss_fn(params, batch):
     return jnp.mean(jnp.square(batch @ params))
 
+def anonymous_bytes():
+    lines = open("/proc/self/status").read().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+def watch():
+    while running:
+        measured.append(anonymous_bytes())
+        time.sleep(0.001)
+
 kernel = partial(hutchinson_diagonal, loss_fn, key=jax.random.key(0), num_probes=8)
 shapes = jax.ShapeDtypeStruct((2000, 1500), jnp.float32)
 batches = [np.ones((4, 2000), np.float32)] * 2
 plan = estimate_memory(partial(kernel, shapes), batches[0])
 weights = np.ones(shapes.shape, np.float32)
-pages = int(open("/proc/self/statm").read().split()[1])
-before = pages * resource.getpagesize()
+before, measured, running = anonymous_bytes(), [], True
+thread = threading.Thread(target=watch)
+thread.start()
 over_batches(partial(kernel, weights), batches)
-peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"predicted": plan.peak_bytes, "measured": peak - before}))
+running = False
+thread.join()
+print(json.dumps({"predicted": plan.peak_bytes, "measured": max(measured) - before}))
 """
 
 
@@ -151,5 +160,5 @@ def test_prediction_is_the_peak_of_a_process():
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
     assert found["predicted"] > 200e6
-    # The allocator's rounding and the runtime's threads: some tens of megabytes at most.
-    assert abs(found["measured"] / found["predicted"] - 1) < 0.15
+    # What compiling and the allocator leave behind: some tens of megabytes at most.
+    assert abs(found["measured"] / found["predicted"] - 1) < 0.2
