@@ -104,7 +104,7 @@ def estimate_memory(
         )
     shapes = _shapes(batch)
     probes = min(probes_per_chunk, sampling.num_samples) if many_batches else 1
-    plan = _Plan(kernel, shapes, many_batches, probes, _examples_per_chunk(kernel))
+    plan = _Plan(kernel, shapes, many_batches, probes, _examples_per_chunk(kernel), {})
     estimate = plan.estimate()
     if limit_bytes is None or estimate.peak_bytes <= limit_bytes:
         return estimate
@@ -121,13 +121,14 @@ def estimate_memory(
 
 
 class _Plan(NamedTuple):
-    """What is to be computed; estimates of it are compiled anew each time."""
+    """What is to be computed; its variants share the estimates they have compiled."""
 
     kernel: partial[Any]
     batch: Shapes
     many_batches: bool
     probes_per_chunk: int
     examples_per_chunk: int | None
+    known: dict[tuple[int, int, int | None], MemoryEstimate]
 
     @property
     def num_examples(self) -> int:
@@ -140,6 +141,12 @@ class _Plan(NamedTuple):
         return self._replace(batch=jax.tree.map(leaf, self.batch))
 
     def estimate(self) -> MemoryEstimate:
+        key = (self.num_examples, self.probes_per_chunk, self.examples_per_chunk)
+        if key not in self.known:
+            self.known[key] = self._compile()
+        return self.known[key]
+
+    def _compile(self) -> MemoryEstimate:
         kernel = self.kernel
         if self.examples_per_chunk is not None:
             kernel = partial(kernel, examples_per_chunk=self.examples_per_chunk)
