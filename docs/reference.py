@@ -12,7 +12,8 @@ import pdoc
 
 
 def write_reference(folder: Path, *modules: str) -> None:
-    pdoc.render.configure(docformat="google", show_source=False)
+    # Without the search box, whose index another program (node) would build.
+    pdoc.render.configure(docformat="google", show_source=False, search=False)
     pdoc.pdoc(*(modules or ("jaxcomp",)), output_directory=folder)
 
 
