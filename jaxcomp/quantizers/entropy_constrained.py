@@ -9,8 +9,8 @@ groups is the optimal allocation between them.
 
 Two methods share the interface. "uniform" is the strong baseline of the literature: equal cells
 around zero with a wider one in the middle (dead zone), reconstruction at the weighted centroids,
-the best step and dead zone for every multiplier. "lagrangian" starts there (or from weighted
-K-means, if that costs less) and iterates.
+the best step and dead zone for every multiplier. "lagrangian" starts there (or from symbols
+spread out by mass, if that costs less) and iterates.
 
 Everything runs on cells: points that agree in value and in importance up to the resolution of a
 two-dimensional histogram (`joint_moments`), or the points themselves where they are few. A cell
@@ -34,9 +34,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
-from jaxcomp.quantizers.assignment import assign, assignment_dtype
+from jaxcomp.quantizers.assignment import assignment_dtype
 from jaxcomp.quantizers.checks import check_floating, check_points, is_concrete
-from jaxcomp.quantizers.lloyd import solve_kmeans
 from jaxcomp.quantizers.moments import (
     Moments,
     accumulation_dtype,
@@ -175,35 +174,6 @@ def entropy_constrained(
     ):
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}.")
-    return _entropy_constrained(
-        points,
-        sample_weight,
-        multipliers,
-        jnp.asarray(num_iterations, jnp.int32),
-        multiplier_scale=multiplier_scale,
-        method=method,
-        max_clusters=max_clusters,
-        num_bins=num_bins,
-        num_levels=num_levels,
-    )
-
-
-@partial(
-    jax.jit,
-    static_argnames=("multiplier_scale", "method", "max_clusters", "num_bins", "num_levels"),
-)
-def _entropy_constrained(
-    points,
-    sample_weight,
-    multipliers,
-    num_iterations,
-    *,
-    multiplier_scale,
-    method,
-    max_clusters,
-    num_bins,
-    num_levels,
-):
     return solve_entropy_constrained(
         joint_moments(points, sample_weight, num_bins=num_bins, num_levels=num_levels),
         multipliers,
@@ -472,9 +442,10 @@ def _solve_group(
 
     start = jnp.full((max_clusters,), mean, position.dtype)
 
-    points = Moments(position, num_points, mass, jnp.zeros_like(mass), position[0], position[-1])
-    # Only "lagrangian" uses it; XLA drops what is not used.
-    clustered = solve_kmeans(points, max_clusters, max_clusters=max_clusters, penalty_form="none")
+    # Symbols at equal shares of the cube root of the mass, as for the best fine quantizer.
+    root = jnp.cbrt(mass)
+    share = (running_sum(root) - 0.5 * root) / pairwise_sum(root)
+    spread_out = jnp.clip((share * max_clusters).astype(jnp.int32), 0, max_clusters - 1)
 
     def on_grid(grid: Array) -> tuple[_Code, Array]:
         index = _uniform_index(cells, mean, grids.step[grid], grids.dead_zone[grid], max_clusters)
@@ -490,8 +461,7 @@ def _solve_group(
             return distortion + multiplier * total_points * rate_bits
 
         # For few points, or few symbols and a heavy tail, no uniform grid is a good start.
-        nearest = assign(position, clustered.thresholds).astype(jnp.int32)
-        starts = on_grid(grid), (_describe(cells, nearest, start), nearest)
+        starts = on_grid(grid), (_describe(cells, spread_out, start), spread_out)
         is_better = objective(*starts[1]) < objective(*starts[0])
         code, index = jax.tree.map(partial(jnp.where, is_better), starts[1], starts[0])
         code, index, *diagnostics = _iterate(cells, code, index, multiplier, num_iterations)
