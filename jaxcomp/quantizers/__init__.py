@@ -4,12 +4,20 @@ from jaxcomp.quantizers.assignment import assign
 from jaxcomp.quantizers.lloyd import Codebook, QuantizationResult, kmeans, solve_kmeans
 from jaxcomp.quantizers.moments import Moments, histogram_moments, pad_bins
 from jaxcomp.quantizers.optimal import OptimalCodebooks, optimal_kmeans, solve_optimal
+from jaxcomp.quantizers.optimal_diameter import (
+    DiameterSolution,
+    DiameterSolver,
+    optimal_diameter_kmeans,
+    solve_optimal_diameter,
+)
 from jaxcomp.quantizers.pruning import prune_by_magnitude
 from jaxcomp.quantizers.rounding import RoundedWeights, round_to_nearest
 from jaxcomp.quantizers.uniform import solve_uniform, uniform
 
 __all__ = [
     "Codebook",
+    "DiameterSolution",
+    "DiameterSolver",
     "Moments",
     "OptimalCodebooks",
     "QuantizationResult",
@@ -17,12 +25,14 @@ __all__ = [
     "assign",
     "histogram_moments",
     "kmeans",
+    "optimal_diameter_kmeans",
     "optimal_kmeans",
     "pad_bins",
     "prune_by_magnitude",
     "round_to_nearest",
     "solve_kmeans",
     "solve_optimal",
+    "solve_optimal_diameter",
     "solve_uniform",
     "uniform",
 ]
