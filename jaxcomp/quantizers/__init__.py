@@ -18,6 +18,12 @@ from jaxcomp.quantizers.entropy_constrained import (
 from jaxcomp.quantizers.lloyd import Codebook, QuantizationResult, kmeans, solve_kmeans
 from jaxcomp.quantizers.moments import Moments, histogram_moments, pad_bins
 from jaxcomp.quantizers.optimal import OptimalCodebooks, optimal_kmeans, solve_optimal
+from jaxcomp.quantizers.optimal_diameter import (
+    DiameterSolution,
+    DiameterSolver,
+    optimal_diameter_kmeans,
+    solve_optimal_diameter,
+)
 from jaxcomp.quantizers.pruning import prune_by_magnitude
 from jaxcomp.quantizers.rounding import RoundedWeights, round_to_nearest
 from jaxcomp.quantizers.straight_through import (
@@ -37,6 +43,8 @@ from jaxcomp.quantizers.vector import (
 __all__ = [
     "Allocation",
     "Codebook",
+    "DiameterSolution",
+    "DiameterSolver",
     "FineTunedCodebook",
     "Moments",
     "OptimalCodebooks",
@@ -56,6 +64,7 @@ __all__ = [
     "kmeans",
     "look_up",
     "lower_convex_hull",
+    "optimal_diameter_kmeans",
     "optimal_kmeans",
     "pad_bins",
     "prune_by_magnitude",
@@ -64,6 +73,7 @@ __all__ = [
     "solve_entropy_constrained",
     "solve_kmeans",
     "solve_optimal",
+    "solve_optimal_diameter",
     "solve_uniform",
     "split_vectors",
     "uniform",
