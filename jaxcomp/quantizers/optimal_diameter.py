@@ -71,7 +71,7 @@ class DiameterSolver(NamedTuple):
             outer centres are a (rows) and b (columns); +inf where there is none.
         single_cost: (...) the least distortion of one cluster.
         multiplier: (..., 2 A) lam.
-        dual_cost: (..., max_clusters + 1, 2 A) `G_K(lam)` with at least two clusters; +inf for K < 2.
+        dual_cost: (..., max_clusters + 1, 2 A) `G_K(lam)` with at least two clusters; +inf below.
         before: (..., max_clusters, A, B + 1) the least distortion of the first i bins in 1..K
             clusters, the first of them centred at a.
         run_cost: (..., B + 1, B + 1) the spread of the bins from i on and below j.
