@@ -12,15 +12,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcomp.curvature import estimate_memory, fisher_diagonal, hutchinson_diagonal
+from jaxcomp.curvature import (
+    estimate_memory,
+    fisher_diagonal,
+    gauss_newton_diagonal,
+    hutchinson_diagonal,
+)
 
 PARAMS = {"w": jax.ShapeDtypeStruct((100, 30), jnp.float32), "codes": jnp.arange(3)}
 BATCH = jax.ShapeDtypeStruct((16, 100), jnp.float32)
 WEIGHTS_BYTES = 4 * (100 * 30 + 3)
 
 
+def predict_fn(params, inputs):
+    return jnp.tanh(inputs @ params["w"])
+
+
 def loss_fn(params, batch):
-    return jnp.mean(jnp.square(jnp.tanh(batch @ params["w"])))
+    return jnp.mean(jnp.square(predict_fn(params, batch)))
 
 
 fisher = partial(fisher_diagonal, loss_fn, PARAMS)
@@ -82,6 +91,23 @@ def test_the_largest_chunks_under_the_limit_are_chosen():
     assert 1 < plan.examples_per_chunk < 16
     twice = partial(fisher, examples_per_chunk=2 * plan.examples_per_chunk)
     assert plan.peak_bytes <= limit_bytes < estimate_memory(twice, BATCH).peak_bytes
+
+
+def test_a_number_is_chosen_where_the_kernels_own_choice_is_too_much():
+    kernel = partial(gauss_newton_diagonal, predict_fn, PARAMS)
+    batch = (jax.ShapeDtypeStruct((500, 100), jnp.float32), jax.ShapeDtypeStruct((500,), jnp.int32))
+    free = estimate_memory(kernel, batch, many_batches=False)
+    assert free.examples_per_chunk is None
+
+    limit_bytes = free.peak_bytes - free.scratch_bytes // 2
+    plan = estimate_memory(kernel, batch, limit_bytes=limit_bytes, many_batches=False)
+    assert 1 < plan.examples_per_chunk < 500
+    assert limit_bytes / 2 < plan.peak_bytes <= limit_bytes
+    bound = partial(kernel, examples_per_chunk=plan.examples_per_chunk)
+    assert estimate_memory(bound, batch, many_batches=False) == plan
+
+    with pytest.raises(ValueError, match=r"gauss_newton_diagonal on batches of 500 .* would fit"):
+        estimate_memory(kernel, batch, limit_bytes=200_000, many_batches=False)
 
 
 def test_what_cannot_fit_is_refused_with_the_number_and_what_would_fit():

@@ -448,24 +448,29 @@ def sum_over_chunks(
 
     Args:
         add_fn: `(chunk, rows, is_example) -> terms`, like `zeros`: the examples of a chunk, their
-            numbers in the batch, and which of them are not there to fill the last chunk.
+            numbers in the batch, and which of them count (not those that fill the last chunk).
         zeros: the empty sum.
         batch: pytree with leading axis of examples.
-        num_chunks: chunks of even size, so that few examples are computed in vain.
+        num_chunks: at least so many, and fewer than twice as many; their sizes are even, so that
+            few examples are computed in vain.
     """
     num_examples = count_examples(batch)
+    # Chunks of equal size need no mask, which would cost a copy of every layer's inputs.
+    whole = (n for n in range(num_chunks, 2 * num_chunks) if num_examples % n == 0)
+    num_chunks = next(whole, num_chunks)
     chunk_size = -(-num_examples // num_chunks)
+    every = jnp.ones(chunk_size, bool)
+    if num_chunks == 1:
+        return add_fn(batch, jnp.arange(num_examples, dtype=jnp.int32), every)
 
     def step(total: CompensatedSum, chunk: Int[Array, ""]) -> tuple[CompensatedSum, None]:
-        rows = chunk * chunk_size + jnp.arange(chunk_size, dtype=jnp.int32)
-        is_example = rows < num_examples
-        rows = jnp.minimum(rows, num_examples - 1)
-        some = jax.tree.map(lambda x: jnp.take(x, rows, axis=0), batch)
-        return total.add(add_fn(some, rows, is_example)), None
+        # The last chunk starts early enough to be full, and leaves out what was there before.
+        start = jnp.minimum(chunk * chunk_size, num_examples - chunk_size)
+        rows = start + jnp.arange(chunk_size, dtype=jnp.int32)
+        is_new = every if num_examples % chunk_size == 0 else rows >= chunk * chunk_size
+        some = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, chunk_size), batch)
+        return total.add(add_fn(some, rows, is_new)), None
 
-    if num_chunks == 1:
-        everything = jnp.arange(num_examples, dtype=jnp.int32)
-        return add_fn(batch, everything, jnp.ones(num_examples, bool))
     chunks = jnp.arange(num_chunks, dtype=jnp.int32)
     return lax.scan(step, CompensatedSum.empty(zeros), chunks)[0].value()
 
