@@ -220,7 +220,7 @@ def _solve_lane(
     exponent = jnp.where(jnp.isinf(excess), jnp.inf, slope * excess)
     exponent = jnp.where(excess == 0, 0, exponent)
     q = maximise(p, jnp.exp(-exponent), gap_nats)
-    q = jnp.where(slope == 0, _best_constant(p, distances, q), q)
+    q = jnp.where(slope == 0, best_constant(p, distances, q), q)
     rate, gap, output, joint = evaluate(p, exponent, q)
     return RateDistortionPoints(
         rate_nats=rate,
@@ -231,7 +231,7 @@ def _solve_lane(
     )
 
 
-def _best_constant(p: Array, distances: Array, otherwise: Array) -> Array:
+def best_constant(p: Array, distances: Array, otherwise: Array) -> Array:
     """Return the distribution on the reproduction that serves all symbols best, if one may."""
     weighted = jnp.where(p[:, None] > 0, p[:, None] * distances, 0)
     total = jnp.sum(weighted, axis=0)
@@ -320,6 +320,7 @@ def _interior_point(p, kernel, q, gap, gap_nats):
     num_symbols, num_reproductions = kernel.shape
     solver = _reduced_solver if num_symbols < num_reproductions else _full_solver
     root_p = jnp.sqrt(p)
+    least_centrality = 0.1 * gap_nats / num_reproductions
 
     def newton(state):
         q, z, iteration, best_gap, best_q = state
@@ -334,7 +335,8 @@ def _interior_point(p, kernel, q, gap, gap_nats):
         reachable = q + jnp.minimum(1, _to_boundary(q, step)) * step
         reachable *= z + jnp.minimum(1, _to_boundary(z, dual_step)) * dual_step
         shrink = (jnp.sum(reachable) / num_reproductions / centrality) ** 3
-        target = jnp.clip(shrink, 1e-4, 0.5) * centrality
+        # On the central path the gap is about M times the complementarity: no need to go far below.
+        target = jnp.maximum(jnp.clip(shrink, 1e-3, 0.5) * centrality, least_centrality)
 
         # Corrector, then the step that lowers the barrier function most: K is linear, so that all
         # candidates cost one product with it.
