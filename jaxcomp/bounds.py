@@ -6,14 +6,13 @@ over the training examples, for all codes at once: `occam` for one network in a 
 and `catoni` for a random one; `gaussian_complexity`, `choice_bits` and `self_delimiting_bits` say
 what was spent.
 
-All of them broadcast over their arguments and can be traced and mapped. Beyond `math.log`
-precision the certificates need float64 (2^-B is no float at all): they compute in it, in logarithms,
-and return the default floating dtype.
+All of them broadcast over their arguments and can be traced and mapped. The certificates compute in
+float64 and in logarithms (2^-B is no float at all) and return the default floating dtype.
 
 Sources: Xu and Raginsky, "Information-theoretic analysis of generalization capability of learning
 algorithms", NeurIPS 2017, arXiv:1705.07809, theorem 1; Bu, Gao, Zou and Veeravalli,
-doi:10.3390/e23101255, for its use with a compression rate; Langford, JMLR 6 (2005), for the binomial
-tail; Maurer, arXiv:cs/0411099; Catoni, arXiv:0712.0248; Lotfi et al., arXiv:2211.13609.
+doi:10.3390/e23101255, for its use with a compression rate; Langford, JMLR 6 (2005), for the
+binomial tail; Maurer, arXiv:cs/0411099; Catoni, arXiv:0712.0248; Lotfi et al., arXiv:2211.13609.
 """
 
 import math
@@ -224,9 +223,7 @@ def _upper_inverse(q: Array, divergence: Array) -> Array:
         p = jnp.where(inside, p, 0.5)
         change = p - q
         first = jnp.where(q > 0, -q * jnp.log1p(change / jnp.where(q > 0, q, 1)), 0)
-        second = jnp.where(
-            q < 1, -(1 - q) * jnp.log1p(-change / jnp.where(q < 1, 1 - q, 1)), 0
-        )
+        second = jnp.where(q < 1, -(1 - q) * jnp.log1p(-change / jnp.where(q < 1, 1 - q, 1)), 0)
         return inside & (first + second <= divergence)
 
     found = _bisect(is_within, q)
@@ -375,9 +372,7 @@ def log_binomial_tail(
     def term(state):
         m, c, d, value, _ = state
         c, d, new = lentz(c, d, value, m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)))
-        c, d, new = lentz(
-            c, d, new, -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        )
+        c, d, new = lentz(c, d, new, -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)))
         # A lane that has settled stays: its neighbours may need more terms.
         is_moving = jnp.abs(new - value) > 1e-15 * jnp.abs(new)
         return m + 1, c, d, jnp.where(is_moving, new, value), is_moving
@@ -403,9 +398,9 @@ def pac_bayes_kl(
     """Bound the population error of a random network, `w ~ q`, averaged over q.
 
     With probability at least 1 - delta over n independent examples, for all q at once:
-    `kl(E err_S || E err_mu) <= (KL(q || prior) + ln(2 sqrt(n) / delta)) / n`, the prior fixed before
-    the data were seen or paid for. A deterministic network in a file of B bits is the special case
-    `KL = B ln 2`; `occam` is sharper for it.
+    `kl(E err_S || E err_mu) <= (KL(q || prior) + ln(2 sqrt(n) / delta)) / n`, the prior fixed
+    before the data were seen or paid for. A deterministic network in a file of B bits is the
+    special case `KL = B ln 2`; `occam` is sharper for it.
 
     Args:
         train_error: the mean training error of q; or, with `num_draws`, its mean over that many
@@ -535,9 +530,10 @@ def gaussian_complexity(
     """Return KL of `N(mean, diag(s^2))` from a prior `N(prior_mean, t^2 I)`, and the price of t.
 
     `KL = sum ln(t/s) + (s^2 + (m - m0)^2) / (2 t^2) - 1/2`. A scale t chosen by looking at the
-    posterior is paid for by a union over the grid `t_j = largest_scale exp(-j / scales_per_e_fold)`,
-    j = 1, 2, ..., on which t_j has probability `6 / (pi^2 j^2)`: it costs `ln(pi^2 j^2 / 6)` nats, a
-    dozen at most, whatever the number of weights.
+    posterior is paid for by a union over the grid
+    `t_j = largest_scale exp(-j / scales_per_e_fold)`, j = 1, 2, ..., on which t_j has probability
+    `6 / (pi^2 j^2)`: it costs `ln(pi^2 j^2 / 6)` nats, a dozen at most, whatever the number of
+    weights.
 
     Args:
         mean: (..., d) of the posterior, m.

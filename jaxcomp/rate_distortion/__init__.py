@@ -1,6 +1,6 @@
-"""Limits of lossy compression, in nats, and how far a quantizer is from them, in bits per weight."""
+"""Limits of lossy compression, and how far real quantizers are from them."""
 
-from jaxcomp.rate_distortion.blahut_arimoto import RateDistortionPoints, blahut_arimoto
+from jaxcomp.rate_distortion.discrete import RateDistortionPoints, blahut_arimoto
 from jaxcomp.rate_distortion.gaussian import gaussian_distortion, gaussian_rate
 from jaxcomp.rate_distortion.limits import (
     Distance,

@@ -106,8 +106,9 @@ def _over_last_axis(solve, spread: Array, values: Array) -> Array:
 
 
 def _sorted_sums(spread: Array) -> tuple[Array, Array, Array, Array]:
-    """Return a_1 >= a_2 ..., their logarithms (0 where a = 0), sums of the first k logarithms, and
-    sums of what follows the first k, for k = 1..d.
+    """Return a_1 >= a_2 ..., their logarithms (0 where a = 0), and sums for k = 1..d.
+
+    The sums: of the first k logarithms, and of all a beyond the first k.
     """
     ordered = jnp.flip(jnp.sort(spread))
     logs = jnp.log(jnp.where(ordered > 0, ordered, 1))

@@ -41,9 +41,9 @@ class Source(NamedTuple):
             code for the pairs is one for the weights with this much more distortion.
     """
 
-    points: Float[np.ndarray, " pairs"]
-    importance: Float[np.ndarray, " pairs"]
-    probabilities: Float[np.ndarray, " pairs"]
+    points: Float[Any, " pairs"]
+    importance: Float[Any, " pairs"]
+    probabilities: Float[Any, " pairs"]
     inner_distortion: float
 
 
@@ -105,15 +105,17 @@ def layer_source(
     importance: Any = None,
     *,
     max_pairs: int = 2048,
-    num_importance_bins: int = 8,
+    num_importance_bins: int = 16,
 ) -> Source:
     """Return the weights of a layer as a source of pairs (w, h).
 
-    Up to `max_pairs` weights every one is a pair of its own. Beyond, they are cut into classes of
-    equal number by h (those of h = 0 into one of their own), each class into intervals of w, half
-    of them of equal length and half of equal number, so that neither the bulk nor the tails are
-    coarse. A cell is represented by its mean h and by the mean of w weighted by h: whatever
-    reproduction it gets, its distortion is then that of the pair plus an inner part.
+    Up to `max_pairs` weights every one is a pair of its own. Beyond, they are classed by h, in
+    octaves down from the largest (the last class takes all below; h = 0 has one of its own), and
+    each class is cut into intervals of w, half of them of equal length and half of equal number, so
+    that neither the bulk nor the tails are coarse; the classes share the pairs so that the inner
+    distortion is least. A cell is represented by its mean h and the mean of w weighted by h:
+    whatever reproduction it gets, its distortion is that of the pair plus an inner part. Taking h
+    as equal within an octave changes the curve by some 0.015 bit.
 
     Args:
         weights: N numbers of any shape.
@@ -179,24 +181,26 @@ def _checked(weights, importance) -> tuple[_Array, _Array]:
 
 def _cells(w: _Array, h: _Array, max_pairs: int, num_classes: int) -> np.ndarray:
     """Return the cell of every weight."""
-    # One class less if there are weights of no importance: a single cell takes them all.
-    is_dead = h == 0
-    levels = np.quantile(h[~is_dead], np.arange(1, num_classes) / num_classes)
-    group = np.searchsorted(np.unique(levels), h, side="right")
-    per_class = max_pairs // num_classes - 1
     cell = np.full(w.size, -1)
-    for index in range(num_classes):
-        inside = (group == index) & ~is_dead
-        if not np.any(inside):
-            continue
+    octave = np.floor(np.log2(h.max()) - np.log2(np.where(h > 0, h, 1.0)))
+    group = np.where(h > 0, np.minimum(octave, num_classes - 1), num_classes).astype(int)
+    members = [np.flatnonzero(group == index) for index in range(num_classes)]
+    members = [inside for inside in members if inside.size]
+    energy = np.array([np.sum(h[i] * (w[i] - w[i].mean()) ** 2) for i in members])
+    # m intervals leave a class about energy / m^2.
+    share = np.cbrt(energy) / max(np.sum(np.cbrt(energy)), np.finfo(float).tiny)
+    number = 1 + np.floor(share * (max_pairs - 1 - len(members))).astype(int)
+    for index, (inside, intervals) in enumerate(zip(members, number, strict=True)):
         values = w[inside]
+        equal = (intervals + 1) // 2
         edges = np.concatenate(
             [
-                np.linspace(values.min(), values.max(), per_class // 2 + 1)[1:-1],
-                np.quantile(values, np.linspace(0, 1, per_class - per_class // 2 + 1)[1:-1]),
+                np.linspace(values.min(), values.max(), equal + 1)[1:-1],
+                np.quantile(values, np.linspace(0, 1, intervals - equal + 2)[1:-1]),
             ]
         )
-        cell[inside] = index * max_pairs + np.searchsorted(np.sort(edges), values, side="right")
+        edges = np.sort(edges)[: intervals - 1]
+        cell[inside] = index * max_pairs + np.searchsorted(edges, values, side="right")
     return cell
 
 
@@ -236,19 +240,19 @@ def layer_curve(
     live_share, entropy, log_importance = _entropy(w, h)
     if multipliers is None:
         multipliers = _multipliers(w, h, entropy, log_importance, num_slopes, max_bits)
-    multipliers = np.sort(np.asarray(multipliers, np.float64))
+    slopes: Any = np.sort(np.asarray(multipliers, np.float64))
     # The slope of the sums over N weights is that of one weight.
     found = squared_error_curve(
         source.points,
         source.importance,
-        multipliers,
+        slopes,
         probabilities=source.probabilities,
         num_reproductions=num_reproductions,
         gap_nats=gap_bits * _LN2,
     )
     return LayerCurve(
         num_weights=w.size,
-        multipliers=multipliers,
+        multipliers=slopes,
         rate_bits=np.asarray(found.rate_nats, np.float64) / _LN2,
         distortion=w.size * (np.asarray(found.distortion, np.float64) + source.inner_distortion),
         gap_bits=np.asarray(found.gap_nats, np.float64) / _LN2,

@@ -18,7 +18,7 @@ Sources: Rose, IEEE Trans. Inf. Theory 40 (1994), for the finite support of the 
 and Kortanek, SIAM Review 35 (1993), for exchange methods.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxcomp.precision import in_float64
 from jaxcomp.quantizers.checks import check_finite, is_concrete
-from jaxcomp.rate_distortion.blahut_arimoto import (
+from jaxcomp.rate_distortion.discrete import (
     best_constant,
     check_multipliers,
     check_probabilities,
@@ -38,6 +38,7 @@ from jaxcomp.rate_distortion.blahut_arimoto import (
 )
 
 _MAX_ROUNDS = 12
+_LEAST_ROUNDS = 3
 _NUM_NEWTON = 8
 # Passes that lower the multipliers of symbols that stick out, and the peaks refined in each.
 _NUM_LOWERED = 4
@@ -103,19 +104,17 @@ def squared_error_curve(
             probabilities that do not sum to 1, multipliers that are negative or not finite, and
             `gap_nats` <= 0.
     """
-    points = jnp.asarray(points) if isinstance(points, (list, tuple)) else points
     shapes = _checked(points, importance, multipliers, probabilities, reproductions)
     _check_values(points, importance, multipliers, probabilities, reproductions, gap_nats)
     if reproductions is None and num_reproductions < 8:
         raise ValueError(f"num_reproductions must be at least 8, got {num_reproductions}.")
     num_symbols = np.shape(points)[-1]
-    if probabilities is None:
-        probabilities = np.full((num_symbols,), 1 / num_symbols)
+    shares: Any = np.full((num_symbols,), 1 / num_symbols)
     return _solve(
         points,
         importance,
         multipliers,
-        probabilities,
+        shares if probabilities is None else probabilities,
         np.zeros((num_reproductions,)) if reproductions is None else reproductions,
         gap_nats,
         shapes=shapes,
@@ -218,14 +217,16 @@ def _solve_lane(
     settled = _settled_nodes(source, given.shape[0] - 2 * num_moving)
 
     def exchange(state):
-        moving, best, iteration = state
+        moving, best, iteration, _ = state
         nodes = jnp.concatenate([settled, moving])
         found, peaks = _solve_on(source, slope, nodes, candidates, gap_nats)
+        # A source too rich for M reproductions goes on without getting anywhere.
+        is_stuck = (iteration >= _LEAST_ROUNDS) & (found.gap_nats > 0.7 * best.gap_nats)
         best = jax.tree.map(
             lambda new, old: jnp.where(found.gap_nats < best.gap_nats, new, old), found, best
         )
         used = lax.top_k(found.output_probabilities, num_moving)[1]
-        return jnp.concatenate([nodes[used], peaks[:num_moving]]), best, iteration + 1
+        return jnp.concatenate([nodes[used], peaks]), best, iteration + 1, is_stuck
 
     start = jnp.full((2 * num_moving,), settled[0])
     blank = SquaredErrorPoints(
@@ -234,11 +235,11 @@ def _solve_lane(
         output_probabilities=jnp.zeros_like(given),
         converged=jnp.asarray(False),
     )
-    _, best, _ = lax.while_loop(
-        lambda state: ~state[1].converged & (state[2] < _MAX_ROUNDS),
+    best = lax.while_loop(
+        lambda state: ~state[1].converged & ~state[3] & (state[2] < _MAX_ROUNDS),
         exchange,
-        (start, blank, jnp.int32(0)),
-    )
+        (start, blank, jnp.int32(0), jnp.asarray(False)),
+    )[1]
     return _tightened(source, slope, best, candidates, gap_nats)
 
 
@@ -292,7 +293,7 @@ def _solve_on(
     candidates: _Candidates,
     gap_nats: Float[Array, ""],
 ) -> tuple[SquaredErrorPoints, Float[Array, " peaks"]]:
-    """Solve for given reproductions; also return the highest peaks of c(y), half as many."""
+    """Solve for given reproductions; also return the highest peaks of c(y), a quarter as many."""
     distances = source.importance[:, None] * (source.points[:, None] - nodes[None, :]) ** 2
     lowest = jnp.min(distances, axis=1)
     exponent = slope * (distances - lowest[:, None])
@@ -302,7 +303,7 @@ def _solve_on(
     rate, grid_gap, output, joint = evaluate(source.p, exponent, q)
 
     log_ratio = _log_ratio(source, slope, nodes, q)
-    peaks, log_peak, _ = _highest_peaks(source, slope, log_ratio, candidates, nodes.shape[0] // 2)
+    peaks, log_peak, _ = _highest_peaks(source, slope, log_ratio, candidates, nodes.shape[0] // 4)
     # The largest c on the nodes is in `grid_gap` already.
     on_nodes = jnp.max(logsumexp(_terms(source, slope, log_ratio, nodes), axis=1))
     gap = grid_gap + jnp.maximum(log_peak - on_nodes, 0)

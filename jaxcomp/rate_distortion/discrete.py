@@ -2,9 +2,9 @@
 
 At slope -s the curve maximises `F(q) = sum_i p_i ln Z_i` with `Z_i = sum_j q_j exp(-s d_ij)` over
 the probabilities q of the reproductions. With `c_j = sum_i p_i exp(-s d_ij) / Z_i` the channel
-`Q(j|i) = q_j exp(-s d_ij) / Z_i` has distortion D and rate `-s D - sum p ln Z - sum q c ln c`, while
-every code of distortion D' has rate at least `-s D' - sum p ln Z - ln max c`, whatever q was. The
-difference at D, `ln max c - sum q c ln c`, is the gap: a certificate, not an estimate.
+`Q(j|i) = q_j exp(-s d_ij) / Z_i` has distortion D and rate `-s D - sum p ln Z - sum q c ln c`,
+while every code of distortion D' has rate at least `-s D' - sum p ln Z - ln max c`, whatever q was.
+The difference at D, `ln max c - sum q c ln c`, is the gap: a certificate, not an estimate.
 
 Blahut and Arimoto's iteration `q <- q c` needs thousands of steps wherever the best q leaves
 reproductions out, since unused ones die out slowly. Here it only starts: what is left of the gap
@@ -18,11 +18,11 @@ default dtype at the end.
 
 Axes: `...` sources, `S` slopes, `N` source symbols, `M` reproductions.
 
-Sources: Blahut, IEEE Trans. Inf. Theory 18 (1972); Arimoto, ibid.; Csiszar, ibid. 20 (1974), for the
-lower bound; Mehrotra, SIAM J. Optim. 2 (1992), for the predictor and corrector.
+Sources: Blahut, IEEE Trans. Inf. Theory 18 (1972); Arimoto, ibid.; Csiszar, ibid. 20 (1974), for
+the lower bound; Mehrotra, SIAM J. Optim. 2 (1992), for the predictor and corrector.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -94,18 +94,12 @@ def blahut_arimoto(
 
     Source: see the module.
     """
-    probabilities, distortion_matrix, multipliers = (
-        np.asarray(value) if isinstance(value, (list, tuple, int, float)) else value
-        for value in (probabilities, distortion_matrix, multipliers)
-    )
     shapes = _checked_shapes(probabilities, distortion_matrix, multipliers)
     _check_values(probabilities, distortion_matrix, multipliers, gap_nats)
-    if np.ndim(multipliers) == 0:
-        points = _solve(probabilities, distortion_matrix, multipliers[None], gap_nats, shapes=shapes)
-        return RateDistortionPoints(
-            *(leaf[..., 0, :] if leaf.ndim > len(shapes) + 1 else leaf[..., 0] for leaf in points)
-        )
-    return _solve(probabilities, distortion_matrix, multipliers, gap_nats, shapes=shapes)
+    is_one = np.ndim(multipliers) == 0
+    slopes: Any = jnp.reshape(multipliers, (1,)) if is_one else multipliers
+    points = _solve(probabilities, distortion_matrix, slopes, gap_nats, shapes=shapes)
+    return jax.tree.map(lambda leaf: jnp.squeeze(leaf, len(shapes)), points) if is_one else points
 
 
 def _checked_shapes(probabilities, distances, multipliers) -> tuple[int, ...]:
@@ -349,9 +343,8 @@ def _interior_point(p, kernel, q, gap, gap_nats):
         change = jnp.where(p > 0, kernel @ step, 0)
         reached = normaliser[None, :] + lengths[:, None] * change[None, :]
         places = q[None, :] + lengths[:, None] * step[None, :]
-        merit = (
-            jnp.sum(places - target * jnp.log(places), axis=1)
-            - jnp.sum(p[None, :] * jnp.log(reached), axis=1)
+        merit = jnp.sum(places - target * jnp.log(places), axis=1) - jnp.sum(
+            p[None, :] * jnp.log(reached), axis=1
         )
         merit = jnp.where(jnp.isnan(merit), jnp.inf, merit)
         chosen = jnp.max(jnp.where(merit == jnp.min(merit), lengths, 0))
@@ -412,5 +405,3 @@ def _reduced_solver(factor: Array, scale: Array):
         return scale * (right - inner @ scaled)
 
     return solve
-
-
