@@ -3,15 +3,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from quantizer_oracles import count_compilations
+from scipy.special import entr, rel_entr
 
 from jaxcomp.rate_distortion import blahut_arimoto
 
 HAMMING = 1.0 - np.eye(2)
 
 
+SLOPES = np.array([1.0, 3.0, 10.0, 30.0])
+
+
 def binary_entropy(p):
-    p = np.clip(p, 1e-300, 1 - 1e-16)
-    return -p * np.log(p) - (1 - p) * np.log1p(-p)
+    p = np.asarray(p, np.float64)
+    return entr(p) + entr(1 - p)
 
 
 def plain_iteration(p, d, s, num_steps):
@@ -24,7 +28,7 @@ def plain_iteration(p, d, s, num_steps):
     c = (p / z) @ kernel
     joint = (p / z)[:, None] * kernel * q
     distortion = np.sum(joint * d)
-    rate = np.sum(joint * np.log(joint / (p[:, None] * joint.sum(axis=0))))
+    rate = np.sum(rel_entr(joint, p[:, None] * joint.sum(axis=0)))
     return rate, distortion, -s * distortion - p @ np.log(z) - np.log(c.max())
 
 
@@ -33,9 +37,8 @@ def random_source(num_symbols=6, num_reproductions=9, seed=0):
     return rng.dirichlet(np.ones(num_symbols)), rng.random((num_symbols, num_reproductions))
 
 
-@pytest.mark.usefixtures("strict_promotion")
 def test_binary_source_with_hamming_distortion():
-    p, slopes = 0.3, np.array([0.0, 0.5, 0.9, 1.0, 2.0, 5.0, 100.0, 1e6, np.inf])
+    p, slopes = 0.3, np.array([0.0, 0.5, 0.9, 1.0, 2.0, 5.0, 1e6, np.inf])
     found = blahut_arimoto(np.array([p, 1 - p]), HAMMING, slopes)
     # At slope s the curve is at D = 1 / (1 + e^s), or at its end D = p.
     distortion = np.minimum(1 / (1 + np.exp(np.minimum(slopes, 700.0))), p)
@@ -54,52 +57,50 @@ def test_binary_source_with_hamming_distortion():
 
 def test_matches_the_plain_iteration():
     p, d = random_source()
-    slopes = np.array([3.0, 10.0, 30.0])
-    found = blahut_arimoto(p, d, slopes, gap_nats=1e-9)
-    for index, s in enumerate(slopes):
-        rate, distortion, lower = plain_iteration(p, d, s, 50_000)
+    found = blahut_arimoto(p, d, SLOPES, gap_nats=1e-9)
+    for index, s in enumerate(SLOPES):
+        rate, distortion, lower = plain_iteration(p, d, s, 5000)
         lagrangian = float(found.rate_nats[index]) + s * float(found.distortion[index])
-        # Both brackets hold the same number; float32 results of order 1 to 10.
-        assert lagrangian == pytest.approx(rate + s * distortion, abs=2e-6)
-        assert lagrangian - float(found.gap_nats[index]) >= lower + s * distortion - 2e-6
+        # Two brackets of the same number; float32 results of order 1 to 10.
+        assert lagrangian <= rate + s * distortion + 2e-6
+        assert lagrangian >= lower + s * distortion - 2e-6
 
 
 def test_certificate_is_never_above_the_curve():
     # Tangents at every slope against a densely computed curve of another method.
     p, d = random_source(seed=3)
-    slopes = np.geomspace(0.5, 80, 6)
-    found = jax.tree.map(np.asarray, blahut_arimoto(p, d, slopes))
+    found = jax.tree.map(np.asarray, blahut_arimoto(p, d, SLOPES))
     for s in np.geomspace(0.7, 60, 5):
-        rate, distortion, _ = plain_iteration(p, d, s, 20_000)
-        tangents = (
-            found.rate_nats - found.gap_nats - slopes * (distortion - found.distortion)
-        )
+        rate, distortion, _ = plain_iteration(p, d, s, 2000)
+        tangents = found.rate_nats - found.gap_nats - SLOPES * (distortion - found.distortion)
         assert np.all(tangents <= rate + 2e-6)
 
 
 def test_symbols_of_probability_zero_and_forbidden_reproductions():
-    p, d = random_source()
-    slopes = np.array([1.0, 10.0, 1e5])
-    expected = blahut_arimoto(p, d, slopes)
-    padded = np.insert(p, 2, 0.0), np.insert(d, 2, np.inf, axis=0)
-    found = blahut_arimoto(*padded, slopes)
-    np.testing.assert_allclose(found.rate_nats, expected.rate_nats, atol=2e-6)
-    np.testing.assert_allclose(found.distortion, expected.distortion, atol=2e-6)
-    # A forbidden reproduction is never used, not even at slope 0.
-    closed = np.concatenate([d, np.full((len(p), 1), np.inf)], axis=1)
-    found = blahut_arimoto(p, closed, np.array([0.0, 1.0, 1e5, np.inf]))
-    np.testing.assert_array_equal(np.asarray(found.output_probabilities)[:, -1], 0)
+    # Of six symbols one never occurs and may go nowhere, of nine reproductions one is forbidden.
+    p, d = random_source(5, 8)
+    padded_p = np.insert(p, 2, 0.0)
+    padded_d = np.insert(np.insert(d, 2, np.inf, axis=0), 4, np.inf, axis=1)
+    found = blahut_arimoto(padded_p, padded_d, SLOPES)
+    for index, s in enumerate(SLOPES):
+        rate, distortion, lower = plain_iteration(p, d, s, 5000)
+        lagrangian = float(found.rate_nats[index]) + s * float(found.distortion[index])
+        assert lower + s * distortion - 2e-6 <= lagrangian <= rate + s * distortion + 3e-6
+    found = blahut_arimoto(padded_p, padded_d, np.array([0.0, 1e-3, 1e5, np.inf]))
+    # Not even at slope 0.
+    np.testing.assert_array_equal(np.asarray(found.output_probabilities)[:, 4], 0)
     assert np.all(np.isfinite(found.rate_nats))
-    assert np.all(np.isfinite(found.distortion))
+    assert float(found.distortion[0]) == pytest.approx(np.min(p @ d), rel=1e-6)
+    assert float(found.distortion[-1]) == pytest.approx(p @ d.min(axis=1), rel=1e-6)
 
 
 def test_no_underflow_at_large_slopes():
     # Distances of 1e4 at slopes of 1e8: every exponential is 0 but the nearest.
     rng = np.random.default_rng(1)
-    points = np.sort(rng.normal(size=12)) * 100
-    p = rng.dirichlet(np.full(12, 0.2))
-    d = (points[:, None] - points[None, :]) ** 2 + 7.0
-    found = blahut_arimoto(p, d, np.array([1e3, 1e8, 1e30]))
+    points = np.sort(rng.normal(size=9)) * 100
+    p = rng.dirichlet(np.full(6, 0.2))
+    d = (points[:6, None] - points[None, :]) ** 2 + 7.0
+    found = blahut_arimoto(p, d, np.array([1e3, 1e8, 1e30, np.inf]))
     positive = p[p > 0]
     np.testing.assert_allclose(found.rate_nats, -positive @ np.log(positive), rtol=1e-5)
     np.testing.assert_allclose(found.distortion, 7.0, rtol=1e-6)
@@ -120,19 +121,19 @@ def test_batches_of_sources_and_slopes():
     rng = np.random.default_rng(0)
     p = rng.dirichlet(np.ones(6), size=2)
     d = rng.random((6, 9))
-    slopes = np.array([1.0, 10.0, 30.0])
-    together = blahut_arimoto(p, d, slopes)
-    assert together.rate_nats.shape == (2, 3)
-    assert together.output_probabilities.shape == (2, 3, 9)
+    together = blahut_arimoto(p, d, SLOPES)
+    assert together.rate_nats.shape == (2, 4)
+    assert together.output_probabilities.shape == (2, 4, 9)
     with count_compilations() as num_compilations:
-        blahut_arimoto(p[::-1].copy(), d, 2 * slopes, gap_nats=1e-7)
+        blahut_arimoto(p[::-1].copy(), d, 2 * SLOPES, gap_nats=1e-7)
         assert num_compilations() == 0
-    mapped = jax.jit(jax.vmap(lambda row: blahut_arimoto(row, d, slopes)))(jnp.asarray(p))
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        mapped = jax.jit(jax.vmap(lambda row: blahut_arimoto(row, d, SLOPES)))(jnp.asarray(p))
     np.testing.assert_allclose(mapped.rate_nats, together.rate_nats, atol=2e-6)
     one = blahut_arimoto(p[1], d, 10.0)
     assert one.rate_nats.shape == ()
     assert one.output_probabilities.shape == (9,)
-    assert float(one.rate_nats) == pytest.approx(float(together.rate_nats[1, 1]), abs=2e-6)
+    assert float(one.rate_nats) == pytest.approx(float(together.rate_nats[1, 2]), abs=2e-6)
 
 
 def test_wide_types(x64):
