@@ -336,8 +336,8 @@ def _terms(
     source: _Source, slope: Float[Array, ""], log_ratio: Float[Array, " symbols"], y: Array
 ) -> Float[Array, "places symbols"]:
     """Return the logarithms of the terms of c(y)."""
-    deviation = source.points - y[:, None]
-    return log_ratio - slope * source.importance * deviation * deviation
+    deviation = source.points[None, :] - y[:, None]
+    return log_ratio[None, :] - slope * source.importance[None, :] * deviation * deviation
 
 
 def _tightened(
@@ -399,9 +399,10 @@ def _highest_peaks(
         exponents = terms(y)
         value = logsumexp(exponents, axis=1)
         weights = jnp.exp(exponents - value[:, None])
-        pull = 2 * slope * source.importance * (source.points - y[:, None])
+        stiff = (2 * slope * source.importance)[None, :]
+        pull = stiff * (source.points[None, :] - y[:, None])
         first = jnp.sum(weights * pull, axis=1)
-        stiffness = jnp.sum(weights * (2 * slope * source.importance), axis=1)
+        stiffness = jnp.sum(weights * stiff, axis=1)
         second = jnp.sum(weights * pull * pull, axis=1) - stiffness - first * first
         # Where ln c is not concave, a step of the mean-shift iteration, which always ascends.
         step = first / jnp.maximum(jnp.where(second < 0, -second, stiffness), 1e-300)
