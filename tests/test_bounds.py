@@ -217,12 +217,12 @@ def test_population_risk_turns_where_theory_says():
 
 
 def test_lambert_against_scipy(x64):
-    x = -np.array([np.exp(-1.0), 0.3678794, 0.3, 0.1, 1e-5, 1e-300])
+    x = -np.array([0.3678794, 0.3, 0.1, 1e-5, 1e-300])
     expected = special.lambertw(x, -1).real
-    # At the branch point half of the digits are lost in any method.
+    # Near the branch point half of the digits are lost in any method.
     np.testing.assert_allclose(lambert_lower_branch(jnp.asarray(x)), expected, rtol=2e-8)
-    outside = lambert_lower_branch(jnp.asarray([0.0, 0.1, -0.5]))
-    np.testing.assert_array_equal(outside, [-np.inf, np.nan, np.nan])
+    outside = lambert_lower_branch(jnp.asarray([0.0, 0.1, -0.5, -np.exp(-1.0)]))
+    np.testing.assert_array_equal(outside, [-np.inf, np.nan, np.nan, -1])
 
 
 def test_gaussian_complexity_and_the_price_of_its_scale():

@@ -26,6 +26,8 @@ _LN2 = float(np.log(2.0))
 # Classes of h in which the entropy of the weights is estimated, and weights that one must hold.
 _NUM_CLASSES = 8
 _LEAST_IN_CLASS = 50
+# Of fewer weights spacings tell nothing.
+_LEAST_IN_SAMPLE = 10
 
 _Array = Float[np.ndarray, "..."]
 
@@ -61,7 +63,7 @@ class LayerCurve(NamedTuple):
         converged: (S,) whether the gap is the one asked for.
         live_share: share of the weights with h > 0.
         entropy_nats: differential entropy h(W | H) of those, estimated from spacings, -infinity
-            for weights with many equal values: for the Shannon lower bound.
+            for a handful of weights or many equal ones: for the Shannon lower bound.
         mean_log_importance: E ln H of those.
     """
 
@@ -273,7 +275,7 @@ def _entropy(w: _Array, h: _Array) -> tuple[float, float, float]:
     classes = np.array_split(np.argsort(h, kind="stable"), num_classes)
     entropy = 0.0
     for members in classes:
-        if members.size < 2:
+        if members.size < _LEAST_IN_SAMPLE:
             return share, -np.inf, float(np.mean(np.log(h)))
         # Equal weights have spacing 0 and no density.
         with np.errstate(divide="ignore", invalid="ignore"):
