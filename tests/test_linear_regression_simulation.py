@@ -241,7 +241,7 @@ def test_standard_errors_are_those_of_the_draws(problem):
         ({"num_clusters": (0, 2)}, "num_clusters must be a list of numbers >= 1"),
         ({"rates_nats": np.ones(3)}, "rates_nats must be 2 numbers >= 0"),
         ({"ridge_penalties": np.ones(3)}, "ridge_penalties must have one entry for each of the 2"),
-        ({"draws": "coins"}, "draws must be 'examples' or 'statistics', got 'coins'"),
+        ({"draws": "coins"}, "draws must be 'examples', 'statistics' or 'auto', got 'coins'"),
     ],
 )
 def test_refused(problem, options, message):

@@ -31,6 +31,8 @@ DESIGNED = (*FIXED_RATE, "entropy_coded")
 ADAPTIVE = ("adaptive_uniform", "adaptive_kmeans", "adaptive_hessian", "adaptive_diameter")
 """Codebooks from the weights themselves, their bits counted by `jaxcomp.rate.code_size`."""
 
+_KMEANS_ROWS = ("kmeans", "hessian", "diameter")
+
 # Cells of the entropy-coded grid: enough for 6 bits a weight over ten standard deviations.
 _CELLS = 255
 
@@ -126,23 +128,27 @@ def _design(
     *,
     max_clusters: int,
 ) -> DesignedCodebooks:
-    plain = histogram_moments(points)
-    weighted = histogram_moments(points, importance)
-    solve = partial(solve_kmeans, num_clusters=num_clusters, max_clusters=max_clusters)
-    books = [
-        solve_uniform(plain, num_clusters, max_clusters=max_clusters),
-        solve(plain),
-        solve(weighted),
-        solve(weighted, diameter_penalty=diameter_penalty),
-    ]
+    # Plain, weighted, weighted with a penalty: one solve for all.
+    mass = jnp.stack([jnp.ones_like(importance), importance, importance])
+    moments = histogram_moments(jnp.broadcast_to(points, mass.shape), mass)
+    grid = solve_uniform(
+        jax.tree.map(lambda leaf: leaf[0], moments), num_clusters, max_clusters=max_clusters
+    )
+    penalties = diameter_penalty * jnp.asarray([0.0, 0.0, 1.0], points.dtype)
+    books = solve_kmeans(
+        jax.tree.map(lambda leaf: leaf[:, None], moments),
+        num_clusters,
+        penalties[:, None],
+        max_clusters=max_clusters,
+    )
     origin = jnp.mean(points)
     steps = _steps_of_entropy(points - origin, targets)
     cells = _cell(points - origin, steps)
-    grid = partial(_grid_tables, points, origin)
-    cell_centroids, cell_nats = jax.vmap(grid)(cells, steps)
+    tables = partial(_grid_tables, points, origin)
+    cell_centroids, cell_nats = jax.vmap(tables)(cells, steps)
     return DesignedCodebooks(
-        jnp.stack([book.centroids for book in books]),
-        jnp.stack([book.thresholds for book in books]),
+        jnp.concatenate([grid.centroids[None], books.centroids]),
+        jnp.concatenate([grid.thresholds[None], books.thresholds]),
         origin,
         steps,
         cell_centroids,
@@ -257,21 +263,28 @@ def adaptive_quantize(
         For each name the quantized weights and how many of them every centroid serves.
     """
     found = {}
-    for name in names:
-        is_weighted = name in ("adaptive_hessian", "adaptive_diameter")
-        moments = histogram_moments(weights, importance if is_weighted else None)
-        if name == "adaptive_uniform":
-            book = solve_uniform(moments, num_clusters, max_clusters=max_clusters)
-        else:
-            penalty = diameter_penalty if name == "adaptive_diameter" else 0.0
-            book = solve_kmeans(moments, num_clusters, penalty, max_clusters=max_clusters)
-        found[name] = _apply(weights, book, num_clusters)
-    return found
+    if "adaptive_uniform" in names:
+        book = solve_uniform(histogram_moments(weights), num_clusters, max_clusters=max_clusters)
+        found["adaptive_uniform"] = _apply(weights, book, num_clusters)
+    rows = [row for row in _KMEANS_ROWS if f"adaptive_{row}" in names]
+    if rows:
+        # One solve for all of them: compiling is what these cost.
+        mass = [jnp.ones_like(importance) if row == "kmeans" else importance for row in rows]
+        moments = histogram_moments(
+            jnp.broadcast_to(weights, (len(rows), 1, weights.shape[0])), jnp.stack(mass)[:, None]
+        )
+        penalties = [diameter_penalty * (row == "diameter") for row in rows]
+        book = solve_kmeans(
+            moments, num_clusters, jnp.stack(penalties)[:, None], max_clusters=max_clusters
+        )
+        values, counts = _apply(weights, book, num_clusters)
+        found |= {f"adaptive_{row}": (values[i], counts[i]) for i, row in enumerate(rows)}
+    return {name: found[name] for name in names}
 
 
 def _apply(
     weights: Float[Array, " d"], book: Codebook, num_clusters: Int[Array, " R"]
-) -> tuple[Float[Array, "R d"], Int[Array, "R K"]]:
+) -> tuple[Float[Array, "... R d"], Int[Array, "... R K"]]:
     result = quantize_points(weights, None, book, num_clusters, penalty_form="none")
     index = result.assignments.astype(jnp.int32)
     return jnp.take_along_axis(result.centroids, index, axis=-1), result.counts

@@ -34,7 +34,7 @@ from jaxcomp.linear_regression.codebooks import (
     design_codebooks,
     designed_quantize,
 )
-from jaxcomp.linear_regression.problem import Problem, check_num_examples
+from jaxcomp.linear_regression.problem import Number, Problem, check_num_examples
 
 Draws = Literal["examples", "statistics"]
 
@@ -178,9 +178,16 @@ def draw_solution(
     check_num_examples(dim, num_examples)
     if draws not in ("examples", "statistics"):
         raise ValueError(f"draws must be 'examples' or 'statistics', got {draws!r}.")
-    draw = _draw_examples if draws == "examples" else _draw_statistics
+    return _draw(problem, key, num_examples, num_examples if draws == "examples" else None)
+
+
+def _draw(problem: Problem, key: Array, num_examples: Number, num_inputs: int | None) -> Solution:
+    """Draw `num_inputs` examples, or the statistics of `num_examples` (which may be traced)."""
+    dim = problem.true_weights.shape[0]
     with jax.default_matmul_precision("highest"):
-        return draw(problem, key, dim, num_examples)
+        if num_inputs is None:
+            return _draw_statistics(problem, key, dim, num_examples)
+        return _draw_examples(problem, key, dim, num_inputs)
 
 
 def _draw_examples(problem: Problem, key: Array, dim: int, num_examples: int) -> Solution:
@@ -198,18 +205,19 @@ def _draw_examples(problem: Problem, key: Array, dim: int, num_examples: int) ->
     return Solution(weights, gram_factor, jnp.mean(residual * residual))
 
 
-def _draw_statistics(problem: Problem, key: Array, dim: int, num_examples: int) -> Solution:
+def _draw_statistics(problem: Problem, key: Array, dim: int, num_examples: Number) -> Solution:
     chi_key, normal_key = jax.random.split(key)
     dtype = problem.true_weights.dtype
     # Degrees of freedom of the diagonal of G's factor, then of the residuals.
-    degrees = num_examples - jnp.append(jnp.arange(dim), dim)
-    chi_squared = 2 * jax.random.gamma(chi_key, degrees.astype(dtype) / 2, dtype=dtype)
+    n = jnp.asarray(num_examples).astype(dtype)
+    degrees = n - jnp.append(jnp.arange(dim), dim).astype(dtype)
+    chi_squared = 2 * jax.random.gamma(chi_key, degrees / 2, dtype=dtype)
     normal = jax.random.normal(normal_key, (dim + 1, dim), dtype)
     lower = jnp.tril(normal[:dim], -1) + jnp.diag(jnp.sqrt(chi_squared[:dim]))
     gram_factor = jnp.linalg.cholesky(problem.covariance) @ lower
     shift = solve_triangular(gram_factor, normal[dim], lower=True, trans=1)
     weights = problem.true_weights + jnp.sqrt(problem.noise_variance) * shift
-    return Solution(weights, gram_factor, problem.noise_variance * chi_squared[dim] / num_examples)
+    return Solution(weights, gram_factor, problem.noise_variance * chi_squared[dim] / n)
 
 
 def _solve(factor: Float[Array, "d d"], right: Float[Array, " d"]) -> Float[Array, " d"]:
@@ -218,40 +226,59 @@ def _solve(factor: Float[Array, "d d"], right: Float[Array, " d"]) -> Float[Arra
 
 
 def _exact_hessian_diagonal(
-    gram_factor: Float[Array, "d d"], num_examples: int
+    gram_factor: Float[Array, "d d"], num_examples: Float[Array, ""]
 ) -> Float[Array, " d"]:
     """Diagonal of `(2/n) G`, the Hessian of L_S."""
     return 2 / num_examples * jnp.sum(gram_factor * gram_factor, axis=-1)
 
 
-@partial(jax.jit, static_argnames=("num_examples", "num_datasets", "draws"))
 def draw_solutions(
     problem: Problem,
     key: Array,
     *,
     num_examples: int,
     num_datasets: int,
-    draws: Draws = "examples",
+    draws: Draws | Literal["auto"] = "auto",
 ) -> Solution:
     """Draw and solve many data sets; data set i has the key `fold_in(key, i)`.
 
     Args:
         problem: the distribution of examples.
         key: typed PRNG key.
-        num_examples: n > d + 1, static.
-        num_datasets: M >= 1, static.
-        draws: see `draw_solution`.
+        num_examples: n > d + 1.
+        num_datasets: M >= 1.
+        draws: see `simulate`.
 
     Returns:
         The solutions, with a leading axis M.
 
     Raises:
-        ValueError: while tracing, as `draw_solution`.
+        ValueError: if n <= d + 1 or on an unknown way to draw.
     """
-    draw = partial(draw_solution, problem, num_examples=num_examples, draws=draws)
+    dim = problem.true_weights.shape[0]
+    check_num_examples(dim, num_examples)
+    way = _resolved(draws, num_examples, dim)
+    return _draw_solutions(
+        problem,
+        jnp.asarray(num_examples, float),
+        key,
+        num_inputs=num_examples if way == "examples" else None,
+        num_datasets=num_datasets,
+    )
+
+
+@partial(jax.jit, static_argnames=("num_inputs", "num_datasets"))
+def _draw_solutions(
+    problem: Problem,
+    num_examples: Float[Array, ""],
+    key: Array,
+    *,
+    num_inputs: int | None,
+    num_datasets: int,
+) -> Solution:
     return lax.map(
-        lambda number: draw(jax.random.fold_in(key, number)),
-        jnp.arange(num_datasets),
+        lambda i: _draw(problem, jax.random.fold_in(key, i), num_examples, num_inputs),
+        jnp.arange(num_datasets, dtype=jnp.int32),
         batch_size=min(64, num_datasets),
     )
 
@@ -270,14 +297,14 @@ class RidgeSolutions(NamedTuple):
     population: Float[Array, "M P T"]
 
 
-@partial(jax.jit, static_argnames=("num_examples",))
+@jax.jit
 def ridge_solutions(
     problem: Problem,
     solutions: Solution,
     penalties: Float[Array, " P"],
     steps: Float[Array, " T"],
     *,
-    num_examples: int,
+    num_examples: Float[Array, ""] | int,
 ) -> RidgeSolutions:
     """Solve drawn data sets by ridge at every penalty, round the weights, and score them.
 
@@ -287,18 +314,19 @@ def ridge_solutions(
         penalties: (P,), lambda >= 0 on `|w|^2`, beside the *sum* of squared residuals; 0 is least
             squares.
         steps: (T,), the weights are rounded to multiples of them; 0 leaves them as they are.
-        num_examples: n, static.
+        num_examples: n, of the drawn data sets.
 
     Returns:
         Weights and risks.
     """
+    number = jnp.asarray(num_examples).astype(problem.true_weights.dtype)
 
     def one(solution: Solution) -> RidgeSolutions:
         weights = _ridge(solution, penalties)
         step = jnp.where(steps > 0, steps, 1)[:, None]
         rounded = jnp.round(weights[:, None, :] / step) * step
         rounded = jnp.where(steps[:, None] > 0, rounded, weights[:, None, :])
-        return RidgeSolutions(weights, *_risks(problem, solution, rounded, num_examples))
+        return RidgeSolutions(weights, *_risks(problem, solution, rounded, number))
 
     num_datasets = solutions.weights.shape[0]
     return lax.map(one, solutions, batch_size=min(64, num_datasets))
@@ -339,9 +367,10 @@ def codebooks_for(
         key,
         num_examples=num_examples,
         num_datasets=num_datasets,
-        draws=_resolved(draws, num_examples, dim),
+        draws=draws,
     )
-    importance = jax.vmap(lambda factor: _exact_hessian_diagonal(factor, num_examples))(
+    number = jnp.asarray(num_examples, float)
+    importance = jax.vmap(lambda factor: _exact_hessian_diagonal(factor, number))(
         solutions.gram_factor
     )
     rates = None if rates_nats is None else np.asarray(rates_nats, np.float64) / dim
@@ -355,6 +384,8 @@ def codebooks_for(
 
 
 def _resolved(draws: Draws | Literal["auto"], num_examples: int, dim: int) -> Draws:
+    if draws not in ("examples", "statistics", "auto"):
+        raise ValueError(f"draws must be 'examples', 'statistics' or 'auto', got {draws!r}.")
     if draws != "auto":
         return draws
     return "examples" if num_examples <= 10 * dim else "statistics"
@@ -370,7 +401,7 @@ def _ridge(solution: Solution, penalties: Float[Array, " R"]) -> Float[Array, "R
         return (gains * rotated) @ vectors.T
 
 
-def _james_stein(solution: Solution, num_examples: int) -> Float[Array, " d"]:
+def _james_stein(solution: Solution, num_examples: Float[Array, ""]) -> Float[Array, " d"]:
     """Baranchik's positive-part shrinkage, which needs to know neither s2 nor w*."""
     dim = solution.weights.shape[0]
     residual = num_examples * solution.empirical_risk
@@ -381,7 +412,10 @@ def _james_stein(solution: Solution, num_examples: int) -> Float[Array, " d"]:
 
 
 def _risks(
-    problem: Problem, solution: Solution, weights: Float[Array, "... d"], num_examples: int
+    problem: Problem,
+    solution: Solution,
+    weights: Float[Array, "... d"],
+    num_examples: Float[Array, ""],
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     with jax.default_matmul_precision("highest"):
         moved = (weights - solution.weights) @ solution.gram_factor
@@ -397,7 +431,7 @@ def _channels(
     rates: Float[Array, " R"],
     key: Array,
     names: Sequence[str],
-    num_examples: int,
+    num_examples: Float[Array, ""],
 ) -> list[Float[Array, "R d"]]:
     """Send W through Gaussian channels, with the same noise at every rate and in every channel."""
     dim = solution.weights.shape[0]
@@ -431,16 +465,16 @@ def _one_data_set(
     num_clusters: Int[Array, " R"],
     penalties: Float[Array, " R"],
     diameter_penalty: Float[Array, ""],
+    num_examples: Float[Array, ""],
     key: Array,
     *,
     compressors: tuple[str, ...],
-    num_examples: int,
+    num_inputs: int | None,
     max_clusters: int,
-    draws: Draws,
 ) -> Samples:
     """Draw, solve and compress data set `number`; leaves have no leading axis M."""
     draw_key, noise_key = jax.random.split(jax.random.fold_in(key, number))
-    solution = draw_solution(problem, draw_key, num_examples=num_examples, draws=draws)
+    solution = _draw(problem, draw_key, num_examples, num_inputs)
     num_rates = rates.shape[0]
     shape = (num_rates, solution.weights.shape[0])
     gain, _ = gain_and_loss(rates, jnp.asarray(shape[1], rates.dtype))
@@ -499,9 +533,7 @@ def _one_data_set(
     )
 
 
-@partial(
-    jax.jit, static_argnames=("compressors", "num_examples", "max_clusters", "draws", "batch_size")
-)
+@partial(jax.jit, static_argnames=("compressors", "num_inputs", "max_clusters", "batch_size"))
 def _chunk(
     numbers: Int[Array, " M"],
     problem: Problem,
@@ -510,12 +542,12 @@ def _chunk(
     num_clusters: Int[Array, " R"],
     penalties: Float[Array, " R"],
     diameter_penalty: Float[Array, ""],
+    num_examples: Float[Array, ""],
     key: Array,
     *,
     compressors: tuple[str, ...],
-    num_examples: int,
+    num_inputs: int | None,
     max_clusters: int,
-    draws: Draws,
     batch_size: int,
 ) -> Samples:
     one = partial(
@@ -526,11 +558,11 @@ def _chunk(
         num_clusters=num_clusters,
         penalties=penalties,
         diameter_penalty=diameter_penalty,
+        num_examples=num_examples,
         key=key,
         compressors=compressors,
-        num_examples=num_examples,
+        num_inputs=num_inputs,
         max_clusters=max_clusters,
-        draws=draws,
     )
     return lax.map(one, numbers, batch_size=batch_size)
 
@@ -631,6 +663,7 @@ def simulate(
             f"rates_nats must be {clusters.size} numbers >= 0, one for each of num_clusters, got "
             f"shape {rates.shape}."
         )
+    way = _resolved(draws, num_examples, dim)
     size = min(chunk_size, num_datasets)
     run = partial(
         _chunk,
@@ -640,11 +673,12 @@ def simulate(
         num_clusters=jnp.asarray(clusters),
         penalties=jnp.asarray(ridge_penalties, float),
         diameter_penalty=jnp.asarray(diameter_penalty, float),
+        # Traced: only drawn inputs have n in a shape, all else compiles once for every n.
+        num_examples=jnp.asarray(num_examples, float),
         key=key,
         compressors=names,
-        num_examples=num_examples,
+        num_inputs=num_examples if way == "examples" else None,
         max_clusters=int(clusters.max()),
-        draws=_resolved(draws, num_examples, dim),
         batch_size=min(batch_size, size),
     )
     total: Simulation | None = None
