@@ -386,6 +386,7 @@ def linear_regression(
             signal=signal,
             noise_variance=noise_variance,
             num_datasets=datasets,
+            information_datasets=min(4000, max(datasets, 100)),
             num_rates=num_rates,
             max_bits=max_bits,
             diameter_penalty=diameter_penalty,

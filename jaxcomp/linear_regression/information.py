@@ -323,8 +323,8 @@ def coordinate_entropy_nats(solutions: Float[ArrayLike, "datasets d"], step: flo
 
     The joint entropy is at most the sum over weights. A weight that takes few values, each with
     some twenty draws, counts with its empirical entropy (with Miller's and Madow's correction of
-    the bias); one that takes more with Massey's bound `1/2 ln(2 pi e (s^2/delta^2 + 1/12))`, s^2 the
-    variance of the rounded weight, which is close for weights that are nearly normal.
+    the bias); one that takes more with Massey's bound `1/2 ln(2 pi e (s^2/delta^2 + 1/12))`, s^2
+    the variance of the rounded weight, which is close for weights that are nearly normal.
 
     Args:
         solutions: (M, d) draws.

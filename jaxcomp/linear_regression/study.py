@@ -203,7 +203,7 @@ class StudyResult:
         lines = ["## What compression does to the population risk", ""]
         lines += [f"- {claim.sentence}" for claim in self.claims]
         lines += ["", "## What the theory says", ""]
-        lines += [f"- {line}" for line in _theory_lines(self.manifest["settings"])]
+        lines += [f"- {line}" for line in _theory_lines(_config(self.manifest["settings"]))]
         lines += ["", "## The learner's own information", ""]
         lines += [f"- {line}" for line in _information_lines(self.information)]
         return "\n".join(lines) + "\n"
@@ -537,22 +537,21 @@ def _claims(
         bits = float(testing.mean("rate_nats", name)[place]) / (config.dim * LN2)
         found.append((name, place, bits, mean, error, p_value))
     adjusted = statistics.holm([row[-1] for row in found])
-    return [
-        Claim(num_examples, *row[:-1], float(p), _sentence(num_examples, *row[:-1], float(p)))
-        for row, p in zip(found, adjusted, strict=True)
-    ]
+    claims = []
+    for (name, place, bits, mean, error, _), p in zip(found, adjusted, strict=True):
+        told = _sentence(num_examples, name, bits, mean, error, float(p))
+        claims.append(Claim(num_examples, name, place, bits, mean, error, float(p), told))
+    return claims
 
 
 def _sentence(
     num_examples: int,
     name: str,
-    place: int,
     bits: float,
     mean: float,
     error: float,
     p_value: float,
 ) -> str:
-    del place
     told = "less than 1e-6" if p_value < 1e-6 else f"{p_value:.2g}"
     verdict = "lowers" if mean > 0 else "raises"
     if p_value > 0.05:
@@ -634,8 +633,13 @@ def _information(config: StudyConfig, problem: Problem, progress: Progress) -> p
     return pd.DataFrame(rows)
 
 
-def _theory_lines(settings: Mapping[str, Any]) -> list[str]:
-    config = StudyConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+def _config(settings: Mapping[str, Any]) -> StudyConfig:
+    """Settings as they were before JSON made lists of tuples."""
+    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    return StudyConfig(**plain)
+
+
+def _theory_lines(config: StudyConfig) -> list[str]:
     problem = config.problem()
     lines = []
     for num_examples in config.num_examples:
