@@ -381,8 +381,11 @@ def linear_regression(
         from jaxcomp import storage
         from jaxcomp.linear_regression import study
 
+        standard = study.StudyConfig()
         config = study.StudyConfig(
             dim=dim,
+            num_examples=tuple(num_examples) if num_examples else standard.num_examples,
+            decimals=tuple(decimals) if decimals else standard.decimals,
             signal=signal,
             noise_variance=noise_variance,
             num_datasets=datasets,
@@ -392,8 +395,6 @@ def linear_regression(
             diameter_penalty=diameter_penalty,
             adaptive=adaptive,
             seed=seed,
-            **({"num_examples": tuple(num_examples)} if num_examples else {}),
-            **({"decimals": tuple(decimals)} if decimals else {}),
         )
         name = f"linear-regression-{storage.fingerprint(config)[:8]}"
         directory = out if out is not None else Path("runs") / name

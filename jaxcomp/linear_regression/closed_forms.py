@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from jaxcomp.linear_regression.problem import Setting, _as_floats, check_setting
@@ -142,7 +143,7 @@ def least_squares_risks(setting: Setting) -> Risks:
 
 
 def channel_risks(
-    setting: Setting, rate_nats: Float[Array, "..."] | float, *, channel: Channel
+    setting: Setting, rate_nats: Float[ArrayLike, "..."], *, channel: Channel
 ) -> ChannelRisks:
     """Return the risks of least squares sent through a Gaussian channel.
 
@@ -166,7 +167,7 @@ def channel_risks(
     return _channel_risks(setting, jnp.asarray(rate_nats, float), channel=channel)
 
 
-def shrinkage_risks(setting: Setting, rate_nats: Float[Array, "..."] | float) -> ChannelRisks:
+def shrinkage_risks(setting: Setting, rate_nats: Float[ArrayLike, "..."]) -> ChannelRisks:
     """Return the risks of `a W`, the noiseless mean of the channels with m = 0.
 
     It compresses nothing, hence its rates are infinite where a > 0; it is the control beside
@@ -186,9 +187,7 @@ def shrinkage_risks(setting: Setting, rate_nats: Float[Array, "..."] | float) ->
     return _shrinkage_risks(setting, jnp.asarray(rate_nats, float))
 
 
-def distortion_rate_bounds(
-    setting: Setting, rate_nats: Float[Array, "..."] | float
-) -> DistortionRate:
+def distortion_rate_bounds(setting: Setting, rate_nats: Float[ArrayLike, "..."]) -> DistortionRate:
     """Return what is known about the distortion-rate function of least squares.
 
     Distortion is the empirical risk paid, `(what-w)^T (G/n) (what-w)` at the minimiser w.

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from jaxcomp import storage
 from jaxcomp.linear_regression.closed_forms import CHANNELS
@@ -80,10 +81,10 @@ def plot_risks(table: pd.DataFrame, claims: Sequence[Any] = ()) -> Figure:
             drawing.axis_labels(axis, y=symbol if column == 0 else "")
             drawing.light_grid(axis)
             drawing.plain_linear_axis(axis)
-        _limit(above, rows.loc[rows["family"] == "channel", quantity], quantity)
-        controls = [_best(rows, name)[quantity] for name in ("ridge", "james_stein")]
-        designed = rows.loc[rows["family"] == "designed", quantity]
-        _limit(below, [*designed, *controls], quantity)
+        _limit(above, rows.loc[rows["family"] == "channel", quantity].to_numpy(), quantity)
+        controls = [_best(rows, name, quantity) for name in ("ridge", "james_stein")]
+        designed = rows.loc[rows["family"] == "designed", quantity].to_numpy(float)
+        _limit(below, np.append(designed, controls), quantity)
     drawing.legend_below(figure, _risk_legend(rows))
     return figure
 
@@ -219,7 +220,7 @@ def _draw_quantizers(
                 )
     for name in ("ridge", "james_stein", "least_squares"):
         axis.axhline(
-            float(_best(rows, name)[quantity]),
+            _best(rows, name, quantity),
             color=drawing.GREY,
             linestyle=_CONTROLS[name][0],
             linewidth=1.2 if name != "least_squares" else 0.9,
@@ -247,16 +248,16 @@ def _points(axis: Axes, x: pd.Series, part: pd.DataFrame, quantity: str, colour:
     )
 
 
-def _best(rows: pd.DataFrame, name: str) -> pd.Series:
-    """The row of a control with the least population risk."""
+def _best(rows: pd.DataFrame, name: str, quantity: str) -> float:
+    """A quantity of a control, where its population risk is least."""
     part = rows.loc[rows["compressor"] == name]
-    return part.iloc[part["population_risk"].to_numpy().argmin()]
+    best = part["population_risk"].to_numpy().argmin()
+    return float(part[quantity].to_numpy()[best])
 
 
-def _limit(axis: Axes, values: Sequence[float] | pd.Series, quantity: str) -> None:
+def _limit(axis: Axes, values: NDArray[np.float64], quantity: str) -> None:
     """Leave out what is far above everything else, such as a bound that says nothing."""
-    numbers = np.asarray(values, np.float64)
-    low, high = numbers.min(), numbers.max()
+    low, high = values.min(), values.max()
     # Room for the bound, where it is worth looking at.
     room = 0.4 if quantity == "generalization" else 0.06
     axis.set_ylim(low - 0.06 * (high - low), high + room * (high - low))
@@ -264,8 +265,8 @@ def _limit(axis: Axes, values: Sequence[float] | pd.Series, quantity: str) -> No
 
 def _risk_legend(rows: pd.DataFrame) -> list[tuple[str, list[drawing.Entry]]]:
     channels = [
-        drawing.sample(CHANNELS[name].label, colour, dashes="-", marker="o")
-        for name, colour in _CHANNEL_COLOURS.items()
+        drawing.sample(note.label, _CHANNEL_COLOURS[name], dashes="-", marker="o")
+        for name, note in CHANNELS.items()
     ]
     channels.append(
         drawing.sample("bound, uninformed m = w*", _CHANNEL_COLOURS["uninformed"], dashes=":")

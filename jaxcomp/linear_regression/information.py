@@ -21,8 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy import spatial, special
 
 from jaxcomp.linear_regression.closed_forms import Channel, channel_risks, gain_and_loss
@@ -307,7 +308,7 @@ def estimated_entropy_nats(
     pair = np.stack([along, across], axis=1)
     scale = pair.std(axis=0)
     neighbours = 3
-    distance, _ = spatial.cKDTree(pair / scale).query(pair / scale, k=neighbours + 1)
+    distance, _ = spatial.KDTree(pair / scale).query(pair / scale, k=neighbours + 1)
     planar = (
         special.digamma(num_draws)
         - special.digamma(neighbours)
@@ -356,7 +357,7 @@ def coordinate_entropy_nats(solutions: Float[ArrayLike, "datasets d"], step: flo
 
 
 def relative_gap_bound(
-    information_nats: Float[Array, "..."] | float, num_examples: Float[Array, "..."] | float
+    information_nats: Float[ArrayLike, "..."], num_examples: Float[ArrayLike, "..."]
 ) -> Float[Array, "..."]:
     """Return the bound on `E[1 - L_S(What)/L_mu(What)]` that holds for squared loss.
 
@@ -378,7 +379,7 @@ def relative_gap_bound(
 
 
 def least_squares_relative_gap(
-    dim: Float[Array, "..."] | float, num_examples: Float[Array, "..."] | float
+    dim: Float[ArrayLike, "..."], num_examples: Float[ArrayLike, "..."]
 ) -> Float[Array, "..."]:
     """Return `E[1 - L_S(W)/L_mu(W)] = 1 - (n-d)(n-d+1)/(n(n+1))` of least squares.
 
@@ -405,7 +406,7 @@ class GapBound(NamedTuple):
 
 
 def channel_gap_bound(
-    setting: Setting, rate_nats: Float[Array, "..."] | float, *, channel: Channel
+    setting: Setting, rate_nats: Float[ArrayLike, "..."], *, channel: Channel
 ) -> GapBound:
     """Return a bound on the generalization error of an uninformed channel that really holds.
 
@@ -502,9 +503,8 @@ def _expected_powers(d: int, n: int, penalty: float) -> dict[str, float]:
         binomial = special.gammaln(m + 1) - special.gammaln(i + 1) - special.gammaln(m - i + 1)
         for j in (0, 1):
             falling = special.gammaln(n) - special.gammaln(n - i - j)
-            logs[f"{name},{j}"] = float(
-                special.logsumexp(binomial + special.xlogy(m - i, penalty) + falling)
-            )
+            terms = binomial + special.xlogy(m - i, penalty) + falling
+            logs[f"{name},{j}"] = float(np.logaddexp.reduce(terms))
     unit = logs["d-1,1"]
     return {name: math.exp(value - unit) for name, value in logs.items()} | {"log_unit": unit}
 
