@@ -71,9 +71,7 @@ def test_certificate_is_never_above_the_curve():
     found = jax.tree.map(np.asarray, blahut_arimoto(p, d, slopes))
     for s in np.geomspace(0.7, 60, 5):
         rate, distortion, _ = plain_iteration(p, d, s, 20_000)
-        tangents = (
-            found.rate_nats - found.gap_nats - slopes * (distortion - found.distortion)
-        )
+        tangents = found.rate_nats - found.gap_nats - slopes * (distortion - found.distortion)
         assert np.all(tangents <= rate + 2e-6)
 
 

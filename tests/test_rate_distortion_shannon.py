@@ -16,7 +16,9 @@ from jaxcomp.rate_distortion import (
 @pytest.mark.usefixtures("strict_promotion")
 def test_entropies_match_scipy():
     np.testing.assert_allclose(gaussian_entropy(0.3), stats.norm(scale=0.3).entropy(), rtol=1e-6)
-    np.testing.assert_allclose(laplacian_entropy(0.3), stats.laplace(scale=0.3).entropy(), atol=1e-6)
+    np.testing.assert_allclose(
+        laplacian_entropy(0.3), stats.laplace(scale=0.3).entropy(), atol=1e-6
+    )
     for shape in (0.6, 1.0, 2.0, 5.0):
         expected = stats.gennorm(shape, scale=0.7).entropy()
         found = generalised_gaussian_entropy(0.7, shape)
