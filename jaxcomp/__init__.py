@@ -2,7 +2,8 @@
 
 `quantize` compresses the weights of any JAX model; the submodules hold what it is made of
 (`curvature`, `quantizers`, `rate`), the evaluation of compressed networks (`metrics`,
-`calibration`, `statistics`, `bounds`) and the experiments (`models`, `data`, `sweep`). Submodules
+`calibration`, `statistics`, `bounds`), the theory computed (`linear_regression`) and the
+experiments (`models`, `data`, `sweep`). Submodules
 are imported when they are first used: `import jaxcomp` needs JAX and NumPy only.
 """
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
         calibration,
         curvature,
         data,
+        linear_regression,
         metrics,
         models,
         quantizers,
@@ -36,6 +38,7 @@ __all__ = [
     "calibration",
     "curvature",
     "data",
+    "linear_regression",
     "metrics",
     "models",
     "quantize",
