@@ -38,6 +38,7 @@ def test_public_names():
         "data",
         "metrics",
         "models",
+        "priors",
         "quantize",
         "quantizers",
         "rate",
