@@ -71,7 +71,7 @@ class CellTable(NamedTuple):
         both = np.concatenate([self.width_bits, self.width_bits, np.zeros(1, np.int64)])
         return both.astype(np.int32)[symbol]
 
-    def index(
+    def cells(
         self, symbol: Int[np.ndarray, "N"], place: Int[np.ndarray, "N"]
     ) -> Int[np.ndarray, "N"]:
         """Return the index of the cell (int64)."""
@@ -119,7 +119,7 @@ def _cell_table(
     starts, width_bits = _groups(prior, step)
     edges = (np.append(starts, MAX_INDEX + 1) - 0.5) * step
     # The mass beyond the last edge belongs to the last group.
-    above = _upper_tail(prior, edges)
+    above = upper_tail(prior, edges)
     above[-1] = 0.0
     side = above[:-1] - above[1:]
     mass = np.concatenate([side, side, [max(1 - 2 * above[0], 0.0)]])
@@ -132,7 +132,7 @@ def _groups(prior: Prior, step: float) -> tuple[np.ndarray, np.ndarray]:
     finished = []
     for bits in range(23, -1, -1):
         low, high = starts * step, (starts + (1 << bits) - 1) * step
-        mass = _upper_tail(prior, low - 0.5 * step) - _upper_tail(prior, high + 0.5 * step)
+        mass = upper_tail(prior, low - 0.5 * step) - upper_tail(prior, high + 0.5 * step)
         fall = _log_density(prior, low) - _log_density(prior, high)
         is_done = (mass < _LEAST_MASS) | (fall < _FLATNESS_NATS) | (bits == 0)
         finished.append((starts[is_done], np.full(np.count_nonzero(is_done), bits)))
@@ -153,7 +153,7 @@ def _whole_frequencies(mass: Float[np.ndarray, "S"]) -> Int[np.ndarray, "S"]:
     return frequencies
 
 
-def _upper_tail(prior: Any, x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+def upper_tail(prior: Any, x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     """Return P(w > x), x >= 0, from the survival function."""
     match prior:
         case Gaussian(scale):
@@ -165,6 +165,7 @@ def _upper_tail(prior: Any, x: Float[np.ndarray, "..."]) -> Float[np.ndarray, ".
         case ScaleMixture(shares, scales):
             shares = np.asarray(shares) / np.sum(shares)
             return _gaussian_tail(x[..., None], np.asarray(scales)) @ shares
+    raise TypeError(f"There are no cells for a {type(prior).__name__}.")
 
 
 def _log_density(prior: Any, x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
@@ -178,6 +179,7 @@ def _log_density(prior: Any, x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "
             shares, scales = np.asarray(shares), np.asarray(scales)
             exponents = -0.5 * (x[..., None] / scales) ** 2
             return np.asarray(special.logsumexp(exponents, axis=-1, b=shares / scales))
+    raise TypeError(f"There are no cells for a {type(prior).__name__}.")
 
 
 def _gaussian_tail(x: Any, scale: Any) -> Any:

@@ -52,7 +52,7 @@ def encode(weights: Params, prior: PriorTree, *, step: StepTree) -> UInt32[np.nd
             largest weight, or priors or steps do not fit the weights.
     """
     leaves = jax.tree.leaves(weights)
-    priors, steps = matched_priors(prior, weights), _scalar_steps(step, weights)
+    priors, steps = matched_priors(prior, weights), scalar_steps(step, weights)
     coder = new_coder()
     indices = [cell_indices(leaf, own) for leaf, own in zip(leaves, steps, strict=True)]
     # A stack: the last leaf goes in first.
@@ -135,7 +135,7 @@ def pop_cells(coder: Any, num_weights: int, table: CellTable) -> Int[np.ndarray,
     if is_wide.any():
         sizes = np.left_shift(np.int32(1), width_bits[is_wide])
         place[is_wide] = coder.decode(stream_module().model.Uniform(), sizes)
-    return table.index(symbol, place)
+    return table.cells(symbol, place)
 
 
 def _categorical(table: CellTable) -> Any:
@@ -211,7 +211,8 @@ def checked_words(words: Any) -> UInt32[np.ndarray, "words"]:
     return words
 
 
-def _scalar_steps(step: StepTree, weights: Params) -> list[float]:
+def scalar_steps(step: StepTree, weights: Params) -> list[float]:
+    """Return one step for every leaf; refuse arrays."""
     steps = matched_steps(step, weights)
     if any(np.ndim(own) for own in steps):
         raise ValueError("step must be one number for each leaf: a stream carries no more.")
