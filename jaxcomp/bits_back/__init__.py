@@ -17,6 +17,13 @@ from jaxcomp.bits_back.coder import (
     payload_bits,
     report,
 )
+from jaxcomp.bits_back.labels import (
+    CrossEntropy,
+    LabelCode,
+    Relearner,
+    prequential_bits,
+    send_labels,
+)
 from jaxcomp.bits_back.posterior import (
     CellDivergence,
     Posterior,
@@ -24,21 +31,40 @@ from jaxcomp.bits_back.posterior import (
     kl_nats,
     log_ratio_bits,
 )
+from jaxcomp.bits_back.training import (
+    NegativeElbo,
+    VariationalConfig,
+    VariationalFit,
+    fit,
+    negative_elbo,
+    sample,
+)
 
 __all__ = [
     "CellDivergence",
+    "CrossEntropy",
     "Decoded",
     "KnownPosterior",
+    "LabelCode",
     "Labels",
     "Message",
+    "NegativeElbo",
     "Posterior",
     "Receiver",
+    "Relearner",
     "StepReport",
+    "VariationalConfig",
+    "VariationalFit",
     "decode",
     "discretized_kl",
     "encode",
+    "fit",
     "kl_nats",
     "log_ratio_bits",
+    "negative_elbo",
     "payload_bits",
+    "prequential_bits",
     "report",
+    "sample",
+    "send_labels",
 ]

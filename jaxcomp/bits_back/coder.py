@@ -57,6 +57,7 @@ from jaxcomp.types import Params
 _MARK = 0x4A424201  # "JBB" and the version of the format
 _NUM_HEADER = 5  # mark, two checksums, number of labels, numbers of steps and side bytes
 _WHITENING_KEY = 0x6A617863
+_NUM_GUARD_WORDS = 2
 
 Logits: TypeAlias = Float[np.ndarray, "n C"]
 
@@ -200,11 +201,11 @@ def encode(
     payload = checked_words(payload)
     mean, scale = _in_steps(posterior, steps)
 
-    coder = _drawing_coder(payload, len(mean))
-    index = draw(coder.stack, mean, scale)
-    if coder.stack.pos()[0] < coder.num_guard_words:
+    stack = _guarded_stack(payload)
+    index = draw(stack, mean, scale)
+    if stack.pos()[0] < _NUM_GUARD_WORDS:
         raise ValueError(_too_short(posterior, steps, len(mean), payload))
-    stack = new_coder(coder.stack.get_compressed()[coder.num_guard_words :])
+    stack = new_coder(stack.get_compressed()[_NUM_GUARD_WORDS:])
     # The stack began with the payload and a mark of 1 bit above it.
     num_at_start = 32 * len(payload) + 1
     num_after_draw = stack.num_valid_bits()
@@ -371,19 +372,12 @@ def report(
     )
 
 
-class _DrawingCoder(NamedTuple):
-    """A stack with the payload on top of words that only a payload too short lets it reach."""
-
-    stack: Any
-    num_guard_words: int
-
-
-def _drawing_coder(payload: UInt32[np.ndarray, "words"], num_weights: int) -> _DrawingCoder:
-    # No draw takes more than 24 bits for a cell and 23 for the place within.
-    num_guard = max(0, -(-47 * num_weights // 32) + 2 - len(payload))
-    guard = _random_words(_WHITENING_KEY + 1, num_guard)
-    content = np.concatenate([guard, _whiten(payload)])
-    return _DrawingCoder(new_coder(content, seal=True), num_guard)
+def _guarded_stack(payload: UInt32[np.ndarray, "words"]) -> Any:
+    """Return a stack with the payload on top of a guard."""
+    # A payload that is too short lets the draw reach the guard, and then nothing: either way the
+    # guard is no longer whole.
+    content = np.concatenate([np.ones(_NUM_GUARD_WORDS, np.uint32), _whiten(payload)])
+    return new_coder(content, seal=True)
 
 
 def _whiten(words: UInt32[np.ndarray, "words"]) -> UInt32[np.ndarray, "words"]:

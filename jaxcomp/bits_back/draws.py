@@ -70,9 +70,10 @@ def _plan(mean: Float[np.ndarray, "N"], scale: Float[np.ndarray, "N"]) -> _Plan:
     first -= (size - needed) >> 1
     order = np.argsort(size, kind="stable")
     sorted_mean = (mean - first)[order]
-    present, begins = np.unique(size[order], return_index=True)
-    ends = np.append(begins[1:], len(size))
-    groups = list(zip(present.tolist(), begins.tolist(), ends.tolist(), strict=True))
+    ends = np.cumsum(np.bincount(size))
+    present = np.flatnonzero(np.diff(ends, prepend=0))
+    begins = np.append(0, ends[present])
+    groups = list(zip(present.tolist(), begins.tolist(), ends[present].tolist(), strict=False))
     return _Plan(
         order,
         sorted_mean,

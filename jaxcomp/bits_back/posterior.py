@@ -216,11 +216,11 @@ def check_posterior(posterior: Any) -> None:
                 raise TypeError(f"the {name} of a posterior must be floating, got {leaf.dtype}.")
             if isinstance(leaf, Tracer):
                 continue
-            values = np.asarray(leaf, np.float64)
+            values = np.asarray(leaf)
             if not np.all(np.isfinite(values)):
                 raise ValueError(f"the {name} of a posterior must be finite, got NaN or infinity.")
             if name == "scale" and not np.all(values > 0):
                 raise ValueError(
-                    f"the scale of a posterior must be positive, got {values.min():g}; code a "
-                    "weight without spread under the prior alone."
+                    f"the scale of a posterior must be positive, got {float(values.min()):g}; code "
+                    "a weight without spread under the prior alone."
                 )

@@ -197,7 +197,9 @@ def checksum(*arrays: np.ndarray) -> int:
     """Return the CRC-32 of integer arrays, little-endian, 32 bits each."""
     value = 0
     for array in arrays:
-        value = zlib.crc32(np.asarray(array).astype("<i8").astype("<u4").tobytes(), value)
+        if array.dtype != np.uint32:
+            array = array.astype(np.int64).astype(np.uint32)
+        value = zlib.crc32(array.astype("<u4", copy=False).tobytes(), value)
     return value
 
 
