@@ -13,6 +13,7 @@ from jaxcomp.tree import QuantizedTree, quantize
 
 if TYPE_CHECKING:
     from jaxcomp import (
+        bits_back,
         bounds,
         calibration,
         curvature,
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "QuantizedTree",
     "__version__",
+    "bits_back",
     "bounds",
     "calibration",
     "curvature",

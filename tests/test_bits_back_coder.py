@@ -1,5 +1,6 @@
 import hypothesis
 import hypothesis.strategies as st
+import jax
 import numpy as np
 import pytest
 from bits_back_problems import learned, payload, random_posterior
@@ -64,7 +65,7 @@ def test_mean_net_is_the_discretized_divergence():
 
 
 def test_report_over_three_orders_of_magnitude():
-    posterior, num = random_posterior(10_000), 10_000
+    posterior, num = random_posterior(3000), 3000
     steps = 0.1 * 2.0 ** -np.arange(11)
     found = bits_back.report(posterior, PRIOR, payload(8000), steps=steps)
     limit = found.kl_nats[0] / LN2
@@ -103,8 +104,8 @@ def test_a_payload_too_short_is_refused_and_enough_is_enough():
         assert message.num_initial_bits < needed
         short = enough[: int(0.9 * entropy / 32)]
         before = short.copy()
-        expected = f"payload must hold about {needed} bits to draw these 2000 weights, got {32 * len(short)}"
-        with pytest.raises(ValueError, match=expected):
+        expected = f"payload must hold about {needed} bits to draw these 2000 weights"
+        with pytest.raises(ValueError, match=f"{expected}, got {32 * len(short)}"):
             bits_back.encode(posterior, PRIOR, short, step=0.01)
         np.testing.assert_array_equal(short, before)
     with pytest.raises(ValueError, match="payload must hold about"):
@@ -114,7 +115,7 @@ def test_a_payload_too_short_is_refused_and_enough_is_enough():
 def test_drawn_weights_have_the_loss_of_the_posterior():
     code, labels, fitted = learned()
     batch = code.inputs, labels
-    elbo = bits_back.negative_elbo(code.loss_fn, fitted, batch, bits_back_key(1), num_samples=64)
+    elbo = bits_back.negative_elbo(code.loss_fn, fitted, batch, jax.random.key(1), num_samples=64)
     losses = []
     for seed in range(16):
         message = bits_back.encode(fitted.posterior, fitted.prior, payload(2000, seed), step=1e-4)
@@ -122,12 +123,6 @@ def test_drawn_weights_have_the_loss_of_the_posterior():
         losses.append(len(labels) * float(code.loss_fn(weights, batch)))
     standard_error = np.hypot(np.std(losses, ddof=1) / 4, float(elbo.standard_error))
     assert abs(np.mean(losses) - float(elbo.loss)) < 4 * standard_error
-
-
-def bits_back_key(seed):
-    import jax
-
-    return jax.random.key(seed)
 
 
 def test_labels_travel_with_the_weights():
@@ -168,8 +163,6 @@ def test_damage_or_another_receiver_is_an_error():
     for length in (0, 1, 5, len(message.words) - 1):
         with pytest.raises(ValueError, match=r"cut or altered|another stream"):
             bits_back.decode(message.words[:length], receiver)
-    nearly = Posterior(posterior.mean, posterior.scale.copy())
-    nearly.scale[7] = np.nextafter(nearly.scale[7], np.float32(1))
     others = [
         KnownPosterior(Posterior(posterior.mean * 2, posterior.scale), PRIOR),
         KnownPosterior(Posterior(posterior.mean, 1.01 * posterior.scale), PRIOR),

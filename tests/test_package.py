@@ -32,6 +32,7 @@ def test_public_names():
     assert set(jaxcomp.__all__) == {
         "QuantizedTree",
         "__version__",
+        "bits_back",
         "bounds",
         "calibration",
         "curvature",

@@ -9,6 +9,7 @@ from constriction import stream
 from jaxcomp import priors
 from jaxcomp.priors import Gaussian, Laplace, ScaleMixture, SpikeAndSlab
 from jaxcomp.priors.cells import MAX_INDEX, cell_table
+from jaxcomp.priors.coding import pop_cells, push_cells
 
 NUM_WEIGHTS = 20_000
 
@@ -112,8 +113,6 @@ def test_table_matches_the_prior_and_the_coder_spends_what_it_says():
     fine = cell_table(Gaussian(1.0), 1e-5)
     index = np.random.default_rng(0).normal(0, 1e5, 5000).astype(np.int64)
     coder = stream.stack.AnsCoder()
-    from jaxcomp.priors.coding import pop_cells, push_cells
-
     push_cells(coder, index, fine)
     assert abs(coder.num_valid_bits() - fine.coded_bits(index).sum()) < 64
     np.testing.assert_array_equal(pop_cells(coder, len(index), fine), index)

@@ -12,6 +12,8 @@ Axes: `N` weights, `J` cells of a window.
 Source: Hinton and van Camp, COLT 1993, doi:10.1145/168304.168306.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -69,18 +71,15 @@ def kl_nats(posterior: Posterior, prior: PriorTree) -> Float[Array, ""]:
         ValueError: if known scales are not positive, or shapes do not fit.
     """
     check_posterior(posterior)
-    priors = matched_priors(prior, posterior.mean)
-    for own in priors:
+    totals = []
+    leaves = jax.tree.leaves(posterior.mean), jax.tree.leaves(posterior.scale)
+    for mean, scale, own in zip(*leaves, matched_priors(prior, posterior.mean), strict=True):
         if not isinstance(own, Gaussian):
             raise TypeError(
                 f"kl_nats has a closed form for Gaussian priors only, got {type(own).__name__}; "
                 "use discretized_kl."
             )
-    pairs = zip(jax.tree.leaves(posterior.mean), jax.tree.leaves(posterior.scale), strict=True)
-    totals = [
-        _kl_nats(jnp.asarray(mean), jnp.asarray(scale), own.scale)
-        for (mean, scale), own in zip(pairs, priors, strict=True)
-    ]
+        totals.append(_kl_nats(jnp.asarray(mean), jnp.asarray(scale), own.scale))
     return jnp.sum(jnp.stack(totals))
 
 
@@ -94,7 +93,8 @@ def discretized_kl(posterior: Posterior, prior: PriorTree, *, step: StepTree) ->
     """Return divergence and entropy of a posterior on the cells of a step.
 
     Exact sums over cells where `scale < 32 step`; finer cells are taken together in powers of two
-    until that holds, which lowers the divergence by less than 2e-4 nats per weight.
+    until that holds, which moves the divergence by less than 2e-4 nats per weight where the
+    posterior is not wider than the prior.
 
     Args:
         posterior: with known values.
@@ -138,10 +138,12 @@ def _leaf_divergence(
         cells = np.arange(-reach_here, reach_here + 2) - 0.5
         edges = centre[chosen, None] + cells * width[chosen, None]
         z = (edges - mean[chosen, None]) / scale[chosen, None]
-        mass = _interval_masses(z, special.ndtr(-np.abs(z)))
-        prior_mass = _interval_masses(edges, upper_tail(prior, np.abs(edges)))
+        mass = _interval_masses(z[:, :-1], z[:, 1:], lambda z: special.ndtr(-z))
+        # The prior of joined cells is that of the middle one, as often as there are cells.
+        middle = 0.5 * (edges[:, :-1] + edges[:, 1:])
+        prior_mass = _prior_masses(middle, prior, step)
         log_mass = np.log(np.where(mass > 0, mass, 1.0))
-        log_prior = np.log(np.maximum(prior_mass, 1e-300))
+        log_prior = np.log(np.maximum(prior_mass, 1e-300)) + bits[chosen, None] * LN2
         entropy = -np.sum(mass * log_mass, axis=1)
         total += (
             np.sum(mass * (log_mass - log_prior)),
@@ -154,16 +156,24 @@ def _leaf_divergence(
 
 
 def _interval_masses(
-    edges: Float[np.ndarray, "N J"], tails: Float[np.ndarray, "N J"]
-) -> Float[np.ndarray, "N J-1"]:
-    """Return masses between edges of a symmetric distribution, from its tails beyond |edge|.
+    low: Float[np.ndarray, "N J"],
+    high: Float[np.ndarray, "N J"],
+    tail_fn: Callable[[np.ndarray], np.ndarray],
+) -> Float[np.ndarray, "N J"]:
+    """Return masses of intervals under a symmetric distribution, from its tails beyond |x|.
 
     Differences are taken on the side of zero where they do not cancel.
     """
-    low, high = edges[:, :-1], edges[:, 1:]
-    tail_low, tail_high = tails[:, :-1], tails[:, 1:]
+    tail_low, tail_high = tail_fn(np.abs(low)), tail_fn(np.abs(high))
     beside = np.where(low > 0, tail_low - tail_high, tail_high - tail_low)
     return np.where((low <= 0) & (high > 0), 1 - tail_low - tail_high, beside)
+
+
+def _prior_masses(
+    centres: Float[np.ndarray, "..."], prior: Prior, step: float
+) -> Float[np.ndarray, "..."]:
+    low, high = centres - 0.5 * step, centres + 0.5 * step
+    return _interval_masses(low, high, partial(upper_tail, prior))
 
 
 def log_ratio_bits(
@@ -191,10 +201,10 @@ def log_ratio_bits(
     total = 0.0
     for (mean, scale, leaf), own, width in zip(leaves, priors, steps, strict=True):
         mean, scale, leaf = (np.asarray(part, np.float64).ravel() for part in (mean, scale, leaf))
-        edges = np.rint(leaf / width)[:, None] * width + np.array([-0.5, 0.5]) * width
-        z = (edges - mean[:, None]) / scale[:, None]
-        mass = _interval_masses(z, special.ndtr(-np.abs(z)))
-        prior_mass = _interval_masses(edges, upper_tail(own, np.abs(edges)))
+        centres = np.rint(leaf / width) * width
+        low, high = (centres - 0.5 * width - mean) / scale, (centres + 0.5 * width - mean) / scale
+        mass = _interval_masses(low, high, lambda z: special.ndtr(-z))
+        prior_mass = _prior_masses(centres, own, width)
         with np.errstate(divide="ignore"):
             total += float(np.sum(np.log2(mass) - np.log2(prior_mass)))
     return total

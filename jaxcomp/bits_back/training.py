@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
@@ -132,7 +133,7 @@ def fit(
     Raises:
         ValueError: if a known `kl_weight` is negative, or does not fit the keys.
     """
-    if not isinstance(kl_weight, jax.core.Tracer) and np.any(np.asarray(kl_weight) < 0):
+    if not isinstance(kl_weight, Tracer) and np.any(np.asarray(kl_weight) < 0):
         raise ValueError(f"kl_weight must be at least 0, got {np.min(np.asarray(kl_weight)):g}.")
     if np.ndim(kl_weight) and np.shape(kl_weight) != key.shape:
         raise ValueError(
@@ -161,6 +162,7 @@ def _fit_one(
     num_examples = jax.tree.leaves(batch)[0].shape[0]
     # One vector of all weights: a draw and an update are then one operation each.
     mean, unravel = ravel_pytree(init_fn(init_key))
+    dtype = mean.dtype
     leaf_of_weight, sizes = _leaves_of_weights(unravel(mean))
     variational = mean, jnp.full_like(mean, math.log(config.initial_scale))
     optimizer = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.num_steps))
@@ -189,15 +191,15 @@ def _fit_one(
         if config.batch_size is not None:
             rows = jax.random.randint(batch_key, (config.batch_size,), 0, num_examples)
             chosen = jax.tree.map(lambda leaf: leaf[rows], batch)
-        done = (number + 1).astype(mean.dtype)
+        done = (number + 1).astype(dtype)
         share = jnp.minimum(done / max(config.annealing_steps, 1), 1.0)
         gradient, loss = jax.grad(objective, has_aux=True)(variational, chosen, key, share)
         updates, moments = optimizer.update(gradient, moments, variational)
         return (optax.apply_updates(variational, updates), moments), loss
 
-    state = variational, optimizer.init(variational)
-    (variational, _), history = jax.lax.scan(step, state, jnp.arange(config.num_steps))
-    mean, scale = variational[0], jnp.exp(variational[1])
+    state: Any = variational, optimizer.init(variational)
+    (learned, _), history = jax.lax.scan(step, state, jnp.arange(config.num_steps))
+    mean, scale = learned[0], jnp.exp(learned[1])
     exponents = jnp.round(_STEPS_PER_OCTAVE * jnp.log2(prior_scales(mean, scale)))
     posterior = Posterior(unravel(mean), unravel(scale))
     structure = jax.tree.structure(posterior.mean)
