@@ -195,7 +195,8 @@ def _fit_one(
         share = jnp.minimum(done / max(config.annealing_steps, 1), 1.0)
         gradient, loss = jax.grad(objective, has_aux=True)(variational, chosen, key, share)
         updates, moments = optimizer.update(gradient, moments, variational)
-        return (optax.apply_updates(variational, updates), moments), loss
+        moved: Any = optax.apply_updates(variational, updates)
+        return (moved, moments), loss
 
     state: Any = variational, optimizer.init(variational)
     (learned, _), history = jax.lax.scan(step, state, jnp.arange(config.num_steps))
