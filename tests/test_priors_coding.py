@@ -111,7 +111,7 @@ def test_table_matches_the_prior_and_the_coder_spends_what_it_says():
     slack = 1.5 * 2.0 ** (np.asarray(ideal, np.float64) - 24) / np.log(2) + 1e-4
     assert np.all(np.abs(table.coded_bits(index) - ideal) < slack)
     fine = cell_table(Gaussian(1.0), 1e-5)
-    index = np.random.default_rng(0).normal(0, 1e5, 5000).astype(np.int64)
+    index = np.random.default_rng(0).normal(0, 1e5, 5000).astype(np.int32)
     coder = stream.stack.AnsCoder()
     push_cells(coder, index, fine)
     assert abs(coder.num_valid_bits() - fine.coded_bits(index).sum()) < 64

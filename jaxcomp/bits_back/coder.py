@@ -40,7 +40,7 @@ from jaxcomp.bits_back.posterior import (
     discretized_kl,
     kl_nats,
 )
-from jaxcomp.priors.cells import cell_table
+from jaxcomp.priors.cells import MAX_INDEX, cell_table
 from jaxcomp.priors.coding import (
     cell_centres,
     checked_words,
@@ -403,10 +403,10 @@ def _in_steps(
         flat.append(np.concatenate(leaves) if leaves else np.zeros(0))
     mean, scale = flat
     if not is_representable(mean, scale):
-        worst = float(np.max(np.abs(mean) + 8 * scale)) * max(steps)
+        worst = max(abs(mean).max() + 8 * scale.max(), 1.0) * max(steps) / MAX_INDEX
         raise ValueError(
-            f"step must be at least the largest (|mean| + 8 scale) / 2^23 of its leaf, near "
-            f"{worst / (1 << 23):.3g}, got {min(steps):g}."
+            f"step must be at least the largest |mean| + 8 scale / 2^23, here about {worst:.3g}, "
+            f"got {min(steps):g}."
         )
     return mean, scale
 

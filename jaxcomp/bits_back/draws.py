@@ -78,7 +78,7 @@ def _plan(mean: Float[np.ndarray, "N"], scale: Float[np.ndarray, "N"]) -> _Plan:
         order,
         sorted_mean,
         scale[order],
-        first.astype(np.int64),
+        first.astype(np.int32),
         width_bits.astype(np.int32),
         groups,
     )
@@ -95,13 +95,12 @@ def draw(
         scale: in units of the step, positive.
 
     Returns:
-        Index of the cell of every weight, int64.
+        Index of the cell of every weight, int32.
     """
-    chunks = [
-        _draw_chunk(coder, mean[start:stop], scale[start:stop])
-        for start, stop in _chunks(len(mean))
-    ]
-    return np.concatenate(chunks) if chunks else np.zeros(0, np.int64)
+    index = np.empty(len(mean), np.int32)
+    for start, stop in _chunks(len(mean)):
+        index[start:stop] = _draw_chunk(coder, mean[start:stop], scale[start:stop])
+    return index
 
 
 def put_back(
@@ -128,7 +127,7 @@ def _draw_chunk(coder: Any, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
             symbols[begin:end] = coder.decode(
                 model.QuantizedGaussian(0, size - 1), plan.mean[begin:end], plan.scale[begin:end]
             )
-    index = np.empty(len(mean), np.int64)
+    index = np.empty(len(mean), np.int32)
     index[plan.order] = symbols
     index += plan.first
     is_wide = plan.width_bits > 0
@@ -145,10 +144,10 @@ def _put_back_chunk(coder: Any, mean: np.ndarray, scale: np.ndarray, index: np.n
     is_wide = plan.width_bits > 0
     if is_wide.any():
         sizes = np.left_shift(np.int32(1), plan.width_bits[is_wide])
-        places = index[is_wide].astype(np.int32) & (sizes - 1)
+        places = index[is_wide] & (sizes - 1)
         coder.encode_reverse(places, model.Uniform(), sizes)
         index = index >> plan.width_bits
-    symbols = (index - plan.first)[plan.order].astype(np.int32)
+    symbols = (index - plan.first)[plan.order]
     for size, begin, end in reversed(plan.groups):
         inside = symbols[begin:end]
         if inside.min() < 0 or inside.max() >= size:
@@ -164,7 +163,9 @@ def _put_back_chunk(coder: Any, mean: np.ndarray, scale: np.ndarray, index: np.n
 
 def is_representable(mean: Float[np.ndarray, "N"], scale: Float[np.ndarray, "N"]) -> bool:
     """Tell whether all supports lie within the indices that a prior's table covers."""
-    return bool(np.all(np.abs(mean) + 8 * scale <= MAX_INDEX))
+    if not len(mean):
+        return True
+    return bool(max(mean.max(), -mean.min()) + 8 * scale.max() <= MAX_INDEX)
 
 
 def _chunks(num_weights: int) -> list[tuple[int, int]]:

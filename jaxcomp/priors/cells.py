@@ -42,27 +42,32 @@ class CellTable(NamedTuple):
     frequencies: Int[np.ndarray, "S"]
     """int64, at least 1, with sum 2^24: of the positive groups, the negative ones, and cell 0."""
 
-    def symbols(
-        self, index: Int[np.ndarray, "N"]
-    ) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "N"], Int[np.ndarray, "N"]]:
-        """Return symbol (int32), width bits (int32) and place within the group (int32)."""
-        num_groups = len(self.starts)
-        distance = np.abs(index)
-        top = int(distance.max(initial=0))
-        # A lookup by distance is several times as fast as a search, and rarely long.
+    def lookup(self, index: Int[np.ndarray, "N"]) -> Int[np.ndarray, "distances"]:
+        """Return the number of the group (int32) for every distance from 0 to the largest.
+
+        A lookup is several times as fast as a search, and rarely long. Distance 0 has group 0.
+        """
+        top = max(int(index.max(initial=0)), -int(index.min(initial=0)))
         bounds = np.append(self.starts, MAX_INDEX + 1)
         lengths = np.clip(np.minimum(bounds[1:], top + 1) - bounds[:-1], 0, None)
-        group_of = np.repeat(np.arange(num_groups, dtype=np.int32), lengths)
+        lengths[0] += 1
+        return np.repeat(np.arange(len(self.starts), dtype=np.int32), lengths)
+
+    def symbols(
+        self, index: Int[np.ndarray, "N"], lookup: Int[np.ndarray, "distances"]
+    ) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "N"] | None, Int[np.ndarray, "N"] | None]:
+        """Return symbol, width bits and place within the group (int32; None if none is wide)."""
+        num_groups = len(self.starts)
+        distance = np.abs(index)
+        group = lookup[distance]
+        symbol = group + (index < 0) * np.int32(num_groups)
         is_zero = distance == 0
-        group = np.concatenate([np.zeros(1, np.int32), group_of])[distance]
-        symbol = group + (index < 0).astype(np.int32) * np.int32(num_groups)
         symbol[is_zero] = 2 * num_groups
-        if not self.width_bits.any():
-            zeros = np.zeros(len(index), np.int32)
-            return symbol, zeros, zeros
+        if not self.width_bits[: lookup[-1] + 1].any():
+            return symbol, None, None
         width_bits = self.width_bits.astype(np.int32)[group]
+        place = distance - self.starts.astype(np.int32)[group]
         width_bits[is_zero] = 0
-        place = (distance - self.starts[group]).astype(np.int32)
         place[is_zero] = 0
         return symbol, width_bits, place
 
@@ -74,16 +79,17 @@ class CellTable(NamedTuple):
     def cells(
         self, symbol: Int[np.ndarray, "N"], place: Int[np.ndarray, "N"]
     ) -> Int[np.ndarray, "N"]:
-        """Return the index of the cell (int64)."""
+        """Return the index of the cell (int32)."""
         first = np.concatenate([self.starts, -self.starts, np.zeros(1, np.int64)])
-        sign = np.ones(len(first), np.int64)
-        sign[len(self.starts) :] = -1
-        return first[symbol] + sign[symbol] * place
+        sign = np.where(np.arange(len(first)) < len(self.starts), 1, -1)
+        return first.astype(np.int32)[symbol] + sign.astype(np.int32)[symbol] * place
 
     def coded_bits(self, index: Int[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
         """Return what the coder spends on every cell: log2 of integer frequencies, plain bits."""
-        symbol, width_bits, _ = self.symbols(np.asarray(index, np.int64))
-        return PRECISION - np.log2(self.frequencies)[symbol] + width_bits
+        index = np.asarray(index, np.int32)
+        symbol, width_bits, _ = self.symbols(index, self.lookup(index))
+        bits = PRECISION - np.log2(self.frequencies)[symbol]
+        return bits if width_bits is None else bits + width_bits
 
     def probabilities(self) -> Float[np.ndarray, "S"]:
         """Return floats that `constriction` turns into exactly these frequencies.

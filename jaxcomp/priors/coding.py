@@ -27,6 +27,9 @@ from jaxcomp.priors.families import (
 )
 from jaxcomp.types import Params
 
+# Chunks stay in the cache.
+_WEIGHTS_PER_CHUNK = 1 << 16
+
 _MARK = 0x4A435001  # "JCP" and the version of the format
 
 
@@ -116,26 +119,33 @@ def decode(words: UInt32[np.ndarray, "words"], prior: PriorTree, *, like: Params
 
 def push_cells(coder: Any, index: Int[np.ndarray, "N"], table: CellTable) -> None:
     """Push the cells of one leaf onto a coder."""
-    symbol, width_bits, place = table.symbols(index)
-    is_wide = width_bits > 0
-    if is_wide.any():
-        sizes = np.left_shift(np.int32(1), width_bits[is_wide])
-        coder.encode_reverse(place[is_wide], stream_module().model.Uniform(), sizes)
-    coder.encode_reverse(symbol, _categorical(table))
+    model, plain = _categorical(table), stream_module().model.Uniform()
+    lookup = table.lookup(index)
+    for start in reversed(range(0, len(index), _WEIGHTS_PER_CHUNK)):
+        part = index[start : start + _WEIGHTS_PER_CHUNK]
+        symbol, width_bits, place = table.symbols(part, lookup)
+        if width_bits is not None and place is not None:
+            is_wide = width_bits > 0
+            sizes = np.left_shift(np.int32(1), width_bits[is_wide])
+            coder.encode_reverse(place[is_wide], plain, sizes)
+        coder.encode_reverse(symbol, model)
 
 
 def pop_cells(coder: Any, num_weights: int, table: CellTable) -> Int[np.ndarray, "N"]:
-    """Pop the cells of one leaf from a coder."""
-    if num_weights == 0:
-        return np.zeros(0, np.int64)
-    symbol = coder.decode(_categorical(table), num_weights)
-    width_bits = table.widths(symbol)
-    place = np.zeros(num_weights, np.int32)
-    is_wide = width_bits > 0
-    if is_wide.any():
-        sizes = np.left_shift(np.int32(1), width_bits[is_wide])
-        place[is_wide] = coder.decode(stream_module().model.Uniform(), sizes)
-    return table.cells(symbol, place)
+    """Pop the cells of one leaf from a coder, int32."""
+    model, plain = _categorical(table), stream_module().model.Uniform()
+    index = np.empty(num_weights, np.int32)
+    for start in range(0, num_weights, _WEIGHTS_PER_CHUNK):
+        stop = min(start + _WEIGHTS_PER_CHUNK, num_weights)
+        symbol = coder.decode(model, stop - start)
+        width_bits = table.widths(symbol)
+        place = np.zeros(stop - start, np.int32)
+        is_wide = width_bits > 0
+        if is_wide.any():
+            sizes = np.left_shift(np.int32(1), width_bits[is_wide])
+            place[is_wide] = coder.decode(plain, sizes)
+        index[start:stop] = table.cells(symbol, place)
+    return index
 
 
 def _categorical(table: CellTable) -> Any:
@@ -165,7 +175,7 @@ def stream_module() -> Any:
 
 
 def cell_indices(weights: Any, step: float) -> Int[np.ndarray, "N"]:
-    """Round weights to cells, flat, int64.
+    """Round weights to cells, flat, int32.
 
     Raises:
         ValueError: if an index is out of range: the step is finer than the weights' dtype.
@@ -180,7 +190,7 @@ def cell_indices(weights: Any, step: float) -> Int[np.ndarray, "N"]:
             f"step must be at least the largest weight / 2^23 = "
             f"{float(np.abs(values).max()) / MAX_INDEX:.3g}, got {step:g}."
         )
-    return index.astype(np.int64)
+    return index.astype(np.int32)
 
 
 def cell_centres(index: Int[np.ndarray, "N"], step: float, dtype: Any) -> np.ndarray:
