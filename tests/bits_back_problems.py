@@ -54,6 +54,6 @@ def digits(num_examples: int) -> tuple[np.ndarray, np.ndarray]:
 def learned():
     """A label code on 600 digits, the labels, and what it learns from them."""
     inputs, labels = digits(600)
-    config = VariationalConfig(num_steps=600, learning_rate=0.03, annealing_steps=150)
+    config = VariationalConfig(num_steps=500, learning_rate=0.03, annealing_steps=100)
     code = LabelCode(inputs, predict, init_network, config)
     return code, labels, code.learn(labels)

@@ -72,6 +72,11 @@ def test_discretized_divergence_matches_exact_sums(step):
     assert found.entropy_bits == pytest.approx(sum(h for _, h in exact), abs=1e-3)
 
 
+def test_priors_with_jax_fields_are_summed_in_float64():
+    plain = discretized_kl(QUERY, Gaussian(0.5), step=0.25)
+    assert discretized_kl(QUERY, Gaussian(jnp.float32(0.5)), step=0.25) == plain
+
+
 def test_it_tends_to_the_density_from_below():
     mean, scale = np.float32([0.2]), np.float32([0.05])
     query, limit = Posterior(mean, scale), integrated(0.2, 0.05)

@@ -109,7 +109,7 @@ def discretized_kl(posterior: Posterior, prior: PriorTree, *, step: StepTree) ->
         ValueError: if the posterior, the steps or the priors are out of range or do not fit.
     """
     check_posterior(posterior)
-    priors, steps = matched_priors(prior, posterior.mean), scalar_steps(step, posterior.mean)
+    priors, steps = _host_priors(prior, posterior), scalar_steps(step, posterior.mean)
     pairs = zip(jax.tree.leaves(posterior.mean), jax.tree.leaves(posterior.scale), strict=True)
     parts = [
         _leaf_divergence(
@@ -194,7 +194,7 @@ def log_ratio_bits(
         ValueError: if something is out of range or does not fit.
     """
     check_posterior(posterior)
-    priors, steps = matched_priors(prior, posterior.mean), scalar_steps(step, posterior.mean)
+    priors, steps = _host_priors(prior, posterior), scalar_steps(step, posterior.mean)
     leaves = zip(
         *(jax.tree.leaves(part) for part in (posterior.mean, posterior.scale, weights)), strict=True
     )
@@ -208,6 +208,15 @@ def log_ratio_bits(
         with np.errstate(divide="ignore"):
             total += float(np.sum(np.log2(mass) - np.log2(prior_mass)))
     return total
+
+
+def _host_priors(prior: PriorTree, posterior: Posterior) -> list[Prior]:
+    """Return checked priors of float64 NumPy fields: with others sums would be float32 ones."""
+    result = []
+    for own in matched_priors(prior, posterior.mean):
+        fields: list[Any] = [np.asarray(field, np.float64) for field in own]
+        result.append(type(own)(*fields))
+    return result
 
 
 def check_posterior(posterior: Any) -> None:
