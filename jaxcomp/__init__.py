@@ -14,6 +14,7 @@ from jaxcomp.tree import QuantizedTree, quantize
 
 if TYPE_CHECKING:
     from jaxcomp import (
+        bits_back,
         bounds,
         calibration,
         curvature,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         linear_regression,
         metrics,
         models,
+        priors,
         quantizers,
         rate,
         rate_distortion,
@@ -34,6 +36,7 @@ __version__ = "0.1.0"
 __all__ = [
     "QuantizedTree",
     "__version__",
+    "bits_back",
     "bounds",
     "calibration",
     "curvature",
@@ -41,6 +44,7 @@ __all__ = [
     "linear_regression",
     "metrics",
     "models",
+    "priors",
     "quantize",
     "quantizers",
     "rate",
