@@ -133,9 +133,7 @@ def test_many_points_leave_a_small_gap():
 def test_batched_equals_one_by_one_and_compiles_once(solvers):
     groups = [heavy_tailed(NUM_POINTS, seed) for seed in range(3)]
     points, importance = (np.stack(part) for part in zip(*groups, strict=True))
-    together = optimal_diameter_kmeans(
-        points, importance, max_clusters=MAX_CLUSTERS, num_outer=24
-    )
+    together = optimal_diameter_kmeans(points, importance, max_clusters=MAX_CLUSTERS, num_outer=24)
     solution = together.solve(jnp.array([2, 3, 4]), 0.01)
     assert solution.codebook.centroids.shape == (3, MAX_CLUSTERS)
     solvers[0].solve(2, 0.01).objective.block_until_ready()
@@ -143,9 +141,7 @@ def test_batched_equals_one_by_one_and_compiles_once(solvers):
         alone = [solvers[seed].solve(seed + 2, 0.01) for seed in range(3)]
         assert num_compilations() == 0
     for seed in range(3):
-        np.testing.assert_allclose(
-            solution.objective[seed], alone[seed].objective, rtol=1e-5
-        )
+        np.testing.assert_allclose(solution.objective[seed], alone[seed].objective, rtol=1e-5)
     mapped = jax.vmap(lambda beta: solvers[0].solve(3, beta).objective)(PENALTIES)
     np.testing.assert_allclose(mapped, solvers[0].solve(3, PENALTIES).objective, rtol=1e-5)
 
@@ -181,6 +177,5 @@ def test_bad_input(solvers):
         solvers[0].solve(2.5, 0.1)
     with pytest.raises(ValueError, match="finite and at least 0, got -1"):
         solvers[0].solve(2, -1.0)
-    with pytest.raises(ValueError, match="penalty_scale must be one of .* got 'log'"):
+    with pytest.raises(ValueError, match=r"penalty_scale must be one of .* got 'log'"):
         solvers[0].solve(2, 1.0, penalty_scale="log")
-

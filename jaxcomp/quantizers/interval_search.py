@@ -77,9 +77,7 @@ def padded_length(num_bins: int) -> int:
     return max(_CHUNK, 1 << max(num_bins - 1, 0).bit_length())
 
 
-def cheapest_cuts(
-    bins: BinCosts, table: RunTable, *, max_clusters: int
-) -> Cuts:
+def cheapest_cuts(bins: BinCosts, table: RunTable, *, max_clusters: int) -> Cuts:
     """Cut every prefix of the bins into at most 1..K runs.
 
     Args:

@@ -101,9 +101,7 @@ class OptimalCodebooks(NamedTuple):
         row = jnp.broadcast_to(
             jnp.clip(num_clusters, 1, largest), np.broadcast_shapes(num_clusters.shape, batch)
         )
-        table = jnp.broadcast_to(
-            self.centroid_table, (*row.shape, *self.centroid_table.shape[-2:])
-        )
+        table = jnp.broadcast_to(self.centroid_table, (*row.shape, *self.centroid_table.shape[-2:]))
         distortion = jnp.broadcast_to(self.distortion, (*row.shape, largest + 1))
         centroids = jnp.take_along_axis(table, row[..., None, None], axis=-2)[..., 0, :]
         exact = centroids.astype(distortion.dtype)
@@ -131,8 +129,7 @@ def _check_one_of(num_clusters: int, max_clusters: int) -> None:
         )
     if not 1 <= num_clusters <= max_clusters:
         raise ValueError(
-            f"num_clusters must be between 1 and max_clusters = {max_clusters}, "
-            f"got {num_clusters}."
+            f"num_clusters must be between 1 and max_clusters = {max_clusters}, got {num_clusters}."
         )
 
 
@@ -236,9 +233,7 @@ def _scale(moments: Moments, edges: BinEdges, *, has_one_value_per_bin: bool) ->
     largest = jnp.maximum(jnp.abs(moments.minimum), jnp.abs(moments.maximum))
     # Squares of 2^60 and of 2^-50 are far from both ends of float32: most data stay as they are.
     exponent = _exponent(largest)
-    exponent = jnp.where(
-        exponent > 60, exponent - 60, jnp.where(exponent < -50, exponent, 0)
-    )
+    exponent = jnp.where(exponent > 60, exponent - 60, jnp.where(exponent < -50, exponent, 0))
 
     # Powers by their exponents: a compiler may turn x / u / u into x / (u * u), which is 0 / 0.
     def scaled(values):
@@ -407,9 +402,7 @@ def optimal_kmeans(
         raise TypeError(
             f"max_clusters must be a Python integer, got {type(max_clusters).__name__}."
         )
-    return _optimal_kmeans(
-        points, sample_weight, max_clusters=int(max_clusters), num_bins=num_bins
-    )
+    return _optimal_kmeans(points, sample_weight, max_clusters=int(max_clusters), num_bins=num_bins)
 
 
 @partial(jax.jit, static_argnames=("max_clusters", "num_bins"))
@@ -425,5 +418,3 @@ def _optimal_kmeans(points, sample_weight, *, max_clusters, num_bins):
         centroid_dtype=points.dtype,
         has_one_value_per_bin=is_short or points.shape[-1] <= num_bins,
     )
-
-
