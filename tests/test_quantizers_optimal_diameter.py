@@ -177,5 +177,5 @@ def test_bad_input(solvers):
         solvers[0].solve(2.5, 0.1)
     with pytest.raises(ValueError, match="finite and at least 0, got -1"):
         solvers[0].solve(2, -1.0)
-    with pytest.raises(ValueError, match="penalty_scale must be one of .* got 'log'"):
+    with pytest.raises(ValueError, match=r"penalty_scale must be one of .* got 'log'"):
         solvers[0].solve(2, 1.0, penalty_scale="log")
