@@ -6,7 +6,7 @@ BIN := .venv/bin
 SWEEP := .venv/.sweep
 DEV := .venv/.dev
 
-.PHONY: sweep test lint types bench format clean
+.PHONY: sweep test lint types bench reference format clean
 
 sweep: $(SWEEP)
 	@$(BIN)/jaxcomp sweep --preset quick --out runs/quick
@@ -23,6 +23,10 @@ types: $(DEV)
 
 bench: $(DEV)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+reference: $(DEV)
+	@$(BIN)/python docs/reference.py docs/api
+	@echo "open docs/api/index.html"
 
 format: $(DEV)
 	@$(BIN)/ruff check --fix .

@@ -86,23 +86,27 @@ class GaussNewtonSampler:
         inputs, targets = inputs_and_targets(batch)
         leaves = floating_leaves(self.params)
         layers = open_layers(self.predict_fn, leaves, inputs)
-        check_outputs(layers.output, self.loss)
-        num_columns = prod(layers.output.shape) if self.num_label_samples is None else 1
+        check_outputs(layers.output_shape, self.loss)
+        num_columns = prod(layers.output_shape) if self.num_label_samples is None else 1
         num_examples = count_examples(batch)
-        plan = _plan(layers, num_columns, num_examples, self.examples_per_chunk)
 
         def sample(index: Int[Array, ""]) -> Params:
-            def columns(outputs: Array, target: Any, example: Int[Array, ""]) -> Array:
+            def columns(outputs: Array, example: Any, number: Int[Array, ""]) -> Array:
                 if self.num_label_samples is None:
-                    return exact_columns(outputs, target, self.loss)
+                    return exact_columns(outputs, example[1], self.loss)
                 assert self.key is not None
-                key = jax.random.fold_in(jax.random.fold_in(self.key, index), example)
-                return _sampled_column(outputs, target, self.loss, key)
+                key = jax.random.fold_in(jax.random.fold_in(self.key, index), number)
+                return _sampled_column(outputs, example[1], self.loss, key)
 
-            with jax.default_matmul_precision("highest"):
-                total = _sum_of_squares(
-                    layers, plan, columns, (inputs, targets), self.first_example
-                )
+            total = sum_of_squares(
+                layers,
+                columns,
+                (inputs, targets),
+                num_columns=num_columns,
+                examples_per_chunk=self.examples_per_chunk,
+                inputs_of=lambda chunk: chunk[0],
+                first_example=self.first_example,
+            )
             return leaves.diagonal(tuple(x / num_examples for x in total))
 
         if self.num_label_samples is not None:
@@ -229,16 +233,16 @@ def check_loss(loss: Loss) -> None:
         )
 
 
-def check_outputs(output: jax.ShapeDtypeStruct, loss: Loss) -> None:
+def check_outputs(shape: tuple[int, ...], loss: Loss) -> None:
     """Refuse outputs of one example that the loss cannot take.
 
     Raises:
         ValueError: if a softmax has more than one axis of classes.
     """
-    if loss == "softmax_cross_entropy" and len(output.shape) != 1:
+    if loss == "softmax_cross_entropy" and len(shape) != 1:
         raise ValueError(
             "softmax_cross_entropy needs logits (batch, classes), got outputs of shape "
-            f"{('batch', *output.shape)}; for other outputs pass loss as a function "
+            f"{('batch', *shape)}; for other outputs pass loss as a function "
             "(outputs, target) -> scalar of one example."
         )
 
@@ -294,13 +298,16 @@ class OpenLayers(NamedTuple):
         capture: the function of `(values, example)`.
         leaves: the weights.
         others: positions of the floating leaves that are no layer.
-        output: shape and dtype of the outputs of one example, without the axis of the batch.
     """
 
     capture: Capture
     leaves: FloatingLeaves
     others: tuple[int, ...]
-    output: jax.ShapeDtypeStruct
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of the outputs of one example."""
+        return self.capture.outputs.shape[1:]
 
     def linearize(self, inputs: Any) -> "Linearized":
         """Evaluate a chunk of E examples, ready to pull gradients of its outputs back."""
@@ -362,22 +369,31 @@ def open_layers(predict_fn: Partial, leaves: FloatingLeaves, inputs: Any) -> Ope
     Raises:
         ValueError: if it does not return one array whose leading axis is that of the examples.
     """
-    example = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), inputs)
 
     def predict(values: tuple[Array, ...], inputs: Any) -> Any:
         return predict_fn(leaves.rebuild(values), inputs)
 
+    layers = open_function(predict, leaves, inputs)
+    output = layers.capture.outputs
+    if not hasattr(output, "shape") or output.ndim < 1 or output.shape[0] != 1:
+        raise ValueError(
+            "predict_fn must return one array (batch, ...), got "
+            f"{jax.tree.map(lambda x: x.shape, output)} for a batch of one example."
+        )
+    return layers
+
+
+def open_function(
+    function: Callable[[tuple[Array, ...], Any], Any], leaves: FloatingLeaves, batch: Any
+) -> OpenLayers:
+    """Lay open `(values, batch of one example) -> array (1, ...)`."""
+    example = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((1, *jnp.shape(x)[1:]), jnp.result_type(x)), batch
+    )
     with jax.default_matmul_precision("highest"):
-        output = jax.eval_shape(predict, leaves.values, example)
-        if not hasattr(output, "shape") or output.ndim < 1 or output.shape[0] != 1:
-            raise ValueError(
-                "predict_fn must return one array (batch, ...), got "
-                f"{jax.tree.map(lambda x: x.shape, output)} for a batch of one example."
-            )
-        captured = capture(predict, leaves.values, example)
+        captured = capture(function, leaves.values, example)
     others = set(range(len(leaves.values))) - {use.position for use in captured.uses}
-    output = jax.ShapeDtypeStruct(output.shape[1:], output.dtype)
-    return OpenLayers(captured, leaves, tuple(sorted(others)), output)
+    return OpenLayers(captured, leaves, tuple(sorted(others)))
 
 
 class _Plan(NamedTuple):
@@ -403,7 +419,7 @@ def _plan(
     )
     if examples_per_chunk is None:
         # Activations, their gradients, and what the derivative keeps.
-        numbers = 4 * layers.capture.num_activations + num_columns * prod(layers.output.shape)
+        numbers = 4 * layers.capture.num_activations + num_columns * prod(layers.output_shape)
         numbers += 2 * sum(layers.leaves.values[position].size for position in layers.others)
         for use, paired in zip(uses, is_paired, strict=True):
             layout, rows = use.layout, use.num_positions
@@ -417,8 +433,8 @@ def _plan(
     return _Plan(num_chunks, is_paired)
 
 
-_ColumnsFn = Callable[[Array, Any, Int[Array, ""]], Float[Array, "C ..."]]
-"""Outputs, target and number of an example -> the columns of its outputs' Hessian, as rows."""
+ColumnsFn = Callable[[Array, Any, Int[Array, ""]], Float[Array, "C ..."]]
+"""Outputs, example and number of an example -> columns, as rows, shaped like the outputs."""
 
 
 def sum_over_chunks(
@@ -459,25 +475,39 @@ def sum_over_chunks(
     return lax.scan(step, CompensatedSum.empty(zeros), chunks)[0].value()
 
 
-def _sum_of_squares(
+def sum_of_squares(
     layers: OpenLayers,
-    plan: _Plan,
-    columns_fn: _ColumnsFn,
-    batch: tuple[Any, Any],
-    first_example: Int[Array, ""] | int,
+    columns_fn: ColumnsFn,
+    batch: Any,
+    *,
+    num_columns: int,
+    examples_per_chunk: int | None,
+    inputs_of: Callable[[Any], Any] = lambda batch: batch,
+    first_example: Int[Array, ""] | int = 0,
 ) -> tuple[Array, ...]:
-    """Sum over the examples and columns of the squared gradients; for each leaf."""
+    """Sum over examples and columns of the squared gradients of `column . outputs`, for each leaf.
+
+    Args:
+        layers: the function.
+        columns_fn: the columns of one example.
+        batch: pytree with leading axis of examples.
+        num_columns: C, of each example.
+        examples_per_chunk: E; None chooses.
+        inputs_of: what of a batch the function is evaluated on.
+        first_example: number of the first example, from which the others are counted.
+    """
+    plan = _plan(layers, num_columns, count_examples(batch), examples_per_chunk)
 
     def squares(chunk: Any, rows: Int[Array, " E"], is_example: Bool[Array, " E"]) -> Any:
-        inputs, targets = chunk
-        linearized = layers.linearize(inputs)
-        columns = jax.vmap(columns_fn)(linearized.outputs, targets, rows + first_example)
+        linearized = layers.linearize(inputs_of(chunk))
+        columns = jax.vmap(columns_fn)(linearized.outputs, chunk, rows + first_example)
         keep = is_example.reshape(-1, *(1,) * (columns.ndim - 1))
         columns = jnp.where(keep, columns, jnp.zeros((), columns.dtype))
         return _squares(layers, plan, linearized, jnp.swapaxes(columns, 0, 1))
 
     zeros = tuple(jnp.zeros(x.shape, diagonal_dtype(x.dtype)) for x in layers.leaves.values)
-    return sum_over_chunks(squares, zeros, batch, num_chunks=plan.num_chunks)
+    with jax.default_matmul_precision("highest"):
+        return sum_over_chunks(squares, zeros, batch, num_chunks=plan.num_chunks)
 
 
 def _squares(

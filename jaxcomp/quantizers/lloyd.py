@@ -221,7 +221,7 @@ def _solve_group(
     is_live = jnp.arange(max_clusters) < jnp.clip(num_clusters, 1, max_clusters)
     num_live = jnp.sum(is_live, dtype=jnp.int32)
     if initial_centroids is None:
-        start = _quantile_start(moments, num_live, max_clusters)
+        start = quantile_start(moments, num_live, max_clusters)
     else:
         start = jnp.sort(jnp.where(is_live, initial_centroids, jnp.inf))
     start = _repeat_last(start, is_live, num_live)
@@ -286,7 +286,7 @@ def _prefix_sums(moments: Moments) -> _Prefix:
     )
 
 
-def _quantile_start(
+def quantile_start(
     moments: Moments, num_live: Int[Array, ""], max_clusters: int
 ) -> Float[Array, " clusters"]:
     """Return the quantiles (k + 1/2) / K of the points, shifted apart to distinct bins."""

@@ -1,0 +1,420 @@
+"""Globally optimal scalar quantizers, for every number of clusters from one solve.
+
+The best clusters of scalars are intervals, and the cost of an interval is Monge, so that a dynamic
+programme over the bins of a histogram of moments finds the best K intervals for K = 1, 2, ... one
+after the other. Bins go whole to one cluster; a second dynamic programme over costs that no
+partition of the points themselves can undercut *proves* how far the optimum may be below.
+
+Distortion convention: `sum h_i (w_i - c_{a(i)})^2`.
+
+**The bound.** Take the best partition of the points. A bin it cuts has points of two clusters, A
+below and B above, with centres outside the bin or at its edge: moving a point to the edge nearest
+its cluster lowers its cost, and then the total is linear in how the bin's mass is shared between A
+and B, hence least when all of it is on one side. So the optimum is at least the least cost of a
+partition in whole bins in which the first bin of each cluster lies at its own upper edge and the
+last at its lower edge, and clusters of a single bin are free. (If a centre lies inside the bin it
+cuts, cost 0 is charged there, and moving the centre to the edge costs nothing more.) These costs
+are Monge too. The bound falls short by about 12 (K / B)^2 of the optimum.
+
+Axes: `...` groups, `N` points, `B` bins, `K` clusters.
+
+Sources: Wu, J. Algorithms 12 (1991), 663-673; Gronlund et al., arXiv:1701.07204.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int, Shaped
+
+from jaxcomp.quantizers.assignment import nearest_thresholds
+from jaxcomp.quantizers.checks import check_points
+from jaxcomp.quantizers.interval_search import (
+    BinCosts,
+    cheapest_cuts,
+    follow_cuts,
+    num_levels,
+    padded_length,
+)
+from jaxcomp.quantizers.lloyd import Codebook
+from jaxcomp.quantizers.moments import (
+    BinEdges,
+    Moments,
+    histogram_with_edges,
+    pairwise_sum,
+    running_maximum,
+)
+from jaxcomp.quantizers.runs import Runs, read_runs, run_table
+
+# Relative error, in roundings, of the masses of a histogram; what sums of 10^7 points show is a
+# tenth of it.
+_MASS_ERROR = 16
+# Bins solved together when there are many groups: bounds the memory.
+_BINS_AT_ONCE = 1 << 15
+
+
+class OptimalCodebooks(NamedTuple):
+    """The best codebooks of one group (or of many, with leading axes), for every K.
+
+    Attributes:
+        distortion: (..., max_clusters + 1), entry K: `sum h (w - c)^2` with at most K clusters,
+            bins taken whole, centres not yet rounded. Entry 0 is infinite.
+        gap_bound: (..., max_clusters + 1): no quantizer of the points with K centres has a
+            distortion below `distortion - gap_bound`; rounding included. Entry 0 is infinite.
+        centroid_table: (..., max_clusters + 1, max_clusters), row K holds the K centres, ascending,
+            in the dtype they are stored in, the last one repeated; row 0 equals row 1.
+    """
+
+    distortion: Float[Array, "... clusters_plus_1"]
+    gap_bound: Float[Array, "... clusters_plus_1"]
+    centroid_table: Float[Array, "... clusters_plus_1 clusters"]
+
+    @property
+    def max_clusters(self) -> int:
+        """The largest K that was solved for."""
+        return self.centroid_table.shape[-1]
+
+    def centroids(self, num_clusters: int) -> Float[Array, "... clusters"]:
+        """Return the (..., K) centres of the best K clusters, ascending.
+
+        Where fewer distinct values than K have weight, centres repeat.
+
+        Raises:
+            ValueError: if K is not between 1 and `max_clusters`.
+        """
+        _check_one_of(num_clusters, self.max_clusters)
+        return self.centroid_table[..., num_clusters, :num_clusters]
+
+    def codebook(self, num_clusters: Int[Array, "..."] | int) -> Codebook:
+        """Return the codebook of K clusters, padded to `max_clusters`.
+
+        Args:
+            num_clusters: K, traced; broadcast against the leading axes. Clipped to
+                1..`max_clusters`.
+        """
+        largest = self.max_clusters
+        batch = self.distortion.shape[:-1]
+        num_clusters = jnp.asarray(num_clusters).astype(jnp.int32)
+        row = jnp.broadcast_to(
+            jnp.clip(num_clusters, 1, largest), np.broadcast_shapes(num_clusters.shape, batch)
+        )
+        table = jnp.broadcast_to(self.centroid_table, (*row.shape, *self.centroid_table.shape[-2:]))
+        distortion = jnp.broadcast_to(self.distortion, (*row.shape, largest + 1))
+        centroids = jnp.take_along_axis(table, row[..., None, None], axis=-2)[..., 0, :]
+        exact = centroids.astype(distortion.dtype)
+        thresholds = jnp.vectorize(nearest_thresholds, signature="(k)->(j)")(exact)
+        num_used = 1 + jnp.sum(exact[..., 1:] > exact[..., :-1], axis=-1, dtype=jnp.int32)
+        zero = jnp.zeros(row.shape, distortion.dtype)
+        return Codebook(
+            centroids=centroids,
+            thresholds=thresholds,
+            distortion=jnp.take_along_axis(distortion, row[..., None], axis=-1)[..., 0],
+            penalty=zero,
+            beta=zero,
+            num_used=num_used,
+            num_empty=row - num_used,
+            num_iterations=jnp.zeros(row.shape, jnp.int32),
+            converged=jnp.ones(row.shape, bool),
+        )
+
+
+def _check_one_of(num_clusters: int, max_clusters: int) -> None:
+    if not isinstance(num_clusters, int | np.integer):
+        raise TypeError(
+            f"num_clusters must be a Python integer, got {type(num_clusters).__name__}; "
+            "`codebook` takes traced numbers and arrays."
+        )
+    if not 1 <= num_clusters <= max_clusters:
+        raise ValueError(
+            f"num_clusters must be between 1 and max_clusters = {max_clusters}, got {num_clusters}."
+        )
+
+
+@partial(jax.jit, static_argnames=("max_clusters", "centroid_dtype", "has_one_value_per_bin"))
+def solve_optimal(
+    moments: Moments,
+    edges: BinEdges | None = None,
+    *,
+    max_clusters: int,
+    centroid_dtype: jnp.dtype | None = None,
+    has_one_value_per_bin: bool = False,
+) -> OptimalCodebooks:
+    """Find the best codebooks on moments, for every K up to `max_clusters`.
+
+    O(K B log B) for each group; many groups are solved in batches, so that memory is bounded.
+
+    Args:
+        moments: of (...) groups, their bins disjoint and in order.
+        edges: lowest and highest point of every bin. Without them the bins next to each bound it,
+            which makes `gap_bound` several times larger.
+        max_clusters: largest K, static.
+        centroid_dtype: dtype the centroids are stored in; by default that of the moments.
+        has_one_value_per_bin: promise that all points of a bin are equal, static. Then partitions
+            in whole bins are all there are, the second dynamic programme is left out and
+            `gap_bound` covers rounding only.
+
+    Returns:
+        Distortions, bounds and centres of every K.
+
+    Raises:
+        ValueError: while tracing, if `max_clusters < 1`.
+    """
+    if max_clusters < 1:
+        raise ValueError(f"max_clusters must be at least 1, got {max_clusters}.")
+    if edges is None:
+        edges = _edges_from_neighbours(moments)
+    dtype = moments.position.dtype
+    solve = partial(
+        _solve_group,
+        max_clusters=max_clusters,
+        centroid_dtype=jnp.dtype(centroid_dtype or dtype),
+        has_one_value_per_bin=has_one_value_per_bin,
+    )
+    batch_shape = moments.position.shape[:-1]
+    if not batch_shape:
+        return solve((moments, edges))
+    flat = jax.tree.map(
+        lambda leaf: leaf.reshape(-1, *leaf.shape[len(batch_shape) :]), (moments, edges)
+    )
+    num_bins = padded_length(moments.position.shape[-1])
+    found = lax.map(solve, flat, batch_size=max(1, _BINS_AT_ONCE // num_bins))
+    return jax.tree.map(lambda leaf: leaf.reshape(*batch_shape, *leaf.shape[1:]), found)
+
+
+def _edges_from_neighbours(moments: Moments) -> BinEdges:
+    """Bound the points of every bin by the bins around it; a bin without spread is its mean."""
+
+    def of_group(position, num_points, mass, second, minimum, maximum):
+        signed = jnp.stack([position, -position[::-1]], axis=-1)
+        is_occupied = num_points > 0
+        is_occupied = jnp.stack([is_occupied, is_occupied[::-1]], axis=-1)
+        limit = running_maximum(jnp.where(is_occupied, signed, -jnp.inf))
+        below = jnp.concatenate([minimum[None], limit[:-1, 0]])
+        above = jnp.concatenate([-limit[:-1, 1][::-1], maximum[None]])
+        is_one = (mass > 0) & (second == 0)
+        lowest = jnp.where(is_one, position, jnp.maximum(below, minimum))
+        highest = jnp.where(is_one, position, jnp.minimum(above, maximum))
+        return jnp.minimum(lowest, position), jnp.maximum(highest, position)
+
+    signature = "(b),(b),(b),(b),(),()->(b),(b)"
+    return BinEdges(*jnp.vectorize(of_group, signature=signature)(*moments))
+
+
+class _Scaled(NamedTuple):
+    """Bins of one group about its mean, in units in which no square over- or underflows.
+
+    Attributes:
+        bins: padded to a length the search takes, by bins without mass.
+        lowest: (B,) lower edges, highest: (B,) upper edges.
+        error: norm of what rounding may have moved the points by, `sqrt(sum h delta^2)`.
+        centre: what 0 stands for, in these units.
+        exponent: a length of 1 stands for 2^exponent, a mass of 1 for 2^mass_exponent.
+    """
+
+    bins: Runs
+    lowest: Float[Array, " bins"]
+    highest: Float[Array, " bins"]
+    error: Float[Array, ""]
+    centre: Float[Array, ""]
+    exponent: Int[Array, ""]
+    mass_exponent: Int[Array, ""]
+
+
+def _exponent(value: Float[Array, ""]) -> Int[Array, ""]:
+    """Return the exponent of a power of two within a factor of 2; 0 for 0."""
+    _, exponent = jnp.frexp(jnp.where(value > 0, value, 1))
+    return exponent - 1
+
+
+def _scale(moments: Moments, edges: BinEdges, *, has_one_value_per_bin: bool) -> _Scaled:
+    largest = jnp.maximum(jnp.abs(moments.minimum), jnp.abs(moments.maximum))
+    # Squares of 2^60 and of 2^-50 are far from both ends of float32: most data stay as they are.
+    exponent = _exponent(largest)
+    exponent = jnp.where(exponent > 60, exponent - 60, jnp.where(exponent < -50, exponent, 0))
+
+    # Powers by their exponents: a compiler may turn x / u / u into x / (u * u), which is 0 / 0.
+    def scaled(values):
+        return jnp.ldexp(values, -exponent)
+
+    position, total = scaled(moments.position), pairwise_sum(moments.mass)
+    mass_exponent = _exponent(total)
+    mass = jnp.ldexp(moments.mass, -mass_exponent)
+    weighted = pairwise_sum(mass * position) / jnp.where(
+        total > 0, jnp.ldexp(total, -mass_exponent), 1
+    )
+    centre = jnp.clip(weighted, scaled(moments.minimum), scaled(moments.maximum))
+    offset = position - centre
+    # A mean moves by eps of itself when it is stored and whenever runs are merged; a bin of equal
+    # points is stored exactly.
+    num_bins = padded_length(position.shape[0])
+    eps = jnp.finfo(position.dtype).eps
+    moved = (4 + num_bins.bit_length()) * eps * jnp.abs(offset)
+    if not has_one_value_per_bin:
+        is_one = edges.lowest == edges.highest
+        moved = moved + jnp.where(is_one, 0, eps * jnp.abs(position))
+    extra = num_bins - position.shape[0]
+    last = scaled(moments.maximum) - centre
+
+    def pad(values, filler):
+        return jnp.concatenate([values, jnp.full((extra,), filler, values.dtype)])
+
+    return _Scaled(
+        bins=Runs(
+            mass=pad(mass, 0),
+            mean=pad(offset, last),
+            spread=pad(jnp.ldexp(moments.second, -(2 * exponent + mass_exponent)), 0),
+        ),
+        lowest=pad(scaled(edges.lowest) - centre, last),
+        highest=pad(scaled(edges.highest) - centre, last),
+        error=jnp.sqrt(pairwise_sum(mass * moved * moved)),
+        centre=centre,
+        exponent=exponent,
+        mass_exponent=mass_exponent,
+    )
+
+
+def _solve_group(
+    group: tuple[Moments, BinEdges],
+    *,
+    max_clusters: int,
+    centroid_dtype: jnp.dtype,
+    has_one_value_per_bin: bool,
+) -> OptimalCodebooks:
+    moments, edges = group
+    scaled = _scale(moments, edges, has_one_value_per_bin=has_one_value_per_bin)
+    bins = scaled.bins
+    table = run_table(bins)
+    whole = BinCosts(bins, bins, bins, bins.spread)
+    search = partial(cheapest_cuts, table=table, max_clusters=max_clusters)
+    if has_one_value_per_bin:
+        cuts = search(whole)
+        least = cuts.cost[:, -1]
+    else:
+        zero = jnp.zeros_like(bins.spread)
+        moved = BinCosts(
+            inner=bins,
+            first=bins._replace(mean=scaled.highest, spread=zero),
+            last=bins._replace(mean=scaled.lowest, spread=zero),
+            single=zero,
+        )
+        # One after the other in a loop: compiled once.
+        both = jax.tree.map(lambda *leaves: jnp.stack(leaves), whole, moved)
+        both_cuts = lax.map(search, both)
+        cuts = jax.tree.map(lambda leaf: leaf[0], both_cuts)
+        least = both_cuts.cost[1, :, -1]
+    begins = follow_cuts(cuts, whole, table)
+    runs = read_runs(table, begins[:, :-1], begins[:, 1:])
+    distortion = pairwise_sum(runs.spread)
+    return OptimalCodebooks(
+        *(_with_entry_0(part) for part in _distortion_and_gap(scaled, distortion, least)),
+        centroid_table=_centroids(scaled, runs, begins, group).astype(centroid_dtype),
+    )
+
+
+def _with_entry_0(values: Float[Array, " clusters"]) -> Float[Array, " clusters_plus_1"]:
+    return jnp.concatenate([jnp.full((1,), jnp.inf, values.dtype), values])
+
+
+def _distortion_and_gap(scaled, distortion, least):
+    """Return the distortion and the bound on the gap in the units of the points.
+
+    One cost is off by at most `3 log2 B + 10` roundings of itself, all its terms being positive. A
+    row can miss its best cut where a row it trusted erred, by twice that on every level; sums of
+    K costs add a rounding each. Points that rounding moved by delta change the root of any
+    distortion by at most the norm of delta.
+    """
+    num_bins, num_clusters = scaled.bins.mass.shape[0], distortion.shape[0]
+    eps = jnp.finfo(distortion.dtype).eps / 2
+    k = jnp.arange(1, num_clusters + 1, dtype=jnp.int32).astype(distortion.dtype)
+    of_cost = 3 * num_bins.bit_length() + 10
+    slack = (2 * num_levels(num_bins) + 3) * (of_cost + 8 + k) * eps
+    root = jnp.sqrt(least * (1 - slack)) - scaled.error
+    bound = jnp.where(root > 0, root * root, 0) * (1 - (_MASS_ERROR + 4) * eps)
+    gap = jnp.maximum(distortion - bound, 0) + (_MASS_ERROR + of_cost) * eps * distortion
+
+    def in_units(values):
+        return jnp.ldexp(values, 2 * scaled.exponent + scaled.mass_exponent)
+
+    return in_units(distortion), in_units(gap)
+
+
+def _centroids(
+    scaled: _Scaled,
+    runs: Runs,
+    begins: Int[Array, "clusters clusters_plus_1"],
+    group: tuple[Moments, BinEdges],
+) -> Float[Array, "clusters_plus_1 clusters"]:
+    """Return the means of the runs; those without mass repeat a neighbour."""
+    moments, edges = group
+    has_mass = runs.mass > 0
+    mean = jnp.ldexp(runs.mean + scaled.centre, scaled.exponent)
+    # Rounding must not push a mean out of its own points: a run of equal points is met exactly.
+    signed = jnp.stack([edges.highest, -edges.lowest[::-1]], axis=-1)
+    is_heavy = jnp.stack([moments.mass > 0, moments.mass[::-1] > 0], axis=-1)
+    limit = running_maximum(jnp.where(is_heavy, signed, -jnp.inf))
+    num_bins = moments.mass.shape[0]
+    # Below a bin, and from a bin on; padding has no mass.
+    highest = limit[jnp.clip(begins[:, 1:], 1, num_bins) - 1, 0]
+    lowest = -limit[::-1, 1][jnp.minimum(begins[:, :-1], num_bins - 1)]
+    mean = jnp.clip(mean, lowest, jnp.maximum(lowest, highest))
+    # Below the first run with mass: its mean. Above it: that of the last run with mass before.
+    first = jnp.min(jnp.where(has_mass, mean, jnp.inf), axis=-1, keepdims=True)
+    first = jnp.where(jnp.isfinite(first), first, moments.minimum)
+    mean = running_maximum(jnp.where(has_mass, mean, first).T).T
+    return jnp.concatenate([mean[:1], mean])
+
+
+def optimal_kmeans(
+    points: Float[Array, "... points"],
+    sample_weight: Shaped[Array, "... points"] | None = None,
+    *,
+    max_clusters: int,
+    num_bins: int = 4096,
+) -> OptimalCodebooks:
+    """Find the best K centres of every group of points, for every K up to `max_clusters`.
+
+    float16 and bfloat16 points, and groups of at most `num_bins` points, are solved exactly. Larger
+    groups of float32 or float64 points are cut into `num_bins` bins that go whole to a cluster;
+    `gap_bound` proves how little that can cost. `polish_kmeans` refines a codebook on the points
+    themselves and assigns them.
+
+    Args:
+        points: (..., N) floating, finite.
+        sample_weight: h >= 0, broadcastable to `points`; None means 1. Every group needs some.
+        max_clusters: largest K, static.
+        num_bins: bins of the histogram for N > `num_bins`, static. Time grows a little faster
+            than they do, the gap falls with their square.
+
+    Returns:
+        Distortions and bounds indexed by K, and centres by `centroids(K)`. Float16 and bfloat16
+        centres are rounded to the dtype of the points, which the distortion does not include.
+
+    Raises:
+        TypeError: if the points are not floating or `max_clusters` is not an integer.
+        ValueError: as `kmeans`, on unusable points or weights, `max_clusters < 1`,
+            `num_bins < 1`. Values are checked only outside `jit` and `vmap`.
+    """
+    points, sample_weight = check_points(points, sample_weight)
+    if not isinstance(max_clusters, int | np.integer):
+        raise TypeError(
+            f"max_clusters must be a Python integer, got {type(max_clusters).__name__}."
+        )
+    return _optimal_kmeans(points, sample_weight, max_clusters=int(max_clusters), num_bins=num_bins)
+
+
+@partial(jax.jit, static_argnames=("max_clusters", "num_bins"))
+def _optimal_kmeans(points, sample_weight, *, max_clusters, num_bins):
+    is_short = points.dtype.itemsize == 2
+    moments, edges = histogram_with_edges(
+        points, sample_weight, num_bins=num_bins, by_value=is_short
+    )
+    return solve_optimal(
+        moments,
+        edges,
+        max_clusters=max_clusters,
+        centroid_dtype=points.dtype,
+        has_one_value_per_bin=is_short or points.shape[-1] <= num_bins,
+    )

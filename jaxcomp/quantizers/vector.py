@@ -1,0 +1,841 @@
+"""Vector K-means: groups of m consecutive weights share one index, in the curvature's own metric.
+
+Distortion convention: `sum_i (w_i - c_{a(i)})^T H_i (w_i - c_{a(i)})`, twice the loss rise that the
+curvature predicts. H_i is a number times the identity ("scalar"), a diagonal or a full m x m
+matrix for every point; which one is told by the number of axes. Unlike in one dimension the
+curvature also chooses the centre: a point goes to the centre that is nearest in its own metric,
+ties to the lowest index. (A scalar H_i leaves the choice to the Euclidean distance.)
+
+Points are visited in chunks: beside the points themselves, memory does not grow with N times K.
+
+Axes: `...` groups, `N` points, `m` weights of a point, `K` clusters (`max_clusters` of them, the
+first `num_clusters` in use), `J` chunks, `C` points of a chunk, `F` features summed by cluster.
+
+Sources: Gersho and Gray, Vector Quantization and Signal Compression (1992), chapter 11; Bu, Gao,
+Zou, Veeravalli, arXiv:1901.09421, Algorithm 1 (diameter); Arthur and Vassilvitskii, SODA 2007
+(start); Jegou, Douze, Schmid, IEEE Trans. PAMI 33 (2011) (product quantization).
+"""
+
+import math
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
+
+from jaxcomp.quantizers.assignment import assignment_dtype
+from jaxcomp.quantizers.checks import (
+    check_codebook_size,
+    check_finite,
+    check_floating,
+    check_penalty,
+    is_concrete,
+)
+from jaxcomp.quantizers.lloyd import PENALTY_SCALES, PenaltyScale
+from jaxcomp.quantizers.moments import accumulation_dtype
+from jaxcomp.types import PRNGKey
+
+VectorPenaltyForm = Literal["none", "monotone", "published"]
+VECTOR_PENALTY_FORMS: tuple[str, ...] = get_args(VectorPenaltyForm)
+
+CurvatureForm = Literal["scalar", "diagonal", "full"]
+
+# Points a random start is drawn from, at least; all of them if there are fewer.
+_MIN_START_POINTS = 16_384
+# Centres compared in one pass over a chunk.
+_UNROLL = 4
+# Halvings of a step before the centres stay where they are.
+_MAX_HALVINGS = 20
+# Radii of the balls the centres are cut to, as fractions of the largest distance to the mean.
+_RADII = (1.0, 0.7, 0.45, 0.25)
+
+
+class VectorQuantizationResult(NamedTuple):
+    """A group of vectors after `vector_kmeans` (or many, with leading axes).
+
+    Attributes:
+        centroids: (..., K, m) in the dtype of the points, in no particular order; entries from
+            `num_clusters` on repeat the last one.
+        assignments: (..., N), smallest unsigned dtype: `centroids[assignments]` are the
+            quantized points.
+        distortion: (...) `sum (w - c)^T H (w - c)`.
+        num_used: (...) int32, clusters with points.
+        counts: (..., K) int32, points of each cluster.
+        objective: (...) distortion plus penalty term.
+        num_empty: (...) int32, `num_clusters - num_used`.
+        num_iterations: (...) int32, centre updates done.
+        converged: (...) bool, whether the last update moved no centre by more than rounding.
+    """
+
+    centroids: Float[Array, "... clusters m"]
+    assignments: UInt[Array, "... points"]
+    distortion: Float[Array, "..."]
+    num_used: Int[Array, "..."]
+    counts: Int[Array, "... clusters"]
+    objective: Float[Array, "..."]
+    num_empty: Int[Array, "..."]
+    num_iterations: Int[Array, "..."]
+    converged: Bool[Array, "..."]
+
+
+class _Chunks(NamedTuple):
+    """Points in chunks, the points of a chunk last, where they fill vector registers.
+
+    Attributes:
+        points: (J, m, C).
+        curvature: (J, C), (J, m, C) or (J, m, m, C); 0 for padding.
+        is_point: (J, C), False for padding.
+    """
+
+    points: Float[Array, "chunks m size"]
+    curvature: Float[Array, "chunks ... size"]
+    is_point: Bool[Array, "chunks size"]
+
+
+class _Sums(NamedTuple):
+    """Sums over the clusters.
+
+    Attributes:
+        mass: (K, m, m), sum of H.
+        pull: (K, m), sum of H (w - c) about the centre c that the points were assigned to.
+        has_mass: (K,), whether any H of the cluster is not 0.
+    """
+
+    mass: Float[Array, "clusters m m"]
+    pull: Float[Array, "clusters m"]
+    has_mass: Bool[Array, " clusters"]
+
+
+def vector_kmeans(
+    points: Float[Array, "... points m"],
+    curvature: Shaped[Array, "..."] | None = None,
+    *,
+    num_clusters: Int[Array, "..."] | int,
+    max_clusters: int | None = None,
+    key: PRNGKey | None = None,
+    initial_centroids: Float[Array, "... clusters m"] | None = None,
+    diameter_penalty: Float[Array, "..."] | float = 0.0,
+    penalty_form: VectorPenaltyForm = "monotone",
+    penalty_scale: PenaltyScale = "relative",
+    num_iterations: Int[Array, ""] | int = 30,
+    chunk_size: int = 8192,
+) -> VectorQuantizationResult:
+    """Quantize every group of vectors by K-means in the metric of its curvature.
+
+    Alternates assignment and centre update until a fixed point or `num_iterations`; centroids are
+    rounded to the dtype of the points before the last assignment, from which everything reported
+    is recomputed. Forms "none" and "monotone" never raise the objective.
+
+    - "none": `c = S^-1 s`, S the sum of H and s the sum of H w of a cluster. Directions in which
+      a cluster has no curvature keep their coordinate.
+    - "published": `sum (w - c)^T H (w - c) + beta max |c_k - c_l|^2` by Algorithm 1 of the paper:
+      points go to the *Euclidean*-nearest centre, the farthest pair of the previous centres is
+      solved jointly. The objective may rise.
+    - "monotone": assignment in the curvature's metric; the step to the same joint solve is halved
+      until the objective does not rise, and beside it stand contractions of all centres towards
+      the common mean; the best of them is taken.
+
+    A cluster that loses its mass keeps its centre and is reported; with a penalty it moves to the
+    nearest centre in use, so that it can never widen the codebook.
+
+    Args:
+        points: (..., N, m) floating, finite; meant for m from 2 to 16.
+        curvature: H, positive semi-definite: (..., N) numbers, (..., N, m) diagonals or
+            (..., N, m, m) symmetric matrices, each axis of the full length or 1; None means 1.
+        num_clusters: K >= 1. An int, or an array that broadcasts against the leading axes (then
+            `max_clusters` is required); changing it compiles nothing if `max_clusters` stays.
+        max_clusters: size of the returned codebook, static; defaults to `num_clusters`.
+        key: for a random start, weighted k-means++ (on a sample of at least 16,384 points where
+            there are more). Either this or `initial_centroids`.
+        initial_centroids: (..., max_clusters, m) to start from.
+        diameter_penalty: beta >= 0, traced, broadcast like `num_clusters`.
+        penalty_form: "none", "monotone" or "published".
+        penalty_scale: "relative" multiplies beta by the total mass `sum trace(H) / m`;
+            "absolute" takes it as it is.
+        num_iterations: most centre updates, traced.
+        chunk_size: points visited at a time, static; only speed and memory depend on it.
+
+    Returns:
+        Centroids, assignments, distortion and diagnostics.
+
+    Raises:
+        TypeError: if the points are not floating, the curvature is not real or `num_clusters` is
+            not an integer.
+        ValueError: on NaN or infinite points or curvature, a shape that does not fit, curvature
+            that is not positive semi-definite (up to rounding), a group without curvature, K < 1
+            or K > `max_clusters`, a negative penalty, an unknown option, no start or two. Values
+            are checked only where they are known, outside `jit` and `vmap`.
+    """
+    points, curvature, form = _check_vectors(points, curvature)
+    num_clusters, max_clusters = check_codebook_size(num_clusters, max_clusters)
+    check_penalty(diameter_penalty)
+    if penalty_form not in VECTOR_PENALTY_FORMS:
+        raise ValueError(
+            f"penalty_form must be one of {VECTOR_PENALTY_FORMS}, got {penalty_form!r}."
+        )
+    if penalty_scale not in PENALTY_SCALES:
+        raise ValueError(f"penalty_scale must be one of {PENALTY_SCALES}, got {penalty_scale!r}.")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
+    if (key is None) == (initial_centroids is None):
+        came = "neither" if key is None else "both"
+        raise ValueError(f"pass either key (a random start) or initial_centroids, got {came}.")
+    if initial_centroids is not None:
+        initial_centroids = check_floating(initial_centroids, "initial_centroids")
+        if initial_centroids.shape[-2:] != (max_clusters, points.shape[-1]):
+            raise ValueError(
+                f"initial_centroids must have shape (..., {max_clusters}, {points.shape[-1]}), "
+                f"max_clusters vectors, got {initial_centroids.shape}."
+            )
+        check_finite(initial_centroids, "initial_centroids")
+    return _vector_kmeans(
+        points,
+        curvature,
+        num_clusters,
+        jnp.asarray(diameter_penalty, accumulation_dtype(points.dtype)),
+        jnp.asarray(num_iterations, jnp.int32),
+        key,
+        initial_centroids,
+        form=form,
+        max_clusters=max_clusters,
+        penalty_form=penalty_form,
+        penalty_scale=penalty_scale,
+        chunk_size=chunk_size,
+    )
+
+
+def split_vectors(
+    values: Shaped[Array, "*shape"], vector_size: int, *, per_position: bool = False
+) -> Shaped[Array, "... points m"]:
+    """Cut the weights of a layer into groups of `vector_size` consecutive ones.
+
+    What is missing in the last group is filled with zeros. Cut the curvature of the weights in the
+    same way: its zeros are a diagonal curvature with which the filling weighs nothing
+    (`split_vectors(jnp.ones_like(weights), m)` where all weights count alike).
+
+    Args:
+        values: of any shape with at least one axis; consecutive along the last one.
+        vector_size: m >= 1, static.
+        per_position: False makes one group of points, for one codebook: (N, m) from the
+            flattened values. True is product quantization: (P, R, m), a group of R points for
+            each of the P places of a vector within the last axis, each with a codebook of its own.
+
+    Returns:
+        The points, in the dtype of the values; `join_vectors` is the inverse.
+
+    Raises:
+        ValueError: if there are no values or `vector_size < 1`.
+    """
+    values = jnp.asarray(values)
+    if values.ndim == 0 or values.size == 0:
+        raise ValueError(
+            f"values must have at least one axis and one entry, got shape {values.shape}."
+        )
+    if vector_size < 1:
+        raise ValueError(f"vector_size must be at least 1, got {vector_size}.")
+    rows = values.reshape(-1, values.shape[-1]) if per_position else values.reshape(1, -1)
+    rows = jnp.pad(rows, [(0, 0), (0, -rows.shape[1] % vector_size)])
+    vectors = rows.reshape(rows.shape[0], -1, vector_size)
+    return jnp.swapaxes(vectors, 0, 1) if per_position else vectors[0]
+
+
+def join_vectors(
+    vectors: Shaped[Array, "... points m"], shape: tuple[int, ...]
+) -> Shaped[Array, "*shape"]:
+    """Put the vectors of `split_vectors` back in their places, without the filling.
+
+    Args:
+        vectors: (N, m), or (P, R, m) from `per_position=True`.
+        shape: of the layer.
+
+    Returns:
+        The values, shaped `shape`.
+
+    Raises:
+        ValueError: if the vectors are not what `split_vectors` makes of this shape.
+    """
+    per_position = vectors.ndim == 3
+    template = jax.eval_shape(
+        partial(split_vectors, vector_size=vectors.shape[-1], per_position=per_position),
+        jax.ShapeDtypeStruct(shape, vectors.dtype),
+    )
+    if vectors.shape != template.shape:
+        raise ValueError(
+            f"vectors must have shape {template.shape} for a layer of shape {shape}, got "
+            f"{vectors.shape}."
+        )
+    if per_position:
+        rows = jnp.swapaxes(vectors, 0, 1).reshape(vectors.shape[1], -1)
+        return rows[:, : shape[-1]].reshape(shape)
+    return vectors.reshape(-1)[: math.prod(shape)].reshape(shape)
+
+
+def _check_vectors(
+    points: Array, curvature: Array | None
+) -> tuple[Array, Array | None, CurvatureForm]:
+    points = check_floating(points, "points")
+    if points.ndim < 2 or points.size == 0:
+        raise ValueError(
+            f"points must have shape (..., N, m) with at least one entry, got {points.shape}."
+        )
+    check_finite(points, "points")
+    if curvature is None:
+        return points, None, "scalar"
+    curvature = jnp.asarray(curvature)
+    if jnp.issubdtype(curvature.dtype, jnp.complexfloating):
+        raise TypeError(f"curvature must be real, got {curvature.dtype}.")
+    curvature = curvature.astype(accumulation_dtype(points.dtype))
+    shapes: dict[int, tuple[CurvatureForm, tuple[int, ...]]] = {
+        points.ndim - 1: ("scalar", points.shape[:-1]),
+        points.ndim: ("diagonal", points.shape),
+        points.ndim + 1: ("full", (*points.shape, points.shape[-1])),
+    }
+    form, shape = shapes.get(curvature.ndim, ("scalar", ()))
+    fits = curvature.ndim in shapes and all(
+        have == want or (have == 1 and not (form == "full" and axis >= points.ndim - 1))
+        for axis, (have, want) in enumerate(zip(curvature.shape, shape, strict=True))
+    )
+    if not fits:
+        allowed = ", ".join(f"{shape} ({form})" for form, shape in shapes.values())
+        raise ValueError(
+            f"curvature must have one of the shapes {allowed}, or 1 along some of the axes of "
+            f"points, got {curvature.shape}."
+        )
+    check_finite(curvature, "curvature")
+    if is_concrete(curvature):
+        _check_semidefinite(curvature, form, points.ndim)
+    return points, curvature, form
+
+
+def _check_semidefinite(curvature: Array, form: CurvatureForm, point_ndim: int) -> None:
+    with jax.ensure_compile_time_eval():
+        num_bad, num_massless = (int(n) for n in _curvature_problems(curvature, form, point_ndim))
+    number = curvature.size // (curvature.shape[-1] ** 2 if form == "full" else 1)
+    if num_bad and form == "full":
+        raise ValueError(
+            f"curvature must be symmetric positive semi-definite, got {num_bad} matrices of "
+            f"{number} that are not; symmetrize them, and raise negative eigenvalues to 0 first."
+        )
+    if num_bad:
+        raise ValueError(
+            f"curvature must be at least 0, got {num_bad} negative of {number}; apply a policy for "
+            "negative curvature first."
+        )
+    if num_massless:
+        raise ValueError(
+            f"curvature must not be 0 throughout a group, got {num_massless} such groups; pass "
+            "None to weigh all points alike."
+        )
+
+
+@partial(jax.jit, static_argnames=("form", "point_ndim"))
+def _curvature_problems(
+    curvature: Array, form: CurvatureForm, point_ndim: int
+) -> tuple[Array, Array]:
+    axes = tuple(range(point_ndim - 2, curvature.ndim))
+    num_massless = jnp.sum(jnp.all(curvature == 0, axis=axes), dtype=jnp.int32)
+    if form != "full":
+        return jnp.sum(curvature < 0, dtype=jnp.int32), num_massless
+    size = curvature.shape[-1]
+    diagonal = jnp.diagonal(curvature, axis1=-2, axis2=-1)
+    scale = jnp.max(jnp.abs(curvature), axis=(-2, -1), keepdims=True)
+    scaled = curvature / jnp.where(scale > 0, scale, 1)
+    # A sum of outer products in this precision is semi-definite only up to rounding.
+    slack = 8 * size * float(jnp.finfo(curvature.dtype).eps)
+    asymmetry = jnp.max(jnp.abs(scaled - jnp.swapaxes(scaled, -1, -2)), axis=(-2, -1))
+    identity = jnp.broadcast_to(jnp.eye(size, dtype=curvature.dtype), curvature.shape)
+    factor = jnp.linalg.cholesky(scaled + slack * identity)
+    is_bad = (asymmetry > slack) | ~jnp.all(jnp.isfinite(factor), axis=(-2, -1))
+    is_bad |= jnp.any(diagonal < 0, axis=-1)
+    return jnp.sum(is_bad, dtype=jnp.int32), num_massless
+
+
+@partial(
+    jax.jit,
+    static_argnames=("form", "max_clusters", "penalty_form", "penalty_scale", "chunk_size"),
+)
+def _vector_kmeans(
+    points,
+    curvature,
+    num_clusters,
+    diameter_penalty,
+    num_iterations,
+    key,
+    initial_centroids,
+    *,
+    form,
+    max_clusters,
+    penalty_form,
+    penalty_scale,
+    chunk_size,
+):
+    batch, dtype = points.shape[:-2], accumulation_dtype(points.dtype)
+    batch = jnp.broadcast_shapes(batch, num_clusters.shape, diameter_penalty.shape)
+    if initial_centroids is not None:
+        batch = jnp.broadcast_shapes(batch, initial_centroids.shape[:-2])
+        initial_centroids = initial_centroids.astype(dtype)
+    num_groups = math.prod(int(length) for length in batch)
+
+    def flat(values, trailing):
+        values = jnp.broadcast_to(values, (*batch, *values.shape[values.ndim - trailing :]))
+        return values.reshape(num_groups, *values.shape[len(batch) :])
+
+    if curvature is not None:
+        shape = (*points.shape[:-1], *points.shape[-1:] * (curvature.ndim - points.ndim + 1))
+        curvature = flat(jnp.broadcast_to(curvature, shape), curvature.ndim - points.ndim + 2)
+    solve = partial(
+        _solve_group,
+        form=form,
+        max_clusters=max_clusters,
+        penalty_form=penalty_form,
+        penalty_scale=penalty_scale,
+        chunk_size=chunk_size,
+    )
+    arguments: Any = (
+        flat(points, 2),
+        curvature,
+        flat(num_clusters, 0),
+        flat(diameter_penalty, 0),
+        jnp.broadcast_to(num_iterations, (num_groups,)),
+        None if key is None else jax.random.split(key, num_groups),
+        None if initial_centroids is None else flat(initial_centroids, 2),
+    )
+    # Alone, a group keeps its loops free of the masks that batching puts in them.
+    if num_groups == 1:
+        result = solve(*jax.tree.map(lambda leaf: leaf[0], arguments))
+        result = jax.tree.map(lambda leaf: leaf[None], result)
+    else:
+        result = jax.vmap(solve)(*arguments)
+    return jax.tree.map(lambda leaf: leaf.reshape(*batch, *leaf.shape[1:]), result)
+
+
+def _solve_group(
+    points: Float[Array, "points m"],
+    curvature: Float[Array, "points ..."] | None,
+    num_clusters: Int[Array, ""],
+    diameter_penalty: Float[Array, ""],
+    num_iterations: Int[Array, ""],
+    key: PRNGKey | None,
+    initial_centroids: Float[Array, "clusters m"] | None,
+    *,
+    form: CurvatureForm,
+    max_clusters: int,
+    penalty_form: VectorPenaltyForm,
+    penalty_scale: PenaltyScale,
+    chunk_size: int,
+) -> VectorQuantizationResult:
+    num_points, size = points.shape
+    dtype = accumulation_dtype(points.dtype)
+    if curvature is None:
+        curvature = jnp.ones((num_points,), dtype)
+    # In powers of two near the largest entries: squares of huge or tiny weights stay in range.
+    point_unit, curvature_unit = _power_of_two(points.astype(dtype)), _power_of_two(curvature)
+    scaled_points = points.astype(dtype) / point_unit
+    scaled_curvature = curvature / curvature_unit
+    is_live = jnp.arange(max_clusters) < jnp.clip(num_clusters, 1, max_clusters)
+    num_live = jnp.sum(is_live, dtype=jnp.int32)
+
+    if initial_centroids is None:
+        assert key is not None
+        start = _random_start(key, scaled_points, scaled_curvature, max_clusters, form)
+    else:
+        start = initial_centroids / point_unit
+    start = _repeat_last(start, is_live, num_live)
+    chunks = _cut(scaled_points, scaled_curvature, chunk_size)
+    beta = diameter_penalty / curvature_unit
+    if penalty_scale == "relative":
+        beta = diameter_penalty * _total_mass(scaled_curvature, form, size)
+
+    # The published algorithm does not look at the curvature to choose a centre.
+    metric: CurvatureForm = "scalar" if penalty_form == "published" else form
+    rounding = 4 * jnp.finfo(dtype).eps
+
+    def step(state):
+        centroids, iteration, _ = state
+        sums = _cluster_sums(chunks, centroids, is_live, form=form, metric=metric)
+        new = _update(sums, centroids, beta, penalty_form)
+        new = _repeat_last(new, is_live, num_live)
+        return new, iteration + 1, jnp.all(jnp.abs(new - centroids) <= rounding)
+
+    centroids, iterations, converged = lax.while_loop(
+        lambda state: ~state[2] & (state[1] < num_iterations),
+        step,
+        (start, jnp.int32(0), jnp.asarray(False)),
+    )
+    centroids = (centroids * point_unit).astype(points.dtype)
+    stored = centroids.astype(dtype) / point_unit
+    index, cost, counts, has_mass = _final(chunks, stored, is_live, form=form, metric=metric)
+
+    def in_units(value: Array) -> Array:
+        # One after the other: the product of the units alone may overflow.
+        return value * point_unit * curvature_unit * point_unit
+
+    distortion = in_units(cost)
+    diameter = _farthest_pair(stored, has_mass)[2]
+    if penalty_form == "none":
+        beta = jnp.zeros_like(beta)
+    num_used = jnp.sum(counts > 0, dtype=jnp.int32)
+    return VectorQuantizationResult(
+        centroids=centroids,
+        assignments=index.reshape(-1)[:num_points].astype(assignment_dtype(max_clusters)),
+        distortion=distortion,
+        num_used=num_used,
+        counts=counts,
+        objective=distortion + in_units(beta * diameter),
+        num_empty=num_live - num_used,
+        num_iterations=iterations,
+        converged=converged,
+    )
+
+
+def _power_of_two(values: Float[Array, "..."]) -> Float[Array, ""]:
+    """Return a power of two near the largest magnitude; 1 if all are 0."""
+    largest = jnp.max(jnp.abs(values))
+    _, exponent = jnp.frexp(jnp.where(largest > 0, largest, 1))
+    # Kept away from the ends of the range, where its square or inverse would not be a number.
+    limit = jnp.finfo(values.dtype).maxexp - 2
+    return jnp.ldexp(jnp.ones_like(largest), jnp.clip(exponent - 1, -limit, limit))
+
+
+def _repeat_last(centroids, is_live, num_live):
+    """Overwrite the padding with the last centre in use."""
+    return jnp.where(is_live[:, None], centroids, centroids[num_live - 1][None, :])
+
+
+def _cut(
+    points: Float[Array, "points m"], curvature: Float[Array, "points ..."], chunk_size: int
+) -> _Chunks:
+    num_points = points.shape[0]
+    chunk_size = min(chunk_size, num_points)
+    extra = -num_points % chunk_size
+
+    def cut(values):
+        values = jnp.pad(values, [(0, extra)] + [(0, 0)] * (values.ndim - 1))
+        values = values.reshape(-1, chunk_size, *values.shape[1:])
+        return jnp.moveaxis(values, 1, -1)
+
+    return _Chunks(cut(points), cut(curvature), cut(jnp.ones((num_points,), bool)))
+
+
+def _total_mass(curvature: Array, form: CurvatureForm, size: int) -> Float[Array, ""]:
+    if form == "full":
+        return jnp.sum(jnp.trace(curvature, axis1=-2, axis2=-1)) / size
+    return jnp.sum(curvature) / (size if form == "diagonal" else 1)
+
+
+def _times(curvature: Array, deviation: Float[Array, "m size"], form: CurvatureForm) -> Array:
+    """Return H times the deviation of every point, (m, C)."""
+    if form == "scalar":
+        return curvature[None, :] * deviation
+    if form == "diagonal":
+        return curvature * deviation
+    return jnp.sum(curvature * deviation[None, :, :], axis=1)
+
+
+def _distance(
+    curvature: Array, deviation: Float[Array, "m size"], metric: CurvatureForm
+) -> Float[Array, " size"]:
+    """Return what a point compares centres by; a scalar curvature scales all distances alike."""
+    if metric == "scalar":
+        return jnp.sum(deviation * deviation, axis=0)
+    if metric == "diagonal":
+        return jnp.sum(curvature * deviation * deviation, axis=0)
+    # One sum over both axes is one fused pass; as a product and a sum it takes ten times as long.
+    return jnp.sum(curvature * deviation[:, None, :] * deviation[None, :, :], axis=(0, 1))
+
+
+def _nearest(
+    points: Float[Array, "m size"],
+    curvature: Array,
+    centroids: Float[Array, "clusters m"],
+    is_live: Bool[Array, " clusters"],
+    metric: CurvatureForm,
+) -> Int[Array, " size"]:
+    """Return the nearest live centre of every point, ties to the lowest index, centre by centre."""
+
+    def visit(best, candidate):
+        lowest, index = best
+        centre, is_allowed, number = candidate
+        distance = _distance(curvature, points - centre[:, None], metric)
+        is_better = (distance < lowest) & is_allowed
+        return (jnp.where(is_better, distance, lowest), jnp.where(is_better, number, index)), None
+
+    size = points.shape[-1]
+    start = (jnp.full((size,), jnp.inf, points.dtype), jnp.zeros((size,), jnp.int32))
+    numbers = jnp.arange(centroids.shape[0], dtype=jnp.int32)
+    (_, index), _ = lax.scan(visit, start, (centroids, is_live, numbers), unroll=_UNROLL)
+    return index
+
+
+def _cluster_sums(
+    chunks: _Chunks,
+    centroids: Float[Array, "clusters m"],
+    is_live: Bool[Array, " clusters"],
+    *,
+    form: CurvatureForm,
+    metric: CurvatureForm,
+) -> _Sums:
+    num_clusters, size = centroids.shape
+
+    def visit(total, chunk):
+        points, curvature, _ = chunk
+        index = _nearest(points, curvature, centroids, is_live, metric)
+        # About the centre, so that a cluster at its mean is not moved by rounding.
+        deviation = points - centroids[index].T
+        pull = _times(curvature, deviation, form)
+        mass = curvature.reshape(-1, curvature.shape[-1])
+        features = jnp.concatenate([pull, mass], axis=0)
+        return total + sum_by_cluster(features, index, num_clusters), None
+
+    num_features = size + {"scalar": 1, "diagonal": size, "full": size * size}[form]
+    start = jnp.zeros((num_features, num_clusters), centroids.dtype)
+    sums, _ = lax.scan(visit, start, chunks)
+    pull, mass = sums[:size].T, sums[size:].T
+    identity = jnp.eye(size, dtype=centroids.dtype)
+    if form == "full":
+        mass = mass.reshape(num_clusters, size, size)
+        mass = 0.5 * (mass + jnp.swapaxes(mass, 1, 2))
+    else:
+        mass = mass[:, :, None] * identity[None, :, :]
+    has_mass = jnp.any(jnp.diagonal(mass, axis1=1, axis2=2) > 0, axis=-1)
+    return _Sums(mass, pull, has_mass)
+
+
+def sum_by_cluster(
+    features: Float[Array, "features size"], index: Int[Array, " size"], num_clusters: int
+) -> Float[Array, "features clusters"]:
+    """Sum the features of the points of every cluster, the same on every run.
+
+    A scatter on CPU; elsewhere, where scatters add in any order, a product with the indicators of
+    the clusters.
+    """
+    return lax.platform_dependent(
+        features,
+        index,
+        cpu=partial(_sum_by_scatter, num_clusters=num_clusters),
+        default=partial(_sum_by_product, num_clusters=num_clusters),
+    )
+
+
+def _sum_by_scatter(features, index, *, num_clusters):
+    return jax.ops.segment_sum(features.T, index, num_clusters, mode="promise_in_bounds").T
+
+
+def _sum_by_product(features, index, *, num_clusters):
+    indicators = jax.nn.one_hot(index, num_clusters, dtype=features.dtype)
+    return jnp.matmul(features, indicators, precision="highest")
+
+
+def _final(
+    chunks: _Chunks,
+    centroids: Float[Array, "clusters m"],
+    is_live: Bool[Array, " clusters"],
+    *,
+    form: CurvatureForm,
+    metric: CurvatureForm,
+) -> tuple[Array, Array, Array, Array]:
+    """Return assignments, distortion, counts and which clusters have mass."""
+    num_clusters = centroids.shape[0]
+
+    def visit(total, chunk):
+        points, curvature, is_point = chunk
+        cost, counts, has_mass = total
+        index = _nearest(points, curvature, centroids, is_live, metric)
+        deviation = points - centroids[index].T
+        costs = jnp.sum(deviation * _times(curvature, deviation, form), axis=0)
+        counts += jax.ops.segment_sum(is_point.astype(jnp.int32), index, num_clusters)
+        weighs = jnp.any(curvature.reshape(-1, index.shape[0]) != 0, axis=0)
+        found = jax.ops.segment_max(weighs.astype(jnp.int32), index, num_clusters)
+        return (cost + jnp.sum(costs), counts, has_mass | (found > 0)), index
+
+    start = (
+        jnp.zeros((), centroids.dtype),
+        jnp.zeros((num_clusters,), jnp.int32),
+        jnp.zeros((num_clusters,), bool),
+    )
+    (cost, counts, has_mass), index = lax.scan(visit, start, chunks)
+    return index, jnp.maximum(cost, 0), counts, has_mass
+
+
+def _update(
+    sums: _Sums,
+    centroids: Float[Array, "clusters m"],
+    beta: Float[Array, ""],
+    penalty_form: VectorPenaltyForm,
+) -> Float[Array, "clusters m"]:
+    plain = jax.vmap(_solve_semidefinite)(sums.mass, sums.pull)
+    plain = jnp.where(sums.has_mass[:, None], plain, 0)
+    if penalty_form == "none":
+        return centroids + plain
+    step = _joint_step(sums, centroids, plain, beta)
+    if penalty_form == "monotone":
+        step = _best_step(sums, centroids, step, plain, beta)
+    # Not even rounding may tell a penalty of 0 from none.
+    moved = centroids + jnp.where(beta > 0, step, plain)
+    return jnp.where(beta > 0, _gather_empty(moved, sums.has_mass), moved)
+
+
+def _solve_semidefinite(
+    matrix: Float[Array, "m m"], right: Float[Array, " m"]
+) -> Float[Array, " m"]:
+    """Return the shortest minimiser of `x^T A x - 2 b^T x`, A positive semi-definite."""
+    values, vectors = jnp.linalg.eigh(matrix)
+    cutoff = matrix.shape[0] * jnp.finfo(matrix.dtype).eps * jnp.maximum(values[-1], 0)
+    is_kept = values > cutoff
+    inverse = jnp.where(is_kept, 1 / jnp.where(is_kept, values, 1), 0)
+    product = partial(jnp.matmul, precision="highest")
+    return product(vectors, inverse * product(right, vectors))
+
+
+def _farthest_pair(
+    centroids: Float[Array, "clusters m"], has_mass: Bool[Array, " clusters"]
+) -> tuple[Int[Array, ""], Int[Array, ""], Float[Array, ""]]:
+    """Return the two centres with mass that are farthest apart, and their squared distance.
+
+    The first such pair; twice the same centre at distance 0 if all that have mass coincide.
+    """
+
+    def visit(best, number):
+        deviation = centroids - centroids[number][None, :]
+        squares = jnp.sum(deviation * deviation, axis=-1)
+        squares = jnp.where(has_mass & has_mass[number], squares, 0)
+        other = jnp.argmax(squares).astype(jnp.int32)
+        is_better = squares[other] > best[2]
+        new = (number, other, squares[other])
+        return jax.tree.map(partial(jnp.where, is_better), new, best), None
+
+    start = (jnp.int32(0), jnp.int32(0), jnp.zeros((), centroids.dtype))
+    return lax.scan(visit, start, jnp.arange(centroids.shape[0], dtype=jnp.int32))[0]
+
+
+def _joint_step(
+    sums: _Sums,
+    centroids: Float[Array, "clusters m"],
+    plain: Float[Array, "clusters m"],
+    beta: Float[Array, ""],
+) -> Float[Array, "clusters m"]:
+    """Return the step of Algorithm 1: the farthest pair jointly, all others to their own minimum.
+
+    The pair's steps u and v from its centres solve
+    `(S1 + beta I) u - beta v = s1 + beta (c2 - c1)` and
+    `(S2 + beta I) v - beta u = s2 - beta (c2 - c1)`.
+    """
+    first, second, squared_distance = _farthest_pair(centroids, sums.has_mass)
+    size = centroids.shape[1]
+    spring = beta * jnp.eye(size, dtype=centroids.dtype)
+    tension = beta * (centroids[second] - centroids[first])
+    matrix = jnp.block(
+        [[sums.mass[first] + spring, -spring], [-spring, sums.mass[second] + spring]]
+    )
+    right = jnp.concatenate([sums.pull[first] + tension, sums.pull[second] - tension])
+    pair = _solve_semidefinite(matrix, right)
+    moved = plain.at[first].set(pair[:size]).at[second].set(pair[size:])
+    return jnp.where(squared_distance > 0, moved, plain)
+
+
+def _best_step(
+    sums: _Sums,
+    centroids: Float[Array, "clusters m"],
+    joint: Float[Array, "clusters m"],
+    plain: Float[Array, "clusters m"],
+    beta: Float[Array, ""],
+) -> Float[Array, "clusters m"]:
+    """Return the candidate step with the lowest objective of these clusters; 0 if all raise it.
+
+    For fixed assignments the objective is convex, but its minimum has no closed form: the joint
+    step, halved until it does not raise the objective, stalls where several pairs are equally far
+    apart. The other candidates move every centre: towards the common mean g, onto the line
+    `g + rho e_k`, where e_k is the cluster's own mean about g, cut to a ball of some radius, and
+    rho the minimiser along that line.
+    """
+    has_mass = sums.has_mass
+    before = _farthest_pair(centroids, has_mass)[2]
+
+    def rise(step: Float[Array, "clusters m"]) -> Float[Array, ""]:
+        after = _farthest_pair(centroids + step, has_mass)[2]
+        change = _form(sums.mass, step, step) - 2 * jnp.sum(step * sums.pull)
+        return change + beta * (after - before)
+
+    def halve(state):
+        return state[0] * 0.5, state[1] + 1
+
+    length, _ = lax.while_loop(
+        lambda state: (rise(state[0] * joint) > 0) & (state[1] < _MAX_HALVINGS),
+        halve,
+        (jnp.ones((), centroids.dtype), jnp.int32(0)),
+    )
+
+    means = jnp.where(has_mass[:, None], centroids + plain, 0)
+    moment = jnp.sum(sums.mass * means[:, None, :], axis=(0, 2))
+    common = _solve_semidefinite(jnp.sum(sums.mass, axis=0), moment)
+    offset = jnp.where(has_mass[:, None], means - common[None, :], 0)
+    radius = jnp.sqrt(jnp.sum(offset * offset, axis=-1))
+
+    def towards_common(fraction: Float[Array, ""]) -> Float[Array, "clusters m"]:
+        limit = fraction * jnp.max(radius)
+        shrink = jnp.where(radius > limit, limit / jnp.where(radius > limit, radius, 1), 1)
+        cut = offset * shrink[:, None]
+        squared_diameter = _farthest_pair(cut, has_mass)[2]
+        curved = _form(sums.mass, cut, cut) + beta * squared_diameter
+        rho = _form(sums.mass, cut, offset) / jnp.where(curved > 0, curved, 1)
+        moved = common[None, :] + jnp.maximum(rho, 0) * cut
+        return jnp.where(has_mass[:, None], moved - centroids, 0)
+
+    fractions = jnp.asarray(_RADII, centroids.dtype)
+    steps = lax.map(towards_common, fractions)
+    steps = jnp.concatenate([jnp.stack([jnp.zeros_like(joint), length * joint]), steps])
+    rises = lax.map(rise, steps)
+    return steps[jnp.argmin(rises)]
+
+
+def _form(
+    mass: Float[Array, "clusters m m"],
+    left: Float[Array, "clusters m"],
+    right: Float[Array, "clusters m"],
+) -> Float[Array, ""]:
+    return jnp.sum(left[:, :, None] * mass * right[:, None, :])
+
+
+def _gather_empty(
+    centroids: Float[Array, "clusters m"], has_mass: Bool[Array, " clusters"]
+) -> Float[Array, "clusters m"]:
+    """Move every centre without mass to the nearest one with mass."""
+    unit = jnp.ones((centroids.shape[0],), centroids.dtype)
+    nearest = _nearest(centroids.T, unit, centroids, has_mass, "scalar")
+    return jnp.where(has_mass[:, None], centroids, centroids[nearest])
+
+
+def _random_start(
+    key: PRNGKey,
+    points: Float[Array, "points m"],
+    curvature: Float[Array, "points ..."],
+    max_clusters: int,
+    form: CurvatureForm,
+) -> Float[Array, "clusters m"]:
+    """Weighted k-means++: each centre is a point, drawn by its distortion from those before."""
+    sample_key, first_key, other_key = jax.random.split(key, 3)
+    num_points = points.shape[0]
+    num_drawn = max(_MIN_START_POINTS, 16 * max_clusters)
+    if num_points > num_drawn:
+        drawn = jax.random.randint(sample_key, (num_drawn,), 0, num_points, jnp.int32)
+        points, curvature = points[drawn], curvature[drawn]
+    if form == "full":
+        mass = jnp.trace(curvature, axis1=-2, axis2=-1)
+    else:
+        mass = jnp.sum(curvature.reshape(points.shape[0], -1), axis=-1)
+    points, curvature = points.T, jnp.moveaxis(curvature, 0, -1)
+
+    def distortion(centre):
+        deviation = points - centre[:, None]
+        return jnp.maximum(jnp.sum(deviation * _times(curvature, deviation, form), axis=0), 0)
+
+    def draw(lowest, key):
+        # All distances 0: any point will do, and there is no better one.
+        centre = points[:, jax.random.categorical(key, jnp.log(lowest))]
+        return jnp.minimum(lowest, distortion(centre)), centre
+
+    first = points[:, jax.random.categorical(first_key, jnp.log(mass))]
+    _, others = lax.scan(draw, distortion(first), jax.random.split(other_key, max_clusters - 1))
+    return jnp.concatenate([first[None, :], others])

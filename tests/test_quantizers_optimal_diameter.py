@@ -1,0 +1,181 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from quantizer_oracles import count_compilations, heavy_tailed
+from scipy.optimize import minimize_scalar
+
+from jaxcomp.quantizers import (
+    optimal_diameter_kmeans,
+    optimal_kmeans,
+    solve_kmeans,
+)
+
+# One size for nearly all tests: every point a bin.
+NUM_POINTS = 40
+MAX_CLUSTERS = 5
+PENALTIES = np.array([0.0, 1e-3, 0.03, 0.3, 10.0], np.float32)
+
+
+@pytest.fixture(scope="module")
+def solvers():
+    solved = {}
+    for seed in range(3):
+        points, importance = heavy_tailed(NUM_POINTS, seed)
+        solved[seed] = optimal_diameter_kmeans(
+            points, importance, max_clusters=MAX_CLUSTERS, num_outer=24
+        )
+    return solved
+
+
+def best_of_partition(masses, means, inner, beta):
+    """Least objective for fixed intervals: c_k = clip(m_k, L, U), by a search over L and U."""
+
+    def given_diameter(d):
+        # For a fixed diameter the best lower end: the objective is convex in it.
+        def cost(low):
+            centres = np.clip(means, low, low + d)
+            return np.sum(masses * (means - centres) ** 2)
+
+        found = minimize_scalar(cost, bounds=(means[0], means[-1]), method="bounded")
+        return found.fun + beta * d**2
+
+    span = means[-1] - means[0]
+    found = minimize_scalar(
+        given_diameter, bounds=(0, span), method="bounded", options={"xatol": 1e-9}
+    )
+    return inner + min(found.fun, given_diameter(span), given_diameter(0.0))
+
+
+def brute_force(points, importance, num_clusters, beta):
+    """The least objective over all partitions of the sorted points into intervals."""
+    order = np.argsort(points)
+    w, h = points[order].astype(np.float64), importance[order].astype(np.float64)
+    least = np.inf
+    for cuts in itertools.combinations(range(1, len(w)), num_clusters - 1):
+        parts = np.split(np.arange(len(w)), cuts)
+        masses = np.array([h[p].sum() for p in parts])
+        means = np.array([np.average(w[p], weights=h[p]) for p in parts])
+        inner = sum(np.sum(h[p] * (w[p] - m) ** 2) for p, m in zip(parts, means, strict=True))
+        if inner < least:  # the penalty can only add
+            least = min(least, best_of_partition(masses, means, inner, beta))
+    return least
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("num_clusters", [2, 3])
+def test_brute_force_over_all_partitions(seed, num_clusters, strict_promotion):
+    points, importance = heavy_tailed(12, seed)
+    solver = optimal_diameter_kmeans(
+        jnp.asarray(points), jnp.asarray(importance), max_clusters=3, num_outer=24
+    )
+    penalties = PENALTIES[[1, 2, 3]]
+    solution = solver.solve(num_clusters, jnp.asarray(penalties))
+    total = importance.astype(np.float64).sum()
+    for i, penalty in enumerate(penalties):
+        expected = brute_force(points, importance, num_clusters, float(penalty) * total)
+        found, gap = float(solution.objective[i]), float(solution.gap_bound[i])
+        assert found == pytest.approx(expected, rel=1e-4)
+        assert found - gap <= expected * (1 + 1e-7)
+
+
+def test_without_penalty_it_is_the_optimal_quantizer(solvers):
+    for seed, solver in solvers.items():
+        points, importance = heavy_tailed(NUM_POINTS, seed)
+        plain = optimal_kmeans(points, importance, max_clusters=MAX_CLUSTERS)
+        solution = solver.solve(jnp.arange(1, MAX_CLUSTERS + 1), 0.0)
+        np.testing.assert_allclose(solution.objective, plain.distortion[1:], rtol=1e-5)
+        assert np.all(np.asarray(solution.gap_bound) <= 1e-4 * np.asarray(solution.objective))
+
+
+def test_never_above_lloyd_and_the_bound_below_it(solvers):
+    clusters = jnp.arange(1, MAX_CLUSTERS + 1)[:, None]
+    for solver in solvers.values():
+        solution = solver.solve(clusters, PENALTIES)
+        objective, gap = (np.asarray(part) for part in (solution.objective, solution.gap_bound))
+        assert objective.shape == (MAX_CLUSTERS, len(PENALTIES))
+        for form in ("monotone", "published"):
+            lloyd = solve_kmeans(
+                solver.moments,
+                clusters,
+                PENALTIES,
+                max_clusters=MAX_CLUSTERS,
+                penalty_form=form,
+                num_iterations=100,
+            )
+            reached = np.asarray(lloyd.distortion + lloyd.penalty)
+            assert np.all(objective <= reached * (1 + 1e-6))
+            assert np.all(objective - gap <= reached)
+        codebook = solution.codebook
+        np.testing.assert_allclose(codebook.distortion + codebook.penalty, objective, rtol=1e-6)
+        # More clusters, or a smaller penalty, never cost more.
+        assert np.all(np.diff(objective, axis=0) <= 1e-5 * objective[:-1])
+        assert np.all(np.diff(objective, axis=1) >= -1e-5 * objective[:, :-1])
+        # One cluster has no diameter; under an enormous penalty neither have many.
+        np.testing.assert_allclose(objective[0], objective[0, 0], rtol=1e-6)
+
+
+def test_many_points_leave_a_small_gap():
+    points, importance = heavy_tailed(20_000)
+    solver = optimal_diameter_kmeans(points, importance, max_clusters=8, num_bins=256)
+    clusters, penalties = jnp.array([2, 4, 8])[:, None], PENALTIES
+    solution = solver.solve(clusters, penalties)
+    gap = np.asarray(solution.gap_bound / solution.objective)
+    assert gap.max() < 2e-3
+    # Absolute penalties are taken as they are.
+    total = float(importance.astype(np.float64).sum())
+    absolute = solver.solve(clusters, penalties * total, penalty_scale="absolute")
+    np.testing.assert_allclose(absolute.objective, solution.objective, rtol=1e-4)
+
+
+def test_batched_equals_one_by_one_and_compiles_once(solvers):
+    groups = [heavy_tailed(NUM_POINTS, seed) for seed in range(3)]
+    points, importance = (np.stack(part) for part in zip(*groups, strict=True))
+    together = optimal_diameter_kmeans(points, importance, max_clusters=MAX_CLUSTERS, num_outer=24)
+    solution = together.solve(jnp.array([2, 3, 4]), 0.01)
+    assert solution.codebook.centroids.shape == (3, MAX_CLUSTERS)
+    solvers[0].solve(2, 0.01).objective.block_until_ready()
+    with count_compilations() as num_compilations:
+        alone = [solvers[seed].solve(seed + 2, 0.01) for seed in range(3)]
+        assert num_compilations() == 0
+    for seed in range(3):
+        np.testing.assert_allclose(solution.objective[seed], alone[seed].objective, rtol=1e-5)
+    mapped = jax.vmap(lambda beta: solvers[0].solve(3, beta).objective)(PENALTIES)
+    np.testing.assert_allclose(mapped, solvers[0].solve(3, PENALTIES).objective, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 64.0])
+def test_equal_points_and_scale(scale):
+    points, importance = heavy_tailed(NUM_POINTS)
+    points[1:20] = points[0]
+    base = optimal_diameter_kmeans(points, importance, max_clusters=MAX_CLUSTERS, num_outer=24)
+    scaled = optimal_diameter_kmeans(
+        points * np.float32(scale), importance, max_clusters=MAX_CLUSTERS, num_outer=24
+    )
+    a, b = base.solve(4, PENALTIES), scaled.solve(4, PENALTIES)
+    np.testing.assert_allclose(b.objective, a.objective * scale**2, rtol=1e-5)
+    constant = optimal_diameter_kmeans(
+        np.full(NUM_POINTS, -3.5, np.float32), max_clusters=MAX_CLUSTERS, num_outer=24
+    ).solve(3, 0.1)
+    assert float(constant.objective) == float(constant.gap_bound) == 0
+    np.testing.assert_array_equal(constant.codebook.centroids, -3.5)
+
+
+def test_bad_input(solvers):
+    points = np.ones(4, np.float32)
+    with pytest.raises(ValueError, match="max_clusters must be at least 1, got 0"):
+        optimal_diameter_kmeans(points, max_clusters=0)
+    with pytest.raises(ValueError, match="num_outer must be at least 1, got 0"):
+        optimal_diameter_kmeans(points, max_clusters=2, num_outer=0)
+    with pytest.raises(ValueError, match="points must be finite, got 1 NaN"):
+        optimal_diameter_kmeans(np.array([1, np.nan], np.float32), max_clusters=2)
+    with pytest.raises(ValueError, match="between 1 and max_clusters = 5, got 6"):
+        solvers[0].solve(6, 0.1)
+    with pytest.raises(TypeError, match="num_clusters must be an integer, got float"):
+        solvers[0].solve(2.5, 0.1)
+    with pytest.raises(ValueError, match="finite and at least 0, got -1"):
+        solvers[0].solve(2, -1.0)
+    with pytest.raises(ValueError, match=r"penalty_scale must be one of .* got 'log'"):
+        solvers[0].solve(2, 1.0, penalty_scale="log")
