@@ -173,6 +173,7 @@ def _population_risk(rate, num_weights, distortion, num_examples, scale) -> Popu
     )
 
 
+@jax.jit
 def lambert_lower_branch(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Return W_{-1}(x), the solution w <= -1 of `w exp(w) = x` for -1/e <= x < 0.
 
@@ -341,6 +342,7 @@ def _binomial_inverse(errors: Array, n: Array, log_level: Array) -> Array:
     return jnp.where(is_valid, found, jnp.nan)
 
 
+@jax.jit
 def log_binomial_tail(
     errors: Float[Array, "*shape"], n: Float[Array, "*shape"], p: Float[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
