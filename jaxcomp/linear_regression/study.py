@@ -561,7 +561,7 @@ def _sentence(
         price += ", its codebook holding the true weights,"
     return (
         f"n = {num_examples}: {name} {price} {verdict} the population risk of least squares: "
-        f"improvement {mean:+.4f} +- {error:.4f} (p {told})."
+        f"improvement {mean:+.3g} +- {error:.2g} (p {told})."
     )
 
 
