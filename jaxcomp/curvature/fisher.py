@@ -28,7 +28,7 @@ from jaxcomp.curvature.estimate import (
     sampled_by,
     scalar_loss,
 )
-from jaxcomp.curvature.gauss_newton import open_function, sum_of_squares
+from jaxcomp.curvature.per_example import open_function, sum_of_squares
 from jaxcomp.types import Batch, LossFn, Params
 
 
