@@ -36,6 +36,7 @@ from jaxcomp.curvature.gauss_newton import (
     Loss,
     as_predict_fn,
     check_loss,
+    check_outputs,
     exact_columns,
     inputs_and_targets,
 )

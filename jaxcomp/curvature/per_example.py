@@ -2,8 +2,8 @@
 
 For a function of weights and one example with outputs f, and columns s (vectors like f), the sum
 over examples and columns of `(d (s . f) / d w)^2` for every weight w. A layer's gradient is a sum
-over positions p of `a[p, i] delta[p, o]` (`jaxcomp.curvature.capture`), and its square is either taken
-after the sum, or expanded,
+over positions p of `a[p, i] delta[p, o]` (`jaxcomp.curvature.capture`), and its square is either
+taken after the sum, or expanded,
 
     sum over c of (sum_p a[p, i] delta[c, p, o])^2
         = sum over p, q of (a[p, i] a[q, i]) (sum over c of delta[c, p, o] delta[c, q, o]),
