@@ -627,22 +627,27 @@ def draw_errors(rows: list[dict[str, Any]], path: Path) -> None:
 # --- Report -----------------------------------------------------------------------------------
 
 
-def print_tables(times, errors, missing) -> None:
+def print_times(own: list[dict[str, Any]]) -> None:
+    """Print the cases of one problem."""
+    unit = "x " + own[0]["case"]
+    lines = [
+        f"{own[0]['problem']:<28}{'ms per probe':>14}{unit:>18}{'first run s':>13}{'peak MB':>9}"
+    ]
+    for row in own:
+        peak = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.1f}"
+        lines.append(
+            f"  {row['case']:<26}{1e3 * row['unit_seconds_median']:>14.1f}"
+            f"{row['times_the_first_case']:>18.2f}{row['first_run_seconds']:>13.1f}{peak:>9}"
+        )
+    sys.stdout.write("\n".join(lines) + "\n\n")
+    sys.stdout.flush()
+
+
+def print_errors(errors: list[dict[str, Any]], missing: list[str]) -> None:
     write = sys.stdout.write
-    for name in dict.fromkeys(row["problem"] for row in times):
-        own = [row for row in times if row["problem"] == name]
-        unit = "x " + own[0]["case"]
-        write(f"{name:<28}{'ms per probe':>14}{unit:>18}{'first run s':>13}{'peak MB':>9}\n")
-        for row in own:
-            peak = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.1f}"
-            write(
-                f"  {row['case']:<26}{1e3 * row['unit_seconds_median']:>14.1f}"
-                f"{row['times_the_first_case']:>18.2f}{row['first_run_seconds']:>13.1f}{peak:>9}\n"
-            )
-        write("\n")
     for peer in missing:
         write(f"not installed: {peer}\n")
-    write(f"\n{'problem':<8}{'estimator':<42}{'probes':>7}{'gradients':>11}{'error':>8}\n")
+    write(f"{'problem':<8}{'estimator':<42}{'probes':>7}{'gradients':>11}{'error':>8}\n")
     for row in errors:
         write(
             f"{row['problem']:<8}{row['estimator']:<42}{row['num_probes']:>7}"
@@ -687,14 +692,16 @@ def main() -> None:
     times, missing = [], []
     for problem in problems:
         cases, absent = find_cases(problem, options.num_probes)
-        times += time_in_turns(problem.name, cases, options.repeats)
+        own = time_in_turns(problem.name, cases, options.repeats)
+        print_times(own)
+        times += own
         missing += [peer for peer in absent if peer not in missing]
     costs = {r["case"]: r["times_the_first_case"] for r in times if r["problem"] == "lenet-300-100"}
     errors = []
     if costs:
         for name, predict_fn in (("tanh", tanh_network), ("relu", relu_network)):
             errors += measure_errors(digits_problem(name, predict_fn), costs)
-    print_tables(times, errors, missing)
+    print_errors(errors, missing)
     if options.plot is not None and errors:
         draw_errors(errors, options.plot)
 
