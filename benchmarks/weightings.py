@@ -49,8 +49,8 @@ REFERENCE = "gauss_newton"
 NUM_CLUSTERS = (4, 8, 16)
 NUM_EXAMPLES = (10, 30, 100, 300)
 NUM_REFERENCE_EXAMPLES = 1000
-# (examples, sampled labels for each of them)
-SAMPLED = ((1000, 1), (1000, 4), (100, 1))
+# (examples, sampled labels for each of them: two at least, for a standard error)
+SAMPLED = ((1000, 2), (1000, 8), (100, 2))
 BATCH_SIZE = 256
 SCORES = {
     "train_loss": "train loss",
