@@ -85,8 +85,10 @@ def test_bound_never_lies_below_the_true_gap(seed):
     # Without edges of the bins the bound is weaker, not wrong.
     moments = histogram_moments(points, importance, num_bins=NUM_BINS)
     weaker = solve_optimal(moments, max_clusters=MAX_CLUSTERS)
-    np.testing.assert_array_equal(weaker.distortion, result.distortion)
-    assert np.all(np.asarray(weaker.gap_bound[1:]) >= np.asarray(result.gap_bound[1:]))
+    # Two programs: the same to a few roundings of the distortion.
+    np.testing.assert_allclose(weaker.distortion, result.distortion, rtol=1e-6)
+    rounding = 4e-6 * np.asarray(result.distortion[1:])
+    assert np.all(weaker.gap_bound[1:] >= result.gap_bound[1:] - rounding)
     check_bounds(weaker, points, importance)
 
 

@@ -360,10 +360,15 @@ def _centroids(
     highest = limit[jnp.clip(begins[:, 1:], 1, num_bins) - 1, 0]
     lowest = -limit[::-1, 1][jnp.minimum(begins[:, :-1], num_bins - 1)]
     mean = jnp.clip(mean, lowest, jnp.maximum(lowest, highest))
-    # Below the first run with mass: its mean. Above it: that of the last run with mass before.
-    first = jnp.min(jnp.where(has_mass, mean, jnp.inf), axis=-1, keepdims=True)
-    first = jnp.where(jnp.isfinite(first), first, moments.minimum)
-    mean = running_maximum(jnp.where(has_mass, mean, first).T).T
+    # A run without mass repeats the last one before it that has some, else the first of all. All
+    # are read from one place: computed apart, a compiler may round them differently.
+    place = jnp.arange(has_mass.shape[-1], dtype=jnp.int32).reshape(1, -1)
+    source = lax.cummax(jnp.where(has_mass, place, -1), axis=1)
+    first = jnp.argmax(has_mass, axis=-1, keepdims=True).astype(jnp.int32)
+    source = jnp.where(source < 0, first, source)
+    has_any = jnp.any(has_mass, axis=-1, keepdims=True)
+    mean = jnp.where(has_any, jnp.take_along_axis(mean, source, axis=-1), moments.minimum)
+    mean = running_maximum(mean.T).T
     return jnp.concatenate([mean[:1], mean])
 
 
