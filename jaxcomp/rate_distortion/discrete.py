@@ -50,7 +50,8 @@ class RateDistortionPoints(NamedTuple):
         distortion: (..., S) its distortion D.
         gap_nats: (..., S) how far R(D) may lie below `rate_nats`: for every D',
             `R(D') >= rate_nats - gap_nats - s (D' - D)`.
-        output_probabilities: (..., S, M) how often the channel uses each reproduction.
+        output_probabilities: (..., S, M) q, from which channel and gap follow. The channel's own
+            output distribution is `q c`, the same within the gap.
         converged: (..., S) whether the gap is at most the one asked for.
     """
 
@@ -245,7 +246,7 @@ def evaluate(
     exponent: Float[Array, "symbols reproductions"],
     q: Float[Array, " reproductions"],
 ) -> tuple[Array, Array, Array, Array]:
-    """Return rate, gap, output distribution and joint distribution of the channel that q defines.
+    """Return rate, gap, q without what is never used, and joint distribution of its channel.
 
     Args:
         p: source probabilities.
@@ -261,7 +262,9 @@ def evaluate(
     mean_exponent = jnp.sum(joint * jnp.where(joint > 0, exponent, 0))
     rate = -mean_exponent - jnp.sum(p * jnp.log(z)) - mean_log_c
     gap = jnp.maximum(jnp.log(jnp.max(c)) - mean_log_c, 0)
-    return jnp.maximum(rate, 0), gap, output, joint
+    # Reproductions that no symbol may use have no part in q either; the gap is the same without.
+    used = jnp.where(c > 0, q, 0)
+    return jnp.maximum(rate, 0), gap, used / jnp.sum(used), joint
 
 
 def maximise(

@@ -58,7 +58,7 @@ class SquaredErrorPoints(NamedTuple):
         gap_nats: (..., S) how far R(D) over all real reproductions may lie below `rate_nats`:
             `R(D') >= rate_nats - gap_nats - s (D' - D)` for every D'.
         reproductions: (..., S, M) the reproductions, in no order.
-        output_probabilities: (..., S, M) how often the channel uses each of them.
+        output_probabilities: (..., S, M) q, from which the channel follows; see `blahut_arimoto`.
         converged: (..., S) whether the gap is at most the one asked for.
     """
 
