@@ -140,12 +140,12 @@ class Codebooks(NamedTuple):
         Raises:
             ValueError: if something is missing.
         """
-        parts = []
+        parts: dict[str, Any] = {}
         try:
             for name, kind in _PARTS.items():
                 rows = {cell: row for row, cell in enumerate(metadata["cells"][name])}
                 fields = {field: arrays[f"{name}/{field}"] for field in kind._fields[1:]}
-                parts.append(kind(rows, **fields))
+                parts[name] = kind(rows, **fields)
         except (KeyError, TypeError) as error:
             raise ValueError(f"stored codebooks lack {error}; run the sweep again.") from error
         importance: dict[str, Layers] = {}
@@ -153,7 +153,7 @@ class Codebooks(NamedTuple):
             if name.startswith("importance/"):
                 _, weighting, path = name.split("/", 2)
                 importance.setdefault(weighting, {})[path] = jnp.asarray(array)
-        return cls(*parts, importance)
+        return cls(**parts, importance=importance)
 
 
 _PARTS: dict[str, Any] = {
@@ -194,7 +194,7 @@ def solve_codebooks(
     """
     solver = _Solver(layers, importance, num_bins, num_iterations, layer_weight, key)
     by_id = {(needed := codebook_cell(cell)).id: needed for cell in cells}
-    of = partial(_of_method, by_id.values())
+    of = partial(_of_method, list(by_id.values()))
     entropy, vector = of("entropy_constrained"), of("vector")
     stored = {cell.weighting for cell in (*entropy, *vector)}
     return Codebooks(

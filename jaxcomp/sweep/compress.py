@@ -176,9 +176,9 @@ def _quantized(
     centroid_bits: int = 32,
 ) -> Compressed:
     """Put changed layers and their sizes together; `counts` are those of the symbols."""
-    counts = np.asarray(counts)
-    size = rate.code_size(counts, num_clusters=num_clusters, centroid_bits=centroid_bits)
-    used = np.sum(counts > 0, axis=-1)
+    number = np.asarray(counts)
+    size = rate.code_size(number, num_clusters=num_clusters, centroid_bits=centroid_bits)
+    used = np.sum(number > 0, axis=-1)
     return Compressed(
         layers,
         Sizes(*(float(np.sum(part)) for part in size)),
