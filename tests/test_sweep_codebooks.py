@@ -385,6 +385,7 @@ def test_cells_of_methods_have_unique_readable_names():
             {"method": "optimal", "num_clusters": 2048},
             "method 'optimal' takes num_clusters up to 1,024, got 2,048",
         ),
+        ({"method": ("kmeans", "vector"), "num_clusters": 1025}, "method 'vector' takes num_clu"),
     ],
 )
 def test_bad_methods_get_one_sentence(overrides, message):

@@ -20,8 +20,8 @@ MODELS = ("mlp", "vgg")
 PENALTY_FORMS: tuple[str, ...] = get_args(PenaltyForm)
 
 MAX_CLUSTERS = 65_536
-# One solve holds the codebooks of every K up to the largest.
-MAX_OPTIMAL_CLUSTERS = 1024
+# The optimal solve holds the codebooks of every K up to the largest; vectors look at every centre.
+MAX_SEARCHED_CLUSTERS = 1024
 
 
 @dataclass(frozen=True)
@@ -244,11 +244,12 @@ def _check(config: SweepConfig) -> None:
     _check_names("model", config.model, MODELS)
     _check_names("method", config.method, tuple(METHODS))
     _check_names("allocation", config.allocation, tuple(ALLOCATIONS))
-    if "optimal" in config.method and config.num_clusters[-1] > MAX_OPTIMAL_CLUSTERS:
-        raise ValueError(
-            f"method 'optimal' takes num_clusters up to {MAX_OPTIMAL_CLUSTERS:,}, got "
-            f"{config.num_clusters[-1]:,}; leave one of them out."
-        )
+    for name in ("optimal", "vector"):
+        if name in config.method and config.num_clusters[-1] > MAX_SEARCHED_CLUSTERS:
+            raise ValueError(
+                f"method {name!r} takes num_clusters up to {MAX_SEARCHED_CLUSTERS:,}, got "
+                f"{config.num_clusters[-1]:,}; leave one of them out."
+            )
     for name in config.weighting:
         if not is_weighting(name):
             raise ValueError(f"unknown weighting {name!r}: choose from {ALLOWED} (N >= 2).")
