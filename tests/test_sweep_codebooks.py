@@ -258,8 +258,9 @@ def test_shared_bits_lower_the_distortion_at_no_more_bits(problem, method, weigh
         assert bits <= equal_bits * (1 + 1e-9)
         assert shared <= equal * (1 + 1e-5)
         gains.append(1 - shared / equal)
-    # The second layer counts 75 times the first where weights have no importance of their own.
-    assert max(gains) > (0.1 if weighting == "none" and method == "optimal" else -1e-5)
+    # The second layer counts 75 times the first where weights have no importance of their own,
+    # and may have more clusters than any K of the grid.
+    assert gains[-1] > (0.1 if weighting == "none" and method == "optimal" else -1e-5)
 
 
 def test_curves_are_measured_on_the_weights_themselves():
@@ -284,6 +285,7 @@ def test_codebooks_come_back_from_a_file(problem, tmp_path):
     storage.save_arrays(tmp_path / "codebooks.npz", *solved.to_arrays())
     loaded = Codebooks.from_arrays(*storage.load_arrays(tmp_path / "codebooks.npz"))
     assert loaded.ids == solved.ids
+    assert sorted(solved.ids) == sorted(cell.id for cell in grid())
     for cell in grid(num_clusters=(4,)):
         before, after = (compress(layers, cell, part, key=KEY) for part in (solved, loaded))
         jax.tree.map(np.testing.assert_array_equal, before.layers, after.layers)

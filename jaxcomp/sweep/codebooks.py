@@ -8,7 +8,7 @@ layers' own codebooks make: exact ones, of the raw weights.
 Axes: `C` cells, `L` layers, `K` clusters, `B` bins, `M` codebooks of a layer.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -43,6 +43,8 @@ Layers = dict[str, Array]
 DIAMETER_BINS = 512
 # Values and importances told apart by the entropy-constrained solve, and its symbols.
 ENTROPY_BINS, ENTROPY_LEVELS, ENTROPY_SYMBOLS = 512, 8, 128
+# Bits shared between layers may give one of them this many times the clusters of the largest K.
+SHARED_FACTOR = 2
 # More updates of vector centres change the distortion by less than a per cent.
 VECTOR_ITERATIONS = 20
 
@@ -263,10 +265,13 @@ class _Solver:
             for weighting, weights in self.importance.items()
         }
         max_clusters = max(cell.num_clusters for cell in everything)
-        found = _Found(self.layers)
+        # Where a layer may have any size, the largest budget is shared too.
+        is_shared = any(cell.allocation == "optimal" for cell in optimal)
+        max_solved = max_clusters * SHARED_FACTOR if is_shared else max_clusters
+        found = _Found(self.layers, max_solved)
         self._iterate(cells, moments, max_clusters, found)
         if optimal:
-            self._solve_all_sizes(optimal, moments, max_clusters, found)
+            self._solve_all_sizes(optimal, moments, max_clusters, max_solved, found)
         for method in ("kmeans", "optimal"):
             for weighting in self.importance:
                 allocated = [
@@ -277,7 +282,7 @@ class _Solver:
                 ]
                 if allocated:
                     self._allocate(allocated, found)
-        return found.intervals()
+        return found.intervals({cell.id for cell in everything})
 
     def _iterate(
         self,
@@ -323,6 +328,7 @@ class _Solver:
         cells: Sequence[Cell],
         moments: Mapping[str, Moments],
         max_clusters: int,
+        max_solved: int,
         found: "_Found",
     ) -> None:
         """Globally optimal codebooks: every K of a weighting from one solve."""
@@ -332,11 +338,10 @@ class _Solver:
             if plain:
                 every_size = _solve_optimal(
                     moments[weighting],
-                    max_clusters=max_clusters,
+                    max_clusters=max_solved,
                     centroid_dtype=self.centroid_dtype,
                 )
-                sizes = range(1, max_clusters + 1)
-                # Sharing bits may give a layer any size.
+                sizes = range(1, max_solved + 1)
                 if not any(cell.allocation == "optimal" for cell in plain):
                     sizes = sorted({cell.num_clusters for cell in plain})
                 found.add(
@@ -470,8 +475,9 @@ class _Solver:
 class _Found:
     """Scalar codebooks found so far, of all layers."""
 
-    def __init__(self, layers: Layers):
+    def __init__(self, layers: Layers, max_clusters: int):
         self.num_layers = len(layers)
+        self.max_clusters = max_clusters
         self.cells: list[Cell] = []
         self.parts: list[list[np.ndarray]] = []
 
@@ -490,6 +496,9 @@ class _Found:
         clusters = np.array([cell.num_clusters for cell in cells], np.int32)
         clusters = np.broadcast_to(clusters[:, None], (len(cells), self.num_layers))
         centroids, thresholds, converged = (np.asarray(leaf)[: len(cells)] for leaf in codebooks)
+        padding = [(0, 0), (0, 0), (0, self.max_clusters - centroids.shape[-1])]
+        centroids = np.pad(centroids, padding, mode="edge")
+        thresholds = np.pad(thresholds, padding, constant_values=np.inf)
         self.cells += cells
         self.parts.append([centroids, thresholds, clusters, converged])
 
@@ -510,10 +519,12 @@ class _Found:
             and cell.allocation == "equal"
         }
 
-    def intervals(self) -> Intervals:
-        """Everything found, by the ids of the cells."""
-        rows = {cell.id: row for row, cell in enumerate(self.cells)}
-        return Intervals(rows, *(np.concatenate(part) for part in zip(*self.parts, strict=True)))
+    def intervals(self, ids: Collection[str]) -> Intervals:
+        """The codebooks of these cells."""
+        chosen = [row for row, cell in enumerate(self.cells) if cell.id in ids]
+        rows = {self.cells[place].id: row for row, place in enumerate(chosen)}
+        parts = zip(*self.parts, strict=True)
+        return Intervals(rows, *(np.concatenate(part)[chosen] for part in parts))
 
 
 def measure_intervals(

@@ -36,7 +36,7 @@ METHODS: dict[str, MethodName] = {
         "entropy-coded",
         "entropy-constrained {}",
         "#882255",
-        "P",
+        "h",
         "least distortion for the bits of an entropy coder",
     ),
     "vector": MethodName(
