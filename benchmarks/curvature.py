@@ -2,16 +2,22 @@
 
     python benchmarks/curvature.py [--repeats 5] [--num-probes 16] [--plot error.png]
 
-Times: LeNet-300-100 (266,610 weights, ReLU), briefly trained, on 2,000 images: MNIST where the
-package finds it (`JAXCOMP_DATA_DIR`), otherwise seeded noise of the same shape. All cases get the
-same weights and images and run in turns, so that a slow moment hits all alike; compilation and
-preparation are reported apart; ratios are medians over the turns of the ratio to one JAX gradient
-in the same turn. Peers that are not installed are named and left out: pip install '.[bench]'.
+Times, of one Hutchinson probe, one sampled label, or one exact diagonal:
+- LeNet-300-100 (266,610 weights, ReLU), briefly trained, on 2,000 images; and the Hessians of its
+  three layers from 10,000, against the matrix products alone;
+- LeNet-5 (61,706 weights, convolutions, ReLU, max pooling) on 300 images;
+- a Flax transformer block (attention over 16 tokens, gelu, mean pooling) on 300 seeded examples.
+Images are MNIST where the package finds it (`JAXCOMP_DATA_DIR`), otherwise seeded noise of the
+same shape. All cases of a problem get the same weights and examples and run in turns, so that a
+slow moment hits all alike; compilation and preparation are reported apart; ratios are medians over
+the turns of the ratio to the first case, one JAX gradient, in the same turn. What BackPACK finds
+is compared with what this package finds. Peers that are not installed are named and left out:
+pip install '.[bench]'.
 
 Errors: a 64-24-10 network (tanh, and ReLU) trained on scikit-learn's digits, small enough for the
 dense Hessian, whose diagonal is the truth. The relative error (Euclidean norm, mean over seeds) of
 every estimator is printed, and drawn with --plot, against its cost in gradients of all examples,
-at the cost of a probe measured above.
+at the cost of a probe measured on LeNet-300-100.
 
 A further estimator is one more entry in `jaxcomp_cases` and in `ESTIMATORS`.
 """
@@ -23,7 +29,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
@@ -34,17 +40,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from jaxcomp.curvature import (
     estimate_memory,
     fisher_diagonal,
+    gauss_newton_diagonal,
     hutchinson_blocks,
     hutchinson_diagonal,
+    layer_hessians,
     over_batches,
 )
 from jaxcomp.data import load
+from jaxcomp.models import CrossEntropyLoss, nnx_predict_fn
 
 SLOW_SECONDS = 2.0
 LENET = (784, 300, 100, 10)
@@ -54,7 +64,12 @@ NUM_DIGITS = 1000
 NUM_EFFICIENCY_PROBES = (4, 16, 64, 256)
 NUM_SEEDS = 3
 EXAMPLES_PER_PROBE = 100
-PEERS = ("torch", "curvlinops-for-pytorch", "matfree")
+NUM_LAYER_IMAGES = 10_000
+NUM_LABEL_SAMPLES = 4
+NUM_OTHER_EXAMPLES = 300
+NUM_TOKENS, NUM_FEATURES = 16, 32
+AGREEMENT = 1e-4
+PEERS = ("torch", "curvlinops-for-pytorch", "backpack-for-pytorch", "matfree")
 
 
 # --- Problems ---------------------------------------------------------------------------------
@@ -62,38 +77,86 @@ PEERS = ("torch", "curvlinops-for-pytorch", "matfree")
 
 @dataclass(frozen=True)
 class Problem:
-    """A network at fixed weights, (kernel, bias) per layer, and the examples it is measured on."""
+    """A network at fixed weights, and the examples it is measured on.
+
+    `torch_layers` makes the same network with the same weights of `torch.nn` modules.
+    """
 
     name: str
-    loss_fn: Callable[..., Any]
-    params: list[tuple[jax.Array, jax.Array]]
+    predict_fn: Callable[..., Any]
+    params: Any
     batch: tuple[jax.Array, jax.Array]
+    torch_layers: Callable[[Any], list[Any]] | None = None
+
+    @property
+    def loss_fn(self) -> CrossEntropyLoss:
+        """Mean softmax cross-entropy in nats."""
+        return CrossEntropyLoss(self.predict_fn)
 
 
-def network_loss(activation, params, batch):
-    """Mean softmax cross-entropy in nats."""
-    hidden, labels = batch
+def dense_network(activation, params, inputs):
+    """Evaluate (kernel, bias) after (kernel, bias)."""
     for layer, (kernel, bias) in enumerate(params):
-        hidden = (activation(hidden) if layer else hidden) @ kernel + bias
-    return optax.softmax_cross_entropy_with_integer_labels(hidden, labels).mean()
+        inputs = (activation(inputs) if layer else inputs) @ kernel + bias
+    return inputs
 
 
-def relu_loss(params, batch):
-    return network_loss(jax.nn.relu, params, batch)
+def relu_network(params, inputs):
+    return dense_network(jax.nn.relu, params, inputs)
 
 
-def tanh_loss(params, batch):
-    return network_loss(jnp.tanh, params, batch)
+def tanh_network(params, inputs):
+    return dense_network(jnp.tanh, params, inputs)
 
 
-def make_problem(name: str, loss_fn, sizes, inputs, labels, *, num_steps: int) -> Problem:
-    """Draw weights and train them by Adam on batches of 50."""
+def lenet5(params, inputs):
+    """Two convolutions with ReLU and max pooling, then three dense layers."""
+    convolutions, dense = params[:2], params[2:]
+    for (kernel, bias), padding in zip(convolutions, ("SAME", "VALID"), strict=True):
+        hidden = lax.conv_general_dilated(
+            inputs, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        hidden = jax.nn.relu(hidden + bias)
+        inputs = lax.reduce_window(hidden, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+    return relu_network(dense, inputs.reshape(len(inputs), -1))
+
+
+class TransformerBlock(nnx.Module):
+    """Self-attention and a perceptron with residuals, the mean over tokens, a dense layer."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        size = NUM_FEATURES
+        self.first_norm = nnx.LayerNorm(size, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(4, size, decode=False, rngs=rngs)
+        self.second_norm = nnx.LayerNorm(size, rngs=rngs)
+        self.up = nnx.Linear(size, 4 * size, rngs=rngs)
+        self.down = nnx.Linear(4 * size, size, rngs=rngs)
+        self.head = nnx.Linear(size, 10, rngs=rngs)
+
+    def __call__(self, tokens):
+        """Return logits (batch, 10) of tokens (batch, T, features)."""
+        hidden = tokens + self.attention(self.first_norm(tokens))
+        hidden = hidden + self.down(nnx.gelu(self.up(self.second_norm(hidden))))
+        return self.head(hidden.mean(axis=1))
+
+
+def draw_params(shapes):
     rng = np.random.default_rng(0)
-    params = [
-        (jnp.asarray(rng.normal(size=shape) / np.sqrt(shape[0]), jnp.float32), jnp.zeros(shape[1]))
-        for shape in pairwise(sizes)
+    return [
+        (
+            jnp.asarray(rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1])), jnp.float32),
+            jnp.zeros(shape[-1]),
+        )
+        for shape in shapes
     ]
+
+
+def make_problem(
+    name: str, predict_fn, params, inputs, labels, *, num_steps: int, torch_layers=None
+) -> Problem:
+    """Train weights by Adam on batches of 50."""
     batch = jnp.asarray(inputs, jnp.float32), jnp.asarray(labels, jnp.int32)
+    problem = Problem(name, predict_fn, params, batch, torch_layers)
     optimizer = optax.adam(2e-3)
 
     @jax.jit
@@ -101,7 +164,7 @@ def make_problem(name: str, loss_fn, sizes, inputs, labels, *, num_steps: int) -
         def step(carry, key):
             params, state = carry
             rows = jax.random.randint(key, (50,), 0, len(labels))
-            gradient = jax.grad(loss_fn)(params, tuple(x[rows] for x in batch))
+            gradient = jax.grad(problem.loss_fn)(params, tuple(x[rows] for x in batch))
             updates, state = optimizer.update(gradient, state)
             return (optax.apply_updates(params, updates), state), None
 
@@ -109,27 +172,77 @@ def make_problem(name: str, loss_fn, sizes, inputs, labels, *, num_steps: int) -
         (params, _), _ = lax.scan(step, (params, optimizer.init(params)), keys)
         return params
 
-    return Problem(name, loss_fn, jax.block_until_ready(train(params)), batch)
+    return replace(problem, params=jax.block_until_ready(train(params)))
 
 
-def lenet_problem() -> tuple[Problem, str]:
-    """LeNet-300-100, and what its images are."""
+def load_images(num_images: int):
+    """Images (n, 28, 28, 1), labels, and what they are."""
     try:
         mnist = load("mnist")
-        inputs = mnist.pool_images[:NUM_IMAGES].reshape(NUM_IMAGES, -1) / mnist.max_value
-        labels, source = mnist.pool_labels[:NUM_IMAGES], "MNIST"
+        images = mnist.pool_images[:num_images].reshape(-1, 28, 28, 1) / mnist.max_value
+        return images, mnist.pool_labels[:num_images], "MNIST"
     except ValueError:
         rng = np.random.default_rng(1)
-        inputs, labels = rng.random((NUM_IMAGES, 784)), rng.integers(0, 10, NUM_IMAGES)
-        source = "noise"
-    return make_problem("lenet", relu_loss, LENET, inputs, labels, num_steps=300), source
+        return rng.random((num_images, 28, 28, 1)), rng.integers(0, 10, num_images), "noise"
 
 
-def digits_problem(name: str, loss_fn) -> Problem:
+def lenet_problem(images, labels) -> Problem:
+    inputs = images.reshape(len(images), -1)
+    return make_problem(
+        "lenet-300-100",
+        relu_network,
+        draw_params(pairwise(LENET)),
+        inputs,
+        labels,
+        num_steps=300,
+        torch_layers=torch_dense_layers,
+    )
+
+
+def lenet5_problem(images, labels) -> Problem:
+    shapes = [(5, 5, 1, 6), (5, 5, 6, 16), *pairwise((400, 120, 84, 10))]
+    return make_problem(
+        "lenet-5",
+        lenet5,
+        draw_params(shapes),
+        images,
+        labels,
+        num_steps=100,
+        torch_layers=torch_lenet5_layers,
+    )
+
+
+def transformer_problem(num_examples: int) -> Problem:
+    """Tokens of ten noisy classes."""
+    predict_fn, params = nnx_predict_fn(TransformerBlock(nnx.Rngs(0)))
+    rng = np.random.default_rng(2)
+    labels = rng.integers(0, 10, num_examples)
+    tokens = rng.normal(size=(10, NUM_TOKENS, NUM_FEATURES))[labels]
+    tokens = tokens + 2 * rng.normal(size=tokens.shape)
+    return make_problem("transformer", predict_fn, params, tokens, labels, num_steps=100)
+
+
+def make_problems(names: list[str]) -> list[Problem]:
+    images, labels, _ = load_images(NUM_LAYER_IMAGES)
+    few = images[:NUM_OTHER_EXAMPLES], labels[:NUM_OTHER_EXAMPLES]
+    problems = []
+    if "lenet-300-100" in names or "layers" in names:
+        lenet = lenet_problem(images[:NUM_IMAGES], labels[:NUM_IMAGES])
+        batch = (jnp.asarray(images.reshape(len(images), -1), jnp.float32), jnp.asarray(labels))
+        problems += [lenet, replace(lenet, name="layers", batch=batch)]
+    if "lenet-5" in names:
+        problems.append(lenet5_problem(*few))
+    if "transformer" in names:
+        problems.append(transformer_problem(NUM_OTHER_EXAMPLES))
+    return [problem for problem in problems if problem.name in names]
+
+
+def digits_problem(name: str, predict_fn) -> Problem:
     digits = load("digits")
     inputs = digits.pool_images[:NUM_DIGITS].reshape(NUM_DIGITS, -1) / digits.max_value
     labels = digits.pool_labels[:NUM_DIGITS]
-    return make_problem(name, loss_fn, SMALL, inputs, labels, num_steps=1000)
+    params = draw_params(pairwise(SMALL))
+    return make_problem(name, predict_fn, params, inputs, labels, num_steps=1000)
 
 
 # --- Cases: what is timed ---------------------------------------------------------------------
@@ -149,26 +262,35 @@ def jaxcomp_cases(problem: Problem, num_probes: int) -> Iterator[Case]:
     gradient = jax.jit(jax.grad(problem.loss_fn))
     yield Case("gradient", lambda: gradient(problem.params, problem.batch))
     key = jax.random.key(0)
+    gauss_newton = partial(gauss_newton_diagonal, problem.predict_fn, problem.params)
+    sampled = partial(gauss_newton, num_label_samples=NUM_LABEL_SAMPLES, key=key)
     hutchinson = partial(
         hutchinson_diagonal, problem.loss_fn, problem.params, key=key, num_probes=num_probes
     )
     kernels = {
-        "hutchinson": hutchinson,
+        "gauss_newton": (gauss_newton, 1),
+        "gauss_newton_sampled": (sampled, NUM_LABEL_SAMPLES),
+        "hutchinson": (hutchinson, num_probes),
+        "fisher": (partial(fisher_diagonal, problem.loss_fn, problem.params), 1),
+    }
+    for name, (kernel, probes) in kernels.items():
+        plan = estimate_memory(kernel, problem.batch, many_batches=False)
+        yield Case(name, partial(kernel, problem.batch), probes, plan.peak_bytes)
+
+
+def hutchinson_cases(problem: Problem, num_probes: int) -> Iterator[Case]:
+    """The options of Hutchinson's estimator."""
+    key = jax.random.key(0)
+    options = {"key": key, "num_probes": num_probes}
+    hutchinson = partial(hutchinson_diagonal, problem.loss_fn, problem.params, **options)
+    blocks = partial(hutchinson_blocks, problem.loss_fn, problem.params, **options)
+    kernels = {
         "hutchinson_gaussian": partial(hutchinson, distribution="gaussian"),
-        "hutchinson_blocks_4": partial(
-            hutchinson_blocks,
-            problem.loss_fn,
-            problem.params,
-            key=key,
-            num_probes=num_probes,
-            block_size=4,
-        ),
-        "fisher": partial(fisher_diagonal, problem.loss_fn, problem.params),
+        "hutchinson_blocks_4": partial(blocks, block_size=4),
     }
     for name, kernel in kernels.items():
         plan = estimate_memory(kernel, problem.batch, many_batches=False)
-        probes = 1 if name == "fisher" else num_probes
-        yield Case(name, partial(kernel, problem.batch), probes, plan.peak_bytes)
+        yield Case(name, partial(kernel, problem.batch), num_probes, plan.peak_bytes)
 
     batches = split(problem.batch, EXAMPLES_PER_PROBE)
     own_probes = partial(hutchinson, examples_per_probe=EXAMPLES_PER_PROBE)
@@ -176,6 +298,28 @@ def jaxcomp_cases(problem: Problem, num_probes: int) -> Iterator[Case]:
         plan = estimate_memory(kernel, batches[0])
         run = partial(over_batches, kernel, batches)
         yield Case(f"hutchinson_{name}", run, num_probes, plan.peak_bytes)
+
+
+def layer_cases(problem: Problem, num_probes: int) -> Iterator[Case]:
+    """The Hessians of all layers; the matrix products alone, given every layer's inputs."""
+    del num_probes
+    layer_inputs = [problem.batch[0]]
+    for layer in range(1, len(problem.params)):
+        layer_inputs.append(jax.nn.relu(relu_network(problem.params[:layer], problem.batch[0])))
+
+    @jax.jit
+    def products(layer_inputs):
+        with jax.default_matmul_precision("highest"):
+            return [2 / len(a) * (a.T @ a) for a in layer_inputs]
+
+    def hessians():
+        found = layer_hessians(problem.predict_fn, problem.params, [problem.batch])
+        return [layer.hessian[0] for layer in found.values()]
+
+    for found, expected in zip(hessians(), products(layer_inputs), strict=True):
+        check_agreement("layer_hessians", [found], [expected])
+    yield Case("matrix_products", lambda: products(layer_inputs))
+    yield Case("layer_hessians", hessians)
 
 
 def matfree_cases(problem: Problem, num_probes: int) -> Iterator[Case]:
@@ -200,19 +344,45 @@ def matfree_cases(problem: Problem, num_probes: int) -> Iterator[Case]:
     yield Case("matfree", lambda: run(jax.random.key(0), flat, problem.batch), num_probes)
 
 
-def torch_model(problem: Problem):
-    """The same network with the same weights, and the images, in PyTorch."""
+def torch_dense_layers(params):
     import torch
 
     layers = []
-    for kernel, bias in problem.params:
+    for kernel, bias in params:
         layer = torch.nn.Linear(*kernel.shape)
         with torch.no_grad():
             layer.weight.copy_(torch.from_numpy(np.array(kernel).T))
             layer.bias.copy_(torch.from_numpy(np.array(bias)))
         layers += [layer, torch.nn.ReLU()]
+    return layers[:-1]
+
+
+def torch_lenet5_layers(params):
+    """PyTorch has its channels first, in the kernels and in what is flattened."""
+    import torch
+
+    layers = []
+    for (kernel, bias), padding in zip(params[:2], (2, 0), strict=True):
+        height, width, num_in, num_out = kernel.shape
+        layer = torch.nn.Conv2d(num_in, num_out, (height, width), padding=padding)
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(np.array(kernel).transpose(3, 2, 0, 1)))
+            layer.bias.copy_(torch.from_numpy(np.array(bias)))
+        layers += [layer, torch.nn.ReLU(), torch.nn.MaxPool2d(2)]
+    kernel, bias = params[2]
+    kernel = np.array(kernel).reshape(5, 5, 16, -1).transpose(2, 0, 1, 3).reshape(kernel.shape)
+    return [*layers, torch.nn.Flatten(), *torch_dense_layers([(kernel, bias), *params[3:]])]
+
+
+def torch_model(problem: Problem):
+    """The same network with the same weights, and the examples, in PyTorch."""
+    import torch
+
+    assert problem.torch_layers is not None
     inputs, labels = (torch.from_numpy(np.array(x)) for x in problem.batch)
-    return torch.nn.Sequential(*layers[:-1]), inputs, labels.long()
+    if inputs.ndim == 4:
+        inputs = inputs.permute(0, 3, 1, 2).contiguous()
+    return torch.nn.Sequential(*problem.torch_layers(problem.params)), inputs, labels.long()
 
 
 def torch_cases(problem: Problem, num_probes: int) -> Iterator[Case]:
@@ -256,11 +426,53 @@ def curvlinops_cases(problem: Problem, num_probes: int) -> Iterator[Case]:
     yield Case("curvlinops", lambda: hutchinson_diag(hessian, num_probes), num_probes)
 
 
+def backpack_cases(problem: Problem, num_probes: int) -> Iterator[Case]:
+    import torch
+    from backpack import backpack, extend
+    from backpack.extensions import DiagGGNExact, DiagGGNMC
+
+    del num_probes
+    model, inputs, labels = torch_model(problem)
+    model, loss_fn = extend(model), extend(torch.nn.CrossEntropyLoss())
+
+    def run(extension):
+        model.zero_grad()
+        with backpack(extension):
+            loss_fn(model(inputs), labels).backward()
+        return [getattr(p, extension.savefield) for p in model.parameters()]
+
+    ours = gauss_newton_diagonal(problem.predict_fn, problem.params, problem.batch).mean
+    # A tree of the weights' shapes goes the way the weights went.
+    assert problem.torch_layers is not None
+    ours = list(torch.nn.Sequential(*problem.torch_layers(ours)).parameters())
+    exact = DiagGGNExact()
+    check_agreement("BackPACK", [x.numpy() for x in run(exact)], [x.detach().numpy() for x in ours])
+    yield Case("backpack_ggn_exact", partial(run, exact))
+    sampled = DiagGGNMC(mc_samples=NUM_LABEL_SAMPLES)
+    yield Case("backpack_ggn_mc", partial(run, sampled), NUM_LABEL_SAMPLES)
+
+
+def check_agreement(name: str, found: list[Any], expected: list[Any]) -> None:
+    """Refuse to time what gives another result."""
+    pairs = zip(found, expected, strict=True)
+    difference = np.sqrt(sum(np.sum((np.asarray(a) - np.asarray(b)) ** 2) for a, b in pairs))
+    size = np.sqrt(sum(np.sum(np.asarray(b) ** 2) for b in expected))
+    if not difference <= AGREEMENT * size:
+        raise RuntimeError(f"{name} differs by {difference / size:.1e} of the norm.")
+
+
 CASES = {
-    "jaxcomp": jaxcomp_cases,
-    "matfree": matfree_cases,
-    "torch": torch_cases,
-    "curvlinops": curvlinops_cases,
+    "lenet-300-100": (
+        jaxcomp_cases,
+        hutchinson_cases,
+        matfree_cases,
+        torch_cases,
+        curvlinops_cases,
+        backpack_cases,
+    ),
+    "layers": (layer_cases,),
+    "lenet-5": (jaxcomp_cases, torch_cases, backpack_cases),
+    "transformer": (jaxcomp_cases,),
 }
 
 
@@ -273,15 +485,15 @@ def split(batch, length: int) -> list[Any]:
 def find_cases(problem: Problem, num_probes: int) -> tuple[list[Case], list[str]]:
     """Make all cases; and name the peers that are not installed."""
     cases, missing = [], []
-    for name, make in CASES.items():
+    for make in CASES[problem.name]:
         try:
             cases += list(make(problem, num_probes))
         except ModuleNotFoundError as error:
-            missing.append(f"{name} (no {error.name})")
+            missing.append(f"{make.__name__.removesuffix('_cases')} (no {error.name})")
     return cases, missing
 
 
-def time_in_turns(cases: list[Case], repeats: int) -> list[dict[str, Any]]:
+def time_in_turns(problem: str, cases: list[Case], repeats: int) -> list[dict[str, Any]]:
     """Time every case once per turn, after a first run apart; seconds. Slow ones: two turns."""
     first, times = [], [[] for _ in cases]
     for case in cases:
@@ -298,13 +510,14 @@ def time_in_turns(cases: list[Case], repeats: int) -> list[dict[str, Any]]:
     reference = np.asarray(times[0])
     return [
         {
+            "problem": problem,
             "case": case.name,
             "num_probes": case.num_probes,
             "first_run_seconds": first_seconds,
             "unit_seconds_median": float(np.median(own)),
             "unit_seconds_least": min(own),
             "unit_seconds_most": max(own),
-            "gradients_per_unit": float(np.median(np.asarray(own) / reference[: len(own)])),
+            "times_the_first_case": float(np.median(np.asarray(own) / reference[: len(own)])),
             "peak_bytes": case.peak_bytes,
         }
         for case, first_seconds, own in zip(cases, first, times, strict=True)
@@ -334,6 +547,17 @@ def by_hutchinson(problem: Problem, key, num_probes: int, **options):
     ).mean
 
 
+def by_gauss_newton(problem: Problem, key, num_probes: int):
+    del key, num_probes
+    return gauss_newton_diagonal(problem.predict_fn, problem.params, problem.batch).mean
+
+
+def by_labels(problem: Problem, key, num_probes: int):
+    return gauss_newton_diagonal(
+        problem.predict_fn, problem.params, problem.batch, num_label_samples=num_probes, key=key
+    ).mean
+
+
 def by_fisher(problem: Problem, key, num_probes: int):
     return fisher_diagonal(problem.loss_fn, problem.params, problem.batch).mean
 
@@ -350,6 +574,8 @@ ESTIMATORS = [
         "hutchinson_own_probes",
         partial(by_hutchinson, examples_per_probe=EXAMPLES_PER_PROBE),
     ),
+    Estimator("Gauss-Newton, exact", "gauss_newton", by_gauss_newton, has_probes=False),
+    Estimator("Gauss-Newton, sampled labels", "gauss_newton_sampled", by_labels),
     Estimator("empirical Fisher", "fisher", by_fisher, has_probes=False),
 ]
 
@@ -401,18 +627,27 @@ def draw_errors(rows: list[dict[str, Any]], path: Path) -> None:
 # --- Report -----------------------------------------------------------------------------------
 
 
-def print_tables(times, errors, missing) -> None:
-    write = sys.stdout.write
-    write(f"{'case':<28}{'ms per probe':>14}{'gradients':>11}{'first run s':>13}{'peak MB':>9}\n")
-    for row in times:
+def print_times(own: list[dict[str, Any]]) -> None:
+    """Print the cases of one problem."""
+    unit = "x " + own[0]["case"]
+    lines = [
+        f"{own[0]['problem']:<28}{'ms per probe':>14}{unit:>18}{'first run s':>13}{'peak MB':>9}"
+    ]
+    for row in own:
         peak = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.1f}"
-        write(
-            f"{row['case']:<28}{1e3 * row['unit_seconds_median']:>14.1f}"
-            f"{row['gradients_per_unit']:>11.2f}{row['first_run_seconds']:>13.1f}{peak:>9}\n"
+        lines.append(
+            f"  {row['case']:<26}{1e3 * row['unit_seconds_median']:>14.1f}"
+            f"{row['times_the_first_case']:>18.2f}{row['first_run_seconds']:>13.1f}{peak:>9}"
         )
+    sys.stdout.write("\n".join(lines) + "\n\n")
+    sys.stdout.flush()
+
+
+def print_errors(errors: list[dict[str, Any]], missing: list[str]) -> None:
+    write = sys.stdout.write
     for peer in missing:
         write(f"not installed: {peer}\n")
-    write(f"\n{'problem':<8}{'estimator':<42}{'probes':>7}{'gradients':>11}{'error':>8}\n")
+    write(f"{'problem':<8}{'estimator':<42}{'probes':>7}{'gradients':>11}{'error':>8}\n")
     for row in errors:
         write(
             f"{row['problem']:<8}{row['estimator']:<42}{row['num_probes']:>7}"
@@ -446,28 +681,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--num-probes", type=int, default=16)
+    parser.add_argument(
+        "--problems", nargs="+", choices=list(CASES), default=list(CASES), help="time these alone"
+    )
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     parser.add_argument("--plot", type=Path, help="draw error against cost here (PNG, PDF...)")
     options = parser.parse_args()
 
-    problem, images = lenet_problem()
-    cases, missing = find_cases(problem, options.num_probes)
-    times = time_in_turns(cases, options.repeats)
-    costs = {row["case"]: row["gradients_per_unit"] for row in times}
+    problems = make_problems(options.problems)
+    times, missing = [], []
+    for problem in problems:
+        cases, absent = find_cases(problem, options.num_probes)
+        own = time_in_turns(problem.name, cases, options.repeats)
+        print_times(own)
+        times += own
+        missing += [peer for peer in absent if peer not in missing]
+    costs = {r["case"]: r["times_the_first_case"] for r in times if r["problem"] == "lenet-300-100"}
     errors = []
-    for name, loss_fn in (("tanh", tanh_loss), ("relu", relu_loss)):
-        errors += measure_errors(digits_problem(name, loss_fn), costs)
-    print_tables(times, errors, missing)
-    if options.plot is not None:
+    if costs:
+        for name, predict_fn in (("tanh", tanh_network), ("relu", relu_network)):
+            errors += measure_errors(digits_problem(name, predict_fn), costs)
+    print_errors(errors, missing)
+    if options.plot is not None and errors:
         draw_errors(errors, options.plot)
 
     report = {
-        "problem": {
-            "sizes": LENET,
-            "num_images": NUM_IMAGES,
-            "images": images,
+        "problems": {
+            problem.name: {
+                "num_weights": sum(x.size for x in jax.tree.leaves(problem.params)),
+                "num_examples": len(problem.batch[0]),
+            }
+            for problem in problems
+        },
+        "options": {
+            "images": load_images(1)[2],
             "dtype": "float32",
             "num_probes": options.num_probes,
+            "num_label_samples": NUM_LABEL_SAMPLES,
             "repeats": options.repeats,
             "seed": 0,
         },

@@ -2,7 +2,8 @@
 
 `quantize` compresses the weights of any JAX model; the submodules hold what it is made of
 (`curvature`, `quantizers`, `rate`), the evaluation of compressed networks (`metrics`,
-`calibration`, `statistics`, `bounds`) and the experiments (`models`, `data`, `sweep`). Submodules
+`calibration`, `statistics`, `bounds`), the theory computed (`linear_regression`) and the
+experiments (`models`, `data`, `sweep`). Submodules
 are imported when they are first used: `import jaxcomp` needs JAX and NumPy only.
 """
 
@@ -13,14 +14,18 @@ from jaxcomp.tree import QuantizedTree, quantize
 
 if TYPE_CHECKING:
     from jaxcomp import (
+        bits_back,
         bounds,
         calibration,
         curvature,
         data,
+        linear_regression,
         metrics,
         models,
+        priors,
         quantizers,
         rate,
+        rate_distortion,
         statistics,
         sweep,
         types,
@@ -31,15 +36,19 @@ __version__ = "0.1.0"
 __all__ = [
     "QuantizedTree",
     "__version__",
+    "bits_back",
     "bounds",
     "calibration",
     "curvature",
     "data",
+    "linear_regression",
     "metrics",
     "models",
+    "priors",
     "quantize",
     "quantizers",
     "rate",
+    "rate_distortion",
     "statistics",
     "sweep",
     "types",

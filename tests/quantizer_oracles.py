@@ -64,6 +64,33 @@ def naive_lloyd(
     return centroids
 
 
+def optimum(points, importance, max_clusters):
+    """Best distortion with at most 1..K clusters, by dynamic programming in float64.
+
+    Over the distinct values, quadratic in their number, interval costs about the interval's mean.
+    """
+    values, inverse = np.unique(np.asarray(points, np.float64), return_inverse=True)
+    mass = np.bincount(inverse, np.asarray(importance, np.float64))
+    values = values - np.average(values, weights=mass)
+    size = len(values)
+    cost = np.full((size + 1, size + 1), np.inf)
+    for start in range(size):
+        w, h = values[start:], mass[start:]
+        offset = w - w[0]
+        total, first = np.cumsum(h), np.cumsum(h * offset)
+        mean = first / np.where(total > 0, total, 1)
+        # About the mean: the textbook difference of sums would cancel.
+        steps = np.zeros_like(w)
+        steps[1:] = h[1:] * (offset[1:] - mean[:-1]) * (offset[1:] - mean[1:])
+        cost[start, start + 1 :] = np.cumsum(steps)
+    np.fill_diagonal(cost, 0)
+    best = np.full((max_clusters, size + 1), np.inf)
+    best[0] = cost[0]
+    for k in range(1, max_clusters):
+        best[k] = np.min(best[k - 1][:, None] + cost, axis=0)
+    return best[:, -1]
+
+
 @contextmanager
 def count_compilations() -> Iterator[Callable[[], int]]:
     """Count the programs XLA compiles inside the block."""

@@ -12,15 +12,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcomp.curvature import estimate_memory, fisher_diagonal, hutchinson_diagonal
+from jaxcomp.curvature import (
+    estimate_memory,
+    fisher_diagonal,
+    gauss_newton_diagonal,
+    hutchinson_diagonal,
+)
 
 PARAMS = {"w": jax.ShapeDtypeStruct((100, 30), jnp.float32), "codes": jnp.arange(3)}
 BATCH = jax.ShapeDtypeStruct((16, 100), jnp.float32)
 WEIGHTS_BYTES = 4 * (100 * 30 + 3)
 
 
+def predict_fn(params, inputs):
+    return jnp.tanh(inputs @ params["w"])
+
+
 def loss_fn(params, batch):
-    return jnp.mean(jnp.square(jnp.tanh(batch @ params["w"])))
+    return jnp.mean(jnp.square(predict_fn(params, batch)))
 
 
 fisher = partial(fisher_diagonal, loss_fn, PARAMS)
@@ -65,7 +74,7 @@ def test_state_of_the_driver_is_two_trees_per_probe_and_two():
     assert (plan.probes_per_chunk, plan.examples_per_chunk) == (6, None)
 
 
-def test_the_largest_chunks_under_the_limit_are_chosen():
+def test_the_largest_chunk_of_probes_under_the_limit_is_chosen():
     whole = estimate_memory(hutchinson, BATCH, probes_per_chunk=6)
     # One tree less than 6 probes take leaves room for 5, which take two less.
     plan = estimate_memory(
@@ -77,11 +86,24 @@ def test_the_largest_chunks_under_the_limit_are_chosen():
     assert plan.probes_per_chunk == 5
     assert plan.peak_bytes == whole.peak_bytes - 2 * WEIGHTS_BYTES
 
-    limit_bytes = 15 * WEIGHTS_BYTES
-    plan = estimate_memory(fisher, BATCH, limit_bytes=limit_bytes)
-    assert 1 < plan.examples_per_chunk < 16
-    twice = partial(fisher, examples_per_chunk=2 * plan.examples_per_chunk)
-    assert plan.peak_bytes <= limit_bytes < estimate_memory(twice, BATCH).peak_bytes
+
+def test_a_number_is_chosen_where_the_kernels_own_choice_is_too_much():
+    kernel = partial(gauss_newton_diagonal, predict_fn, PARAMS)
+    batch = (jax.ShapeDtypeStruct((500, 100), jnp.float32), jax.ShapeDtypeStruct((500,), jnp.int32))
+    free = estimate_memory(kernel, batch, many_batches=False)
+    assert free.examples_per_chunk is None
+
+    limit_bytes = free.peak_bytes - free.scratch_bytes // 2
+    plan = estimate_memory(kernel, batch, limit_bytes=limit_bytes, many_batches=False)
+    assert 1 < plan.examples_per_chunk < 500
+    twice = partial(kernel, examples_per_chunk=2 * plan.examples_per_chunk)
+    assert plan.peak_bytes <= limit_bytes
+    assert limit_bytes < estimate_memory(twice, batch, many_batches=False).peak_bytes
+    bound = partial(kernel, examples_per_chunk=plan.examples_per_chunk)
+    assert estimate_memory(bound, batch, many_batches=False) == plan
+
+    with pytest.raises(ValueError, match=r"gauss_newton_diagonal on batches of 500 .* would fit"):
+        estimate_memory(kernel, batch, limit_bytes=200_000, many_batches=False)
 
 
 def test_what_cannot_fit_is_refused_with_the_number_and_what_would_fit():
@@ -115,13 +137,18 @@ def test_arguments_are_checked():
 # Plans for shapes, then runs while a thread watches the anonymous memory of the process. (The
 # system's own count of the peak includes the pages of libraries, which come and go.)
 PROCESS = """
-import json, threading, time
+import json, sys, threading, time
 from functools import partial
 import jax, jax.numpy as jnp, numpy as np
-from jaxcomp.curvature import estimate_memory, hutchinson_diagonal, over_batches
+from jaxcomp.curvature import (
+    estimate_memory, gauss_newton_diagonal, hutchinson_diagonal, over_batches
+)
+
+def predict_fn(params, inputs):
+    return (inputs @ params).reshape(len(inputs), 10, -1).sum(2)
 
 def loss_fn(params, batch):
-    return jnp.mean(jnp.square(batch @ params))
+    return jnp.mean(jnp.square(batch[0] @ params))
 
 def anonymous_bytes():
     lines = open("/proc/self/status").read().splitlines()
@@ -132,9 +159,12 @@ def watch():
         measured.append(anonymous_bytes())
         time.sleep(0.001)
 
-kernel = partial(hutchinson_diagonal, loss_fn, key=jax.random.key(0), num_probes=8)
-shapes = jax.ShapeDtypeStruct((2000, 1500), jnp.float32)
-batches = [np.ones((4, 2000), np.float32)] * 2
+if sys.argv[1] == "hutchinson":
+    kernel = partial(hutchinson_diagonal, loss_fn, key=jax.random.key(0), num_probes=8)
+else:
+    kernel = partial(gauss_newton_diagonal, predict_fn)
+shapes = jax.ShapeDtypeStruct((int(sys.argv[2]), 1500), jnp.float32)
+batches = [(np.ones((4, shapes.shape[0]), np.float32), np.zeros(4, np.int32))] * 2
 plan = estimate_memory(partial(kernel, shapes), batches[0])
 weights = np.ones(shapes.shape, np.float32)
 before, measured, running = anonymous_bytes(), [], True
@@ -148,10 +178,11 @@ print(json.dumps({"predicted": plan.peak_bytes, "measured": max(measured) - befo
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
-def test_prediction_is_the_peak_of_a_process():
+@pytest.mark.parametrize(("name", "size"), [("hutchinson", 2000), ("gauss_newton", 6000)])
+def test_prediction_is_the_peak_of_a_process(name, size):
     folder = str(Path(__file__).resolve().parents[1])
     run = subprocess.run(
-        [sys.executable, "-c", PROCESS],
+        [sys.executable, "-c", PROCESS, name, str(size)],
         capture_output=True,
         text=True,
         check=False,

@@ -49,6 +49,16 @@ def test_equal_networks_are_one_for_the_compiler():
     assert len(traces) == 1
 
 
+def test_networks_from_files_lack_empty_statistics():
+    network = models.build("mlp", **MLP)
+    variables = network.init(jax.random.key(0))
+    inputs = jax.random.normal(jax.random.key(1), (2, 6))
+    read_back = {"params": variables["params"]}
+    np.testing.assert_array_equal(
+        network.predict(read_back, inputs), network.predict(variables, inputs)
+    )
+
+
 def test_train_loss_is_the_cross_entropy(strict_promotion):
     network = models.build("mlp", **MLP, dropout=0.0)
     variables = network.init(jax.random.key(0))

@@ -309,6 +309,20 @@ def test_any_points_give_a_finite_curve_that_is_not_above_one_centre(seed, kind)
         assert np.all(result.rate_bits == 0)
 
 
+def test_absolute_multipliers_are_taken_as_they_are():
+    points, importance = heavy_tailed(EXACT)
+    relative = run(points, importance, method="uniform")
+    absolute = run(
+        points,
+        importance,
+        method="uniform",
+        multipliers=relative.multiplier,
+        multiplier_scale="absolute",
+    )
+    np.testing.assert_allclose(absolute.multiplier, relative.multiplier, rtol=1e-6)
+    np.testing.assert_allclose(absolute.objective, relative.objective, rtol=1e-6)
+
+
 def test_default_multipliers_span_the_curve():
     values = default_multipliers()
     assert np.all(np.diff(values) > 0)

@@ -6,7 +6,9 @@ from quantizer_oracles import heavy_tailed
 
 from jaxcomp.quantizers import histogram_moments, pad_bins
 from jaxcomp.quantizers.moments import (
+    PointBins,
     count_below,
+    histogram_with_edges,
     paired_cumsum,
     pairwise_sum,
     running_maximum,
@@ -164,3 +166,54 @@ def test_bad_input():
         histogram_moments(np.zeros((2, 0), np.float32))
     with pytest.raises(ValueError, match="num_bins must be at least 1, got 0"):
         histogram_moments(np.zeros(2, np.float32), num_bins=0)
+
+
+@pytest.mark.parametrize("num_bins", [1, 7, 300])
+def test_sums_by_products_equal_sums_by_scatter(num_bins):
+    rng = np.random.default_rng(0)
+    index = rng.integers(0, num_bins, (2, 20_000)).astype(np.int32)
+    values = rng.standard_normal(index.shape).astype(np.float32)
+    bins = PointBins.of(jnp.asarray(index), num_bins)
+    expected = [
+        np.bincount(i, v.astype(np.float64), num_bins) for i, v in zip(index, values, strict=True)
+    ]
+    for sums in (bins.sum_by_products, bins.sum_by_scatter):
+        # Rounding of 20,000 terms of size 1.
+        np.testing.assert_allclose(jax.jit(sums)(values), expected, atol=1e-2 / num_bins + 1e-4)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_accelerators_sum_without_floating_scatters(platform):
+    shape = jax.ShapeDtypeStruct((5000,), jnp.float32)
+    exported = jax.export.export(
+        jax.jit(lambda p, h: histogram_moments(p, h, num_bins=NUM_BINS)), platforms=[platform]
+    )(shape, shape)
+    text = exported.mlir_module()
+    assert "dot_general" in text
+    adds = [part.split("}")[0] for part in text.split('"stablehlo.scatter"')[1:]]
+    # Counting integers and minima have no order; sums of floats do.
+    assert not any("stablehlo.add" in body and "tensor<f32>" in body for body in adds)
+
+
+def test_bins_do_not_overlap():
+    points, importance = heavy_tailed(50_000)
+    moments, edges = histogram_with_edges(points, importance, num_bins=4096)
+    lowest, highest = (np.asarray(part) for part in edges)
+    assert np.all(highest[:-1] <= lowest[1:])
+    assert np.all((lowest <= moments.position) & (moments.position <= highest))
+    assert lowest[0] == points.min()
+    assert highest[-1] == points.max()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_one_bin_per_value_of_short_dtypes(dtype):
+    rng = np.random.default_rng(0)
+    points = jnp.asarray(rng.standard_normal(70_000) * 4).astype(dtype).at[:2].set(-0.0)
+    moments, _ = histogram_with_edges(points, None, by_value=True)
+    values, counts = np.unique(np.asarray(points.astype(jnp.float32)), return_counts=True)
+    is_occupied = np.asarray(moments.num_points) > 0
+    np.testing.assert_array_equal(moments.position[is_occupied], values)
+    np.testing.assert_array_equal(moments.num_points[is_occupied], counts)
+    assert np.all(np.diff(moments.position) >= 0)
+    with pytest.raises(TypeError, match="by_value needs points of a 16-bit dtype, got float32"):
+        histogram_with_edges(np.ones(3, np.float32), by_value=True)

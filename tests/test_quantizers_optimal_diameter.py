@@ -1,21 +1,21 @@
 import itertools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quantizer_oracles import count_compilations, heavy_tailed
+from quantizer_oracles import count_compilations, heavy_tailed, optimum
 from scipy.optimize import minimize_scalar
 
 from jaxcomp.quantizers import (
     optimal_diameter_kmeans,
-    optimal_kmeans,
     solve_kmeans,
 )
 
 # One size for nearly all tests: every point a bin.
 NUM_POINTS = 40
 MAX_CLUSTERS = 5
+# All K and these penalties at once, nearly always: one compilation.
+CLUSTERS = jnp.arange(1, MAX_CLUSTERS + 1)[:, None]
 PENALTIES = np.array([0.0, 1e-3, 0.03, 0.3, 10.0], np.float32)
 
 
@@ -71,11 +71,11 @@ def test_brute_force_over_all_partitions(seed, num_clusters, strict_promotion):
     solver = optimal_diameter_kmeans(
         jnp.asarray(points), jnp.asarray(importance), max_clusters=3, num_outer=24
     )
-    penalties = PENALTIES[[1, 2, 3]]
-    solution = solver.solve(num_clusters, jnp.asarray(penalties))
     total = importance.astype(np.float64).sum()
+    penalties = PENALTIES[1:4] * np.float32(total)
+    solution = solver.solve(num_clusters, jnp.asarray(penalties), penalty_scale="absolute")
     for i, penalty in enumerate(penalties):
-        expected = brute_force(points, importance, num_clusters, float(penalty) * total)
+        expected = brute_force(points, importance, num_clusters, float(penalty))
         found, gap = float(solution.objective[i]), float(solution.gap_bound[i])
         assert found == pytest.approx(expected, rel=1e-4)
         assert found - gap <= expected * (1 + 1e-7)
@@ -84,22 +84,23 @@ def test_brute_force_over_all_partitions(seed, num_clusters, strict_promotion):
 def test_without_penalty_it_is_the_optimal_quantizer(solvers):
     for seed, solver in solvers.items():
         points, importance = heavy_tailed(NUM_POINTS, seed)
-        plain = optimal_kmeans(points, importance, max_clusters=MAX_CLUSTERS)
-        solution = solver.solve(jnp.arange(1, MAX_CLUSTERS + 1), 0.0)
-        np.testing.assert_allclose(solution.objective, plain.distortion[1:], rtol=1e-5)
-        assert np.all(np.asarray(solution.gap_bound) <= 1e-4 * np.asarray(solution.objective))
+        solution = solver.solve(CLUSTERS, PENALTIES)
+        objective, gap = (
+            np.asarray(part)[:, 0] for part in (solution.objective, solution.gap_bound)
+        )
+        np.testing.assert_allclose(objective, optimum(points, importance, MAX_CLUSTERS), rtol=1e-5)
+        assert np.all(gap <= 1e-4 * objective)
 
 
 def test_never_above_lloyd_and_the_bound_below_it(solvers):
-    clusters = jnp.arange(1, MAX_CLUSTERS + 1)[:, None]
     for solver in solvers.values():
-        solution = solver.solve(clusters, PENALTIES)
+        solution = solver.solve(CLUSTERS, PENALTIES)
         objective, gap = (np.asarray(part) for part in (solution.objective, solution.gap_bound))
         assert objective.shape == (MAX_CLUSTERS, len(PENALTIES))
         for form in ("monotone", "published"):
             lloyd = solve_kmeans(
                 solver.moments,
-                clusters,
+                CLUSTERS,
                 PENALTIES,
                 max_clusters=MAX_CLUSTERS,
                 penalty_form=form,
@@ -124,42 +125,37 @@ def test_many_points_leave_a_small_gap():
     solution = solver.solve(clusters, penalties)
     gap = np.asarray(solution.gap_bound / solution.objective)
     assert gap.max() < 2e-3
-    # Absolute penalties are taken as they are.
-    total = float(importance.astype(np.float64).sum())
-    absolute = solver.solve(clusters, penalties * total, penalty_scale="absolute")
-    np.testing.assert_allclose(absolute.objective, solution.objective, rtol=1e-4)
 
 
 def test_batched_equals_one_by_one_and_compiles_once(solvers):
     groups = [heavy_tailed(NUM_POINTS, seed) for seed in range(3)]
     points, importance = (np.stack(part) for part in zip(*groups, strict=True))
     together = optimal_diameter_kmeans(points, importance, max_clusters=MAX_CLUSTERS, num_outer=24)
-    solution = together.solve(jnp.array([2, 3, 4]), 0.01)
-    assert solution.codebook.centroids.shape == (3, MAX_CLUSTERS)
-    solvers[0].solve(2, 0.01).objective.block_until_ready()
+    solution = together.solve(CLUSTERS[:, None], PENALTIES[:, None])
+    assert solution.codebook.centroids.shape == (MAX_CLUSTERS, 5, 3, MAX_CLUSTERS)
+    solvers[0].solve(CLUSTERS, PENALTIES).objective.block_until_ready()
     with count_compilations() as num_compilations:
-        alone = [solvers[seed].solve(seed + 2, 0.01) for seed in range(3)]
+        alone = [solvers[seed].solve(CLUSTERS, PENALTIES * 1) for seed in range(3)]
         assert num_compilations() == 0
     for seed in range(3):
-        np.testing.assert_allclose(solution.objective[seed], alone[seed].objective, rtol=1e-5)
-    mapped = jax.vmap(lambda beta: solvers[0].solve(3, beta).objective)(PENALTIES)
-    np.testing.assert_allclose(mapped, solvers[0].solve(3, PENALTIES).objective, rtol=1e-5)
+        np.testing.assert_allclose(solution.objective[..., seed], alone[seed].objective, rtol=1e-5)
 
 
-@pytest.mark.parametrize("scale", [1.0, 64.0])
-def test_equal_points_and_scale(scale):
+def test_equal_points_and_scale():
+    scale = 64.0
     points, importance = heavy_tailed(NUM_POINTS)
     points[1:20] = points[0]
     base = optimal_diameter_kmeans(points, importance, max_clusters=MAX_CLUSTERS, num_outer=24)
     scaled = optimal_diameter_kmeans(
         points * np.float32(scale), importance, max_clusters=MAX_CLUSTERS, num_outer=24
     )
-    a, b = base.solve(4, PENALTIES), scaled.solve(4, PENALTIES)
+    a, b = base.solve(CLUSTERS, PENALTIES), scaled.solve(CLUSTERS, PENALTIES)
     np.testing.assert_allclose(b.objective, a.objective * scale**2, rtol=1e-5)
     constant = optimal_diameter_kmeans(
         np.full(NUM_POINTS, -3.5, np.float32), max_clusters=MAX_CLUSTERS, num_outer=24
-    ).solve(3, 0.1)
-    assert float(constant.objective) == float(constant.gap_bound) == 0
+    ).solve(CLUSTERS, PENALTIES)
+    np.testing.assert_array_equal(constant.objective, 0)
+    np.testing.assert_array_equal(constant.gap_bound, 0)
     np.testing.assert_array_equal(constant.codebook.centroids, -3.5)
 
 
@@ -177,5 +173,5 @@ def test_bad_input(solvers):
         solvers[0].solve(2.5, 0.1)
     with pytest.raises(ValueError, match="finite and at least 0, got -1"):
         solvers[0].solve(2, -1.0)
-    with pytest.raises(ValueError, match="penalty_scale must be one of .* got 'log'"):
+    with pytest.raises(ValueError, match=r"penalty_scale must be one of .* got 'log'"):
         solvers[0].solve(2, 1.0, penalty_scale="log")

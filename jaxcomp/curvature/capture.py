@@ -105,6 +105,7 @@ class Capture:
 
     Attributes:
         uses: the captured weights, in the order of the leaves.
+        outputs: shapes and dtypes of what the function returns.
         num_activations: numbers that evaluating one example makes, weights left out.
         run: `(perturbations, values, example) -> (outputs, operands)`: evaluates the function with
             a perturbation added to the output of each use, and returns what each use multiplies
@@ -112,6 +113,7 @@ class Capture:
     """
 
     uses: tuple[MatrixUse, ...]
+    outputs: Any
     num_activations: int
     run: Callable[[Sequence[Array], Sequence[Array], Any], tuple[Any, tuple[Array, ...]]]
 
@@ -167,7 +169,7 @@ def capture(
         return structure.unflatten([read(atom) for atom in flat.outputs]), tuple(operands)
 
     uses = tuple(use for _, _, use in found)
-    return Capture(uses, _num_activations(flat, num_leaves), run)
+    return Capture(uses, outputs, _num_activations(flat, num_leaves), run)
 
 
 # --- A jaxpr with its calls opened ---------------------------------------------------------------

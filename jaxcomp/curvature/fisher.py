@@ -12,25 +12,23 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.tree_util import Partial
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float
 
 from jaxcomp.curvature.compilation import hint_if_compiled_again
 from jaxcomp.curvature.estimate import (
-    CompensatedSum,
     DiagonalEstimate,
     SampleFn,
     Sampling,
     as_partial,
     check_positive_count,
     count_examples,
-    diagonal_dtype,
     estimate_on_batch,
     floating_leaves,
     sampled_by,
     scalar_loss,
 )
+from jaxcomp.curvature.per_example import open_function, sum_of_squares
 from jaxcomp.types import Batch, LossFn, Params
 
 
@@ -45,62 +43,49 @@ class FisherSampler:
 
     loss_fn: Partial
     params: Params
-    examples_per_chunk: int
+    examples_per_chunk: int | None
 
     def at(self, batch: Batch) -> SampleFn:
         """Sum the squares over chunks of examples; the sample is the same for every index."""
         hint_if_compiled_again("fisher_diagonal", self.loss_fn.func, (self.params, batch))
         leaves = floating_leaves(self.params)
         num_examples = count_examples(batch)
-        num_chunks = -(-num_examples // self.examples_per_chunk)
-        # Chunks of even size: 100 examples at 32 are 4 x 25, and none is computed in vain.
-        chunk_size = -(-num_examples // num_chunks)
-        indices = jnp.arange(num_chunks * chunk_size).reshape(num_chunks, chunk_size)
 
-        def squared_gradient(example: Batch) -> tuple[Array, ...]:
-            one = jax.tree.map(lambda x: jnp.expand_dims(x, 0), example)
-            gradient = jax.grad(scalar_loss(self.loss_fn, leaves, one))(leaves.values)
-            return tuple(jnp.square(g.astype(diagonal_dtype(g.dtype))) for g in gradient)
+        def loss(values: tuple[Array, ...], example: Batch) -> Float[Array, "1"]:
+            return scalar_loss(self.loss_fn, leaves, example)(values).reshape(1)
 
-        def add_chunk(
-            total: CompensatedSum, chunk: Int[Array, " examples"]
-        ) -> tuple[CompensatedSum, None]:
-            is_example = chunk < num_examples
-            rows = jnp.where(is_example, chunk, num_examples - 1)
-            examples = jax.tree.map(lambda x: jnp.take(x, rows, axis=0), batch)
-            squares = jax.vmap(squared_gradient)(examples)
-            counted = tuple(
-                jnp.sum(
-                    jnp.where(jnp.expand_dims(is_example, tuple(range(1, s.ndim))), s, 0.0), axis=0
-                )
-                for s in squares
-            )
-            return total.add(counted), None
-
-        zeros = tuple(jnp.zeros(x.shape, diagonal_dtype(x.dtype)) for x in leaves.values)
-        total, _ = lax.scan(add_chunk, CompensatedSum.empty(zeros), indices)
-        mean = leaves.diagonal(tuple(x / num_examples for x in total.value()))
+        total = sum_of_squares(
+            open_function(loss, leaves, batch),
+            lambda loss, example, number: jnp.ones((1,), loss.dtype),
+            batch,
+            num_columns=1,
+            examples_per_chunk=self.examples_per_chunk,
+        )
+        mean = leaves.diagonal(tuple(x / num_examples for x in total))
         return lambda index: mean
 
 
 def _fisher_sampling(
-    loss_fn: LossFn, params: Params, batch: Batch, *, examples_per_chunk: int = 32
+    loss_fn: LossFn, params: Params, batch: Batch, *, examples_per_chunk: int | None = None
 ) -> Sampling:
     """Check the arguments of `fisher_diagonal`, of which the batch plays no part."""
     del batch
-    chunk = check_positive_count("examples_per_chunk", examples_per_chunk)
-    return Sampling(FisherSampler(as_partial(loss_fn), params, chunk), 1)
+    if examples_per_chunk is not None:
+        examples_per_chunk = check_positive_count("examples_per_chunk", examples_per_chunk)
+    return Sampling(FisherSampler(as_partial(loss_fn), params, examples_per_chunk), 1)
 
 
 @sampled_by(_fisher_sampling)
 def fisher_diagonal(
-    loss_fn: LossFn, params: Params, batch: Batch, *, examples_per_chunk: int = 32
+    loss_fn: LossFn, params: Params, batch: Batch, *, examples_per_chunk: int | None = None
 ) -> DiagonalEstimate:
     """Compute the diagonal of the empirical Fisher matrix, exactly.
 
     Entry i is `(1/B) sum over examples b of (d loss_b / d w_i)^2`, at the labels of the data (the
-    true Fisher matrix would draw them from the model). Costs about one gradient per example;
-    memory is O(examples_per_chunk x n), not O(B x n). Pure: `jax.vmap` over `params` or `batch`.
+    true Fisher matrix would draw them from the model). Layers are found as in
+    `gauss_newton_diagonal`, so that for dense layers it costs little more than a gradient of the
+    batch; other weights go through the gradient of each example, some of them at a time. Pure:
+    `jax.vmap` over `params` or `batch`.
 
     Args:
         loss_fn: `(params, batch) -> scalar`, the mean loss of the batch in nats; called on
@@ -108,7 +93,7 @@ def fisher_diagonal(
             the others (fixed batch statistics). Static or traced as in `hutchinson_diagonal`.
         params: pytree of arrays; leaves that are not floating are constants of the loss.
         batch: pytree of arrays with leading axis B >= 1.
-        examples_per_chunk: number of per-example gradients held at once, static.
+        examples_per_chunk: examples held at once, static; None chooses some 64 MiB worth.
 
     Returns:
         The diagonal as `mean`, shaped like `params`, float32 (float64 for float64 leaves), in

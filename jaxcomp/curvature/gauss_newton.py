@@ -6,17 +6,8 @@ semi-definite, equals the Fisher matrix for softmax cross-entropy (and for the s
 its diagonal is *equal* to that of the Hessian if the network is piecewise linear (ReLU, max
 pooling, fixed batch norm): no unit's output then has a second derivative in any one weight.
 
-The diagonal needs, for every column s of S, the gradient of `s . f` for one example, squared. A
-layer's gradient is a sum over positions p of `a[p, i] delta[p, o]`, and its square is either taken
-after the sum, or expanded,
-
-    sum over c of (sum_p a[p, i] delta[c, p, o])^2
-        = sum over p, q of (a[p, i] a[q, i]) (sum over c of delta[c, p, o] delta[c, q, o]),
-
-one matrix product in which the columns are already summed: the better one for few positions. With
-one position (a dense layer) it is the squares trick `(a^2)^T (delta^2)`. Squaring position by
-position drops the terms p != q and is wrong. Axis letters as in `jaxcomp.curvature.capture`, and
-`E` examples of a chunk, `C` columns.
+The diagonal needs, for every column s of S, the gradient of `s . f` for one example, squared: see
+`jaxcomp.curvature.per_example`.
 
 Sources: Schraudolph (2002), doi:10.1162/08997660260028683; Dangel, Kunstner, Hennig, "BackPACK",
 arXiv:1912.10985 (DiagGGN); Gao, Liu, Wang, Oh (2019), whose `E[(df)^2 / f]` is the same diagonal.
@@ -24,23 +15,18 @@ arXiv:1912.10985 (DiagGGN); Gao, Liu, Wang, Oh (2019), whose `E[(df)^2 / f]` is 
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from math import prod
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from jaxcomp.curvature.capture import Capture, capture
 from jaxcomp.curvature.compilation import hint_if_compiled_again
 from jaxcomp.curvature.estimate import (
-    CompensatedSum,
     DiagonalEstimate,
-    FloatingLeaves,
     SampleFn,
     Sampling,
     as_partial,
@@ -51,6 +37,7 @@ from jaxcomp.curvature.estimate import (
     floating_leaves,
     sampled_by,
 )
+from jaxcomp.curvature.per_example import open_layers, sum_of_squares
 from jaxcomp.types import Batch, Params, PredictFn, PRNGKey
 
 OutputLoss = Callable[[Array, Any], Float[Array, ""]]
@@ -58,9 +45,6 @@ OutputLoss = Callable[[Array, Any], Float[Array, ""]]
 
 Loss = Literal["softmax_cross_entropy", "squared_error"] | OutputLoss
 LOSSES = ("softmax_cross_entropy", "squared_error")
-
-CHUNK_BYTES = 64 * 2**20
-"""What the numbers of a chunk of examples may take, where the caller does not say."""
 
 
 @jax.tree_util.register_dataclass
@@ -86,23 +70,27 @@ class GaussNewtonSampler:
         inputs, targets = inputs_and_targets(batch)
         leaves = floating_leaves(self.params)
         layers = open_layers(self.predict_fn, leaves, inputs)
-        check_outputs(layers.output, self.loss)
-        num_columns = prod(layers.output.shape) if self.num_label_samples is None else 1
+        check_outputs(layers.output_shape, self.loss)
+        num_columns = prod(layers.output_shape) if self.num_label_samples is None else 1
         num_examples = count_examples(batch)
-        plan = _plan(layers, num_columns, num_examples, self.examples_per_chunk)
 
         def sample(index: Int[Array, ""]) -> Params:
-            def columns(outputs: Array, target: Any, example: Int[Array, ""]) -> Array:
+            def columns(outputs: Array, example: Any, number: Int[Array, ""]) -> Array:
                 if self.num_label_samples is None:
-                    return exact_columns(outputs, target, self.loss)
+                    return exact_columns(outputs, example[1], self.loss)
                 assert self.key is not None
-                key = jax.random.fold_in(jax.random.fold_in(self.key, index), example)
-                return _sampled_column(outputs, target, self.loss, key)
+                key = jax.random.fold_in(jax.random.fold_in(self.key, index), number)
+                return _sampled_column(outputs, example[1], self.loss, key)
 
-            with jax.default_matmul_precision("highest"):
-                total = _sum_of_squares(
-                    layers, plan, columns, (inputs, targets), self.first_example
-                )
+            total = sum_of_squares(
+                layers,
+                columns,
+                (inputs, targets),
+                num_columns=num_columns,
+                examples_per_chunk=self.examples_per_chunk,
+                inputs_of=lambda chunk: chunk[0],
+                first_example=self.first_example,
+            )
             return leaves.diagonal(tuple(x / num_examples for x in total))
 
         if self.num_label_samples is not None:
@@ -229,16 +217,16 @@ def check_loss(loss: Loss) -> None:
         )
 
 
-def check_outputs(output: jax.ShapeDtypeStruct, loss: Loss) -> None:
+def check_outputs(shape: tuple[int, ...], loss: Loss) -> None:
     """Refuse outputs of one example that the loss cannot take.
 
     Raises:
         ValueError: if a softmax has more than one axis of classes.
     """
-    if loss == "softmax_cross_entropy" and len(output.shape) != 1:
+    if loss == "softmax_cross_entropy" and len(shape) != 1:
         raise ValueError(
             "softmax_cross_entropy needs logits (batch, classes), got outputs of shape "
-            f"{('batch', *output.shape)}; for other outputs pass loss as a function "
+            f"{('batch', *shape)}; for other outputs pass loss as a function "
             "(outputs, target) -> scalar of one example."
         )
 
@@ -282,275 +270,6 @@ def _sampled_column(
         signs = jax.random.rademacher(key, rows.shape[:1], rows.dtype)
         column = jnp.tensordot(signs, rows, 1)
     return column.reshape(1, *outputs.shape).astype(outputs.dtype)
-
-
-# --- The pass over the examples ------------------------------------------------------------------
-
-
-class OpenLayers(NamedTuple):
-    """A function of one example with its layers laid open, and what is left to differentiate.
-
-    Attributes:
-        capture: the function of `(values, example)`.
-        leaves: the weights.
-        others: positions of the floating leaves that are no layer.
-        output: shape and dtype of the outputs of one example, without the axis of the batch.
-    """
-
-    capture: Capture
-    leaves: FloatingLeaves
-    others: tuple[int, ...]
-    output: jax.ShapeDtypeStruct
-
-    def linearize(self, inputs: Any) -> "Linearized":
-        """Evaluate a chunk of E examples, ready to pull gradients of its outputs back."""
-        size = count_examples(inputs, name="inputs")
-        uses, values = self.capture.uses, self.leaves.values
-        perturbations = [jnp.zeros((size, *use.output.shape), use.output.dtype) for use in uses]
-        # One copy for each example, so that each has a gradient of its own.
-        others = [jnp.broadcast_to(values[p], (size, *values[p].shape)) for p in self.others]
-
-        def one(example: Any, perturbations: list[Array], others: list[Array]) -> Any:
-            replaced = list(values)
-            for position, value in zip(self.others, others, strict=True):
-                replaced[position] = value
-            outputs, operands = self.capture.run(perturbations, replaced, _as_batch(example))
-            return outputs[0], operands
-
-        outputs, pullback, operands = jax.vjp(
-            partial(jax.vmap(one), inputs), perturbations, others, has_aux=True
-        )
-        dtypes = [diagonal_dtype(value.dtype) for value in values]
-        normal = [
-            jax.vmap(use.to_inputs)(operand).astype(dtypes[use.position])
-            for use, operand in zip(uses, operands, strict=True)
-        ]
-
-        def gradients(column: Float[Array, "E *shape"]) -> tuple[list[Array], list[Array]]:
-            of_outputs, of_others = pullback(column)
-            deltas = [
-                jax.vmap(use.to_outputs)(delta).astype(dtypes[use.position])
-                for use, delta in zip(uses, of_outputs, strict=True)
-            ]
-            return deltas, [
-                gradient.astype(dtypes[position])
-                for position, gradient in zip(self.others, of_others, strict=True)
-            ]
-
-        return Linearized(outputs, normal, gradients)
-
-
-class Linearized(NamedTuple):
-    """A chunk of examples, evaluated.
-
-    Attributes:
-        outputs: `(E, ...)`.
-        inputs: of each use, `(E, G, P, I)`.
-        gradients: `(E, ...) -> (deltas, others)`: for a linear combination of the outputs of each
-            example, its gradients in the outputs of each use, `(E, G, P, O)`, and in the other
-            leaves, `(E, ...)`.
-    """
-
-    outputs: Float[Array, "E ..."]
-    inputs: list[Float[Array, "E G P I"]]
-    gradients: Callable[[Float[Array, "E ..."]], tuple[list[Array], list[Array]]]
-
-
-def open_layers(predict_fn: Partial, leaves: FloatingLeaves, inputs: Any) -> OpenLayers:
-    """Lay open a function of `(params, inputs)`, which is evaluated one example at a time.
-
-    Raises:
-        ValueError: if it does not return one array whose leading axis is that of the examples.
-    """
-    example = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), inputs)
-
-    def predict(values: tuple[Array, ...], inputs: Any) -> Any:
-        return predict_fn(leaves.rebuild(values), inputs)
-
-    with jax.default_matmul_precision("highest"):
-        output = jax.eval_shape(predict, leaves.values, example)
-        if not hasattr(output, "shape") or output.ndim < 1 or output.shape[0] != 1:
-            raise ValueError(
-                "predict_fn must return one array (batch, ...), got "
-                f"{jax.tree.map(lambda x: x.shape, output)} for a batch of one example."
-            )
-        captured = capture(predict, leaves.values, example)
-    others = set(range(len(leaves.values))) - {use.position for use in captured.uses}
-    output = jax.ShapeDtypeStruct(output.shape[1:], output.dtype)
-    return OpenLayers(captured, leaves, tuple(sorted(others)), output)
-
-
-class _Plan(NamedTuple):
-    """How much is held at once, chosen from shapes.
-
-    Attributes:
-        num_chunks: of the batch.
-        is_paired: for each use, whether its square is expanded over pairs of positions.
-    """
-
-    num_chunks: int
-    is_paired: tuple[bool, ...]
-
-
-def _plan(
-    layers: OpenLayers, num_columns: int, num_examples: int, examples_per_chunk: int | None
-) -> _Plan:
-    uses = layers.capture.uses
-    # A pair costs a row of one product; a column costs P rows, and to square and add I x O numbers.
-    is_paired = tuple(
-        use.num_positions * (use.num_positions + 1) // 2 <= num_columns * (use.num_positions + 4)
-        for use in uses
-    )
-    if examples_per_chunk is None:
-        # Activations, their gradients, and what the derivative keeps.
-        numbers = 4 * layers.capture.num_activations + num_columns * prod(layers.output.shape)
-        numbers += 2 * sum(layers.leaves.values[position].size for position in layers.others)
-        for use, paired in zip(uses, is_paired, strict=True):
-            layout, rows = use.layout, use.num_positions
-            if paired:
-                rows = rows * (rows + 1) // 2
-            else:
-                numbers += prod(layout.shape)
-            numbers += layout.num_groups * rows * (layout.num_inputs + layout.num_outputs)
-        examples_per_chunk = CHUNK_BYTES // (4 * numbers)
-    num_chunks = -(-num_examples // int(np.clip(examples_per_chunk, 1, num_examples)))
-    return _Plan(num_chunks, is_paired)
-
-
-_ColumnsFn = Callable[[Array, Any, Int[Array, ""]], Float[Array, "C ..."]]
-"""Outputs, target and number of an example -> the columns of its outputs' Hessian, as rows."""
-
-
-def sum_over_chunks(
-    add_fn: Callable[[Any, Int[Array, " E"], Bool[Array, " E"]], Any],
-    zeros: Any,
-    batch: Any,
-    *,
-    num_chunks: int,
-) -> Any:
-    """Sum a function of chunks of examples over a batch, compensated.
-
-    Args:
-        add_fn: `(chunk, rows, is_example) -> terms`, like `zeros`: the examples of a chunk, their
-            numbers in the batch, and which of them are not there to fill the last chunk.
-        zeros: the empty sum.
-        batch: pytree with leading axis of examples.
-        num_chunks: chunks of even size, so that few examples are computed in vain.
-    """
-    num_examples = count_examples(batch)
-    chunk_size = -(-num_examples // num_chunks)
-
-    def step(total: CompensatedSum, chunk: Int[Array, ""]) -> tuple[CompensatedSum, None]:
-        rows = chunk * chunk_size + jnp.arange(chunk_size, dtype=jnp.int32)
-        is_example = rows < num_examples
-        rows = jnp.minimum(rows, num_examples - 1)
-        some = jax.tree.map(lambda x: jnp.take(x, rows, axis=0), batch)
-        return total.add(add_fn(some, rows, is_example)), None
-
-    if num_chunks == 1:
-        everything = jnp.arange(num_examples, dtype=jnp.int32)
-        return add_fn(batch, everything, jnp.ones(num_examples, bool))
-    chunks = jnp.arange(num_chunks, dtype=jnp.int32)
-    return lax.scan(step, CompensatedSum.empty(zeros), chunks)[0].value()
-
-
-def _sum_of_squares(
-    layers: OpenLayers,
-    plan: _Plan,
-    columns_fn: _ColumnsFn,
-    batch: tuple[Any, Any],
-    first_example: Int[Array, ""] | int,
-) -> tuple[Array, ...]:
-    """Sum over the examples and columns of the squared gradients; for each leaf."""
-
-    def squares(chunk: Any, rows: Int[Array, " E"], is_example: Bool[Array, " E"]) -> Any:
-        inputs, targets = chunk
-        linearized = layers.linearize(inputs)
-        columns = jax.vmap(columns_fn)(linearized.outputs, targets, rows + first_example)
-        keep = is_example.reshape(-1, *(1,) * (columns.ndim - 1))
-        columns = jnp.where(keep, columns, jnp.zeros((), columns.dtype))
-        return _squares(layers, plan, linearized, jnp.swapaxes(columns, 0, 1))
-
-    zeros = tuple(jnp.zeros(x.shape, diagonal_dtype(x.dtype)) for x in layers.leaves.values)
-    return sum_over_chunks(squares, zeros, batch, num_chunks=plan.num_chunks)
-
-
-def _squares(
-    layers: OpenLayers,
-    plan: _Plan,
-    linearized: Linearized,
-    columns: Float[Array, "C E *shape"],
-) -> tuple[Array, ...]:
-    """Squared gradients of a chunk, summed over its examples and columns; for each leaf."""
-    uses = layers.capture.uses
-
-    def of_column(column: Float[Array, "E *shape"]) -> list[Array]:
-        """What one column adds: pair products of paired uses, squares of everything else."""
-        deltas, gradients = linearized.gradients(column)
-        return [
-            _pairs(delta) if paired else _squares_of_sums(a, delta)
-            for a, delta, paired in zip(linearized.inputs, deltas, plan.is_paired, strict=True)
-        ] + [jnp.sum(gradient * gradient, axis=0) for gradient in gradients]
-
-    totals = sum_over_columns(of_column, columns)
-    results: list[Any] = [None] * len(layers.leaves.values)
-    for use, a, total, paired in zip(uses, linearized.inputs, totals, plan.is_paired, strict=False):
-        squares = _contract_pairs(_pairs(a), total, use.num_positions) if paired else total
-        results[use.position] = use.layout.from_matrices(squares)
-    for position, total in zip(layers.others, totals[len(uses) :], strict=True):
-        results[position] = total
-    return tuple(results)
-
-
-def sum_over_columns(
-    term_fn: Callable[[Array], list[Array]], columns: Float[Array, "C E *shape"]
-) -> list[Array]:
-    """Sum a function of the columns, one after the other.
-
-    All columns at once would need C times the memory, and sums over a leading axis are slow on
-    CPUs.
-    """
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(term_fn, columns[0]))
-
-    def add(total: list[Array], column: Array) -> tuple[list[Array], None]:
-        return jax.tree.map(jnp.add, total, term_fn(column)), None
-
-    return lax.scan(add, zeros, columns)[0]
-
-
-def _pairs(x: Float[Array, "E G P I"]) -> Float[Array, "E G pairs I"]:
-    """Products of the values at all pairs of positions p <= q."""
-    positions = x.shape[2]
-    if positions == 1:
-        return x * x
-    first, second = np.triu_indices(positions)
-    return x[:, :, first] * x[:, :, second]
-
-
-def _contract_pairs(
-    a: Float[Array, "E G pairs I"], products: Float[Array, "E G pairs O"], num_positions: int
-) -> Float[Array, "G I O"]:
-    """Expand the square over pairs of positions; one product over examples and pairs."""
-    if num_positions > 1:
-        first, second = np.triu_indices(num_positions)
-        # The terms (p, q) and (q, p) are equal.
-        weight = np.where(first == second, 1.0, 2.0).reshape(1, 1, -1, 1)
-        products = products * weight.astype(products.dtype)
-    squares = jnp.einsum("egpi,egpo->gio", a, products)
-    # Where the terms cancel, rounding can leave less than nothing.
-    return squares if num_positions == 1 else jnp.maximum(squares, 0.0)
-
-
-def _squares_of_sums(
-    a: Float[Array, "E G P I"], delta: Float[Array, "E G P O"]
-) -> Float[Array, "G I O"]:
-    """Sum over positions, square, then sum over examples."""
-    gradients = jnp.einsum("egpi,egpo->egio", a, delta)
-    return jnp.sum(gradients * gradients, axis=0)
-
-
-def _as_batch(example: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.expand_dims(x, 0), example)
 
 
 def inputs_and_targets(batch: Any) -> tuple[Any, Any]:

@@ -33,13 +33,16 @@ from jaxcomp.curvature.estimate import (
     floating_leaves,
 )
 from jaxcomp.curvature.gauss_newton import (
-    CHUNK_BYTES,
     Loss,
-    OpenLayers,
     as_predict_fn,
     check_loss,
+    check_outputs,
     exact_columns,
     inputs_and_targets,
+)
+from jaxcomp.curvature.per_example import (
+    CHUNK_BYTES,
+    OpenLayers,
     open_layers,
     sum_over_chunks,
     sum_over_columns,
@@ -237,6 +240,8 @@ def _add_batch(
 ) -> CompensatedSum:
     """Add the sums over the examples of one batch; `loss` is None for the layers' own outputs."""
     layers = open_layers(function, floating_leaves(params), batch[0])._replace(others=())
+    if loss is not None:
+        check_outputs(layers.output_shape, loss)
     with jax.default_matmul_precision("highest"):
         terms = sum_over_chunks(
             partial(_chunk_hessians, layers, positions, loss),

@@ -42,7 +42,7 @@ class MemoryEstimate(NamedTuple):
         state_bytes: the result; with the driver, running mean and sums of a chunk of probes.
         scratch_bytes: what the compiled program needs beside these.
         probes_per_chunk: for `over_batches`; 1 if there are no probes.
-        examples_per_chunk: for the kernel; None if it has no such option.
+        examples_per_chunk: for the kernel; None if it has no such option or its own choice fits.
     """
 
     peak_bytes: int
@@ -104,11 +104,16 @@ def estimate_memory(
         )
     shapes = _shapes(batch)
     probes = min(probes_per_chunk, sampling.num_samples) if many_batches else 1
-    plan = _Plan(kernel, shapes, many_batches, probes, _examples_per_chunk(kernel), {})
+    option = inspect.signature(kernel.func).parameters.get("examples_per_chunk")
+    examples = None if option is None else kernel.keywords.get(option.name, option.default)
+    plan = _Plan(kernel, shapes, many_batches, probes, examples, {})
     estimate = plan.estimate()
     if limit_bytes is None or estimate.peak_bytes <= limit_bytes:
         return estimate
     for name in ("probes_per_chunk", "examples_per_chunk"):
+        if name == "examples_per_chunk" and option is not None and examples is None:
+            # The kernel's own choice is too much: any number up to all examples may be the answer.
+            plan = plan._replace(examples_per_chunk=plan.num_examples)
         largest = getattr(plan, name)
         if largest is None or largest == 1:
             continue
@@ -240,12 +245,6 @@ def _refusal(plan: _Plan, limit_bytes: int) -> str:
         return text + f"even one example would need {_megabytes(smallest)}: raise the limit."
     fitting = _largest_that_fits(plan, "num_examples", limit_bytes)
     return text + f"batches of {fitting.num_examples:,} examples would fit."
-
-
-def _examples_per_chunk(kernel: partial[Any]) -> int | None:
-    """Return the kernel's own option, as given or by default; None if it has none."""
-    option = inspect.signature(kernel.func).parameters.get("examples_per_chunk")
-    return None if option is None else kernel.keywords.get(option.name, option.default)
 
 
 def _shapes(tree: Any) -> Any:

@@ -97,7 +97,12 @@ class Network:
 
     def module_of(self, variables: Params, mode: Mode) -> Any:
         """Put the variables into a fresh module."""
-        module = nnx.merge(_definition(self), variables["params"], variables["statistics"])
+        module = nnx.merge(
+            # Files keep arrays only: a network that was read back has no empty `statistics`.
+            _definition(self),
+            variables["params"],
+            variables.get("statistics", {}),
+        )
         return _in_mode(module, mode)
 
     def variables_of(self, module: nnx.Module) -> dict[str, Any]:

@@ -7,6 +7,7 @@ loss that the curvature h predicts.
 
 from jaxcomp.quantizers.allocation import Allocation, allocate_rates, lower_convex_hull
 from jaxcomp.quantizers.assignment import assign
+from jaxcomp.quantizers.blocks import block_kmeans
 from jaxcomp.quantizers.entropy_constrained import (
     RateDistortionCurve,
     assign_by_cost,
@@ -25,6 +26,7 @@ from jaxcomp.quantizers.optimal_diameter import (
     solve_optimal_diameter,
 )
 from jaxcomp.quantizers.pruning import prune_by_magnitude
+from jaxcomp.quantizers.refinement import plus_plus_start, polish_kmeans
 from jaxcomp.quantizers.rounding import RoundedWeights, round_to_nearest
 from jaxcomp.quantizers.straight_through import (
     FineTunedCodebook,
@@ -55,6 +57,7 @@ __all__ = [
     "allocate_rates",
     "assign",
     "assign_by_cost",
+    "block_kmeans",
     "default_multipliers",
     "entropy_constrained",
     "fine_tune_codebook",
@@ -67,6 +70,8 @@ __all__ = [
     "optimal_diameter_kmeans",
     "optimal_kmeans",
     "pad_bins",
+    "plus_plus_start",
+    "polish_kmeans",
     "prune_by_magnitude",
     "quantize_ste",
     "round_to_nearest",

@@ -414,13 +414,17 @@ def _solve_group(
     position = running_maximum(jnp.where(is_occupied, position, minimum))
     position = position / value_unit
     mass = mass / mass_unit
-    unit = value_unit * value_unit * mass_unit
+
+    def in_units(value: Array) -> Array:
+        # One after the other: the product of the units alone may overflow.
+        return value * value_unit * mass_unit * value_unit
+
     cells = _Cells(
         position=position,
         num_points=num_points,
         mass=mass,
         importance=mass / number,
-        second=pairwise_sum(second / mass_unit / value_unit / value_unit),
+        second=pairwise_sum(second / value_unit / mass_unit / value_unit),
     )
 
     # What is reported refers to centroids as they are stored.
@@ -433,8 +437,10 @@ def _solve_group(
     mean = pairwise_sum(mass * position) / jnp.where(total_mass > 0, total_mass, 1)
     deviation = position - mean
     variance = pairwise_sum(mass * deviation * deviation) + cells.second
-    scale = variance / total_points if multiplier_scale == "relative" else 1 / unit
-    scaled = multipliers * scale
+    if multiplier_scale == "relative":
+        scaled = multipliers * (variance / total_points)
+    else:
+        scaled = multipliers / value_unit / mass_unit / value_unit
 
     grids = _uniform_grids(cells, mean, max_clusters)
     costs = grids.distortion[None, :] + (scaled * total_points)[:, None] * grids.rate_bits[None, :]
@@ -469,8 +475,7 @@ def _solve_group(
 
     solve = solve_lagrangian if method == "lagrangian" else solve_uniform
     rate_bits, distortion, *others = jax.vmap(solve)(scaled, best)
-    distortion = distortion * unit
-    absolute = scaled * unit
+    distortion, absolute = in_units(distortion), in_units(scaled)
     return (
         rate_bits,
         distortion,

@@ -201,7 +201,7 @@ def _exact_moments(
         ],
         axis=-1,
     )
-    bins = _Bins.of(running_sum(is_new.T).T, num_points)
+    bins = PointBins.of(running_sum(is_new.T).T, num_points)
     # Bins without points, all at the end, have minimum +inf.
     position = jnp.minimum(bins.minimum(points), points[:, -1:])
     moments = Moments(
@@ -225,7 +225,7 @@ def _moments_by_value(
     half = _NUM_SHORT // 2
     # Negative values: the larger the pattern the lower. Each half of the bins is one sign.
     index = jnp.where(bits >= half, _NUM_SHORT - 1 - bits, bits + half)
-    bins = _Bins.of(index, _NUM_SHORT)
+    bins = PointBins.of(index, _NUM_SHORT)
     order = jnp.arange(_NUM_SHORT, dtype=jnp.int32)
     pattern = jnp.where(order >= half, order - half, _NUM_SHORT - 1 - order).astype(jnp.uint16)
     values = lax.bitcast_convert_type(pattern, dtype).astype(jnp.float32)
@@ -253,7 +253,7 @@ def _binned_moments(
 ) -> tuple[Moments, BinEdges]:
     """Bins between the extremes, as fine as the mass asks for."""
     minimum, maximum = jnp.min(points, axis=-1), jnp.max(points, axis=-1)
-    bins = _Bins.of(_bin_index(points, weights, minimum, maximum, num_bins), num_bins)
+    bins = PointBins.of(_bin_index(points, weights, minimum, maximum, num_bins), num_bins)
 
     count = bins.count()
     is_occupied = count > 0
@@ -314,7 +314,7 @@ def _bin_index(
         return place, jnp.clip(place.astype(jnp.int32), 0, num_bins - 1)
 
     stride = max(1, points.shape[-1] // max(_DENSITY_POINTS, _DENSITY_PER_BIN * num_bins))
-    sample = _Bins.of(place_of(points[:, ::stride])[1], num_bins)
+    sample = PointBins.of(place_of(points[:, ::stride])[1], num_bins)
     if weights is None:
         mass = sample.count().astype(points.dtype)
     else:
@@ -328,7 +328,7 @@ def _bin_index(
     edge = edge * (num_bins / edge[:, -1:])
     start = jnp.pad(edge[:, :-1], [(0, 0), (1, 0)])
     place, cell = place_of(points)
-    cells = _Bins.of(cell, num_bins)
+    cells = PointBins.of(cell, num_bins)
     begin, end = cells.look_up(start), cells.look_up(edge)
     inside = place - cell.astype(points.dtype)
     # Not beyond the end of the cell, where the next one begins: bins must not overlap.
@@ -337,7 +337,7 @@ def _bin_index(
 
 
 @dataclass(frozen=True)
-class _Bins:
+class PointBins:
     """Which bin every point is in; bins of all groups are numbered through, for flat scatters.
 
     Attributes:
@@ -352,7 +352,8 @@ class _Bins:
     num_bins: int
 
     @classmethod
-    def of(cls, index: Int[Array, "groups points"], num_bins: int) -> "_Bins":
+    def of(cls, index: Int[Array, "groups points"], num_bins: int) -> "PointBins":
+        """Take the bin of every point within its group."""
         num_groups, num_points = index.shape
         num_blocks = -(-num_points // _BLOCK)
         group = jnp.arange(num_groups, dtype=jnp.int32)[:, None]
@@ -370,13 +371,16 @@ class _Bins:
         )
 
     def count(self) -> Int[Array, "groups bins"]:
+        """Count the points of every bin."""
         ones = jnp.ones_like(self.flat)
         return self._reduce(jax.ops.segment_sum, ones, self.flat, 1)[:, 0]
 
     def minimum(self, values: Float[Array, "groups points"]) -> Float[Array, "groups bins"]:
+        """Return the minimum of every bin; infinite where there are no points."""
         return self._reduce(jax.ops.segment_min, values, self.flat, 1)[:, 0]
 
     def maximum(self, values: Float[Array, "groups points"]) -> Float[Array, "groups bins"]:
+        """Return the maximum of every bin; infinite where there are no points."""
         return self._reduce(jax.ops.segment_max, values, self.flat, 1)[:, 0]
 
     def mass(

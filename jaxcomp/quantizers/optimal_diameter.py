@@ -71,7 +71,8 @@ class DiameterSolver(NamedTuple):
             outer centres are a (rows) and b (columns); +inf where there is none.
         single_cost: (...) the least distortion of one cluster.
         multiplier: (..., 2 A) lam.
-        dual_cost: (..., max_clusters + 1, 2 A) `G_K(lam)` with at least two clusters; +inf below.
+        dual_cost: (..., max_clusters + 1, 2 A) `G_K(lam)` with at least two clusters; +inf for
+            K < 2.
         before: (..., max_clusters, A, B + 1) the least distortion of the first i bins in 1..K
             clusters, the first of them centred at a.
         run_cost: (..., B + 1, B + 1) the spread of the bins from i on and below j.
@@ -375,15 +376,16 @@ def _solve_cell(solver, num_clusters, beta, num_iterations) -> DiameterSolution:
     mean = moments.minimum + mean / jnp.where(total_mass > 0, total_mass, 1)
     others = jnp.stack([quantiles, jnp.full_like(quantiles, mean)])
     starts = jnp.concatenate([starts, others])
-    codebooks = solve_kmeans(
-        solver.moments,
+    descend = partial(
+        solve_kmeans,
+        moments,
         k,
         beta,
         max_clusters=max_clusters,
         penalty_scale="absolute",
         num_iterations=num_iterations,
-        initial_centroids=starts,
     )
+    codebooks = jax.vmap(lambda start: descend(initial_centroids=start))(starts)
     objectives = codebooks.distortion + codebooks.penalty
     best = jnp.argmin(objectives)
     codebook = jax.tree.map(lambda leaf: leaf[best], codebooks)
@@ -402,7 +404,8 @@ def _lower_bound(solver, k, beta):
     dual = solver.dual_cost[k]
     rounding = (3 * num_bins.bit_length() + 10 + 2 * max_clusters) * jnp.finfo(dtype).eps / 2
     # All partial sums of the dual lie within its value and twice what the diameter can cost.
-    slack = rounding * (jnp.abs(dual) + 2 * lam * span) + 4 * jnp.finfo(dtype).eps * price
+    finite = jnp.where(jnp.isfinite(dual), jnp.abs(dual), 0)
+    slack = rounding * (finite + 2 * lam * span) + 4 * jnp.finfo(dtype).eps * price
     several = jnp.max(jnp.where(jnp.isfinite(price), dual - price - slack, -jnp.inf))
     single = solver.single_cost * (1 - rounding)
     return jnp.maximum(jnp.where(k > 1, jnp.minimum(single, several), single), 0)

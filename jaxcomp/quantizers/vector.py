@@ -467,8 +467,12 @@ def _solve_group(
     centroids = (centroids * point_unit).astype(points.dtype)
     stored = centroids.astype(dtype) / point_unit
     index, cost, counts, has_mass = _final(chunks, stored, is_live, form=form, metric=metric)
-    unit = point_unit * point_unit * curvature_unit
-    distortion = cost * unit
+
+    def in_units(value: Array) -> Array:
+        # One after the other: the product of the units alone may overflow.
+        return value * point_unit * curvature_unit * point_unit
+
+    distortion = in_units(cost)
     diameter = _farthest_pair(stored, has_mass)[2]
     if penalty_form == "none":
         beta = jnp.zeros_like(beta)
@@ -479,7 +483,7 @@ def _solve_group(
         distortion=distortion,
         num_used=num_used,
         counts=counts,
-        objective=distortion + beta * diameter * unit,
+        objective=distortion + in_units(beta * diameter),
         num_empty=num_live - num_used,
         num_iterations=iterations,
         converged=converged,

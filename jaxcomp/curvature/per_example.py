@@ -1,0 +1,337 @@
+"""Squared gradients of single examples, summed: the work behind exact diagonals.
+
+For a function of weights and one example with outputs f, and columns s (vectors like f), the sum
+over examples and columns of `(d (s . f) / d w)^2` for every weight w. A layer's gradient is a sum
+over positions p of `a[p, i] delta[p, o]` (`jaxcomp.curvature.capture`), and its square is either
+taken after the sum, or expanded,
+
+    sum over c of (sum_p a[p, i] delta[c, p, o])^2
+        = sum over p, q of (a[p, i] a[q, i]) (sum over c of delta[c, p, o] delta[c, q, o]),
+
+one matrix product in which the columns are already summed: the better one for few positions. With
+one position (a dense layer) it is the squares trick `(a^2)^T (delta^2)`. Squaring position by
+position drops the terms p != q and is wrong. Axis letters: `E` examples of a chunk, `C` columns,
+`G` groups, `P` positions, `I` inputs and `O` outputs of a layer.
+
+Source: Dangel, Kunstner, Hennig, "BackPACK", arXiv:1912.10985 (DiagGGN, second moments).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from math import prod
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.tree_util import Partial
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxcomp.curvature.capture import Capture, capture
+from jaxcomp.curvature.estimate import (
+    CompensatedSum,
+    FloatingLeaves,
+    count_examples,
+    diagonal_dtype,
+)
+
+CHUNK_BYTES = 64 * 2**20
+"""What the numbers of a chunk of examples may take, where the caller does not say."""
+
+
+class OpenLayers(NamedTuple):
+    """A function of one example with its layers laid open, and what is left to differentiate.
+
+    Attributes:
+        capture: the function of `(values, example)`.
+        leaves: the weights.
+        others: positions of the floating leaves that are no layer.
+    """
+
+    capture: Capture
+    leaves: FloatingLeaves
+    others: tuple[int, ...]
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of the outputs of one example."""
+        return self.capture.outputs.shape[1:]
+
+    def linearize(self, inputs: Any) -> "Linearized":
+        """Evaluate a chunk of E examples, ready to pull gradients of its outputs back."""
+        size = count_examples(inputs, name="inputs")
+        uses, values = self.capture.uses, self.leaves.values
+        perturbations = [jnp.zeros((size, *use.output.shape), use.output.dtype) for use in uses]
+        # One copy for each example, so that each has a gradient of its own.
+        others = [jnp.broadcast_to(values[p], (size, *values[p].shape)) for p in self.others]
+
+        def one(example: Any, perturbations: list[Array], others: list[Array]) -> Any:
+            replaced = list(values)
+            for position, value in zip(self.others, others, strict=True):
+                replaced[position] = value
+            outputs, operands = self.capture.run(perturbations, replaced, _as_batch(example))
+            return outputs[0], operands
+
+        outputs, pullback, operands = jax.vjp(
+            partial(jax.vmap(one), inputs), perturbations, others, has_aux=True
+        )
+        dtypes = [diagonal_dtype(value.dtype) for value in values]
+        normal = [
+            jax.vmap(use.to_inputs)(operand).astype(dtypes[use.position])
+            for use, operand in zip(uses, operands, strict=True)
+        ]
+
+        def gradients(column: Float[Array, "E *shape"]) -> tuple[list[Array], list[Array]]:
+            of_outputs, of_others = pullback(column)
+            deltas = [
+                jax.vmap(use.to_outputs)(delta).astype(dtypes[use.position])
+                for use, delta in zip(uses, of_outputs, strict=True)
+            ]
+            return deltas, [
+                gradient.astype(dtypes[position])
+                for position, gradient in zip(self.others, of_others, strict=True)
+            ]
+
+        return Linearized(outputs, normal, gradients)
+
+
+class Linearized(NamedTuple):
+    """A chunk of examples, evaluated.
+
+    Attributes:
+        outputs: `(E, ...)`.
+        inputs: of each use, `(E, G, P, I)`.
+        gradients: `(E, ...) -> (deltas, others)`: for a linear combination of the outputs of each
+            example, its gradients in the outputs of each use, `(E, G, P, O)`, and in the other
+            leaves, `(E, ...)`.
+    """
+
+    outputs: Float[Array, "E ..."]
+    inputs: list[Float[Array, "E G P I"]]
+    gradients: Callable[[Float[Array, "E ..."]], tuple[list[Array], list[Array]]]
+
+
+def open_layers(predict_fn: Partial, leaves: FloatingLeaves, inputs: Any) -> OpenLayers:
+    """Lay open a function of `(params, inputs)`, which is evaluated one example at a time.
+
+    Raises:
+        ValueError: if it does not return one array whose leading axis is that of the examples.
+    """
+
+    def predict(values: tuple[Array, ...], inputs: Any) -> Any:
+        return predict_fn(leaves.rebuild(values), inputs)
+
+    layers = open_function(predict, leaves, inputs)
+    output = layers.capture.outputs
+    if not hasattr(output, "shape") or output.ndim < 1 or output.shape[0] != 1:
+        raise ValueError(
+            "predict_fn must return one array (batch, ...), got "
+            f"{jax.tree.map(lambda x: x.shape, output)} for a batch of one example."
+        )
+    return layers
+
+
+def open_function(
+    function: Callable[[tuple[Array, ...], Any], Any], leaves: FloatingLeaves, batch: Any
+) -> OpenLayers:
+    """Lay open `(values, batch of one example) -> array (1, ...)`."""
+    example = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((1, *jnp.shape(x)[1:]), jnp.result_type(x)), batch
+    )
+    with jax.default_matmul_precision("highest"):
+        captured = capture(function, leaves.values, example)
+    others = set(range(len(leaves.values))) - {use.position for use in captured.uses}
+    return OpenLayers(captured, leaves, tuple(sorted(others)))
+
+
+class _Plan(NamedTuple):
+    """How much is held at once, chosen from shapes.
+
+    Attributes:
+        num_chunks: of the batch.
+        is_paired: for each use, whether its square is expanded over pairs of positions.
+    """
+
+    num_chunks: int
+    is_paired: tuple[bool, ...]
+
+
+def _plan(
+    layers: OpenLayers, num_columns: int, num_examples: int, examples_per_chunk: int | None
+) -> _Plan:
+    uses = layers.capture.uses
+    # A pair costs a row of one product; a column costs P rows, and to square and add I x O numbers.
+    is_paired = tuple(
+        use.num_positions * (use.num_positions + 1) // 2 <= num_columns * (use.num_positions + 4)
+        for use in uses
+    )
+    if examples_per_chunk is None:
+        # Activations, their gradients, and what the derivative keeps.
+        numbers = 4 * layers.capture.num_activations + num_columns * prod(layers.output_shape)
+        numbers += 2 * sum(layers.leaves.values[position].size for position in layers.others)
+        for use, paired in zip(uses, is_paired, strict=True):
+            layout, rows = use.layout, use.num_positions
+            if paired:
+                rows = rows * (rows + 1) // 2
+            else:
+                numbers += prod(layout.shape)
+            numbers += layout.num_groups * rows * (layout.num_inputs + layout.num_outputs)
+        examples_per_chunk = CHUNK_BYTES // (4 * numbers)
+    num_chunks = -(-num_examples // int(np.clip(examples_per_chunk, 1, num_examples)))
+    return _Plan(num_chunks, is_paired)
+
+
+ColumnsFn = Callable[[Array, Any, Int[Array, ""]], Float[Array, "C ..."]]
+"""Outputs, example and number of an example -> columns, as rows, shaped like the outputs."""
+
+
+def sum_over_chunks(
+    add_fn: Callable[[Any, Int[Array, " E"], Bool[Array, " E"]], Any],
+    zeros: Any,
+    batch: Any,
+    *,
+    num_chunks: int,
+) -> Any:
+    """Sum a function of chunks of examples over a batch, compensated.
+
+    Args:
+        add_fn: `(chunk, rows, is_example) -> terms`, like `zeros`: the examples of a chunk, their
+            numbers in the batch, and which of them count (not those that fill the last chunk).
+        zeros: the empty sum.
+        batch: pytree with leading axis of examples.
+        num_chunks: at least so many, and fewer than twice as many; their sizes are even, so that
+            few examples are computed in vain.
+    """
+    num_examples = count_examples(batch)
+    # Chunks of equal size need no mask, which would cost a copy of every layer's inputs.
+    whole = (n for n in range(num_chunks, 2 * num_chunks) if num_examples % n == 0)
+    num_chunks = next(whole, num_chunks)
+    chunk_size = -(-num_examples // num_chunks)
+    every = jnp.ones(chunk_size, bool)
+    if num_chunks == 1:
+        return add_fn(batch, jnp.arange(num_examples, dtype=jnp.int32), every)
+
+    def step(total: CompensatedSum, chunk: Int[Array, ""]) -> tuple[CompensatedSum, None]:
+        # The last chunk starts early enough to be full, and leaves out what was there before.
+        start = jnp.minimum(chunk * chunk_size, num_examples - chunk_size)
+        rows = start + jnp.arange(chunk_size, dtype=jnp.int32)
+        is_new = every if num_examples % chunk_size == 0 else rows >= chunk * chunk_size
+        some = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, chunk_size), batch)
+        return total.add(add_fn(some, rows, is_new)), None
+
+    chunks = jnp.arange(num_chunks, dtype=jnp.int32)
+    return lax.scan(step, CompensatedSum.empty(zeros), chunks)[0].value()
+
+
+def sum_of_squares(
+    layers: OpenLayers,
+    columns_fn: ColumnsFn,
+    batch: Any,
+    *,
+    num_columns: int,
+    examples_per_chunk: int | None,
+    inputs_of: Callable[[Any], Any] = lambda batch: batch,
+    first_example: Int[Array, ""] | int = 0,
+) -> tuple[Array, ...]:
+    """Sum over examples and columns of the squared gradients of `column . outputs`, for each leaf.
+
+    Args:
+        layers: the function.
+        columns_fn: the columns of one example.
+        batch: pytree with leading axis of examples.
+        num_columns: C, of each example.
+        examples_per_chunk: E; None chooses.
+        inputs_of: what of a batch the function is evaluated on.
+        first_example: number of the first example, from which the others are counted.
+    """
+    plan = _plan(layers, num_columns, count_examples(batch), examples_per_chunk)
+
+    def squares(chunk: Any, rows: Int[Array, " E"], is_example: Bool[Array, " E"]) -> Any:
+        linearized = layers.linearize(inputs_of(chunk))
+        columns = jax.vmap(columns_fn)(linearized.outputs, chunk, rows + first_example)
+        keep = is_example.reshape(-1, *(1,) * (columns.ndim - 1))
+        columns = jnp.where(keep, columns, jnp.zeros((), columns.dtype))
+        return _squares(layers, plan, linearized, jnp.swapaxes(columns, 0, 1))
+
+    zeros = tuple(jnp.zeros(x.shape, diagonal_dtype(x.dtype)) for x in layers.leaves.values)
+    with jax.default_matmul_precision("highest"):
+        return sum_over_chunks(squares, zeros, batch, num_chunks=plan.num_chunks)
+
+
+def _squares(
+    layers: OpenLayers,
+    plan: _Plan,
+    linearized: Linearized,
+    columns: Float[Array, "C E *shape"],
+) -> tuple[Array, ...]:
+    """Squared gradients of a chunk, summed over its examples and columns; for each leaf."""
+    uses = layers.capture.uses
+
+    def of_column(column: Float[Array, "E *shape"]) -> list[Array]:
+        """What one column adds: pair products of paired uses, squares of everything else."""
+        deltas, gradients = linearized.gradients(column)
+        return [
+            _pairs(delta) if paired else _squares_of_sums(a, delta)
+            for a, delta, paired in zip(linearized.inputs, deltas, plan.is_paired, strict=True)
+        ] + [jnp.sum(gradient * gradient, axis=0) for gradient in gradients]
+
+    totals = sum_over_columns(of_column, columns)
+    results: list[Any] = [None] * len(layers.leaves.values)
+    for use, a, total, paired in zip(uses, linearized.inputs, totals, plan.is_paired, strict=False):
+        squares = _contract_pairs(_pairs(a), total, use.num_positions) if paired else total
+        results[use.position] = use.layout.from_matrices(squares)
+    for position, total in zip(layers.others, totals[len(uses) :], strict=True):
+        results[position] = total
+    return tuple(results)
+
+
+def sum_over_columns(
+    term_fn: Callable[[Array], list[Array]], columns: Float[Array, "C E *shape"]
+) -> list[Array]:
+    """Sum a function of the columns, one after the other.
+
+    All columns at once would need C times the memory, and sums over a leading axis are slow on
+    CPUs.
+    """
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(term_fn, columns[0]))
+
+    def add(total: list[Array], column: Array) -> tuple[list[Array], None]:
+        return jax.tree.map(jnp.add, total, term_fn(column)), None
+
+    return lax.scan(add, zeros, columns)[0]
+
+
+def _pairs(x: Float[Array, "E G P I"]) -> Float[Array, "E G pairs I"]:
+    """Products of the values at all pairs of positions p <= q."""
+    positions = x.shape[2]
+    if positions == 1:
+        return x * x
+    first, second = np.triu_indices(positions)
+    return x[:, :, first] * x[:, :, second]
+
+
+def _contract_pairs(
+    a: Float[Array, "E G pairs I"], products: Float[Array, "E G pairs O"], num_positions: int
+) -> Float[Array, "G I O"]:
+    """Expand the square over pairs of positions; one product over examples and pairs."""
+    if num_positions > 1:
+        first, second = np.triu_indices(num_positions)
+        # The terms (p, q) and (q, p) are equal.
+        weight = np.where(first == second, 1.0, 2.0).reshape(1, 1, -1, 1)
+        products = products * weight.astype(products.dtype)
+    squares = jnp.einsum("egpi,egpo->gio", a, products)
+    # Where the terms cancel, rounding can leave less than nothing.
+    return squares if num_positions == 1 else jnp.maximum(squares, 0.0)
+
+
+def _squares_of_sums(
+    a: Float[Array, "E G P I"], delta: Float[Array, "E G P O"]
+) -> Float[Array, "G I O"]:
+    """Sum over positions, square, then sum over examples."""
+    gradients = jnp.einsum("egpi,egpo->egio", a, delta)
+    return jnp.sum(gradients * gradients, axis=0)
+
+
+def _as_batch(example: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.expand_dims(x, 0), example)

@@ -1,0 +1,290 @@
+"""Real quantizers of least-squares weights: codebooks fixed beforehand, and adaptive ones.
+
+*Designed* codebooks are made once, from the weights of independent data sets, for all weights of a
+model alike. They are fixed before the sample is seen, so that their rate is exactly `d ln K` (or,
+for the entropy code, the sum of its code lengths) and nothing else need be sent; they know how
+weights are spread, not which weight is which. *Adaptive* codebooks are made from the weights they
+serve; with some 50 weights the codebook is most of the message, and is counted.
+
+Axes: `Q` kinds of codebook, `R` rates, `K` clusters, `L` cells of the entropy-coded grid, `d`
+weights, `N` points of the design.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from jaxcomp.quantizers import Codebook, histogram_moments, solve_kmeans, solve_uniform
+from jaxcomp.quantizers.assignment import assign
+from jaxcomp.quantizers.lloyd import quantize_points
+
+FIXED_RATE = ("uniform", "kmeans", "hessian_kmeans", "diameter_kmeans")
+DESIGNED = (*FIXED_RATE, "entropy_coded")
+"""Codebooks from independent draws: equal cells; K-means; K-means weighted with the exact Hessian
+`(2/n) G`; the same with a penalty on the diameter; equal cells with an entropy code."""
+ADAPTIVE = ("adaptive_uniform", "adaptive_kmeans", "adaptive_hessian", "adaptive_diameter")
+"""Codebooks from the weights themselves, their bits counted by `jaxcomp.rate.code_size`."""
+
+_KMEANS_ROWS = ("kmeans", "hessian", "diameter")
+
+# Cells of the entropy-coded grid: enough for 6 bits a weight over ten standard deviations.
+_CELLS = 255
+
+
+class DesignedCodebooks(NamedTuple):
+    """Codebooks for every rate of a grid.
+
+    Attributes:
+        centroids: (Q, R, K) of the fixed-rate quantizers.
+        thresholds: (Q, R, K - 1).
+        origin: (), centre of the middle cell of the entropy-coded grids.
+        steps: (R,), widths of their cells.
+        cell_centroids: (R, L).
+        cell_nats: (R, L), lengths of their code words.
+    """
+
+    centroids: Float[Array, "Q R K"]
+    thresholds: Float[Array, "Q R K-1"]
+    origin: Float[Array, ""]
+    steps: Float[Array, " R"]
+    cell_centroids: Float[Array, "R L"]
+    cell_nats: Float[Array, "R L"]
+
+    @classmethod
+    def empty(cls, num_rates: int) -> "DesignedCodebooks":
+        """Codebooks of one centroid at 0, to stand where none are used."""
+        zeros = jnp.zeros
+        return cls(
+            zeros((len(FIXED_RATE), num_rates, 1)),
+            zeros((len(FIXED_RATE), num_rates, 0)),
+            zeros(()),
+            jnp.ones((num_rates,)),
+            zeros((num_rates, 1)),
+            zeros((num_rates, 1)),
+        )
+
+
+def design_codebooks(
+    weights: Float[Array, "... d"],
+    importance: Float[Array, "... d"],
+    *,
+    num_clusters: Sequence[int],
+    entropies_nats: Float[np.ndarray, " R"] | None = None,
+    diameter_penalty: float = 0.05,
+) -> DesignedCodebooks:
+    """Make the codebooks of all rates from weights of independent data sets.
+
+    Args:
+        weights: (..., d), least-squares weights; all of them are pooled.
+        importance: (..., d), the diagonals of their Hessians.
+        num_clusters: K of every rate.
+        entropies_nats: (R,), entropy of a weight on the entropy-coded grids; None for `ln K`.
+        diameter_penalty: relative strength for "diameter_kmeans".
+
+    Returns:
+        The codebooks. The entropy-coded grid of a rate has the step at which the pooled weights
+        have the given entropy; its code words are a little longer, by what it takes to
+        have one for every cell.
+
+    Raises:
+        ValueError: if the shapes differ, K < 1, or an entropy is negative.
+    """
+    if weights.shape != importance.shape:
+        raise ValueError(
+            f"importance must have the shape of weights, {weights.shape}, got {importance.shape}."
+        )
+    clusters = np.asarray(num_clusters, np.int32)
+    if clusters.ndim != 1 or clusters.size < 1 or clusters.min() < 1:
+        raise ValueError(f"num_clusters must be a list of numbers >= 1, got {num_clusters}.")
+    targets = np.log(clusters) if entropies_nats is None else np.asarray(entropies_nats)
+    if targets.shape != clusters.shape or not np.all(targets >= 0):
+        raise ValueError(
+            f"entropies_nats must be {clusters.size} numbers >= 0, one for each of num_clusters, "
+            f"got shape {targets.shape}."
+        )
+    return _design(
+        weights.reshape(-1),
+        importance.reshape(-1),
+        jnp.asarray(clusters),
+        jnp.asarray(targets, weights.dtype),
+        jnp.asarray(diameter_penalty, weights.dtype),
+        max_clusters=int(clusters.max()),
+    )
+
+
+@partial(jax.jit, static_argnames=("max_clusters",))
+def _design(
+    points: Float[Array, " N"],
+    importance: Float[Array, " N"],
+    num_clusters: Int[Array, " R"],
+    targets: Float[Array, " R"],
+    diameter_penalty: Float[Array, ""],
+    *,
+    max_clusters: int,
+) -> DesignedCodebooks:
+    # Plain, weighted, weighted with a penalty: one solve for all.
+    mass = jnp.stack([jnp.ones_like(importance), importance, importance])
+    moments = histogram_moments(jnp.broadcast_to(points, mass.shape), mass)
+    grid = solve_uniform(
+        jax.tree.map(lambda leaf: leaf[0], moments), num_clusters, max_clusters=max_clusters
+    )
+    penalties = diameter_penalty * jnp.asarray([0.0, 0.0, 1.0], points.dtype)
+    books = solve_kmeans(
+        jax.tree.map(lambda leaf: leaf[:, None], moments),
+        num_clusters,
+        penalties[:, None],
+        max_clusters=max_clusters,
+    )
+    origin = jnp.mean(points)
+    steps = _steps_of_entropy(points - origin, targets)
+    cells = _cell(points - origin, steps)
+    tables = partial(_grid_tables, points, origin)
+    cell_centroids, cell_nats = jax.vmap(tables)(cells, steps)
+    return DesignedCodebooks(
+        jnp.concatenate([grid.centroids[None], books.centroids]),
+        jnp.concatenate([grid.thresholds[None], books.thresholds]),
+        origin,
+        steps,
+        cell_centroids,
+        cell_nats,
+    )
+
+
+def _cell(offsets: Float[Array, " N"], steps: Float[Array, " R"]) -> Int[Array, "R N"]:
+    """Number of the cell of every point; what lies beyond the grid goes to its last cells."""
+    half = _CELLS // 2
+    place = jnp.clip(jnp.round(offsets / steps[:, None]), -half, half)
+    return place.astype(jnp.int32) + half
+
+
+def _cell_counts(cells: Int[Array, " N"]) -> Float[Array, " L"]:
+    return jnp.bincount(cells, length=_CELLS).astype(jnp.float32)
+
+
+def _steps_of_entropy(
+    offsets: Float[Array, " N"], targets_nats: Float[Array, " R"]
+) -> Float[Array, " R"]:
+    """Find the steps at which the pooled weights have the given entropies, by bisection."""
+    reach = 4 * jnp.max(jnp.abs(offsets))
+    # The finest grid still spans three quarters of the farthest weight to either side.
+    low = jnp.full_like(targets_nats, jnp.log(reach * (1.5 / _CELLS / 4)))
+    high = jnp.full_like(targets_nats, jnp.log(reach))
+
+    def entropy(log_steps: Array) -> Array:
+        counts = jax.vmap(_cell_counts)(_cell(offsets, jnp.exp(log_steps)))
+        share = counts / offsets.shape[0]
+        return -jnp.sum(share * jnp.log(jnp.where(share > 0, share, 1)), axis=-1)
+
+    def halve(_, ends):
+        low, high = ends
+        middle = (low + high) / 2
+        is_fine = entropy(middle) >= targets_nats
+        # At zero entropy every step up to the largest will do; the largest is the one meant.
+        is_fine = is_fine | (targets_nats <= 0)
+        return jnp.where(is_fine, middle, low), jnp.where(is_fine, high, middle)
+
+    low, high = lax.fori_loop(0, 24, halve, (low, high))
+    return jnp.exp(high)
+
+
+def _grid_tables(
+    points: Float[Array, " N"], origin: Float[Array, ""], cells: Int[Array, " N"], step: Array
+) -> tuple[Float[Array, " L"], Float[Array, " L"]]:
+    counts = _cell_counts(cells)
+    middle = origin + step * (jnp.arange(_CELLS) - _CELLS // 2).astype(points.dtype)
+    offset = jax.ops.segment_sum(points - middle[cells], cells, _CELLS)
+    centroids = middle + offset / jnp.maximum(counts, 1).astype(points.dtype)
+    # Cells that no weight of the design fell into need a code word too; together they get one
+    # point's share, or none if there is but one cell in reach.
+    is_single = jnp.max(counts) >= points.shape[0]
+    floor = jnp.where(is_single, 0.0, 1 / _CELLS)
+    share = (counts + floor) / (points.shape[0] + floor * _CELLS)
+    nats = -jnp.log(jnp.where(share > 0, share, jnp.finfo(jnp.float32).tiny))
+    return centroids, nats.astype(points.dtype)
+
+
+def designed_quantize(
+    weights: Float[Array, " d"],
+    codebooks: DesignedCodebooks,
+    rates: Float[Array, " R"],
+    names: Sequence[str],
+) -> dict[str, tuple[Float[Array, "R d"], Float[Array, " R"]]]:
+    """Quantize the weights of one model with designed codebooks of every rate.
+
+    Args:
+        weights: (d,).
+        codebooks: of R rates.
+        rates: (R,), `d ln K`.
+        names: out of `DESIGNED`.
+
+    Returns:
+        For each name the quantized weights and the length of the code in nats.
+    """
+    found = {}
+    for name in names:
+        if name == "entropy_coded":
+            cells = _cell(weights - codebooks.origin, codebooks.steps)
+            values = jnp.take_along_axis(codebooks.cell_centroids, cells, axis=-1)
+            nats = jnp.take_along_axis(codebooks.cell_nats, cells, axis=-1)
+            found[name] = values, jnp.sum(nats, axis=-1)
+            continue
+        place = FIXED_RATE.index(name)
+        index = assign(weights, codebooks.thresholds[place]).astype(jnp.int32)
+        found[name] = jnp.take_along_axis(codebooks.centroids[place], index, axis=-1), rates
+    return found
+
+
+def adaptive_quantize(
+    weights: Float[Array, " d"],
+    importance: Float[Array, " d"],
+    num_clusters: Int[Array, " R"],
+    diameter_penalty: Float[Array, ""],
+    names: Sequence[str],
+    *,
+    max_clusters: int,
+) -> dict[str, tuple[Float[Array, "R d"], Int[Array, "R K"]]]:
+    """Quantize the weights of one model with codebooks made from themselves.
+
+    Args:
+        weights: (d,).
+        importance: (d,), diagonal of the Hessian.
+        num_clusters: (R,), K of every rate.
+        diameter_penalty: relative strength for "adaptive_diameter".
+        names: out of `ADAPTIVE`.
+        max_clusters: largest K, static.
+
+    Returns:
+        For each name the quantized weights and how many of them every centroid serves.
+    """
+    found = {}
+    if "adaptive_uniform" in names:
+        book = solve_uniform(histogram_moments(weights), num_clusters, max_clusters=max_clusters)
+        found["adaptive_uniform"] = _apply(weights, book, num_clusters)
+    rows = [row for row in _KMEANS_ROWS if f"adaptive_{row}" in names]
+    if rows:
+        # One solve for all of them: compiling is what these cost.
+        mass = [jnp.ones_like(importance) if row == "kmeans" else importance for row in rows]
+        moments = histogram_moments(
+            jnp.broadcast_to(weights, (len(rows), 1, weights.shape[0])), jnp.stack(mass)[:, None]
+        )
+        penalties = [diameter_penalty * (row == "diameter") for row in rows]
+        book = solve_kmeans(
+            moments, num_clusters, jnp.stack(penalties)[:, None], max_clusters=max_clusters
+        )
+        values, counts = _apply(weights, book, num_clusters)
+        found |= {f"adaptive_{row}": (values[i], counts[i]) for i, row in enumerate(rows)}
+    return {name: found[name] for name in names}
+
+
+def _apply(
+    weights: Float[Array, " d"], book: Codebook, num_clusters: Int[Array, " R"]
+) -> tuple[Float[Array, "... R d"], Int[Array, "... R K"]]:
+    result = quantize_points(weights, None, book, num_clusters, penalty_form="none")
+    index = result.assignments.astype(jnp.int32)
+    return jnp.take_along_axis(result.centroids, index, axis=-1), result.counts

@@ -1,0 +1,728 @@
+"""Draw thousands of samples, solve them, compress the solutions, and average the risks.
+
+One data set is drawn, solved and compressed by one pure function; `vmap` makes a batch of it,
+`lax.map` a chunk of batches, and the host adds up chunks in float64. Every data set has the key
+`fold_in(key, number)`, so that neither batch nor chunk sizes change a number.
+
+Risks are exact given the sample and the weights: `L_mu = s2 + |What - w*|_Sigma^2`, and at the
+minimiser W `L_S(What) = L_S(W) + (What-W)^T (G/n) (What-W)`; nothing is held out.
+
+Axes: `M` data sets, `C` compressors, `R` rates, `d` weights, `n` examples, `K` clusters.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.scipy.linalg import solve_triangular
+from jaxtyping import Array, Float, Int
+from numpy.typing import NDArray
+
+from jaxcomp import rate
+from jaxcomp.linear_regression.closed_forms import CHANNELS, gain_and_loss
+from jaxcomp.linear_regression.codebooks import (
+    ADAPTIVE,
+    DESIGNED,
+    FIXED_RATE,
+    DesignedCodebooks,
+    adaptive_quantize,
+    design_codebooks,
+    designed_quantize,
+)
+from jaxcomp.linear_regression.problem import Number, Problem, check_num_examples
+
+Draws = Literal["examples", "statistics"]
+
+CONTROLS = ("least_squares", "shrinkage", "ridge", "james_stein")
+"""What compresses nothing: W itself; aW with `a = 1 - e^{-2R/d}`; ridge, one penalty for each
+place of the rate grid; the positive-part James-Stein estimator, the same at every rate."""
+
+COMPRESSORS: tuple[str, ...] = (*CHANNELS, *CONTROLS, *DESIGNED, *ADAPTIVE)
+"""Everything that `simulate` can do to a solution."""
+
+QUANTITIES = (
+    "empirical_risk",
+    "population_risk",
+    "generalization",
+    "relative_gap",
+    "distortion",
+    "improvement",
+    "over_shrinkage",
+    "rate_nats",
+)
+"""What is averaged: `L_S`, `L_mu`, `L_mu - L_S`, `1 - L_S/L_mu`, `L_S(What) - L_S(W)`; paired over
+data sets `L_mu(W) - L_mu(What)` (positive if compression helps) and `L_mu(What) - L_mu(aW)` at the
+same place of the rate grid; and what the code of this data set costs, in nats of the whole model
+(infinite for what compresses nothing)."""
+
+
+class Solution(NamedTuple):
+    """Least squares on one data set, and what its risks are computed from.
+
+    Attributes:
+        weights: (d,), W.
+        gram_factor: (d, d), lower Cholesky factor of G = X^T X.
+        empirical_risk: (), L_S(W).
+    """
+
+    weights: Float[Array, " d"]
+    gram_factor: Float[Array, "d d"]
+    empirical_risk: Float[Array, ""]
+
+
+class Samples(NamedTuple):
+    """Risks of every data set.
+
+    Attributes:
+        empirical: (M, C, R), L_S.
+        population: (M, C, R), L_mu.
+        length: (M, C, R), nats of the whole model; infinite where nothing is compressed. For
+            adaptive codebooks 0: their lengths come from `counts`.
+        least_squares: (M, 2), L_S and L_mu of W itself.
+        shrinkage: (M, 2, R), L_mu of aW at the rates, and at `d ln K` for fixed-rate quantizers.
+        counts: (M, A, R, K), how many weights every centroid of the A adaptive codebooks serves;
+            None without any.
+    """
+
+    empirical: Float[Array, "M C R"]
+    population: Float[Array, "M C R"]
+    length: Float[Array, "M C R"]
+    least_squares: Float[Array, "M 2"]
+    shrinkage: Float[Array, "M 2 R"]
+    counts: Int[Array, "M A R K"] | None
+
+
+class Simulation(NamedTuple):
+    """Means over drawn data sets and what their standard errors come from.
+
+    Attributes:
+        num_datasets: M.
+        compressors: C names.
+        rates_nats: (R,), the grid: R nats of the whole model.
+        means: (Q, C, R), one entry for each of `QUANTITIES`.
+        squares: (Q, C, R), sums of squared deviations from the means.
+    """
+
+    num_datasets: int
+    compressors: tuple[str, ...]
+    rates_nats: NDArray[np.float64]
+    means: NDArray[np.float64]
+    squares: NDArray[np.float64]
+
+    def mean(self, quantity: str, compressor: str) -> NDArray[np.float64]:
+        """(R,) means of a quantity of one compressor."""
+        return self.means[self._place(quantity, compressor)]
+
+    def standard_error(self, quantity: str, compressor: str) -> NDArray[np.float64]:
+        """(R,) standard errors of the means; NaN for a single data set."""
+        squares = self.squares[self._place(quantity, compressor)]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.sqrt(squares / (self.num_datasets * np.float64(self.num_datasets - 1)))
+
+    def merge(self, other: "Simulation") -> "Simulation":
+        """Join two simulations of different data sets of the same problem.
+
+        Raises:
+            ValueError: if compressors or rates differ.
+        """
+        if self.compressors != other.compressors or not np.array_equal(
+            self.rates_nats, other.rates_nats
+        ):
+            raise ValueError("simulations can be merged if compressors and rates are the same.")
+        total = self.num_datasets + other.num_datasets
+        share = other.num_datasets / total
+        # What compresses nothing has an infinite rate, which has no deviations.
+        with np.errstate(invalid="ignore"):
+            shift = np.where(self.means == other.means, 0.0, other.means - self.means)
+        between = shift**2 * (self.num_datasets * share)
+        return self._replace(
+            num_datasets=total,
+            means=self.means + shift * share,
+            squares=self.squares + other.squares + between,
+        )
+
+    def _place(self, quantity: str, compressor: str) -> tuple[int, int]:
+        for name, allowed in ((quantity, QUANTITIES), (compressor, self.compressors)):
+            if name not in allowed:
+                raise ValueError(f"{name!r} is not in this simulation: choose from {allowed}.")
+        return QUANTITIES.index(quantity), self.compressors.index(compressor)
+
+
+@partial(jax.jit, static_argnames=("num_examples", "draws"))
+def draw_solution(
+    problem: Problem, key: Array, *, num_examples: int, draws: Draws = "examples"
+) -> Solution:
+    """Draw one data set and solve it.
+
+    Args:
+        problem: the distribution of examples.
+        key: typed PRNG key, consumed here.
+        num_examples: n > d + 1, static.
+        draws: "examples" draws X and y and solves the normal equations (with one step of
+            refinement); "statistics" draws G, W and the residuals' norm from their joint
+            distribution (Bartlett's decomposition; W given G is normal, the norm independent of
+            both), at a cost that does not grow with n.
+
+    Returns:
+        The solution; the two ways have the same distribution.
+
+    Raises:
+        ValueError: while tracing, if n <= d + 1 or on an unknown way.
+    """
+    dim = problem.true_weights.shape[0]
+    check_num_examples(dim, num_examples)
+    if draws not in ("examples", "statistics"):
+        raise ValueError(f"draws must be 'examples' or 'statistics', got {draws!r}.")
+    return _draw(problem, key, num_examples, num_examples if draws == "examples" else None)
+
+
+def _draw(problem: Problem, key: Array, num_examples: Number, num_inputs: int | None) -> Solution:
+    """Draw `num_inputs` examples, or the statistics of `num_examples` (which may be traced)."""
+    dim = problem.true_weights.shape[0]
+    with jax.default_matmul_precision("highest"):
+        if num_inputs is None:
+            return _draw_statistics(problem, key, dim, num_examples)
+        return _draw_examples(problem, key, dim, num_inputs)
+
+
+def _draw_examples(problem: Problem, key: Array, dim: int, num_examples: int) -> Solution:
+    factor = jnp.linalg.cholesky(problem.covariance)
+    # Inputs and noise from one call: generators are what compiling costs most.
+    normal = jax.random.normal(key, (num_examples, dim + 1), problem.true_weights.dtype)
+    inputs = normal[:, :dim] @ factor.T
+    noise = jnp.sqrt(problem.noise_variance) * normal[:, dim]
+    outputs = inputs @ problem.true_weights + noise
+    gram_factor = jnp.linalg.cholesky(inputs.T @ inputs)
+    weights = _solve(gram_factor, inputs.T @ outputs)
+    # The normal equations square the condition number; one refinement wins the digits back.
+    weights = weights + _solve(gram_factor, inputs.T @ (outputs - inputs @ weights))
+    residual = outputs - inputs @ weights
+    return Solution(weights, gram_factor, jnp.mean(residual * residual))
+
+
+def _draw_statistics(problem: Problem, key: Array, dim: int, num_examples: Number) -> Solution:
+    chi_key, normal_key = jax.random.split(key)
+    dtype = problem.true_weights.dtype
+    # Degrees of freedom of the diagonal of G's factor, then of the residuals.
+    n = jnp.asarray(num_examples).astype(dtype)
+    degrees = n - jnp.append(jnp.arange(dim), dim).astype(dtype)
+    chi_squared = 2 * jax.random.gamma(chi_key, degrees / 2, dtype=dtype)
+    normal = jax.random.normal(normal_key, (dim + 1, dim), dtype)
+    lower = jnp.tril(normal[:dim], -1) + jnp.diag(jnp.sqrt(chi_squared[:dim]))
+    gram_factor = jnp.linalg.cholesky(problem.covariance) @ lower
+    shift = solve_triangular(gram_factor, normal[dim], lower=True, trans=1)
+    weights = problem.true_weights + jnp.sqrt(problem.noise_variance) * shift
+    return Solution(weights, gram_factor, problem.noise_variance * chi_squared[dim] / n)
+
+
+def _solve(factor: Float[Array, "d d"], right: Float[Array, " d"]) -> Float[Array, " d"]:
+    half = solve_triangular(factor, right, lower=True)
+    return solve_triangular(factor, half, lower=True, trans=1)
+
+
+def _exact_hessian_diagonal(
+    gram_factor: Float[Array, "d d"], num_examples: Float[Array, ""]
+) -> Float[Array, " d"]:
+    """Diagonal of `(2/n) G`, the Hessian of L_S."""
+    return 2 / num_examples * jnp.sum(gram_factor * gram_factor, axis=-1)
+
+
+def draw_solutions(
+    problem: Problem,
+    key: Array,
+    *,
+    num_examples: int,
+    num_datasets: int,
+    draws: Draws | Literal["auto"] = "auto",
+) -> Solution:
+    """Draw and solve many data sets; data set i has the key `fold_in(key, i)`.
+
+    Args:
+        problem: the distribution of examples.
+        key: typed PRNG key.
+        num_examples: n > d + 1.
+        num_datasets: M >= 1.
+        draws: see `simulate`.
+
+    Returns:
+        The solutions, with a leading axis M.
+
+    Raises:
+        ValueError: if n <= d + 1 or on an unknown way to draw.
+    """
+    dim = problem.true_weights.shape[0]
+    check_num_examples(dim, num_examples)
+    way = _resolved(draws, num_examples, dim)
+    return _draw_solutions(
+        problem,
+        jnp.asarray(num_examples, float),
+        key,
+        num_inputs=num_examples if way == "examples" else None,
+        num_datasets=num_datasets,
+    )
+
+
+@partial(jax.jit, static_argnames=("num_inputs", "num_datasets"))
+def _draw_solutions(
+    problem: Problem,
+    num_examples: Float[Array, ""],
+    key: Array,
+    *,
+    num_inputs: int | None,
+    num_datasets: int,
+) -> Solution:
+    return lax.map(
+        lambda i: _draw(problem, jax.random.fold_in(key, i), num_examples, num_inputs),
+        jnp.arange(num_datasets, dtype=jnp.int32),
+        batch_size=min(64, num_datasets),
+    )
+
+
+class RidgeSolutions(NamedTuple):
+    """Ridge, rounded, on many data sets.
+
+    Attributes:
+        weights: (M, P, d), not rounded.
+        empirical: (M, P, T), L_S of the weights rounded to multiples of each step.
+        population: (M, P, T), L_mu.
+    """
+
+    weights: Float[Array, "M P d"]
+    empirical: Float[Array, "M P T"]
+    population: Float[Array, "M P T"]
+
+
+@jax.jit
+def ridge_solutions(
+    problem: Problem,
+    solutions: Solution,
+    penalties: Float[Array, " P"],
+    steps: Float[Array, " T"],
+    *,
+    num_examples: Float[Array, ""] | int,
+) -> RidgeSolutions:
+    """Solve drawn data sets by ridge at every penalty, round the weights, and score them.
+
+    Args:
+        problem: the distribution of examples.
+        solutions: from `draw_solutions`, with a leading axis M.
+        penalties: (P,), lambda >= 0 on `|w|^2`, beside the *sum* of squared residuals; 0 is least
+            squares.
+        steps: (T,), the weights are rounded to multiples of them; 0 leaves them as they are.
+        num_examples: n, of the drawn data sets.
+
+    Returns:
+        Weights and risks.
+    """
+    number = jnp.asarray(num_examples).astype(problem.true_weights.dtype)
+
+    def one(solution: Solution) -> RidgeSolutions:
+        weights = _ridge(solution, penalties)
+        step = jnp.where(steps > 0, steps, 1)[:, None]
+        rounded = jnp.round(weights[:, None, :] / step) * step
+        rounded = jnp.where(steps[:, None] > 0, rounded, weights[:, None, :])
+        return RidgeSolutions(weights, *_risks(problem, solution, rounded, number))
+
+    num_datasets = solutions.weights.shape[0]
+    return lax.map(one, solutions, batch_size=min(64, num_datasets))
+
+
+def codebooks_for(
+    problem: Problem,
+    key: Array,
+    *,
+    num_examples: int,
+    num_clusters: Sequence[int],
+    rates_nats: Float[np.ndarray, " R"] | None = None,
+    num_datasets: int = 256,
+    diameter_penalty: float = 0.05,
+    draws: Draws | Literal["auto"] = "auto",
+) -> DesignedCodebooks:
+    """Design codebooks on independent data sets of the same distribution.
+
+    Args:
+        problem: the distribution of examples.
+        key: typed PRNG key, another one than the simulation's.
+        num_examples: n > d + 1.
+        num_clusters: K of every place of the rate grid.
+        rates_nats: (R,), mean code length of the entropy-coded grids; None for `d ln K`.
+        num_datasets: data sets that the codebooks are made from.
+        diameter_penalty: relative strength for "diameter_kmeans".
+        draws: as for `simulate`.
+
+    Returns:
+        The codebooks.
+
+    Raises:
+        ValueError: as `draw_solution` and `design_codebooks`.
+    """
+    dim = problem.true_weights.shape[0]
+    solutions = draw_solutions(
+        problem,
+        key,
+        num_examples=num_examples,
+        num_datasets=num_datasets,
+        draws=draws,
+    )
+    number = jnp.asarray(num_examples, float)
+    importance = jax.vmap(lambda factor: _exact_hessian_diagonal(factor, number))(
+        solutions.gram_factor
+    )
+    rates = None if rates_nats is None else np.asarray(rates_nats, np.float64) / dim
+    return design_codebooks(
+        solutions.weights,
+        importance,
+        num_clusters=num_clusters,
+        entropies_nats=rates,
+        diameter_penalty=diameter_penalty,
+    )
+
+
+def _resolved(draws: Draws | Literal["auto"], num_examples: int, dim: int) -> Draws:
+    if draws not in ("examples", "statistics", "auto"):
+        raise ValueError(f"draws must be 'examples', 'statistics' or 'auto', got {draws!r}.")
+    if draws != "auto":
+        return draws
+    return "examples" if num_examples <= 10 * dim else "statistics"
+
+
+def _ridge(solution: Solution, penalties: Float[Array, " R"]) -> Float[Array, "R d"]:
+    """`(G + lambda I)^{-1} G W` for every lambda, from one decomposition."""
+    with jax.default_matmul_precision("highest"):
+        gram = solution.gram_factor @ solution.gram_factor.T
+        eigenvalues, vectors = jnp.linalg.eigh(gram)
+        gains = eigenvalues / (eigenvalues + penalties[:, None])
+        rotated = solution.weights @ vectors
+        return (gains * rotated) @ vectors.T
+
+
+def _james_stein(solution: Solution, num_examples: Float[Array, ""]) -> Float[Array, " d"]:
+    """Baranchik's positive-part shrinkage, which needs to know neither s2 nor w*."""
+    dim = solution.weights.shape[0]
+    residual = num_examples * solution.empirical_risk
+    explained = jnp.sum(jnp.square(solution.gram_factor.T @ solution.weights))
+    share = max(dim - 2, 0) / (num_examples - dim + 2)
+    factor = 1 - share * residual / jnp.where(explained > 0, explained, 1)
+    return jnp.maximum(factor, 0) * solution.weights
+
+
+def _risks(
+    problem: Problem,
+    solution: Solution,
+    weights: Float[Array, "... d"],
+    num_examples: Float[Array, ""],
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    with jax.default_matmul_precision("highest"):
+        moved = (weights - solution.weights) @ solution.gram_factor
+        error = (weights - problem.true_weights) @ jnp.linalg.cholesky(problem.covariance)
+    paid = jnp.sum(moved * moved, axis=-1) / num_examples
+    excess = jnp.sum(error * error, axis=-1)
+    return solution.empirical_risk + paid, problem.noise_variance + excess
+
+
+def _channels(
+    problem: Problem,
+    solution: Solution,
+    rates: Float[Array, " R"],
+    key: Array,
+    names: Sequence[str],
+    num_examples: Float[Array, ""],
+) -> list[Float[Array, "R d"]]:
+    """Send W through Gaussian channels, with the same noise at every rate and in every channel."""
+    dim = solution.weights.shape[0]
+    a, b = gain_and_loss(rates, jnp.asarray(dim, rates.dtype))
+    a, b = a[:, None], b[:, None]
+    normal = jax.random.normal(key, (dim,), rates.dtype)
+    s2, truth, weights = problem.noise_variance, problem.true_weights, solution.weights
+    informed = jnp.sqrt(s2) * solve_triangular(solution.gram_factor, normal, lower=True, trans=1)
+    white = solve_triangular(jnp.linalg.cholesky(problem.covariance), normal, lower=True, trans=1)
+    variance = s2 / (num_examples - dim - 1)
+    signal = truth @ problem.covariance @ truth
+    noise = {
+        "informed": informed,
+        "uninformed": jnp.sqrt(variance) * white,
+        "informed_zero_mean": informed,
+        "uninformed_zero_mean": jnp.sqrt(variance) * white,
+        "matched": jnp.sqrt(signal / dim + variance) * white,
+    }
+    outputs = []
+    for name in names:
+        mean = truth if name in ("informed", "uninformed") else jnp.zeros_like(truth)
+        outputs.append(mean + a * (weights - mean) + jnp.sqrt(a * b) * noise[name])
+    return outputs
+
+
+def _one_data_set(
+    number: Array,
+    problem: Problem,
+    codebooks: DesignedCodebooks,
+    rates: Float[Array, " R"],
+    num_clusters: Int[Array, " R"],
+    penalties: Float[Array, " R"],
+    diameter_penalty: Float[Array, ""],
+    num_examples: Float[Array, ""],
+    key: Array,
+    *,
+    compressors: tuple[str, ...],
+    num_inputs: int | None,
+    max_clusters: int,
+) -> Samples:
+    """Draw, solve and compress data set `number`; leaves have no leading axis M."""
+    draw_key, noise_key = jax.random.split(jax.random.fold_in(key, number))
+    solution = _draw(problem, draw_key, num_examples, num_inputs)
+    num_rates = rates.shape[0]
+    shape = (num_rates, solution.weights.shape[0])
+    gain, _ = gain_and_loss(rates, jnp.asarray(shape[1], rates.dtype))
+    shrunk = gain[:, None] * solution.weights
+    quantized: dict[str, Array] = {}
+    lengths: dict[str, Array] = {}
+    names = [name for name in compressors if name in CHANNELS]
+    outputs = _channels(problem, solution, rates, noise_key, names, num_examples)
+    quantized |= dict(zip(names, outputs, strict=True))
+    lengths |= dict.fromkeys(names, rates)
+    controls: dict[str, Callable[[], Array]] = {
+        "least_squares": lambda: solution.weights,
+        "shrinkage": lambda: shrunk,
+        "ridge": lambda: _ridge(solution, penalties),
+        "james_stein": lambda: _james_stein(solution, num_examples),
+    }
+    for name in compressors:
+        if name in controls:
+            quantized[name] = jnp.broadcast_to(controls[name](), shape)
+            lengths[name] = jnp.full((num_rates,), jnp.inf, rates.dtype)
+    names = tuple(name for name in compressors if name in DESIGNED)
+    if names:
+        fixed_rates = shape[1] * jnp.log(num_clusters.astype(rates.dtype))
+        for name, (values, length) in designed_quantize(
+            solution.weights, codebooks, fixed_rates, names
+        ).items():
+            quantized[name], lengths[name] = values, length
+    names = tuple(name for name in compressors if name in ADAPTIVE)
+    counts = None
+    if names:
+        importance = _exact_hessian_diagonal(solution.gram_factor, num_examples)
+        found = adaptive_quantize(
+            solution.weights,
+            importance,
+            num_clusters,
+            diameter_penalty,
+            names,
+            max_clusters=max_clusters,
+        )
+        quantized |= {name: values for name, (values, _) in found.items()}
+        lengths |= {name: jnp.zeros_like(rates) for name in names}
+        counts = jnp.stack([count for _, count in found.values()])
+    stacked = jnp.stack([quantized[name] for name in compressors])
+    empirical, population = _risks(problem, solution, stacked, num_examples)
+    _, own = _risks(problem, solution, solution.weights, num_examples)
+    fixed = 1 - 1 / jnp.square(num_clusters.astype(rates.dtype))
+    both = jnp.stack([shrunk, fixed[:, None] * solution.weights])
+    _, shrinkage = _risks(problem, solution, both, num_examples)
+    return Samples(
+        empirical=empirical,
+        population=population,
+        length=jnp.stack([lengths[name] for name in compressors]),
+        least_squares=jnp.stack([solution.empirical_risk, own]),
+        shrinkage=shrinkage,
+        counts=counts,
+    )
+
+
+@partial(jax.jit, static_argnames=("compressors", "num_inputs", "max_clusters", "batch_size"))
+def _chunk(
+    numbers: Int[Array, " M"],
+    problem: Problem,
+    codebooks: DesignedCodebooks,
+    rates: Float[Array, " R"],
+    num_clusters: Int[Array, " R"],
+    penalties: Float[Array, " R"],
+    diameter_penalty: Float[Array, ""],
+    num_examples: Float[Array, ""],
+    key: Array,
+    *,
+    compressors: tuple[str, ...],
+    num_inputs: int | None,
+    max_clusters: int,
+    batch_size: int,
+) -> Samples:
+    one = partial(
+        _one_data_set,
+        problem=problem,
+        codebooks=codebooks,
+        rates=rates,
+        num_clusters=num_clusters,
+        penalties=penalties,
+        diameter_penalty=diameter_penalty,
+        num_examples=num_examples,
+        key=key,
+        compressors=compressors,
+        num_inputs=num_inputs,
+        max_clusters=max_clusters,
+    )
+    return lax.map(one, numbers, batch_size=batch_size)
+
+
+def default_penalties(problem: Problem, num_rates: int) -> NDArray[np.float64]:
+    """Return a grid of ridge penalties: four decades, highest first, about `d s2/|w*|^2`.
+
+    That one is the best for true weights drawn from a normal distribution of their length. The
+    grid runs from strong to weak, as the rates do from low to high.
+    """
+    truth = np.asarray(problem.true_weights, np.float64)
+    length = max(float(truth @ truth), 1e-6)
+    centre = truth.size * float(problem.noise_variance) / length
+    return centre * np.logspace(2, -2, num_rates)
+
+
+def simulate(
+    problem: Problem,
+    key: Array,
+    *,
+    num_examples: int,
+    num_datasets: int,
+    num_clusters: Sequence[int] = tuple(range(1, 33)),
+    rates_nats: Float[np.ndarray, " R"] | None = None,
+    compressors: Sequence[str] = (*CHANNELS, *CONTROLS, *DESIGNED),
+    codebooks: DesignedCodebooks | None = None,
+    ridge_penalties: Float[np.ndarray, " R"] | None = None,
+    diameter_penalty: float = 0.05,
+    draws: Draws | Literal["auto"] = "auto",
+    first_dataset: int = 0,
+    chunk_size: int = 512,
+    batch_size: int = 64,
+    on_chunk: Callable[[int], None] | None = None,
+) -> Simulation:
+    """Average the risks of least squares under many compressors at every rate of a grid.
+
+    Args:
+        problem: the distribution of examples.
+        key: typed PRNG key; data set i uses `fold_in(key, i)`.
+        num_examples: n > d + 1. Standard errors exist for n > d + 3 and are of use from about
+            d + 8 on.
+        num_datasets: M >= 1.
+        num_clusters: K of the fixed-rate quantizers at every place of the rate grid.
+        rates_nats: (R,), R of the whole model for channels and shrinkage; None for `d ln K`.
+        compressors: names out of `COMPRESSORS`.
+        codebooks: for the designed quantizers, from `design_codebooks` with the same
+            `num_clusters` and an *independent* key; required if one of them is named.
+        ridge_penalties: (R,) for "ridge"; None for `default_penalties`.
+        diameter_penalty: relative strength for "adaptive_diameter".
+        draws: "examples", "statistics" (see `draw_solution`), or "auto": examples up to
+            n = 10 d, statistics beyond, where drawing inputs would be most of the work.
+        first_dataset: number of the first data set, to continue elsewhere.
+        chunk_size: data sets per call of the compiled program.
+        batch_size: data sets worked on at once; memory grows with it.
+        on_chunk: called with the number of finished data sets after every chunk.
+
+    Returns:
+        Means and sums of squares in float64.
+
+    Raises:
+        ValueError: on an unknown compressor, missing or unfitting codebooks, or n <= d + 1.
+    """
+    names = tuple(compressors)
+    if not names or not set(names) <= set(COMPRESSORS):
+        unknown = sorted(set(names) - set(COMPRESSORS))
+        raise ValueError(f"compressors must be out of {COMPRESSORS}, got {unknown or names}.")
+    if num_datasets < 1:
+        raise ValueError(f"num_datasets must be at least 1, got {num_datasets}.")
+    clusters = np.asarray(num_clusters, np.int32)
+    if clusters.ndim != 1 or clusters.size < 1 or clusters.min() < 1:
+        raise ValueError(f"num_clusters must be a list of numbers >= 1, got {num_clusters}.")
+    dim = problem.true_weights.shape[0]
+    check_num_examples(dim, num_examples)
+    if codebooks is None:
+        if set(names) & set(DESIGNED):
+            raise ValueError(
+                "codebooks are required for designed quantizers: make them with design_codebooks "
+                "and an independent key, or leave these compressors out."
+            )
+        codebooks = DesignedCodebooks.empty(clusters.size)
+    if codebooks.centroids.shape[1] != clusters.size:
+        raise ValueError(
+            f"codebooks must have one entry for each of the {clusters.size} rates, got "
+            f"{codebooks.centroids.shape[1]}."
+        )
+    if ridge_penalties is None:
+        ridge_penalties = default_penalties(problem, clusters.size)
+    if np.shape(ridge_penalties) != clusters.shape:
+        raise ValueError(
+            f"ridge_penalties must have one entry for each of the {clusters.size} rates, got "
+            f"shape {np.shape(ridge_penalties)}."
+        )
+    rates = dim * np.log(clusters.astype(np.float64))
+    if rates_nats is not None:
+        rates = np.asarray(rates_nats, np.float64)
+    if rates.shape != clusters.shape or not np.all(rates >= 0):
+        raise ValueError(
+            f"rates_nats must be {clusters.size} numbers >= 0, one for each of num_clusters, got "
+            f"shape {rates.shape}."
+        )
+    way = _resolved(draws, num_examples, dim)
+    size = min(chunk_size, num_datasets)
+    run = partial(
+        _chunk,
+        problem=problem,
+        codebooks=codebooks,
+        rates=jnp.asarray(rates, float),
+        num_clusters=jnp.asarray(clusters),
+        penalties=jnp.asarray(ridge_penalties, float),
+        diameter_penalty=jnp.asarray(diameter_penalty, float),
+        # Traced: only drawn inputs have n in a shape, all else compiles once for every n.
+        num_examples=jnp.asarray(num_examples, float),
+        key=key,
+        compressors=names,
+        num_inputs=num_examples if way == "examples" else None,
+        max_clusters=int(clusters.max()),
+        batch_size=min(batch_size, size),
+    )
+    total: Simulation | None = None
+    for start in range(0, num_datasets, size):
+        # The last chunk is filled up, and cut afterwards: another shape would compile again.
+        numbers = first_dataset + start + np.arange(size)
+        samples = jax.device_get(run(jnp.asarray(numbers, jnp.int32)))
+        count = min(size, num_datasets - start)
+        part = _summarize(samples, names, rates, count)
+        total = part if total is None else total.merge(part)
+        if on_chunk is not None:
+            on_chunk(start + count)
+    assert total is not None
+    return total
+
+
+def _summarize(
+    samples: Samples, names: tuple[str, ...], rates: NDArray[np.float64], count: int
+) -> Simulation:
+    """Means and sums of squares of the first `count` data sets."""
+    empirical, population, length, own, shrinkage = (
+        np.asarray(leaf[:count], np.float64) for leaf in samples[:-1]
+    )
+    if samples.counts is not None:
+        counts = np.asarray(samples.counts[:count])
+        sizes = rate.code_size(counts, num_clusters=counts.shape[-1])
+        places = [place for place, name in enumerate(names) if name in ADAPTIVE]
+        length[:, places] = sizes.description_bits * math.log(2)
+    is_fixed = [name in (*FIXED_RATE, *ADAPTIVE) for name in names]
+    shrinkage = shrinkage[:, np.asarray(is_fixed, int)]
+    least_empirical, least_population = own[:, 0, None, None], own[:, 1, None, None]
+    values = np.stack(
+        [
+            empirical,
+            population,
+            population - empirical,
+            1 - empirical / population,
+            empirical - least_empirical,
+            least_population - population,
+            population - shrinkage,
+            length,
+        ]
+    )
+    means = values.mean(axis=1)
+    with np.errstate(invalid="ignore"):
+        deviations = np.where(values == means[:, None], 0.0, values - means[:, None])
+    return Simulation(count, names, rates, means, np.sum(deviations**2, axis=1))

@@ -1,0 +1,113 @@
+"""Codebooks of their own for the rows or blocks of a matrix, in one call.
+
+Each block is a group of few points: a histogram of them and the optimal codebook on it, block
+after block in batches, so that memory stays that of the matrix.
+
+Axes: `R` rows, `C` columns; a block is (r, c) of them.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int, Shaped
+
+from jaxcomp.quantizers.checks import check_codebook_size, check_points
+from jaxcomp.quantizers.lloyd import QuantizationResult, quantize_points
+from jaxcomp.quantizers.moments import histogram_moments
+from jaxcomp.quantizers.optimal import solve_optimal
+
+# Points quantized together: bounds the memory.
+_POINTS_AT_ONCE = 1 << 18
+
+
+def block_kmeans(
+    matrix: Float[Array, "rows columns"],
+    sample_weight: Shaped[Array, "rows columns"] | None = None,
+    *,
+    block_shape: tuple[int, int],
+    num_clusters: Int[Array, "row_blocks column_blocks"] | int,
+    max_clusters: int | None = None,
+    num_bins: int = 256,
+) -> QuantizationResult:
+    """Quantize every block of a matrix with the best codebook of its own.
+
+    `(1, C)` gives every row its codebook, `(R, 1)` every column. Optimal on a histogram of
+    `num_bins` bins for each block, then every point goes to its nearest centre.
+
+    Args:
+        matrix: (R, C) floating, finite.
+        sample_weight: h >= 0, broadcastable to the matrix; None means 1. Every block needs some.
+        block_shape: (r, c), which must divide (R, C). Static.
+        num_clusters: K >= 1, an int or an array of (R / r, C / c) of them (then `max_clusters` is
+            required); traced.
+        max_clusters: size of the codebooks, static; defaults to `num_clusters`.
+        num_bins: bins of each histogram, static.
+
+    Returns:
+        As `kmeans`, with leading axes (R / r, C / c), but assignments laid out like the matrix.
+
+    Raises:
+        TypeError, ValueError: as `kmeans`; ValueError also if the matrix has not two axes or the
+            blocks do not fit.
+    """
+    matrix, sample_weight = check_points(matrix, sample_weight)
+    if matrix.ndim != 2:
+        raise ValueError(f"matrix must have two axes, got shape {matrix.shape}.")
+    if any(size < 1 for size in block_shape) or any(
+        whole % size for whole, size in zip(matrix.shape, block_shape, strict=True)
+    ):
+        raise ValueError(
+            f"block_shape must divide the shape of the matrix, {matrix.shape}, got {block_shape}."
+        )
+    num_clusters, max_clusters = check_codebook_size(num_clusters, max_clusters)
+    return _block_kmeans(
+        matrix,
+        sample_weight,
+        num_clusters,
+        block_shape=tuple(block_shape),
+        max_clusters=max_clusters,
+        num_bins=num_bins,
+    )
+
+
+@partial(jax.jit, static_argnames=("block_shape", "max_clusters", "num_bins"))
+def _block_kmeans(matrix, sample_weight, num_clusters, *, block_shape, max_clusters, num_bins):
+    (num_rows, num_columns), (rows, columns) = matrix.shape, block_shape
+    grid = (num_rows // rows, num_columns // columns)
+
+    def blocks(values):
+        parts = values.reshape(grid[0], rows, grid[1], columns)
+        return parts.swapaxes(1, 2).reshape(grid[0] * grid[1], rows * columns)
+
+    def quantize(arguments):
+        points, weight, k = arguments
+        moments = histogram_moments(points, weight, num_bins=num_bins)
+        # No bound is asked for: the second programme is left out.
+        optimal = solve_optimal(
+            moments,
+            max_clusters=max_clusters,
+            centroid_dtype=points.dtype,
+            has_one_value_per_bin=True,
+        )
+        return quantize_points(points, weight, optimal.codebook(k), k, penalty_form="none")
+
+    weight = sample_weight
+    if weight is not None:
+        weight = blocks(jnp.broadcast_to(weight, matrix.shape))
+    points = blocks(matrix)
+    at_once = max(1, _POINTS_AT_ONCE // points.shape[1])
+    extra = -points.shape[0] % at_once
+    number = jnp.broadcast_to(num_clusters, grid).ravel()
+
+    def batched(values):
+        # Batches of one size; the last one repeats the last block.
+        filler = jnp.broadcast_to(values[-1:], (extra, *values.shape[1:]))
+        return jnp.concatenate([values, filler]).reshape(-1, at_once, *values.shape[1:])
+
+    found = lax.map(quantize, jax.tree.map(batched, (points, weight, number)))
+    found = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[: points.shape[0]], found)
+    result = jax.tree.map(lambda leaf: leaf.reshape(*grid, *leaf.shape[1:]), found)
+    layout = result.assignments.reshape(*grid, rows, columns).swapaxes(1, 2)
+    return result._replace(assignments=layout.reshape(matrix.shape))

@@ -1,0 +1,428 @@
+"""How far quantizers are from the limit: the rate-distortion curve of the weights of a real layer.
+
+The source is the layer itself: its N pairs (w_i, h_i) with probability 1/N each, or, for a large
+layer, a two-dimensional histogram of (w, ln h). Importance is never a probability. The limit is one
+for codes that treat the weights as independent symbols (fixed length, Huffman, order-0 arithmetic
+codes); a coder that models context may go below it.
+
+Conventions as in the quantizers and on the outside of the package: distortion is the *sum*
+`sum h_i (w_i - c)^2` over the layer, rates are in *bits per weight*.
+
+Axes: `S` slopes, `N` weights, `...` operational points.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy import stats
+
+from jaxcomp.rate_distortion.shannon import shannon_rate
+from jaxcomp.rate_distortion.squared_error import squared_error_curve
+
+_LN2 = float(np.log(2.0))
+# Classes of h in which the entropy of the weights is estimated, and weights that one must hold.
+_NUM_CLASSES = 8
+_LEAST_IN_CLASS = 50
+# Of fewer weights spacings tell nothing.
+_LEAST_IN_SAMPLE = 10
+
+_Array = Float[np.ndarray, "..."]
+
+
+class Source(NamedTuple):
+    """Pairs (w, h) with probabilities, float64.
+
+    Attributes:
+        points: (P,) w.
+        importance: (P,) h.
+        probabilities: (P,) shares of the weights, sum 1.
+        inner_distortion: mean over weights of `h (w - point)^2`: what the histogram left out. A
+            code for the pairs is one for the weights with this much more distortion.
+    """
+
+    points: Float[Any, " pairs"]
+    importance: Float[Any, " pairs"]
+    probabilities: Float[Any, " pairs"]
+    inner_distortion: float
+
+
+class LayerCurve(NamedTuple):
+    """The limit for one layer, or for several together.
+
+    Attributes:
+        num_weights: N.
+        multipliers: (S,) increasing, nats per unit of distortion.
+        rate_bits: (S,) per weight, an upper bound on the limit at `distortion`.
+        distortion: (S,) `sum h (w - y)^2` over the N weights.
+        gap_bits: (S,) per weight: how far below the limit may lie, for the source of pairs.
+        inner_distortion: what the histogram left out, as a sum; 0 if there was none. It is in
+            `distortion` already.
+        converged: (S,) whether the gap is the one asked for.
+        live_share: share of the weights with h > 0.
+        entropy_nats: differential entropy h(W | H) of those, estimated from spacings, -infinity
+            for a handful of weights or many equal ones: for the Shannon lower bound.
+        mean_log_importance: E ln H of those.
+    """
+
+    num_weights: int
+    multipliers: Float[np.ndarray, " slopes"]
+    rate_bits: Float[np.ndarray, " slopes"]
+    distortion: Float[np.ndarray, " slopes"]
+    gap_bits: Float[np.ndarray, " slopes"]
+    inner_distortion: float
+    converged: Bool[np.ndarray, " slopes"]
+    live_share: float
+    entropy_nats: float
+    mean_log_importance: float
+
+
+class Distance(NamedTuple):
+    """Operational points against the limit, in bits per weight.
+
+    Attributes:
+        rate_bits: (...) of the points.
+        distortion: (...) of the points.
+        limit_bits: (...) certified lower bound of R(D) at the distortion: the highest of the
+            tangents of all slopes, never below 0. If the curve is that of a histogram, at
+            `(sqrt D + sqrt(inner distortion))^2`: no code of the weights is worse for the pairs.
+        curve_bits: (...) R(D) interpolated on the lower convex hull of the curve, an upper bound;
+            infinity below the least distortion of the curve.
+        shannon_bits: (...) Shannon lower bound as if the weights had a density.
+        excess_bits: (...) `rate_bits - limit_bits`, how far above the limit.
+    """
+
+    rate_bits: _Array
+    distortion: _Array
+    limit_bits: _Array
+    curve_bits: _Array
+    shannon_bits: _Array
+    excess_bits: _Array
+
+
+def layer_source(
+    weights: Any,
+    importance: Any = None,
+    *,
+    max_pairs: int = 2048,
+    num_importance_bins: int = 16,
+) -> Source:
+    """Return the weights of a layer as a source of pairs (w, h).
+
+    Up to `max_pairs` weights every one is a pair of its own. Beyond, they are classed by h, in
+    octaves down from the largest (the last class takes all below; h = 0 has one of its own), and
+    each class is cut into intervals of w, half of them of equal length and half of equal number, so
+    that neither the bulk nor the tails are coarse; the classes share the pairs so that the inner
+    distortion is least. A cell is represented by its mean h and the mean of w weighted by h:
+    whatever reproduction it gets, its distortion is that of the pair plus an inner part. Taking h
+    as equal within an octave changes the curve by some 0.015 bit.
+
+    Args:
+        weights: N numbers of any shape.
+        importance: h >= 0 of the same shape; None means 1.
+        max_pairs: most pairs of the result.
+        num_importance_bins: classes of h.
+
+    Returns:
+        The source.
+
+    Raises:
+        TypeError: if the weights are not real numbers.
+        ValueError: on no weights, shapes that differ, NaN or infinity, negative importance, all
+            importances 0, or fewer than 2 pairs per class.
+    """
+    w, h = _checked(weights, importance)
+    if num_importance_bins < 1 or max_pairs < 2 * num_importance_bins:
+        raise ValueError(
+            "max_pairs must be at least twice num_importance_bins >= 1, got "
+            f"{max_pairs} and {num_importance_bins}."
+        )
+    if w.size <= max_pairs:
+        return Source(w, h, np.full(w.size, 1 / w.size), 0.0)
+    cell = _cells(w, h, max_pairs, num_importance_bins)
+    _, cell = np.unique(cell, return_inverse=True)
+    count = np.bincount(cell)
+    mass = np.bincount(cell, h)
+    # From the first point of each cell: means of close numbers far from 0 keep their digits.
+    first = np.zeros(count.size)
+    first[cell[::-1]] = w[::-1]
+    offset = w - first[cell]
+    mean = np.bincount(cell, np.where(mass[cell] > 0, h, 1) * offset)
+    points = first + mean / np.where(mass > 0, mass, count)
+    inner = float(np.mean(h * (w - points[cell]) ** 2))
+    return Source(points, mass / count, count / w.size, inner)
+
+
+def _checked(weights, importance) -> tuple[_Array, _Array]:
+    w = np.asarray(weights)
+    if not (np.issubdtype(w.dtype, np.floating) or jnp.issubdtype(w.dtype, jnp.floating)):
+        raise TypeError(f"weights must be floating, got {w.dtype}.")
+    w = w.astype(np.float64)
+    h = np.ones(w.shape) if importance is None else np.asarray(importance).astype(np.float64)
+    if h.shape != w.shape:
+        raise ValueError(f"importance must have the shape of weights, {w.shape}, got {h.shape}.")
+    if w.size == 0:
+        raise ValueError("weights must hold at least one weight, got none.")
+    for name, values in (("weights", w), ("importance", h)):
+        if not np.all(np.isfinite(values)):
+            bad = int(np.sum(~np.isfinite(values)))
+            raise ValueError(f"{name} must be finite, got {bad} NaN or infinite of {values.size}.")
+    if np.any(h < 0):
+        raise ValueError(
+            f"importance must be at least 0, got {h.min():g}; apply a policy for negative "
+            "curvature first."
+        )
+    if not np.any(h > 0):
+        raise ValueError(
+            "importance must not be 0 throughout, since every code has distortion 0 then."
+        )
+    return w.ravel(), h.ravel()
+
+
+def _cells(w: _Array, h: _Array, max_pairs: int, num_classes: int) -> np.ndarray:
+    """Return the cell of every weight."""
+    cell = np.full(w.size, -1)
+    octave = np.floor(np.log2(h.max()) - np.log2(np.where(h > 0, h, 1.0)))
+    group = np.where(h > 0, np.minimum(octave, num_classes - 1), num_classes).astype(int)
+    members = [np.flatnonzero(group == index) for index in range(num_classes)]
+    members = [inside for inside in members if inside.size]
+    energy = np.array([np.sum(h[i] * (w[i] - w[i].mean()) ** 2) for i in members])
+    # m intervals leave a class about energy / m^2.
+    share = np.cbrt(energy) / max(np.sum(np.cbrt(energy)), np.finfo(float).tiny)
+    number = 1 + np.floor(share * (max_pairs - 1 - len(members))).astype(int)
+    for index, (inside, intervals) in enumerate(zip(members, number, strict=True)):
+        values = w[inside]
+        equal = (intervals + 1) // 2
+        edges = np.concatenate(
+            [
+                np.linspace(values.min(), values.max(), equal + 1)[1:-1],
+                np.quantile(values, np.linspace(0, 1, intervals - equal + 2)[1:-1]),
+            ]
+        )
+        edges = np.sort(edges)[: intervals - 1]
+        cell[inside] = index * max_pairs + np.searchsorted(edges, values, side="right")
+    return cell
+
+
+def layer_curve(
+    weights: Any,
+    importance: Any = None,
+    *,
+    num_slopes: int = 32,
+    max_bits: float = 5.0,
+    multipliers: Any = None,
+    max_pairs: int = 2048,
+    num_reproductions: int = 256,
+    gap_bits: float = 1e-3,
+) -> LayerCurve:
+    """Return the rate-distortion curve of the weights of one layer.
+
+    Args:
+        weights: N numbers of any shape.
+        importance: h >= 0 of the same shape; None means 1.
+        num_slopes: S, spaced evenly in the logarithm of the multiplier.
+        max_bits: about the highest rate of the curve, in bits per weight.
+        multipliers: (S,) to use instead, nats per unit of `sum h (w - y)^2` over the layer; layers
+            that are to be added need the same ones.
+        max_pairs: see `layer_source`.
+        num_reproductions: see `squared_error_curve`.
+        gap_bits: certified gap to stop at, bits per weight.
+
+    Returns:
+        The curve.
+
+    Raises:
+        TypeError: see `layer_source`.
+        ValueError: see `layer_source` and `squared_error_curve`.
+    """
+    w, h = _checked(weights, importance)
+    source = layer_source(w, h, max_pairs=max_pairs)
+    live_share, entropy, log_importance = _entropy(w, h)
+    if multipliers is None:
+        multipliers = _multipliers(w, h, entropy, log_importance, num_slopes, max_bits)
+    slopes: Any = np.sort(np.asarray(multipliers, np.float64))
+    # The slope of the sums over N weights is that of one weight.
+    found = squared_error_curve(
+        source.points,
+        source.importance,
+        slopes,
+        probabilities=source.probabilities,
+        num_reproductions=num_reproductions,
+        gap_nats=gap_bits * _LN2,
+    )
+    return LayerCurve(
+        num_weights=w.size,
+        multipliers=slopes,
+        rate_bits=np.asarray(found.rate_nats, np.float64) / _LN2,
+        distortion=w.size * (np.asarray(found.distortion, np.float64) + source.inner_distortion),
+        gap_bits=np.asarray(found.gap_nats, np.float64) / _LN2,
+        inner_distortion=w.size * source.inner_distortion,
+        converged=np.asarray(found.converged),
+        live_share=live_share,
+        entropy_nats=entropy,
+        mean_log_importance=log_importance,
+    )
+
+
+def _entropy(w: _Array, h: _Array) -> tuple[float, float, float]:
+    """Return the share of weights with h > 0, their h(W | H) and their E ln H."""
+    is_live = h > 0
+    share = float(np.mean(is_live))
+    w, h = w[is_live], h[is_live]
+    num_classes = 1 if np.all(h == h[0]) else min(_NUM_CLASSES, max(1, w.size // _LEAST_IN_CLASS))
+    classes = np.array_split(np.argsort(h, kind="stable"), num_classes)
+    entropy = 0.0
+    for members in classes:
+        if members.size < _LEAST_IN_SAMPLE:
+            return share, -np.inf, float(np.mean(np.log(h)))
+        # Equal weights have spacing 0 and no density.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            entropy += members.size * float(stats.differential_entropy(w[members]))
+    return share, entropy / w.size, float(np.mean(np.log(h)))
+
+
+def _multipliers(
+    w: _Array,
+    h: _Array,
+    entropy: float,
+    log_importance: float,
+    num_slopes: int,
+    max_bits: float,
+) -> _Array:
+    """Return 0, then multipliers from rates near 0 to about `max_bits`."""
+    if num_slopes < 3:
+        raise ValueError(f"num_slopes must be at least 3, got {num_slopes}.")
+    if not (max_bits > 0 and np.isfinite(max_bits)):
+        raise ValueError(f"max_bits must be a positive finite number, got {max_bits}.")
+    mean = np.average(w, weights=h)
+    variance = float(np.mean(h * (w - mean) ** 2))
+    if variance == 0:
+        return np.linspace(0.0, 1.0, num_slopes)
+    low, high = 0.2 / variance, 0.5 * 4.0**max_bits / variance
+    if np.isfinite(entropy):
+        # At high rates D = 1 / (2 s), and the Shannon lower bound is nearly met.
+        high = max(4 * low, np.pi * np.exp(1 + 2 * _LN2 * max_bits - 2 * entropy - log_importance))
+    return np.append(0.0, np.geomspace(low, high, num_slopes - 1))
+
+
+def add_curves(curves: Sequence[LayerCurve]) -> LayerCurve:
+    """Return the limit of several layers coded together, the rate shared out as well as can be.
+
+    At equal slopes rates and distortions add: that is the best allocation, and the tangents of the
+    sum are the sums of the tangents.
+
+    Args:
+        curves: of the layers, all at the same multipliers.
+
+    Returns:
+        The curve of all their weights.
+
+    Raises:
+        ValueError: on no curves, or multipliers that differ.
+    """
+    if not curves:
+        raise ValueError("curves must hold at least one curve, got none.")
+    multipliers = curves[0].multipliers
+    if any(not np.array_equal(curve.multipliers, multipliers) for curve in curves):
+        raise ValueError(
+            "curves must share their multipliers; pass the same ones to every layer_curve."
+        )
+    number = np.array([curve.num_weights for curve in curves], float)
+    live = number * np.array([curve.live_share for curve in curves])
+
+    def mean(weights, values):
+        return np.tensordot(weights / weights.sum(), np.array(values, float), axes=1)
+
+    return LayerCurve(
+        num_weights=int(number.sum()),
+        multipliers=multipliers,
+        rate_bits=mean(number, [curve.rate_bits for curve in curves]),
+        distortion=np.sum([curve.distortion for curve in curves], axis=0),
+        gap_bits=mean(number, [curve.gap_bits for curve in curves]),
+        inner_distortion=float(sum(curve.inner_distortion for curve in curves)),
+        converged=np.all([curve.converged for curve in curves], axis=0),
+        live_share=float(live.sum() / number.sum()),
+        entropy_nats=float(mean(live, [curve.entropy_nats for curve in curves])),
+        mean_log_importance=float(mean(live, [curve.mean_log_importance for curve in curves])),
+    )
+
+
+def distance_to_limit(curve: LayerCurve, rate_bits: Any, distortion: Any) -> Distance:
+    """Return how far operational points lie above the limit.
+
+    Args:
+        curve: of the layer, or of several (`add_curves`).
+        rate_bits: (...) of the points, bits per weight. For the entropy of a quantizer's own
+            assignments the distance is never negative.
+        distortion: (...) of the points, `sum h (w - c)^2` over all weights of the curve.
+
+    Returns:
+        The points and the limits at their distortions, ready for a table or a plot.
+
+    Raises:
+        ValueError: if the shapes do not broadcast, or a distortion is negative or NaN.
+    """
+    try:
+        rate, cost = np.broadcast_arrays(
+            np.asarray(rate_bits, np.float64), np.asarray(distortion, np.float64)
+        )
+    except ValueError:
+        raise ValueError(
+            "rate_bits and distortion must broadcast, got shapes "
+            f"{np.shape(rate_bits)} and {np.shape(distortion)}."
+        ) from None
+    if np.any(~(cost >= 0)):
+        raise ValueError(f"distortion must be at least 0, got {np.min(cost):g}.")
+    per_weight = curve.distortion / curve.num_weights
+    inner = curve.inner_distortion / curve.num_weights
+    widened = (np.sqrt(cost / curve.num_weights) + np.sqrt(inner)) ** 2
+    limit = lower_envelope(
+        curve.rate_bits - curve.gap_bits,
+        # The tangents are those of the pairs, whose distortion lacks the inner part.
+        per_weight - inner,
+        curve.multipliers / _LN2,
+        widened,
+    )
+    live = cost / curve.num_weights / curve.live_share
+    shannon = shannon_rate(curve.entropy_nats, live, curve.mean_log_importance)
+    return Distance(
+        rate_bits=rate,
+        distortion=cost,
+        limit_bits=limit,
+        curve_bits=upper_hull(curve.rate_bits, per_weight, cost / curve.num_weights),
+        shannon_bits=curve.live_share * np.asarray(shannon, np.float64) / _LN2,
+        excess_bits=rate - limit,
+    )
+
+
+def lower_envelope(
+    rate: Float[np.ndarray, " slopes"],
+    distortion: Float[np.ndarray, " slopes"],
+    multipliers: Float[np.ndarray, " slopes"],
+    query: _Array,
+) -> _Array:
+    """Return the highest of the tangents `rate - s (D - distortion)` at D = query, at least 0."""
+    tangents = rate - multipliers * (query[..., None] - distortion)
+    return np.maximum(np.max(tangents, axis=-1), 0.0)
+
+
+def upper_hull(
+    rate: Float[np.ndarray, " slopes"], distortion: Float[np.ndarray, " slopes"], query: _Array
+) -> _Array:
+    """Return the lower convex hull of achievable points at D = query.
+
+    Between any two points time sharing achieves their chord, and more distortion is always
+    allowed: the hull is the least of all chords and of all points to the left. Infinity to the
+    left of all points.
+    """
+    order = np.argsort(distortion, kind="stable")
+    x, y = distortion[order], rate[order]
+    left, right = x[:, None], x[None, :]
+    width = right - left
+    share = (query[..., None, None] - left) / np.where(width > 0, width, 1.0)
+    inside = (width > 0) & (share >= 0) & (share <= 1)
+    chords = np.where(inside, y[:, None] + share * (y[None, :] - y[:, None]), np.inf)
+    points = np.where(x <= query[..., None], y, np.inf)
+    return np.minimum(np.min(chords, axis=(-2, -1)), np.min(points, axis=-1))

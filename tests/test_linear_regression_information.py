@@ -1,0 +1,264 @@
+"""Information against SciPy's densities, draws and brute force."""
+
+import jax
+import jax.numpy as jnp
+import linear_regression_oracles as oracle
+import numpy as np
+import pytest
+from scipy import integrate, optimize, special, stats
+
+from jaxcomp.linear_regression import (
+    Setting,
+    channel_gap_bound,
+    channel_risks,
+    coordinate_entropy_nats,
+    design_information_nats,
+    estimated_entropy_nats,
+    least_squares_entropy_nats,
+    least_squares_relative_gap,
+    least_squares_rounded_entropy_bound_nats,
+    relative_gap_bound,
+    ridge_entropy_nats,
+    ridge_log_density,
+    rounded_entropy_nats,
+)
+
+MAX_Z = 4.0
+
+
+def t_density(draws: oracle.Draws):
+    """The marginal of least squares, from SciPy: a multivariate t."""
+    dim = draws.truth.size
+    nu = draws.num_examples - dim + 1
+    shape = draws.noise_variance * np.linalg.inv(draws.covariance) / nu
+    return stats.multivariate_t(draws.truth, shape, df=nu)
+
+
+def log_normal_given_inputs(draws: oracle.Draws, weights: np.ndarray, gain: float) -> np.ndarray:
+    """ln p(weights | X) for N(w*, gain s2 G^-1)."""
+    error = weights - draws.truth
+    square = np.einsum("mi,mij,mj->m", error, draws.gram, error)
+    square = square / (gain * draws.noise_variance)
+    log_det = np.linalg.slogdet(draws.gram)[1]
+    dim = weights.shape[-1]
+    scale = dim * np.log(2 * np.pi * gain * draws.noise_variance)
+    return -0.5 * (square + scale - log_det)
+
+
+@pytest.mark.parametrize(("dim", "num_examples"), [(3, 12), (8, 18)])
+def test_design_information_is_that_of_drawn_data_sets(dim, num_examples):
+    truth, covariance = oracle.problem(dim)
+    draws = oracle.draw(truth, covariance, 0.7, num_examples, 20_000)
+    conditional = log_normal_given_inputs(draws, draws.weights, 1.0)
+    ratio = conditional - t_density(draws).logpdf(draws.weights)
+    assert abs(oracle.z_score(ratio, float(design_information_nats(dim, num_examples)))) < MAX_Z
+
+
+def test_informed_channel_has_information_rate_plus_j():
+    # I(S;What) = E ln p(What|S)/p(What), all three densities explicit.
+    dim, n, rate = 4, 13, 2.0
+    truth, covariance = oracle.problem(dim)
+    draws = oracle.draw(truth, covariance, 0.7, n, 20_000)
+    output, _, _ = oracle.channel(draws, rate, "informed")
+    b = np.exp(-2 * rate / dim)
+    a = 1 - b
+    shifted = draws._replace(truth=truth + a * (draws.weights - truth))
+    given_sample = log_normal_given_inputs(shifted, output, a * b)
+    nu = n - dim + 1
+    marginal = stats.multivariate_t(truth, a * 0.7 * np.linalg.inv(covariance) / nu, df=nu)
+    ratio = given_sample - marginal.logpdf(output)
+    expected = rate + float(design_information_nats(dim, n))
+    assert abs(oracle.z_score(ratio, expected)) < MAX_Z
+
+
+def test_design_information_by_numbers():
+    # One weight: h(t_n) - h(N | chi-squared), by quadrature.
+    n = 6
+    grid = np.linspace(-400, 400, 800_001)
+    density = stats.t.pdf(grid, n)
+    entropy_t = integrate.trapezoid(special.entr(density), grid) + 0.5 * np.log(1 / n)
+    expected_log = integrate.quad(lambda g: stats.chi2.pdf(g, n) * np.log(g), 0, 200)[0]
+    conditional = 0.5 * np.log(2 * np.pi * np.e) - 0.5 * expected_log
+    np.testing.assert_allclose(design_information_nats(1, n), entropy_t - conditional, atol=1e-5)
+    several = design_information_nats(np.array([1, 50, 50]), np.array([6, 80, 5000]))
+    assert several.shape == (3,)
+    assert np.all(several > 0)
+    # Large samples: d (d + 1)/(4 n) to leading order.
+    np.testing.assert_allclose(several[2], 50 * 51 / 4 / 5000, rtol=0.02)
+
+
+def test_least_squares_entropy():
+    truth, covariance = oracle.problem(5)
+    draws = oracle.draw(truth, covariance, 0.7, 16, 20_000)
+    expected = least_squares_entropy_nats(
+        5, 16, noise_variance=0.7, log_det_covariance=np.linalg.slogdet(covariance)[1]
+    )
+    assert abs(oracle.z_score(-t_density(draws).logpdf(draws.weights), float(expected))) < MAX_Z
+
+
+def test_ridge_density_without_penalty_is_the_multivariate_t():
+    setting = Setting(4, 13, 0.7, 2.0)
+    nu = 10
+    reference = stats.multivariate_t(np.zeros(4), 0.7 * np.eye(4) / nu, df=nu)
+    along, across = np.array([-1.0, 1.2, 1.5, 3.0]), np.array([0.2, 0.0, 0.7, 2.0])
+    points = np.zeros((4, 4))
+    points[:, 0], points[:, 1] = along - np.sqrt(2.0), across
+    found = ridge_log_density(along, across, setting, 0.0)
+    np.testing.assert_allclose(found, reference.logpdf(points), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("penalty", [0.5, 8.0, 200.0])
+def test_ridge_density_and_entropy(penalty):
+    dim, n, s2 = 6, 18, 0.7
+    truth = np.array([1.0, -0.5, 0.3, 0.8, 0.0, -0.2])
+    setting = Setting(dim, n, s2, float(truth @ truth))
+    draws = oracle.draw(truth, np.eye(dim), s2, n, 20_000)
+    right = np.einsum("mij,mj->mi", draws.gram, draws.weights)
+    weights = np.linalg.solve(draws.gram + penalty * np.eye(dim), right[..., None])[..., 0]
+    along = weights @ truth / np.linalg.norm(truth)
+    across = np.sqrt(np.sum(weights**2, axis=1) - along**2)
+    surprise = -ridge_log_density(along, across, setting, penalty)
+    entropy = ridge_entropy_nats(setting, penalty)
+    # The quadrature leaves out what lies beyond eight standard deviations: heavy tails here.
+    assert abs(surprise.mean() - entropy) < 5 * surprise.std() / np.sqrt(surprise.size) + 2e-3
+    assert abs(estimated_entropy_nats(weights, truth) - entropy) < 0.08
+    # A density integrates to one: importance sampling from a normal of the same two moments.
+    rng = np.random.default_rng(0)
+    proposal = stats.multivariate_t(weights.mean(0), np.cov(weights.T), df=5, seed=rng)
+    sample = proposal.rvs(20_000)
+    s_along = sample @ truth / np.linalg.norm(truth)
+    s_across = np.sqrt(np.maximum(np.sum(sample**2, axis=1) - s_along**2, 0))
+    density = ridge_log_density(s_along, s_across, setting, penalty)
+    assert abs(oracle.z_score(np.exp(density - proposal.logpdf(sample)), 1.0)) < MAX_Z
+
+
+def test_entropies_at_the_size_of_the_study():
+    for n in (80, 200, 5000):
+        setting = Setting(50, n, 1.0, 2.0)
+        exact = least_squares_entropy_nats(50, n)
+        np.testing.assert_allclose(ridge_entropy_nats(setting, 0.0), exact, atol=2e-3)
+        falling = [ridge_entropy_nats(setting, penalty) for penalty in (0.0, 10.0, 1e3, 1e5)]
+        assert np.all(np.diff(falling) < 0)
+    # Without a signal the axis has no meaning; the density is that of a radius.
+    assert np.isfinite(ridge_entropy_nats(Setting(50, 80, 1.0, 0.0), 10.0))
+
+
+def test_rounded_entropy_lies_between_its_bounds_and_is_met_when_fine():
+    truth = np.array([0.31, -0.17])
+    draws = oracle.draw(truth, np.eye(2), 1.0, 14, 100_000)
+    entropy = float(least_squares_entropy_nats(2, 14))
+    for step in (0.1, 0.5, 2.0):
+        _, counts = np.unique(np.rint(draws.weights / step), axis=0, return_counts=True)
+        share = counts / counts.sum()
+        # Miller and Madow: the bias of the empirical entropy.
+        found = special.entr(share).sum() + (counts.size - 1) / (2 * counts.sum())
+        lower = float(rounded_entropy_nats(entropy, 2, step))
+        upper = least_squares_rounded_entropy_bound_nats(truth, 14, step)
+        assert lower - 0.005 * found <= found <= upper + 0.005 * found
+        assert abs(coordinate_entropy_nats(draws.weights, step) - upper) < 0.005 * upper + 0.002
+        if step == 0.1:
+            assert abs(found - lower) < 0.01 * found
+    assert rounded_entropy_nats(entropy, 2, 50.0) == 0
+
+
+def test_both_bounds_agree_within_a_percent_at_the_size_of_the_study():
+    truth = np.full(50, 0.2)
+    for n in (80, 400):
+        lower = float(rounded_entropy_nats(least_squares_entropy_nats(50, n), 50, 0.01))
+        upper = least_squares_rounded_entropy_bound_nats(truth, n, 0.01)
+        assert lower < upper < 1.01 * lower
+
+
+def test_relative_gap_bound_is_the_infimum_it_stands_for():
+    information = np.array([0.0, 1e-4, 0.01, 1.0, 30.0, 300.0, 1e4])
+    found = np.asarray(relative_gap_bound(information, 80.0))
+
+    def slope(log_t, share):
+        t = np.exp(log_t)
+        return (share + t - 0.5 * np.log1p(2 * t)) / t
+
+    for value, nats in zip(found[1:], information[1:], strict=True):
+        share = nats / 80
+        least = optimize.minimize_scalar(
+            slope, args=(share,), bounds=(-20, 60), method="bounded", options={"xatol": 1e-10}
+        )
+        np.testing.assert_allclose(value, least.fun, rtol=2e-4)
+        assert value <= 2 * np.sqrt(share) * (1 + 1e-6)
+    assert found[0] == 0
+    assert np.all(np.diff(found) >= 0)
+    assert found[-1] <= 1
+    assert np.isnan(relative_gap_bound(-1.0, 80.0))
+
+
+@pytest.mark.usefixtures("strict_promotion")
+def test_relative_gap_bound_is_traced_and_mapped():
+    numbers = jnp.asarray([10.0, 100.0])
+    mapped = jax.jit(jax.vmap(lambda n: relative_gap_bound(3.0, n)))(numbers)
+    np.testing.assert_allclose(mapped, relative_gap_bound(3.0, numbers), rtol=1e-6)
+
+
+@pytest.mark.usefixtures("x64")
+def test_relative_gap_bound_in_double_precision():
+    share = np.geomspace(1e-8, 30, 40)
+    x = np.asarray(relative_gap_bound(share, 1.0))
+    u = -special.lambertw(-np.exp(-1 - 2 * share)).real
+    np.testing.assert_allclose(x, 1 - u, rtol=1e-6)
+
+
+def test_least_squares_relative_gap():
+    truth, covariance = oracle.problem(5)
+    draws = oracle.draw(truth, covariance, 0.7, 16, 20_000)
+    gap = 1 - draws.empirical / oracle.population_risk(draws, draws.weights)
+    assert abs(oracle.z_score(gap, float(least_squares_relative_gap(5, 16)))) < MAX_Z
+
+
+@pytest.mark.parametrize("channel", ["uninformed", "uninformed_zero_mean"])
+@pytest.mark.parametrize("rate", [0.5, 3.0])
+def test_channel_gap_bound(channel, rate):
+    dim, n = 5, 22
+    truth, covariance = oracle.problem(dim)
+    draws = oracle.draw(truth, covariance, 0.7, n, 20_000)
+    setting = Setting(dim, n, 0.7, float(truth @ covariance @ truth))
+    output, length, _ = oracle.channel(draws, rate, channel)
+    risk = oracle.population_risk(draws, output)
+    found = channel_gap_bound(setting, rate, channel=channel)
+    # Its information is the mean of the code length under risk-weighted sampling.
+    excess = risk * (length - float(found.information_nats))
+    assert abs(oracle.z_score(excess, 0.0)) < MAX_Z
+    gap = float(channel_risks(setting, rate, channel=channel).generalization)
+    assert gap < float(found.bound)
+
+
+def test_gap_bound_vanishes_with_the_rate():
+    found = channel_gap_bound(
+        Setting(50, 80, 1.0, 2.0), np.array([0.0, 1e-3]), channel="uninformed"
+    )
+    assert float(found.bound[0]) == 0
+    assert float(found.bound[1]) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: design_information_nats(50, 51), r"more than dim \+ 1"),
+        (lambda: least_squares_entropy_nats(50, 40), r"more than dim \+ 1"),
+        (lambda: rounded_entropy_nats(1.0, 2, 0.0), "step must be positive, got 0"),
+        (lambda: coordinate_entropy_nats(np.zeros((4, 2)), -1.0), "step must be positive"),
+        (lambda: least_squares_rounded_entropy_bound_nats([0.0], 9, 0.0), "step must be positive"),
+        (lambda: ridge_entropy_nats(Setting(1, 9), 1.0), "dim must be at least 2"),
+        (lambda: ridge_entropy_nats(Setting(5, 9), -1.0), "penalty must be finite and at least 0"),
+        (lambda: estimated_entropy_nats(np.zeros((9, 2)), np.zeros(2)), "more than 10 draws"),
+        (lambda: estimated_entropy_nats(np.zeros((9, 2)), np.zeros(3)), "shape .datasets, d."),
+        (
+            lambda: channel_gap_bound(Setting(5, 20), 1.0, channel="informed"),
+            "channel must be 'uninformed' or",
+        ),
+        (
+            lambda: channel_gap_bound(Setting(5, 8), 1.0, channel="uninformed"),
+            r"more than dim \+ 3",
+        ),
+    ],
+)
+def test_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

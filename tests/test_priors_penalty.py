@@ -1,0 +1,105 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcomp import priors
+
+RNG = np.random.default_rng(0)
+DESIGN = RNG.normal(size=(30, 6)) * np.array([3.0, 1.0, 1.0, 0.3, 0.1, 0.0])
+NOISE_VARIANCE = 0.5
+HESSIAN = DESIGN.T @ DESIGN / NOISE_VARIANCE  # of sum (y - x w)^2 / (2 s2)
+EIGENVALUES = np.clip(np.linalg.eigvalsh(HESSIAN), 0, None)
+
+
+def mutual_information(precision):
+    """I(w; y) of y = X w + noise, from the joint Gaussian: h(w) + h(y) - h(w, y)."""
+    d, n = DESIGN.shape[1], DESIGN.shape[0]
+    prior = np.eye(d) / precision
+    joint = np.block(
+        [
+            [prior, prior @ DESIGN.T],
+            [DESIGN @ prior, DESIGN @ prior @ DESIGN.T + NOISE_VARIANCE * np.eye(n)],
+        ]
+    )
+    parts = [np.linalg.slogdet(block)[1] for block in (joint[:d, :d], joint[d:, d:], joint)]
+    return 0.5 * (parts[0] + parts[1] - parts[2])
+
+
+@pytest.mark.usefixtures("strict_promotion")
+def test_rate_is_the_mutual_information_of_the_linear_gaussian_model():
+    precisions = np.float32([1e-3, 0.1, 1.0, 7.0, 1e3, 1e6])
+    found = priors.l2_rate_nats(jnp.asarray(EIGENVALUES, jnp.float32), jnp.asarray(precisions))
+    expected = [mutual_information(float(precision)) for precision in precisions]
+    np.testing.assert_allclose(found, expected, rtol=2e-5)
+
+
+def test_rate_is_reverse_water_filling_at_level_one():
+    # Distortion 1 in the metric of the posterior: components of variance (h + p) / p are each
+    # described down to variance 1.
+    variances = (EIGENVALUES + 2.0) / 2.0
+    expected = np.sum(0.5 * np.log(np.maximum(variances, 1)))
+    assert float(priors.l2_rate_nats(EIGENVALUES, 2.0)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_diagonal_form_is_an_upper_bound():
+    full = priors.l2_rate_nats(EIGENVALUES, jnp.asarray([0.1, 1.0, 10.0]))
+    diagonal = priors.l2_rate_nats(np.diag(HESSIAN), jnp.asarray([0.1, 1.0, 10.0]))
+    assert np.all(np.asarray(diagonal) > np.asarray(full))
+
+
+@pytest.mark.usefixtures("strict_promotion")
+def test_inverse_both_ways_and_vectorised():
+    eigenvalues = jnp.asarray(EIGENVALUES, jnp.float32)
+    precisions = jnp.asarray([[1e-4, 1e-2], [1.0, 1e5]])
+    rates = priors.l2_rate_nats(eigenvalues, precisions)
+    back = priors.prior_precision_from_rate(eigenvalues, rates)
+    assert back.shape == (2, 2)
+    np.testing.assert_allclose(back, precisions, rtol=2e-5)
+    mapped = jax.jit(jax.vmap(lambda rate: priors.prior_precision_from_rate(eigenvalues, rate)))
+    np.testing.assert_allclose(mapped(rates.ravel()), precisions.ravel(), rtol=2e-5)
+
+
+def test_ridge_is_the_posterior_mean_of_the_implied_prior():
+    # Mean squared loss |y - X w|^2 / (2 n s2) + weight_decay / 2 |w|^2.
+    n, weight_decay = len(DESIGN), 0.02
+    targets = DESIGN @ np.ones(6) + RNG.normal(size=n)
+    precision = float(priors.prior_precision_from_weight_decay(weight_decay, n))
+    posterior_mean = np.linalg.solve(
+        HESSIAN + precision * np.eye(6), DESIGN.T @ targets / NOISE_VARIANCE
+    )
+
+    def penalised(w):
+        residual = targets - DESIGN @ w
+        loss = residual @ residual / (2 * n * NOISE_VARIANCE)
+        return loss + weight_decay / 2 * w @ w
+
+    for direction in np.eye(6):
+        for sign in (-1e-3, 1e-3):
+            assert penalised(posterior_mean) < penalised(posterior_mean + sign * direction)
+    prior = priors.gaussian_from_weight_decay(weight_decay, n)
+    assert float(prior.scale) == pytest.approx(1 / np.sqrt(n * weight_decay))
+    assert float(priors.laplace_from_l1(0.1, 50).scale) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: priors.l2_rate_nats([-1.0, 1.0], 1.0),
+            "hessian_eigenvalues must be .* at least 0",
+        ),
+        (lambda: priors.l2_rate_nats([np.nan], 1.0), "hessian_eigenvalues must be finite"),
+        (lambda: priors.l2_rate_nats([1.0], 0.0), "prior_precision must be positive, got 0"),
+        (
+            lambda: priors.prior_precision_from_rate([1.0], -1.0),
+            "rate_nats must be positive, got -1",
+        ),
+        (lambda: priors.prior_precision_from_rate([0.0], 1.0), "must not all be 0"),
+        (lambda: priors.prior_precision_from_weight_decay(0.0, 5), "weight_decay must be positive"),
+        (lambda: priors.laplace_from_l1(0.1, 0), "num_examples must be positive, got 0"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,161 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from quantizer_oracles import count_compilations
+from scipy.special import entr, rel_entr
+
+from jaxcomp.rate_distortion import blahut_arimoto
+
+HAMMING = 1.0 - np.eye(2)
+
+
+SLOPES = np.array([1.0, 3.0, 10.0, 30.0])
+
+
+def binary_entropy(p):
+    p = np.asarray(p, np.float64)
+    return entr(p) + entr(1 - p)
+
+
+def plain_iteration(p, d, s, num_steps):
+    """Blahut's iteration in NumPy; returns upper and lower bound at its distortion."""
+    kernel = np.exp(-s * d)
+    q = np.full(d.shape[1], 1 / d.shape[1])
+    for _ in range(num_steps):
+        q = q * ((p / (kernel @ q)) @ kernel)
+    z = kernel @ q
+    c = (p / z) @ kernel
+    joint = (p / z)[:, None] * kernel * q
+    distortion = np.sum(joint * d)
+    rate = np.sum(rel_entr(joint, p[:, None] * joint.sum(axis=0)))
+    return rate, distortion, -s * distortion - p @ np.log(z) - np.log(c.max())
+
+
+def random_source(num_symbols=6, num_reproductions=9, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.dirichlet(np.ones(num_symbols)), rng.random((num_symbols, num_reproductions))
+
+
+def test_binary_source_with_hamming_distortion():
+    p, slopes = 0.3, np.array([0.0, 0.5, 0.9, 1.0, 2.0, 5.0, 1e6, np.inf])
+    found = blahut_arimoto(np.array([p, 1 - p]), HAMMING, slopes)
+    # At slope s the curve is at D = 1 / (1 + e^s), or at its end D = p.
+    distortion = np.minimum(1 / (1 + np.exp(np.minimum(slopes, 700.0))), p)
+    assert np.all(found.converged)
+    assert np.all(np.asarray(found.gap_nats) <= 1e-6)
+    # Within the gap the rate may be high; along the curve it may be elsewhere by dR = s dD.
+    rate = np.asarray(found.rate_nats)
+    np.testing.assert_allclose(found.distortion, distortion, atol=1e-3)
+    on_curve = np.maximum(binary_entropy(p) - binary_entropy(np.asarray(found.distortion)), 0)
+    assert np.all(rate <= on_curve + 1e-6 + 1e-6)
+    assert np.all(rate >= on_curve - 1e-6)
+    assert float(found.distortion[0]) == pytest.approx(p)
+    assert float(rate[-1]) == pytest.approx(binary_entropy(p), abs=1e-6)
+    np.testing.assert_allclose(np.sum(found.output_probabilities, axis=-1), 1, rtol=1e-6)
+
+
+def test_matches_the_plain_iteration():
+    p, d = random_source()
+    found = blahut_arimoto(p, d, SLOPES, gap_nats=1e-9)
+    for index, s in enumerate(SLOPES):
+        rate, distortion, lower = plain_iteration(p, d, s, 5000)
+        lagrangian = float(found.rate_nats[index]) + s * float(found.distortion[index])
+        # Two brackets of the same number; float32 results of order 1 to 10.
+        assert lagrangian <= rate + s * distortion + 2e-6
+        assert lagrangian >= lower + s * distortion - 2e-6
+
+
+def test_certificate_is_never_above_the_curve():
+    # Tangents at every slope against a densely computed curve of another method.
+    p, d = random_source(seed=3)
+    found = jax.tree.map(np.asarray, blahut_arimoto(p, d, SLOPES))
+    for s in np.geomspace(0.7, 60, 5):
+        rate, distortion, _ = plain_iteration(p, d, s, 2000)
+        tangents = found.rate_nats - found.gap_nats - SLOPES * (distortion - found.distortion)
+        assert np.all(tangents <= rate + 2e-6)
+
+
+def test_symbols_of_probability_zero_and_forbidden_reproductions():
+    # Of six symbols one never occurs and may go nowhere, of nine reproductions one is forbidden.
+    p, d = random_source(5, 8)
+    padded_p = np.insert(p, 2, 0.0)
+    padded_d = np.insert(np.insert(d, 2, np.inf, axis=0), 4, np.inf, axis=1)
+    found = blahut_arimoto(padded_p, padded_d, SLOPES)
+    for index, s in enumerate(SLOPES):
+        rate, distortion, lower = plain_iteration(p, d, s, 5000)
+        lagrangian = float(found.rate_nats[index]) + s * float(found.distortion[index])
+        assert lower + s * distortion - 2e-6 <= lagrangian <= rate + s * distortion + 3e-6
+    found = blahut_arimoto(padded_p, padded_d, np.array([0.0, 1e-3, 1e5, np.inf]))
+    # Not even at slope 0.
+    np.testing.assert_array_equal(np.asarray(found.output_probabilities)[:, 4], 0)
+    assert np.all(np.isfinite(found.rate_nats))
+    assert float(found.distortion[0]) == pytest.approx(np.min(p @ d), rel=1e-6)
+    assert float(found.distortion[-1]) == pytest.approx(p @ d.min(axis=1), rel=1e-6)
+
+
+def test_no_underflow_at_large_slopes():
+    # Distances of 1e4 at slopes of 1e8: every exponential is 0 but the nearest.
+    rng = np.random.default_rng(1)
+    points = np.sort(rng.normal(size=9)) * 100
+    p = rng.dirichlet(np.full(6, 0.2))
+    d = (points[:6, None] - points[None, :]) ** 2 + 7.0
+    found = blahut_arimoto(p, d, np.array([1e3, 1e8, 1e30, np.inf]))
+    positive = p[p > 0]
+    np.testing.assert_allclose(found.rate_nats, -positive @ np.log(positive), rtol=1e-5)
+    np.testing.assert_allclose(found.distortion, 7.0, rtol=1e-6)
+    assert np.all(found.converged)
+
+
+def test_batches_of_sources_and_slopes():
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.ones(6), size=2)
+    d = rng.random((6, 9))
+    together = blahut_arimoto(p, d, SLOPES)
+    assert together.rate_nats.shape == (2, 4)
+    assert together.output_probabilities.shape == (2, 4, 9)
+    with count_compilations() as num_compilations:
+        blahut_arimoto(p[::-1].copy(), d, 2 * SLOPES, gap_nats=1e-7)
+        assert num_compilations() == 0
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        mapped = jax.jit(jax.vmap(lambda row: blahut_arimoto(row, d, SLOPES)))(jnp.asarray(p))
+    np.testing.assert_allclose(mapped.rate_nats, together.rate_nats, atol=2e-6)
+    one = blahut_arimoto(p[1], d, 10.0)
+    assert one.rate_nats.shape == ()
+    assert one.output_probabilities.shape == (9,)
+    assert float(one.rate_nats) == pytest.approx(float(together.rate_nats[1, 2]), abs=2e-6)
+
+
+def test_wide_types(x64):
+    slopes = np.array([0.9, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0])
+    found = blahut_arimoto(np.array([0.3, 0.7]), HAMMING, slopes, gap_nats=1e-12)
+    assert found.rate_nats.dtype == jnp.float64
+    assert np.all(found.converged)
+    expected = binary_entropy(0.3) - binary_entropy(1 / (1 + np.exp(slopes)))
+    # Along the curve an error in D moves the rate by s dD; D is good to the root of the gap.
+    np.testing.assert_allclose(
+        found.rate_nats + slopes * found.distortion,
+        expected + slopes / (1 + np.exp(slopes)),
+        atol=2e-12,
+    )
+
+
+P, D = np.array([0.5, 0.5]), HAMMING
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((np.array([0.5, 0.6]), D, 1.0), {}, "probabilities must sum to 1, got a sum that is off"),
+        ((np.array([1.5, -0.5]), D, 1.0), {}, "probabilities must be at least 0, got -0.5"),
+        ((P, D[:1], 1.0), {}, "distortion_matrix must have one row per symbol"),
+        ((P, D * np.nan, 1.0), {}, "distortion_matrix must not hold NaN"),
+        ((P, np.array([[np.inf] * 2, [0.0, 1]]), 1.0), {}, "leave every symbol .* a finite entry"),
+        ((P, D, -1.0), {}, "multipliers must be at least 0, got -1"),
+        ((P, D, 1.0), {"gap_nats": 0.0}, "gap_nats must be positive, got 0"),
+        ((np.stack([P] * 2), np.stack([D] * 3), 1.0), {}, "must broadcast, got shapes"),
+    ],
+)
+def test_bad_input(arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        blahut_arimoto(*arguments, **options)
