@@ -623,7 +623,11 @@ def _solve_optimal(
         centroid_dtype=centroid_dtype,
         has_one_value_per_bin=True,
     )
-    return _rounded_parts(jnp.moveaxis(best.centroid_table[:, 1:], 1, 0))
+    table = jnp.moveaxis(best.centroid_table[:, 1:], 1, 0)
+    # The padding is the last centre to the bit, so that no weight can belong to it.
+    place = jnp.arange(max_clusters, dtype=jnp.int32)
+    last = jnp.minimum(place[None, :], place[:, None])[:, None, :]
+    return _rounded_parts(jnp.take_along_axis(table, last, axis=-1))
 
 
 @partial(jax.jit, static_argnames=("max_clusters", "centroid_dtype"))
