@@ -69,7 +69,9 @@ def _command() -> None:
         "Examples: `jaxcomp sweep` (quick tour on scikit-learn's digits); `jaxcomp sweep --preset "
         "paper --models 5 --data-dir DATA` (the published MNIST experiment); `jaxcomp sweep "
         "--preset paper --label-noise 0.3` (memorised labels: where compression may really help); "
-        "`jaxcomp sweep --num-clusters 4 --num-clusters 8 --diameter-penalty 0.05`."
+        "`jaxcomp sweep --num-clusters 4 --num-clusters 8 --diameter-penalty 0.05`; `jaxcomp sweep "
+        "--method kmeans --method optimal --allocation equal --allocation optimal` (quantizers "
+        "compared)."
     )
 )
 def sweep(
@@ -167,6 +169,23 @@ def sweep(
     weight_decay: Annotated[
         float | None, typer.Option(help="L2 penalty.", rich_help_panel=_TRAINING)
     ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Quantizer: kmeans (Lloyd's iteration, as published), optimal (the best codebooks "
+            "there are, of all sizes from one solve), entropy_constrained (least distortion for "
+            "the bits of an entropy coder, ten rates), vector (pairs of weights). May be repeated.",
+            rich_help_panel=_GRID,
+        ),
+    ] = None,
+    allocation: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="How layers share the bits: equal (the same K in each) or optimal (as many bits "
+            "in all, where they lower the distortion most). May be repeated.",
+            rich_help_panel=_GRID,
+        ),
+    ] = None,
     weighting: Annotated[
         list[str] | None,
         typer.Option(
@@ -256,6 +275,8 @@ def sweep(
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "weight_decay": weight_decay,
+        "method": method,
+        "allocation": allocation,
         "weighting": weighting,
         "penalty_form": penalty_form,
         "num_clusters": num_clusters,

@@ -19,6 +19,10 @@ QUICK = {
     "num_clusters": (2, 4, 8, 16, 32),
     "baselines": True,
 }
+METHODS = QUICK | {
+    "method": ("kmeans", "optimal", "entropy_constrained", "vector"),
+    "allocation": ("equal", "optimal"),
+}
 PAPER = QUICK | {
     "diameter_penalty": (0.003, 0.01, 0.03, 0.05, 0.1, 0.3),
     "num_clusters": (2, 3, 4, 6, 8, 12, 16, 32),
@@ -84,6 +88,7 @@ def _row(
         "diameter_penalty": cell.diameter_penalty,
         "num_clusters": cell.num_clusters,
         "parameter": cell.parameter,
+        "allocation": cell.allocation,
         "model_seed": number,
         "train_loss": train_loss,
         "test_loss": test,
@@ -124,6 +129,12 @@ def _compression(cell: Cell) -> tuple[float, float, float, float, float]:
         bits = max(0.15, 0.78 * math.log2(k) * (1 - 0.25 * penalty) + 0.1 * (k > 2))
         gain = max(0.0, 1 - abs(math.log(max(penalty, 1e-9) / 0.06)) / 1.5)
         return rise, shrinkage, bits, 96.0 * k, gain * (0.4 + 0.6 * (cell.weighting != "none"))
+    if cell.method in ("optimal", "vector"):
+        bits = (0.5 if cell.method == "vector" else 0.8) * math.log2(k)
+        return 12 * k**-3.1, 1 / k, bits, 96.0 * k, 0.1
+    if cell.method == "entropy_constrained":
+        bits = max(0.05, 1.5 - math.log2(parameter) / 2)
+        return 2 * parameter**1.5, min(0.6, parameter), bits, 900.0, 0.1
     if cell.method == "uniform":
         return 60 * k**-2.9, 0.9 / k, 0.62 * math.log2(k) + 0.05, 96.0 * k, 0.0
     if cell.method == "round_to_nearest":

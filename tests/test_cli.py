@@ -54,7 +54,7 @@ def test_help_teaches():
     for option in (
         "--preset", "--dataset", "--data-dir", "--model", "--weighting", "--penalty-form",
         "--num-clusters", "--diameter-penalty", "--models", "--train-size", "--label-noise",
-        "--epochs", "--seed", "--out", "--resume", "--device",
+        "--epochs", "--seed", "--out", "--resume", "--device", "--method", "--allocation",
     ):  # fmt: skip
         assert option in sweep.stdout
     assert "Ctrl-C" in sweep.stdout
@@ -94,6 +94,8 @@ def assert_one_sentence(result, message):
         (["sweep", "--dataset", "imagenet"], "unknown dataset 'imagenet': choose from digits"),
         (["sweep", "--model", "resnet"], "unknown model 'resnet': choose from mlp, vgg"),
         (["sweep", "--weighting", "hessian"], "unknown weighting 'hessian': choose from none"),
+        (["sweep", "--method", "lloyd"], "unknown method 'lloyd': choose from kmeans, optimal"),
+        (["sweep", "--allocation", "fair"], "unknown allocation 'fair': choose from equal, opt"),
         (["sweep", "--penalty-form", "cubic"], "unknown penalty_form 'cubic': choose from mono"),
         (["sweep", "--num-clusters", "0"], "num_clusters must lie between 1"),
         (["sweep", "--diameter-penalty", "nan"], "diameter_penalty must lie in"),
@@ -201,6 +203,22 @@ def test_usage_errors_are_code_2():
 def test_a_loss_that_is_not_finite_is_said(tmp_path):
     result = invoke(*SMALL, "--learning-rate", "1e12", "--out", tmp_path / "run")
     assert_one_sentence(result, "loss of model 0.* is not finite in epoch 1 of 2; choose a learn")
+
+
+def test_methods_and_allocations_reach_the_sweep(monkeypatch, tmp_path):
+    seen = []
+
+    def run(config, **_):
+        seen.append(config)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("jaxcomp.sweep.run", run)
+    methods = [["--method", name] for name in ("optimal", "entropy_constrained", "vector")]
+    allocations = [["--allocation", name] for name in ("equal", "optimal")]
+    arguments = [word for pair in (*methods, *allocations) for word in pair]
+    assert_one_sentence(invoke(*SMALL, *arguments, "--out", tmp_path / "run"), "enough")
+    assert seen[0].method == ("optimal", "entropy_constrained", "vector")
+    assert seen[0].allocation == ("equal", "optimal")
 
 
 def test_ctrl_c_says_how_to_go_on(monkeypatch, tmp_path):

@@ -273,6 +273,30 @@ def test_penalty_is_compared_with_the_same_weighting_only():
     assert claim.num_candidates == 1  # nothing without penalty is weighted by Hutchinson
 
 
+def test_other_methods_are_candidates_against_the_original_only():
+    cells = {
+        "optimal-8": ("compressed", "optimal", "fisher", "monotone", 0.1, 8, np.nan, 280.0),
+        "coded": ("compressed", "entropy_constrained", "fisher", "none", 0.0, 0, 0.1, 250.0),
+        "shared-8": ("compressed", "kmeans", "none", "none", 0.0, 8, np.nan, 275.0),
+        "pairs-8": ("compressed", "vector", "none", "none", 0.0, 8, 2.0, 150.0),
+    }
+    words = {
+        "optimal-8": "globally optimal Fisher-weighted K-means, K = 8, monotone diameter penalty",
+        "coded": "entropy-constrained Fisher-weighted K-means, multiplier 0.1",
+        "shared-8": "K-means, K = 8, bits shared between layers",
+        "pairs-8": "vector K-means of pairs of weights, K = 8",
+    }
+    for best, told in words.items():
+        sweep = Sweep(5, ORIGINAL | PLAIN | PENALISED | cells, effects={best: {"loss": -0.3}})
+        sweep.table["allocation"] = np.where(sweep.table["cell"] == "shared-8", "optimal", "equal")
+        claims = sweep.claims()
+        assert claims["raw loss"].cell == best
+        assert claims["raw loss"].num_candidates == len(PLAIN | PENALISED | cells)
+        assert told in claims["raw loss"].sentence
+        assert claims["penalty, raw loss"].num_candidates == len(PENALISED)
+        assert set(claims["penalty, raw loss"].reference) <= set(PLAIN)
+
+
 def test_claims_without_candidates_are_not_made():
     assert list(Sweep(6, ORIGINAL | PLAIN).claims()) == ["raw loss", "tempered loss", "accuracy"]
     only_penalised = Sweep(6, ORIGINAL | PENALISED)

@@ -9,7 +9,7 @@ from matplotlib import _pylab_helpers
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
-from synthetic_sweep import PAPER, QUICK, synthetic_claims, synthetic_table
+from synthetic_sweep import METHODS, PAPER, QUICK, synthetic_claims, synthetic_table
 
 from jaxcomp.sweep.plots import plot_bound, plot_predicted_rise, plot_sweep, save_figures
 
@@ -322,6 +322,50 @@ def test_forms_of_penalty_are_named_where_there_are_several():
     texts = legend_texts(plot_sweep(synthetic_table(grid, num_models=2)))
     assert any(text.startswith("penalty 0.05, linear") for text in texts)
     assert any(text.startswith("penalty 0.05, monotone") for text in texts)
+
+
+def test_other_methods_are_lines_of_their_own_look():
+    table = synthetic_table(METHODS | {"num_clusters": (2, 4, 16)}, num_models=2)
+    drawn = plot_sweep(table)
+    names = legend_texts(drawn)
+    looks = set()
+    for name, method, allocation in (
+        ("K-means alloc", "kmeans", "optimal"),
+        ("optimal", "optimal", "equal"),
+        ("optimal alloc", "optimal", "optimal"),
+        ("entropy-coded", "entropy_constrained", "equal"),
+        ("entropy alloc", "entropy_constrained", "optimal"),
+        ("vector pairs", "vector", "equal"),
+    ):
+        for weighting, label in (("none", "unweighted"), ("gauss_newton", "Gauss-Newton")):
+            curve = curve_of(
+                table,
+                method=method,
+                allocation=allocation,
+                weighting=weighting,
+                diameter_penalty=0.0,
+            )
+            wanted = curve[["ratio_estimated", "test_loss"]].to_numpy()
+            (line,) = (
+                line
+                for line in drawn.axes[1].get_lines()
+                if np.shape(line.get_xydata()) == wanted.shape
+                and np.allclose(line.get_xydata(), wanted)
+            )
+            looks.add(
+                (
+                    line.get_color(),
+                    line.get_marker(),
+                    str(line.get_markerfacecolor()),
+                    line.get_linestyle(),
+                )
+            )
+            assert f"{name}, {label}" in names
+    assert len(looks) == 12
+    assert {"K-means alloc", "optimal alloc", "entropy-coded", "vector pairs"} <= set(
+        legend_texts(plot_predicted_rise(table))
+    )
+    assert "vector pairs, unweighted" in legend_texts(plot_bound(table))
 
 
 def test_bound_is_marked_vacuous_above_one(table):

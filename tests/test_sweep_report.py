@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
-from synthetic_sweep import PAPER, QUICK, synthetic_claims, synthetic_table
+from synthetic_sweep import METHODS, PAPER, QUICK, synthetic_claims, synthetic_table
 
 from jaxcomp.sweep.claims import Claim
 from jaxcomp.sweep.report import print_report, report_markdown
@@ -91,6 +91,34 @@ def test_strengths_are_chosen_on_the_selection_sample(table, claims, label, iden
     if best["kind"].iloc[0] == "compressed":
         assert f" {best['num_clusters'].iloc[0]:.0f} " in row
         assert f"{best['ratio_estimated'].mean():.1f}" in row
+
+
+def test_every_method_has_a_line_with_its_best_cell(claims):
+    table = synthetic_table(METHODS, num_models=2)
+    text = printed(table, claims)
+    for label, method, allocation in (
+        ("K-means alloc", "kmeans", "optimal"),
+        ("optimal", "optimal", "equal"),
+        ("optimal alloc", "optimal", "optimal"),
+        ("entropy-coded", "entropy_constrained", "equal"),
+        ("vector pairs", "vector", "equal"),
+    ):
+        rows = table[
+            (table["method"] == method)
+            & (table["allocation"] == allocation)
+            & (table["weighting"] == "gauss_newton")
+        ]
+        best = rows.groupby("cell")["selection_loss"].mean().idxmin()
+        row = row_of(text, f"{label}, Gauss-Newton")
+        assert number(table.loc[table["cell"] == best, "test_loss"], 3) in row
+    assert "vector alloc" not in text
+    # Nothing changes for K-means at equal K, nor for a table from before there were allocations.
+    plain = table[(table["allocation"] == "equal") & table["method"].isin(["kmeans", "original"])]
+    old = plain.drop(columns="allocation")
+    assert printed(old, claims) == printed(plain, claims)
+    assert row_of(text, "unweighted, no penalty") == row_of(
+        printed(old, claims), "unweighted, no penalty"
+    )
 
 
 def test_plain_kmeans_is_shown_at_fixed_k(table, claims):

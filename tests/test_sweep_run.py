@@ -13,7 +13,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from jaxcomp import storage, sweep
-from jaxcomp.sweep import compress, engine, plots
+from jaxcomp.sweep import codebooks, engine, plots
 from jaxcomp.sweep.config import SweepConfig
 from jaxcomp.sweep.report import report_markdown
 
@@ -305,10 +305,10 @@ def test_directories_that_cannot_be_used(tmp_path, finished, cache):
 
 def test_a_sweep_compiles_a_quantizer_once(cache):
     # Two networks, four layers, many K and penalties: one program per penalty form.
-    before = compress._solve_kmeans._cache_size()
+    before = codebooks._solve_kmeans._cache_size()
     config = SweepConfig(**{**CONFIG.to_dict(), "num_clusters": (3, 5, 16), "seed": 0})
     sweep.run(config, cache_dir=cache, quiet=True)
-    assert compress._solve_kmeans._cache_size() - before <= 1
+    assert codebooks._solve_kmeans._cache_size() - before <= 1
 
 
 # A network trained elsewhere

@@ -10,10 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from jaxcomp.quantizers import default_multipliers
+from jaxcomp.sweep.methods import METHODS
+
 Kind: TypeAlias = Literal["original", "compressed", "control", "sensitivity"]
 Method: TypeAlias = Literal[
     "original",
     "kmeans",
+    "optimal",
+    "entropy_constrained",
+    "vector",
     "uniform",
     "round_to_nearest",
     "magnitude_pruning",
@@ -28,6 +34,10 @@ INTEGER_BITS = (8, 4)
 SPARSITIES = (0.5, 0.75, 0.9)
 LAST_LAYER_SCALES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CLIP_QUANTILES = (0.001, 0.005, 0.02, 0.05, 0.1)
+# From about 4.5 bits per weight down to none, each in as few digits as make a readable name.
+MULTIPLIERS = tuple(float(f"{value:.3g}") for value in default_multipliers()[3:13])
+# Weights that share an index in vector quantization.
+VECTOR_SIZE = 2
 
 
 @dataclass(frozen=True)
@@ -37,14 +47,18 @@ class Cell:
     Attributes:
         kind: original, compressed, control or sensitivity.
         method: what is done.
-        weighting: K-means importance (none, gauss_newton, ...); elsewhere the method or kind.
+        weighting: importance of a squared error (none, gauss_newton, ...); elsewhere the method
+            or kind.
         penalty_form: of the diameter: none, monotone, published, linear.
         diameter_penalty: its relative strength.
         num_clusters: K of every layer; 0 where it does not apply. For `gaussian_noise`, the K
-            of the plain K-means whose distortion the noise has.
+            of the plain K-means whose distortion the noise has. With optimal allocation, the K
+            whose bits are shared between the layers.
         parameter: bits of integer rounding, sparsity of pruning, scale of the last layer,
-            quantile of clipping; NaN where there is none.
+            quantile of clipping, relative multiplier of entropy-constrained quantization,
+            weights in a vector; NaN where there is none.
         layer: path of the only layer changed; empty for all of them.
+        allocation: equal, or optimal: bits are shared between the layers.
     """
 
     kind: Kind
@@ -55,12 +69,13 @@ class Cell:
     num_clusters: int = 0
     parameter: float = math.nan
     layer: str = ""
+    allocation: str = "equal"
 
     @property
     def id(self) -> str:
         """Readable name, unique within a setting, e.g. `kmeans/fisher/monotone-0.05/K8`."""
         parts: list[str] = [self.method]
-        if self.method == "kmeans":
+        if self.method in METHODS:
             parts.append(self.weighting)
         if self.penalty_form != "none":
             parts.append(f"{self.penalty_form}-{short_number(self.diameter_penalty)}")
@@ -70,6 +85,8 @@ class Cell:
             parts.append(short_number(self.parameter))
         if self.layer:
             parts.append(f"only:{self.layer}")
+        if self.allocation != "equal":
+            parts.append("allocated")
         return "/".join(parts)
 
 
@@ -89,17 +106,51 @@ def compressed_cells(
     diameter_penalty: Sequence[float],
     num_clusters: Sequence[int],
     baselines: bool,
+    method: Sequence[str] = ("kmeans",),
+    allocation: Sequence[str] = ("equal",),
 ) -> list[Cell]:
-    """All compressed cells: K-means over every axis, then the baselines."""
-    penalties = [("none", 0.0)] + [
-        (form, strength) for form in penalty_form for strength in diameter_penalty if strength > 0
-    ]
-    cells = [
-        Cell("compressed", "kmeans", weight, form, strength, k)
-        for weight in weighting
-        for form, strength in penalties
-        for k in num_clusters
-    ]
+    """All compressed cells: every method over its axes, then the baselines.
+
+    Bits are shared between layers where there is no penalty and a weight has an index of its own;
+    everything else has the same K in every layer, whatever `allocation` says.
+    """
+    cells: list[Cell] = []
+    for name in method:
+        for weight in weighting:
+            match name:
+                case "kmeans":
+                    cells += _kmeans_cells(
+                        "kmeans", weight, penalty_form, diameter_penalty, num_clusters, allocation
+                    )
+                case "optimal":
+                    # Only the squared penalty has a global solver.
+                    forms = [form for form in penalty_form if form == "monotone"]
+                    cells += _kmeans_cells(
+                        "optimal", weight, forms, diameter_penalty, num_clusters, allocation
+                    )
+                case "entropy_constrained":
+                    cells += [
+                        Cell(
+                            "compressed",
+                            "entropy_constrained",
+                            weight,
+                            parameter=multiplier,
+                            allocation=shared,
+                        )
+                        for shared in allocation
+                        for multiplier in MULTIPLIERS
+                    ]
+                case "vector":
+                    cells += [
+                        Cell(
+                            "compressed",
+                            "vector",
+                            weight,
+                            num_clusters=k,
+                            parameter=float(VECTOR_SIZE),
+                        )
+                        for k in num_clusters
+                    ]
     if baselines:
         cells += [Cell("compressed", "uniform", "uniform", num_clusters=k) for k in num_clusters]
         cells += [
@@ -111,6 +162,29 @@ def compressed_cells(
             for sparsity in SPARSITIES
         ]
     return cells
+
+
+def _kmeans_cells(
+    method: Literal["kmeans", "optimal"],
+    weighting: str,
+    penalty_form: Sequence[str],
+    diameter_penalty: Sequence[float],
+    num_clusters: Sequence[int],
+    allocation: Sequence[str],
+) -> list[Cell]:
+    kinds = [("none", 0.0, "equal")] if "equal" in allocation else []
+    kinds += [
+        (form, strength, "equal")
+        for form in penalty_form
+        for strength in diameter_penalty
+        if strength > 0
+    ]
+    kinds += [("none", 0.0, "optimal")] if "optimal" in allocation else []
+    return [
+        Cell("compressed", method, weighting, form, strength, k, allocation=shared)
+        for form, strength, shared in kinds
+        for k in num_clusters
+    ]
 
 
 def control_cells(

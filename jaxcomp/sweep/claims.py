@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from jaxcomp.statistics import Interval, crossed_mean, holm
 from jaxcomp.sweep.config import Setting
+from jaxcomp.sweep.methods import METHODS
 from jaxcomp.sweep.weighting import weighting_name
 
 if TYPE_CHECKING:
@@ -149,6 +150,8 @@ _DESCRIPTION_COLUMNS = (
     "num_clusters",
     "parameter",
 )
+# A table without the column has the same size of codebook in every layer.
+_ALLOCATION = "allocation"
 _SELECTION_COLUMNS: dict[Quantity, str] = {
     "loss": "selection_loss",
     "loss_tempered": "selection_loss_tempered",
@@ -376,6 +379,11 @@ def _read_table(table: "pd.DataFrame") -> _Setting:
             f"{settings}: select the rows of one of them."
         )
     columns = {name: table[name].to_numpy() for name in _COLUMNS}
+    columns[_ALLOCATION] = (
+        table[_ALLOCATION].to_numpy()
+        if _ALLOCATION in table.columns
+        else np.full(len(table), "equal", object)
+    )
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(columns["cell"]):
         rows.setdefault(str(name), []).append(row)
@@ -402,7 +410,9 @@ def _read_table(table: "pd.DataFrame") -> _Setting:
 def _read_cell(name: str, rows: list[int], columns: Mapping[str, NDArray[Any]]) -> _Cell:
     return _Cell(
         name=name,
-        is_about={column: columns[column][rows[0]] for column in _DESCRIPTION_COLUMNS},
+        is_about={
+            column: columns[column][rows[0]] for column in (*_DESCRIPTION_COLUMNS, _ALLOCATION)
+        },
         bits=float(np.mean(columns["size_bits_estimated"][rows].astype(np.float64))),
         selection={
             quantity: columns[column][rows].astype(np.float64)
@@ -474,7 +484,11 @@ def _against_original(setting: _Setting, quantity: Quantity) -> list[_Candidate]
 
 def _at_equal_bits(setting: _Setting, quantity: Quantity) -> list[_Candidate]:
     """Pair each penalised K-means cell with the unpenalised curve of its weighting."""
-    cells = [c for c in setting.of_kind("compressed") if c.is_about["method"] == "kmeans"]
+    cells = [
+        c
+        for c in setting.of_kind("compressed")
+        if (c.is_about["method"], c.is_about[_ALLOCATION]) == ("kmeans", "equal")
+    ]
     candidates = []
     curves: dict[str, list[_Cell]] = {}
     for cell in cells:
@@ -839,7 +853,10 @@ def _describe(cell: _Cell) -> str:
     """Say what a cell is; its name if the method is not known here."""
     about = cell.is_about
     clusters, parameter = int(about["num_clusters"]), float(about["parameter"])
+    method = str(about["method"])
     kmeans = weighting_name(str(about["weighting"])).sentence
+    kmeans = METHODS[method].sentence.format(kmeans) if method in METHODS else kmeans
+    allocated = ", bits shared between layers" if about[_ALLOCATION] != "equal" else ""
     penalty = (
         f", {about['penalty_form']} diameter penalty {float(about['diameter_penalty']):g}"
         if _is_penalised(cell)
@@ -847,7 +864,10 @@ def _describe(cell: _Cell) -> str:
     )
     described = {
         "original": "the original",
-        "kmeans": f"{kmeans}, K = {clusters}{penalty}",
+        "kmeans": f"{kmeans}, K = {clusters}{penalty}{allocated}",
+        "optimal": f"{kmeans}, K = {clusters}{penalty}{allocated}",
+        "entropy_constrained": f"{kmeans}, multiplier {parameter:g}{allocated}",
+        "vector": f"{kmeans}, K = {clusters}",
         "uniform": f"uniform quantization, K = {clusters}",
         "round_to_nearest": f"rounding to {parameter:g} bits",
         "magnitude_pruning": f"magnitude pruning, sparsity {parameter:g}",
@@ -857,7 +877,7 @@ def _describe(cell: _Cell) -> str:
         "gaussian_noise": f"Gaussian noise as large as the error of K-means, K = {clusters}",
         "early_stopping": "early stopping",
     }
-    return described.get(str(about["method"]), cell.name)
+    return described.get(method, cell.name)
 
 
 def _relative_words(relative: float | None, is_accuracy: bool) -> str:

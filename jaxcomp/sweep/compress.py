@@ -1,50 +1,27 @@
-"""From a cell to changed weights: codebooks for a whole grid at once, then one pass per cell.
+"""From a cell to changed weights: one pass over the raw weights per cell, the final assignment.
 
-Axes: `C` cells, `L` layers, `K` clusters, `B` bins. A layer meets the quantizers as moments
-only, so layers of different sizes share one solve for the whole grid, vmapped over cells and
-layers; the raw weights are touched once per cell, by the final assignment.
+Axes: `L` layers, `K` clusters. The codebooks were solved for the whole grid before (`codebooks`).
 """
 
-from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt
 
 from jaxcomp import rate
 from jaxcomp.quantizers import (
-    Codebook,
-    Moments,
     assign,
-    histogram_moments,
-    pad_bins,
+    assign_by_cost,
+    join_vectors,
     prune_by_magnitude,
     round_to_nearest,
-    solve_kmeans,
-    solve_uniform,
+    split_vectors,
+    vector_kmeans,
 )
-from jaxcomp.sweep.cells import Cell
-
-Layers = dict[str, Array]
-
-
-class Codebooks(NamedTuple):
-    """Codebooks of every quantized cell of a sweep, for one network.
-
-    Attributes:
-        rows: position of each cell's id along the first axis of the arrays.
-        centroids: `(C, L, K)`, ascending, padded by the last one.
-        thresholds: `(C, L, K - 1)`; a weight belongs to cluster `#{t : weight > t}`.
-        converged: `(C, L)`, whether the Lloyd iteration reached a fixed point.
-    """
-
-    rows: dict[str, int]
-    centroids: np.ndarray
-    thresholds: np.ndarray
-    converged: np.ndarray
+from jaxcomp.sweep.cells import VECTOR_SIZE, Cell
+from jaxcomp.sweep.codebooks import Codebooks, Layers, codebook_cell, importance_of
 
 
 class Sizes(NamedTuple):
@@ -74,73 +51,6 @@ class Compressed(NamedTuple):
     converged: bool
 
 
-def solve_codebooks(
-    layers: Layers,
-    importance: Mapping[str, Layers | None],
-    cells: Sequence[Cell],
-    *,
-    num_bins: int,
-    num_iterations: int,
-) -> Codebooks:
-    """Solve the codebooks of all cells that have one, in one jitted call per penalty form.
-
-    Args:
-        layers: weights by path.
-        importance: for each weighting of the cells its importance by path, None for equal.
-        cells: those with method `kmeans`, `uniform` or `gaussian_noise` are solved; the noise
-            needs the distortion of plain K-means.
-        num_bins: B, bins of the histogram of moments.
-        num_iterations: Lloyd iterations at most.
-    """
-    needed = dict.fromkeys(_codebook_cell(cell) for cell in cells if _has_codebook(cell))
-    if not needed:
-        empty = np.zeros((0, len(layers), 1), np.float32)
-        return Codebooks({}, empty, empty[..., :0], np.zeros((0, len(layers)), bool))
-    moments = {
-        weighting: _stacked_moments(layers, weights, num_bins=num_bins)
-        for weighting, weights in importance.items()
-    }
-    max_clusters = max(cell.num_clusters for cell in needed)
-    # Centres are rounded to what the layers store before the last assignment. Layers of several
-    # dtypes share one solve in float32, and are rounded after it.
-    dtypes = {weights.dtype for weights in layers.values()}
-    centroid_dtype = dtypes.pop() if len(dtypes) == 1 else jnp.dtype(jnp.float32)
-    groups: dict[tuple[str, str], list[Cell]] = {}
-    for cell in needed:
-        # Plain K-means is the monotone form at penalty zero, to the last bit.
-        form = "uniform" if cell.method == "uniform" else cell.penalty_form
-        key = (cell.weighting, "monotone" if form == "none" else form)
-        groups.setdefault(key, []).append(cell)
-    size = max(len(group) for group in groups.values())
-    rows: dict[str, int] = {}
-    solved = []
-    for (weighting, form), group in groups.items():
-        padded = group + [group[-1]] * (size - len(group))
-        clusters = jnp.array([cell.num_clusters for cell in padded], jnp.int32)
-        penalty = jnp.array([cell.diameter_penalty for cell in padded], jnp.float32)
-        if form == "uniform":
-            codebooks = _solve_uniform(
-                moments["none"],
-                clusters,
-                max_clusters=max_clusters,
-                centroid_dtype=centroid_dtype,
-            )
-        else:
-            codebooks = _solve_kmeans(
-                moments[weighting],
-                clusters,
-                penalty,
-                max_clusters=max_clusters,
-                penalty_form=form,
-                num_iterations=num_iterations,
-                centroid_dtype=centroid_dtype,
-            )
-        for cell in group:
-            rows[cell.id] = len(rows)
-        solved.append([np.asarray(leaf)[: len(group)] for leaf in codebooks])
-    return Codebooks(rows, *(np.concatenate(parts) for parts in zip(*solved, strict=True)))
-
-
 def compress(
     layers: Layers,
     cell: Cell,
@@ -159,8 +69,12 @@ def compress(
         last_layer: path of the layer that makes the logits.
     """
     match cell.method:
-        case "kmeans" | "uniform":
+        case "kmeans" | "optimal" | "uniform":
             return _by_codebook(layers, cell, codebooks)
+        case "entropy_constrained":
+            return _by_cost(layers, cell, codebooks)
+        case "vector":
+            return _by_vectors(layers, cell, codebooks)
         case "round_to_nearest":
             return _rounded(layers, num_bits=int(cell.parameter))
         case "magnitude_pruning":
@@ -172,7 +86,7 @@ def compress(
         case "weights_clipped":
             return _uncompressed(_clip(layers, cell.parameter))
         case "gaussian_noise":
-            plain = _by_codebook(layers, _codebook_cell(cell), codebooks)
+            plain = _by_codebook(layers, codebook_cell(cell), codebooks)
             return _uncompressed(_noisy(layers, plain.layers, key))
         case _:
             return _uncompressed(layers)
@@ -197,98 +111,80 @@ def squared_errors(
         return plain, weighted
 
 
-def _has_codebook(cell: Cell) -> bool:
-    return cell.method in ("kmeans", "uniform", "gaussian_noise")
-
-
-def _codebook_cell(cell: Cell) -> Cell:
-    """The cell whose codebooks this one uses: of all layers, and plain K-means for noise."""
-    if cell.method == "gaussian_noise":
-        return Cell("compressed", "kmeans", "none", num_clusters=cell.num_clusters)
-    if cell.layer:
-        return Cell(
-            "compressed",
-            cell.method,
-            cell.weighting,
-            cell.penalty_form,
-            cell.diameter_penalty,
-            cell.num_clusters,
-        )
-    return cell
-
-
-def _stacked_moments(layers: Layers, importance: Layers | None, *, num_bins: int) -> Moments:
-    moments = []
-    for path, weights in layers.items():
-        weight = None if importance is None else importance[path].ravel()
-        reduced = histogram_moments(weights.ravel(), weight, num_bins=num_bins)
-        moments.append(pad_bins(reduced, num_bins))
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *moments)
-
-
-@partial(
-    jax.jit, static_argnames=("max_clusters", "penalty_form", "num_iterations", "centroid_dtype")
-)
-def _solve_kmeans(
-    moments: Moments,
-    num_clusters: Int[Array, " C"],
-    diameter_penalty: Float[Array, " C"],
-    *,
-    max_clusters: int,
-    penalty_form: str,
-    num_iterations: int,
-    centroid_dtype: jnp.dtype,
-) -> tuple[Array, Array, Array]:
-    solve = partial(
-        solve_kmeans,
-        max_clusters=max_clusters,
-        penalty_form=penalty_form,
-        num_iterations=num_iterations,
-        centroid_dtype=centroid_dtype,
-    )
-    over_layers = jax.vmap(solve, in_axes=(0, None, None))
-    return _parts(
-        jax.vmap(over_layers, in_axes=(None, 0, 0))(moments, num_clusters, diameter_penalty)
-    )
-
-
-@partial(jax.jit, static_argnames=("max_clusters", "centroid_dtype"))
-def _solve_uniform(
-    moments: Moments,
-    num_clusters: Int[Array, " C"],
-    *,
-    max_clusters: int,
-    centroid_dtype: jnp.dtype,
-) -> tuple[Array, Array, Array]:
-    solve = partial(solve_uniform, max_clusters=max_clusters, centroid_dtype=centroid_dtype)
-    over_layers = jax.vmap(solve, in_axes=(0, None))
-    return _parts(jax.vmap(over_layers, in_axes=(None, 0))(moments, num_clusters))
-
-
-def _parts(codebook: Codebook) -> tuple[Array, Array, Array]:
-    # Files know no bfloat16, and float32 holds it exactly.
-    wide = jnp.promote_types(codebook.centroids.dtype, jnp.float32)
-    return codebook.centroids.astype(wide), codebook.thresholds, codebook.converged
-
-
 def _by_codebook(layers: Layers, cell: Cell, codebooks: Codebooks) -> Compressed:
-    row = codebooks.rows[_codebook_cell(cell).id]
+    intervals = codebooks.intervals
+    row = intervals.rows[codebook_cell(cell).id]
     chosen = [path for path in layers if not cell.layer or path == cell.layer]
     places = [list(layers).index(path) for path in chosen]
     values, counts = _lookup(
         [layers[path] for path in chosen],
-        jnp.asarray(codebooks.centroids[row, places]),
-        jnp.asarray(codebooks.thresholds[row, places]),
+        jnp.asarray(intervals.centroids[row, places]),
+        jnp.asarray(intervals.thresholds[row, places]),
     )
-    num_clusters = cell.num_clusters
-    used = np.asarray(counts)[:, :num_clusters]
-    size = rate.code_size(used, num_clusters=num_clusters)
-    return Compressed(
+    return _quantized(
         {**layers, **dict(zip(chosen, values, strict=True))},
+        counts,
+        num_clusters=intervals.num_clusters[row, places],
+        converged=intervals.converged[row, places],
+    )
+
+
+def _by_cost(layers: Layers, cell: Cell, codebooks: Codebooks) -> Compressed:
+    codes = codebooks.entropy_codes
+    row = codes.rows[cell.id]
+    importance = importance_of(codebooks, cell.weighting, layers)
+    values, counts = _cheapest(
+        list(layers.values()),
+        [importance[path] for path in layers],
+        jnp.asarray(codes.centroids[row]),
+        jnp.asarray(codes.length_bits[row]),
+        jnp.asarray(codes.multiplier[row]),
+    )
+    return _quantized(
+        dict(zip(layers, values, strict=True)),
+        counts,
+        num_clusters=np.sum(np.isfinite(codes.length_bits[row]), axis=-1),
+        converged=codes.converged[row],
+    )
+
+
+def _by_vectors(layers: Layers, cell: Cell, codebooks: Codebooks) -> Compressed:
+    codes = codebooks.vectors
+    row = codes.rows[cell.id]
+    importance = importance_of(codebooks, cell.weighting, layers)
+    values, counts = _nearest_vectors(
+        list(layers.values()),
+        [importance[path] for path in layers],
+        jnp.asarray(codes.centroids[row]),
+        jnp.asarray(codes.num_clusters[row]),
+    )
+    return _quantized(
+        dict(zip(layers, values, strict=True)),
+        counts,
+        num_clusters=np.full(len(layers), codes.num_clusters[row]),
+        converged=codes.converged[row],
+        centroid_bits=32 * VECTOR_SIZE,
+    )
+
+
+def _quantized(
+    layers: Layers,
+    counts: Int[Array, "L K"],
+    *,
+    num_clusters: Int[np.ndarray, " L"],
+    converged: Bool[np.ndarray, " L"],
+    centroid_bits: int = 32,
+) -> Compressed:
+    """Put changed layers and their sizes together; `counts` are those of the symbols."""
+    number = np.asarray(counts)
+    size = rate.code_size(number, num_clusters=num_clusters, centroid_bits=centroid_bits)
+    used = np.sum(number > 0, axis=-1)
+    return Compressed(
+        layers,
         Sizes(*(float(np.sum(part)) for part in size)),
-        num_used=float(np.mean(np.sum(used > 0, axis=-1))),
-        num_empty=float(np.sum(used == 0)),
-        converged=bool(np.all(codebooks.converged[row, places])),
+        num_used=float(np.mean(used)),
+        num_empty=float(np.sum(num_clusters - used)),
+        converged=bool(np.all(converged)),
     )
 
 
@@ -300,12 +196,58 @@ def _lookup(
     for row, weights in enumerate(layers):
         assignments = assign(weights.ravel(), thresholds[row])
         values.append(centroids[row][assignments].astype(weights.dtype).reshape(weights.shape))
-        counts.append(
-            jax.ops.segment_sum(
-                jnp.ones(weights.size, jnp.int32), assignments, num_segments=centroids.shape[-1]
-            )
-        )
+        counts.append(_count(assignments, centroids.shape[-1]))
     return values, jnp.stack(counts)
+
+
+@jax.jit
+def _cheapest(
+    layers: list[Array],
+    importance: list[Array],
+    centroids: Float[Array, "L K"],
+    length_bits: Float[Array, "L K"],
+    multiplier: Float[Array, " L"],
+) -> tuple[list[Array], Int[Array, "L K"]]:
+    values, counts = [], []
+    for row, weights in enumerate(layers):
+        assignments = assign_by_cost(
+            weights.ravel(),
+            importance[row].ravel(),
+            centroids[row],
+            length_bits[row],
+            multiplier[row],
+        )
+        values.append(centroids[row][assignments].astype(weights.dtype).reshape(weights.shape))
+        counts.append(_count(assignments, centroids.shape[-1]))
+    return values, jnp.stack(counts)
+
+
+@jax.jit
+def _nearest_vectors(
+    layers: list[Array],
+    importance: list[Array],
+    centroids: Float[Array, "L K m"],
+    num_clusters: Int[Array, ""],
+) -> tuple[list[Array], Int[Array, "L K"]]:
+    values, counts = [], []
+    for row, weights in enumerate(layers):
+        found = vector_kmeans(
+            split_vectors(weights, VECTOR_SIZE),
+            split_vectors(importance[row], VECTOR_SIZE),
+            num_clusters=num_clusters,
+            max_clusters=centroids.shape[1],
+            initial_centroids=centroids[row],
+            penalty_form="none",
+            num_iterations=0,
+        )
+        values.append(join_vectors(found.centroids[found.assignments], weights.shape))
+        counts.append(found.counts)
+    return values, jnp.stack(counts)
+
+
+def _count(assignments: UInt[Array, " N"], num_clusters: int) -> Int[Array, " K"]:
+    ones = jnp.ones(assignments.shape, jnp.int32)
+    return jax.ops.segment_sum(ones, assignments, num_segments=num_clusters)
 
 
 def _rounded(layers: Layers, *, num_bits: int) -> Compressed:

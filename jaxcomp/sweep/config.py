@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeAlias, get_args
 
+from jaxcomp.sweep.methods import ALLOCATIONS, METHODS
 from jaxcomp.sweep.weighting import ALLOWED, is_weighting
 
 PenaltyForm: TypeAlias = Literal["monotone", "published", "linear"]
@@ -19,16 +20,18 @@ MODELS = ("mlp", "vgg")
 PENALTY_FORMS: tuple[str, ...] = get_args(PenaltyForm)
 
 MAX_CLUSTERS = 65_536
+# The optimal solve holds the codebooks of every K up to the largest; vectors look at every centre.
+MAX_SEARCHED_CLUSTERS = 1024
 
 
 @dataclass(frozen=True)
 class SweepConfig:
     """Settings of one sweep; the defaults are the `quick` preset.
 
-    The axes of the grid (`dataset`, `model`, `label_noise`, `weighting`, `penalty_form`,
-    `diameter_penalty`, `num_clusters`) take one value or a sequence of values. A *setting* is a
-    triple (dataset, model, label noise): its networks are trained together and its claims are
-    made together.
+    The axes of the grid (`dataset`, `model`, `label_noise`, `method`, `allocation`, `weighting`,
+    `penalty_form`, `diameter_penalty`, `num_clusters`) take one value or a sequence of values. A
+    *setting* is a triple (dataset, model, label noise): its networks are trained together and its
+    claims are made together.
 
     Attributes:
         dataset: any of digits, mnist, fashion-mnist, cifar10.
@@ -47,6 +50,12 @@ class SweepConfig:
         learning_rate: of stochastic gradient descent with momentum.
         momentum: of the same.
         weight_decay: L2 penalty added to the gradient.
+        method: quantizers: `kmeans`, Lloyd's iteration as published; `optimal`, the global
+            optimum (under a penalty of the form `monotone` too); `entropy_constrained`, over ten
+            multipliers instead of `num_clusters`; `vector`, K-means of pairs of weights.
+        allocation: how bits are shared between layers: `equal`, the same K (or multiplier
+            relative to the layer's spread) in all; `optimal`, for the least weighted distortion
+            at as many bits in all. Penalised codebooks and vectors are always `equal`.
         weighting: what weighs a squared error in K-means: `none`; `gauss_newton`, the exact
             diagonal of the Gauss-Newton matrix, which for these networks is that of the Hessian;
             `hutchinson` (or `hutchinson-N` with N probes), a random estimate of it; `fisher`,
@@ -78,6 +87,8 @@ class SweepConfig:
     learning_rate: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    method: tuple[str, ...] = ("kmeans",)
+    allocation: tuple[str, ...] = ("equal",)
     weighting: tuple[str, ...] = ("none", "gauss_newton")
     num_probes: int = 64
     curvature_examples: int = 1000
@@ -182,6 +193,8 @@ _AXES = (
     "dataset",
     "model",
     "label_noise",
+    "method",
+    "allocation",
     "weighting",
     "penalty_form",
     "diameter_penalty",
@@ -229,6 +242,14 @@ def _integer(value: Any, name: str) -> int:
 def _check(config: SweepConfig) -> None:
     _check_names("dataset", config.dataset, DATASETS)
     _check_names("model", config.model, MODELS)
+    _check_names("method", config.method, tuple(METHODS))
+    _check_names("allocation", config.allocation, tuple(ALLOCATIONS))
+    for name in ("optimal", "vector"):
+        if name in config.method and config.num_clusters[-1] > MAX_SEARCHED_CLUSTERS:
+            raise ValueError(
+                f"method {name!r} takes num_clusters up to {MAX_SEARCHED_CLUSTERS:,}, got "
+                f"{config.num_clusters[-1]:,}; leave one of them out."
+            )
     for name in config.weighting:
         if not is_weighting(name):
             raise ValueError(f"unknown weighting {name!r}: choose from {ALLOWED} (N >= 2).")

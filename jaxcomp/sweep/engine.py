@@ -22,7 +22,8 @@ from jaxcomp.calibration import fit_temperature
 from jaxcomp.paths import leaves_by_path, replace_leaves
 from jaxcomp.sweep.cells import Cell
 from jaxcomp.sweep.claims import CellLosses
-from jaxcomp.sweep.compress import Codebooks, Compressed, Layers, compress, squared_errors
+from jaxcomp.sweep.codebooks import Codebooks, Layers
+from jaxcomp.sweep.compress import Compressed, compress, squared_errors
 from jaxcomp.types import Params, PredictFn
 
 Row = dict[str, Any]
@@ -234,6 +235,7 @@ class Scorer:
             "diameter_penalty": cell.diameter_penalty,
             "num_clusters": cell.num_clusters,
             "parameter": cell.parameter,
+            "allocation": cell.allocation,
             "layer": cell.layer,
             "model_seed": self.subject.model_seed,
             **scores,

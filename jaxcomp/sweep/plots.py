@@ -15,12 +15,14 @@ from jaxcomp import storage
 from jaxcomp.sweep import drawing
 from jaxcomp.sweep.claims import Claim
 from jaxcomp.sweep.drawing import GREY, INK, SMALL, UNIFORM_COLOUR, Entry, Style, remark, sample
+from jaxcomp.sweep.methods import METHODS, method_label
 from jaxcomp.sweep.summary import (
     BASELINE_NAMES,
     CONTROL_NAMES,
     CRITERIA,
     CellSummary,
     Curve,
+    Family,
     Summary,
     best_cell,
     claims_of,
@@ -80,6 +82,7 @@ BOUND_COLUMNS = ("zero_one_bound", "train_accuracy")
 RISE_COLUMNS = ("predicted_rise_nats", "measured_rise_nats")
 UNIFORM = Style(UNIFORM_COLOUR, "-", "x", 1.2, True, "bars")
 DOTTED = (0, (1, 1.5))
+FAMILY_DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 LEAST_SHARE, LEAST_SPAN = 0.3, 2e-3
 # A legend of more groups than this would be wider than the figure.
 MAX_LEGEND_GROUPS = 5
@@ -98,7 +101,30 @@ class _Frame:
         """Everything drawn as a curve over K: cells and how they look."""
         uniform = self.summary.of("compressed", "uniform")
         lines: list[tuple[Sequence[CellSummary], Style]] = [(uniform, UNIFORM)] if uniform else []
+        lines += [(family.plain, style) for family, style in self.families() if family.plain]
         return lines + [(curve.cells, self.styles[curve.key]) for curve in self.curves]
+
+    def families(self) -> list[tuple[Family, Style]]:
+        """Other codebooks and allocations: colour and marker say the method, dashes the weighting.
+
+        Markers are open where layers share their bits.
+        """
+        families = self.summary.families
+        weightings = list(dict.fromkeys(family.weighting for family in families))
+        return [
+            (
+                family,
+                Style(
+                    METHODS[family.method].colour,
+                    FAMILY_DASHES[weightings.index(family.weighting) % len(FAMILY_DASHES)],
+                    METHODS[family.method].marker,
+                    1.2,
+                    family.allocation == "equal",
+                    "bars",
+                ),
+            )
+            for family in families
+        ]
 
     def is_seen(self, cell: CellSummary) -> bool:
         """Whether the x axis shows the cell's ratio."""
@@ -325,7 +351,7 @@ def _bound_figure(summary: Summary) -> Figure:
         remark("minus test accuracy"),
         sample("original", INK, marker="D"),
     ]
-    groups = [("Lines and points", what), *_curve_groups(frame)]
+    groups = [("Lines and points", what), *_curve_groups(frame), *_family_groups(frame)]
     if summary.of("compressed", "uniform"):
         what.append(sample(BASELINE_NAMES["uniform"], UNIFORM.colour, dashes="-", marker="x"))
     drawing.legend_below(figure, groups)
@@ -359,7 +385,7 @@ def _rise_figure(summary: Summary) -> Figure:
             alpha=0.9,
             zorder=3,
         )
-        entries = weighted if label.startswith("K-means") else others
+        entries = weighted if label.startswith("K-means,") else others
         entries.append(sample(label, colour, marker=marker, filled=filled))
     ends = np.array([_means(usable, column) for column in RISE_COLUMNS])
     low, high = 0.6 * float(ends.min()), 1.7 * float(ends.max())
@@ -431,7 +457,12 @@ def _ratio_range(summary: Summary) -> tuple[float, float]:
         for cell in summary.of("compressed")
         if cell.method != "magnitude_pruning" and cell.num_clusters != 1 and cell.ratio > 0
     ]
-    plain = [cell.ratio for cell in cells if cell.diameter_penalty == 0]
+    # An entropy coder alone can spend next to nothing.
+    plain = [
+        cell.ratio
+        for cell in cells
+        if cell.diameter_penalty == 0 and cell.method != "entropy_constrained"
+    ]
     ratios = [cell.ratio for cell in cells]
     if not ratios:
         return 0.9, 10.0
@@ -523,9 +554,9 @@ def _limits(
     best cell of every weighting stay in sight, and so does whatever is better still; worse cells
     do as far as they take less than half of the axis.
     """
-    families: dict[str, list[CellSummary]] = {}
+    families: dict[tuple[str, str], list[CellSummary]] = {}
     for cell in (cell for cells, _ in frame.lines() for cell in cells if frame.is_seen(cell)):
-        families.setdefault(cell.weighting, []).append(cell)
+        families.setdefault((cell.method, cell.weighting), []).append(cell)
     values = _finite(_means([c for family in families.values() for c in family], panel.column))
     best = [best_cell(family, criterion_of(panel.column)) for family in families.values()]
     core = _finite([*lines, *_means([cell for cell in best if cell], panel.column)])
@@ -728,8 +759,24 @@ def _curve_groups(frame: _Frame) -> list[tuple[str, list[Entry]]]:
     return groups
 
 
+def _family_groups(frame: _Frame) -> list[tuple[str, list[Entry]]]:
+    """Legend entries of other codebooks and allocations; no group if there are none."""
+    entries = [
+        sample(
+            family.label,
+            style.colour,
+            dashes=style.dashes,
+            marker=style.marker,
+            filled=style.is_filled,
+        )
+        for family, style in frame.families()
+        if family.plain
+    ]
+    return [("Other codebooks", entries)] if entries else []
+
+
 def _legend_groups(frame: _Frame, *, has_claims: bool) -> list[tuple[str, list[Entry]]]:
-    groups = _curve_groups(frame)
+    groups = [*_curve_groups(frame), *_family_groups(frame)]
     others: list[Entry] = []
     summary = frame.summary
     if summary.of("compressed", "uniform"):
@@ -782,7 +829,7 @@ def _scatter_groups(
     cells: Sequence[CellSummary],
 ) -> Iterator[tuple[str, str, str, bool, list[CellSummary]]]:
     """Label, colour, marker, whether filled, and members, for the picture of the prediction."""
-    kmeans = [cell for cell in cells if cell.method == "kmeans"]
+    kmeans = [cell for cell in cells if (cell.method, cell.allocation) == ("kmeans", "equal")]
     for name in dict.fromkeys([*WEIGHTINGS, *(cell.weighting for cell in kmeans)]):
         members = [cell for cell in kmeans if cell.weighting == name]
         label, colour = f"K-means, {weighting_name(name).label}", weighting_name(name).colour
@@ -790,6 +837,14 @@ def _scatter_groups(
         penalised = [cell for cell in members if cell.diameter_penalty > 0]
         yield label, colour, "o", True, plain
         yield f"{label}, penalty", colour, "o", False, penalised
+    for method, allocation in dict.fromkeys((cell.method, cell.allocation) for cell in cells):
+        if method in METHODS and (method, allocation) != ("kmeans", "equal"):
+            looks = METHODS[method]
+            members = [
+                cell for cell in cells if (cell.method, cell.allocation) == (method, allocation)
+            ]
+            label = method_label(method, allocation)
+            yield label, looks.colour, looks.marker, allocation == "equal", members
     others = {"uniform": ("x", True), **POINT_MARKERS}
     for name, (marker, filled) in others.items():
         members = [cell for cell in cells if cell.method == name]

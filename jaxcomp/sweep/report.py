@@ -202,6 +202,10 @@ def _curve_label(curve: Curve, summary: Summary) -> str:
 
 
 def _baselines(summary: Summary) -> Iterator[Line]:
+    for family in summary.families:
+        best = best_cell(family.cells, "selection_loss")
+        if best is not None:
+            yield Line(family.label, best)
     best = best_cell(summary.of("compressed", "uniform"), "selection_loss")
     if best is not None:
         yield Line(f"{BASELINE_NAMES['uniform']}, best K", best)

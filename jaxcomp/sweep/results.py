@@ -29,7 +29,7 @@ from jaxcomp.paths import leaves_by_path
 from jaxcomp.sweep import plots
 from jaxcomp.sweep.cells import Cell
 from jaxcomp.sweep.claims import Claim, claim_from_dict, claims_table
-from jaxcomp.sweep.compress import Codebooks
+from jaxcomp.sweep.codebooks import Codebooks
 from jaxcomp.sweep.engine import Network, Row, Subject, change
 from jaxcomp.sweep.report import report_markdown
 from jaxcomp.sweep.summary import cell_means, rows_where
@@ -147,12 +147,7 @@ class RunDirectory:
                 "dtypes": {place: str(leaf.dtype) for place, leaf in leaves.items()},
             },
         )
-        _, centroids, thresholds, converged = network.codebooks
-        storage.save_arrays(
-            self.path / "codebooks" / f"{name}.npz",
-            {"centroids": centroids, "thresholds": thresholds, "converged": converged},
-            {"cells": list(network.codebooks.rows)},
-        )
+        storage.save_arrays(self.path / "codebooks" / f"{name}.npz", *network.codebooks.to_arrays())
 
 
 @dataclass
@@ -339,6 +334,7 @@ def cell_of(row: Mapping[Hashable, Any]) -> Cell:
         int(row["num_clusters"]),
         float(row["parameter"]),
         row["layer"] if isinstance(row.get("layer"), str) else "",
+        row.get("allocation", "equal"),
     )
 
 
@@ -363,9 +359,7 @@ def _network_leaves(subject: Subject) -> dict[str, Any]:
 
 def read_codebooks(file: Path) -> Codebooks:
     """Codebooks from a file; a damaged one is a `ValueError`."""
-    arrays, metadata = storage.load_arrays(file)
-    rows = {name: position for position, name in enumerate(metadata["cells"])}
-    return Codebooks(rows, arrays["centroids"], arrays["thresholds"], arrays["converged"])
+    return Codebooks.from_arrays(*storage.load_arrays(file))
 
 
 def _read_network(file: Path, codebooks: Path) -> tuple[Network, str]:

@@ -31,7 +31,7 @@ from jaxcomp.sweep.claims import (
     calibration_share,
     evaluate_claims,
 )
-from jaxcomp.sweep.compress import Codebooks, solve_codebooks
+from jaxcomp.sweep.codebooks import Codebooks, solve_codebooks
 from jaxcomp.sweep.config import Setting, SweepConfig, sorted_clusters
 from jaxcomp.sweep.engine import (
     Evaluator,
@@ -50,7 +50,7 @@ from jaxcomp.sweep.weighting import measure_curvature
 from jaxcomp.types import Params, PredictFn
 
 # Streams of random numbers; each is folded into the sweep's seed.
-_CURVATURE, _NOISE = 1, 2
+_CURVATURE, _NOISE, _START = 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,8 @@ def evaluate(
     test: tuple[Any, Any],
     *,
     select: Select = None,
+    method: Sequence[str] | str = ("kmeans",),
+    allocation: Sequence[str] | str = ("equal",),
     weighting: Sequence[str] | str = ("none", "gauss_newton"),
     penalty_form: Sequence[str] | str = ("monotone",),
     diameter_penalty: Sequence[float] | float = (0.0, 0.003, 0.01, 0.05),
@@ -159,7 +161,9 @@ def evaluate(
         test: examples that only the final numbers see.
         select: which leaves are compressed (see `jaxcomp.paths`); default: floating-point
             leaves with two axes or more.
-        weighting: of none, gauss_newton, hutchinson, fisher, adam; as all axes one or several.
+        method: of kmeans, optimal, entropy_constrained, vector; as all axes one or several.
+        allocation: of equal, optimal: how layers share the bits (see `SweepConfig`).
+        weighting: of none, gauss_newton, hutchinson, fisher, adam.
         penalty_form: of monotone, published, linear.
         diameter_penalty: relative strengths; 0 is always included.
         num_clusters: codebook sizes K.
@@ -196,6 +200,8 @@ def evaluate(
         )
     # The sweep's own settings carry the checks of every axis.
     config = SweepConfig(
+        method=cast("tuple[str, ...]", method),
+        allocation=cast("tuple[str, ...]", allocation),
         weighting=cast("tuple[str, ...]", weighting),
         penalty_form=cast("tuple[str, ...]", penalty_form),
         diameter_penalty=cast("tuple[float, ...]", diameter_penalty),
@@ -369,6 +375,10 @@ def _scorer(
             cells,
             num_bins=options.num_bins,
             num_iterations=options.num_iterations,
+            layer_weight={
+                path: float(jnp.mean(leaf)) for path, leaf in curvatures.reference.items()
+            },
+            key=jax.random.fold_in(key, _START),
         )
     network = Network(subject, codebooks, jax.random.fold_in(key, _NOISE))
     return Scorer(network, parts, evaluator, reference=curvatures.reference)
@@ -472,6 +482,8 @@ def _cells(config: SweepConfig, subject: Subject) -> list[Cell]:
             diameter_penalty=config.diameter_penalty,
             num_clusters=config.num_clusters,
             baselines=config.baselines,
+            method=config.method,
+            allocation=config.allocation,
         ),
     ]
     if config.controls:

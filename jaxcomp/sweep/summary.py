@@ -17,7 +17,8 @@ from jaxtyping import Float
 from jaxcomp.statistics import model_interval
 from jaxcomp.sweep.claims import Claim
 from jaxcomp.sweep.config import Setting
-from jaxcomp.sweep.weighting import WEIGHTINGS
+from jaxcomp.sweep.methods import METHODS, method_label
+from jaxcomp.sweep.weighting import WEIGHTINGS, weighting_name
 
 __all__ = [
     "BASELINE_NAMES",
@@ -25,6 +26,7 @@ __all__ = [
     "CRITERIA",
     "CellSummary",
     "Curve",
+    "Family",
     "Level",
     "Summary",
     "best_cell",
@@ -71,6 +73,8 @@ SHOWN_COLUMNS = (
     "calibration_error",
     "ratio_estimated",
 )
+# A table without the column has the same size of codebook in every layer.
+ALLOCATION_COLUMN = "allocation"
 REQUIRED_COLUMNS = (*SETTING_COLUMNS, *CELL_COLUMNS, *SHOWN_COLUMNS, *CRITERIA)
 
 # With up to three penalties nothing is left out.
@@ -102,10 +106,12 @@ class CellSummary:
         penalty_form: none, monotone, published, linear.
         diameter_penalty: its relative strength.
         num_clusters: K; 0 where it does not apply.
-        parameter: bits, sparsity, scale or quantile; NaN where there is none.
+        parameter: bits, sparsity, scale, quantile, multiplier or weights in a vector; NaN where
+            there is none.
         values: numeric columns of the table, each one number per network, and `zero_one_gap`,
             training minus test accuracy.
         model_seeds: the networks, ascending.
+        allocation: equal, or optimal: layers share their bits.
     """
 
     name: str
@@ -118,6 +124,7 @@ class CellSummary:
     parameter: float
     values: Mapping[str, Float[np.ndarray, " models"]]
     model_seeds: tuple[int, ...]
+    allocation: str = "equal"
 
     def mean(self, column: str) -> float:
         """Mean over networks; NaN if the table lacks the column or a value is not finite.
@@ -188,6 +195,34 @@ class Curve:
 
 
 @dataclass(frozen=True, eq=False)
+class Family:
+    """Cells of a method other than K-means at equal K, with one weighting and one allocation.
+
+    Attributes:
+        method: optimal, entropy_constrained or vector; kmeans with optimal allocation.
+        allocation: equal or optimal.
+        weighting: e.g. none or gauss_newton.
+        cells: all of them, sorted by ratio.
+    """
+
+    method: str
+    allocation: str
+    weighting: str
+    cells: tuple[CellSummary, ...]
+
+    @property
+    def label(self) -> str:
+        """What it is called in tables and pictures."""
+        weighting = weighting_name(self.weighting).label
+        return f"{method_label(self.method, self.allocation)}, {weighting}"
+
+    @property
+    def plain(self) -> tuple[CellSummary, ...]:
+        """Those without a penalty."""
+        return tuple(cell for cell in self.cells if cell.diameter_penalty == 0)
+
+
+@dataclass(frozen=True, eq=False)
 class Summary:
     """One setting (dataset, model, label noise) of a sweep.
 
@@ -215,8 +250,8 @@ class Summary:
 
     @cached_property
     def curves(self) -> list[Curve]:
-        """All K-means curves: by weighting, those without a penalty first, then by strength."""
-        cells = self.of("compressed", "kmeans")
+        """K-means curves with equal K: by weighting, without a penalty first, then by strength."""
+        cells = [cell for cell in self.of("compressed", "kmeans") if cell.allocation == "equal"]
         forms = list(dict.fromkeys(["none", *(cell.penalty_form for cell in cells)]))
         weightings = list(dict.fromkeys([*WEIGHTINGS, *(cell.weighting for cell in cells)]))
         groups: dict[tuple[str, str, float], list[CellSummary]] = {}
@@ -232,6 +267,21 @@ class Summary:
                 curve.diameter_penalty,
             ),
         )
+
+    @cached_property
+    def families(self) -> list[Family]:
+        """All other codebooks and allocations: by method, allocation, weighting."""
+        groups: dict[tuple[str, str, str], list[CellSummary]] = {}
+        for cell in self.of("compressed"):
+            if cell.method in METHODS and (cell.method, cell.allocation) != ("kmeans", "equal"):
+                key = (cell.method, cell.allocation, cell.weighting)
+                groups.setdefault(key, []).append(cell)
+        methods = list(METHODS)
+        weightings = list(dict.fromkeys([*WEIGHTINGS, *(key[2] for key in groups)]))
+        order = sorted(
+            groups, key=lambda key: (methods.index(key[0]), key[1], weightings.index(key[2]))
+        )
+        return [Family(*key, tuple(groups[key])) for key in order]
 
     def main_curves(self, keep_cells: Collection[str] = ()) -> list[Curve]:
         """Curves without the penalties that are too many to tell apart.
@@ -344,6 +394,7 @@ def _summarize_setting(setting: Setting, columns: Mapping[str, np.ndarray]) -> S
         for name, values in columns.items()
         if values.dtype.kind in "fiub" and name not in (*SETTING_COLUMNS, *CELL_COLUMNS)
     ]
+    allocation = columns.get(ALLOCATION_COLUMN, np.full(len(columns["cell"]), "equal", object))
     if "train_accuracy" in columns:
         gap = columns["train_accuracy"] - columns["accuracy"]
         columns, numeric = {**columns, "zero_one_gap": gap}, [*numeric, "zero_one_gap"]
@@ -367,6 +418,7 @@ def _summarize_setting(setting: Setting, columns: Mapping[str, np.ndarray]) -> S
                 parameter=float(first["parameter"]),
                 values={column: columns[column][members].astype(float) for column in numeric},
                 model_seeds=tuple(int(seed) for seed in seeds[members]),
+                allocation=str(allocation[members[0]]),
             )
         )
     original = next((cell for cell in cells if cell.kind == "original"), None)

@@ -1,0 +1,66 @@
+"""The quantizers a sweep compares and how bits are shared between layers: names and looks."""
+
+from typing import NamedTuple
+
+
+class MethodName(NamedTuple):
+    """How a quantizer is spoken of.
+
+    Attributes:
+        label: in a table or picture, short.
+        sentence: in a sentence; "{}" stands for K-means with its weighting.
+        colour: in pictures, where it is a line of its own.
+        marker: likewise.
+        description: what it is, for `--help`.
+    """
+
+    label: str
+    sentence: str
+    colour: str
+    marker: str
+    description: str
+
+
+METHODS: dict[str, MethodName] = {
+    "kmeans": MethodName(
+        "K-means", "{}", "#56B4E9", "o", "Lloyd's iteration, as in the published experiments"
+    ),
+    "optimal": MethodName(
+        "optimal",
+        "globally optimal {}",
+        "#332288",
+        "D",
+        "the best codebook there is, of every size from one solve",
+    ),
+    "entropy_constrained": MethodName(
+        "entropy-coded",
+        "entropy-constrained {}",
+        "#882255",
+        "h",
+        "least distortion for the bits of an entropy coder",
+    ),
+    "vector": MethodName(
+        "vector pairs",
+        "vector {} of pairs of weights",
+        "#999933",
+        "X",
+        "K-means of pairs of consecutive weights",
+    ),
+}
+ALLOCATIONS: dict[str, str] = {
+    "equal": "the same size of codebook in every layer",
+    "optimal": "as many bits in all, shared between the layers for the least distortion",
+}
+# What a label says of a method whose bits are shared between the layers.
+ALLOCATED_LABELS = {
+    "kmeans": "K-means alloc",
+    "optimal": "optimal alloc",
+    "entropy_constrained": "entropy alloc",
+}
+
+
+def method_label(method: str, allocation: str = "equal") -> str:
+    """Return how a method is called in tables and pictures; an unknown one by its own name."""
+    if allocation != "equal":
+        return ALLOCATED_LABELS.get(method, f"{method} alloc")
+    return METHODS[method].label if method in METHODS else method
