@@ -24,6 +24,14 @@ def loss_fn(params, batch):
     return jnp.mean(jnp.square(jnp.tanh(inputs @ params["w"]) - targets))
 
 
+def convolution(params, inputs):
+    images = inputs.reshape(-1, 2, 2, 3)
+    outputs = jax.lax.conv_general_dilated(
+        images, params["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return jnp.sum(jnp.tanh(outputs), axis=(1, 2))
+
+
 def predict_fn(params, inputs):
     return jnp.tanh(inputs @ params["w"])
 
@@ -44,6 +52,19 @@ KERNELS = {
     ),
     "fisher": (partial(fisher_diagonal, loss_fn), (PARAMS, BATCH)),
     "gauss_newton": (partial(gauss_newton_diagonal, predict_fn), (PARAMS, BATCH)),
+    "gauss_newton_of_a_convolution": (
+        partial(gauss_newton_diagonal, convolution),
+        (
+            {"kernel": jax.ShapeDtypeStruct((2, 2, 3, 2), jnp.float32)},
+            (jax.ShapeDtypeStruct((4, 12), jnp.float32), jax.ShapeDtypeStruct((4,), jnp.int32)),
+        ),
+    ),
+    "sampled_labels": (
+        lambda params, batch, key: gauss_newton_diagonal(
+            predict_fn, params, batch, num_label_samples=2, key=key
+        ),
+        (PARAMS, BATCH, KEY),
+    ),
     "linear_regression": (partial(linear_regression_hessian, rows_per_chunk=4), (FEATURES,)),
     "policy": (CurvaturePolicy().apply_traced, (PARAMS,)),
 }

@@ -8,6 +8,8 @@ import pytest
 from flax import linen, nnx
 
 from jaxcomp import models
+from jaxcomp.curvature import gauss_newton_diagonal
+from jaxcomp.paths import leaves_by_path
 
 MLP = {"input_shape": (6,), "num_classes": 3, "width": 1 / 64}
 VGG = {"input_shape": (32, 32, 3), "num_classes": 10, "width": 1 / 64}
@@ -240,3 +242,45 @@ def test_nnx_settings_must_be_hashable():
     module.sizes = nnx.static([1, 2])
     with pytest.raises(TypeError, match="definition of the module Custom must be hashable"):
         models.nnx_predict_fn(module)
+
+
+def test_freezing_leaves_a_function_of_the_weights_alone():
+    inputs = jax.random.normal(jax.random.key(2), (8, 4))
+    labels = jnp.asarray([0, 1, 2, 0, 1, 2, 0, 1])
+    predict_fn, params = models.nnx_predict_fn(Custom())
+    loss_fn = models.CrossEntropyLoss(predict_fn)
+    frozen, weights = models.freeze(predict_fn, params)
+    frozen_loss, _ = models.freeze(loss_fn, params)
+
+    # Kernels only: no biases, and no statistics of batch normalization.
+    assert len(weights) == 2
+    assert all(path.endswith("kernel") or "kernel" in path for path in weights)
+    np.testing.assert_array_equal(frozen(weights, inputs), predict_fn(params, inputs))
+    expected = optax.softmax_cross_entropy_with_integer_labels(
+        predict_fn(params, inputs), labels
+    ).mean()
+    assert float(frozen_loss(weights, (inputs, labels))) == pytest.approx(float(expected), rel=1e-6)
+    curvature = gauss_newton_diagonal(frozen, weights, (inputs, labels)).mean
+    whole = gauss_newton_diagonal(predict_fn, params, (inputs, labels)).mean
+    by_path = leaves_by_path(whole)
+    for path, diagonal in curvature.items():
+        np.testing.assert_allclose(diagonal, by_path[path], rtol=1e-4, atol=1e-8)
+
+
+def test_equal_losses_are_one_for_the_compiler():
+    losses = [models.CrossEntropyLoss(models.nnx_predict_fn(Custom())[0]) for _ in range(2)]
+    assert losses[0] == losses[1]
+    assert hash(losses[0]) == hash(losses[1])
+
+
+def test_function_of_a_flax_model():
+    inputs = jnp.ones((2, 4))
+    module = Custom()
+    predict_fn, params = models.nnx_predict_fn(module)
+    assert models.predict_fn_of(module, params) == predict_fn
+    linear = linen.Dense(3)
+    variables = linear.init(jax.random.key(3), inputs)
+    np.testing.assert_array_equal(
+        models.predict_fn_of(linear, variables)(variables, inputs),
+        linear.apply(variables, inputs),
+    )
