@@ -177,7 +177,7 @@ def test_output_directories_that_cannot_be_used(tmp_path):
     other = {"settings": {"what": "else"}, "status": "running", "times": {}}
     (tmp_path / "manifest.json").write_text(json.dumps(other))
     assert_one_sentence(invoke("plot", tmp_path), "not finished: run the same command again")
-    told = r"belongs to other settings: baselines \(None there, True now\), .* and \d+ more"
+    told = r"belongs to other settings: allocation \(None there, .* now\), .* and \d+ more"
     assert_one_sentence(invoke(*SMALL, "--out", tmp_path), told)
 
 

@@ -129,7 +129,7 @@ def hutchinson_blocks(
     Costs what `hutchinson_diagonal` costs, whose probes (and so whose diagonal, for the same key)
     it shares; memory is O(m n). Entry (i, j), i != j, of one sample has, for probes of signs, the
     variance `1/4 (sum over k != i, j of (H_ik^2 + H_jk^2) + (H_ii + H_jj)^2)`: about half that of
-    the diagonal. Blocks are symmetric, but seldom positive semi-definite: see
+    the diagonal. Blocks are symmetric to rounding, but seldom positive semi-definite: see
     `CurvaturePolicy.apply_blocks`. Pure; `jax.vmap` over `params`, `batch` or `key`;
     `over_batches` for data sets.
 
