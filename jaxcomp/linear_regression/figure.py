@@ -13,9 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from jaxcomp import storage
+from jaxcomp import drawing, storage
 from jaxcomp.linear_regression.closed_forms import CHANNELS
-from jaxcomp.sweep import drawing
 
 FORMATS = ("png", "svg")
 

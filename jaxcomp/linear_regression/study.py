@@ -61,7 +61,7 @@ from jaxcomp.linear_regression.simulation import (
     ridge_solutions,
     simulate,
 )
-from jaxcomp.sweep.progress import Progress, Report
+from jaxcomp.progress import Progress, Report
 
 LN2 = math.log(2)
 

@@ -11,10 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from jaxcomp import storage
-from jaxcomp.sweep import drawing
+from jaxcomp import drawing, storage
+from jaxcomp.drawing import GREY, INK, SMALL, UNIFORM_COLOUR, Entry, Style, remark, sample
 from jaxcomp.sweep.claims import Claim
-from jaxcomp.sweep.drawing import GREY, INK, SMALL, UNIFORM_COLOUR, Entry, Style, remark, sample
 from jaxcomp.sweep.methods import METHODS, method_label
 from jaxcomp.sweep.summary import (
     BASELINE_NAMES,

@@ -22,6 +22,7 @@ import pandas as pd
 import jaxcomp
 from jaxcomp import data, models, storage
 from jaxcomp.paths import Select, is_weight, leaves_by_path, selected_paths
+from jaxcomp.progress import Progress
 from jaxcomp.sweep import cells as grid
 from jaxcomp.sweep.cells import Cell
 from jaxcomp.sweep.claims import (
@@ -44,7 +45,6 @@ from jaxcomp.sweep.engine import (
     chunked,
     stack_losses,
 )
-from jaxcomp.sweep.progress import Progress
 from jaxcomp.sweep.results import RunDirectory, SweepResult, plain_array
 from jaxcomp.sweep.weighting import measure_curvature
 from jaxcomp.types import Params, PredictFn

@@ -7,7 +7,7 @@ import threading
 import pytest
 from rich.console import Console
 
-from jaxcomp.sweep.progress import Progress, duration
+from jaxcomp.progress import Progress, duration
 
 
 class Clock:

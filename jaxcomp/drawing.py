@@ -1,4 +1,4 @@
-"""The look that all pictures of a sweep share: colours, axes, notes at the edge, legend, files.
+"""The look that all pictures share: colours, axes, notes at the edge, legend, files.
 
 Figures are made from `matplotlib.figure.Figure` directly, without `pyplot`: no global state, so
 that they can be drawn in threads, on machines without a screen, and twice with the same bytes.
