@@ -25,7 +25,6 @@ A further estimator is one more entry in `jaxcomp_cases` and in `ESTIMATORS`.
 import argparse
 import json
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -43,6 +42,7 @@ import optax
 from flax import nnx
 from jax import lax
 from jax.flatten_util import ravel_pytree
+from provenance import commit
 
 from jaxcomp.curvature import (
     estimate_memory,
@@ -663,18 +663,6 @@ def peer_versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-def commit() -> str:
-    folder = Path(__file__).resolve().parent
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip() or "unknown"
 
 
 def main() -> None:

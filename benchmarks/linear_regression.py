@@ -17,13 +17,13 @@ the clock, in standard errors of their difference.
 import argparse
 import json
 import platform
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
+from provenance import commit
 
 from jaxcomp.linear_regression import (
     DESIGNED,
@@ -66,17 +66,6 @@ def numpy_loop(
                 risks[number, 0, kind, place] = residual @ residual / NUM_EXAMPLES
                 risks[number, 1, kind, place] = 1.0 + error @ error
     return risks
-
-
-def commit() -> str:
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=Path(__file__).resolve().parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip() or "unknown"
 
 
 def spread(times: list[float]) -> dict[str, float]:

@@ -18,7 +18,6 @@ float64.
 import argparse
 import json
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -32,6 +31,7 @@ import numpy as np
 import sklearn
 from jax import lax
 from jaxtyping import Array, Float
+from provenance import commit
 from sklearn.cluster import KMeans
 
 from jaxcomp.quantizers import assign, histogram_moments, solve_kmeans
@@ -157,18 +157,6 @@ def compare(problem, centroids: np.ndarray, reference: np.ndarray) -> dict[str, 
         "objective_over_raw_median": float(np.median(ratios)),
         "objective_over_raw_worst": max(ratios),
     }
-
-
-def commit() -> str:
-    folder = Path(__file__).resolve().parent
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip() or "unknown"
 
 
 def main() -> None:

@@ -23,7 +23,6 @@ the clock, in NumPy.
 import argparse
 import json
 import platform
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -31,6 +30,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from provenance import commit
 
 from jaxcomp.rate_distortion import blahut_arimoto
 
@@ -89,18 +89,6 @@ def time_dit(p: np.ndarray, d: np.ndarray, slope: float) -> tuple[float, int, fl
     iterations = max((calls - 1) // 2, 1)
     kernel = np.exp(-slope * d)
     return seconds / iterations, iterations, gap_of(p, kernel, joint.sum(axis=0))
-
-
-def commit() -> str:
-    folder = Path(__file__).resolve().parent
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip() or "unknown"
 
 
 def measure(kind: str, num_symbols: int, options: argparse.Namespace) -> dict[str, float]:

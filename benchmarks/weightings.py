@@ -18,7 +18,6 @@ the same settings, but for the sizes of the samples.
 import argparse
 import json
 import platform
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -29,6 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from provenance import commit
 
 import jaxcomp
 from jaxcomp import data, metrics, models, sweep
@@ -273,18 +273,6 @@ def holm_sentence(table: Table, rows: Sequence[str], reference: str) -> str:
 
 def labelled(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
-
-
-def commit() -> str:
-    folder = Path(__file__).resolve().parent
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip() or "unknown"
 
 
 def main() -> None:
