@@ -371,6 +371,30 @@ def test_a_network_trained_elsewhere(own_network):
     np.testing.assert_array_equal(returned["hidden"]["bias"], params["hidden"]["bias"])
 
 
+def bracketed(params, inputs):
+    return inputs @ params["w[0]"]
+
+
+def test_names_of_weights_are_no_patterns():
+    rng = np.random.default_rng(0)
+    params = {"w[0]": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)}
+    part = rng.normal(size=(20, 4)).astype(np.float32), rng.integers(0, 3, 20)
+    result = sweep.evaluate(
+        bracketed,
+        params,
+        part,
+        part,
+        part,
+        num_clusters=2,
+        weighting="gauss_newton",
+        diameter_penalty=0.0,
+        baselines=False,
+        controls=False,
+        quiet=True,
+    )
+    assert len(np.unique(result.params("kmeans/gauss_newton/K2")["w[0]"])) == 2
+
+
 def test_sensitivity_changes_one_layer_at_a_time(own_network):
     result = _evaluate(own_network)
     assert set(result.sensitivity["layer"]) == {"hidden/kernel", "output/kernel"}

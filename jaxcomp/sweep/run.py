@@ -364,7 +364,8 @@ def _scorer(
         subject.params,
         (inputs[: options.curvature_examples], labels[: options.curvature_examples]),
         options.weighting,
-        select=subject.layers,
+        # By name, not as patterns: a path may hold a character that a pattern gives a meaning.
+        select=lambda path, leaf: path in subject.layers,
         num_probes=options.num_probes,
         key=jax.random.fold_in(key, _CURVATURE),
     )
