@@ -7,6 +7,12 @@ refines by `_FAN` rows and looks at whole chunks of `_CHUNK` cuts at a time, in 
 gathers: a cut in a chunk that ends at m makes the run `i..m-1` merged with `m..j-1`, and the first
 part depends on i alone.
 
+Costs are rounded, and a row can cost many orders of magnitude more than one below it: the last
+rows of a heavy tail, with few runs. Which of its cuts is best is then decided by rounding, and
+cuts that the cheap rows need could be lost. So each row is passed on to those below it with the
+highest cut that *could* be best for all that rounding allows: by Monge, no lower row has its best
+cut beyond. For the rows above it, which cost more, what that loses is rounding again.
+
 Axes: `B` bins (a multiple of `_CHUNK`), `C` chunks of them, `K` runs.
 
 Sources: Wu, J. Algorithms 12 (1991), 663-673; Gronlund et al., arXiv:1701.07204.
@@ -16,7 +22,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxcomp.quantizers.moments import count_below
 from jaxcomp.quantizers.runs import Runs, RunTable, merge, nothing_like, read_runs
@@ -25,6 +31,19 @@ from jaxcomp.quantizers.runs import Runs, RunTable, merge, nothing_like, read_ru
 _CHUNK = 16
 _LOG2_FAN = 3
 _FAN = 1 << _LOG2_FAN
+
+
+def roundings_of_cost(num_bins: int) -> int:
+    """Return by how many roundings of itself the cost of a run is off at most.
+
+    Three for every merge that made it, all terms being positive.
+    """
+    return 3 * num_bins.bit_length() + 10
+
+
+def tie_roundings(num_bins: int) -> int:
+    """Return by how many roundings of a cost two cuts may differ and be taken for equal."""
+    return 2 * (roundings_of_cost(num_bins) + 4)
 
 
 class BinCosts(NamedTuple):
@@ -131,7 +150,7 @@ def follow_cuts(
         ends = jnp.broadcast_to(stop[:, None], start.shape)
         total = before + _run_costs(bins, table, start, ends)
         total = jnp.where(start < ends, total, jnp.inf)
-        cut = start[runs, jnp.argmin(total, axis=-1).astype(jnp.int32)]
+        cut = _first(total == jnp.min(total, axis=-1, keepdims=True), start)
         cut = jnp.where((layer <= 0) | (stop == 0), 0, cut)
         stop = jnp.where(layer >= 0, cut, stop)
         # Layers below 0 are none: dropped.
@@ -141,6 +160,14 @@ def follow_cuts(
     full = jnp.full((max_clusters, max_clusters + 1), num_bins, jnp.int32)
     start = (jnp.full((max_clusters,), num_bins, jnp.int32), full)
     return lax.fori_loop(jnp.int32(0), jnp.int32(max_clusters), step, start)[1]
+
+
+def _first(is_one: Bool[Array, "rows columns"], values: Int[Array, "rows columns"]) -> Array:
+    """Return the least value that is marked in each row.
+
+    Not an argmin, which JAX can't lower in float64 inside a float32 program.
+    """
+    return jnp.min(jnp.where(is_one, values, jnp.iinfo(jnp.int32).max), axis=-1)
 
 
 def _run_costs(bins: BinCosts, table: RunTable, start: Array, stop: Array) -> Array:
@@ -195,7 +222,8 @@ def _layer(
     num_bins = base.shape[0]
     base = base.reshape(-1, _CHUNK).T
     best = _least(lambda i: base[i][:, None] + costs.near[i]).ravel()
-    state = (best, jnp.arange(num_bins, dtype=jnp.int32) // _CHUNK)
+    own = jnp.arange(num_bins, dtype=jnp.int32) // _CHUNK
+    state = (best, own, own)
     num = num_levels(num_bins)
 
     # As many nodes on every level as the last one has: one program for all of them.
@@ -203,28 +231,37 @@ def _layer(
 
     def refine(level, state):
         stride = lax.shift_left(jnp.int32(1), (num - 1 - level) * _LOG2_FAN)
-        return _refine(costs, base, state, stride, num_nodes)
+        return _refine(costs, base, state, stride, level > 0, num_nodes)
 
-    return lax.fori_loop(jnp.int32(0), jnp.int32(num), refine, state)
+    best, chunk, _ = lax.fori_loop(jnp.int32(0), jnp.int32(num), refine, state)
+    return best, chunk
 
 
-def _refine(costs, base, state, stride, num_nodes):
-    """Find the rows at multiples of the stride between those known already."""
-    best, chunk = state
+def _refine(costs, base, state, stride, is_last_known, num_nodes):
+    """Find the rows at multiples of the stride between those known already.
+
+    The state holds for every row the least total, the chunk that has it and the highest chunk
+    whose total may be the least, rounding considered.
+    """
+    best, chunk, highest = state
     num_bins = best.shape[0]
     begin = jnp.arange(num_nodes, dtype=jnp.int32) * (stride * _FAN)
-    first_chunk = chunk[jnp.clip(begin - 1, 0, num_bins - 1)]
+    first_chunk = highest[jnp.clip(begin - 1, 0, num_bins - 1)]
     first_chunk = jnp.where(begin == 0, 0, first_chunk)
     # Nodes that this level does not have begin after everything.
     first_chunk = jnp.where(begin < num_bins, first_chunk, num_bins)
     stops = begin[:, None] + jnp.arange(1, _FAN + 1, dtype=jnp.int32)[None, :] * stride
-    value, found = _look(costs, base, jnp.minimum(stops, num_bins), first_chunk)
-    rows = stops - 1
-    old_best, old_chunk = best.at[rows].get(mode="clip"), chunk.at[rows].get(mode="clip")
-    is_better = value <= old_best
+    # The last row of a node is the first of the next but one level up: known, not to be touched.
+    is_new = ~is_last_known | (stops - begin[:, None] < stride * _FAN)
+    rows = jnp.where(is_new, stops, num_bins + 1) - 1
+    # Rows not found yet hold the best cut of their own chunk, the highest one they can have.
+    near, own = best.at[rows].get(mode="clip"), chunk.at[rows].get(mode="clip")
+    value, found, reach = _look(costs, base, jnp.minimum(stops, num_bins), first_chunk, near)
+    tolerance = 1 + tie_roundings(num_bins) * jnp.finfo(best.dtype).eps / 2
     return (
-        best.at[rows].set(jnp.where(is_better, value, old_best), mode="drop"),
-        chunk.at[rows].set(jnp.where(is_better, found, old_chunk), mode="drop"),
+        best.at[rows].set(jnp.minimum(value, near), mode="drop"),
+        chunk.at[rows].set(jnp.where(value <= near, found, own), mode="drop"),
+        highest.at[rows].set(jnp.where(near <= value * tolerance, own, reach), mode="drop"),
     )
 
 
@@ -251,11 +288,13 @@ def _look(
     base: Float[Array, "chunk chunks"],
     stops: Int[Array, "nodes rows"],
     first_chunk: Int[Array, " nodes"],
-) -> tuple[Float[Array, "nodes rows"], Int[Array, "nodes rows"]]:
+    near: Float[Array, "nodes rows"],
+) -> tuple[Float[Array, "nodes rows"], Int[Array, "nodes rows"], Int[Array, "nodes rows"]]:
     """Return the best cut of every row in the chunks below its own that its node looks at.
 
     A node looks from its first chunk to that of the next node, both included: all nodes together
-    at `chunks + nodes - 1`, laid out one after the other.
+    at `chunks + nodes - 1`, laid out one after the other. `near` is the best of the row's own
+    chunk; the last result is the highest of the others that may be better than all.
     """
     num_chunks, num_nodes = base.shape[1], stops.shape[0]
     flat = jnp.arange(num_chunks + num_nodes - 1, dtype=jnp.int32)
@@ -275,18 +314,21 @@ def _look(
         gap = jnp.maximum(right.mean - left.mean[i], 0)
         return before[i] + left.mass[i] * share * gap * gap
 
-    # Kept from being computed again by each of its three readers: compiling took 8 seconds.
+    # Kept from being computed again by each of its readers: compiling took 8 seconds.
     least = lax.optimization_barrier(_least(total))
     value = jnp.where(middle < stop, least + right.spread, jnp.inf)
-    return _least_of_nodes(value, chunk, node, num_nodes)
+    return _least_of_nodes(value, chunk, node, near, num_chunks * _CHUNK)
 
 
-def _least_of_nodes(value, chunk, node, num_nodes):
-    """Reduce over the chunks of each node: the least value, the lowest chunk that has it."""
-    shape = (num_nodes, value.shape[1])
+def _least_of_nodes(value, chunk, node, near, num_bins):
+    """Reduce over the chunks of each node: the least value, a chunk that has it, the highest."""
+    shape = near.shape
+    eps = jnp.finfo(value.dtype).eps
     best = jnp.full(shape, jnp.inf, value.dtype).at[node].min(value)
     # A tolerance in case the values are computed twice, with another rounding.
-    limit = best[node] * (1 + 4 * jnp.finfo(value.dtype).eps)
+    limit = best[node] * (1 + 4 * eps)
     candidates = jnp.where(value <= limit, chunk[:, None], jnp.iinfo(jnp.int32).max)
     found = jnp.full(shape, jnp.iinfo(jnp.int32).max, jnp.int32).at[node].min(candidates)
-    return best, found
+    limit = jnp.minimum(best, near)[node] * (1 + tie_roundings(num_bins) * eps / 2)
+    candidates = jnp.where(value <= limit, chunk[:, None], -1)
+    return best, found, jnp.full(shape, -1, jnp.int32).at[node].max(candidates)

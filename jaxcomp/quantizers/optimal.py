@@ -30,6 +30,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
+from jaxcomp.precision import in_float64
 from jaxcomp.quantizers.assignment import nearest_thresholds
 from jaxcomp.quantizers.checks import check_points
 from jaxcomp.quantizers.interval_search import (
@@ -38,6 +39,7 @@ from jaxcomp.quantizers.interval_search import (
     follow_cuts,
     num_levels,
     padded_length,
+    roundings_of_cost,
 )
 from jaxcomp.quantizers.lloyd import Codebook
 from jaxcomp.quantizers.moments import (
@@ -167,21 +169,25 @@ def solve_optimal(
     if edges is None:
         edges = _edges_from_neighbours(moments)
     dtype = moments.position.dtype
-    solve = partial(
-        _solve_group,
+    batch_shape = moments.position.shape[:-1]
+    distortion, gap, table = _solve_groups(
+        *(
+            leaf.reshape(-1, *leaf.shape[len(batch_shape) :])
+            for leaf in (*moments._replace(num_points=moments.minimum), *edges)
+        ),
         max_clusters=max_clusters,
-        centroid_dtype=jnp.dtype(centroid_dtype or dtype),
+        stored_eps=float(jnp.finfo(dtype).eps),
         has_one_value_per_bin=has_one_value_per_bin,
     )
-    batch_shape = moments.position.shape[:-1]
-    if not batch_shape:
-        return solve((moments, edges))
-    flat = jax.tree.map(
-        lambda leaf: leaf.reshape(-1, *leaf.shape[len(batch_shape) :]), (moments, edges)
+
+    def batched(values, to):
+        return values.astype(to).reshape(*batch_shape, *values.shape[1:])
+
+    return OptimalCodebooks(
+        distortion=batched(distortion, dtype),
+        gap_bound=batched(gap, dtype),
+        centroid_table=batched(table, jnp.dtype(centroid_dtype or dtype)),
     )
-    num_bins = padded_length(moments.position.shape[-1])
-    found = lax.map(solve, flat, batch_size=max(1, _BINS_AT_ONCE // num_bins))
-    return jax.tree.map(lambda leaf: leaf.reshape(*batch_shape, *leaf.shape[1:]), found)
 
 
 def _edges_from_neighbours(moments: Moments) -> BinEdges:
@@ -203,6 +209,19 @@ def _edges_from_neighbours(moments: Moments) -> BinEdges:
     return BinEdges(*jnp.vectorize(of_group, signature=signature)(*moments))
 
 
+class _Group(NamedTuple):
+    """The moments and edges of one group (or of many); `unused` stands for the counts."""
+
+    position: Float[Array, "... bins"]
+    unused: Float[Array, "..."]
+    mass: Float[Array, "... bins"]
+    second: Float[Array, "... bins"]
+    minimum: Float[Array, "..."]
+    maximum: Float[Array, "..."]
+    lowest: Float[Array, "... bins"]
+    highest: Float[Array, "... bins"]
+
+
 class _Scaled(NamedTuple):
     """Bins of one group about its mean, in units in which no square over- or underflows.
 
@@ -210,6 +229,8 @@ class _Scaled(NamedTuple):
         bins: padded to a length the search takes, by bins without mass.
         lowest: (B,) lower edges, highest: (B,) upper edges.
         error: norm of what rounding may have moved the points by, `sqrt(sum h delta^2)`.
+        rounding: relative error of the masses and of what is returned.
+        second_error: what all second moments of the bins may be off by together.
         centre: what 0 stands for, in these units.
         exponent: a length of 1 stands for 2^exponent, a mass of 1 for 2^mass_exponent.
     """
@@ -218,6 +239,8 @@ class _Scaled(NamedTuple):
     lowest: Float[Array, " bins"]
     highest: Float[Array, " bins"]
     error: Float[Array, ""]
+    rounding: float
+    second_error: Float[Array, ""]
     centre: Float[Array, ""]
     exponent: Int[Array, ""]
     mass_exponent: Int[Array, ""]
@@ -229,9 +252,9 @@ def _exponent(value: Float[Array, ""]) -> Int[Array, ""]:
     return exponent - 1
 
 
-def _scale(moments: Moments, edges: BinEdges, *, has_one_value_per_bin: bool) -> _Scaled:
-    largest = jnp.maximum(jnp.abs(moments.minimum), jnp.abs(moments.maximum))
-    # Squares of 2^60 and of 2^-50 are far from both ends of float32: most data stay as they are.
+def _scale(group: _Group, *, stored_eps: float, has_one_value_per_bin: bool) -> _Scaled:
+    largest = jnp.maximum(jnp.abs(group.minimum), jnp.abs(group.maximum))
+    # Squares of 2^60 and of 2^-50 are far from both ends: most data stay as they are.
     exponent = _exponent(largest)
     exponent = jnp.where(exponent > 60, exponent - 60, jnp.where(exponent < -50, exponent, 0))
 
@@ -239,24 +262,26 @@ def _scale(moments: Moments, edges: BinEdges, *, has_one_value_per_bin: bool) ->
     def scaled(values):
         return jnp.ldexp(values, -exponent)
 
-    position, total = scaled(moments.position), pairwise_sum(moments.mass)
+    position, total = scaled(group.position), pairwise_sum(group.mass)
     mass_exponent = _exponent(total)
-    mass = jnp.ldexp(moments.mass, -mass_exponent)
+    mass = jnp.ldexp(group.mass, -mass_exponent)
     weighted = pairwise_sum(mass * position) / jnp.where(
         total > 0, jnp.ldexp(total, -mass_exponent), 1
     )
-    centre = jnp.clip(weighted, scaled(moments.minimum), scaled(moments.maximum))
+    centre = jnp.clip(weighted, scaled(group.minimum), scaled(group.maximum))
     offset = position - centre
-    # A mean moves by eps of itself when it is stored and whenever runs are merged; a bin of equal
-    # points is stored exactly.
+    # A mean moves by eps of itself whenever runs are merged, and did when it was stored, except
+    # that of a bin of equal points.
     num_bins = padded_length(position.shape[0])
     eps = jnp.finfo(position.dtype).eps
     moved = (4 + num_bins.bit_length()) * eps * jnp.abs(offset)
+    width = jnp.zeros_like(position)
     if not has_one_value_per_bin:
-        is_one = edges.lowest == edges.highest
-        moved = moved + jnp.where(is_one, 0, eps * jnp.abs(position))
+        width = scaled(group.highest) - scaled(group.lowest)
+        is_one = group.lowest == group.highest
+        moved = moved + jnp.where(is_one, 0, stored_eps * jnp.abs(position))
     extra = num_bins - position.shape[0]
-    last = scaled(moments.maximum) - centre
+    last = scaled(group.maximum) - centre
 
     def pad(values, filler):
         return jnp.concatenate([values, jnp.full((extra,), filler, values.dtype)])
@@ -265,26 +290,53 @@ def _scale(moments: Moments, edges: BinEdges, *, has_one_value_per_bin: bool) ->
         bins=Runs(
             mass=pad(mass, 0),
             mean=pad(offset, last),
-            spread=pad(jnp.ldexp(moments.second, -(2 * exponent + mass_exponent)), 0),
+            spread=pad(jnp.ldexp(group.second, -(2 * exponent + mass_exponent)), 0),
         ),
-        lowest=pad(scaled(edges.lowest) - centre, last),
-        highest=pad(scaled(edges.highest) - centre, last),
+        lowest=pad(scaled(group.lowest) - centre, last),
+        highest=pad(scaled(group.highest) - centre, last),
         error=jnp.sqrt(pairwise_sum(mass * moved * moved)),
+        rounding=(_MASS_ERROR + 4) * stored_eps,
+        second_error=2 * stored_eps * pairwise_sum(mass * width * width),
         centre=centre,
         exponent=exponent,
         mass_exponent=mass_exponent,
     )
 
 
+@in_float64("max_clusters", "stored_eps", "has_one_value_per_bin")
+def _solve_groups(
+    *arrays: Float[Array, "groups ..."],
+    max_clusters: int,
+    stored_eps: float,
+    has_one_value_per_bin: bool,
+) -> tuple[Array, Array, Array]:
+    """Solve many groups, a few at a time.
+
+    In float64: the costs of one programme span as many orders of magnitude as the points do, and
+    the bound is worth what rounding leaves of it.
+    """
+    solve = partial(
+        _solve_group,
+        max_clusters=max_clusters,
+        stored_eps=stored_eps,
+        has_one_value_per_bin=has_one_value_per_bin,
+    )
+    groups = _Group(*arrays)
+    if groups.position.shape[0] == 1:
+        found = solve(jax.tree.map(lambda leaf: leaf[0], groups))
+        return jax.tree.map(lambda leaf: leaf[None], found)
+    num_bins = padded_length(groups.position.shape[-1])
+    return lax.map(solve, groups, batch_size=max(1, _BINS_AT_ONCE // num_bins))
+
+
 def _solve_group(
-    group: tuple[Moments, BinEdges],
+    group: _Group,
     *,
     max_clusters: int,
-    centroid_dtype: jnp.dtype,
+    stored_eps: float,
     has_one_value_per_bin: bool,
-) -> OptimalCodebooks:
-    moments, edges = group
-    scaled = _scale(moments, edges, has_one_value_per_bin=has_one_value_per_bin)
+) -> tuple[Array, Array, Array]:
+    scaled = _scale(group, stored_eps=stored_eps, has_one_value_per_bin=has_one_value_per_bin)
     bins = scaled.bins
     table = run_table(bins)
     whole = BinCosts(bins, bins, bins, bins.spread)
@@ -308,9 +360,11 @@ def _solve_group(
     begins = follow_cuts(cuts, whole, table)
     runs = read_runs(table, begins[:, :-1], begins[:, 1:])
     distortion = pairwise_sum(runs.spread)
-    return OptimalCodebooks(
-        *(_with_entry_0(part) for part in _distortion_and_gap(scaled, distortion, least)),
-        centroid_table=_centroids(scaled, runs, begins, group).astype(centroid_dtype),
+    distortion, gap = _distortion_and_gap(scaled, distortion, least)
+    return (
+        _with_entry_0(distortion),
+        _with_entry_0(gap),
+        _centroids(scaled, runs, begins, group),
     )
 
 
@@ -321,19 +375,20 @@ def _with_entry_0(values: Float[Array, " clusters"]) -> Float[Array, " clusters_
 def _distortion_and_gap(scaled, distortion, least):
     """Return the distortion and the bound on the gap in the units of the points.
 
-    One cost is off by at most `3 log2 B + 10` roundings of itself, all its terms being positive. A
-    row can miss its best cut where a row it trusted erred, by twice that on every level; sums of
-    K costs add a rounding each. Points that rounding moved by delta change the root of any
-    distortion by at most the norm of delta.
+    One cost is off by at most `roundings_of_cost` of itself. A row can miss its best cut where a
+    row below it that it trusted took a cut that was as good but for rounding, by the tie and twice
+    the rounding of both costs on every level, and each of the K rows that a partition ends on may.
+    Points that rounding moved by delta change the root of any distortion by at most the norm of
+    delta; second moments were taken about another point of the bin than its mean.
     """
     num_bins, num_clusters = scaled.bins.mass.shape[0], distortion.shape[0]
     eps = jnp.finfo(distortion.dtype).eps / 2
     k = jnp.arange(1, num_clusters + 1, dtype=jnp.int32).astype(distortion.dtype)
-    of_cost = 3 * num_bins.bit_length() + 10
-    slack = (2 * num_levels(num_bins) + 3) * (of_cost + 8 + k) * eps
-    root = jnp.sqrt(least * (1 - slack)) - scaled.error
-    bound = jnp.where(root > 0, root * root, 0) * (1 - (_MASS_ERROR + 4) * eps)
-    gap = jnp.maximum(distortion - bound, 0) + (_MASS_ERROR + of_cost) * eps * distortion
+    of_cost = roundings_of_cost(num_bins)
+    slack = k * (4 * num_levels(num_bins) + 3) * (of_cost + 8) * eps
+    root = jnp.sqrt(jnp.maximum(least * (1 - slack), 0)) - scaled.error
+    bound = jnp.where(root > 0, root * root, 0) * (1 - scaled.rounding)
+    gap = jnp.maximum(distortion - bound, 0) + scaled.rounding * distortion + scaled.second_error
 
     def in_units(values):
         return jnp.ldexp(values, 2 * scaled.exponent + scaled.mass_exponent)
@@ -345,17 +400,16 @@ def _centroids(
     scaled: _Scaled,
     runs: Runs,
     begins: Int[Array, "clusters clusters_plus_1"],
-    group: tuple[Moments, BinEdges],
+    group: _Group,
 ) -> Float[Array, "clusters_plus_1 clusters"]:
     """Return the means of the runs; those without mass repeat a neighbour."""
-    moments, edges = group
     has_mass = runs.mass > 0
     mean = jnp.ldexp(runs.mean + scaled.centre, scaled.exponent)
     # Rounding must not push a mean out of its own points: a run of equal points is met exactly.
-    signed = jnp.stack([edges.highest, -edges.lowest[::-1]], axis=-1)
-    is_heavy = jnp.stack([moments.mass > 0, moments.mass[::-1] > 0], axis=-1)
+    signed = jnp.stack([group.highest, -group.lowest[::-1]], axis=-1)
+    is_heavy = jnp.stack([group.mass > 0, group.mass[::-1] > 0], axis=-1)
     limit = running_maximum(jnp.where(is_heavy, signed, -jnp.inf))
-    num_bins = moments.mass.shape[0]
+    num_bins = group.mass.shape[0]
     # Below a bin, and from a bin on; padding has no mass.
     highest = limit[jnp.clip(begins[:, 1:], 1, num_bins) - 1, 0]
     lowest = -limit[::-1, 1][jnp.minimum(begins[:, :-1], num_bins - 1)]
@@ -364,10 +418,10 @@ def _centroids(
     # are read from one place: computed apart, a compiler may round them differently.
     place = jnp.arange(has_mass.shape[-1], dtype=jnp.int32).reshape(1, -1)
     source = lax.cummax(jnp.where(has_mass, place, -1), axis=1)
-    first = jnp.argmax(has_mass, axis=-1, keepdims=True).astype(jnp.int32)
+    first = jnp.min(jnp.where(has_mass, place, place.size), axis=-1, keepdims=True)
     source = jnp.where(source < 0, first, source)
     has_any = jnp.any(has_mass, axis=-1, keepdims=True)
-    mean = jnp.where(has_any, jnp.take_along_axis(mean, source, axis=-1), moments.minimum)
+    mean = jnp.where(has_any, jnp.take_along_axis(mean, source, axis=-1), group.minimum)
     mean = running_maximum(mean.T).T
     return jnp.concatenate([mean[:1], mean])
 
