@@ -209,7 +209,12 @@ def diameter_report(problem: Problem, repeats: int) -> dict:
     report["gap_bound_relative_worst"] = float(np.max(solution.gap_bound / solution.objective))
     for form in ("published", "monotone"):
         lloyd = solve_kmeans(
-            solver.moments, clusters, penalties, max_clusters=16, penalty_form=form
+            solver.moments,
+            clusters,
+            penalties,
+            max_clusters=16,
+            penalty_form=form,
+            start="quantiles",
         )
         ratio = np.asarray((lloyd.distortion + lloyd.penalty) / solution.objective)
         report[f"{form}_over_optimum_median"] = float(np.median(ratio))

@@ -329,8 +329,7 @@ def quantize(
         diameter_penalty: for `kmeans`, strength relative to the leaf's total importance, >= 0.
         penalty_form: for `kmeans`: monotone, published, linear or none; see
             `jaxcomp.quantizers.solve_kmeans`.
-        num_iterations: most updates of the centroids of `kmeans`, >= 1. With many clusters 30
-            are too few: the distortion at K = 256 would be 40 % higher. They cost little.
+        num_iterations: most updates of the centroids of `kmeans`, >= 1.
         num_bins: bins of the histogram of moments that `kmeans` and `uniform` work on, >= 1.
 
     Returns:

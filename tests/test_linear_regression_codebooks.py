@@ -1,5 +1,7 @@
 """Codebooks against brute force in NumPy."""
 
+from functools import partial
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from jaxcomp.linear_regression.codebooks import FIXED_RATE, designed_quantize
 from jaxcomp.quantizers import kmeans, uniform
 
 CLUSTERS = (1, 2, 5)
+from_quantiles = partial(kmeans, start="quantiles")
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +31,12 @@ def test_fixed_rate_codebooks_are_those_of_the_quantizers(sample, books):
     place, k = 2, 5
     for name, expected in (
         ("uniform", uniform(points, num_clusters=k)),
-        ("kmeans", kmeans(points, num_clusters=k)),
-        ("hessian_kmeans", kmeans(points, importance, num_clusters=k)),
-        ("diameter_kmeans", kmeans(points, importance, num_clusters=k, diameter_penalty=0.05)),
+        ("kmeans", from_quantiles(points, num_clusters=k)),
+        ("hessian_kmeans", from_quantiles(points, importance, num_clusters=k)),
+        (
+            "diameter_kmeans",
+            from_quantiles(points, importance, num_clusters=k, diameter_penalty=0.05),
+        ),
     ):
         found = books.centroids[FIXED_RATE.index(name), place]
         np.testing.assert_allclose(found, expected.centroids, rtol=1e-5, atol=1e-5)

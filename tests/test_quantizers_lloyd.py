@@ -25,7 +25,8 @@ MAX_CLUSTERS = 8
 
 
 def run(points, importance, num_clusters, **options):
-    options = {"max_clusters": MAX_CLUSTERS, "num_bins": NUM_BINS} | options
+    # From the quantiles, where the references start too.
+    options = {"max_clusters": MAX_CLUSTERS, "num_bins": NUM_BINS, "start": "quantiles"} | options
     return kmeans(points, importance, num_clusters=num_clusters, **options)
 
 
@@ -286,14 +287,15 @@ def test_doubled_weights_equal_duplicated_points():
     np.testing.assert_allclose(duplicated.distortion, doubled.distortion, rtol=1e-6)
 
 
+@pytest.mark.parametrize("start", ["quantiles", "coarse_to_fine"])
 @pytest.mark.parametrize("num_points", [EXACT, BINNED])
 @pytest.mark.parametrize("num_clusters", [5, 6, 8])
-def test_enough_clusters_leave_no_distortion(num_points, num_clusters):
+def test_enough_clusters_leave_no_distortion(num_points, num_clusters, start):
     values = np.array([-3.0, 0.1, 0.10000001, 0.7, 12.5], np.float32)
     rng = np.random.default_rng(0)
     points = np.concatenate([values, rng.choice(values, num_points - len(values))])
     importance = rng.gamma(1.0, size=num_points).astype(np.float32)
-    result = run(points, importance, num_clusters)
+    result = run(points, importance, num_clusters, start=start)
     # Neighbouring floats share a bin of the histogram.
     num_distinct = 5 if num_points == EXACT else 4
     assert float(result.distortion) <= (0 if num_points == EXACT else 1e-12)

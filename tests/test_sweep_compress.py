@@ -58,6 +58,7 @@ def test_a_grid_solved_at_once_equals_one_quantizer_at_a_time(problem):
                     weights.ravel(),
                     importance[path].ravel() if cell.weighting == "fisher" else ones,
                     num_clusters=cell.num_clusters,
+                    start="quantiles",
                     max_clusters=8,
                     diameter_penalty=cell.diameter_penalty,
                     penalty_form="monotone" if cell.penalty_form == "none" else cell.penalty_form,

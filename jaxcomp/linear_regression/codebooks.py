@@ -140,6 +140,7 @@ def _design(
         num_clusters,
         penalties[:, None],
         max_clusters=max_clusters,
+        start="quantiles",
     )
     origin = jnp.mean(points)
     steps = _steps_of_entropy(points - origin, targets)
@@ -275,7 +276,11 @@ def adaptive_quantize(
         )
         penalties = [diameter_penalty * (row == "diameter") for row in rows]
         book = solve_kmeans(
-            moments, num_clusters, jnp.stack(penalties)[:, None], max_clusters=max_clusters
+            moments,
+            num_clusters,
+            jnp.stack(penalties)[:, None],
+            max_clusters=max_clusters,
+            start="quantiles",
         )
         values, counts = _apply(weights, book, num_clusters)
         found |= {f"adaptive_{row}": (values[i], counts[i]) for i, row in enumerate(rows)}

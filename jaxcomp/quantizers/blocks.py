@@ -1,6 +1,6 @@
 """Codebooks of their own for the rows or blocks of a matrix, in one call.
 
-Each block is a group of few points: a histogram of them and the optimal codebook on it, block
+Each block is a group of few points: a histogram of them and nearly the best codebook on it, block
 after block in batches, so that memory stays that of the matrix.
 
 Axes: `R` rows, `C` columns; a block is (r, c) of them.
@@ -14,9 +14,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxcomp.quantizers.checks import check_codebook_size, check_points
-from jaxcomp.quantizers.lloyd import QuantizationResult, quantize_points
+from jaxcomp.quantizers.lloyd import QuantizationResult, quantize_points, solve_kmeans
 from jaxcomp.quantizers.moments import histogram_moments
-from jaxcomp.quantizers.optimal import solve_optimal
 
 # Points quantized together: bounds the memory.
 _POINTS_AT_ONCE = 1 << 18
@@ -31,10 +30,10 @@ def block_kmeans(
     max_clusters: int | None = None,
     num_bins: int = 256,
 ) -> QuantizationResult:
-    """Quantize every block of a matrix with the best codebook of its own.
+    """Quantize every block of a matrix with nearly the best codebook of its own.
 
-    `(1, C)` gives every row its codebook, `(R, 1)` every column. Optimal on a histogram of
-    `num_bins` bins for each block, then every point goes to its nearest centre.
+    `(1, C)` gives every row its codebook, `(R, 1)` every column. As `kmeans` without a penalty,
+    on a histogram of `num_bins` bins for each block; then every point goes to its nearest centre.
 
     Args:
         matrix: (R, C) floating, finite.
@@ -84,14 +83,10 @@ def _block_kmeans(matrix, sample_weight, num_clusters, *, block_shape, max_clust
     def quantize(arguments):
         points, weight, k = arguments
         moments = histogram_moments(points, weight, num_bins=num_bins)
-        # No bound is asked for: the second programme is left out.
-        optimal = solve_optimal(
-            moments,
-            max_clusters=max_clusters,
-            centroid_dtype=points.dtype,
-            has_one_value_per_bin=True,
+        codebook = solve_kmeans(
+            moments, k, max_clusters=max_clusters, penalty_form="none", centroid_dtype=points.dtype
         )
-        return quantize_points(points, weight, optimal.codebook(k), k, penalty_form="none")
+        return quantize_points(points, weight, codebook, k, penalty_form="none")
 
     weight = sample_weight
     if weight is not None:

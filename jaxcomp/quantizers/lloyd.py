@@ -30,6 +30,7 @@ from jaxcomp.quantizers.checks import (
     check_penalty,
     check_points,
 )
+from jaxcomp.quantizers.coarse_to_fine import coarse_to_fine_centroids
 from jaxcomp.quantizers.diameter import (
     PENALTY_FORMS,
     Clusters,
@@ -50,6 +51,8 @@ from jaxcomp.quantizers.moments import (
 
 PenaltyScale = Literal["relative", "absolute"]
 PENALTY_SCALES: tuple[str, ...] = get_args(PenaltyScale)
+Start = Literal["coarse_to_fine", "quantiles"]
+STARTS: tuple[str, ...] = get_args(Start)
 
 
 class Codebook(NamedTuple):
@@ -124,7 +127,8 @@ class _Prefix(NamedTuple):
 
 
 @partial(
-    jax.jit, static_argnames=("max_clusters", "penalty_form", "penalty_scale", "centroid_dtype")
+    jax.jit,
+    static_argnames=("max_clusters", "penalty_form", "penalty_scale", "start", "centroid_dtype"),
 )
 def solve_kmeans(
     moments: Moments,
@@ -135,16 +139,16 @@ def solve_kmeans(
     penalty_form: PenaltyForm = "monotone",
     num_iterations: Int[Array, ""] | int = 30,
     penalty_scale: PenaltyScale = "relative",
+    start: Start = "coarse_to_fine",
     initial_centroids: Float[Array, "... clusters"] | None = None,
     centroid_dtype: jnp.dtype | None = None,
 ) -> Codebook:
     """Weighted K-means with a diameter penalty, on moments.
 
-    Starts from the quantiles (k + 1/2) / K of the unweighted points, made distinct, and alternates
-    nearest-centre assignment with the centre update of `penalty_form` until a fixed point or
-    `num_iterations`. Without a penalty, with "monotone" and with "linear", no step raises the
-    objective. A cluster that loses its mass keeps its centre, brought between the outermost
-    centres in use (so that it never widens the codebook), and is reported.
+    Alternates nearest-centre assignment with the centre update of `penalty_form`, from `start` to
+    a fixed point or for `num_iterations`. Without a penalty, with "monotone" and with "linear", no
+    step raises the objective. A cluster that loses its mass keeps its centre, brought between the
+    outermost centres in use (so that it never widens the codebook), and is reported.
 
     Args:
         moments: of (...) groups.
@@ -159,7 +163,12 @@ def solve_kmeans(
         penalty_scale: "relative" multiplies beta by `sum h` (squared forms) or by
             `sum h * std_h(w)` (linear), so that one number serves layers of any size;
             "absolute" takes it as it is.
-        initial_centroids: (..., K) to start from, in any order; the first `num_clusters` count.
+        start: "coarse_to_fine", nearly the best intervals without a penalty (nothing is left for
+            the iteration to do then); or "quantiles", (k + 1/2) / K of the unweighted points, made
+            distinct, from which Lloyd's iteration ends far above on heavy tails (43 % with
+            Student-t weights and K = 16). Static.
+        initial_centroids: (..., K) to start from instead, in any order; the first `num_clusters`
+            count.
         centroid_dtype: dtype the centroids are stored in (before the last assignment); by default
             that of the moments.
 
@@ -173,6 +182,8 @@ def solve_kmeans(
         raise ValueError(f"penalty_form must be one of {PENALTY_FORMS}, got {penalty_form!r}.")
     if penalty_scale not in PENALTY_SCALES:
         raise ValueError(f"penalty_scale must be one of {PENALTY_SCALES}, got {penalty_scale!r}.")
+    if start not in STARTS:
+        raise ValueError(f"start must be one of {STARTS}, got {start!r}.")
     if max_clusters < 1:
         raise ValueError(f"max_clusters must be at least 1, got {max_clusters}.")
     dtype = moments.position.dtype
@@ -182,6 +193,7 @@ def solve_kmeans(
         max_clusters=max_clusters,
         penalty_form=penalty_form,
         penalty_scale=penalty_scale,
+        start=start,
         centroid_dtype=jnp.dtype(centroid_dtype or dtype),
     )
     arguments = [
@@ -212,6 +224,7 @@ def _solve_group(
     max_clusters: int,
     penalty_form: PenaltyForm,
     penalty_scale: PenaltyScale,
+    start: Start,
     centroid_dtype: jnp.dtype,
 ) -> tuple[Array, ...]:
     moments = Moments(position, num_points, mass, second, minimum, maximum)
@@ -220,11 +233,14 @@ def _solve_group(
     scaled_beta = beta / prefix.mass_unit
     is_live = jnp.arange(max_clusters) < jnp.clip(num_clusters, 1, max_clusters)
     num_live = jnp.sum(is_live, dtype=jnp.int32)
-    if initial_centroids is None:
-        start = quantile_start(moments, num_live, max_clusters)
+    if initial_centroids is not None:
+        first = jnp.sort(jnp.where(is_live, initial_centroids, jnp.inf))
+    elif start == "quantiles":
+        first = quantile_start(moments, num_live, max_clusters)
     else:
-        start = jnp.sort(jnp.where(is_live, initial_centroids, jnp.inf))
-    start = _repeat_last(start, is_live, num_live)
+        first = coarse_to_fine_centroids(position, mass, num_live, max_clusters=max_clusters)
+        first = first.astype(position.dtype)
+    first = _repeat_last(first, is_live, num_live)
 
     def step(state):
         centroids, iteration, _ = state
@@ -235,7 +251,7 @@ def _solve_group(
     centroids, iterations, converged = lax.while_loop(
         lambda state: ~state[2] & (state[1] < num_iterations),
         step,
-        (start, jnp.int32(0), jnp.asarray(False)),
+        (first, jnp.int32(0), jnp.asarray(False)),
     )
     centroids = centroids.astype(centroid_dtype)
     rounded = centroids.astype(position.dtype)
@@ -409,16 +425,16 @@ def kmeans(
     penalty_scale: PenaltyScale = "relative",
     num_iterations: Int[Array, ""] | int = 30,
     num_bins: int = 4096,
+    start: Start = "coarse_to_fine",
     initial_centroids: Float[Array, "... clusters"] | None = None,
 ) -> QuantizationResult:
     """Quantize every group of points by weighted K-means, with an optional diameter penalty.
 
-    Minimises `sum h (w - c)^2 + penalty` over intervals and centres, starting from the quantiles
-    (k + 1/2) / K. Up to `num_bins` points the iteration is Lloyd's on the points themselves,
-    beyond on their histogram of moments. Centroids are rounded to the dtype of the points before
-    the points are assigned to the nearest of them; the distortion is recomputed from that
-    assignment. With as many clusters as distinct points the distortion is 0 and `num_used` says
-    how many were needed.
+    Minimises `sum h (w - c)^2 + penalty` over intervals and centres. Up to `num_bins` points the
+    iteration is Lloyd's on the points themselves, beyond on their histogram of moments. Centroids
+    are rounded to the dtype of the points before the points are assigned to the nearest of them;
+    the distortion is recomputed from that assignment. With as many clusters as distinct points the
+    distortion is 0 and `num_used` says how many were needed.
 
     Args:
         points: (..., N) floating, finite.
@@ -431,7 +447,8 @@ def kmeans(
         penalty_scale: "relative" or "absolute"; see `solve_kmeans`.
         num_iterations: most centre updates.
         num_bins: bins of the histogram for N > `num_bins`, static.
-        initial_centroids: (..., max_clusters) to start from.
+        start: "coarse_to_fine" or "quantiles"; see `solve_kmeans`. Static.
+        initial_centroids: (..., max_clusters) to start from instead; `plus_plus_start` draws some.
 
     Returns:
         Centroids, assignments, distortion and diagnostics.
@@ -456,10 +473,14 @@ def kmeans(
         penalty_form=penalty_form,
         penalty_scale=penalty_scale,
         num_bins=num_bins,
+        start=start,
     )
 
 
-@partial(jax.jit, static_argnames=("max_clusters", "penalty_form", "penalty_scale", "num_bins"))
+@partial(
+    jax.jit,
+    static_argnames=("max_clusters", "penalty_form", "penalty_scale", "num_bins", "start"),
+)
 def _kmeans(
     points,
     sample_weight,
@@ -472,6 +493,7 @@ def _kmeans(
     penalty_form,
     penalty_scale,
     num_bins,
+    start,
 ):
     codebook = solve_kmeans(
         histogram_moments(points, sample_weight, num_bins=num_bins),
@@ -481,6 +503,7 @@ def _kmeans(
         penalty_form=penalty_form,
         num_iterations=num_iterations,
         penalty_scale=penalty_scale,
+        start=start,
         initial_centroids=initial_centroids,
         centroid_dtype=points.dtype,
     )

@@ -40,7 +40,7 @@ class Moments(NamedTuple):
 
     Attributes:
         position: (..., B), non-decreasing: the weighted mean of the bin's points. A bin without
-            mass holds its lowest point, a bin without points a place between its neighbours.
+            mass holds its lowest point, a bin without points the position of the one below.
         num_points: (..., B) int32, points in the bin.
         mass: (..., B), sum of the points' weights h.
         second: (..., B), sum of h (w - position)^2 over the bin's points.
@@ -61,7 +61,7 @@ class BinEdges(NamedTuple):
 
     Attributes:
         lowest: (..., B), the smallest point of the bin.
-        highest: (..., B), the largest one; both the bin's position if it has no points.
+        highest: (..., B), the largest one; both the largest point below if the bin has none.
     """
 
     lowest: Float[Array, "... bins"]
@@ -257,10 +257,7 @@ def _binned_moments(
 
     count = bins.count()
     is_occupied = count > 0
-    # An empty bin sits at the end of the occupied one below: between its neighbours.
-    highest = jnp.where(is_occupied, bins.maximum(points), minimum[:, None])
-    highest = running_maximum(highest.T).T
-    lowest = jnp.where(is_occupied, bins.minimum(points), highest)
+    lowest = bins.minimum(points)
     # From the lowest point of the bin, so that equal points have offset 0 and their mean is exact.
     offset = points - bins.look_up(lowest)
     if weights is None:
@@ -276,16 +273,24 @@ def _binned_moments(
     second = bins.sum(weighted * offset) - mass * mean * mean
     # Squares may overflow; the largest float stands for what is too large, 0 for their difference.
     second = jnp.nan_to_num(second, nan=0)
-    position = jnp.clip(lowest + mean, lowest, highest)
+    # Rounding must not push a mean beyond the next bin's points.
+    next_lowest = -running_maximum(-lowest.T[::-1])[::-1].T
+    above = jnp.concatenate([next_lowest[:, 1:], maximum[:, None]], axis=-1)
+    position = jnp.clip(lowest + mean, lowest, jnp.minimum(above, maximum[:, None]))
+    # An empty bin sits with the occupied one below.
+    position = running_maximum(jnp.where(is_occupied, position, minimum[:, None]).T).T
     moments = Moments(
         position=position,
         num_points=count,
         mass=mass,
-        second=jnp.where(highest > lowest, jnp.maximum(second, 0), 0),
+        second=jnp.maximum(second, 0),
         minimum=minimum,
         maximum=maximum,
     )
-    return moments, BinEdges(lowest, highest)
+    # A pass that is left out where nobody asks for the edges.
+    highest = jnp.where(is_occupied, bins.maximum(points), minimum[:, None])
+    highest = running_maximum(highest.T).T
+    return moments, BinEdges(jnp.where(is_occupied, lowest, highest), highest)
 
 
 def _bin_index(

@@ -590,6 +590,8 @@ def _solve_kmeans(
         max_clusters=max_clusters,
         penalty_form=penalty_form,
         num_iterations=num_iterations,
+        # The published method is Lloyd's iteration; `optimal` and `entropy_constrained` do better.
+        start="quantiles",
         centroid_dtype=centroid_dtype,
     )
     over_layers = jax.vmap(solve, in_axes=(0, None, None))
