@@ -21,9 +21,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
-# Points per partial histogram: no float32 accumulator sees more additions than this.
-_LOG2_BLOCK = 16
-_BLOCK = 1 << _LOG2_BLOCK
 # Share of the bins that is spread evenly over the range, whatever the density.
 _EQUAL_SHARE = 0.1
 # At least this many points, and points per bin, give the density that bins follow.
@@ -347,68 +344,57 @@ class PointBins:
 
     Attributes:
         flat: (groups * points,), bin among all bins of all groups.
-        blocked: likewise, but every block of points has bins of its own.
     """
 
     flat: Int[Array, " all_points"]
-    blocked: Int[Array, " all_points"]
     num_groups: int
-    num_blocks: int
     num_bins: int
 
     @classmethod
     def of(cls, index: Int[Array, "groups points"], num_bins: int) -> "PointBins":
         """Take the bin of every point within its group."""
-        num_groups, num_points = index.shape
-        num_blocks = -(-num_points // _BLOCK)
+        num_groups = index.shape[0]
         group = jnp.arange(num_groups, dtype=jnp.int32)[:, None]
-        # A shift: an integer division would cost as much as the scatter.
-        block = lax.shift_right_logical(
-            jnp.arange(num_points, dtype=jnp.int32), jnp.int32(_LOG2_BLOCK)
-        )
-        blocks = group * num_blocks + block[None, :]
-        return cls(
-            flat=(group * num_bins + index).ravel(),
-            blocked=(blocks * num_bins + index).ravel(),
-            num_groups=num_groups,
-            num_blocks=num_blocks,
-            num_bins=num_bins,
-        )
+        return cls((group * num_bins + index).ravel(), num_groups, num_bins)
 
     def count(self) -> Int[Array, "groups bins"]:
         """Count the points of every bin."""
-        ones = jnp.ones_like(self.flat)
-        return self._reduce(jax.ops.segment_sum, ones, self.flat, 1)[:, 0]
+        return self._reduce(jax.ops.segment_sum, jnp.ones_like(self.flat))
 
     def minimum(self, values: Float[Array, "groups points"]) -> Float[Array, "groups bins"]:
         """Return the minimum of every bin; infinite where there are no points."""
-        return self._reduce(jax.ops.segment_min, values, self.flat, 1)[:, 0]
+        return self._reduce(jax.ops.segment_min, values)
 
     def maximum(self, values: Float[Array, "groups points"]) -> Float[Array, "groups bins"]:
         """Return the maximum of every bin; infinite where there are no points."""
-        return self._reduce(jax.ops.segment_max, values, self.flat, 1)[:, 0]
+        return self._reduce(jax.ops.segment_max, values)
 
     def mass(
         self, weights: Float[Array, "groups points"], count: Int[Array, "groups bins"]
     ) -> Float[Array, "groups bins"]:
         """Sum weights h >= 0 within each bin, without the drift of a sum of many equal numbers."""
-        number = jnp.maximum(count, 1).astype(weights.dtype)
-        rough = self.sum(weights) / number
-        # Signed deviations from the rough mean.
-        mass = rough * number + self.sum(weights - self.look_up(rough))
-        return jnp.where((count > 0) & (rough > 0), jnp.maximum(mass, 0), 0)
+
+        def in_two_passes(weights: Array) -> Array:
+            number = jnp.maximum(count, 1).astype(weights.dtype)
+            rough = self.sum_by_products(weights) / number
+            # Signed deviations from the rough mean.
+            mass = rough * number + self.sum_by_products(weights - self.look_up(rough))
+            return jnp.where((count > 0) & (rough > 0), jnp.maximum(mass, 0), 0)
+
+        return lax.platform_dependent(weights, cpu=self.sum_by_scatter, default=in_two_passes)
 
     def sum(self, values: Float[Array, "groups points"]) -> Float[Array, "groups bins"]:
-        """Sum within each bin, block by block: a float32 total of 2e7 ones stops at 2^24.
+        """Sum within each bin: a float32 total of 2e7 ones would stop at 2^24.
 
         In the same order on every call and every backend.
         """
         return lax.platform_dependent(values, cpu=self.sum_by_scatter, default=self.sum_by_products)
 
     def sum_by_scatter(self, values: Float[Array, "groups points"]) -> Float[Array, "groups bins"]:
-        """Add the points one after the other: fast, and in order, on CPU only."""
-        partial_sums = self._reduce(jax.ops.segment_sum, values, self.blocked, self.num_blocks)
-        return pairwise_sum(partial_sums, axis=1)
+        """Add the points one after the other, in float64: fast, and in order, on CPU only."""
+        with jax.enable_x64(True):
+            total = self._reduce(jax.ops.segment_sum, lax.convert_element_type(values, jnp.float64))
+            return lax.convert_element_type(total, values.dtype)
 
     def sum_by_products(self, values: Float[Array, "groups points"]) -> Float[Array, "groups bins"]:
         """Add the points by matrix products, where scatters would be atomic, in any order.
@@ -446,10 +432,10 @@ class PointBins:
         found = table.ravel().at[self.flat].get(mode="promise_in_bounds")
         return found.reshape(self.num_groups, -1)
 
-    def _reduce(self, reduce, values, index, num_blocks):
-        size = self.num_groups * num_blocks * self.num_bins
-        reduced = reduce(values.ravel(), index, size, mode="promise_in_bounds")
-        return reduced.reshape(self.num_groups, num_blocks, self.num_bins)
+    def _reduce(self, reduce, values):
+        size = self.num_groups * self.num_bins
+        reduced = reduce(values.ravel(), self.flat, size, mode="promise_in_bounds")
+        return reduced.reshape(self.num_groups, self.num_bins)
 
 
 def pairwise_sum(values: Float[Array, "..."], *, axis: int = -1) -> Float[Array, "..."]:

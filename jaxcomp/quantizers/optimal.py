@@ -35,6 +35,7 @@ from jaxcomp.quantizers.assignment import nearest_thresholds
 from jaxcomp.quantizers.checks import check_points
 from jaxcomp.quantizers.interval_search import (
     BinCosts,
+    Cuts,
     cheapest_cuts,
     follow_cuts,
     num_levels,
@@ -352,11 +353,18 @@ def _solve_group(
             last=bins._replace(mean=scaled.lowest, spread=zero),
             single=zero,
         )
-        # One after the other in a loop: compiled once.
-        both = jax.tree.map(lambda *leaves: jnp.stack(leaves), whole, moved)
-        both_cuts = lax.map(search, both)
-        cuts = jax.tree.map(lambda leaf: leaf[0], both_cuts)
-        least = both_cuts.cost[1, :, -1]
+        # One after the other in a loop: compiled once. The cuts of the second, which nobody
+        # follows, are overwritten.
+        both = jax.tree.map(lambda *leaves: jnp.stack(leaves), moved, whole)
+        shape = (max_clusters, bins.mass.shape[0])
+        none = Cuts(jnp.zeros(shape, bins.mass.dtype), jnp.zeros(shape, jnp.int32))
+
+        def solve(_, costs):
+            cuts = search(costs)
+            return cuts, cuts.cost[:, -1]
+
+        cuts, ends = lax.scan(solve, none, both)
+        least = ends[0]
     begins = follow_cuts(cuts, whole, table)
     runs = read_runs(table, begins[:, :-1], begins[:, 1:])
     distortion = pairwise_sum(runs.spread)
