@@ -24,6 +24,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
 from jaxcomp.quantizers.assignment import assign, midpoints, nearest_thresholds
+from jaxcomp.quantizers.buckets import Bucketed, bucketed, without_copies
 from jaxcomp.quantizers.checks import (
     check_codebook_size,
     check_initial_centroids,
@@ -462,9 +463,8 @@ def kmeans(
     points, sample_weight = check_points(points, sample_weight)
     num_clusters, max_clusters = check_codebook_size(num_clusters, max_clusters)
     check_penalty(diameter_penalty)
-    return _kmeans(
-        points,
-        sample_weight,
+    result = _kmeans(
+        bucketed(points, sample_weight, num_bins=num_bins),
         num_clusters,
         jnp.asarray(diameter_penalty, accumulation_dtype(points.dtype)),
         jnp.asarray(num_iterations, jnp.int32),
@@ -475,6 +475,7 @@ def kmeans(
         num_bins=num_bins,
         start=start,
     )
+    return result._replace(assignments=result.assignments[..., : points.shape[-1]])
 
 
 @partial(
@@ -482,8 +483,7 @@ def kmeans(
     static_argnames=("max_clusters", "penalty_form", "penalty_scale", "num_bins", "start"),
 )
 def _kmeans(
-    points,
-    sample_weight,
+    bucket,
     num_clusters,
     diameter_penalty,
     num_iterations,
@@ -496,7 +496,7 @@ def _kmeans(
     start,
 ):
     codebook = solve_kmeans(
-        histogram_moments(points, sample_weight, num_bins=num_bins),
+        bucket_moments(bucket, num_bins=num_bins),
         num_clusters,
         diameter_penalty,
         max_clusters=max_clusters,
@@ -505,9 +505,34 @@ def _kmeans(
         penalty_scale=penalty_scale,
         start=start,
         initial_centroids=initial_centroids,
-        centroid_dtype=points.dtype,
+        centroid_dtype=bucket.points.dtype,
     )
-    return quantize_points(points, sample_weight, codebook, num_clusters, penalty_form=penalty_form)
+    return quantize_bucket(bucket, codebook, num_clusters, penalty_form=penalty_form)
+
+
+def bucket_moments(bucket: Bucketed, *, num_bins: int) -> Moments:
+    """Return the histogram of the points of a bucket, without its copies."""
+    return histogram_moments(
+        bucket.points, bucket.weights(), num_bins=num_bins, num_padding=bucket.num_padding
+    )
+
+
+def quantize_bucket(
+    bucket: Bucketed,
+    codebook: Codebook,
+    num_clusters: Int[Array, "..."] | int,
+    *,
+    penalty_form: PenaltyForm,
+) -> QuantizationResult:
+    """As `quantize_points`; copies are assigned too, but neither weighed nor counted."""
+    return quantize_points(
+        bucket.points,
+        bucket.weights(),
+        codebook,
+        num_clusters,
+        penalty_form=penalty_form,
+        num_padding=bucket.num_padding,
+    )
 
 
 def quantize_points(
@@ -517,6 +542,7 @@ def quantize_points(
     num_clusters: Int[Array, "..."] | int,
     *,
     penalty_form: PenaltyForm,
+    num_padding: Int[Array, ""] | None = None,
 ) -> QuantizationResult:
     """Assign the raw points by the thresholds of a codebook and recompute what is reported.
 
@@ -526,6 +552,7 @@ def quantize_points(
         codebook: leading axes as `points`.
         num_clusters: K of each group, for `num_empty`.
         penalty_form: the form the codebook was made with.
+        num_padding: as in `histogram_moments`.
 
     Returns:
         The result, with distortion, diameter and counts of the points themselves.
@@ -542,7 +569,7 @@ def quantize_points(
         mass = jnp.broadcast_to(sample_weight.astype(dtype), points.shape)
     distortion = pairwise_sum(mass * deviation * deviation)
     diameter = diameter_in_use(quantized, mass)
-    counts = _count_assignments(index, codebook.centroids.shape[-1])
+    counts = _count_assignments(index, codebook.centroids.shape[-1], num_padding)
     num_used = jnp.sum(counts > 0, axis=-1, dtype=jnp.int32)
     return QuantizationResult(
         centroids=codebook.centroids,
@@ -558,10 +585,11 @@ def quantize_points(
 
 
 def _count_assignments(
-    index: Int[Array, "... points"], num_clusters: int
+    index: Int[Array, "... points"], num_clusters: int, num_padding: Int[Array, ""] | None
 ) -> Int[Array, "... clusters"]:
     groups = index.reshape(-1, index.shape[-1])
     offset = jnp.arange(groups.shape[0], dtype=jnp.int32)[:, None] * num_clusters
     ones = jnp.ones((groups.size,), jnp.int32)
     flat = jax.ops.segment_sum(ones, (groups + offset).ravel(), groups.shape[0] * num_clusters)
-    return flat.reshape(*index.shape[:-1], num_clusters)
+    counts = without_copies(flat.reshape(-1, num_clusters), groups[:, 0], num_padding)
+    return counts.reshape(*index.shape[:-1], num_clusters)

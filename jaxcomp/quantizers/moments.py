@@ -21,6 +21,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
+from jaxcomp.quantizers.buckets import without_copies
+
 # Share of the bins that is spread evenly over the range, whatever the density.
 _EQUAL_SHARE = 0.1
 # At least this many points, and points per bin, give the density that bins follow.
@@ -76,6 +78,7 @@ def histogram_moments(
     sample_weight: Shaped[Array, "... points"] | None = None,
     *,
     num_bins: int = 4096,
+    num_padding: Int[Array, ""] | None = None,
 ) -> Moments:
     """Reduce every group of points to a histogram of moments.
 
@@ -88,6 +91,8 @@ def histogram_moments(
         points: (..., N), floating. Finite.
         sample_weight: importances h >= 0, broadcastable to `points`; None means 1.
         num_bins: most bins of the result, static. B = min(N, num_bins).
+        num_padding: how many of the last points are copies of the first one, of weight 0, that
+            are not to be counted; None for none. Traced.
 
     Returns:
         The moments, float32 (float64 for float64 points).
@@ -96,7 +101,9 @@ def histogram_moments(
         ValueError: while tracing, if there are no points or `num_bins < 1`.
         TypeError: while tracing, if the points are not floating.
     """
-    return histogram_with_edges(points, sample_weight, num_bins=num_bins)[0]
+    return histogram_with_edges(points, sample_weight, num_bins=num_bins, num_padding=num_padding)[
+        0
+    ]
 
 
 @partial(jax.jit, static_argnames=("num_bins", "by_value"))
@@ -106,6 +113,7 @@ def histogram_with_edges(
     *,
     num_bins: int = 4096,
     by_value: bool = False,
+    num_padding: Int[Array, ""] | None = None,
 ) -> tuple[Moments, BinEdges]:
     """Reduce every group of points to a histogram of moments; return the edges of its bins too.
 
@@ -115,6 +123,7 @@ def histogram_with_edges(
         num_bins: as in `histogram_moments`.
         by_value: one bin for every distinct value, whatever `num_bins`; for dtypes of 16 bits,
             static. B = min(N, 65536).
+        num_padding: as in `histogram_moments`.
 
     Returns:
         The moments, as `histogram_moments` returns them, and the edges.
@@ -143,11 +152,11 @@ def histogram_with_edges(
         weights = weights.reshape(-1, points.shape[-1])
     groups = points.reshape(-1, points.shape[-1])
     if points.shape[-1] <= (_NUM_SHORT if by_value else num_bins):
-        moments, edges = _exact_moments(groups.astype(dtype), weights)
+        moments, edges = _exact_moments(groups.astype(dtype), weights, num_padding)
     elif by_value:
-        moments, edges = _moments_by_value(groups, weights)
+        moments, edges = _moments_by_value(groups, weights, num_padding)
     else:
-        moments, edges = _binned_moments(groups.astype(dtype), weights, num_bins)
+        moments, edges = _binned_moments(groups.astype(dtype), weights, num_bins, num_padding)
     batch_shape = points.shape[:-1]
     return jax.tree.map(lambda leaf: leaf.reshape(*batch_shape, *leaf.shape[1:]), (moments, edges))
 
@@ -182,10 +191,13 @@ def pad_bins(moments: Moments, num_bins: int) -> Moments:
 
 
 def _exact_moments(
-    points: Float[Array, "groups points"], weights: Float[Array, "groups points"] | None
+    points: Float[Array, "groups points"],
+    weights: Float[Array, "groups points"] | None,
+    num_padding: Int[Array, ""] | None,
 ) -> tuple[Moments, BinEdges]:
     """One bin per distinct value, in order; N is small here, so that sorting is cheap."""
     num_groups, num_points = points.shape
+    first = points[:, :1]
     if weights is None:
         points = jnp.sort(points, axis=-1)
         mass = jnp.ones_like(points)
@@ -201,9 +213,10 @@ def _exact_moments(
     bins = PointBins.of(running_sum(is_new.T).T, num_points)
     # Bins without points, all at the end, have minimum +inf.
     position = jnp.minimum(bins.minimum(points), points[:, -1:])
+    place = jnp.sum(position < first, axis=-1, dtype=jnp.int32)
     moments = Moments(
         position=position,
-        num_points=bins.count(),
+        num_points=without_copies(bins.count(), place, num_padding),
         mass=bins.sum(mass),
         second=jnp.zeros_like(points),
         minimum=points[:, 0],
@@ -213,7 +226,9 @@ def _exact_moments(
 
 
 def _moments_by_value(
-    points: Float[Array, "groups points"], weights: Float[Array, "groups points"] | None
+    points: Float[Array, "groups points"],
+    weights: Float[Array, "groups points"] | None,
+    num_padding: Int[Array, ""] | None,
 ) -> tuple[Moments, BinEdges]:
     """One bin per bit pattern of a 16-bit dtype, in the order of values."""
     dtype = points.dtype
@@ -231,7 +246,7 @@ def _moments_by_value(
     # The patterns of NaN and infinity are at both ends.
     values = jnp.where(jnp.isnan(values), jnp.where(order < half, -jnp.inf, jnp.inf), values)
     position = jnp.clip(values[None, :], minimum[:, None], maximum[:, None])
-    count = bins.count()
+    count = without_copies(bins.count(), index[:, 0], num_padding)
     moments = Moments(
         position=position,
         num_points=count,
@@ -247,12 +262,14 @@ def _binned_moments(
     points: Float[Array, "groups points"],
     weights: Float[Array, "groups points"] | None,
     num_bins: int,
+    num_padding: Int[Array, ""] | None,
 ) -> tuple[Moments, BinEdges]:
     """Bins between the extremes, as fine as the mass asks for."""
     minimum, maximum = jnp.min(points, axis=-1), jnp.max(points, axis=-1)
-    bins = PointBins.of(_bin_index(points, weights, minimum, maximum, num_bins), num_bins)
+    index = _bin_index(points, weights, minimum, maximum, num_bins)
+    bins = PointBins.of(index, num_bins)
 
-    count = bins.count()
+    count = without_copies(bins.count(), index[:, 0], num_padding)
     is_occupied = count > 0
     lowest = bins.minimum(points)
     # From the lowest point of the bin, so that equal points have offset 0 and their mean is exact.

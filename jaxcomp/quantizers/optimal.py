@@ -32,6 +32,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jaxcomp.precision import in_float64
 from jaxcomp.quantizers.assignment import nearest_thresholds
+from jaxcomp.quantizers.buckets import bucketed
 from jaxcomp.quantizers.checks import check_points
 from jaxcomp.quantizers.interval_search import (
     BinCosts,
@@ -469,14 +470,20 @@ def optimal_kmeans(
         raise TypeError(
             f"max_clusters must be a Python integer, got {type(max_clusters).__name__}."
         )
-    return _optimal_kmeans(points, sample_weight, max_clusters=int(max_clusters), num_bins=num_bins)
+    bucket = bucketed(points, sample_weight, num_bins=num_bins)
+    return _optimal_kmeans(bucket, max_clusters=int(max_clusters), num_bins=num_bins)
 
 
 @partial(jax.jit, static_argnames=("max_clusters", "num_bins"))
-def _optimal_kmeans(points, sample_weight, *, max_clusters, num_bins):
+def _optimal_kmeans(bucket, *, max_clusters, num_bins):
+    points = bucket.points
     is_short = points.dtype.itemsize == 2
     moments, edges = histogram_with_edges(
-        points, sample_weight, num_bins=num_bins, by_value=is_short
+        points,
+        bucket.weights(),
+        num_bins=num_bins,
+        by_value=is_short,
+        num_padding=bucket.num_padding,
     )
     return solve_optimal(
         moments,

@@ -30,15 +30,17 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
+from jaxcomp.quantizers.buckets import bucketed
 from jaxcomp.quantizers.checks import check_penalty, check_points
 from jaxcomp.quantizers.lloyd import (
     PENALTY_SCALES,
     Codebook,
     PenaltyScale,
+    bucket_moments,
     quantile_start,
     solve_kmeans,
 )
-from jaxcomp.quantizers.moments import Moments, histogram_moments, pairwise_sum, running_sum
+from jaxcomp.quantizers.moments import Moments, pairwise_sum, running_sum
 from jaxcomp.quantizers.runs import Runs, read_runs, run_table
 
 # Cells of the grid that are refined for each penalty, the best ones.
@@ -164,8 +166,7 @@ def optimal_diameter_kmeans(
     """
     points, sample_weight = check_points(points, sample_weight)
     return _optimal_diameter_kmeans(
-        points,
-        sample_weight,
+        bucketed(points, sample_weight, num_bins=num_bins),
         max_clusters=max_clusters,
         num_bins=num_bins,
         num_outer=num_outer,
@@ -173,8 +174,8 @@ def optimal_diameter_kmeans(
 
 
 @partial(jax.jit, static_argnames=("max_clusters", "num_bins", "num_outer"))
-def _optimal_diameter_kmeans(points, sample_weight, *, max_clusters, num_bins, num_outer):
-    moments = histogram_moments(points, sample_weight, num_bins=num_bins)
+def _optimal_diameter_kmeans(bucket, *, max_clusters, num_bins, num_outer):
+    moments = bucket_moments(bucket, num_bins=num_bins)
     return solve_optimal_diameter(moments, max_clusters=max_clusters, num_outer=num_outer)
 
 

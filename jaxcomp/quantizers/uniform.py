@@ -14,9 +14,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxcomp.quantizers.assignment import assign
+from jaxcomp.quantizers.buckets import bucketed
 from jaxcomp.quantizers.checks import check_codebook_size, check_points
-from jaxcomp.quantizers.lloyd import Codebook, QuantizationResult, quantize_points
-from jaxcomp.quantizers.moments import Moments, histogram_moments, pairwise_sum
+from jaxcomp.quantizers.lloyd import (
+    Codebook,
+    QuantizationResult,
+    bucket_moments,
+    quantize_bucket,
+)
+from jaxcomp.quantizers.moments import Moments, pairwise_sum
 
 Reconstruction = Literal["centroid", "midpoint"]
 RECONSTRUCTIONS: tuple[str, ...] = get_args(Reconstruction)
@@ -152,23 +158,23 @@ def uniform(
     """
     points, sample_weight = check_points(points, sample_weight)
     num_clusters, max_clusters = check_codebook_size(num_clusters, max_clusters)
-    return _uniform(
-        points,
-        sample_weight,
+    result = _uniform(
+        bucketed(points, sample_weight, num_bins=num_bins),
         num_clusters,
         max_clusters=max_clusters,
         reconstruction=reconstruction,
         num_bins=num_bins,
     )
+    return result._replace(assignments=result.assignments[..., : points.shape[-1]])
 
 
 @partial(jax.jit, static_argnames=("max_clusters", "reconstruction", "num_bins"))
-def _uniform(points, sample_weight, num_clusters, *, max_clusters, reconstruction, num_bins):
+def _uniform(bucket, num_clusters, *, max_clusters, reconstruction, num_bins):
     codebook = solve_uniform(
-        histogram_moments(points, sample_weight, num_bins=num_bins),
+        bucket_moments(bucket, num_bins=num_bins),
         num_clusters,
         max_clusters=max_clusters,
         reconstruction=reconstruction,
-        centroid_dtype=points.dtype,
+        centroid_dtype=bucket.points.dtype,
     )
-    return quantize_points(points, sample_weight, codebook, num_clusters, penalty_form="none")
+    return quantize_bucket(bucket, codebook, num_clusters, penalty_form="none")
