@@ -19,6 +19,8 @@ except ModuleNotFoundError:
     raise SystemExit(2) from None
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from jaxcomp.sweep import SweepResult
 
 app = typer.Typer(
@@ -58,6 +60,41 @@ _RUN = "Running"
 _PROBLEM = "What is learned from what"
 _SIMULATION = "What is drawn"
 
+# Options that several commands share; defaults stand in their signatures.
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder with the data files, or one that holds a folder of the data set's name.",
+        envvar="JAXCOMP_DATA_DIR",
+        rich_help_panel=_DATA,
+    ),
+]
+Download = Annotated[
+    bool,
+    typer.Option("--download", help="Fetch missing data from OpenML.", rich_help_panel=_DATA),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Directory for results; default: a folder in runs, named by the settings.",
+        rich_help_panel=_RUN,
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume/--no-resume",
+        help="Go on from what an earlier call with the same settings finished.",
+        rich_help_panel=_RUN,
+    ),
+]
+DeviceOption = Annotated[Device, typer.Option(help="Where to compute.", rich_help_panel=_RUN)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=_RUN)]
+Traceback = Annotated[
+    bool,
+    typer.Option("--traceback", help="Show where an error came from.", rich_help_panel=_RUN),
+]
+
 
 @app.callback()
 def _command() -> None:
@@ -89,18 +126,8 @@ def sweep(
             rich_help_panel=_DATA,
         ),
     ] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder with the data files, or one that holds a folder of the data set's name.",
-            envvar="JAXCOMP_DATA_DIR",
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
-    download: Annotated[
-        bool,
-        typer.Option("--download", help="Fetch missing data from OpenML.", rich_help_panel=_DATA),
-    ] = False,
+    data_dir: DataDir = None,
+    download: Download = False,
     train_size: Annotated[
         int | None,
         typer.Option(help="Training examples drawn for each network.", rich_help_panel=_DATA),
@@ -228,30 +255,11 @@ def sweep(
     seed: Annotated[
         int | None, typer.Option(help="Of everything random.", rich_help_panel=_RUN)
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Directory for results; default: runs/PRESET-FINGERPRINT.", rich_help_panel=_RUN
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume/--no-resume",
-            help="Go on from what an earlier call with the same settings finished.",
-            rich_help_panel=_RUN,
-        ),
-    ] = True,
-    device: Annotated[
-        Device, typer.Option(help="Where to compute.", rich_help_panel=_RUN)
-    ] = Device.auto,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=_RUN)
-    ] = False,
-    traceback: Annotated[
-        bool,
-        typer.Option("--traceback", help="Show where an error came from.", rich_help_panel=_RUN),
-    ] = False,
+    out: Out = None,
+    resume: Resume = True,
+    device: DeviceOption = Device.auto,
+    quiet: Quiet = False,
+    traceback: Traceback = False,
 ) -> None:
     """Train networks, compress their weights at many rates, and say what of it is real.
 
@@ -288,13 +296,11 @@ def sweep(
     given = {name: value for name, value in overrides.items() if value not in (None, [])}
     with _one_sentence_errors(traceback):
         _use(device)
-        from jaxcomp import storage
         from jaxcomp.sweep import config as settings
         from jaxcomp.sweep import run
 
         chosen = settings.preset(preset.value, **given)
-        fingerprint = storage.fingerprint(chosen.to_dict())
-        directory = out if out is not None else Path("runs") / f"{preset.value}-{fingerprint[:8]}"
+        directory = _directory(out, preset.value, chosen.to_dict())
         result = run(
             chosen, out=directory, data_dir=data_dir, download=download, resume=resume, quiet=quiet
         )
@@ -304,9 +310,7 @@ def sweep(
 @app.command()
 def plot(
     directory: Annotated[Path, typer.Argument(help="Directory of a finished sweep.")],
-    traceback: Annotated[
-        bool, typer.Option("--traceback", help="Show where an error came from.")
-    ] = False,
+    traceback: Traceback = False,
 ) -> None:
     """Draw the pictures of a finished sweep again and print its report."""
     with _one_sentence_errors(traceback):
@@ -384,31 +388,11 @@ def linear_regression(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.", rich_help_panel=_RUN)] = 0,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Directory for results; default: runs/linear-regression-FINGERPRINT.",
-            rich_help_panel=_RUN,
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume/--no-resume",
-            help="Go on from what an earlier call with the same settings finished.",
-            rich_help_panel=_RUN,
-        ),
-    ] = True,
-    device: Annotated[
-        Device, typer.Option(help="Where to compute.", rich_help_panel=_RUN)
-    ] = Device.auto,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=_RUN)
-    ] = False,
-    traceback: Annotated[
-        bool,
-        typer.Option("--traceback", help="Show where an error came from.", rich_help_panel=_RUN),
-    ] = False,
+    out: Out = None,
+    resume: Resume = True,
+    device: DeviceOption = Device.auto,
+    quiet: Quiet = False,
+    traceback: Traceback = False,
 ) -> None:
     """Compress least squares at every rate, where the theory has closed forms.
 
@@ -420,7 +404,6 @@ def linear_regression(
     """
     with _one_sentence_errors(traceback):
         _use(device)
-        from jaxcomp import storage
         from jaxcomp.linear_regression import study
 
         standard = study.StudyConfig()
@@ -438,8 +421,7 @@ def linear_regression(
             adaptive=adaptive,
             seed=seed,
         )
-        name = f"linear-regression-{storage.fingerprint(config)[:8]}"
-        directory = out if out is not None else Path("runs") / name
+        directory = _directory(out, "linear-regression", config)
         result = study.run(config, out=directory, resume=resume, quiet=quiet)
         typer.echo(result.report() + f"\nTables and pictures are in {directory}.")
 
@@ -449,19 +431,24 @@ def main(arguments: list[str] | None = None) -> None:
     app(arguments, prog_name="jaxcomp")
 
 
-def _report(result: "SweepResult") -> None:
-    from rich.console import Console
+def _directory(out: Path | None, name: str, settings: Any) -> Path:
+    """Where results go: as asked for, or a folder that only these settings have."""
+    from jaxcomp import storage
 
+    return out if out is not None else Path("runs") / f"{name}-{storage.fingerprint(settings)[:8]}"
+
+
+def _report(result: "SweepResult") -> None:
     from jaxcomp.sweep.report import print_report
 
-    # A pipe has no width of its own; the table is made for 112 columns.
-    width = None if sys.stdout.isatty() else 112
-    print_report(
-        result.table,
-        result.claims,
-        console=Console(width=width),
-        directory=result.directory,
-    )
+    print_report(result.table, result.claims, console=_console(), directory=result.directory)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    # A pipe has no width of its own; the tables are made for 112 columns.
+    return Console(width=None if sys.stdout.isatty() else 112)
 
 
 def _use(device: Device) -> None:
