@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxcomp.experiments.choice import choose, decide_choice
 from jaxcomp.experiments.verdicts import Verdict, decide, p_words, percent
 from jaxcomp.statistics import Interval, crossed_mean, holm
 from jaxcomp.sweep.config import Setting
@@ -526,14 +527,19 @@ def _usable(candidates: list[_Candidate], quantity: Quantity) -> list[_Candidate
     return [c for c in candidates if np.all(np.isfinite(c.selection_difference(quantity)))]
 
 
-def _best(candidates: Sequence[_Candidate], quantity: Quantity, models: slice = slice(None)) -> int:
-    """Index of the cell that is best on the selection sample, mean over some of the networks.
+def _best(candidates: Sequence[_Candidate], quantity: Quantity) -> int:
+    """Index of the cell that is best on the selection sample, mean over the networks."""
+    return choose(_scores(candidates, quantity))
+
+
+def _scores(candidates: Sequence[_Candidate], quantity: Quantity) -> NDArray[np.float64]:
+    """What the choice minimises, (C, M).
 
     By its own value, not by its advantage over the reference: a penalty that helps most where both
     networks are ruined answers nobody's question.
     """
-    values = [c.cell.selection[quantity][models].mean() for c in candidates]
-    return int(np.argmin(_claimed_sign(quantity) * -np.asarray(values)))
+    values = [candidate.cell.selection[quantity] for candidate in candidates]
+    return -_claimed_sign(quantity) * np.asarray(values)
 
 
 def _claimed_sign(quantity: Quantity) -> int:
@@ -567,11 +573,12 @@ def _answer(
     practical: float,
 ) -> _Answer:
     quantity = question.quantity
-    chosen = question.candidates[_best(question.candidates, quantity)]
-    difference = _difference(chosen, quantity, load)
-    interval = crossed_mean(difference, confidence=confidence)
-    exchanged = crossed_mean(_exchanged_difference(question, load), confidence=confidence)
-    agree = interval.estimate * exchanged.estimate > 0
+    place, interval, p_value = decide_choice(
+        _scores(question.candidates, quantity),
+        lambda number: _difference(question.candidates[number], quantity, load),
+        confidence=confidence,
+    )
+    chosen = question.candidates[place]
     value = float(_matrix(chosen.cell, quantity, load).mean())
     control, control_interval = None, None
     controls = [_Candidate(cell, ((1.0, setting.original),)) for cell in setting.of_kind("control")]
@@ -586,7 +593,7 @@ def _answer(
         question=question,
         chosen=chosen,
         interval=interval,
-        p_value=max(interval.p_value, exchanged.p_value) if agree else 1.0,
+        p_value=p_value,
         value=value,
         reference_value=value - interval.estimate,
         original_value=float(_matrix(setting.original, quantity, load).mean()),
@@ -596,28 +603,6 @@ def _answer(
         if question.name == "raw loss"
         else None,
     )
-
-
-def _exchanged_difference(
-    question: _Question, load: Callable[[str], CellLosses]
-) -> NDArray[np.float64]:
-    """Differences (M, N) where each half of the networks is in the cell the other half chose.
-
-    A network's own luck with a cell then has no part in choosing the cell it is tested in.
-    """
-    candidates, quantity = question.candidates, question.quantity
-    chosen = candidates[_best(candidates, quantity)]
-    difference = _difference(chosen, quantity, load)
-    if len(difference) < 2:
-        return difference
-    exchanged = np.empty_like(difference)
-    for half, other in (
-        (slice(0, None, 2), slice(1, None, 2)),
-        (slice(1, None, 2), slice(0, None, 2)),
-    ):
-        from_other = candidates[_best(candidates, quantity, other)]
-        exchanged[half] = _difference(from_other, quantity, load)[half]
-    return exchanged
 
 
 def _claim(
