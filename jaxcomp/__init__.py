@@ -3,7 +3,8 @@
 `quantize` compresses the weights of any JAX model; the submodules hold what it is made of
 (`curvature`, `quantizers`, `rate`), the evaluation of compressed networks (`metrics`,
 `calibration`, `statistics`, `bounds`), the theory computed (`linear_regression`) and the
-experiments (`models`, `data`, `sweep`, `regularization`). Submodules are imported when they are first used: `import jaxcomp` needs JAX and NumPy only.
+experiments (`models`, `data`, `sweep`, `regularization`). Submodules are imported when they are
+first used: `import jaxcomp` needs JAX and NumPy only.
 """
 
 import importlib

@@ -33,8 +33,8 @@ app = typer.Typer(
         "How far can a trained model be compressed, what does each bit cost, and does the "
         "compressed model generalise better?\n\n"
         "Start with `jaxcomp sweep`: about a minute on two cores, no data needed. `jaxcomp "
-        "linear-regression` is the example with closed forms, `jaxcomp regularization` asks in what "
-        "sense a penalty on the weights compresses a model."
+        "linear-regression` is the example with closed forms, `jaxcomp regularization` asks in "
+        "what sense a penalty on the weights compresses a model."
     ),
 )
 
@@ -439,7 +439,7 @@ def regularization(
     quiet: Quiet = False,
     traceback: Traceback = False,
 ) -> None:
-    """Train networks under L2 and L1 penalties of many strengths, and count what their weights cost.
+    """Train networks under L2 and L1 penalties of many strengths, and price their weights.
 
     For every strength: bits under the prior that the penalty says and under fitted ones, streams
     that are really encoded and decoded, the shortest description of the training labels, losses,

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from jaxcomp.experiments.choice import choose, decide_choice
 from jaxcomp.experiments.verdicts import Verdict, decide, p_words, percent
 from jaxcomp.regularization.config import Cell
-from jaxcomp.statistics import Interval, holm, model_interval
+from jaxcomp.statistics import Interval, crossed_mean, holm, model_interval
 
 CONFIDENCE = 0.95
 PRACTICAL = 0.03
@@ -105,6 +105,22 @@ class _Cells:
         return names[choose(self.scores(names, column))] if names else None
 
 
+def add_differences(table: pd.DataFrame, losses: Losses) -> pd.DataFrame:
+    """Add every cell's test loss minus that without a penalty, paired, with its interval.
+
+    Columns `loss_change`, `loss_change_low` and `loss_change_high`, for curves: nothing was chosen,
+    and nothing is corrected for the many cells.
+    """
+    none = np.asarray(losses["none"]["loss"], np.float64)
+    found = {}
+    for cell, own in losses.items():
+        interval = crossed_mean(np.asarray(own["loss"], np.float64) - none, confidence=CONFIDENCE)
+        found[cell] = (interval.estimate, interval.low, interval.high)
+    changes = np.array([found[cell] for cell in table["cell"]])
+    names = ("loss_change", "loss_change_low", "loss_change_high")
+    return table.assign(**dict(zip(names, changes.T, strict=True)))
+
+
 def evaluate_claims(table: pd.DataFrame, losses: Losses) -> list[Claim]:
     """Decide what a run shows.
 
@@ -126,7 +142,9 @@ def evaluate_claims(table: pd.DataFrame, losses: Losses) -> list[Claim]:
     drafts = [draft for draft in drafts if draft is not None]
     p_values = [1.0 if math.isnan(draft.p_value) else draft.p_value for draft in drafts]
     adjusted = holm(p_values)
-    return [_decided(draft, float(p)) for draft, p in zip(drafts, adjusted, strict=True)]
+    return [
+        _decided(draft, float(p), len(drafts)) for draft, p in zip(drafts, adjusted, strict=True)
+    ]
 
 
 def _slope(cells: _Cells, column: str, name: str) -> _Draft | None:
@@ -173,13 +191,19 @@ def _description(cells: _Cells) -> _Draft | None:
     scale = cells.of("none", "num_weights")[0]
     own, none = cells.of(chosen, column) / scale, cells.of("none", column) / scale
     interval = model_interval(own - none)
-    names = cells.kind("l2")
-    shortest = names[choose(cells.scores(names, column))]
+    uniform = cells.of(chosen, "uniform_label_bits").mean()
+    shortest = [
+        names[choose(cells.scores(names, column))]
+        for kind in ("l2", "l1")
+        if (names := cells.kind(kind))
+    ]
+    told = ", ".join(
+        f"{cells.of(cell, column).mean():,.0f} bits at {cells.label(cell)}" for cell in shortest
+    )
     remark = (
         f"The weights take {cells.of(chosen, 'description_weight_bits').mean():,.0f} bits and the "
         f"training labels, given them, {cells.of(chosen, 'description_label_bits').mean():,.0f}. "
-        f"The shortest description of all L2 strengths, {cells.of(shortest, column).mean():,.0f} "
-        f"bits, is that of {cells.label(shortest)}."
+        f"Labels without any network take {uniform:,.0f}. The shortest descriptions: {told}."
     )
     return _Draft(
         "shorter description",
@@ -290,10 +314,22 @@ def _zeros(cells: _Cells) -> list[_Draft]:
             name: cells.of(chosen, f"bytes_{name}").mean()
             for name in ("gaussian", "laplace", "spike", "smaller")
         }
+        strongest = cells.kind(kind)[-1]
+        saved = (
+            1
+            - cells.of(strongest, "bits_per_weight_spike").mean()
+            / np.minimum(
+                cells.of(strongest, "bits_per_weight_gaussian"),
+                cells.of(strongest, "bits_per_weight_laplace"),
+            ).mean()
+        )
         remark = (
             f"{percent(cells.of(chosen, 'zero_share').mean(), 3)} of the weights are exactly zero. "
             f"Real streams: {min(size['gaussian'], size['laplace']):,.0f} bytes without a spike, "
-            f"{size['spike']:,.0f} with one, {size['smaller']:,.0f} with dead parts removed."
+            f"{size['spike']:,.0f} with one, {size['smaller']:,.0f} with dead parts removed. At "
+            f"the strongest, {cells.label(strongest)}, a spike saves {percent(saved, 3)}: there "
+            f"{percent(cells.of(strongest, 'zero_share').mean(), 3)} are exactly zero and "
+            f"{percent(cells.of(strongest, 'zero_cell_share').mean(), 3)} round to it."
         )
         drafts.append(
             _Draft(
@@ -337,7 +373,7 @@ def _zeros(cells: _Cells) -> list[_Draft]:
     return drafts
 
 
-def _decided(draft: _Draft, p_adjusted: float) -> Claim:
+def _decided(draft: _Draft, p_adjusted: float, num_claims: int) -> Claim:
     interval = draft.interval
     verdict = decide(
         interval,
@@ -357,7 +393,10 @@ def _decided(draft: _Draft, p_adjusted: float) -> Claim:
     ends = f"95 % interval {interval.low:+.{digits}f} to {interval.high:+.{digits}f}"
     if math.isnan(interval.low):
         ends = "one network gives no interval"
-    numbers = f"{interval.estimate:+.{digits}f} {draft.unit}, {ends}, {p_words(p_adjusted)}"
+    p_told = p_words(p_adjusted)
+    if verdict == "not shown" and interval.low * interval.high > 0:
+        p_told += f" with the choice and all {num_claims} claims allowed for"
+    numbers = f"{interval.estimate:+.{digits}f} {draft.unit}, {ends}, {p_told}"
     if draft.reference:
         numbers = f"{draft.value:.{digits}f} against {draft.reference_value:.{digits}f} ({numbers})"
     that = "" if verdict == "holds" else "that "

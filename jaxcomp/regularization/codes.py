@@ -13,7 +13,7 @@ Bits. Axes: `M` networks, `T` steps, `F` fitted codes, `N` weights.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -59,7 +59,9 @@ def fitted_prior(weights: Float[np.ndarray, "N"], name: str, step: float) -> pri
     family = FITTED[name]
     if np.any(weights):
         return priors.fit(weights, family, step=step)
-    return priors.SpikeAndSlab(1 - 0.5 / len(weights), step) if name == "spike" else family(step)
+    if family is priors.SpikeAndSlab:
+        return priors.SpikeAndSlab(1 - 0.5 / len(weights), step)
+    return priors.Gaussian(step) if family is priors.Gaussian else priors.Laplace(step)
 
 
 def measure_codes(params: Params, cell: Cell, *, num_examples: int, step: float) -> Codes:
@@ -168,9 +170,9 @@ def certificate(
     Returns:
         The bound; 1 is vacuous.
     """
-    size_bits = weight_bits + CODER_BITS + math.log2(weight_bits.size)
+    size_bits: Any = weight_bits + CODER_BITS + math.log2(weight_bits.size)
     size_bits = size_bits + np.asarray(bounds.self_delimiting_bits(np.ceil(size_bits / 8)))
-    errors = np.broadcast_to(train_errors, size_bits.shape)
+    errors: Any = np.broadcast_to(train_errors, size_bits.shape)
     found = bounds.occam(errors, size_bits, num_examples=num_examples, delta=delta)
     return float(np.min(np.asarray(found)))
 

@@ -75,7 +75,7 @@ class RegularizationConfig:
 
     dataset: str = "digits"
     width: float = 0.5
-    num_models: int = 5
+    num_models: int = 8
     train_size: int = 600
     selection_size: int = 400
     label_noise: float = 0.0
@@ -142,7 +142,10 @@ class RegularizationConfig:
     def from_dict(cls, values: dict[str, Any]) -> "RegularizationConfig":
         """Settings from `to_dict`; an unknown name is a `ValueError`."""
         _check_known(values)
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        plain: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        return cls(**plain)
 
 
 # Larger samples need fewer passes.
@@ -162,7 +165,7 @@ def preset(dataset: str = "digits", **overrides: Any) -> RegularizationConfig:
         ValueError: on an unknown field, or a value that is not allowed.
     """
     _check_known(overrides)
-    fitting = SAMPLE_SIZES.get(dataset, {}) | _SCHEDULE.get(dataset, {})
+    fitting: dict[str, Any] = {**SAMPLE_SIZES.get(dataset, {}), **_SCHEDULE.get(dataset, {})}
     return RegularizationConfig(**{"dataset": dataset, **fitting, **overrides})
 
 

@@ -35,8 +35,10 @@ _LOSSES = (
     ("test_loss", "test", ORANGE, "-", "o"),
     ("train_loss", "train", GREEN, "-", "s"),
 )
+_CHANGES = ("loss_change_low", "loss_change_high")
 _SHARES = (
     ("zero_share", "weights exactly zero", PURPLE, "-", "o"),
+    ("zero_cell_share", "weights that round to zero", ORANGE, (0, (3, 1, 1, 1)), "v"),
     ("dead_units", "hidden units dead", BLUE, (0, (4, 2)), "s"),
     ("dead_inputs", "inputs dead", SKY, (0, (1, 1.5)), "^"),
 )
@@ -59,7 +61,8 @@ def plot_strengths(table: pd.DataFrame) -> Figure:
     """
     num_models = table["model_seed"].nunique()
     explanation = (
-        f"Means over {num_models} networks, bands of 95 %. Grey: what penalises no weight. "
+        f"Means over {num_models} networks, bands of 95 % (test loss: of the paired difference to "
+        "no penalty). Grey: what penalises no weight. "
         "Crosses: bytes of real streams that were decoded again, as bits a weight.\n"
         "Description: the weights and, given them, the training labels, each at its best step."
     )
@@ -76,8 +79,11 @@ def plot_strengths(table: pd.DataFrame) -> Figure:
         drawing.panel_title(bits, f"{symbol}: bits a weight at one step")
         _curves(description, rows, _DESCRIPTION, factor=1e-3)
         _levels(description, table, "description_bits", ("none",), factor=1e-3)
+        uniform = 1e-3 * table["uniform_label_bits"].iloc[0]
+        description.axhline(uniform, color=ORANGE, linestyle=(0, (1, 1.5)), linewidth=1.2)
         drawing.panel_title(description, f"{symbol}: description, kbit")
         _curves(losses, rows, _LOSSES)
+        _paired_band(losses, rows)
         _levels(losses, table, "test_loss", [kind for kind, _, _ in _RIVALS])
         _mark_chosen(losses, rows)
         losses.set_yscale("log")
@@ -121,9 +127,8 @@ def plot_rounding(rounding: pd.DataFrame) -> Figure:
     figure = drawing.new_figure(8.0, 4.4, "How many models does rounding leave?", explanation)
     left, right = figure.subplots(1, 2)
     groups = []
-    for colour, (decimals, rows) in zip(
-        (BLUE, ORANGE, GREEN, PURPLE, SKY, drawing.GREY), rounding.groupby("decimals"), strict=False
-    ):
+    colours = (BLUE, ORANGE, GREEN, PURPLE, SKY, drawing.GREY)
+    for colour, (decimals, rows) in zip(colours, rounding.groupby("decimals"), strict=False):
         # A logarithmic axis has no zero; the first place stands for no penalty.
         places = np.maximum(rows["penalty"].to_numpy(float), 0.3)
         left.plot(places, rows["distinct_models"], marker="o", color=colour, markersize=4)
@@ -176,14 +181,14 @@ def _curves(
             continue
         x, mean, low, high = np.array(points).T
         axis.plot(x, mean, color=colour, linestyle=dashes, marker=marker, markersize=3.5)
-        if np.isfinite(low).all():
+        if np.isfinite(low).all() and column != "test_loss":
             axis.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
 def _streams(axis: Axes, rows: pd.DataFrame) -> None:
     """Bytes that were really encoded, as bits a weight."""
     for column, colour in (("bytes_gaussian", BLUE), ("bytes_spike", PURPLE)):
-        means = rows.groupby("strength")[[column, "num_weights"]].mean()
+        means: Any = rows.groupby("strength")[[column, "num_weights"]].mean()
         axis.plot(
             means.index,
             8 * means[column] / means["num_weights"],
@@ -210,8 +215,16 @@ def _levels(
         )
 
 
+def _paired_band(axis: Axes, rows: pd.DataFrame) -> None:
+    """Test loss with the interval of its paired difference to no penalty around it."""
+    means: Any = rows.groupby("strength")[["test_loss", "loss_change", *_CHANGES]].mean()
+    none = means["test_loss"] - means["loss_change"]
+    low, high = (none + means[name] for name in _CHANGES)
+    axis.fill_between(means.index, low, high, color=ORANGE, alpha=0.25, linewidth=0)
+
+
 def _mark_chosen(axis: Axes, rows: pd.DataFrame) -> None:
-    means = rows.groupby("strength")[["selection_loss", "test_loss"]].mean()
+    means: Any = rows.groupby("strength")[["selection_loss", "test_loss"]].mean()
     best = means["selection_loss"].idxmin()
     axis.plot(
         [best],
@@ -249,6 +262,8 @@ def _legend() -> list[tuple[str, list[drawing.Entry]]]:
     ]
     star = drawing.sample("chosen on the selection sample", drawing.STAR, marker="*")
     groups[2][1].append(star)
+    alone = drawing.sample("labels alone, without a network", ORANGE, dashes=(0, (1, 1.5)))
+    groups[1][1].append(alone)
     rivals = [drawing.sample(label, drawing.GREY, dashes=d) for _, label, d in _RIVALS]
     bounds = [
         drawing.sample("gap at rate R, L2", GREEN, dashes="-", marker="o"),

@@ -15,7 +15,7 @@ from jaxcomp import models
 from jaxcomp.experiments.directory import Row, RunDirectory, network_cache
 from jaxcomp.experiments.samples import Samples, draw_samples
 from jaxcomp.progress import Progress, Report
-from jaxcomp.regularization.claims import evaluate_claims
+from jaxcomp.regularization.claims import add_differences, evaluate_claims
 from jaxcomp.regularization.config import Cell, RegularizationConfig
 from jaxcomp.regularization.measure import Measured, measure
 from jaxcomp.regularization.results import NOUN, RegularizationResult
@@ -118,6 +118,7 @@ def run(
     table = pd.DataFrame([row for part in parts for row in part.rows])
     table.insert(0, "dataset", config.dataset)
     losses = {cell.id: part.losses for cell, part in zip(cells, parts, strict=True)}
+    table = add_differences(table, losses)
     claims = evaluate_claims(table, losses)
     times = directory.manifest["times"]
     times["last session seconds"] = round(time.perf_counter() - started, 3)
@@ -143,14 +144,19 @@ def _train(
     groups = [(0.0, penalties), *((cell.strength, [cell]) for cell in dropouts)]
     num_done, num_all = 0, len(penalties) + len(dropouts)
     found: dict[Cell, tuple[PredictFn, Params]] = {}
-    for rate, members in groups:
-        network = models.build(
+
+    def build(rate: float) -> models.Network:
+        return models.build(
             "mlp",
             input_shape=samples.pool.shape[1:],
             num_classes=samples.num_classes,
             width=config.width,
             dropout=rate,
         )
+
+    # In evaluation mode all networks are the same function, compiled once.
+    predict_fn = build(0.0).predict
+    for rate, members in groups:
 
         def tell(
             done: int, total: int, message: str, before: int = num_done, count: int = len(members)
@@ -159,7 +165,7 @@ def _train(
             report(before * total // count + done, num_all * total // count, message)
 
         trained = models.train(
-            network,
+            build(rate),
             models.TrainingConfig(
                 epochs=config.epochs,
                 batch_size=config.batch_size,
@@ -186,11 +192,11 @@ def _train(
         num_done += len(members)
         for place, cell in enumerate(members):
             own = slice(place * config.num_models, (place + 1) * config.num_models)
-            found[cell] = (network.predict, _slice(trained.variables, own))
+            found[cell] = (predict_fn, _slice(trained.variables, own))
             if cell.kind == "none":
                 found[Cell("temperature")] = found[cell]
                 found[Cell("early stopping")] = (
-                    network.predict,
+                    predict_fn,
                     _slice(trained.early_stopped, own),
                 )
     return found
