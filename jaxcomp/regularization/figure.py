@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from jaxcomp import drawing, storage
 from jaxcomp.statistics import model_interval
@@ -86,7 +85,9 @@ def plot_strengths(table: pd.DataFrame) -> Figure:
         _paired_band(losses, rows)
         _levels(losses, table, "test_loss", [kind for kind, _, _ in _RIVALS])
         _mark_chosen(losses, rows)
-        losses.set_yscale("log")
+        # What matters is around the loss without a penalty; the train loss starts at nearly 0.
+        none = table.loc[table["kind"] == "none", "test_loss"].mean()
+        losses.set_ylim(0, 2 * none)
         drawing.panel_title(losses, f"{symbol}: loss, nats")
         _curves(shares, rows, _SHARES, factor=100)
         drawing.panel_title(shares, f"{symbol}: switched off, %")
@@ -104,7 +105,6 @@ def plot_strengths(table: pd.DataFrame) -> Figure:
             drawing.axis_labels(axis, x=f"{symbol} strength")
         axes[row][0].set_ylim(bottom=0)
         axes[row][1].set_ylim(bottom=0)
-        losses.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes[1][4].set_xlabel("strength of L2 or L1", fontsize=drawing.NORMAL)
     drawing.legend_below(figure, _legend())
     return figure

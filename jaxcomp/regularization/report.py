@@ -131,7 +131,8 @@ def title(table: pd.DataFrame) -> str:
 def rounding_lines(rounding: pd.DataFrame) -> list[str]:
     """What rounding leaves, in a sentence for every number of decimals."""
     lines = []
-    for decimals, rows in rounding.groupby("decimals"):
+    groups: Any = rounding.groupby("decimals")
+    for decimals, rows in groups:
         first, last = rows.iloc[0], rows.iloc[-1]
         lines.append(
             f"Linear regression with {DIM} weights and {NUM_EXAMPLES} examples, rounded to "
@@ -144,8 +145,8 @@ def rounding_lines(rounding: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _entropy(row: pd.Series) -> str:
-    exact = row["entropy_bits_exact"]
+def _entropy(row: Any) -> str:
+    exact = float(row["entropy_bits_exact"])
     beside = "" if math.isnan(exact) else f", exactly {exact:.2f}"
     return f"entropy {row['entropy_bits']:.2f} bits{beside}"
 
