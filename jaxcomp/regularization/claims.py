@@ -10,7 +10,7 @@ over networks. p is corrected by Holm's procedure over all claims. An effect cou
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -59,6 +59,17 @@ class Claim(NamedTuple):
     holds: bool
     sentence: str
     """The result in plain English."""
+
+
+def claim_from_dict(row: Mapping[str, Any]) -> Claim:
+    """Rebuild a claim from its fields as JSON keeps them: no number was NaN."""
+    missing = [name for name in Claim._fields if name not in row]
+    if missing:
+        raise ValueError(f"A stored claim must have every field of Claim, but lacks {missing}.")
+    fields: dict[str, Any] = {
+        name: math.nan if row[name] is None else row[name] for name in Claim._fields
+    }
+    return Claim(**fields)
 
 
 class _Draft(NamedTuple):

@@ -122,7 +122,7 @@ def report_markdown(
 
 def title(table: pd.DataFrame) -> str:
     """What was trained, in a few words."""
-    num_models = table["model_seed"].nunique()
+    num_models = len(set(table["model_seed"].tolist()))
     networks = "1 network" if num_models == 1 else f"{num_models} networks"
     weights = f"{int(table['num_weights'].iloc[0]):,} weights"
     return f"{table['dataset'].iloc[0]}: {networks} of {weights} for every strength"

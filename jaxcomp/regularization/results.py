@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from jaxcomp import storage
 from jaxcomp.experiments.directory import read_manifest, read_table, write_table
 from jaxcomp.regularization import figure as pictures
-from jaxcomp.regularization.claims import Claim
+from jaxcomp.regularization.claims import Claim, claim_from_dict
 from jaxcomp.regularization.report import report_markdown
 
 NOUN = "regularization run"
@@ -95,7 +95,7 @@ class RegularizationResult:
         told = storage.read_json(folder / "claims.json")
         try:
             rounding = pd.read_csv(io.BytesIO((folder / "rounding.csv").read_bytes()))
-            claims = [Claim(**claim) for claim in told["claims"]]
+            claims = [claim_from_dict(claim) for claim in told["claims"]]
         except (OSError, TypeError, KeyError, ValueError) as error:
             raise ValueError(f"cannot read the results in {folder}: run it again.") from error
         return cls(table, rounding, claims, manifest, folder)
