@@ -14,6 +14,7 @@ import pandas as pd
 from jaxcomp import models
 from jaxcomp.experiments.directory import Row, RunDirectory, network_cache
 from jaxcomp.experiments.samples import Samples, draw_samples
+from jaxcomp.priors.coding import stream_module
 from jaxcomp.progress import Progress, Report
 from jaxcomp.regularization.claims import add_differences, evaluate_claims
 from jaxcomp.regularization.config import Cell, RegularizationConfig
@@ -75,6 +76,7 @@ def run(
             loss stops being finite.
     """
     started = time.perf_counter()
+    stream_module()  # before anything is trained
     path = None if out is None else Path(out)
     directory = RegularizationDirectory(path, config.to_dict(), resume=resume)
     if directory.is_finished and directory.path is not None:
