@@ -7,13 +7,14 @@ penalty has switched off.
 """
 
 from jaxcomp.regularization.codes import Codes, measure_codes
-from jaxcomp.regularization.config import RegularizationConfig, preset
+from jaxcomp.regularization.config import Cell, RegularizationConfig, preset
 from jaxcomp.regularization.results import RegularizationResult
 from jaxcomp.regularization.rounding import count_rounded_models
 from jaxcomp.regularization.run import run
 from jaxcomp.regularization.sparsity import SmallerNetwork, smaller_network
 
 __all__ = [
+    "Cell",
     "Codes",
     "RegularizationConfig",
     "RegularizationResult",
