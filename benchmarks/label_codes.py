@@ -138,7 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", choices=sorted(SETTINGS), default="digits")
     parser.add_argument("--num-steps", type=int, help="of the variational training")
-    parser.add_argument("--num-payloads", type=int, default=32)
+    parser.add_argument("--num-payloads", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     options = parser.parse_args()
@@ -161,7 +161,7 @@ def main() -> None:
     seconds["learn"] = time.perf_counter() - start
     batch = jnp.asarray(inputs), jnp.asarray(labels)
     elbo = bits_back.negative_elbo(
-        code.loss_fn, fitted, batch, jax.random.key(options.seed + 1), num_samples=32
+        code.loss_fn, fitted, batch, jax.random.key(options.seed + 1), num_samples=256
     )
 
     num_words = bits_back.payload_bits(fitted.posterior, step=code.step) // 32 + 1
