@@ -34,6 +34,10 @@ _LOSSES = (
     ("test_loss", "test", ORANGE, "-", "o"),
     ("train_loss", "train", GREEN, "-", "s"),
 )
+_ACCURACIES = (
+    ("test_accuracy", "test", ORANGE, "-", "o"),
+    ("train_accuracy", "train", GREEN, "-", "s"),
+)
 _CHANGES = ("loss_change_low", "loss_change_high")
 _SHARES = (
     ("zero_share", "weights exactly zero", PURPLE, "-", "o"),
@@ -50,7 +54,7 @@ _RIVALS = (
 
 
 def plot_strengths(table: pd.DataFrame) -> Figure:
-    """Draw bits, descriptions, losses, zeros and bounds against the strength.
+    """Draw bits, descriptions, losses, accuracy, zeros and bounds against the strength.
 
     Args:
         table: as `RegularizationResult.table`.
@@ -66,12 +70,12 @@ def plot_strengths(table: pd.DataFrame) -> Figure:
         "Description: the weights and, given them, the training labels, each at its best step."
     )
     title = "In what sense does a penalty compress a model?"
-    figure = drawing.new_figure(15.0, 7.0, title, explanation)
-    axes = figure.subplots(2, 5)
+    figure = drawing.new_figure(17.0, 7.0, title, explanation)
+    axes = figure.subplots(2, 6)
     table = _with_shares(table)
     for row, (kind, symbol) in enumerate((("l2", "L2"), ("l1", "L1"))):
         rows = table.loc[table["kind"] == kind]
-        bits, description, losses, shares, theory = axes[row]
+        bits, description, losses, accuracy, shares, theory = axes[row]
         _curves(bits, rows, _BITS)
         _streams(bits, rows)
         _levels(bits, table, "bits_per_weight_gaussian", ("none",))
@@ -89,6 +93,11 @@ def plot_strengths(table: pd.DataFrame) -> Figure:
         none = table.loc[table["kind"] == "none", "test_loss"].mean()
         losses.set_ylim(0, 2 * none)
         drawing.panel_title(losses, f"{symbol}: loss, nats")
+        _curves(accuracy, rows, _ACCURACIES, factor=100)
+        _levels(accuracy, table, "test_accuracy", [kind for kind, _, _ in _RIVALS], factor=100)
+        error = 100 * (1 - table.loc[table["kind"] == "none", "test_accuracy"].mean())
+        accuracy.set_ylim(100 - 4 * max(error, 0.1), 100 + 0.1 * max(error, 0.1))
+        drawing.panel_title(accuracy, f"{symbol}: accuracy, %")
         _curves(shares, rows, _SHARES, factor=100)
         drawing.panel_title(shares, f"{symbol}: switched off, %")
         shares.set_ylim(-3, 103)
@@ -105,7 +114,7 @@ def plot_strengths(table: pd.DataFrame) -> Figure:
             drawing.axis_labels(axis, x=f"{symbol} strength")
         axes[row][0].set_ylim(bottom=0)
         axes[row][1].set_ylim(bottom=0)
-    axes[1][4].set_xlabel("strength of L2 or L1", fontsize=drawing.NORMAL)
+    axes[1][5].set_xlabel("strength of L2 or L1", fontsize=drawing.NORMAL)
     drawing.legend_below(figure, _legend())
     return figure
 
@@ -256,7 +265,7 @@ def _legend() -> list[tuple[str, list[drawing.Entry]]]:
         for name, curves in (
             ("bits a weight", _BITS),
             ("description", _DESCRIPTION),
-            ("loss", _LOSSES),
+            ("loss, accuracy", _LOSSES),
             ("switched off", _SHARES),
         )
     ]
