@@ -3,8 +3,8 @@
 `quantize` compresses the weights of any JAX model; the submodules hold what it is made of
 (`curvature`, `quantizers`, `rate`), the evaluation of compressed networks (`metrics`,
 `calibration`, `statistics`, `bounds`), the theory computed (`linear_regression`) and the
-experiments (`models`, `data`, `sweep`). Submodules
-are imported when they are first used: `import jaxcomp` needs JAX and NumPy only.
+experiments (`models`, `data`, `sweep`, `regularization`). Submodules are imported when they are
+first used: `import jaxcomp` needs JAX and NumPy only.
 """
 
 import importlib
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         quantizers,
         rate,
         rate_distortion,
+        regularization,
         statistics,
         sweep,
         types,
@@ -49,6 +50,7 @@ __all__ = [
     "quantizers",
     "rate",
     "rate_distortion",
+    "regularization",
     "statistics",
     "sweep",
     "types",

@@ -19,6 +19,9 @@ except ModuleNotFoundError:
     raise SystemExit(2) from None
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from jaxcomp.regularization import RegularizationResult
     from jaxcomp.sweep import SweepResult
 
 app = typer.Typer(
@@ -30,7 +33,8 @@ app = typer.Typer(
         "How far can a trained model be compressed, what does each bit cost, and does the "
         "compressed model generalise better?\n\n"
         "Start with `jaxcomp sweep`: about a minute on two cores, no data needed. `jaxcomp "
-        "linear-regression` is the example with closed forms."
+        "linear-regression` is the example with closed forms, `jaxcomp regularization` asks in "
+        "what sense a penalty on the weights compresses a model."
     ),
 )
 
@@ -57,6 +61,43 @@ _GRID = "How it is compressed"
 _RUN = "Running"
 _PROBLEM = "What is learned from what"
 _SIMULATION = "What is drawn"
+_PENALTIES = "How it is penalised"
+_CODES = "How it is coded"
+
+# Options that several commands share; defaults stand in their signatures.
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder with the data files, or one that holds a folder of the data set's name.",
+        envvar="JAXCOMP_DATA_DIR",
+        rich_help_panel=_DATA,
+    ),
+]
+Download = Annotated[
+    bool,
+    typer.Option("--download", help="Fetch missing data from OpenML.", rich_help_panel=_DATA),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Directory for results; default: a folder in runs, named by the settings.",
+        rich_help_panel=_RUN,
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume/--no-resume",
+        help="Go on from what an earlier call with the same settings finished.",
+        rich_help_panel=_RUN,
+    ),
+]
+DeviceOption = Annotated[Device, typer.Option(help="Where to compute.", rich_help_panel=_RUN)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=_RUN)]
+Traceback = Annotated[
+    bool,
+    typer.Option("--traceback", help="Show where an error came from.", rich_help_panel=_RUN),
+]
 
 
 @app.callback()
@@ -89,18 +130,8 @@ def sweep(
             rich_help_panel=_DATA,
         ),
     ] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder with the data files, or one that holds a folder of the data set's name.",
-            envvar="JAXCOMP_DATA_DIR",
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
-    download: Annotated[
-        bool,
-        typer.Option("--download", help="Fetch missing data from OpenML.", rich_help_panel=_DATA),
-    ] = False,
+    data_dir: DataDir = None,
+    download: Download = False,
     train_size: Annotated[
         int | None,
         typer.Option(help="Training examples drawn for each network.", rich_help_panel=_DATA),
@@ -228,30 +259,11 @@ def sweep(
     seed: Annotated[
         int | None, typer.Option(help="Of everything random.", rich_help_panel=_RUN)
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Directory for results; default: runs/PRESET-FINGERPRINT.", rich_help_panel=_RUN
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume/--no-resume",
-            help="Go on from what an earlier call with the same settings finished.",
-            rich_help_panel=_RUN,
-        ),
-    ] = True,
-    device: Annotated[
-        Device, typer.Option(help="Where to compute.", rich_help_panel=_RUN)
-    ] = Device.auto,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=_RUN)
-    ] = False,
-    traceback: Annotated[
-        bool,
-        typer.Option("--traceback", help="Show where an error came from.", rich_help_panel=_RUN),
-    ] = False,
+    out: Out = None,
+    resume: Resume = True,
+    device: DeviceOption = Device.auto,
+    quiet: Quiet = False,
+    traceback: Traceback = False,
 ) -> None:
     """Train networks, compress their weights at many rates, and say what of it is real.
 
@@ -285,16 +297,13 @@ def sweep(
         "num_probes": num_probes,
         "seed": seed,
     }
-    given = {name: value for name, value in overrides.items() if value not in (None, [])}
     with _one_sentence_errors(traceback):
         _use(device)
-        from jaxcomp import storage
         from jaxcomp.sweep import config as settings
         from jaxcomp.sweep import run
 
-        chosen = settings.preset(preset.value, **given)
-        fingerprint = storage.fingerprint(chosen.to_dict())
-        directory = out if out is not None else Path("runs") / f"{preset.value}-{fingerprint[:8]}"
+        chosen = settings.preset(preset.value, **_given(overrides))
+        directory = _directory(out, preset.value, chosen.to_dict())
         result = run(
             chosen, out=directory, data_dir=data_dir, download=download, resume=resume, quiet=quiet
         )
@@ -303,18 +312,168 @@ def sweep(
 
 @app.command()
 def plot(
-    directory: Annotated[Path, typer.Argument(help="Directory of a finished sweep.")],
-    traceback: Annotated[
-        bool, typer.Option("--traceback", help="Show where an error came from.")
-    ] = False,
+    directory: Annotated[
+        Path, typer.Argument(help="Directory of a finished `sweep` or `regularization`.")
+    ],
+    traceback: Traceback = False,
 ) -> None:
-    """Draw the pictures of a finished sweep again and print its report."""
+    """Draw the pictures of a finished run again and print its report."""
     with _one_sentence_errors(traceback):
+        from jaxcomp.experiments.directory import read_manifest
+        from jaxcomp.regularization.results import NOUN, RegularizationResult
         from jaxcomp.sweep import SweepResult
 
+        if read_manifest(directory, "sweep").get("kind") == NOUN:
+            found = RegularizationResult.load(directory)
+            found.save()
+            _report_regularization(found)
+            return
         result = SweepResult.load(directory)
         result.save()
         _report(result)
+
+
+@app.command(
+    epilog=(
+        "Examples: `jaxcomp regularization` (digits, a minute and a half on two cores); `jaxcomp "
+        "regularization --dataset mnist --data-dir DATA`; `jaxcomp regularization --label-noise "
+        "0.3` (where a penalty has most to gain); `jaxcomp regularization --l2 0.001 --l2 0.01 "
+        "--l1 0.001 --models 2` (a first look)."
+    )
+)
+def regularization(
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help="digits (in scikit-learn), mnist, fashion-mnist, cifar10.", rich_help_panel=_DATA
+        ),
+    ] = "digits",
+    data_dir: DataDir = None,
+    download: Download = False,
+    train_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Distinct training examples drawn for each network.", rich_help_panel=_DATA
+        ),
+    ] = None,
+    selection_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Examples of the selection sample: strengths, temperatures and the early stop are "
+            "chosen on it; the test set is looked at once.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    label_noise: Annotated[
+        float | None,
+        typer.Option(help="Fraction of wrong training labels.", rich_help_panel=_DATA),
+    ] = None,
+    width: Annotated[
+        float | None,
+        typer.Option(
+            help="Factor on the 256 units of both hidden layers.", rich_help_panel=_TRAINING
+        ),
+    ] = None,
+    models: Annotated[
+        int | None,
+        typer.Option(
+            help="Networks for every strength; intervals are over them.", rich_help_panel=_TRAINING
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the sample.", rich_help_panel=_TRAINING)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Examples a step.", rich_help_panel=_TRAINING)
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of SGD with momentum 0.9.", rich_help_panel=_TRAINING)
+    ] = None,
+    l2: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--l2",
+            help="Strength of l2/2 |w|^2 beside the mean loss. May be repeated; no penalty is "
+            "always there.",
+            rich_help_panel=_PENALTIES,
+        ),
+    ] = None,
+    l1: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--l1",
+            help="Strength of l1 |w|, by proximal steps, which reach exact zeros. May be repeated.",
+            rich_help_panel=_PENALTIES,
+        ),
+    ] = None,
+    dropout: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Rate of the rival dropout. May be repeated.", rich_help_panel=_PENALTIES
+        ),
+    ] = None,
+    step: Annotated[
+        float | None,
+        typer.Option(
+            help="Weights are rounded to it where all networks are coded alike.",
+            rich_help_panel=_CODES,
+        ),
+    ] = None,
+    decimals: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Decimals to which solutions of drawn linear problems are rounded, to count the "
+            "models that remain. May be repeated.",
+            rich_help_panel=_CODES,
+        ),
+    ] = None,
+    num_problems: Annotated[
+        int | None, typer.Option(help="Such problems drawn.", rich_help_panel=_CODES)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of everything random.", rich_help_panel=_RUN)
+    ] = None,
+    out: Out = None,
+    resume: Resume = True,
+    device: DeviceOption = Device.auto,
+    quiet: Quiet = False,
+    traceback: Traceback = False,
+) -> None:
+    """Train networks under L2 and L1 penalties of many strengths, and price their weights.
+
+    For every strength: bits under the prior that the penalty says and under fitted ones, streams
+    that are really encoded and decoded, the shortest description of the training labels, losses,
+    the effective rate and bounds; early stopping, dropout and temperature stand beside them. Says
+    whether more L2 means fewer bits, where the test loss is best, and what shortens a stream by
+    zeros. Stop with Ctrl-C and run the same command to go on.
+    """
+    overrides: dict[str, Any] = {
+        "train_size": train_size,
+        "selection_size": selection_size,
+        "label_noise": label_noise,
+        "width": width,
+        "num_models": models,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "l2": l2,
+        "l1": l1,
+        "dropout": dropout,
+        "step": step,
+        "decimals": decimals,
+        "num_problems": num_problems,
+        "seed": seed,
+    }
+    with _one_sentence_errors(traceback):
+        _use(device)
+        from jaxcomp import regularization as experiment
+
+        config = experiment.preset(dataset, **_given(overrides))
+        directory = _directory(out, f"regularization-{dataset}", config.to_dict())
+        result = experiment.run(
+            config, out=directory, data_dir=data_dir, download=download, resume=resume, quiet=quiet
+        )
+        _report_regularization(result)
 
 
 @app.command(
@@ -384,31 +543,11 @@ def linear_regression(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.", rich_help_panel=_RUN)] = 0,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Directory for results; default: runs/linear-regression-FINGERPRINT.",
-            rich_help_panel=_RUN,
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume/--no-resume",
-            help="Go on from what an earlier call with the same settings finished.",
-            rich_help_panel=_RUN,
-        ),
-    ] = True,
-    device: Annotated[
-        Device, typer.Option(help="Where to compute.", rich_help_panel=_RUN)
-    ] = Device.auto,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=_RUN)
-    ] = False,
-    traceback: Annotated[
-        bool,
-        typer.Option("--traceback", help="Show where an error came from.", rich_help_panel=_RUN),
-    ] = False,
+    out: Out = None,
+    resume: Resume = True,
+    device: DeviceOption = Device.auto,
+    quiet: Quiet = False,
+    traceback: Traceback = False,
 ) -> None:
     """Compress least squares at every rate, where the theory has closed forms.
 
@@ -420,7 +559,6 @@ def linear_regression(
     """
     with _one_sentence_errors(traceback):
         _use(device)
-        from jaxcomp import storage
         from jaxcomp.linear_regression import study
 
         standard = study.StudyConfig()
@@ -438,8 +576,7 @@ def linear_regression(
             adaptive=adaptive,
             seed=seed,
         )
-        name = f"linear-regression-{storage.fingerprint(config)[:8]}"
-        directory = out if out is not None else Path("runs") / name
+        directory = _directory(out, "linear-regression", config)
         result = study.run(config, out=directory, resume=resume, quiet=quiet)
         typer.echo(result.report() + f"\nTables and pictures are in {directory}.")
 
@@ -449,19 +586,41 @@ def main(arguments: list[str] | None = None) -> None:
     app(arguments, prog_name="jaxcomp")
 
 
-def _report(result: "SweepResult") -> None:
-    from rich.console import Console
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given; the others keep their defaults."""
+    return {name: value for name, value in options.items() if value not in (None, [])}
 
+
+def _directory(out: Path | None, name: str, settings: Any) -> Path:
+    """Where results go: as asked for, or a folder that only these settings have."""
+    from jaxcomp import storage
+
+    return out if out is not None else Path("runs") / f"{name}-{storage.fingerprint(settings)[:8]}"
+
+
+def _report(result: "SweepResult") -> None:
     from jaxcomp.sweep.report import print_report
 
-    # A pipe has no width of its own; the table is made for 112 columns.
-    width = None if sys.stdout.isatty() else 112
+    print_report(result.table, result.claims, console=_console(), directory=result.directory)
+
+
+def _report_regularization(result: "RegularizationResult") -> None:
+    from jaxcomp.regularization.report import print_report
+
     print_report(
         result.table,
+        result.rounding,
         result.claims,
-        console=Console(width=width),
+        console=_console(),
         directory=result.directory,
     )
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    # A pipe has no width of its own; the tables are made for 112 columns.
+    return Console(width=None if sys.stdout.isatty() else 112)
 
 
 def _use(device: Device) -> None:

@@ -166,5 +166,5 @@ def test_directories_of_something_else_are_refused(tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(ValueError, match="holds other files and no manifest"):
         run(StudyConfig(), out=tmp_path)
-    with pytest.raises(ValueError, match="does not exist"):
+    with pytest.raises(ValueError, match="holds no study"):
         StudyResult.load(tmp_path / "nowhere")

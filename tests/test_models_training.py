@@ -181,7 +181,9 @@ def test_a_model_is_the_same_whatever_is_trained_beside_it():
 def test_the_two_forms_of_a_segment_agree(strict_promotion):
     """On a CPU one program for each model, on accelerators one batched program."""
     keys = training._model_keys(0, jnp.arange(2))
-    rates = training._Rates(jnp.float32(0.05), jnp.float32(0.9), jnp.float32(1e-4))
+    rates = training._Rates(
+        *(jnp.full(2, x, jnp.float32) for x in (0.05, 0.9)), jnp.array([1e-4, 0]), jnp.full(2, 1e-3)
+    )
     task = arrays()
     order = training._epoch_order(
         keys.order,
@@ -203,10 +205,55 @@ def test_the_two_forms_of_a_segment_agree(strict_promotion):
             8,
             network=NETWORK,
             is_unrolled=is_unrolled,
+            is_proximal=True,
         )
         for is_unrolled in (True, False)
     ]
     assert_close(*results)
+
+
+def test_penalties_of_each_model_are_those_of_a_run_of_its_own():
+    """Strengths are traced, and models of one number start alike: pairs for a paired test."""
+    task = arrays(1)
+    both = {name: np.repeat(task[name], 2, axis=0) for name in ("train_indices", "train_labels")}
+    strengths = {"weight_decay": [0.0, 0.3], "l1_penalty": [0.02, 0.0]}
+    pair = train(num_models=1, **both, model_ids=[0, 0], **strengths)
+    for number in range(2):
+        own = {name: values[number] for name, values in strengths.items()}
+        config = models.TrainingConfig(epochs=3, batch_size=4, learning_rate=0.05, **own)
+        assert_close(
+            of_model(pair.variables, number),
+            of_model(train(config=config, num_models=1).variables, 0),
+        )
+    norms = [
+        float(jnp.linalg.norm(of_model(pair.variables, m)["params"]["hidden_0"]["kernel"]))
+        for m in range(2)
+    ]
+    assert norms[0] != pytest.approx(norms[1], rel=0.01)
+
+
+def test_proximal_steps_solve_the_lasso():
+    """The update on a quadratic loss ends, momentum and all, where coordinate descent does."""
+    rng = np.random.default_rng(3)
+    curvature = np.diag(np.array([2.0, 1.0, 0.5])) + 0.2
+    slope = np.array([1.0, -0.3, 0.1])
+    rates = training._Rates(*(jnp.float32(x) for x in (0.1, 0.9, 0.0, 0.25)))
+    weights, state = jnp.asarray(rng.standard_normal(3), jnp.float32), None
+    state = training._optimizer(rates).init(weights)
+    threshold = rates.learning_rate * rates.l1_penalty / (1 - rates.momentum)
+    for _ in range(400):
+        gradient = jnp.asarray(curvature @ np.asarray(weights) - slope, jnp.float32)
+        updates, state = training._optimizer(rates).update(gradient, state, weights)
+        weights = training._soft_threshold(weights + updates, threshold)
+    exact = np.zeros(3)
+    for _ in range(200):
+        for i in range(3):
+            rest = slope[i] - curvature[i] @ exact + curvature[i, i] * exact[i]
+            exact[i] = np.sign(rest) * max(abs(rest) - 0.25, 0) / curvature[i, i]
+    assert (exact == 0).any()
+    assert (exact != 0).any()
+    np.testing.assert_array_equal(np.asarray(weights) == 0, exact == 0)
+    np.testing.assert_allclose(weights, exact, atol=1e-5)
 
 
 def test_seeds():
@@ -401,6 +448,8 @@ def test_the_convolutional_network_trains():
         ({"train_labels": [[0, 1]]}, ValueError, r"both be \(models, examples\).*\(1, 2\)"),
         ({"model_ids": [0]}, ValueError, "one row for each of the model_ids.* and 1 ids"),
         ({"model_ids": [3, 3]}, ValueError, r"model_ids must be different.*\[3, 3\]"),
+        ({"weight_decay": [0.1]}, ValueError, "weight_decay must be one number .* of the 2 models"),
+        ({"l1_penalty": [0.1, -1.0]}, ValueError, r"l1_penalty must be one .* \[0.1, -1.0\]"),
         ({"seed": -1}, ValueError, r"the seed integers in \[0, 2\^32\), got .* and -1"),
         ({"inputs": np.zeros((60, 8, 8))}, ValueError, r"inputs must be .* \(8, 8, 1\)"),
         ({"selection_inputs": np.zeros((10, 1))}, ValueError, "selection_inputs must be at least"),
@@ -425,6 +474,7 @@ def test_bad_data_are_refused(changes, error, message):
         ({"learning_rate": float("inf")}, "learning_rate must be positive, got inf"),
         ({"momentum": 1.0}, "momentum must be at least 0 and below 1, got 1.0"),
         ({"weight_decay": -1.0}, "weight_decay must be at least 0, got -1.0"),
+        ({"l1_penalty": float("nan")}, "l1_penalty must be at least 0, got nan"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):

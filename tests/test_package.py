@@ -45,6 +45,7 @@ def test_public_names():
         "quantizers",
         "rate",
         "rate_distortion",
+        "regularization",
         "statistics",
         "sweep",
         "types",

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy import special
 
 from jaxcomp.priors.cells import MAX_INDEX
 from jaxcomp.priors.coding import stream_module
@@ -28,6 +29,8 @@ _CELLS_PER_DEVIATION = 64
 _WEIGHTS_PER_CHUNK = 1 << 16
 
 _MAX_SUPPORT = 1024
+# Up to here a table of masses is faster than the coder's own search for a quantile.
+_MAX_TABULATED = 6
 
 
 def _support_sizes() -> Int[np.ndarray, "sizes"]:
@@ -124,9 +127,7 @@ def _draw_chunk(coder: Any, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
     symbols = np.zeros(len(mean), np.int32)
     for size, begin, end in plan.groups:
         if size > 1:
-            symbols[begin:end] = coder.decode(
-                model.QuantizedGaussian(0, size - 1), plan.mean[begin:end], plan.scale[begin:end]
-            )
+            symbols[begin:end] = coder.decode(*_law(plan, size, begin, end))
     index = np.empty(len(mean), np.int32)
     index[plan.order] = symbols
     index += plan.first
@@ -153,12 +154,21 @@ def _put_back_chunk(coder: Any, mean: np.ndarray, scale: np.ndarray, index: np.n
         if inside.min() < 0 or inside.max() >= size:
             raise ValueError("A weight lies outside the support of its posterior.")
         if size > 1:
-            coder.encode_reverse(
-                inside,
-                model.QuantizedGaussian(0, size - 1),
-                plan.mean[begin:end],
-                plan.scale[begin:end],
-            )
+            coder.encode_reverse(inside, *_law(plan, size, begin, end))
+
+
+def _law(plan: _Plan, size: int, begin: int, end: int) -> tuple[Any, ...]:
+    """Return the coder's model of Gaussians on supports of one size, and its parameters."""
+    model = stream_module().model
+    mean, scale = plan.mean[begin:end], plan.scale[begin:end]
+    if size > _MAX_TABULATED:
+        return model.QuantizedGaussian(0, size - 1), mean, scale
+    # Both ends of a support take in what lies beyond.
+    cumulative = np.empty((end - begin, size + 1))
+    cumulative[:, 0], cumulative[:, size] = 0.0, 1.0
+    edges = np.arange(size - 1) + 0.5
+    cumulative[:, 1:size] = special.ndtr((edges - mean[:, None]) / scale[:, None])
+    return model.Categorical(perfect=False), np.diff(cumulative, axis=1)
 
 
 def is_representable(mean: Float[np.ndarray, "N"], scale: Float[np.ndarray, "N"]) -> bool:

@@ -13,9 +13,7 @@ Chunks are split in two halves: rates and penalties are chosen on the first, and
 on the second.
 """
 
-import json
 import math
-import platform
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -28,8 +26,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import special
 
-import jaxcomp
 from jaxcomp import statistics, storage
+from jaxcomp.experiments.directory import RunDirectory, read_manifest, write_table
 from jaxcomp.linear_regression import figure as pictures
 from jaxcomp.linear_regression.closed_forms import (
     CHANNELS,
@@ -219,8 +217,6 @@ class StudyResult:
             raise ValueError("name a directory: this study was run without one.")
         storage.ensure_writable_directory(folder)
         contents = {
-            "table.csv": self.table.to_csv(index=False).encode(),
-            "table.parquet": self.table.to_parquet(index=False),
             "information.csv": self.information.to_csv(index=False).encode(),
             "report.md": ("# Linear regression\n\n" + self.report()).encode(),
         }
@@ -231,7 +227,8 @@ class StudyResult:
         drawn = pictures.save_figures(
             folder, risks=self.plot(), information=self.plot_information()
         )
-        return [*(folder / name for name in contents), folder / "claims.json", *drawn]
+        tables = write_table(self.table, folder)
+        return [*tables, *(folder / name for name in contents), folder / "claims.json", *drawn]
 
     @classmethod
     def load(cls, directory: Path | str) -> "StudyResult":
@@ -241,9 +238,7 @@ class StudyResult:
             ValueError: if the directory holds no finished study or a file is damaged.
         """
         folder = Path(directory)
-        manifest = storage.read_json(folder / "manifest.json")
-        if manifest.get("status") != "finished":
-            raise ValueError(f"the study in {folder} is not finished: run the same command again.")
+        manifest = read_manifest(folder, "study", finished=True)
         try:
             table = pd.read_parquet(folder / "table.parquet")
             information = pd.read_csv(folder / "information.csv")
@@ -281,6 +276,7 @@ def run(
     directory = _Directory(None if out is None else Path(out), asdict(config), resume=resume)
     if directory.is_finished and directory.path is not None:
         return StudyResult.load(directory.path)
+    directory.describe()
     problem = config.problem()
     tables, claims = [], []
     with Progress(quiet=quiet) as progress:
@@ -293,7 +289,6 @@ def run(
             claims += _claims(config, num_examples, *halves)
         information = _information(config, problem, progress)
     directory.manifest["times"] = {"seconds": time.perf_counter() - started}
-    directory.manifest["status"] = "finished"
     result = StudyResult(
         pd.concat(tables, ignore_index=True),
         information,
@@ -303,56 +298,15 @@ def run(
     )
     if directory.path is not None:
         result.save()
-        directory.save_manifest()
+        directory.finish()
     return result
 
 
-class _Directory:
-    """The files of one run; with `path` None everything stays in memory."""
+class _Directory(RunDirectory):
+    """The files of one study: finished chunks of data sets."""
 
-    def __init__(self, path: Path | None, settings: dict[str, Any], *, resume: bool):
-        self.path = path
-        self.manifest: dict[str, Any] = {
-            "kind": "linear regression",
-            "settings": json.loads(json.dumps(settings)),
-            "status": "running",
-            "versions": {
-                "jaxcomp": jaxcomp.__version__,
-                "jax": jax.__version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
-            "device": jax.devices()[0].device_kind,
-        }
-        if path is None:
-            return
-        storage.ensure_writable_directory(path)
-        storage.remove_temporary_files(path)
-        self.manifest["fingerprint"] = storage.fingerprint(settings)
-        if (path / "manifest.json").exists():
-            before = storage.read_json(path / "manifest.json")
-            self._check_same(before.get("settings", {}))
-            if resume:
-                self.manifest |= {"status": before.get("status", "running")}
-            else:
-                for file in (path / "chunks").glob("*.npz"):
-                    file.unlink()
-        elif any(path.iterdir()):
-            raise ValueError(
-                f"the output directory {path} holds other files and no manifest.json: "
-                "choose an empty or a new one."
-            )
-        if not self.is_finished:
-            (path / "chunks").mkdir(exist_ok=True)
-            self.save_manifest()
-
-    @property
-    def is_finished(self) -> bool:
-        return self.manifest["status"] == "finished"
-
-    def save_manifest(self) -> None:
-        if self.path is not None:
-            storage.write_json(self.path / "manifest.json", self.manifest)
+    noun = "study"
+    folders = ("chunks",)
 
     def load(self, name: str, like: tuple[tuple[str, ...], np.ndarray]) -> Simulation | None:
         """A finished chunk, or None if it is missing, damaged or of other compressors."""
@@ -378,16 +332,6 @@ class _Directory:
                     "squares": chunk.squares,
                 },
                 {"compressors": list(chunk.compressors), "num_datasets": chunk.num_datasets},
-            )
-
-    def _check_same(self, before: Mapping[str, Any]) -> None:
-        now = self.manifest["settings"]
-        changed = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
-        if changed:
-            told = ", ".join(f"{k} ({before.get(k)} there, {now.get(k)} now)" for k in changed)
-            raise ValueError(
-                f"the output directory {self.path} belongs to other settings: {told}; "
-                "choose another directory with --out."
             )
 
 

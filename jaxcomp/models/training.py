@@ -5,6 +5,11 @@ as `torch.optim.SGD`. Model `m` draws its initial weights, its order of examples
 from its own key, folded from the seed and the model's number: it comes out the same, to rounding,
 whatever is trained beside it. Losses in nats.
 
+An L1 penalty enters by proximal steps: after the gradient step every weight moves towards zero by
+`rate l1 / (1 - momentum)` and stays there if it gets that far, which the gradient of |w| never
+brings about. The factor is that of the gradient: momentum makes each count `1 / (1 - momentum)`
+times, so that a weight rests where `|dL/dw| = l1`, as the penalised loss wants it.
+
 Axes: `M` models, `n` examples of one training sample, `E` epochs, `P` examples of the pool.
 
 Long runs survive. Networks are trained in groups of `MODELS_PER_GROUP`, each kept in its own file,
@@ -70,6 +75,7 @@ class TrainingConfig:
         learning_rate: positive.
         momentum: in [0, 1).
         weight_decay: times the weights, added to the gradient; at least 0.
+        l1_penalty: of `|w|` beside the mean loss, by proximal steps; at least 0.
 
     Raises:
         ValueError: when made, for a value outside these ranges.
@@ -80,6 +86,7 @@ class TrainingConfig:
     learning_rate: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    l1_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -90,8 +97,9 @@ class TrainingConfig:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}.")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be at least 0 and below 1, got {self.momentum}.")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}.")
+        for name in ("weight_decay", "l1_penalty"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
 
 
 class TrainedModels(NamedTuple):
@@ -119,6 +127,8 @@ def train(
     selection_labels: Int[ArrayLike, "selection"],
     seed: int,
     model_ids: Sequence[int],
+    weight_decay: Sequence[float] | None = None,
+    l1_penalty: Sequence[float] | None = None,
     cache_dir: Path | str | None = None,
     fingerprint_extra: Mapping[str, Any] | None = None,
     progress: ProgressFn | None = None,
@@ -139,7 +149,10 @@ def train(
         selection_inputs: examples, apart from all training samples, that choose the early stop.
         selection_labels: their classes.
         seed: of the weights, orders and dropout, together with `model_ids`; in [0, 2^32).
-        model_ids: number of each model, different integers in [0, 2^32).
+        model_ids: number of each model, an integer in [0, 2^32); models of one number begin with
+            the same weights and must differ in a penalty.
+        weight_decay: of each model, in place of the settings'; traced.
+        l1_penalty: of each model, in place of the settings'; traced.
         cache_dir: folder of finished groups and checkpoints; None keeps nothing.
         fingerprint_extra: whatever else should tell two caches apart (what JSON can say). The
             arrays above, the settings, the versions and the kind of device are in the hash anyway.
@@ -157,10 +170,13 @@ def train(
 
     Source: Bu, Gao, Zou, Veeravalli, Entropy 23(10):1255 (2021), section 5.
     """
+    ids = tuple(model_ids)
     sample = _Sample(
-        tuple(model_ids),
+        ids,
         _integers("train_indices", train_indices),
         _integers("train_labels", train_labels),
+        _penalties("weight_decay", weight_decay, config.weight_decay, len(ids)),
+        _penalties("l1_penalty", l1_penalty, config.l1_penalty, len(ids)),
     )
     selection_labels = _integers("selection_labels", selection_labels)
     _check(network, config, seed, sample, inputs, selection_inputs, selection_labels)
@@ -175,7 +191,13 @@ def train(
     platform = next(iter(data.inputs.devices())).platform
     # Separate programs for each model overlap well on the cores of a CPU (1.5 times as fast as
     # vmap for dense layers); convolutions and accelerators do better on one batched program.
-    trainer = _Trainer(network, config, data, platform == "cpu" and not network.is_convolutional)
+    trainer = _Trainer(
+        network,
+        config,
+        data,
+        platform == "cpu" and not network.is_convolutional,
+        any(penalty > 0 for penalty in sample.l1_penalty),
+    )
     shared: dict[str, Any] = {
         "recipe": _RECIPE,
         "versions": [__version__, *(metadata.version(name) for name in ("jax", "flax", "optax"))],
@@ -229,10 +251,16 @@ class _Sample(NamedTuple):
     model_ids: tuple[int, ...]
     indices: Int[np.ndarray, "M n"]
     labels: Int[np.ndarray, "M n"]
+    weight_decay: tuple[float, ...]
+    l1_penalty: tuple[float, ...]
 
     def part(self, start: int, stop: int) -> "_Sample":
         return _Sample(
-            self.model_ids[start:stop], self.indices[start:stop], self.labels[start:stop]
+            self.model_ids[start:stop],
+            self.indices[start:stop],
+            self.labels[start:stop],
+            self.weight_decay[start:stop],
+            self.l1_penalty[start:stop],
         )
 
 
@@ -245,11 +273,12 @@ class _Data(NamedTuple):
 
 
 class _Rates(NamedTuple):
-    """Numbers of the optimizer, traced."""
+    """Numbers of the optimizer, traced; of all models, or of one."""
 
-    learning_rate: Float[Array, ""]
-    momentum: Float[Array, ""]
-    weight_decay: Float[Array, ""]
+    learning_rate: Float[Array, "*M"]
+    momentum: Float[Array, "*M"]
+    weight_decay: Float[Array, "*M"]
+    l1_penalty: Float[Array, "*M"]
 
 
 class _Keys(NamedTuple):
@@ -294,12 +323,19 @@ class _Trainer(NamedTuple):
     config: TrainingConfig
     data: _Data
     is_unrolled: bool
+    is_proximal: bool
 
     def steps_per_epoch(self, sample: _Sample) -> int:
         return sample.indices.shape[1] // self.config.batch_size
 
-    def rates(self) -> _Rates:
-        return _Rates(*(jnp.float32(getattr(self.config, name)) for name in _Rates._fields))
+    def rates(self, group: _Sample) -> _Rates:
+        num_models = len(group.model_ids)
+        return _Rates(
+            jnp.full(num_models, self.config.learning_rate, jnp.float32),
+            jnp.full(num_models, self.config.momentum, jnp.float32),
+            jnp.asarray(group.weight_decay, jnp.float32),
+            jnp.asarray(group.l1_penalty, jnp.float32),
+        )
 
 
 class _Files(NamedTuple):
@@ -327,7 +363,7 @@ class _Report(NamedTuple):
 
     @property
     def models(self) -> str:
-        ids = self.group.model_ids
+        ids = list(dict.fromkeys(self.group.model_ids))
         return f"model{'s' if len(ids) > 1 else ''} {', '.join(map(str, ids))}"
 
     def __call__(self, done: int, message: str) -> None:
@@ -354,7 +390,7 @@ def _train_group(
         return result
 
     keys = _model_keys(seed, jnp.asarray(group.model_ids, jnp.uint32))
-    state = _load_checkpoint(files, report, _initial_state(trainer, keys.weights))
+    state = _load_checkpoint(files, report, _initial_state(trainer, group, keys.weights))
     indices, labels = jnp.asarray(group.indices), jnp.asarray(group.labels)
     num_next, is_compiled = _FIRST_SEGMENT_STEPS, False
     saved_at = time.monotonic()
@@ -372,12 +408,13 @@ def _train_group(
                 order,
                 order_labels,
                 keys.dropout,
-                trainer.rates(),
+                trainer.rates(group),
                 first,
                 stop,
                 epoch * num_steps,
                 network=trainer.network,
                 is_unrolled=trainer.is_unrolled,
+                is_proximal=trainer.is_proximal,
             )
             state = state._replace(learner=learner, step=np.int32(stop))
             mean_loss = np.asarray(learner.loss_sum) / stop  # waits for the device
@@ -429,8 +466,8 @@ def _model_keys(seed: int, model_ids: Int[Array, "M"]) -> _Keys:
     return _Keys(keys[:, 0], keys[:, 1], keys[:, 2])
 
 
-def _initial_state(trainer: _Trainer, keys: Key[Array, "M"]) -> _State:
-    learner = _initial_learner(keys, trainer.rates(), network=trainer.network)
+def _initial_state(trainer: _Trainer, group: _Sample, keys: Key[Array, "M"]) -> _State:
+    learner = _initial_learner(keys, trainer.rates(group), network=trainer.network)
     num_models = len(keys)
     # A copy: the learner's own arrays are given away to the first steps.
     best = _Best(
@@ -445,7 +482,9 @@ def _initial_state(trainer: _Trainer, keys: Key[Array, "M"]) -> _State:
 @partial(jax.jit, static_argnames=("network",))
 def _initial_learner(keys: Key[Array, "M"], rates: _Rates, *, network: Network) -> _Learner:
     variables = jax.vmap(network.init)(keys)
-    optimizer = jax.vmap(_optimizer(rates).init)(variables["params"])
+    optimizer = jax.vmap(lambda own, params: _optimizer(own).init(params))(
+        rates, variables["params"]
+    )
     return _Learner(variables, optimizer, jnp.zeros(len(keys), jnp.float32))
 
 
@@ -471,7 +510,9 @@ def _epoch_order(
     return jax.vmap(shuffle)(keys, indices, labels)
 
 
-@partial(jax.jit, static_argnames=("network", "is_unrolled"), donate_argnames=("learner",))
+@partial(
+    jax.jit, static_argnames=("network", "is_unrolled", "is_proximal"), donate_argnames=("learner",)
+)
 def _run_steps(
     learner: _Learner,
     inputs: Float[Array, "P ..."],
@@ -485,18 +526,27 @@ def _run_steps(
     *,
     network: Network,
     is_unrolled: bool,
+    is_proximal: bool,
 ) -> _Learner:
     """Train all models for the steps `first` to `stop` of an epoch (traced: compiled once)."""
-    step = partial(_step, network, inputs, rates)
+    step = partial(_step, network, inputs, is_proximal)
+    own_rates = [jax.tree.map(lambda leaf, m=m: leaf[m], rates) for m in range(len(keys))]
 
     def batched(number: Array, learners: _Learner) -> _Learner:
         return jax.vmap(partial(step, number + steps_before))(
-            learners, order[:, number], labels[:, number], keys
+            rates, learners, order[:, number], labels[:, number], keys
         )
 
     def unrolled(number: Array, learners: list[_Learner]) -> list[_Learner]:
         return [
-            step(number + steps_before, one, order[m, number], labels[m, number], keys[m])
+            step(
+                number + steps_before,
+                own_rates[m],
+                one,
+                order[m, number],
+                labels[m, number],
+                keys[m],
+            )
             for m, one in enumerate(learners)
         ]
 
@@ -511,8 +561,9 @@ def _run_steps(
 def _step(
     network: Network,
     inputs: Float[Array, "P ..."],
-    rates: _Rates,
+    is_proximal: bool,
     number: Int[Array, ""],
+    rates: _Rates,
     learner: _Learner,
     rows: Int[Array, "batch"],
     labels: Int[Array, "batch"],
@@ -528,8 +579,17 @@ def _step(
     params = learner.variables["params"]
     (loss, statistics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
     updates, optimizer = _optimizer(rates).update(gradient, learner.optimizer, params)
-    variables = {"params": optax.apply_updates(params, updates), "statistics": statistics}
+    params = optax.apply_updates(params, updates)
+    if is_proximal:
+        threshold = rates.learning_rate * rates.l1_penalty / (1 - rates.momentum)
+        params = jax.tree.map(partial(_soft_threshold, threshold=threshold), params)
+    variables = {"params": params, "statistics": statistics}
     return _Learner(variables, optimizer, learner.loss_sum + loss)
+
+
+def _soft_threshold(weights: Array, threshold: Array) -> Array:
+    """Move weights towards zero by a distance, not beyond it: the proximal map of |w|."""
+    return jnp.sign(weights) * jnp.maximum(jnp.abs(weights) - threshold, 0)
 
 
 def _optimizer(rates: _Rates) -> optax.GradientTransformation:
@@ -680,6 +740,20 @@ def _integers(name: str, array: ArrayLike) -> Int[np.ndarray, "..."]:
     return result.astype(np.int32)
 
 
+def _penalties(
+    name: str, values: Sequence[float] | None, default: float, num_models: int
+) -> tuple[float, ...]:
+    if values is None:
+        return (float(default),) * num_models
+    penalties = tuple(float(value) for value in values)
+    if len(penalties) != num_models or not all(0 <= value < math.inf for value in penalties):
+        raise ValueError(
+            f"{name} must be one number of at least 0 for each of the {num_models} models, got "
+            f"{list(penalties)}."
+        )
+    return penalties
+
+
 def _check(
     network: Network,
     config: TrainingConfig,
@@ -690,15 +764,18 @@ def _check(
     selection_labels: np.ndarray,
 ) -> None:
     """Refuse data that do not fit the network or each other, before anything is compiled."""
-    ids, indices, labels = sample
+    ids, indices, labels, *penalties = sample
     if indices.ndim != 2 or indices.shape != labels.shape or len(ids) != len(indices) or not ids:
         raise ValueError(
             "train_indices and train_labels must both be (models, examples) with one row for each "
             f"of the model_ids, got {indices.shape}, {labels.shape} and {len(ids)} ids."
         )
-    if len(set(ids)) < len(ids) or not all(0 <= number < 2**32 for number in (*ids, seed)):
+    if len(set(zip(ids, *penalties, strict=True))) < len(ids) or not all(
+        0 <= number < 2**32 for number in (*ids, seed)
+    ):
         raise ValueError(
-            "model_ids must be different, and they and the seed integers in [0, 2^32), got "
+            "model_ids must be different (for equal penalties), and they and the seed integers in "
+            "[0, 2^32), got "
             f"{list(ids)} and {seed}."
         )
     if selection_labels.ndim != 1 or len(selection_labels) != len(selection_inputs):

@@ -266,35 +266,34 @@ def fit(
 def _fit_one(
     weights: Float[Array, "N"], *, family: type[Prior], step: float | None, num_components: int
 ) -> Prior:
-    if family is Gaussian:
-        return Gaussian(_root_mean_square(weights))
-    if family is Laplace:
-        return Laplace(jnp.mean(jnp.abs(weights)))
     if family is ScaleMixture:
         return _fit_scale_mixture(weights, num_components)
+    # Sums on the host: weights come in many shapes, and each would be compiled for.
+    values = np.asarray(weights, np.float64)
+    if family is Gaussian:
+        return Gaussian(jnp.asarray(_root_mean_square(values), weights.dtype))
+    if family is Laplace:
+        return Laplace(jnp.asarray(np.mean(np.abs(values)), weights.dtype))
     assert step is not None
-    return _fit_spike_and_slab(weights, jnp.asarray(step, weights.dtype))
+    spike, scale = _fit_spike_and_slab(values, step)
+    return SpikeAndSlab(jnp.asarray(spike, weights.dtype), jnp.asarray(scale, weights.dtype))
 
 
-def _root_mean_square(weights: Array, mask: Array | None = None) -> Array:
+def _root_mean_square(values: Float[np.ndarray, "N"]) -> float:
     # Divided by the largest, since the square of a small weight can underflow.
-    largest = jnp.max(jnp.abs(weights))
-    squares = jnp.square(weights / largest)
-    return largest * jnp.sqrt(jnp.mean(squares, where=mask))
+    largest = float(np.max(np.abs(values)))
+    return largest * math.sqrt(np.mean(np.square(values / largest))) if largest > 0 else 0.0
 
 
-@jax.jit
-def _fit_spike_and_slab(weights: Array, step: Array) -> SpikeAndSlab:
-    is_zero = jnp.abs(quantize(weights, step=step)) < 0.5 * step
-    num_zero = jnp.mean(is_zero.astype(weights.dtype))
-    margin = 1 / weights.size
+def _fit_spike_and_slab(values: Float[np.ndarray, "N"], step: float) -> tuple[float, float]:
+    is_zero = np.rint(values / step) == 0
+    num_zero = float(np.mean(is_zero))
+    margin = 1 / values.size
     # Without any other weight the slab is one step wide.
-    scale = jnp.where(
-        num_zero < 1, _root_mean_square(jnp.where(is_zero, step, weights), ~is_zero), step
-    )
-    in_zero_cell = jnp.exp(_log_gaussian_cell(jnp.zeros_like(step), scale, step))
+    scale = _root_mean_square(values[~is_zero]) if num_zero < 1 else step
+    in_zero_cell = math.erf(0.5 * step / scale / math.sqrt(2))
     spike = (num_zero - in_zero_cell) / (1 - in_zero_cell)
-    return SpikeAndSlab(jnp.clip(spike, 0.5 * margin, 1 - 0.5 * margin), scale)
+    return min(max(spike, 0.5 * margin), 1 - 0.5 * margin), scale
 
 
 @partial(jax.jit, static_argnames="num_components")

@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxcomp.experiments.choice import choose, decide_choice
+from jaxcomp.experiments.verdicts import Verdict, decide, p_words, percent
 from jaxcomp.statistics import Interval, crossed_mean, holm
 from jaxcomp.sweep.config import Setting
 from jaxcomp.sweep.methods import METHODS
@@ -33,7 +35,6 @@ from jaxcomp.sweep.weighting import weighting_name
 if TYPE_CHECKING:
     import pandas as pd
 
-Verdict = Literal["holds", "opposite", "no practical difference", "not shown"]
 Quantity = Literal["loss", "loss_tempered", "accuracy"]
 
 
@@ -526,14 +527,19 @@ def _usable(candidates: list[_Candidate], quantity: Quantity) -> list[_Candidate
     return [c for c in candidates if np.all(np.isfinite(c.selection_difference(quantity)))]
 
 
-def _best(candidates: Sequence[_Candidate], quantity: Quantity, models: slice = slice(None)) -> int:
-    """Index of the cell that is best on the selection sample, mean over some of the networks.
+def _best(candidates: Sequence[_Candidate], quantity: Quantity) -> int:
+    """Index of the cell that is best on the selection sample, mean over the networks."""
+    return choose(_scores(candidates, quantity))
+
+
+def _scores(candidates: Sequence[_Candidate], quantity: Quantity) -> NDArray[np.float64]:
+    """What the choice minimises, (C, M).
 
     By its own value, not by its advantage over the reference: a penalty that helps most where both
     networks are ruined answers nobody's question.
     """
-    values = [c.cell.selection[quantity][models].mean() for c in candidates]
-    return int(np.argmin(_claimed_sign(quantity) * -np.asarray(values)))
+    values = [candidate.cell.selection[quantity] for candidate in candidates]
+    return -_claimed_sign(quantity) * np.asarray(values)
 
 
 def _claimed_sign(quantity: Quantity) -> int:
@@ -567,11 +573,12 @@ def _answer(
     practical: float,
 ) -> _Answer:
     quantity = question.quantity
-    chosen = question.candidates[_best(question.candidates, quantity)]
-    difference = _difference(chosen, quantity, load)
-    interval = crossed_mean(difference, confidence=confidence)
-    exchanged = crossed_mean(_exchanged_difference(question, load), confidence=confidence)
-    agree = interval.estimate * exchanged.estimate > 0
+    place, interval, p_value = decide_choice(
+        _scores(question.candidates, quantity),
+        lambda number: _difference(question.candidates[number], quantity, load),
+        confidence=confidence,
+    )
+    chosen = question.candidates[place]
     value = float(_matrix(chosen.cell, quantity, load).mean())
     control, control_interval = None, None
     controls = [_Candidate(cell, ((1.0, setting.original),)) for cell in setting.of_kind("control")]
@@ -586,7 +593,7 @@ def _answer(
         question=question,
         chosen=chosen,
         interval=interval,
-        p_value=max(interval.p_value, exchanged.p_value) if agree else 1.0,
+        p_value=p_value,
         value=value,
         reference_value=value - interval.estimate,
         original_value=float(_matrix(setting.original, quantity, load).mean()),
@@ -596,28 +603,6 @@ def _answer(
         if question.name == "raw loss"
         else None,
     )
-
-
-def _exchanged_difference(
-    question: _Question, load: Callable[[str], CellLosses]
-) -> NDArray[np.float64]:
-    """Differences (M, N) where each half of the networks is in the cell the other half chose.
-
-    A network's own luck with a cell then has no part in choosing the cell it is tested in.
-    """
-    candidates, quantity = question.candidates, question.quantity
-    chosen = candidates[_best(candidates, quantity)]
-    difference = _difference(chosen, quantity, load)
-    if len(difference) < 2:
-        return difference
-    exchanged = np.empty_like(difference)
-    for half, other in (
-        (slice(0, None, 2), slice(1, None, 2)),
-        (slice(1, None, 2), slice(0, None, 2)),
-    ):
-        from_other = candidates[_best(candidates, quantity, other)]
-        exchanged[half] = _difference(from_other, quantity, load)[half]
-    return exchanged
 
 
 def _claim(
@@ -632,7 +617,7 @@ def _claim(
     original = answer.original_value
     scale = 1 - original if question.quantity == "accuracy" else original
     relative = interval.estimate / scale if scale > 0 else None
-    verdict = _verdict(
+    verdict = decide(
         interval,
         scale,
         is_significant=p_adjusted < 1 - confidence,
@@ -674,28 +659,6 @@ def _claim(
     )
 
 
-def _verdict(
-    interval: Interval,
-    scale: float,
-    *,
-    is_significant: bool,
-    claimed_sign: int,
-    practical: float,
-) -> Verdict:
-    threshold = practical * max(scale, 0.0)
-    is_large = abs(interval.estimate) >= threshold and interval.estimate != 0
-    if is_large:
-        if not is_significant:
-            return "not shown"
-        return "holds" if interval.estimate * claimed_sign > 0 else "opposite"
-    is_surely_small = max(abs(interval.low), abs(interval.high)) < threshold
-    # No difference at all, on any network or example, is certainly none that matters.
-    is_zero = interval.low == interval.high == 0
-    if is_significant or is_surely_small or is_zero:
-        return "no practical difference"
-    return "not shown"
-
-
 def _sentence(
     answer: _Answer,
     verdict: Verdict,
@@ -719,7 +682,7 @@ def _sentence(
     movement = (
         f"from {_value(answer.reference_value, quantity)} to {_value(answer.value, quantity)} "
         f"({_change(interval, quantity, confidence)}"
-        f"{_relative_words(relative, is_accuracy)}, {_p_words(p_adjusted)})"
+        f"{_relative_words(relative, is_accuracy)}, {p_words(p_adjusted)})"
     )
     if is_penalty:
         movement = (
@@ -727,14 +690,14 @@ def _sentence(
             f"{_value(answer.reference_value, quantity)} without it at "
             f"{'the nearest' if chosen.is_outside else 'equal'} bits "
             f"({_change(interval, quantity, confidence)}"
-            f"{_relative_words(relative, is_accuracy)}, {_p_words(p_adjusted)})"
+            f"{_relative_words(relative, is_accuracy)}, {p_words(p_adjusted)})"
         )
         head = {
             "holds": f"Holds: the diameter penalty lowers {subject}: {movement}",
             "opposite": f"Fails, the opposite is true: the diameter penalty raises {subject}: "
             f"{movement}",
             "no practical difference": f"Fails, no practical difference: the diameter penalty "
-            f"moves {subject} by less than {_percent(practical)} of the original's: {movement}",
+            f"moves {subject} by less than {percent(practical)} of the original's: {movement}",
             "not shown": f"Not shown: that the diameter penalty lowers {subject}: {movement}",
         }[verdict]
     else:
@@ -742,7 +705,7 @@ def _sentence(
             "holds": f"Holds: {subject} {aim}s {movement}",
             "opposite": f"Fails, the opposite is true: {subject} {opposite} {movement}",
             "no practical difference": f"Fails, no practical difference: {subject} moves by less "
-            f"than {_percent(practical)} of the original's "
+            f"than {percent(practical)} of the original's "
             f"{'error rate' if is_accuracy else 'loss'}, {movement}",
             "not shown": f"Not shown: {subject} does not {aim} beyond doubt, {movement}",
         }[verdict]
@@ -842,7 +805,7 @@ def _calibration_sentence(raw: Interval, tempered: Interval, share: float | None
             f"With both networks tempered it changes by {_signed(tempered.estimate, 'loss')} nats "
             f"({_ends(tempered)}): no improvement beyond calibration is shown."
         )
-    part = f"about {_percent(share, 2)}" if share > 0 else "none"
+    part = f"about {percent(share, 2)}" if share > 0 else "none"
     return (
         f"With both networks tempered it still falls by {amount} nats ({_ends(tempered)}): "
         f"{part} of the improvement is calibration."
@@ -891,7 +854,7 @@ def _relative_words(relative: float | None, is_accuracy: bool) -> str:
 def _change(interval: Interval, quantity: Quantity, confidence: float) -> str:
     return (
         f"{_signed(interval.estimate, quantity)}{_unit(quantity)}, "
-        f"{_percent(confidence)} interval {_ends(interval, quantity)}"
+        f"{percent(confidence)} interval {_ends(interval, quantity)}"
     )
 
 
@@ -913,11 +876,3 @@ def _amount(difference: float, quantity: Quantity) -> str:
 
 def _unit(quantity: Quantity) -> str:
     return " points" if quantity == "accuracy" else " nats"
-
-
-def _p_words(p_value: float) -> str:
-    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
-
-
-def _percent(share: float, digits: int = 4) -> str:
-    return f"{100 * share:.{digits}g} %"

@@ -10,12 +10,21 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeAlias, get_args
 
+from jaxcomp.experiments.settings import (
+    DATASETS,
+    SAMPLE_SIZES,
+    as_tuple,
+    check_counts,
+    check_names,
+    check_positive,
+    check_range,
+    integer,
+)
 from jaxcomp.sweep.methods import ALLOCATIONS, METHODS
 from jaxcomp.sweep.weighting import ALLOWED, is_weighting
 
 PenaltyForm: TypeAlias = Literal["monotone", "published", "linear"]
 
-DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10")
 MODELS = ("mlp", "vgg")
 PENALTY_FORMS: tuple[str, ...] = get_args(PenaltyForm)
 
@@ -104,7 +113,7 @@ class SweepConfig:
     def __post_init__(self) -> None:
         """Turn single values into tuples, sort what has an order, and check everything."""
         for name in _AXES:
-            object.__setattr__(self, name, _as_tuple(getattr(self, name), name))
+            object.__setattr__(self, name, as_tuple(getattr(self, name), name))
         clusters = sorted_clusters(self.num_clusters, "num_clusters")
         penalties = tuple(sorted({0.0, *(float(b) for b in self.diameter_penalty)}))
         object.__setattr__(self, "num_clusters", clusters)
@@ -172,18 +181,18 @@ def preset(name: str, **overrides: Any) -> SweepConfig:
     if unknown:
         raise ValueError(f"unknown sweep settings {unknown}; known are {sorted(known)}.")
     values = dict(_PRESETS[name])
-    noise = _as_tuple(overrides.get("label_noise", 0.0), "label_noise")
+    noise = as_tuple(overrides.get("label_noise", 0.0), "label_noise")
     if name == "paper" and any(float(p) > 0 for p in noise):
         values |= {"train_size": 3000, "dropout": 0.0, "epochs": 60}
-    datasets = _as_tuple(overrides.get("dataset", values.get("dataset", ("digits",))), "dataset")
+    datasets = as_tuple(overrides.get("dataset", values.get("dataset", ("digits",))), "dataset")
     for dataset in datasets:
-        values |= _SIZES.get(dataset, {}) if dataset not in values.get("dataset", ()) else {}
+        values |= SAMPLE_SIZES.get(dataset, {}) if dataset not in values.get("dataset", ()) else {}
     return SweepConfig(**{**values, **overrides})
 
 
 def sorted_clusters(value: Sequence[int] | int, name: str) -> tuple[int, ...]:
     """Return codebook sizes, ascending and each once; a size out of range is a `ValueError`."""
-    clusters = tuple(sorted({_integer(k, name) for k in _as_tuple(value, name)}))
+    clusters = tuple(sorted({integer(k, name) for k in as_tuple(value, name)}))
     if clusters[0] < 1 or clusters[-1] > MAX_CLUSTERS:
         raise ValueError(f"{name} must lie between 1 and {MAX_CLUSTERS:,}, got {clusters}.")
     return clusters
@@ -214,36 +223,12 @@ _PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-# Sample sizes for a data set that is named without any; later entries win on a mixed axis.
-_SIZES: dict[str, dict[str, int]] = {
-    "mnist": {"train_size": 6000, "selection_size": 5000},
-    "fashion-mnist": {"train_size": 6000, "selection_size": 5000},
-    "cifar10": {"train_size": 1500, "selection_size": 400},
-    "digits": {"train_size": 600, "selection_size": 400},
-}
-
-
-def _as_tuple(value: Any, name: str) -> tuple:
-    if isinstance(value, (str, int, float)):
-        return (value,)
-    if not isinstance(value, Sequence) or not value:
-        raise ValueError(
-            f"{name} must be a value or a non-empty sequence of values, got {value!r}."
-        )
-    return tuple(dict.fromkeys(value))
-
-
-def _integer(value: Any, name: str) -> int:
-    if isinstance(value, bool) or int(value) != value:
-        raise ValueError(f"{name} must be a whole number, got {value!r}.")
-    return int(value)
-
 
 def _check(config: SweepConfig) -> None:
-    _check_names("dataset", config.dataset, DATASETS)
-    _check_names("model", config.model, MODELS)
-    _check_names("method", config.method, tuple(METHODS))
-    _check_names("allocation", config.allocation, tuple(ALLOCATIONS))
+    check_names("dataset", config.dataset, DATASETS)
+    check_names("model", config.model, MODELS)
+    check_names("method", config.method, tuple(METHODS))
+    check_names("allocation", config.allocation, tuple(ALLOCATIONS))
     for name in ("optimal", "vector"):
         if name in config.method and config.num_clusters[-1] > MAX_SEARCHED_CLUSTERS:
             raise ValueError(
@@ -253,39 +238,26 @@ def _check(config: SweepConfig) -> None:
     for name in config.weighting:
         if not is_weighting(name):
             raise ValueError(f"unknown weighting {name!r}: choose from {ALLOWED} (N >= 2).")
-    _check_names("penalty_form", config.penalty_form, PENALTY_FORMS)
-    for name in (
-        "num_models",
-        "train_size",
-        "selection_size",
-        "epochs",
-        "batch_size",
-        "curvature_examples",
-        "num_iterations",
-    ):
-        if _integer(getattr(config, name), name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}.")
-    if _integer(config.num_probes, "num_probes") < 2:
+    check_names("penalty_form", config.penalty_form, PENALTY_FORMS)
+    check_counts(
+        config,
+        (
+            "num_models",
+            "train_size",
+            "selection_size",
+            "epochs",
+            "batch_size",
+            "curvature_examples",
+            "num_iterations",
+        ),
+    )
+    if integer(config.num_probes, "num_probes") < 2:
         raise ValueError(f"num_probes must be at least 2, got {config.num_probes}.")
-    if _integer(config.num_bins, "num_bins") < 16:
+    if integer(config.num_bins, "num_bins") < 16:
         raise ValueError(f"num_bins must be at least 16, got {config.num_bins}.")
-    _check_range("diameter_penalty", config.diameter_penalty, 0.0, float("inf"))
-    _check_range("label_noise", config.label_noise, 0.0, 1.0)
-    _check_range("dropout", (config.dropout,), 0.0, 1.0)
-    _check_range("momentum", (config.momentum,), 0.0, 1.0)
-    _check_range("weight_decay", (config.weight_decay,), 0.0, float("inf"))
-    for name in ("width", "learning_rate"):
-        if not 0 < getattr(config, name) < float("inf"):
-            raise ValueError(f"{name} must be positive and finite, got {getattr(config, name)}.")
-
-
-def _check_names(name: str, values: tuple[str, ...], allowed: tuple[str, ...]) -> None:
-    for value in values:
-        if value not in allowed:
-            raise ValueError(f"unknown {name} {value!r}: choose from {', '.join(allowed)}.")
-
-
-def _check_range(name: str, values: tuple[float, ...], low: float, high: float) -> None:
-    for value in values:
-        if not low <= value < high:
-            raise ValueError(f"{name} must lie in [{low:g}, {high:g}), got {value}.")
+    check_range("diameter_penalty", config.diameter_penalty, 0.0, float("inf"))
+    check_range("label_noise", config.label_noise, 0.0, 1.0)
+    check_range("dropout", (config.dropout,), 0.0, 1.0)
+    check_range("momentum", (config.momentum,), 0.0, 1.0)
+    check_range("weight_decay", (config.weight_decay,), 0.0, float("inf"))
+    check_positive(config, ("width", "learning_rate"))

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from jaxcomp import metrics
 from jaxcomp.bounds import mutual_information_bound
 from jaxcomp.calibration import fit_temperature
+from jaxcomp.experiments.samples import Examples
 from jaxcomp.paths import leaves_by_path, replace_leaves
 from jaxcomp.sweep.cells import Cell
 from jaxcomp.sweep.claims import CellLosses
@@ -34,13 +35,6 @@ CHUNK_FLOPS = 1.5e11
 MAX_CHUNK_CELLS = 16
 FLOAT_BITS = 32
 LN2 = float(np.log(2.0))
-
-
-class Examples(NamedTuple):
-    """Inputs `(n, ...)` as the network takes them and integer labels `(n,)`."""
-
-    inputs: np.ndarray
-    labels: np.ndarray
 
 
 class Parts(NamedTuple):

@@ -12,11 +12,18 @@ from typing import NamedTuple
 
 import pandas as pd
 from rich.console import Console
-from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from jaxcomp.experiments.reporting import (
+    Told,
+    markdown_claims,
+    markdown_table,
+    print_claims,
+    print_files,
+    print_text,
+)
 from jaxcomp.sweep.claims import Claim
 from jaxcomp.sweep.summary import (
     BASELINE_NAMES,
@@ -40,17 +47,7 @@ LEGEND = (
     "a lower raw loss alone is not.",
 )
 FIXED_CLUSTERS = (2, 4, 8, 16, 32)
-VERDICT_MARKS = {
-    "holds": ("HOLDS", "bold green"),
-    "opposite": ("OPPOSITE", "bold red"),
-    "no practical difference": ("NO DIFFERENCE", "yellow"),
-    "not shown": ("NOT SHOWN", "yellow"),
-}
-FILE_GROUPS = (
-    ("table", (".csv", ".parquet")),
-    ("report", (".md", ".json")),
-    ("pictures", (".png", ".svg", ".pdf")),
-)
+_HOW = "the cells were chosen on the selection sample, the test set was looked at once"
 
 
 class Column(NamedTuple):
@@ -118,7 +115,7 @@ def print_report(
     """
     summaries = summarize(table)
     for line in LEGEND:
-        _print(console, Text(line, style="italic"))
+        print_text(console, Text(line, style="italic"))
     told: list[Claim] = []
     for summary in summaries:
         console.print()
@@ -127,13 +124,13 @@ def print_report(
         _print_table(console, summary)
         members = claims_of(claims, summary.name, len(summaries))
         told += members
-        _print_claims(console, members)
+        print_claims(console, _told(members), _HOW)
     rest = [claim for claim in claims or () if claim not in told]
     if rest:
         console.print(Text("\nother claims", style="bold"))
-        _print_claims(console, rest)
+        print_claims(console, _told(rest), _HOW)
     if directory is not None:
-        _print_files(console, Path(directory))
+        print_files(console, Path(directory))
 
 
 def report_markdown(
@@ -162,11 +159,11 @@ def report_markdown(
             parts.append(f"![every quantity against the compression ratio]({file}.png)")
         members = claims_of(claims, summary.name, len(summaries))
         told += members
-        parts += ["### Claims", _markdown_claims(members)]
+        parts += ["### Claims", markdown_claims(_told(members))]
         parts += ["### Numbers", _numbers_note(summary, "±"), _markdown_table(summary)]
     rest = [claim for claim in claims or () if claim not in told]
     if rest:
-        parts += ["## Other claims", _markdown_claims(rest)]
+        parts += ["## Other claims", markdown_claims(_told(rest))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -282,10 +279,10 @@ def _print_table(console: Console, summary: Summary) -> None:
     note = _numbers_note(summary, plus_minus)
     if not is_single and not has_deviation:
         note += " A window of 112 columns shows standard deviations as well."
-    _print(console, Text(note, style="dim"))
+    print_text(console, Text(note, style="dim"))
     for number, section in enumerate(_sections(summary)):
         if section.title:
-            _print(console, Text(section.title, style="bold"))
+            print_text(console, Text(section.title, style="bold"))
         grid = Table(
             box=None, show_header=number == 0, pad_edge=False, padding=(0, 1, 0, 0), header_style=""
         )
@@ -302,28 +299,8 @@ def _print_table(console: Console, summary: Summary) -> None:
         console.print(grid)
 
 
-def _print_claims(console: Console, claims: Sequence[Claim]) -> None:
-    console.print()
-    if not claims:
-        console.print("No claims were made.")
-        return
-    num_held = sum(claim.holds for claim in claims)
-    _print(
-        console,
-        Text.assemble(
-            (f"{num_held} of {len(claims)} claims hold", "bold"),
-            "; the cells were chosen on the selection sample, the test set was looked at once",
-        ),
-    )
-    grid = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
-    grid.add_column(width=13, no_wrap=True)
-    grid.add_column()
-    for claim in claims:
-        mark, style = VERDICT_MARKS.get(claim.verdict, (claim.verdict.upper(), "bold"))
-        grid.add_row(
-            Text(mark, style=style), Text.assemble((claim.name, "bold"), ". ", _words(claim))
-        )
-    console.print(grid)
+def _told(claims: Sequence[Claim]) -> list[Told]:
+    return [Told(claim.name, claim.verdict, _words(claim)) for claim in claims]
 
 
 def _words(claim: Claim) -> str:
@@ -331,27 +308,6 @@ def _words(claim: Claim) -> str:
     if claim.control is None:
         return f"{claim.sentence} No control was run to compare with."
     return claim.sentence
-
-
-def _print_files(console: Console, directory: Path) -> None:
-    names = sorted(file.name for file in directory.iterdir()) if directory.is_dir() else []
-    console.print()
-    # A path that is cut into lines cannot be copied.
-    console.print(Text.assemble(("files in ", "bold"), str(directory)), soft_wrap=True)
-    for group, suffixes in FILE_GROUPS:
-        members: dict[str, list[str]] = {}
-        for suffix in suffixes:
-            for name in names:
-                if name.endswith(suffix):
-                    members.setdefault(Path(name).stem, []).append(suffix)
-        if members:
-            listed = ", ".join(stem + " ".join(found) for stem, found in members.items())
-            console.print(Padding(Text(f"{group}: {listed}"), (0, 0, 0, 2)))
-
-
-def _print(console: Console, text: Text) -> None:
-    # Without a highlighter: numbers in prose stay in the colour of the prose.
-    console.print(text, highlight=False)
 
 
 def _dash(console: Console) -> str:
@@ -387,18 +343,5 @@ def _markdown_table(summary: Summary) -> str:
         if section.title:
             lines.append([f"**{section.title}**", *[""] * (len(COLUMNS) - 1)])
         for line in section.lines:
-            lines.append([_escaped(_number(line, column, "±")) for column in COLUMNS])
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def _markdown_claims(claims: Sequence[Claim]) -> str:
-    if not claims:
-        return "No claims were made."
-    return "\n".join(
-        f"{number}. **{claim.name}: {claim.verdict}.** {_escaped(_words(claim))}"
-        for number, claim in enumerate(claims, start=1)
-    )
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|")
+            lines.append([_number(line, column, "±") for column in COLUMNS])
+    return markdown_table(lines)

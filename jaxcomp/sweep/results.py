@@ -11,9 +11,7 @@ A run directory holds, each file written whole or not at all::
     *.png, *.svg, *.pdf      pictures
 """
 
-import json
-import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,82 +23,30 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from jaxcomp import storage
+from jaxcomp.experiments.directory import RunDirectory, read_manifest, read_table, write_table
 from jaxcomp.paths import leaves_by_path
 from jaxcomp.sweep import plots
 from jaxcomp.sweep.cells import Cell
 from jaxcomp.sweep.claims import Claim, claim_from_dict, claims_table
 from jaxcomp.sweep.codebooks import Codebooks
-from jaxcomp.sweep.engine import Network, Row, Subject, change
+from jaxcomp.sweep.engine import Network, Subject, change
 from jaxcomp.sweep.report import report_markdown
 from jaxcomp.sweep.summary import cell_means, rows_where
 from jaxcomp.types import Params
 
-_FOLDERS = ("cells", "networks", "codebooks")
 
+class SweepDirectory(RunDirectory):
+    """The files of a sweep: finished chunks of cells, networks, and their codebooks."""
 
-class RunDirectory:
-    """The files of one run; with `path` None everything stays in memory.
-
-    Args:
-        path: directory, made if it is not there.
-        settings: plain values that decide the results; a directory of other settings is refused.
-        resume: whether finished parts of the same run are used.
-
-    Raises:
-        ValueError: if the directory is not writable or belongs to other settings.
-    """
+    noun = "sweep"
+    folders = ("cells", "networks", "codebooks")
 
     def __init__(self, path: Path | None, settings: dict[str, Any], *, resume: bool = True):
-        self.path = path
-        self.manifest: dict[str, Any] = {"settings": settings, "status": "running", "times": {}}
+        super().__init__(path, settings, resume=resume)
         self.networks: dict[tuple[str, int], Network] = {}
-        if path is None:
-            return
-        storage.ensure_writable_directory(path)
-        for folder in (path, *(path / name for name in _FOLDERS if (path / name).is_dir())):
-            storage.remove_temporary_files(folder)
-        self.manifest["fingerprint"] = storage.fingerprint(settings)
-        if (path / "manifest.json").exists():
-            before = _read_manifest(path)
-            _check_same_settings(path, before["settings"], settings)
-            if resume:
-                self.manifest = before
-            else:
-                self.discard()
-        elif any(path.iterdir()):
-            raise ValueError(
-                f"the output directory {path} holds other files and no manifest.json: "
-                "choose an empty or a new one."
-            )
-        for name in _FOLDERS:
-            (path / name).mkdir(exist_ok=True)
-        self.save_manifest()
 
-    def save_manifest(self) -> None:
-        """Write `manifest.json`."""
-        if self.path is not None:
-            storage.write_json(self.path / "manifest.json", self.manifest)
-
-    def load_rows(self, name: str, cells: Sequence[Cell]) -> list[Row] | None:
-        """Rows of a finished chunk, or None if it is missing, damaged or of other cells."""
-        if self.path is None or not (file := self.path / "cells" / f"{name}.json").exists():
-            return None
-        try:
-            rows = storage.read_json(file)["rows"]
-        except (ValueError, KeyError, TypeError):
-            return None
-        if [row.get("cell") for row in rows] != [cell.id for cell in cells]:
-            return None
-        return [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
-
-    def save_rows(self, name: str, rows: Sequence[Row]) -> None:
-        """Write the rows of a finished chunk."""
-        if self.path is not None:
-            plain = [{k: _none_if_nan(v) for k, v in row.items()} for row in rows]
-            storage.write_json(self.path / "cells" / f"{name}.json", {"rows": plain})
-
-    def discard(self, name: str = "*") -> None:
-        """Forget the results of one network, or of all."""
+    def forget(self, name: str) -> None:
+        """Forget the results of one network."""
         if self.path is not None:
             for file in (f"cells/{name}-*.json", f"networks/{name}.npz", f"codebooks/{name}.npz"):
                 for found in self.path.glob(file):
@@ -125,7 +71,7 @@ class RunDirectory:
             for place, array in stored.items()
         ):
             return codebooks
-        self.discard(name)
+        self.forget(name)
         return None
 
     def save_network(self, setting: str, name: str, network: Network) -> None:
@@ -257,11 +203,7 @@ class SweepResult:
         if folder is None:
             raise ValueError("name a directory: this sweep was run without one.")
         storage.ensure_writable_directory(folder)
-        csv = folder / "table.csv"
-        storage.write_bytes_atomic(csv, self.table.to_csv(index=False).encode())
-        parquet = folder / "table.parquet"
-        storage.write_bytes_atomic(parquet, self.table.to_parquet(index=False))
-        files = [csv, parquet]
+        files = write_table(self.table, folder)
         if not self.sensitivity.empty:
             files.append(folder / "sensitivity.csv")
             storage.write_bytes_atomic(files[-1], self.sensitivity.to_csv(index=False).encode())
@@ -283,9 +225,7 @@ class SweepResult:
             ValueError: if the directory holds no finished run or a file is damaged.
         """
         folder = Path(directory)
-        manifest = _read_manifest(folder)
-        if manifest["status"] != "finished":
-            raise ValueError(f"the sweep in {folder} is not finished: run the same command again.")
+        manifest = read_manifest(folder, "sweep", finished=True)
         told = storage.read_json(folder / "claims.json")
         if not isinstance(told, dict) or not {"claims", "calibration"} <= set(told):
             raise ValueError(f"cannot read {folder / 'claims.json'}: run the sweep again.")
@@ -293,7 +233,7 @@ class SweepResult:
         for file in sorted((folder / "networks").glob("*.npz")):
             network, setting = _read_network(file, folder / "codebooks" / file.name)
             networks[setting, network.subject.model_seed] = network
-        table = _read_table(folder / "table.parquet")
+        table = read_table(folder / "table.parquet", "sweep")
         if set(zip(table["setting"], table["model_seed"], strict=True)) - set(networks):
             raise ValueError(f"{folder} lacks networks of its table: run the sweep again.")
         sensitivity = folder / "sensitivity.csv"
@@ -383,48 +323,9 @@ def _read_network(file: Path, codebooks: Path) -> tuple[Network, str]:
     return Network(subject, read_codebooks(codebooks), key), metadata["setting"]
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    """Settings, times and status of a run; whatever else the folder holds is a `ValueError`."""
-    if not (folder / "manifest.json").exists():
-        raise ValueError(f"{folder} holds no sweep: there is no manifest.json in it.")
-    manifest = storage.read_json(folder / "manifest.json")
-    kinds = {"settings": dict, "times": dict, "status": str}
-    if not isinstance(manifest, dict) or not all(
-        isinstance(manifest.get(name), kind) for name, kind in kinds.items()
-    ):
-        raise ValueError(
-            f"{folder} holds no sweep: its manifest.json was written by something else; name "
-            "another directory."
-        )
-    return manifest
-
-
-def _read_table(file: Path) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(file)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {file.name}: {error}; run the sweep again.") from error
-
-
 def _no_predict_fn(params: Params, inputs: Any) -> Any:
     raise ValueError("a stored network has no predict_fn: use its parameters with your own.")
 
 
 def _no_refresh_fn(params: Params, inputs: Any) -> Any:
     raise ValueError("a stored network has no refresh_fn: use its parameters with your own.")
-
-
-def _none_if_nan(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _check_same_settings(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    plain = json.loads(json.dumps(now))
-    changed = sorted(k for k in {*before, *plain} if before.get(k) != plain.get(k))
-    if changed:
-        told = ", ".join(f"{k} ({before.get(k)} there, {plain.get(k)} now)" for k in changed[:4])
-        told += f" and {len(changed) - 4} more" if len(changed) > 4 else ""
-        raise ValueError(
-            f"the output directory {path} belongs to other settings: {told}; "
-            "choose another directory with --out."
-        )

@@ -4,13 +4,11 @@
 elsewhere. Both go through the same engine; a run that dies continues from its last chunk.
 """
 
-import platform
 import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -19,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-import jaxcomp
-from jaxcomp import data, models, storage
+from jaxcomp import models, storage
+from jaxcomp.experiments.directory import network_cache
+from jaxcomp.experiments.samples import Examples, draw_samples
 from jaxcomp.paths import Select, is_weight, leaves_by_path, selected_paths
 from jaxcomp.progress import Progress
 from jaxcomp.sweep import cells as grid
@@ -36,7 +35,6 @@ from jaxcomp.sweep.codebooks import Codebooks, solve_codebooks
 from jaxcomp.sweep.config import Setting, SweepConfig, sorted_clusters
 from jaxcomp.sweep.engine import (
     Evaluator,
-    Examples,
     Network,
     Parts,
     Row,
@@ -45,7 +43,7 @@ from jaxcomp.sweep.engine import (
     chunked,
     stack_losses,
 )
-from jaxcomp.sweep.results import RunDirectory, SweepResult, plain_array
+from jaxcomp.sweep.results import SweepDirectory, SweepResult, plain_array
 from jaxcomp.sweep.weighting import measure_curvature
 from jaxcomp.types import Params, PredictFn
 
@@ -95,10 +93,10 @@ def run(
             whose loss is not finite after training.
     """
     started = time.perf_counter()
-    directory = RunDirectory(_path(out), config.to_dict(), resume=resume)
+    directory = SweepDirectory(_path(out), config.to_dict(), resume=resume)
     if (result := _finished(directory)) is not None:
         return result
-    _describe(directory)
+    directory.describe()
     options = Options(
         config.weighting,
         config.num_probes,
@@ -108,7 +106,7 @@ def run(
         config.seed,
     )
     outcome: list[_Outcome] = []
-    networks = Path(cache_dir) if cache_dir is not None else _default_cache()
+    networks = network_cache(cache_dir)
     with Progress(quiet=quiet) as progress:
         for setting in config.settings():
             subjects, parts_of = _train(
@@ -257,10 +255,10 @@ def evaluate(
         "early_stopped": None if early_stopped is None else _fingerprint(early_stopped),
         "examples": storage.fingerprint([np.asarray(array) for part in parts for array in part]),
     }
-    directory = RunDirectory(_path(out), settings, resume=resume)
+    directory = SweepDirectory(_path(out), settings, resume=resume)
     if (result := _finished(directory)) is not None:
         return result.with_subject(subject)
-    _describe(directory)
+    directory.describe()
     setting = Setting("given", name, 0.0)
     with Progress(quiet=quiet) as progress:
         outcome = _sweep(setting, [subject], lambda _: parts, cells, options, directory, progress)
@@ -281,7 +279,7 @@ def _sweep(
     parts_of: Callable[[int], Parts],
     cells: Sequence[Cell],
     options: Options,
-    directory: RunDirectory,
+    directory: SweepDirectory,
     progress: Progress,
 ) -> _Outcome:
     """Score every cell of every network of one setting, then make its claims."""
@@ -296,7 +294,7 @@ def _sweep(
         key = jax.random.fold_in(jax.random.key(options.seed), subject.model_seed)
         codebooks, scorer = directory.load_codebooks(file, subject), None
         for chunk, members in chunked(cells, evaluator.num_chunk_cells):
-            found = directory.load_rows(f"{file}-{chunk:04d}", members)
+            found = directory.load_rows(f"{file}-{chunk:04d}", [cell.id for cell in members])
             if found is None or codebooks is None:
                 if scorer is None:
                     evaluator.check_finite(subject, parts)
@@ -392,34 +390,26 @@ def _train(
     download: bool,
     cache: Path,
     progress: Progress,
-    directory: RunDirectory,
+    directory: SweepDirectory,
 ) -> tuple[list[Subject], Callable[[int], Parts]]:
     """Train the networks of a setting (or take them from the cache) and lay out their parts."""
     started = time.perf_counter()
-    dataset = data.load(setting.dataset, data_dir=data_dir, download=download)
-    drawn = data.draw_parts(
-        dataset,
+    samples = draw_samples(
+        setting.dataset,
+        data_dir=data_dir,
+        download=download,
         num_models=config.num_models,
         train_size=config.train_size,
         selection_size=config.selection_size,
         replacement=config.replacement,
         label_noise=setting.label_noise,
+        standardize=config.standardize,
         seed=config.seed,
-    )
-    scale = (
-        data.standardization(dataset.pool_images, dataset.max_value) if config.standardize else None
-    )
-    pool = data.to_inputs(dataset.pool_images, dataset.max_value, scale)
-    selection = Examples(
-        pool[drawn.selection_indices], dataset.pool_labels[drawn.selection_indices]
-    )
-    test = Examples(
-        data.to_inputs(dataset.test_images, dataset.max_value, scale), dataset.test_labels
     )
     network = models.build(
         setting.model,
-        input_shape=pool.shape[1:],
-        num_classes=dataset.num_classes,
+        input_shape=samples.pool.shape[1:],
+        num_classes=samples.num_classes,
         width=config.width,
         dropout=config.dropout,
     )
@@ -432,16 +422,16 @@ def _train(
             momentum=config.momentum,
             weight_decay=config.weight_decay,
         ),
-        inputs=pool,
-        train_indices=drawn.train_indices,
-        train_labels=drawn.train_labels,
-        selection_inputs=selection.inputs,
-        selection_labels=selection.labels,
+        inputs=samples.pool,
+        train_indices=samples.train_indices,
+        train_labels=samples.train_labels,
+        selection_inputs=samples.selection.inputs,
+        selection_labels=samples.selection.labels,
         seed=config.seed,
         model_ids=tuple(range(config.num_models)),
         cache_dir=cache,
         fingerprint_extra={
-            "dataset": dataset.fingerprint,
+            "dataset": samples.fingerprint,
             "standardize": config.standardize,
         },
         progress=progress.task(f"{setting.name}: training {config.num_models} networks", 1),
@@ -461,15 +451,14 @@ def _train(
                 params,
                 layers,
                 early_stopped=early,
-                last_layer=_last_layer(params, layers, dataset.num_classes),
+                last_layer=_last_layer(params, layers, samples.num_classes),
                 model_seed=number,
-                num_distinct=len(np.unique(drawn.train_indices[number])),
+                num_distinct=len(np.unique(samples.train_indices[number])),
             )
         )
 
     def parts_of(number: int) -> Parts:
-        indices = drawn.train_indices[number]
-        return Parts(Examples(pool[indices], drawn.train_labels[number]), selection, test)
+        return Parts(samples.train(number), samples.selection, samples.test)
 
     return subjects, parts_of
 
@@ -496,9 +485,9 @@ def _cells(config: SweepConfig, subject: Subject) -> list[Cell]:
     return cells
 
 
-def _finished(directory: RunDirectory) -> SweepResult | None:
+def _finished(directory: SweepDirectory) -> SweepResult | None:
     """A finished run as its files tell it; None if it is not finished, or a file is damaged."""
-    if directory.path is None or directory.manifest["status"] != "finished":
+    if directory.path is None or not directory.is_finished:
         return None
     try:
         return SweepResult.load(directory.path)
@@ -508,7 +497,7 @@ def _finished(directory: RunDirectory) -> SweepResult | None:
         return None
 
 
-def _finish(directory: RunDirectory, outcome: Sequence[_Outcome], started: float) -> SweepResult:
+def _finish(directory: SweepDirectory, outcome: Sequence[_Outcome], started: float) -> SweepResult:
     table = pd.concat([part.table for part in outcome], ignore_index=True)
     is_sensitivity = table["kind"] == "sensitivity"
     times = directory.manifest["times"]
@@ -525,8 +514,7 @@ def _finish(directory: RunDirectory, outcome: Sequence[_Outcome], started: float
     )
     if directory.path is not None:
         result.save()
-        directory.manifest["status"] = "finished"
-        directory.save_manifest()
+        directory.finish()
     return result
 
 
@@ -590,33 +578,5 @@ def _check_network(
         )
 
 
-def _describe(directory: RunDirectory) -> None:
-    """Write down what the results are made with; parts made with something else are forgotten."""
-    made_with = {
-        "versions": {
-            "jaxcomp": jaxcomp.__version__,
-            "jax": jax.__version__,
-            "jaxlib": version("jaxlib"),
-            "flax": version("flax"),
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
-        "device": jax.devices()[0].device_kind,
-    }
-    if any(directory.manifest.get(name, now) != now for name, now in made_with.items()):
-        directory.discard()
-    directory.manifest |= made_with
-    directory.save_manifest()
-
-
 def _path(out: Path | str | None) -> Path | None:
     return None if out is None else Path(out)
-
-
-def _default_cache() -> Path:
-    import os
-
-    import platformdirs
-
-    named = os.environ.get("JAXCOMP_CACHE_DIR")
-    return Path(named) if named else Path(platformdirs.user_cache_dir("jaxcomp")) / "networks"

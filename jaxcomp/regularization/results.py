@@ -1,0 +1,101 @@
+"""What a run leaves behind: tables, claims, pictures.
+
+A run directory holds, each file written whole or not at all::
+
+    manifest.json            settings, versions, device, times, status
+    cells/*.json             rows of finished cells (what a resumed run continues from)
+    losses/*.npz             test losses of every network and example, which claims are made of
+    table.csv, .parquet      one row per cell and network
+    rounding.csv             how many models rounding leaves
+    claims.json, report.md   what holds and what does not
+    *.png, *.svg             pictures
+"""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from jaxcomp import storage
+from jaxcomp.experiments.directory import read_manifest, read_table, write_table
+from jaxcomp.regularization import figure as pictures
+from jaxcomp.regularization.claims import Claim, claim_from_dict
+from jaxcomp.regularization.report import report_markdown
+
+NOUN = "regularization run"
+
+
+@dataclass
+class RegularizationResult:
+    """Tables and claims of a run.
+
+    Attributes:
+        table: one row per cell and network. Losses and gap in nats per example, accuracies as
+            fractions, lengths in bits (per weight where the name says so), streams in bytes.
+        rounding: one row per ridge penalty and number of decimals, see `count_rounded_models`.
+        claims: what the run shows.
+        manifest: settings, versions, device, times.
+        directory: where the files are, if they were written.
+    """
+
+    table: pd.DataFrame
+    rounding: pd.DataFrame
+    claims: list[Claim]
+    manifest: dict[str, Any]
+    directory: Path | None = None
+
+    def plot(self) -> Figure:
+        """Draw every quantity against the strength of the penalties."""
+        return pictures.plot_strengths(self.table)
+
+    def plot_rounding(self) -> Figure:
+        """Draw how many models rounding leaves, and their entropy."""
+        return pictures.plot_rounding(self.rounding)
+
+    def report(self, *, with_pictures: bool = False) -> str:
+        """Numbers and claims in words, as Markdown."""
+        return report_markdown(self.table, self.rounding, self.claims, with_pictures=with_pictures)
+
+    def save(self, directory: Path | str | None = None) -> list[Path]:
+        """Write tables, claims, report and pictures; return the files.
+
+        Raises:
+            ValueError: if no directory is known or it cannot be written.
+        """
+        folder = Path(directory) if directory is not None else self.directory
+        if folder is None:
+            raise ValueError("name a directory: this run was made without one.")
+        storage.ensure_writable_directory(folder)
+        files = write_table(self.table, folder)
+        contents = {
+            "rounding.csv": self.rounding.to_csv(index=False).encode(),
+            "report.md": self.report(with_pictures=True).encode(),
+        }
+        for name, data in contents.items():
+            files.append(folder / name)
+            storage.write_bytes_atomic(files[-1], data)
+        files.append(folder / "claims.json")
+        storage.write_json(files[-1], {"claims": [claim._asdict() for claim in self.claims]})
+        drawn = {"regularization": self.plot(), "rounding": self.plot_rounding()}
+        return [*files, *pictures.save_figures(folder, drawn)]
+
+    @classmethod
+    def load(cls, directory: Path | str) -> "RegularizationResult":
+        """Read a finished run back.
+
+        Raises:
+            ValueError: if the directory holds no finished run or a file is damaged.
+        """
+        folder = Path(directory)
+        manifest = read_manifest(folder, NOUN, finished=True)
+        table = read_table(folder / "table.parquet")
+        told = storage.read_json(folder / "claims.json")
+        try:
+            rounding = pd.read_csv(io.BytesIO((folder / "rounding.csv").read_bytes()))
+            claims = [claim_from_dict(claim) for claim in told["claims"]]
+        except (OSError, TypeError, KeyError, ValueError) as error:
+            raise ValueError(f"cannot read the results in {folder}: run it again.") from error
+        return cls(table, rounding, claims, manifest, folder)
