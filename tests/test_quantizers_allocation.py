@@ -44,9 +44,11 @@ def test_against_every_choice_and_the_linear_programme(seed, fraction):
     least, most = rate.min(1).sum(), rate.max(1).sum()
     budget = least + fraction * (most - least)
     result = allocate_rates(rate, cost, budget_bits=budget)
-    optimum = totals[totals[:, 0] <= budget, 1].min()
+    # Budgets are met to 1e-12 of them: a sum of rates is no different budget in another order.
+    most_allowed = budget * (1 + 1e-12)
+    optimum = totals[totals[:, 0] <= most_allowed, 1].min()
     bound = float(result.lower_bound)
-    assert result.total_rate_bits <= budget
+    assert result.total_rate_bits <= most_allowed
     assert bound == pytest.approx(relaxed(rate, cost, budget), rel=1e-9)
     assert bound <= optimum * (1 + 1e-12)
     assert float(result.total_distortion) >= optimum * (1 - 1e-12)

@@ -113,7 +113,8 @@ def allocate_rates(
             of weights, plus the codebook), >= 0, in any order. Curves of different lengths: a
             sequence of arrays, or padding with NaN.
         distortion: likewise, >= 0.
-        budget_bits: most bits of all layers together: a number or (...) of them.
+        budget_bits: most bits of all layers together: a number or (...) of them. Met to 1e-12 of
+            itself, so that a budget that is a sum of rates is not missed by rounding.
         max_distortion: largest weighted distortion of all layers together, likewise. Exactly one of
             the two.
         layer_weight: (L,) > 0, what a unit of distortion of each layer counts; None means 1.
