@@ -32,6 +32,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jaxcomp.quantizers.buckets import bucketed
 from jaxcomp.quantizers.checks import check_penalty, check_points
+from jaxcomp.quantizers.coarse_to_fine import coarse_to_fine_centroids
 from jaxcomp.quantizers.lloyd import (
     PENALTY_SCALES,
     Codebook,
@@ -369,13 +370,17 @@ def _solve_cell(solver, num_clusters, beta, num_iterations) -> DiameterSolution:
     total = solver.outer_cost[k] + beta * diameter * diameter
     _, cells = lax.top_k(-total.ravel(), min(_NUM_STARTS, num_outer**2))
     starts = jax.vmap(partial(_centroids_of_cell, solver, k))(cells)
-    # Never above Lloyd from the quantiles, nor above one cluster.
+    # Never above Lloyd from the quantiles or from nearly the best codebook without a penalty, nor
+    # above one cluster.
     moments = solver.moments
     quantiles = quantile_start(moments, k, max_clusters)
+    plain = coarse_to_fine_centroids(
+        moments.position, moments.mass, k, max_clusters=max_clusters
+    ).astype(quantiles.dtype)
     total_mass = pairwise_sum(moments.mass)
     mean = pairwise_sum(moments.mass * (moments.position - moments.minimum))
     mean = moments.minimum + mean / jnp.where(total_mass > 0, total_mass, 1)
-    others = jnp.stack([quantiles, jnp.full_like(quantiles, mean)])
+    others = jnp.stack([quantiles, plain, jnp.full_like(quantiles, mean)])
     starts = jnp.concatenate([starts, others])
     descend = partial(
         solve_kmeans,
