@@ -15,7 +15,7 @@ from jaxcomp.rate_distortion import (
 from jaxcomp.rate_distortion.limits import lower_envelope, upper_hull
 
 NUM_WEIGHTS = 240
-OPTIONS = {"num_slopes": 8, "max_bits": 3.0, "num_reproductions": 64, "gap_bits": 2e-3}
+OPTIONS = {"num_slopes": 8, "max_bits": 3.0, "gap_bits": 5e-3}
 
 
 def weights_of(seed=0, number=NUM_WEIGHTS):
@@ -158,7 +158,9 @@ def test_short_dtype_and_dead_weights(curve):
         ((np.ones(2), -np.ones(2)), {}, ValueError, "importance must be at least 0, got -1"),
         ((np.ones(2), np.zeros(2)), {}, ValueError, "importance must not be 0 throughout"),
         ((np.array([1.0, np.inf]),), {}, ValueError, "weights must be finite, got 1 NaN"),
-        ((np.ones(2),), {"max_pairs": 8}, ValueError, "max_pairs must be at least twice"),
+        ((np.ones(2),), {"gap_bits": 0.0}, ValueError, "gap_nats must be positive, got 0"),
+        ((np.ones(2),), {"multipliers": 1.0}, ValueError, "a vector of finite numbers, got shape"),
+        ((np.ones(2),), {"multipliers": [np.inf]}, ValueError, "must be finite, got inf"),
         ((np.ones(2),), {"num_slopes": 2}, ValueError, "num_slopes must be at least 3, got 2"),
         ((np.ones(2),), {"max_bits": 0.0}, ValueError, "max_bits must be a positive finite"),
     ],
@@ -166,6 +168,11 @@ def test_short_dtype_and_dead_weights(curve):
 def test_bad_layers(arguments, options, error, message):
     with pytest.raises(error, match=message):
         layer_curve(*arguments, **options)
+
+
+def test_bad_histogram():
+    with pytest.raises(ValueError, match="max_pairs must be at least twice"):
+        layer_source(np.ones(2), max_pairs=8)
 
 
 def test_bad_points(curve):

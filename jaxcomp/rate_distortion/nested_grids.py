@@ -34,7 +34,7 @@ order.
 """
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -48,6 +48,7 @@ _USUAL_GAP = 0.0139
 _PER_OCTAVE = 3
 _RESOLUTION = 4.0
 _CAP_SHARE = 0.1
+_COARSEST = 0.4
 # Classes down to a Gaussian of so many times the range of the weights; below all is free.
 _WIDEST = 4.0
 _LEAST_COARSE = 32
@@ -57,6 +58,8 @@ _CYCLE = 8
 _NUM_PLAIN = 4
 _MAX_STEPS = 60
 _THREADED = 4096
+# A cubic at -1 from its values at 0, 1, 2, 3.
+_BEYOND = np.array([4.0, -6.0, 4.0, -1.0])
 _TINY = 1e-300
 _LN2 = float(np.log(2.0))
 
@@ -147,12 +150,13 @@ def _split(
 ) -> _Split:
     """Split the importances between nodes that are even in the logarithm, enough for a slope."""
     # What splitting loses goes with the square of every step.
-    fineness = np.sqrt(max(_USUAL_GAP / gap_nats, 1.0))
+    fineness = np.sqrt(max(_USUAL_GAP / gap_nats, _COARSEST))
     per_octave = int(np.ceil(_PER_OCTAVE * fineness))
     highest = np.sort(importance)[::-1]
     rank = np.arange(1, highest.size + 1)
     loss = np.cumsum(np.log(highest)) - rank * np.log(highest)
-    cap = highest[min(np.searchsorted(loss, 2 * _CAP_SHARE * gap_nats * number), highest.size - 1)]
+    allowed = 2 * _CAP_SHARE * gap_nats * number
+    cap = highest[np.searchsorted(loss, allowed, side="right") - 1]
     least = min(1 / (2 * slope * (_WIDEST * span) ** 2), cap)
     number_nodes = 1 + int(np.ceil(per_octave * np.log2(cap / least)))
     nodes = cap * 2.0 ** (-np.arange(number_nodes) / per_octave)
@@ -249,11 +253,11 @@ class _Problem:
             self.sizes.append(0)
             return
         reach = int(np.ceil(8 * widths.max() / self.spacings[level])) if widths.size else 0
-        size = fft.next_fast_len(self.lengths[level] + reach, real=True)
+        size: Any = fft.next_fast_len(self.lengths[level] + reach, real=True)
         steps = np.arange(size)
         distance = np.minimum(steps, size - steps) * self.spacings[level]
         gaussian = np.exp(-0.5 * (distance[None, :] / widths[:, None]) ** 2)
-        self.kernels.append(fft.rfft(gaussian, axis=1).real)
+        self.kernels.append(_transformed(gaussian, size).real)
         self.sizes.append(size)
 
     def _smoothed(self, level: int, values: _Array) -> _Array:
@@ -261,9 +265,8 @@ class _Problem:
         if level == 0:
             return self.kernels[0] @ values
         size = self.sizes[level]
-        spectrum = fft.rfft(values, size)[None, :] * self.kernels[level]
-        found = fft.irfft(spectrum, size, axis=1, workers=_workers(size))
-        return found[:, : self.lengths[level]]
+        spectrum = _transformed(values, size)[None, :] * self.kernels[level]
+        return _back(spectrum, size)[:, : self.lengths[level]]
 
     def normalisers(self, q: _Array) -> list[_Array]:
         """Return Z at the points of every grid, (K of the level, G)."""
@@ -284,9 +287,8 @@ class _Problem:
                 here = np.einsum("kij,kj->i", self.kernels[0], values)
             else:
                 size = self.sizes[level]
-                spectrum = fft.rfft(values, size, axis=1, workers=_workers(size))
-                spectrum = np.einsum("kf,kf->f", spectrum, self.kernels[level])
-                here = fft.irfft(spectrum, size)[: self.lengths[level]]
+                spectrum = np.einsum("kf,kf->f", _transformed(values, size), self.kernels[level])
+                here = _back(spectrum, size)[: self.lengths[level]]
             total = here if total is None else interpolate(total) + here
         assert total is not None
         return np.maximum(total + self.free, _TINY)
@@ -389,14 +391,14 @@ class _Problem:
                 steps = np.arange(size)
                 distance = np.minimum(steps, size - steps) * self.spacings[level]
                 square = 0.5 * (distance[None, :] / widths[:, None]) ** 2
-                spectrum = fft.rfft(square * np.exp(-square), axis=1).real
-                spectrum = spectrum * fft.rfft(values, size)[None, :]
-                total = fft.irfft(spectrum, size, axis=1)[:, : self.lengths[level]]
+                spectrum = _transformed(square * np.exp(-square), size).real
+                spectrum = spectrum * _transformed(values, size)[None, :]
+                total = _back(spectrum, size)[:, : self.lengths[level]]
             found.append(np.log(np.maximum(total, _TINY) / z[level]))
         return found
 
     def _looked_up(self, offset: int, *fields: list[_Array]) -> list[_Array]:
-        """Interpolate fields on the grids at every pair's w, in its upper (0) or lower (1) class."""
+        """Interpolate fields on the grids at every pair's w, in its upper (0) or lower (1) node."""
         split = self.split
         results = [np.zeros(split.points.size) for _ in fields]
         for level, (first, end) in enumerate(self.ranges):
@@ -434,8 +436,17 @@ def _relaxation_factors() -> _Array:
     return np.sort(2 / spread)[order]
 
 
-def _workers(size: int) -> int:
-    """Return threads for transforms of a length: short ones are over before a thread starts."""
+def _transformed(values: _Array, size: int) -> Any:
+    """Fourier-transform the last axis, filled up with zeros."""
+    return fft.rfft(values, size, axis=-1, workers=_num_threads(size))
+
+
+def _back(spectrum: Any, size: int) -> Any:
+    return fft.irfft(spectrum, size, axis=-1, workers=_num_threads(size))
+
+
+def _num_threads(size: int) -> int:
+    """Short transforms are over before a thread starts."""
     return min(4, os.cpu_count() or 1) if size > _THREADED else 1
 
 
@@ -452,9 +463,8 @@ def _restricted(fine: _Array) -> _Array:
     if odd.size > 1:
         coarse[2:] -= 0.0625 * odd[:-1]
         coarse[:-2] -= 0.0625 * odd[1:]
-    # At the ends the cubic has no fourth point and a line is drawn.
-    coarse[0] -= 0.0625 * odd[0]
-    coarse[-1] -= 0.0625 * odd[-1]
+    coarse[:4] -= 0.0625 * odd[0] * _BEYOND
+    coarse[-4:] -= 0.0625 * odd[-1] * _BEYOND[::-1]
     return coarse
 
 
@@ -462,7 +472,9 @@ def _prolonged(coarse: _Array) -> _Array:
     """Interpolate to the grid twice as fine, by cubics."""
     fine = np.empty(2 * coarse.size - 1)
     fine[::2] = coarse
-    padded = np.concatenate([coarse[:1], coarse, coarse[-1:]])
+    # The cubics of the ends go on to the point that is missing.
+    ends = coarse[:4] @ _BEYOND, coarse[-4:] @ _BEYOND[::-1]
+    padded = np.concatenate([ends[:1], coarse, ends[1:]])
     fine[1::2] = 0.5625 * (padded[1:-2] + padded[2:-1]) - 0.0625 * (padded[:-3] + padded[3:])
     return fine
 
