@@ -11,6 +11,7 @@ from jaxcomp.rate_distortion import (
     distance_to_limit,
     layer_curve,
     layer_source,
+    network_curve,
 )
 from jaxcomp.rate_distortion.limits import lower_envelope, upper_hull
 
@@ -105,6 +106,32 @@ def test_layers_add_at_equal_slopes(curve):
         add_curves([curve, other._replace(multipliers=2 * curve.multipliers)])
     with pytest.raises(ValueError, match="at least one curve, got none"):
         add_curves([])
+
+
+def test_a_network_is_its_layers_together():
+    layers = {"a": weights_of(2), "b": weights_of(3, 60)}
+    layers["dead"] = (layers["b"][0], np.zeros(60))
+    whole = network_curve(layers, num_slopes=6, max_bits=2.0, gap_bits=0.01)
+    assert whole.num_weights == NUM_WEIGHTS + 120
+    assert whole.multipliers.size == 6
+    alone = [
+        layer_curve(*layers[name], multipliers=whole.multipliers, gap_bits=0.005) for name in "ab"
+    ]
+    both = add_curves(alone)
+    # Weights without importance cost nothing; either is within its gap of the truth.
+    share = both.num_weights / whole.num_weights
+    steps = whole.multipliers / np.log(2) / whole.num_weights
+    lagrangians = [
+        share * both.rate_bits + steps * both.distortion,
+        whole.rate_bits + steps * whole.distortion,
+    ]
+    np.testing.assert_allclose(*lagrangians, atol=whole.gap_bits.max() + both.gap_bits.max())
+    assert np.all(whole.gap_bits <= 0.02)
+    assert whole.live_share == pytest.approx(share * both.live_share)
+    assert whole.entropy_nats == pytest.approx(both.entropy_nats)
+    assert whole.rate_bits[-1] > 1
+    with pytest.raises(ValueError, match="at least one with some importance, got none"):
+        network_curve({"dead": layers["dead"]})
 
 
 def test_envelope_and_hull_of_a_known_curve():

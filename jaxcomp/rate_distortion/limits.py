@@ -10,7 +10,7 @@ Conventions as in the quantizers and on the outside of the package: distortion i
 Axes: `S` slopes, `N` weights, `...` operational points.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -152,7 +152,7 @@ def layer_source(
     return Source(points, mass / count, count / w.size, inner)
 
 
-def _checked(weights, importance) -> tuple[_Array, _Array]:
+def _checked(weights, importance, *, may_vanish: bool = False) -> tuple[_Array, _Array]:
     w = np.asarray(weights)
     if not (np.issubdtype(w.dtype, np.floating) or jnp.issubdtype(w.dtype, jnp.floating)):
         raise TypeError(f"weights must be floating, got {w.dtype}.")
@@ -171,7 +171,7 @@ def _checked(weights, importance) -> tuple[_Array, _Array]:
             f"importance must be at least 0, got {h.min():g}; apply a policy for negative "
             "curvature first."
         )
-    if not np.any(h > 0):
+    if not (may_vanish or np.any(h > 0)):
         raise ValueError(
             "importance must not be 0 throughout, since every code has distortion 0 then."
         )
@@ -244,10 +244,69 @@ def layer_curve(
             if given.ndim != 1
             else f"multipliers must be finite, got {np.max(given):g}."
         )
-    live_share, entropy, log_importance = _entropy(w, h)
+    entropy = _entropy(w, h)
     if multipliers is None:
-        multipliers = _multipliers(w, h, entropy, log_importance, num_slopes, max_bits)
-    slopes = np.sort(np.asarray(multipliers, np.float64))
+        given = _multipliers([(w, h)], entropy, num_slopes, max_bits)
+    return _curve(w, h, np.sort(given), gap_bits, entropy)
+
+
+def network_curve(
+    layers: Mapping[str, tuple[Any, Any]],
+    *,
+    num_slopes: int = 16,
+    max_bits: float = 6.0,
+    gap_bits: float = 0.04,
+) -> LayerCurve:
+    """Return the limit of a whole network whose layers have codebooks of their own.
+
+    Args:
+        layers: weights and importance h >= 0 of every layer, by name; arrays of one shape. Layers
+            without any importance cost nothing and count with their weights.
+        num_slopes: S, shared by all layers.
+        max_bits: about the highest rate of the curve, in bits per weight of the network.
+        gap_bits: certified gap to aim for, per weight of the network; small layers may have more.
+
+    Returns:
+        The curve of all weights, the rate shared out between the layers as well as can be.
+
+    Raises:
+        TypeError: see `layer_curve`.
+        ValueError: see `layer_curve`; on no layers, or no importance in any of them.
+    """
+    check_multipliers(np.zeros(1), gap_bits)
+    checked = [_checked(*pair, may_vanish=True) for pair in layers.values()]
+    live = [(w, h) for w, h in checked if np.any(h > 0)]
+    if not live:
+        raise ValueError("layers must hold at least one with some importance, got none.")
+    entropies = [_entropy(w, h) for w, h in live]
+    number = np.array([w.size for w, _ in live], float)
+    shares = number * np.array([entropy.live_share for entropy in entropies])
+    together = _Entropy(
+        float(shares.sum() / number.sum()),
+        *(float(mean) for mean in np.average([e[1:] for e in entropies], axis=0, weights=shares)),
+    )
+    multipliers = _multipliers(live, together, num_slopes, max_bits)
+    # What a small layer lacks matters little to the whole, and costs as much as in a large one.
+    gaps = gap_bits * np.clip(np.sqrt(number.mean() / number), 1.0, 8.0)
+    curves = [
+        _curve(w, h, multipliers, float(gap), entropy)
+        for (w, h), entropy, gap in zip(live, entropies, gaps, strict=True)
+    ]
+    dead = sum(w.size for w, _ in checked) - int(number.sum())
+    nothing = np.zeros(multipliers.size)
+    free = LayerCurve(dead, multipliers, nothing, nothing, nothing, nothing == 0, 0.0, 0.0, 0.0)
+    return add_curves([*curves, free] if dead else curves)
+
+
+class _Entropy(NamedTuple):
+    """What the Shannon lower bound needs; see `LayerCurve`."""
+
+    live_share: float
+    nats: float
+    mean_log_importance: float
+
+
+def _curve(w: _Array, h: _Array, slopes: _Array, gap_bits: float, entropy: _Entropy) -> LayerCurve:
     # The slope of the sums over N weights is that of one weight.
     found = bounds_at_slopes(w, h, slopes, gap_nats=gap_bits * _LN2)
     rate = np.array([point.rate_nats for point in found])
@@ -261,13 +320,13 @@ def layer_curve(
         distortion=w.size * distortion,
         gap_bits=gap,
         converged=gap <= gap_bits,
-        live_share=live_share,
-        entropy_nats=entropy,
-        mean_log_importance=log_importance,
+        live_share=entropy.live_share,
+        entropy_nats=entropy.nats,
+        mean_log_importance=entropy.mean_log_importance,
     )
 
 
-def _entropy(w: _Array, h: _Array) -> tuple[float, float, float]:
+def _entropy(w: _Array, h: _Array) -> _Entropy:
     """Return the share of weights with h > 0, their h(W | H) and their E ln H."""
     is_live = h > 0
     share = float(np.mean(is_live))
@@ -277,34 +336,30 @@ def _entropy(w: _Array, h: _Array) -> tuple[float, float, float]:
     entropy = 0.0
     for members in classes:
         if members.size < _LEAST_IN_SAMPLE:
-            return share, -np.inf, float(np.mean(np.log(h)))
+            return _Entropy(share, -np.inf, float(np.mean(np.log(h))))
         # Equal weights have spacing 0 and no density.
         with np.errstate(divide="ignore", invalid="ignore"):
             entropy += members.size * float(stats.differential_entropy(w[members]))
-    return share, entropy / w.size, float(np.mean(np.log(h)))
+    return _Entropy(share, entropy / w.size, float(np.mean(np.log(h))))
 
 
 def _multipliers(
-    w: _Array,
-    h: _Array,
-    entropy: float,
-    log_importance: float,
-    num_slopes: int,
-    max_bits: float,
+    layers: Sequence[tuple[_Array, _Array]], entropy: _Entropy, num_slopes: int, max_bits: float
 ) -> _Array:
     """Return 0, then multipliers from rates near 0 to about `max_bits`."""
     if num_slopes < 3:
         raise ValueError(f"num_slopes must be at least 3, got {num_slopes}.")
     if not (max_bits > 0 and np.isfinite(max_bits)):
         raise ValueError(f"max_bits must be a positive finite number, got {max_bits}.")
-    mean = np.average(w, weights=h)
-    variance = float(np.mean(h * (w - mean) ** 2))
+    # The layer with the most to lose is the first to get a rate.
+    variance = max(float(np.mean(h * (w - np.average(w, weights=h)) ** 2)) for w, h in layers)
     if variance == 0:
         return np.linspace(0.0, 1.0, num_slopes)
     low, high = 0.2 / variance, 0.5 * 4.0**max_bits / variance
-    if np.isfinite(entropy):
+    if np.isfinite(entropy.nats):
         # At high rates D = 1 / (2 s), and the Shannon lower bound is nearly met.
-        high = max(4 * low, np.pi * np.exp(1 + 2 * _LN2 * max_bits - 2 * entropy - log_importance))
+        exponent = 1 + 2 * _LN2 * max_bits - 2 * entropy.nats - entropy.mean_log_importance
+        high = max(4 * low, np.pi * np.exp(exponent))
     return np.append(0.0, np.geomspace(low, high, num_slopes - 1))
 
 
@@ -334,7 +389,10 @@ def add_curves(curves: Sequence[LayerCurve]) -> LayerCurve:
     live = number * np.array([curve.live_share for curve in curves])
 
     def mean(weights, values):
-        return np.tensordot(weights / weights.sum(), np.array(values, float), axes=1)
+        # A weight of 0 silences an entropy of -infinity.
+        silenced = np.array(values, float)
+        silenced[weights == 0] = 0
+        return np.tensordot(weights / weights.sum(), silenced, axes=1)
 
     return LayerCurve(
         num_weights=int(number.sum()),

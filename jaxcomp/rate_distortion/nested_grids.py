@@ -52,7 +52,10 @@ _COARSEST = 0.4
 # Classes down to a Gaussian of so many times the range of the weights; below all is free.
 _WIDEST = 4.0
 _LEAST_COARSE = 32
+# Points of the finest grid: at most, and for every pair.
 _MAX_GRID = 1 << 17
+_LEAST_MAX_GRID = 4096
+_GRID_PER_PAIR = 8
 _LEAST_EIGENVALUE = 0.02
 _CYCLE = 8
 _NUM_PLAIN = 4
@@ -192,7 +195,8 @@ class _Problem:
     def __init__(self, split: _Split, slope: float, low: float, span: float) -> None:
         self.split, self.slope, self.low = split, slope, low
         # Where few weights tower above all others, the grid stays within bounds all the same.
-        cap = (_MAX_GRID / (split.resolution * span)) ** 2 / (2 * slope)
+        most = min(_MAX_GRID, max(_LEAST_MAX_GRID, _GRID_PER_PAIR * split.number))
+        cap = (most / (split.resolution * span)) ** 2 / (2 * slope)
         self.nodes = np.minimum(split.nodes, cap)
         self.widths = 1 / np.sqrt(2 * slope * self.nodes)
         finest = self.widths[0] / split.resolution
