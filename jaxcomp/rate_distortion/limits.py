@@ -273,7 +273,8 @@ def network_curve(
         TypeError: see `layer_curve`.
         ValueError: see `layer_curve`; on no layers, or no importance in any of them.
     """
-    check_multipliers(np.zeros(1), gap_bits)
+    none: Any = np.zeros(1)
+    check_multipliers(none, gap_bits)
     checked = [_checked(*pair, may_vanish=True) for pair in layers.values()]
     live = [(w, h) for w, h in checked if np.any(h > 0)]
     if not live:

@@ -15,8 +15,8 @@ import numpy as np
 from jaxcomp.rate_distortion import LayerCurve, distance_to_limit, network_curve
 from jaxcomp.sweep.codebooks import Layers
 
-# Slopes half a bit apart: tangents between them lie 0.03 bit below the curve at most, as much as
-# the bounds are apart.
+# Slopes half a bit of rate apart: between them the tangents lie up to 0.04 bit below the curve, as
+# much as the bounds are apart.
 _NUM_SLOPES = 20
 _MAX_BITS = 5.5
 _GAP_BITS = 0.04
