@@ -170,3 +170,13 @@ def test_extremes(monkeypatch):
         points, towering, slopes_of(points, importance, [1.0]), gap_nats=GAP_NATS
     )
     assert 0 < found.lagrangian_nats <= np.log(NUM_PAIRS)
+    # No grid resolves it, but to send every weight as it is costs so much and no more.
+    assert found.rate_nats <= np.log(NUM_PAIRS)
+    coarse = np.round(points, 1)
+    (found,) = grids.bounds_at_slopes(coarse, importance, np.array([1e9]), gap_nats=GAP_NATS)
+    counts = np.unique(coarse[importance > 0], return_counts=True)[1]
+    counts[counts.argmax()] += np.sum(importance == 0)
+    entropy = -np.sum(counts / NUM_PAIRS * np.log(counts / NUM_PAIRS))
+    assert found.rate_nats == pytest.approx(entropy)
+    assert found.distortion == 0
+    assert found.lagrangian_nats <= entropy + 1e-9

@@ -354,7 +354,8 @@ def _multipliers(
         raise ValueError(f"max_bits must be a positive finite number, got {max_bits}.")
     # The layer with the most to lose is the first to get a rate.
     variance = max(float(np.mean(h * (w - np.average(w, weights=h)) ** 2)) for w, h in layers)
-    if variance == 0:
+    # Of equal weights only rounding is left.
+    if variance == 0 or all(np.ptp(w[h > 0]) == 0 for w, h in layers):
         return np.linspace(0.0, 1.0, num_slopes)
     low, high = 0.2 / variance, 0.5 * 4.0**max_bits / variance
     if np.isfinite(entropy.nats):

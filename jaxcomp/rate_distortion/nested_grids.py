@@ -121,8 +121,10 @@ def bounds_at_slopes(
     is_live = importance > 0
     live, heights = points[is_live], importance[is_live]
     mean = np.average(live, weights=heights)
-    constant = float(np.sum(heights * (live - mean) ** 2)) / points.size
     span = float(np.ptp(live))
+    # The mean of equal numbers is another number by rounding.
+    constant = float(np.sum(heights * (live - mean) ** 2)) / points.size if span > 0 else 0.0
+    lossless = _lossless_nats(live, points.size)
     found: list[Bounds] = []
     split: _Split | None = None
     start: tuple[_Array, float] | None = None
@@ -138,9 +140,18 @@ def bounds_at_slopes(
         rate, distortion = problem.channel(q)
         if slope * constant <= rate + slope * distortion:
             rate, distortion = 0.0, constant
+        if lossless < rate + slope * distortion:
+            rate, distortion = lossless, 0.0
         found.append(Bounds(rate, distortion, max(lower, 0.0)))
         start = (q, problem.spacings[-1])
     return found[::-1]
+
+
+def _lossless_nats(live: _Array, number: int) -> float:
+    """Return the entropy of the weights themselves; those without importance follow the crowd."""
+    counts = np.unique(live, return_counts=True)[1]
+    counts[np.argmax(counts)] += number - live.size
+    return float(-np.sum(counts / number * np.log(counts / number)))
 
 
 def _split(
