@@ -136,6 +136,19 @@ def test_many_gaussian_weights_meet_the_closed_form():
         assert point.rate_nats + slope * point.distortion - point.lagrangian_nats < 0.016
 
 
+def test_low_rates_of_heavy_tails_are_certified_too():
+    # Most of the reproductions die out within a step; those taken away wrongly must come back.
+    rng = np.random.default_rng(0)
+    points, importance = rng.standard_t(6, 20_000), np.exp(2 * rng.normal(size=20_000))
+    variance = np.mean(importance * (points - np.average(points, weights=importance)) ** 2)
+    slopes = np.array([0.2, 0.35, 0.5, 0.8]) / variance
+    for slope, point in zip(
+        slopes, grids.bounds_at_slopes(points, importance, slopes, gap_nats=0.014), strict=True
+    ):
+        assert point.rate_nats + slope * point.distortion - point.lagrangian_nats < 0.014
+        assert point.lagrangian_nats <= slope * variance
+
+
 def test_interpolation_and_its_transpose():
     rng = np.random.default_rng(0)
     for size in (4, 5, 9, 33):

@@ -59,6 +59,7 @@ _GRID_PER_PAIR = 8
 _LEAST_EIGENVALUE = 0.02
 _CYCLE = 8
 _NUM_PLAIN = 4
+_LEAST_SHARE = 1e-9
 _MAX_STEPS = 60
 _THREADED = 4096
 # A cubic at -1 from its values at 0, 1, 2, 3.
@@ -338,13 +339,15 @@ class _Problem:
             multipliers = [mass / values for mass, values in zip(self.mass, z, strict=True)]
             c = self.certificates(multipliers)
             log_c = np.log(c)
-            gap = float(log_c.max() - np.sum(q * c * log_c))
+            # The gap is this less the mean of ln c, which is small, and wrong where Z underflows.
+            gap = float(log_c.max())
             if gap < best_gap:
                 best_gap, best_q, best_multipliers = gap, q, multipliers
             if gap <= gap_nats:
                 break
             factor = 1.0 if step < _NUM_PLAIN else factors[(step - _NUM_PLAIN) % _CYCLE]
-            q = q * np.exp(np.clip(factor * log_c, -30.0, 2.0))
+            # No step empties a place for good: what was taken too much has to come back.
+            q = q * np.exp(np.clip(factor * log_c, -4.0, 2.0)) + _LEAST_SHARE / q.size
             q = q / q.sum()
         return best_q, self._certified(best_multipliers)
 
