@@ -102,6 +102,7 @@ def main() -> None:
             num_clusters=CLUSTERS,
             compressors=DESIGNED,
             codebooks=codebooks,
+            batch_size=128,
         )
 
     # The first call compiles; all chunks have one shape.

@@ -507,6 +507,14 @@ def linear_regression(
     noise_variance: Annotated[
         float, typer.Option(help="s2 of the outputs.", rich_help_panel=_PROBLEM)
     ] = 1.0,
+    correlation: Annotated[
+        float,
+        typer.Option(
+            help="Of neighbouring inputs, between -1 and 1; inputs i and j have its |i-j|-th "
+            "power.",
+            rich_help_panel=_PROBLEM,
+        ),
+    ] = 0.0,
     datasets: Annotated[
         int, typer.Option(help="Data sets drawn for each n.", rich_help_panel=_SIMULATION)
     ] = 10_000,
@@ -568,6 +576,7 @@ def linear_regression(
             decimals=tuple(decimals) if decimals else standard.decimals,
             signal=signal,
             noise_variance=noise_variance,
+            correlation=correlation,
             num_datasets=datasets,
             information_datasets=min(4000, max(datasets, 100)),
             num_rates=num_rates,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxcomp.linear_regression import DESIGNED, design_codebooks
-from jaxcomp.linear_regression.codebooks import FIXED_RATE, designed_quantize
+from jaxcomp.linear_regression.codebooks import FIXED_RATE, designed_quantize, merge
 from jaxcomp.quantizers import kmeans, uniform
 
 CLUSTERS = (1, 2, 5)
@@ -48,7 +48,7 @@ def test_quantized_weights_are_nearest_centroids(books):
     rng = np.random.default_rng(1)
     weights = rng.normal(size=9).astype(np.float32)
     rates = jnp.asarray(9 * np.log(CLUSTERS), jnp.float32)
-    found = designed_quantize(jnp.asarray(weights), books, rates, DESIGNED)
+    found = designed_quantize(jnp.asarray(weights), books, merge(books), rates, DESIGNED)
     for name in FIXED_RATE[1:]:
         values, length = found[name]
         for place in range(len(CLUSTERS)):
@@ -80,7 +80,9 @@ def test_entropy_coded_grid(sample, books):
 def test_lengths_add_up_over_weights(books):
     weights = jnp.asarray([0.1, -2.0, 40.0])
     rates = jnp.zeros(len(CLUSTERS))
-    values, length = designed_quantize(weights, books, rates, ("entropy_coded",))["entropy_coded"]
+    values, length = designed_quantize(weights, books, merge(books), rates, ("entropy_coded",))[
+        "entropy_coded"
+    ]
     offset = (np.asarray(weights) - float(books.origin)) / np.asarray(books.steps)[:, None]
     half = books.cell_nats.shape[1] // 2
     index = (np.clip(np.rint(offset), -half, half) + half).astype(int)

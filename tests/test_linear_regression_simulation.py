@@ -15,6 +15,7 @@ from jaxcomp.linear_regression import (
     DESIGNED,
     channel_risks,
     codebooks_for,
+    correlated_covariance,
     draw_solution,
     draw_solutions,
     least_squares_risks,
@@ -277,6 +278,10 @@ def test_unknown_names_of_a_result(result):
 
 def test_problems():
     found = random_problem(jax.random.key(0), 7, signal=2.5)
+    np.testing.assert_allclose(found.setting(20).signal, 2.5, rtol=1e-5)
+    matrix = correlated_covariance(7, -0.5)
+    assert matrix[1, 4] == -0.125
+    found = random_problem(jax.random.key(0), 7, signal=2.5, covariance=matrix)
     np.testing.assert_allclose(found.setting(20).signal, 2.5, rtol=1e-5)
     for call, message in (
         (lambda: random_problem(jax.random.key(0), 0), "dim must be at least 1, got 0"),

@@ -135,9 +135,34 @@ def test_the_same_command_goes_on_and_other_settings_are_refused(finished, tmp_p
     assert (half / "table.csv").read_bytes() == (out / "table.csv").read_bytes()
 
 
+def test_correlated_inputs_meet_the_theory(tmp_path):
+    options = ["--correlation", "0.6", "--out", str(tmp_path / "run")]
+    told = CliRunner().invoke(app, [*SMALL, *options])
+    assert told.exit_code == 0, told.output
+    assert "for uncorrelated inputs" in told.stdout
+    table = StudyResult.load(tmp_path / "run").table
+    rows = table[table["compressor"].isin(CHANNELS)]
+    # Of 60 data sets, at 3 rates of 5 channels; five standard errors.
+    away = rows["population_risk"] - rows["theory_population_risk"]
+    assert np.all(np.abs(away) <= 5 * rows["population_risk_se"] + 1e-6)
+    config = StudyConfig(dim=4, num_examples=(14,), correlation=0.6)
+    problem = config.problem()
+    assert float(problem.covariance[0, 2]) == pytest.approx(0.36)
+    assert float(problem.setting(14).signal) == pytest.approx(config.signal)
+
+
 def test_help_teaches():
     told = CliRunner().invoke(app, ["linear-regression", "--help"]).stdout
-    for word in ("--num-examples", "--signal", "--datasets", "--decimals", "--out", "Ctrl-C", "2B"):
+    for word in (
+        "--num-examples",
+        "--signal",
+        "--correlation",
+        "--datasets",
+        "--decimals",
+        "--out",
+        "Ctrl-C",
+        "2B",
+    ):
         assert word in told
 
 
@@ -152,6 +177,8 @@ def test_help_teaches():
         (["--signal", "-1"], "signal must be finite and at least 0, got -1.0"),
         (["--noise-variance", "0"], "noise_variance must be positive and finite, got 0.0"),
         (["--decimals", "9"], "decimals must lie between 0 and 5"),
+        (["--correlation", "1"], "correlation must lie between -1 and 1, got 1.0"),
+        (["--correlation", "0.99999"], "covariance must be positive definite, got eigenvalues"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence_and_code_2(arguments, message, tmp_path, monkeypatch):

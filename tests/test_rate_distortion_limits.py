@@ -11,11 +11,12 @@ from jaxcomp.rate_distortion import (
     distance_to_limit,
     layer_curve,
     layer_source,
+    network_curve,
 )
 from jaxcomp.rate_distortion.limits import lower_envelope, upper_hull
 
 NUM_WEIGHTS = 240
-OPTIONS = {"num_slopes": 8, "max_bits": 3.0, "num_reproductions": 64, "gap_bits": 2e-3}
+OPTIONS = {"num_slopes": 8, "max_bits": 3.0, "gap_bits": 5e-3}
 
 
 def weights_of(seed=0, number=NUM_WEIGHTS):
@@ -107,6 +108,32 @@ def test_layers_add_at_equal_slopes(curve):
         add_curves([])
 
 
+def test_a_network_is_its_layers_together():
+    layers = {"a": weights_of(2), "b": weights_of(3, 60)}
+    layers["dead"] = (layers["b"][0], np.zeros(60))
+    whole = network_curve(layers, num_slopes=6, max_bits=2.0, gap_bits=0.01)
+    assert whole.num_weights == NUM_WEIGHTS + 120
+    assert whole.multipliers.size == 6
+    alone = [
+        layer_curve(*layers[name], multipliers=whole.multipliers, gap_bits=0.005) for name in "ab"
+    ]
+    both = add_curves(alone)
+    # Weights without importance cost nothing; either is within its gap of the truth.
+    share = both.num_weights / whole.num_weights
+    steps = whole.multipliers / np.log(2) / whole.num_weights
+    lagrangians = [
+        share * both.rate_bits + steps * both.distortion,
+        whole.rate_bits + steps * whole.distortion,
+    ]
+    np.testing.assert_allclose(*lagrangians, atol=whole.gap_bits.max() + both.gap_bits.max())
+    assert np.all(whole.gap_bits <= 0.02)
+    assert whole.live_share == pytest.approx(share * both.live_share)
+    assert whole.entropy_nats == pytest.approx(both.entropy_nats)
+    assert whole.rate_bits[-1] > 1
+    with pytest.raises(ValueError, match="at least one with some importance, got none"):
+        network_curve({"dead": layers["dead"]})
+
+
 def test_envelope_and_hull_of_a_known_curve():
     # R(D) = -1/2 ln D of a Gaussian, at slopes s = 1 / (2 D).
     distortion = np.geomspace(1e-3, 1, 12)
@@ -158,7 +185,9 @@ def test_short_dtype_and_dead_weights(curve):
         ((np.ones(2), -np.ones(2)), {}, ValueError, "importance must be at least 0, got -1"),
         ((np.ones(2), np.zeros(2)), {}, ValueError, "importance must not be 0 throughout"),
         ((np.array([1.0, np.inf]),), {}, ValueError, "weights must be finite, got 1 NaN"),
-        ((np.ones(2),), {"max_pairs": 8}, ValueError, "max_pairs must be at least twice"),
+        ((np.ones(2),), {"gap_bits": 0.0}, ValueError, "gap_nats must be positive, got 0"),
+        ((np.ones(2),), {"multipliers": 1.0}, ValueError, "a vector of finite numbers, got shape"),
+        ((np.ones(2),), {"multipliers": [np.inf]}, ValueError, "must be finite, got inf"),
         ((np.ones(2),), {"num_slopes": 2}, ValueError, "num_slopes must be at least 3, got 2"),
         ((np.ones(2),), {"max_bits": 0.0}, ValueError, "max_bits must be a positive finite"),
     ],
@@ -166,6 +195,11 @@ def test_short_dtype_and_dead_weights(curve):
 def test_bad_layers(arguments, options, error, message):
     with pytest.raises(error, match=message):
         layer_curve(*arguments, **options)
+
+
+def test_bad_histogram():
+    with pytest.raises(ValueError, match="max_pairs must be at least twice"):
+        layer_source(np.ones(2), max_pairs=8)
 
 
 def test_bad_points(curve):

@@ -11,7 +11,13 @@ from matplotlib.figure import Figure
 from scipy import stats
 from synthetic_sweep import METHODS, PAPER, QUICK, synthetic_claims, synthetic_table
 
-from jaxcomp.sweep.plots import plot_bound, plot_predicted_rise, plot_sweep, save_figures
+from jaxcomp.sweep.plots import (
+    plot_bound,
+    plot_limit,
+    plot_predicted_rise,
+    plot_sweep,
+    save_figures,
+)
 
 SMALL = QUICK | {"num_clusters": (2, 4, 16), "diameter_penalty": (0.05,)}
 COLUMNS = (
@@ -406,6 +412,31 @@ def test_predicted_rise_says_what_it_leaves_out(table):
     fallen = table.copy()
     fallen.loc[fallen["cell"] == "kmeans/none/K16", "measured_rise_nats"] = -0.1
     assert "1 cell without a rise left out" in legend_texts(plot_predicted_rise(fallen))
+
+
+def test_quantizers_are_drawn_above_the_limit(table):
+    limits = 0.3 * table["entropy_bits_per_weight"]
+    told = table.assign(
+        limit_bits_per_weight=limits,
+        shannon_bits_per_weight=0.5 * limits,
+        excess_bits_per_weight=table["entropy_bits_per_weight"] - limits,
+    )
+    figure = plot_limit(told)
+    plane, above = figure.axes
+    assert plane.get_yscale() == "log"
+    cells = told[told["method"] == "uniform"].groupby("cell").mean(numeric_only=True)
+    places = np.concatenate(drawn_lines(plane))
+    heights = np.concatenate(drawn_lines(above))
+    for _, cell in cells.iterrows():
+        bits, distortion = cell["entropy_bits_per_weight"], 2 * cell["predicted_rise_nats"]
+        assert np.isclose(places, [bits, distortion]).all(axis=1).any()
+        assert np.isclose(places, [cell["limit_bits_per_weight"], distortion]).all(axis=1).any()
+        assert np.isclose(heights, [bits, 0.7 * bits]).all(axis=1).any()
+    assert "3 cells not shown" in legend_texts(figure)
+    with pytest.raises(ValueError, match=r"lacks the columns \['limit_bits_per_weight'"):
+        plot_limit(table)
+    with pytest.raises(ValueError, match="no compressed cell of the table has a limit"):
+        plot_limit(told.assign(excess_bits_per_weight=np.nan))
 
 
 def test_figures_are_saved_with_the_same_bytes_each_time(table, tmp_path):

@@ -295,6 +295,28 @@ def test_markdown_escapes_bars_and_links_pictures(table, claims):
     assert "](sweep-mnist-mlp-noise0.3.png)" in both
 
 
+def test_distances_to_the_limit_have_a_table(table, claims):
+    assert "limit" not in report_markdown(table, claims)
+    told = table.assign(
+        limit_bits_per_weight=0.25 * table["entropy_bits_per_weight"],
+        shannon_bits_per_weight=0.125,
+        excess_bits_per_weight=0.75 * table["entropy_bits_per_weight"],
+    )
+    plain = told[(told["cell"] == "kmeans/none/K8") & (told["kind"] == "compressed")]
+    bits = plain["entropy_bits_per_weight"].mean()
+    text = report_markdown(told, claims, with_pictures=True)
+    row = f"| K-means, unweighted | 8 | {bits:.2f} | {bits / 4:.2f} | {0.75 * bits:.2f} | 0.12 |"
+    assert row in text
+    assert "(limit.png)" in text
+    # Penalties are in the table of the sweep; pruned weights have no K.
+    assert text.count("| K-means, unweighted |") == 5
+    assert "| 50 % of weights pruned | - |" in text
+    with_terminal = printed(told, claims)
+    assert "above the rate-distortion limit" in with_terminal
+    missing = told.assign(excess_bits_per_weight=np.nan)
+    assert "Distance to the limit" not in report_markdown(missing, claims)
+
+
 def test_tables_that_cannot_be_reported(table):
     with pytest.raises(ValueError, match=r"lacks the columns \['test_loss'\]: pass the table of"):
         printed(table.drop(columns="test_loss"), [])

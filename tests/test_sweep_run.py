@@ -71,8 +71,9 @@ def test_every_cell_of_every_network_has_a_row(finished):
 def test_numbers_are_finite_and_consistent(finished):
     _, result = finished
     table = result.table
+    limits = [f"{name}_bits_per_weight" for name in ("limit", "shannon", "excess")]
     numbers = table.select_dtypes("number").drop(
-        columns=["parameter", "predicted_rise_nats", "num_used", "num_empty"]
+        columns=["parameter", "predicted_rise_nats", "num_used", "num_empty", *limits]
     )
     assert np.isfinite(numbers.to_numpy()).all()
     np.testing.assert_allclose(
@@ -88,6 +89,24 @@ def test_numbers_are_finite_and_consistent(finished):
     assert (
         compressed["entropy_bits_per_weight"] <= compressed["fixed_bits_per_weight"] + 1e-9
     ).all()
+
+
+def test_every_quantizer_is_above_the_limit(finished):
+    table = finished[1].table
+    compressed = table[table["kind"] == "compressed"]
+    assert table.loc[table["kind"] != "compressed", "limit_bits_per_weight"].isna().all()
+    np.testing.assert_allclose(
+        compressed["excess_bits_per_weight"],
+        compressed["entropy_bits_per_weight"] - compressed["limit_bits_per_weight"],
+    )
+    # Rounding has scales for every channel, which the limit does not know.
+    own = compressed[compressed["method"] != "round_to_nearest"]
+    assert (own["excess_bits_per_weight"] > 0).all()
+    # One limit for one distortion, whatever the quantizer.
+    for _, rows in compressed.groupby("model_seed"):
+        limits = rows.sort_values("predicted_rise_nats")["limit_bits_per_weight"].to_numpy()
+        assert (np.diff(limits) <= 1e-9).all()
+        assert 0 <= limits[-1] < limits[0]
 
 
 def test_finer_codebooks_approach_the_original(finished):

@@ -45,7 +45,13 @@ from jaxcomp.linear_regression.information import (
     ridge_log_density,
     rounded_entropy_nats,
 )
-from jaxcomp.linear_regression.problem import Problem, Setting, make_problem, random_problem
+from jaxcomp.linear_regression.problem import (
+    Problem,
+    Setting,
+    correlated_covariance,
+    make_problem,
+    random_problem,
+)
 from jaxcomp.linear_regression.simulation import (
     COMPRESSORS,
     CONTROLS,
@@ -85,6 +91,7 @@ __all__ = [
     "channel_risks",
     "codebooks_for",
     "coordinate_entropy_nats",
+    "correlated_covariance",
     "design_codebooks",
     "design_information_nats",
     "distortion_rate_bounds",

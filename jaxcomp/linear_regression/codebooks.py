@@ -210,9 +210,35 @@ def _grid_tables(
     return centroids, nats.astype(points.dtype)
 
 
+class MergedCodebooks(NamedTuple):
+    """All codebooks of fixed rate as one table: a weight is looked up once for all of them.
+
+    Attributes:
+        thresholds: (T,) of all codebooks, ascending, infinite ones last.
+        values: (T + 1, F, R), the centroids of a weight above T' thresholds.
+    """
+
+    thresholds: Float[Array, " T"]
+    values: Float[Array, "T+1 F R"]
+
+
+@jax.jit
+def merge(codebooks: DesignedCodebooks) -> MergedCodebooks:
+    """Return the table of all codebooks of fixed rate."""
+    thresholds = jnp.sort(codebooks.thresholds.ravel())
+    low = jnp.concatenate([thresholds[:1] - 1, thresholds])
+    high = jnp.append(thresholds, jnp.inf)
+    # A point of every interval; intervals of no length are never looked up.
+    inside = jnp.where(jnp.isfinite(high), 0.5 * low + 0.5 * high, low + 1)
+    index = assign(inside, codebooks.thresholds).astype(jnp.int32)
+    values = jnp.take_along_axis(codebooks.centroids, index, axis=-1)
+    return MergedCodebooks(thresholds, jnp.moveaxis(values, -1, 0))
+
+
 def designed_quantize(
     weights: Float[Array, " d"],
     codebooks: DesignedCodebooks,
+    merged: MergedCodebooks,
     rates: Float[Array, " R"],
     names: Sequence[str],
 ) -> dict[str, tuple[Float[Array, "R d"], Float[Array, " R"]]]:
@@ -221,6 +247,7 @@ def designed_quantize(
     Args:
         weights: (d,).
         codebooks: of R rates.
+        merged: from `merge`, of the same.
         rates: (R,), `d ln K`.
         names: out of `DESIGNED`.
 
@@ -228,6 +255,9 @@ def designed_quantize(
         For each name the quantized weights and the length of the code in nats.
     """
     found = {}
+    # (F, R, d): one row of the table for every weight.
+    place = jnp.searchsorted(merged.thresholds, weights)
+    fixed = jnp.moveaxis(merged.values[place], 0, -1)
     for name in names:
         if name == "entropy_coded":
             cells = _cell(weights - codebooks.origin, codebooks.steps)
@@ -235,9 +265,7 @@ def designed_quantize(
             nats = jnp.take_along_axis(codebooks.cell_nats, cells, axis=-1)
             found[name] = values, jnp.sum(nats, axis=-1)
             continue
-        place = FIXED_RATE.index(name)
-        index = assign(weights, codebooks.thresholds[place]).astype(jnp.int32)
-        found[name] = jnp.take_along_axis(codebooks.centroids[place], index, axis=-1), rates
+        found[name] = fixed[FIXED_RATE.index(name)], rates
     return found
 
 

@@ -109,15 +109,21 @@ def make_problem(
 
 
 def random_problem(
-    key: Array, dim: int, *, signal: float = 1.0, noise_variance: float = 1.0
+    key: Array,
+    dim: int,
+    *,
+    signal: float = 1.0,
+    noise_variance: float = 1.0,
+    covariance: Float[ArrayLike, "d d"] | None = None,
 ) -> Problem:
-    """Draw true weights of a given length in a random direction, with `Sigma = I`.
+    """Draw true weights in a random direction that explain a given variance of the outputs.
 
     Args:
         key: typed PRNG key, consumed here.
         dim: d >= 1.
-        signal: B = |w*|^2 >= 0.
+        signal: B = `w*' Sigma w*` >= 0.
         noise_variance: s2 > 0.
+        covariance: (d, d), see `make_problem`; None for the identity.
 
     Returns:
         The problem.
@@ -130,9 +136,29 @@ def random_problem(
     if not (signal >= 0 and np.isfinite(signal)):
         raise ValueError(f"signal must be finite and at least 0, got {signal}.")
     direction = np.asarray(jax.random.normal(key, (dim,)), np.float64)
-    return make_problem(
-        direction * np.sqrt(signal) / np.linalg.norm(direction), noise_variance=noise_variance
-    )
+    problem = make_problem(direction, covariance, noise_variance)
+    matrix = np.asarray(problem.covariance, np.float64)
+    length = np.sqrt(direction @ matrix @ direction)
+    return make_problem(direction * np.sqrt(signal) / length, covariance, noise_variance)
+
+
+def correlated_covariance(dim: int, correlation: float) -> Float[np.ndarray, "d d"]:
+    """Return `Sigma_ij = correlation^|i - j|`: inputs that are a stationary series of order 1.
+
+    Args:
+        dim: d >= 1.
+        correlation: of neighbours, above -1 and below 1; 0 for the identity.
+
+    Returns:
+        The matrix, whose condition number is below `((1 + |c|)/(1 - |c|))^2`.
+
+    Raises:
+        ValueError: on another correlation.
+    """
+    if not -1 < correlation < 1:
+        raise ValueError(f"correlation must lie between -1 and 1, got {correlation}.")
+    apart = np.abs(np.arange(dim)[:, None] - np.arange(dim)[None, :])
+    return np.power(float(correlation), apart)
 
 
 def check_setting(setting: Setting) -> None:

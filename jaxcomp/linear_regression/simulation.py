@@ -30,9 +30,11 @@ from jaxcomp.linear_regression.codebooks import (
     DESIGNED,
     FIXED_RATE,
     DesignedCodebooks,
+    MergedCodebooks,
     adaptive_quantize,
     design_codebooks,
     designed_quantize,
+    merge,
 )
 from jaxcomp.linear_regression.problem import Number, Problem, check_num_examples
 
@@ -461,6 +463,7 @@ def _one_data_set(
     number: Array,
     problem: Problem,
     codebooks: DesignedCodebooks,
+    merged: MergedCodebooks,
     rates: Float[Array, " R"],
     num_clusters: Int[Array, " R"],
     penalties: Float[Array, " R"],
@@ -499,7 +502,7 @@ def _one_data_set(
     if names:
         fixed_rates = shape[1] * jnp.log(num_clusters.astype(rates.dtype))
         for name, (values, length) in designed_quantize(
-            solution.weights, codebooks, fixed_rates, names
+            solution.weights, codebooks, merged, fixed_rates, names
         ).items():
             quantized[name], lengths[name] = values, length
     names = tuple(name for name in compressors if name in ADAPTIVE)
@@ -538,6 +541,7 @@ def _chunk(
     numbers: Int[Array, " M"],
     problem: Problem,
     codebooks: DesignedCodebooks,
+    merged: MergedCodebooks,
     rates: Float[Array, " R"],
     num_clusters: Int[Array, " R"],
     penalties: Float[Array, " R"],
@@ -554,6 +558,7 @@ def _chunk(
         _one_data_set,
         problem=problem,
         codebooks=codebooks,
+        merged=merged,
         rates=rates,
         num_clusters=num_clusters,
         penalties=penalties,
@@ -669,6 +674,7 @@ def simulate(
         _chunk,
         problem=problem,
         codebooks=codebooks,
+        merged=merge(codebooks),
         rates=jnp.asarray(rates, float),
         num_clusters=jnp.asarray(clusters),
         penalties=jnp.asarray(ridge_penalties, float),
@@ -710,19 +716,29 @@ def _summarize(
     is_fixed = [name in (*FIXED_RATE, *ADAPTIVE) for name in names]
     shrinkage = shrinkage[:, np.asarray(is_fixed, int)]
     least_empirical, least_population = own[:, 0, None, None], own[:, 1, None, None]
-    values = np.stack(
-        [
-            empirical,
-            population,
-            population - empirical,
-            1 - empirical / population,
-            empirical - least_empirical,
-            least_population - population,
-            population - shrinkage,
-            length,
-        ]
+    # One after the other: each fits the cache, all of them together do not.
+    quantities: tuple[Callable[[], NDArray[np.float64]], ...] = (
+        lambda: empirical,
+        lambda: population,
+        lambda: population - empirical,
+        lambda: 1 - empirical / population,
+        lambda: empirical - least_empirical,
+        lambda: least_population - population,
+        lambda: population - shrinkage,
+        lambda: length,
     )
-    means = values.mean(axis=1)
+    means, squares = zip(*(_mean_and_squares(values()) for values in quantities), strict=True)
+    return Simulation(count, names, rates, np.stack(means), np.stack(squares))
+
+
+def _mean_and_squares(
+    values: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean over the first axis and sum of squared deviations from it."""
+    mean = values.mean(axis=0)
     with np.errstate(invalid="ignore"):
-        deviations = np.where(values == means[:, None], 0.0, values - means[:, None])
-    return Simulation(count, names, rates, means, np.sum(deviations**2, axis=1))
+        deviations = values - mean
+    # Infinite lengths are all the same.
+    if not np.all(np.isfinite(mean)):
+        deviations[values == mean] = 0.0
+    return mean, np.einsum("mcr,mcr->cr", deviations, deviations)

@@ -16,7 +16,7 @@ on the second.
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +48,11 @@ from jaxcomp.linear_regression.information import (
     ridge_entropy_nats,
     rounded_entropy_nats,
 )
-from jaxcomp.linear_regression.problem import Problem, random_problem
+from jaxcomp.linear_regression.problem import (
+    Problem,
+    correlated_covariance,
+    random_problem,
+)
 from jaxcomp.linear_regression.simulation import (
     CONTROLS,
     QUANTITIES,
@@ -76,6 +80,7 @@ class StudyConfig:
         num_examples: n of each simulation; the first one is drawn in detail.
         signal: B, variance of the outputs that the weights explain.
         noise_variance: s2.
+        correlation: of neighbouring inputs, `Sigma_ij = correlation^|i - j|`.
         num_datasets: data sets drawn for every n.
         num_rates: places of the rate grid, 2 to 64: K = 1, 2, ... for the fixed-rate quantizers,
             equally spaced up to `max_bits` for channels and the entropy code.
@@ -93,6 +98,7 @@ class StudyConfig:
     num_examples: tuple[int, ...] = (80, 160, 400, 1000, 5000)
     signal: float = 2.0
     noise_variance: float = 1.0
+    correlation: float = 0.0
     num_datasets: int = 10_000
     num_rates: int = 32
     max_bits: float = 5.0
@@ -131,6 +137,7 @@ class StudyConfig:
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name} must be positive and finite, got {value}.")
+        correlated_covariance(self.dim, self.correlation)
         for name in ("signal", "diameter_penalty"):
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
@@ -148,9 +155,14 @@ class StudyConfig:
         return self.dim * LN2 * np.linspace(0, self.max_bits, self.num_rates)
 
     def problem(self) -> Problem:
-        """True weights in a random direction; the input covariance is the identity."""
-        key = jax.random.fold_in(jax.random.key(self.seed), _PROBLEM)
-        return random_problem(key, self.dim, signal=self.signal, noise_variance=self.noise_variance)
+        """True weights in a random direction, and the covariance of the inputs."""
+        return random_problem(
+            jax.random.fold_in(jax.random.key(self.seed), _PROBLEM),
+            self.dim,
+            signal=self.signal,
+            noise_variance=self.noise_variance,
+            covariance=correlated_covariance(self.dim, self.correlation),
+        )
 
 
 class Claim(NamedTuple):
@@ -198,11 +210,14 @@ class StudyResult:
 
     def report(self) -> str:
         """The claims and bounds in words."""
+        config = _config(self.manifest["settings"])
         lines = ["## What compression does to the population risk", ""]
         lines += [f"- {claim.sentence}" for claim in self.claims]
         lines += ["", "## What the theory says", ""]
-        lines += [f"- {line}" for line in _theory_lines(_config(self.manifest["settings"]))]
+        lines += [f"- {line}" for line in _theory_lines(config)]
         lines += ["", "## The learner's own information", ""]
+        if config.correlation:
+            lines.append("- for uncorrelated inputs, where its density is known.")
         lines += [f"- {line}" for line in _information_lines(self.information)]
         return "\n".join(lines) + "\n"
 
@@ -287,7 +302,9 @@ def run(
             halves = _simulate(config, problem, num_examples, directory, report, done, total)
             tables.append(_table(config, problem, num_examples, halves[0].merge(halves[1])))
             claims += _claims(config, num_examples, *halves)
-        information = _information(config, problem, progress)
+        # The densities that it integrates are those for uncorrelated inputs.
+        plain = replace(config, correlation=0.0).problem()
+        information = _information(config, plain, progress)
     directory.manifest["times"] = {"seconds": time.perf_counter() - started}
     result = StudyResult(
         pd.concat(tables, ignore_index=True),

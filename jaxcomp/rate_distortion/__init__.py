@@ -10,6 +10,7 @@ from jaxcomp.rate_distortion.limits import (
     distance_to_limit,
     layer_curve,
     layer_source,
+    network_curve,
 )
 from jaxcomp.rate_distortion.shannon import (
     density_entropy,
@@ -38,6 +39,7 @@ __all__ = [
     "laplacian_entropy",
     "layer_curve",
     "layer_source",
+    "network_curve",
     "shannon_distortion",
     "shannon_rate",
     "squared_error_curve",

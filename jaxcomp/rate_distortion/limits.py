@@ -1,9 +1,8 @@
 """How far quantizers are from the limit: the rate-distortion curve of the weights of a real layer.
 
-The source is the layer itself: its N pairs (w_i, h_i) with probability 1/N each, or, for a large
-layer, a two-dimensional histogram of (w, ln h). Importance is never a probability. The limit is one
-for codes that treat the weights as independent symbols (fixed length, Huffman, order-0 arithmetic
-codes); a coder that models context may go below it.
+The source is the layer itself: its N pairs (w_i, h_i) with probability 1/N each. Importance is
+never a probability. The limit is one for codes that treat the weights as independent symbols (fixed
+length, Huffman, order-0 arithmetic codes); a coder that models context may go below it.
 
 Conventions as in the quantizers and on the outside of the package: distortion is the *sum*
 `sum h_i (w_i - c)^2` over the layer, rates are in *bits per weight*.
@@ -11,7 +10,7 @@ Conventions as in the quantizers and on the outside of the package: distortion i
 Axes: `S` slopes, `N` weights, `...` operational points.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -19,8 +18,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import stats
 
+from jaxcomp.rate_distortion.discrete import check_multipliers
+from jaxcomp.rate_distortion.nested_grids import bounds_at_slopes
 from jaxcomp.rate_distortion.shannon import shannon_rate
-from jaxcomp.rate_distortion.squared_error import squared_error_curve
 
 _LN2 = float(np.log(2.0))
 # Classes of h in which the entropy of the weights is estimated, and weights that one must hold.
@@ -57,9 +57,8 @@ class LayerCurve(NamedTuple):
         multipliers: (S,) increasing, nats per unit of distortion.
         rate_bits: (S,) per weight, an upper bound on the limit at `distortion`.
         distortion: (S,) `sum h (w - y)^2` over the N weights.
-        gap_bits: (S,) per weight: how far below the limit may lie, for the source of pairs.
-        inner_distortion: what the histogram left out, as a sum; 0 if there was none. It is in
-            `distortion` already.
+        gap_bits: (S,) per weight: how far below the limit may lie. With the rate in bits,
+            `R(D') >= rate_bits - gap_bits - s / ln 2 (D' - D) / N` for every D'.
         converged: (S,) whether the gap is the one asked for.
         live_share: share of the weights with h > 0.
         entropy_nats: differential entropy h(W | H) of those, estimated from spacings, -infinity
@@ -72,7 +71,6 @@ class LayerCurve(NamedTuple):
     rate_bits: Float[np.ndarray, " slopes"]
     distortion: Float[np.ndarray, " slopes"]
     gap_bits: Float[np.ndarray, " slopes"]
-    inner_distortion: float
     converged: Bool[np.ndarray, " slopes"]
     live_share: float
     entropy_nats: float
@@ -86,8 +84,7 @@ class Distance(NamedTuple):
         rate_bits: (...) of the points.
         distortion: (...) of the points.
         limit_bits: (...) certified lower bound of R(D) at the distortion: the highest of the
-            tangents of all slopes, never below 0. If the curve is that of a histogram, at
-            `(sqrt D + sqrt(inner distortion))^2`: no code of the weights is worse for the pairs.
+            tangents of all slopes, never below 0.
         curve_bits: (...) R(D) interpolated on the lower convex hull of the curve, an upper bound;
             infinity below the least distortion of the curve.
         shannon_bits: (...) Shannon lower bound as if the weights had a density.
@@ -155,7 +152,7 @@ def layer_source(
     return Source(points, mass / count, count / w.size, inner)
 
 
-def _checked(weights, importance) -> tuple[_Array, _Array]:
+def _checked(weights, importance, *, may_vanish: bool = False) -> tuple[_Array, _Array]:
     w = np.asarray(weights)
     if not (np.issubdtype(w.dtype, np.floating) or jnp.issubdtype(w.dtype, jnp.floating)):
         raise TypeError(f"weights must be floating, got {w.dtype}.")
@@ -174,7 +171,7 @@ def _checked(weights, importance) -> tuple[_Array, _Array]:
             f"importance must be at least 0, got {h.min():g}; apply a policy for negative "
             "curvature first."
         )
-    if not np.any(h > 0):
+    if not (may_vanish or np.any(h > 0)):
         raise ValueError(
             "importance must not be 0 throughout, since every code has distortion 0 then."
         )
@@ -213,11 +210,12 @@ def layer_curve(
     num_slopes: int = 32,
     max_bits: float = 5.0,
     multipliers: Any = None,
-    max_pairs: int = 2048,
-    num_reproductions: int = 256,
-    gap_bits: float = 1e-3,
+    gap_bits: float = 0.02,
 ) -> LayerCurve:
-    """Return the rate-distortion curve of the weights of one layer.
+    """Return the rate-distortion curve of the weights of one layer, however many.
+
+    Every weight counts as it is: see `nested_grids` for how. Half a second for a layer of 65,536
+    weights, some 2 for 200,000, most of it for the highest rates.
 
     Args:
         weights: N numbers of any shape.
@@ -226,47 +224,110 @@ def layer_curve(
         max_bits: about the highest rate of the curve, in bits per weight.
         multipliers: (S,) to use instead, nats per unit of `sum h (w - y)^2` over the layer; layers
             that are to be added need the same ones.
-        max_pairs: see `layer_source`.
-        num_reproductions: see `squared_error_curve`.
-        gap_bits: certified gap to stop at, bits per weight.
+        gap_bits: certified gap to aim for, bits per weight; the cost goes up with its inverse.
+            Beyond some 8 bits, and where the rate comes near log2 N, it may stay larger.
 
     Returns:
         The curve.
 
     Raises:
-        TypeError: see `layer_source`.
-        ValueError: see `layer_source` and `squared_error_curve`.
+        TypeError: if the weights are not real numbers.
+        ValueError: on no weights, shapes that differ, NaN or infinity, negative importance, all
+            importances 0, multipliers that are negative or not finite, `gap_bits` <= 0.
     """
     w, h = _checked(weights, importance)
-    source = layer_source(w, h, max_pairs=max_pairs)
-    live_share, entropy, log_importance = _entropy(w, h)
+    given: Any = np.zeros(1) if multipliers is None else np.asarray(multipliers, np.float64)
+    check_multipliers(given, gap_bits)
+    if given.ndim != 1 or not np.all(np.isfinite(given)):
+        raise ValueError(
+            f"multipliers must be a vector of finite numbers, got shape {given.shape}."
+            if given.ndim != 1
+            else f"multipliers must be finite, got {np.max(given):g}."
+        )
+    entropy = _entropy(w, h)
     if multipliers is None:
-        multipliers = _multipliers(w, h, entropy, log_importance, num_slopes, max_bits)
-    slopes: Any = np.sort(np.asarray(multipliers, np.float64))
-    # The slope of the sums over N weights is that of one weight.
-    found = squared_error_curve(
-        source.points,
-        source.importance,
-        slopes,
-        probabilities=source.probabilities,
-        num_reproductions=num_reproductions,
-        gap_nats=gap_bits * _LN2,
+        given = _multipliers([(w, h)], entropy, num_slopes, max_bits)
+    return _curve(w, h, np.sort(given), gap_bits, entropy)
+
+
+def network_curve(
+    layers: Mapping[str, tuple[Any, Any]],
+    *,
+    num_slopes: int = 16,
+    max_bits: float = 6.0,
+    gap_bits: float = 0.04,
+) -> LayerCurve:
+    """Return the limit of a whole network whose layers have codebooks of their own.
+
+    Args:
+        layers: weights and importance h >= 0 of every layer, by name; arrays of one shape. Layers
+            without any importance cost nothing and count with their weights.
+        num_slopes: S, shared by all layers.
+        max_bits: about the highest rate of the curve, in bits per weight of the network.
+        gap_bits: certified gap to aim for, per weight of the network; small layers may have more.
+
+    Returns:
+        The curve of all weights, the rate shared out between the layers as well as can be.
+
+    Raises:
+        TypeError: see `layer_curve`.
+        ValueError: see `layer_curve`; on no layers, or no importance in any of them.
+    """
+    none: Any = np.zeros(1)
+    check_multipliers(none, gap_bits)
+    checked = [_checked(*pair, may_vanish=True) for pair in layers.values()]
+    live = [(w, h) for w, h in checked if np.any(h > 0)]
+    if not live:
+        raise ValueError("layers must hold at least one with some importance, got none.")
+    entropies = [_entropy(w, h) for w, h in live]
+    number = np.array([w.size for w, _ in live], float)
+    shares = number * np.array([entropy.live_share for entropy in entropies])
+    together = _Entropy(
+        float(shares.sum() / number.sum()),
+        *(float(mean) for mean in np.average([e[1:] for e in entropies], axis=0, weights=shares)),
     )
+    multipliers = _multipliers(live, together, num_slopes, max_bits)
+    # What a small layer lacks matters little to the whole, and costs as much as in a large one.
+    gaps = gap_bits * np.clip(np.sqrt(number.mean() / number), 1.0, 8.0)
+    curves = [
+        _curve(w, h, multipliers, float(gap), entropy)
+        for (w, h), entropy, gap in zip(live, entropies, gaps, strict=True)
+    ]
+    dead = sum(w.size for w, _ in checked) - int(number.sum())
+    nothing = np.zeros(multipliers.size)
+    free = LayerCurve(dead, multipliers, nothing, nothing, nothing, nothing == 0, 0.0, 0.0, 0.0)
+    return add_curves([*curves, free] if dead else curves)
+
+
+class _Entropy(NamedTuple):
+    """What the Shannon lower bound needs; see `LayerCurve`."""
+
+    live_share: float
+    nats: float
+    mean_log_importance: float
+
+
+def _curve(w: _Array, h: _Array, slopes: _Array, gap_bits: float, entropy: _Entropy) -> LayerCurve:
+    # The slope of the sums over N weights is that of one weight.
+    found = bounds_at_slopes(w, h, slopes, gap_nats=gap_bits * _LN2)
+    rate = np.array([point.rate_nats for point in found])
+    distortion = np.array([point.distortion for point in found])
+    least = np.array([point.lagrangian_nats for point in found])
+    gap = np.maximum(rate + slopes * distortion - least, 0.0) / _LN2
     return LayerCurve(
         num_weights=w.size,
         multipliers=slopes,
-        rate_bits=np.asarray(found.rate_nats, np.float64) / _LN2,
-        distortion=w.size * (np.asarray(found.distortion, np.float64) + source.inner_distortion),
-        gap_bits=np.asarray(found.gap_nats, np.float64) / _LN2,
-        inner_distortion=w.size * source.inner_distortion,
-        converged=np.asarray(found.converged),
-        live_share=live_share,
-        entropy_nats=entropy,
-        mean_log_importance=log_importance,
+        rate_bits=rate / _LN2,
+        distortion=w.size * distortion,
+        gap_bits=gap,
+        converged=gap <= gap_bits,
+        live_share=entropy.live_share,
+        entropy_nats=entropy.nats,
+        mean_log_importance=entropy.mean_log_importance,
     )
 
 
-def _entropy(w: _Array, h: _Array) -> tuple[float, float, float]:
+def _entropy(w: _Array, h: _Array) -> _Entropy:
     """Return the share of weights with h > 0, their h(W | H) and their E ln H."""
     is_live = h > 0
     share = float(np.mean(is_live))
@@ -276,34 +337,31 @@ def _entropy(w: _Array, h: _Array) -> tuple[float, float, float]:
     entropy = 0.0
     for members in classes:
         if members.size < _LEAST_IN_SAMPLE:
-            return share, -np.inf, float(np.mean(np.log(h)))
+            return _Entropy(share, -np.inf, float(np.mean(np.log(h))))
         # Equal weights have spacing 0 and no density.
         with np.errstate(divide="ignore", invalid="ignore"):
             entropy += members.size * float(stats.differential_entropy(w[members]))
-    return share, entropy / w.size, float(np.mean(np.log(h)))
+    return _Entropy(share, entropy / w.size, float(np.mean(np.log(h))))
 
 
 def _multipliers(
-    w: _Array,
-    h: _Array,
-    entropy: float,
-    log_importance: float,
-    num_slopes: int,
-    max_bits: float,
+    layers: Sequence[tuple[_Array, _Array]], entropy: _Entropy, num_slopes: int, max_bits: float
 ) -> _Array:
     """Return 0, then multipliers from rates near 0 to about `max_bits`."""
     if num_slopes < 3:
         raise ValueError(f"num_slopes must be at least 3, got {num_slopes}.")
     if not (max_bits > 0 and np.isfinite(max_bits)):
         raise ValueError(f"max_bits must be a positive finite number, got {max_bits}.")
-    mean = np.average(w, weights=h)
-    variance = float(np.mean(h * (w - mean) ** 2))
-    if variance == 0:
+    # The layer with the most to lose is the first to get a rate.
+    variance = max(float(np.mean(h * (w - np.average(w, weights=h)) ** 2)) for w, h in layers)
+    # Of equal weights only rounding is left.
+    if variance == 0 or all(np.ptp(w[h > 0]) == 0 for w, h in layers):
         return np.linspace(0.0, 1.0, num_slopes)
     low, high = 0.2 / variance, 0.5 * 4.0**max_bits / variance
-    if np.isfinite(entropy):
+    if np.isfinite(entropy.nats):
         # At high rates D = 1 / (2 s), and the Shannon lower bound is nearly met.
-        high = max(4 * low, np.pi * np.exp(1 + 2 * _LN2 * max_bits - 2 * entropy - log_importance))
+        exponent = 1 + 2 * _LN2 * max_bits - 2 * entropy.nats - entropy.mean_log_importance
+        high = max(4 * low, np.pi * np.exp(exponent))
     return np.append(0.0, np.geomspace(low, high, num_slopes - 1))
 
 
@@ -333,7 +391,10 @@ def add_curves(curves: Sequence[LayerCurve]) -> LayerCurve:
     live = number * np.array([curve.live_share for curve in curves])
 
     def mean(weights, values):
-        return np.tensordot(weights / weights.sum(), np.array(values, float), axes=1)
+        # A weight of 0 silences an entropy of -infinity.
+        silenced = np.array(values, float)
+        silenced[weights == 0] = 0
+        return np.tensordot(weights / weights.sum(), silenced, axes=1)
 
     return LayerCurve(
         num_weights=int(number.sum()),
@@ -341,7 +402,6 @@ def add_curves(curves: Sequence[LayerCurve]) -> LayerCurve:
         rate_bits=mean(number, [curve.rate_bits for curve in curves]),
         distortion=np.sum([curve.distortion for curve in curves], axis=0),
         gap_bits=mean(number, [curve.gap_bits for curve in curves]),
-        inner_distortion=float(sum(curve.inner_distortion for curve in curves)),
         converged=np.all([curve.converged for curve in curves], axis=0),
         live_share=float(live.sum() / number.sum()),
         entropy_nats=float(mean(live, [curve.entropy_nats for curve in curves])),
@@ -376,14 +436,11 @@ def distance_to_limit(curve: LayerCurve, rate_bits: Any, distortion: Any) -> Dis
     if np.any(~(cost >= 0)):
         raise ValueError(f"distortion must be at least 0, got {np.min(cost):g}.")
     per_weight = curve.distortion / curve.num_weights
-    inner = curve.inner_distortion / curve.num_weights
-    widened = (np.sqrt(cost / curve.num_weights) + np.sqrt(inner)) ** 2
     limit = lower_envelope(
         curve.rate_bits - curve.gap_bits,
-        # The tangents are those of the pairs, whose distortion lacks the inner part.
-        per_weight - inner,
+        per_weight,
         curve.multipliers / _LN2,
-        widened,
+        cost / curve.num_weights,
     )
     live = cost / curve.num_weights / curve.live_share
     shannon = shannon_rate(curve.entropy_nats, live, curve.mean_log_importance)

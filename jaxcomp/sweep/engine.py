@@ -21,10 +21,12 @@ from jaxcomp.bounds import mutual_information_bound
 from jaxcomp.calibration import fit_temperature
 from jaxcomp.experiments.samples import Examples
 from jaxcomp.paths import leaves_by_path, replace_leaves
+from jaxcomp.rate_distortion import LayerCurve
 from jaxcomp.sweep.cells import Cell
 from jaxcomp.sweep.claims import CellLosses
 from jaxcomp.sweep.codebooks import Codebooks, Layers
 from jaxcomp.sweep.compress import Compressed, compress, squared_errors
+from jaxcomp.sweep.limits import NO_LIMITS, limit_curve, limits_at
 from jaxcomp.types import Params, PredictFn
 
 Row = dict[str, Any]
@@ -163,6 +165,13 @@ class Scorer:
         """Inputs of all parts, end to end."""
         return np.concatenate([part.inputs for part in self.parts])
 
+    @cached_property
+    def curve(self) -> LayerCurve | None:
+        """The rate-distortion limit of the network under the reference importance."""
+        if self.reference is None:
+            return None
+        return limit_curve(self.weights, self.reference)
+
     def apply(self, cell: Cell) -> tuple[Params, Compressed]:
         """Return the whole network after one cell, and what became of its layers."""
         params, changed = change(self.network, cell)
@@ -208,12 +217,14 @@ class Scorer:
         if cell.method == "temperature":
             scores = _at_temperature(scores)
         sizes = changed.sizes
+        limits = NO_LIMITS
         if sizes is None or cell.kind == "sensitivity":
             fixed = entropy = description = original_bits
             codebook = 0.0
         else:
             fixed, entropy = sizes.fixed_bits, sizes.entropy_bits
             codebook, description = sizes.codebook_bits, sizes.description_bits
+            limits = limits_at(self.curve, entropy / num_weights, predicted)
         size_bits = entropy + codebook
         description += FLOAT_BITS * biases
         num_examples = self.subject.num_distinct or len(self.parts.train.labels)
@@ -237,6 +248,9 @@ class Scorer:
             "predicted_rise_nats": predicted,
             "fixed_bits_per_weight": fixed / num_weights,
             "entropy_bits_per_weight": entropy / num_weights,
+            "limit_bits_per_weight": limits.limit,
+            "shannon_bits_per_weight": limits.shannon,
+            "excess_bits_per_weight": limits.excess,
             "codebook_bits": codebook,
             "size_bits_estimated": size_bits,
             "description_bits": description,

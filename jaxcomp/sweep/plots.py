@@ -32,7 +32,7 @@ from jaxcomp.sweep.summary import (
 )
 from jaxcomp.sweep.weighting import WEIGHTINGS, weighting_name
 
-__all__ = ["plot_bound", "plot_predicted_rise", "plot_sweep", "save_figures"]
+__all__ = ["plot_bound", "plot_limit", "plot_predicted_rise", "plot_sweep", "save_figures"]
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -79,6 +79,13 @@ COLUMNS_WITHOUT_TEMPERATURE = ("accuracy", "test_loss_tempered")
 POINT_MARKERS = {"round_to_nearest": ("s", False), "magnitude_pruning": ("P", True)}
 BOUND_COLUMNS = ("zero_one_bound", "train_accuracy")
 RISE_COLUMNS = ("predicted_rise_nats", "measured_rise_nats")
+LIMIT_COLUMNS = (
+    "entropy_bits_per_weight",
+    "predicted_rise_nats",
+    "limit_bits_per_weight",
+    "shannon_bits_per_weight",
+    "excess_bits_per_weight",
+)
 UNIFORM = Style(UNIFORM_COLOUR, "-", "x", 1.2, True, "bars")
 DOTTED = (0, (1, 1.5))
 FAMILY_DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
@@ -207,6 +214,29 @@ def plot_predicted_rise(table: pd.DataFrame) -> Figure:
     return _rise_figure(summary)
 
 
+def plot_limit(table: pd.DataFrame) -> Figure:
+    """Draw every quantizer against the rate-distortion limit of the networks.
+
+    Left the distortion against the entropy of the symbols, with the limit (certified lower bound,
+    Gauss-Newton importance) and the Shannon bound as lines; right the bits above the limit. Every
+    point is one compressed cell, mean over networks.
+
+    Args:
+        table: rows of one setting, with the columns of `LIMIT_COLUMNS`.
+
+    Returns:
+        A figure of 10.5 by 5.4 inches.
+
+    Raises:
+        ValueError: as `plot_sweep`, or if no cell has a limit.
+    """
+    summary = _one_setting(table)
+    _require(summary, LIMIT_COLUMNS)
+    if not _has_limit(summary):
+        raise ValueError("no compressed cell of the table has a limit: nothing to draw.")
+    return _limit_figure(summary)
+
+
 def save_figures(
     table: pd.DataFrame,
     directory: Path | str,
@@ -216,8 +246,8 @@ def save_figures(
 ) -> list[Path]:
     """Draw all pictures of all settings and write them; the same table gives the same bytes.
 
-    The files are `sweep`, `bound` and `predicted-rise`, followed by the setting's name if the
-    table has several. A picture that the table has no numbers for (no bound, no prediction) is
+    The files are `sweep`, `bound`, `predicted-rise` and `limit`, followed by the setting's name if
+    the table has several. A picture that the table has no numbers for (no bound, no prediction) is
     left out.
 
     Args:
@@ -255,6 +285,8 @@ def _figures(summary: Summary, claims: Sequence[Claim]) -> Iterator[tuple[str, F
         yield "bound", _bound_figure(summary)
     if summary.columns.issuperset(RISE_COLUMNS) and _has_rise(summary):
         yield "predicted-rise", _rise_figure(summary)
+    if summary.columns.issuperset(LIMIT_COLUMNS) and _has_limit(summary):
+        yield "limit", _limit_figure(summary)
 
 
 def _sweep_figure(summary: Summary, claims: Sequence[Claim]) -> Figure:
@@ -410,6 +442,81 @@ def _rise_figure(summary: Summary) -> Figure:
     groups = [("K-means", weighted), ("Other quantizers", others)]
     drawing.legend_below(figure, [group for group in groups if group[1]])
     return figure
+
+
+def _limit_figure(summary: Summary) -> Figure:
+    cells = [cell for cell in summary.of("compressed") if _has_limits(cell)]
+    # A pruned network of float weights has bits that nothing else comes near.
+    shown = [cell for cell in cells if cell.method != "magnitude_pruning"] or cells
+    figure = drawing.new_figure(
+        10.5,
+        5.4,
+        summary.description,
+        "The limit holds for codes of independent symbols and one codebook per layer. Distortion: "
+        "twice the predicted rise of the training loss.",
+    )
+    plane, above = figure.subplots(1, 2)
+    groups: list[Entry] = []
+    for label, colour, marker, filled, members in _scatter_groups(shown):
+        if not members:
+            continue
+        look = {
+            "linestyle": "none",
+            "marker": marker,
+            "markersize": 5,
+            "color": colour,
+            "markerfacecolor": colour if filled else "white",
+            "markeredgewidth": 1.1,
+            "alpha": 0.9,
+            "zorder": 3,
+        }
+        bits = _means(members, "entropy_bits_per_weight")
+        plane.plot(bits, 2 * _means(members, "predicted_rise_nats"), **look)
+        above.plot(bits, _means(members, "excess_bits_per_weight"), **look)
+        groups.append(sample(label, colour, marker=marker, filled=filled))
+    order = np.argsort(_means(shown, "predicted_rise_nats"))
+    distortions = 2 * _means(shown, "predicted_rise_nats")[order]
+    for column, dashes in (("limit_bits_per_weight", "-"), ("shannon_bits_per_weight", DOTTED)):
+        bits = _means(shown, column)[order]
+        plane.plot(bits, distortions, color=INK, linestyle=dashes, linewidth=1.3, zorder=2)
+    plane.set_yscale("log")
+    above.axhline(0.0, color=INK, linewidth=1.3, zorder=2)
+    for axis in (plane, above):
+        drawing.light_grid(axis)
+        axis.set_xlim(left=0)
+    top = float(np.max(_means(shown, "excess_bits_per_weight")))
+    above.set_ylim(
+        min(0.0, float(np.min(_means(shown, "excess_bits_per_weight")))) - 0.1, 1.1 * top
+    )
+    drawing.panel_title(plane, "a  Distortion")
+    drawing.panel_title(above, "b  Above the limit")
+    bits_label = "entropy of the symbols [bits per weight]"
+    drawing.axis_labels(plane, x=bits_label, y="sum of h (w - c)\N{SUPERSCRIPT TWO} [nats]")
+    drawing.axis_labels(above, x=bits_label, y="above the limit [bits per weight]")
+    references = [
+        sample("limit, certified", INK, dashes="-"),
+        sample("Shannon bound", INK, dashes=DOTTED),
+    ]
+    if num_left_out := len(summary.of("compressed")) - len(shown):
+        references.append(remark(f"{_cells(num_left_out)} not shown"))
+    half = -(-len(groups) // 2)
+    columns = (
+        [("Quantizers", groups)]
+        if len(groups) <= 4
+        else [("Quantizers", groups[:half]), ("", groups[half:])]
+    )
+    drawing.legend_below(figure, [*columns, ("Lines", references)])
+    return figure
+
+
+def _has_limit(summary: Summary) -> bool:
+    return any(_has_limits(cell) for cell in summary.of("compressed"))
+
+
+def _has_limits(cell: CellSummary) -> bool:
+    return cell.mean("predicted_rise_nats") > 0 and not math.isnan(
+        cell.mean("excess_bits_per_weight")
+    )
 
 
 def _one_setting(table: pd.DataFrame) -> Summary:

@@ -81,6 +81,24 @@ COLUMNS = (
 )
 
 
+# The table of distances: header, column of the sweep's table, decimals.
+LIMIT_COLUMNS = (
+    ("bits per weight", "entropy_bits_per_weight", 2),
+    ("limit", "limit_bits_per_weight", 2),
+    ("above the limit", "excess_bits_per_weight", 2),
+    ("Shannon bound", "shannon_bits_per_weight", 2),
+    ("predicted rise", "predicted_rise_nats", 0),
+)
+LIMIT_NOTE = (
+    "Entropy of the symbols against the least that any code of independent symbols needs for the "
+    "same distortion, twice the predicted rise of the training loss; certified by Blahut-Arimoto "
+    "duality, with one codebook per layer. The Shannon bound takes the weights as if they had a "
+    "density. A code that knows more than a weight's own value may go below the limit."
+)
+# What the terminal shows of it.
+_LIMIT_CLUSTERS = (4, 16)
+
+
 class Line(NamedTuple):
     """A row of the compact table."""
 
@@ -122,6 +140,7 @@ def print_report(
         title = Text(summary.description, style="bold")
         console.print(Rule(title, align="left", characters=_dash(console)))
         _print_table(console, summary)
+        _print_limits(console, summary)
         members = claims_of(claims, summary.name, len(summaries))
         told += members
         print_claims(console, _told(members), _HOW)
@@ -161,6 +180,13 @@ def report_markdown(
         told += members
         parts += ["### Claims", markdown_claims(_told(members))]
         parts += ["### Numbers", _numbers_note(summary, "±"), _markdown_table(summary)]
+        lines = _limit_lines(summary)
+        if lines:
+            parts.append("### Distance to the limit")
+            if with_pictures:
+                file = picture_name("limit", summary.name, len(summaries))
+                parts.append(f"![distortion and bits above the limit]({file}.png)")
+            parts += [LIMIT_NOTE, _markdown_limits(lines)]
     rest = [claim for claim in claims or () if claim not in told]
     if rest:
         parts += ["## Other claims", markdown_claims(_told(rest))]
@@ -227,6 +253,47 @@ def _controls(summary: Summary) -> Iterator[Line]:
             yield Line(f"noise as strong as K={noise.num_clusters}", noise)
         else:
             yield Line(name, best)
+
+
+def _limit_lines(summary: Summary, num_clusters: Sequence[int] = ()) -> list[Line]:
+    """Every cell without a penalty whose distance to the limit is known.
+
+    Args:
+        summary: of one setting.
+        num_clusters: the only K wanted; all if there are none.
+    """
+    groups = [
+        (f"K-means, {weighting_name(curve.weighting).label}", curve.cells)
+        for curve in summary.curves
+        if not curve.is_penalised
+    ]
+    groups += [(family.label, family.plain) for family in summary.families]
+    groups += [(BASELINE_NAMES[name], summary.of("compressed", name)) for name in ("uniform",)]
+    rounded = summary.of("compressed", "round_to_nearest")
+    groups += [(f"int{cell.parameter:g} per channel", [cell]) for cell in rounded]
+    pruned = summary.of("compressed", "magnitude_pruning")
+    groups += [(f"{100 * cell.parameter:g} % of weights pruned", [cell]) for cell in pruned]
+    return [
+        Line(label, cell)
+        for label, cells in groups
+        for cell in sorted(cells, key=lambda cell: cell.num_clusters)
+        if not math.isnan(cell.mean("excess_bits_per_weight"))
+        and (not num_clusters or cell.num_clusters in (0, *num_clusters))
+    ]
+
+
+def _limit_numbers(line: Line) -> list[str]:
+    """The entries of one row of the table of distances."""
+    shown = f"{line.cell.num_clusters}" if line.cell.num_clusters else "-"
+    numbers = [line.cell.mean(source) for _, source, _ in LIMIT_COLUMNS]
+    return [
+        line.label,
+        shown,
+        *(
+            (f"{number:.{decimals}f}" if decimals else f"{number:.1e}")
+            for number, (_, _, decimals) in zip(numbers, LIMIT_COLUMNS, strict=True)
+        ),
+    ]
 
 
 def _noise_of_chosen(summary: Summary) -> CellSummary | None:
@@ -303,6 +370,21 @@ def _told(claims: Sequence[Claim]) -> list[Told]:
     return [Told(claim.name, claim.verdict, _words(claim)) for claim in claims]
 
 
+def _print_limits(console: Console, summary: Summary) -> None:
+    lines = _limit_lines(summary, _LIMIT_CLUSTERS)
+    if not lines:
+        return
+    print_text(console, Text("Bits per weight above the rate-distortion limit", style="bold"))
+    grid = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="")
+    headers = ("compression", "K", *(name for name, _, _ in LIMIT_COLUMNS))
+    for number, header in enumerate(headers):
+        width = COLUMNS[number].width if number < 2 else max(7, max(map(len, header.split())))
+        grid.add_column(header, justify="right" if number else "left", width=width)
+    for line in lines:
+        grid.add_row(*map(Text, _limit_numbers(line)))
+    console.print(grid)
+
+
 def _words(claim: Claim) -> str:
     """Give the claim's sentence; the comparison with a control is added if it lacks it."""
     if claim.control is None:
@@ -345,3 +427,10 @@ def _markdown_table(summary: Summary) -> str:
         for line in section.lines:
             lines.append([_number(line, column, "±") for column in COLUMNS])
     return markdown_table(lines)
+
+
+def _markdown_limits(lines: Sequence[Line]) -> str:
+    headers = ["compression", "K", *(name for name, _, _ in LIMIT_COLUMNS)]
+    rows = [headers, [":--", *["--:"] * (len(headers) - 1)]]
+    rows += [_limit_numbers(line) for line in lines]
+    return markdown_table(rows)
