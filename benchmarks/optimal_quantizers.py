@@ -12,7 +12,7 @@ given a harder problem.
 - `codebook`: a histogram of 4,096 bins and `solve_kmeans` on it; centres, as the peers return.
 - `kmeans`: the same with the assignments of the points and their distortion.
 - `optimal`: `optimal_kmeans`, every number of clusters up to K, bound included; 4,096 bins.
-- `optimal_fine`: the same with 16,384 bins.
+- `optimal_fine`: the same with 16,384 bins, up to K = 64.
 - `rows`: `block_kmeans`, one codebook a row.
 - `diameter`: `optimal_diameter_kmeans`, all K <= 16 and all penalties, and how far Lloyd's
   iteration in its published and its monotone form ends above it.
@@ -141,6 +141,8 @@ def own_entries(problem: Problem, num_clusters: int, repeats: int) -> list[dict]
         "optimal": partial(by_optimal, max_clusters=num_clusters, num_bins=4096),
         "optimal_fine": partial(by_optimal, max_clusters=num_clusters, num_bins=16_384),
     }
+    if num_clusters > 64:
+        del programs["optimal_fine"]
     entries = []
     for name, program in programs.items():
         result, report = timed_program(program, arguments, repeats)
@@ -424,6 +426,11 @@ def main() -> None:
             entries = own_entries(problem, num_clusters, options.repeats)
             entries += peer_entries(problem, num_clusters, too_slow, options.peer_seconds)
             table += [key | entry for entry in entries]
+            times = "  ".join(
+                f"{entry['method']} {1e3 * entry['time_seconds_median']:.0f} ms"
+                for entry in entries
+            )
+            sys.stderr.write(f"{name}, {len(problem[0]):,} points, K = {num_clusters}: {times}\n")
     rows = rows_report(options.rows, options.repeats) if options.rows else None
     diameter = diameter_report(problems[0][1], options.repeats)
     others = others_report(problems[-1][1], options.repeats)
