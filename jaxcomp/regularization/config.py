@@ -15,9 +15,6 @@ from jaxcomp.experiments.settings import (
 
 Kind: TypeAlias = Literal["none", "l2", "l1", "dropout", "early stopping", "temperature"]
 
-RIVALS: tuple[Kind, ...] = ("dropout", "early stopping", "temperature")
-"""What regularizes without a penalty on the weights."""
-
 MAX_DECIMALS = 5
 
 # Of float32 weights: those up to 2^7 still have cells of their own at this step.
