@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from jaxcomp import drawing, storage
 from jaxcomp.statistics import model_interval
@@ -112,6 +113,8 @@ def plot_strengths(table: pd.DataFrame) -> Figure:
             drawing.panel_title(theory, "Bounds: L2 gap, certificates")
         for axis in axes[row]:
             axis.set_xscale("log")
+            # The strengths are marked by their points.
+            axis.xaxis.set_minor_locator(NullLocator())
             drawing.light_grid(axis)
             drawing.axis_labels(axis, x=f"{symbol} strength")
         axes[row][0].set_ylim(bottom=0)
