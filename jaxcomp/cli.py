@@ -353,14 +353,16 @@ def regularization(
     train_size: Annotated[
         int | None,
         typer.Option(
-            help="Distinct training examples drawn for each network.", rich_help_panel=_DATA
+            help="Distinct training examples drawn for each network. Default: 600 on digits, 6000 "
+            "on mnist.",
+            rich_help_panel=_DATA,
         ),
     ] = None,
     selection_size: Annotated[
         int | None,
         typer.Option(
             help="Examples of the selection sample: strengths, temperatures and the early stop are "
-            "chosen on it; the test set is looked at once.",
+            "chosen on it; the test set is looked at once. Default: 400 on digits, 5000 on mnist.",
             rich_help_panel=_DATA,
         ),
     ] = None,
@@ -371,13 +373,15 @@ def regularization(
     width: Annotated[
         float | None,
         typer.Option(
-            help="Factor on the 256 units of both hidden layers.", rich_help_panel=_TRAINING
+            help="Factor on the 256 units of both hidden layers. Default: 0.5.",
+            rich_help_panel=_TRAINING,
         ),
     ] = None,
     models: Annotated[
         int | None,
         typer.Option(
-            help="Networks for every strength; intervals are over them.", rich_help_panel=_TRAINING
+            help="Networks for every strength; intervals are over them. Default: 8.",
+            rich_help_panel=_TRAINING,
         ),
     ] = None,
     epochs: Annotated[
@@ -394,7 +398,7 @@ def regularization(
         typer.Option(
             "--l2",
             help="Strength of l2/2 |w|^2 beside the mean loss. May be repeated; no penalty is "
-            "always there.",
+            "always there. Default: seven from 0.0001 to 0.1.",
             rich_help_panel=_PENALTIES,
         ),
     ] = None,
@@ -402,20 +406,22 @@ def regularization(
         list[float] | None,
         typer.Option(
             "--l1",
-            help="Strength of l1 |w|, by proximal steps, which reach exact zeros. May be repeated.",
+            help="Strength of l1 |w|, by proximal steps, which reach exact zeros. May be repeated. "
+            "Default: seven from 0.00001 to 0.01.",
             rich_help_panel=_PENALTIES,
         ),
     ] = None,
     dropout: Annotated[
         list[float] | None,
         typer.Option(
-            help="Rate of the rival dropout. May be repeated.", rich_help_panel=_PENALTIES
+            help="Rate of the rival dropout. May be repeated. Default: 0.2 0.5.",
+            rich_help_panel=_PENALTIES,
         ),
     ] = None,
     step: Annotated[
         float | None,
         typer.Option(
-            help="Weights are rounded to it where all networks are coded alike.",
+            help="Weights are rounded to it where all networks are coded alike. Default: 1/128.",
             rich_help_panel=_CODES,
         ),
     ] = None,
@@ -423,12 +429,13 @@ def regularization(
         list[int] | None,
         typer.Option(
             help="Decimals to which solutions of drawn linear problems are rounded, to count the "
-            "models that remain. May be repeated.",
+            "models that remain. May be repeated. Default: 1 2.",
             rich_help_panel=_CODES,
         ),
     ] = None,
     num_problems: Annotated[
-        int | None, typer.Option(help="Such problems drawn.", rich_help_panel=_CODES)
+        int | None,
+        typer.Option(help="Such problems drawn. Default: 10000.", rich_help_panel=_CODES),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Of everything random.", rich_help_panel=_RUN)

@@ -31,13 +31,13 @@ def made_up(*, num_models=6, fall=1.0, gain=0.1, spike=2.0, seed=0):
             rows.append(
                 {
                     "cell": cell.id, "kind": cell.kind, "strength": cell.strength,
-                    "model_seed": number, "num_weights": 100,
+                    "model_seed": number, "num_weights": 100, "num_train": 100,
                     "bits_per_weight_gaussian": bits, "bits_per_weight_implied": bits + 3,
                     "bits_per_weight_laplace": bits + 0.1,
                     "bits_per_weight_spike": bits - (spike if cell.kind == "l1" else 0)
                     + 0.01 * rng.standard_normal(),
                     "description_bits": 100 * bits, "description_weight_bits": 60 * bits,
-                    "description_label_bits": 40 * bits, "uniform_label_bits": 332.0,
+                    "description_label_bits": 40 * bits, "uniform_label_bits": 500.0,
                     "bytes_gaussian": 80.0, "bytes_laplace": 81.0, "bytes_spike": 79.0,
                     "bytes_smaller": 50 + rng.standard_normal() - 20 * (cell.kind == "l1"),
                     "zero_share": float(cell.kind == "l1"), "zero_cell_share": 0.5,
@@ -55,11 +55,12 @@ def by_name(claims):
 def test_what_is_true_holds():
     table, losses = made_up()
     claims = by_name(evaluate_claims(table, losses))
-    assert len(claims) == 13
+    assert len(claims) == 16
     for name in (
-        "fewer bits, fitted prior", "fewer bits, implied prior", "shorter description",
+        "fewer bits, fitted prior", "fewer bits, implied prior", "weights pay, L2",
         "test loss, L2", "tempered loss, L2", "L2 against temperature", "L2 against dropout",
         "L2 against early stopping", "L2 against L1", "zeros, L1", "stream, L1 against L2",
+        "L2 against dropout, tempered", "L2 against early stopping, tempered",
     ):  # fmt: skip
         assert claims[name].verdict == "holds", claims[name].sentence
         assert claims[name].sentence.startswith("Holds: ")
@@ -68,6 +69,11 @@ def test_what_is_true_holds():
     assert claims["test loss, L2"].cell == "l2-0.01"
     assert claims["zeros, L1"].effect == pytest.approx(-2.0, abs=0.02)
     assert claims["zeros, L2"].verdict == "no practical difference"
+    # 400 bits at the strongest L2 and 600 under L1, against 500 of 100 labels alone.
+    assert claims["weights pay, L2"].effect == pytest.approx(-1.0, abs=0.05)
+    assert claims["weights pay, L2"].cell == "l2-0.1"
+    assert claims["weights pay, L1"].effect == pytest.approx(1.0, abs=0.05)
+    assert claims["weights pay, L1"].verdict == "opposite"
     assert claims["test loss, L1"].verdict in ("no practical difference", "not shown")
 
 
@@ -83,6 +89,14 @@ def test_what_is_false_fails_as_plainly():
         assert claims[name].sentence.startswith("Fails, the opposite is true: that ")
 
 
+def test_a_rival_with_a_temperature_may_be_better():
+    table, losses = made_up()
+    losses["dropout-0.2"]["loss_tempered"] = losses["l2-0.01"]["loss"] - 0.1
+    claims = by_name(evaluate_claims(table, losses))
+    assert claims["L2 against dropout"].verdict == "holds"
+    assert claims["L2 against dropout, tempered"].verdict == "opposite"
+
+
 def test_no_effect_is_seldom_found():
     found = 0
     for seed in range(20):
@@ -91,7 +105,7 @@ def test_no_effect_is_seldom_found():
         found += any(
             claim.verdict in ("holds", "opposite")
             for name, claim in claims.items()
-            if name not in ("stream, L1 against L2",)
+            if name not in ("stream, L1 against L2", "weights pay, L2", "weights pay, L1")
         )
     # 5 % by construction, and an effect must be 3 % large as well.
     assert found <= 3
@@ -104,7 +118,7 @@ def test_one_network_and_fewer_cells():
     assert "one network gives no interval" in claims["fewer bits, fitted prior"].sentence
     only = table.loc[table["kind"].isin(["none", "l1"])]
     claims = evaluate_claims(only, losses)
-    assert [claim.name for claim in claims] == ["test loss, L1", "zeros, L1"]
+    assert [claim.name for claim in claims] == ["weights pay, L1", "test loss, L1", "zeros, L1"]
 
 
 def test_claims_survive_files():

@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -255,6 +256,17 @@ def test_the_command(finished, cache, tmp_path, monkeypatch):
     assert (out / "rounding.png").exists()
 
 
+def test_without_the_coder_nothing_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "constriction", None)
+    found = CliRunner().invoke(app, [*OPTIONS, "--out", str(tmp_path / "run")])
+    assert found.exit_code == 2
+    assert found.stderr.strip() == (
+        "jaxcomp: Coding weights needs constriction, which is not installed; install "
+        "jaxcomp[coding]."
+    )
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -264,6 +276,9 @@ def test_the_command(finished, cache, tmp_path, monkeypatch):
         (["--l1", "nan"], "l1 must hold positive strengths, got (nan,)"),
         (["--dropout", "1"], "dropout must lie in [0, 1), got 1.0"),
         (["--step", "0"], "step must be positive and finite, got 0.0"),
+        (["--step", "1e-9"], "step must be at least 2^-16 = 1.53e-05, got 1e-09"),
+        (["--l2", "200"], "l2 must be below 2 (1 + momentum) / learning_rate = 190"),
+        (["--l1", "0.01", "--l1", "0.01000000001"], "got more than one l1-0.01."),
         (["--models", "0"], "num_models must be at least 1, got 0"),
         (["--decimals", "9"], "decimals must lie between 0 and 5, got (9,)"),
         (["--num-problems", "5"], "num_problems must be at least 100, got 5"),

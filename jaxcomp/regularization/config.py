@@ -15,10 +15,10 @@ from jaxcomp.experiments.settings import (
 
 Kind: TypeAlias = Literal["none", "l2", "l1", "dropout", "early stopping", "temperature"]
 
-RIVALS: tuple[Kind, ...] = ("dropout", "early stopping", "temperature")
-"""What regularizes without a penalty on the weights."""
-
 MAX_DECIMALS = 5
+
+# Of float32 weights: those up to 2^7 still have cells of their own at this step.
+MIN_STEP = 2.0**-16
 
 
 class Cell(NamedTuple):
@@ -111,9 +111,24 @@ class RegularizationConfig:
                     f"{name} must hold positive strengths, got {getattr(self, name)}; no penalty "
                     "is always part of the run."
                 )
+        if self.step < MIN_STEP:
+            raise ValueError(f"step must be at least 2^-16 = {MIN_STEP:.3g}, got {self.step:g}.")
         check_range("dropout", self.dropout, 0.0, 1.0)
         check_range("label_noise", (self.label_noise,), 0.0, 1.0)
         check_range("momentum", (self.momentum,), 0.0, 1.0)
+        # Beyond it the penalty alone makes descent with momentum diverge, whatever the loss.
+        limit = 2 * (1 + self.momentum) / self.learning_rate
+        if any(strength >= limit for strength in self.l2):
+            raise ValueError(
+                f"l2 must be below 2 (1 + momentum) / learning_rate = {limit:g}, where training "
+                f"becomes unstable, got {max(self.l2):g}."
+            )
+        names = [cell.id for cell in self.cells()]
+        if len(set(names)) < len(names):
+            repeated = sorted({name for name in names if names.count(name) > 1})
+            raise ValueError(
+                f"strengths must differ in six digits, got more than one {', '.join(repeated)}."
+            )
         if not 0 < self.delta < 1:
             raise ValueError(f"delta must lie between 0 and 1, got {self.delta}.")
         if min(self.decimals) < 0 or max(self.decimals) > MAX_DECIMALS:

@@ -1,4 +1,4 @@
-"""Pictures of a run: every quantity against the strength of the penalty, L2 above, L1 below.
+"""Pictures of a run: every quantity against the strength of the penalty, L1 below its L2.
 
 Bands are 95 % intervals over networks. Blue is what the weights cost, orange and red are losses;
 grey is what penalises nothing.
@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from jaxcomp import drawing, storage
 from jaxcomp.statistics import model_interval
@@ -65,13 +66,15 @@ def plot_strengths(table: pd.DataFrame) -> Figure:
     num_models = table["model_seed"].nunique()
     explanation = (
         f"Means over {num_models} networks, bands of 95 % (test loss: of the paired difference to "
-        "no penalty). Grey: what penalises no weight. "
+        "no penalty).\nGrey: what penalises no weight. "
         "Crosses: bytes of real streams that were decoded again, as bits a weight.\n"
         "Description: the weights and, given them, the training labels, each at its best step."
     )
     title = "In what sense does a penalty compress a model?"
-    figure = drawing.new_figure(17.0, 7.0, title, explanation)
-    axes = figure.subplots(2, 6)
+    figure = drawing.new_figure(10.0, 11.5, title, explanation)
+    panels = figure.subplots(4, 3)
+    # Three quantities for both penalties, then the other three: a page is too narrow for six.
+    axes = np.block([[panels[0], panels[2]], [panels[1], panels[3]]])
     table = _with_shares(table)
     for row, (kind, symbol) in enumerate((("l2", "L2"), ("l1", "L1"))):
         rows = table.loc[table["kind"] == kind]
@@ -110,6 +113,8 @@ def plot_strengths(table: pd.DataFrame) -> Figure:
             drawing.panel_title(theory, "Bounds: L2 gap, certificates")
         for axis in axes[row]:
             axis.set_xscale("log")
+            # The strengths are marked by their points.
+            axis.xaxis.set_minor_locator(NullLocator())
             drawing.light_grid(axis)
             drawing.axis_labels(axis, x=f"{symbol} strength")
         axes[row][0].set_ylim(bottom=0)
@@ -275,8 +280,18 @@ def _legend() -> list[tuple[str, list[drawing.Entry]]]:
     groups[1][1].append(alone)
     rivals = [drawing.sample(label, drawing.GREY, dashes=d) for _, label, d in _RIVALS]
     bounds = [
-        drawing.sample("gap at rate R, L2", GREEN, dashes="-", marker="o"),
+        drawing.sample("gap at rate R, L2 (estimate)", GREEN, dashes="-", marker="o"),
         drawing.sample("certificate, L2", BLUE, dashes=(0, (4, 2)), marker="s"),
         drawing.sample("certificate, L1", PURPLE, dashes=(0, (4, 2)), marker="^"),
     ]
-    return [*groups, ("no penalty on weights", rivals), ("bounds", bounds)]
+    groups += [("no penalty on weights", rivals), ("bounds", bounds)]
+    return [_stacked(*groups[place::3]) for place in range(3)]
+
+
+def _stacked(
+    above: tuple[str, list[drawing.Entry]], below: tuple[str, list[drawing.Entry]]
+) -> tuple[str, list[drawing.Entry]]:
+    """Two groups of the legend in one column, which has four entries in its upper half."""
+    name, members = above
+    padding = [drawing.remark("")] * (5 - len(members))
+    return name, [*members, *padding, drawing.remark(below[0], is_heading=True), *below[1]]

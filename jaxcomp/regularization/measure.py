@@ -88,6 +88,7 @@ def measure(
             }
         row["gap"] = row["test_loss"] - row["train_loss"]
         row |= _weights_row(params, cell, config)
+        row["num_train"] = config.train_size
         row["uniform_label_bits"] = config.train_size * math.log2(samples.num_classes)
         row |= _theory_row(params, cell, hessian, config)
         row |= _description_row(

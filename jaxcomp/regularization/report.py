@@ -30,8 +30,10 @@ NOTES = (
     "weights, so that it may need less than a thin-tailed prior says).",
     "Against none: paired change of the test loss, with half the width of its 95 % interval.",
     "Description: weights and training labels at the best step, in kbit. R: nats at the implied "
-    "prior. Bound: sqrt(R / 2n) on the 0-1 gap, for a posterior sample of that rate; certificate: "
-    "on the population error from the description's weights. A bound of 1 says nothing.",
+    "prior, from the diagonal of the curvature. Bound: sqrt(R / 2n) on the 0-1 gap, of a sample of "
+    "a posterior whose information is R (exact for linear models; here an estimate that certifies "
+    "nothing). Certificate: on the population error, from the weights at the best step; to guess "
+    "one class is 0.9 where there are ten.",
 )
 
 
