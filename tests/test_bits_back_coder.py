@@ -13,10 +13,13 @@ PRIOR = Gaussian(0.15)
 LN2 = np.log(2)
 
 
-@hypothesis.settings(max_examples=300, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=300)
 @hypothesis.given(
     weights=st.lists(
-        st.tuples(st.floats(-3, 3, width=32), st.floats(-12, 6)), min_size=1, max_size=12
+        # At the finest step below, a scale of 2^6 is too wide for the coder, and refused.
+        st.tuples(st.floats(-3, 3, width=32), st.floats(-12, 5)),
+        min_size=1,
+        max_size=12,
     ),
     words=st.lists(st.sampled_from([0, 1, 2**32 - 1, 0xDEADBEEF, 12345]), max_size=6),
     log_step=st.integers(-14, 3),

@@ -36,7 +36,7 @@ def relaxed(rate, cost, budget):
     return done.fun
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.floats(0.0, 1.0))
 def test_against_every_choice_and_the_linear_programme(seed, fraction):
     rate, cost = curves(seed)

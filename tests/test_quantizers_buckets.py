@@ -59,14 +59,24 @@ def test_sizes_of_one_bucket_compile_once():
     assert [program._cache_size() for program in programs] == before
 
 
-def test_groups_and_broadcast_weights():
+def test_weights_of_groups():
     points, importance = heavy_tailed(3 * 77)
     points = points.reshape(3, 77)
-    for weights in (importance[:77], importance[:3, None], np.float32(2)):
-        found = optimal_kmeans(points, weights, max_clusters=3, num_bins=64)
-        expected = jax.jit(lambda w, h: optimal_kmeans(w, h, max_clusters=3, num_bins=64))(
-            points, weights
-        )
-        np.testing.assert_allclose(found.distortion, expected.distortion, rtol=1e-5)
-    assert found.distortion.shape == (3, 4)
-    assert jnp.all(found.gap_bound[:, 1:] >= 0)
+    for weights in (None, importance[:77], importance[:3, None], np.float32(2)):
+        given = None if weights is None else jnp.asarray(weights)
+        bucket = bucketed(jnp.asarray(points), given, num_bins=64)
+        expected = np.broadcast_to(1 if weights is None else weights, points.shape)
+        np.testing.assert_array_equal(bucket.weights()[:, :77], expected)
+        np.testing.assert_array_equal(bucket.weights()[:, 77:], 0)
+        assert bucket.points.shape == bucket.weights().shape == (3, 80)
+        np.testing.assert_array_equal(bucket.points[:, 77:], np.tile(points[:, :1], 3))
+
+
+def test_the_optimum_of_a_bucket():
+    points, importance = heavy_tailed(77)
+    found = optimal_kmeans(points, importance, max_clusters=3, num_bins=64)
+    expected = jax.jit(lambda w, h: optimal_kmeans(w, h, max_clusters=3, num_bins=64))(
+        points, importance
+    )
+    np.testing.assert_allclose(found.distortion, expected.distortion, rtol=1e-5)
+    np.testing.assert_allclose(found.gap_bound, expected.gap_bound, rtol=1e-3)

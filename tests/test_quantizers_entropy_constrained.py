@@ -279,7 +279,7 @@ def test_joint_moments_add_up():
     assert total == pytest.approx(np.sum(weights * values**2), rel=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.integers(0, 2**32 - 1),
     st.sampled_from(["normal", "constant", "two", "ties", "huge", "tiny", "offset"]),

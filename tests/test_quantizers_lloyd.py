@@ -385,7 +385,7 @@ def test_tiny_and_huge_curvature(factor):
     assert int(result.num_used) == int(base.num_used)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.integers(-1000, 1000), min_size=20, max_size=20),
     st.lists(st.integers(0, 4), min_size=20, max_size=20).filter(any),
