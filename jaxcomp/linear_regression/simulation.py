@@ -68,12 +68,16 @@ class Solution(NamedTuple):
 
     Attributes:
         weights: (d,), W.
-        gram_factor: (d, d), lower Cholesky factor of G = X^T X.
+        gram_factor: (d, d), lower Cholesky factor L of G = X^T X.
+        inverse_factor: (d, d), L^-1. Everything else is a product with it: decompositions of many
+            matrices that do not wait for each other can wait for the same two threads for ever on
+            a CPU of two cores (jaxlib's LAPACK calls, seen in 0.10).
         empirical_risk: (), L_S(W).
     """
 
     weights: Float[Array, " d"]
     gram_factor: Float[Array, "d d"]
+    inverse_factor: Float[Array, "d d"]
     empirical_risk: Float[Array, ""]
 
 
@@ -200,11 +204,12 @@ def _draw_examples(problem: Problem, key: Array, dim: int, num_examples: int) ->
     noise = jnp.sqrt(problem.noise_variance) * normal[:, dim]
     outputs = inputs @ problem.true_weights + noise
     gram_factor = jnp.linalg.cholesky(inputs.T @ inputs)
-    weights = _solve(gram_factor, inputs.T @ outputs)
+    inverse = _inverse_of_factor(gram_factor)
+    weights = inverse.T @ (inverse @ (inputs.T @ outputs))
     # The normal equations square the condition number; one refinement wins the digits back.
-    weights = weights + _solve(gram_factor, inputs.T @ (outputs - inputs @ weights))
+    weights = weights + inverse.T @ (inverse @ (inputs.T @ (outputs - inputs @ weights)))
     residual = outputs - inputs @ weights
-    return Solution(weights, gram_factor, jnp.mean(residual * residual))
+    return Solution(weights, gram_factor, inverse, jnp.mean(residual * residual))
 
 
 def _draw_statistics(problem: Problem, key: Array, dim: int, num_examples: Number) -> Solution:
@@ -217,14 +222,14 @@ def _draw_statistics(problem: Problem, key: Array, dim: int, num_examples: Numbe
     normal = jax.random.normal(normal_key, (dim + 1, dim), dtype)
     lower = jnp.tril(normal[:dim], -1) + jnp.diag(jnp.sqrt(chi_squared[:dim]))
     gram_factor = jnp.linalg.cholesky(problem.covariance) @ lower
-    shift = solve_triangular(gram_factor, normal[dim], lower=True, trans=1)
-    weights = problem.true_weights + jnp.sqrt(problem.noise_variance) * shift
-    return Solution(weights, gram_factor, problem.noise_variance * chi_squared[dim] / n)
+    inverse = _inverse_of_factor(gram_factor)
+    weights = problem.true_weights + jnp.sqrt(problem.noise_variance) * (inverse.T @ normal[dim])
+    risk = problem.noise_variance * chi_squared[dim] / n
+    return Solution(weights, gram_factor, inverse, risk)
 
 
-def _solve(factor: Float[Array, "d d"], right: Float[Array, " d"]) -> Float[Array, " d"]:
-    half = solve_triangular(factor, right, lower=True)
-    return solve_triangular(factor, half, lower=True, trans=1)
+def _inverse_of_factor(factor: Float[Array, "d d"]) -> Float[Array, "d d"]:
+    return solve_triangular(factor, jnp.eye(factor.shape[0], dtype=factor.dtype), lower=True)
 
 
 def _exact_hessian_diagonal(
@@ -396,9 +401,10 @@ def _resolved(draws: Draws | Literal["auto"], num_examples: int, dim: int) -> Dr
 def _ridge(solution: Solution, penalties: Float[Array, " R"]) -> Float[Array, "R d"]:
     """`(G + lambda I)^{-1} G W` for every lambda, from one decomposition."""
     with jax.default_matmul_precision("highest"):
-        gram = solution.gram_factor @ solution.gram_factor.T
-        eigenvalues, vectors = jnp.linalg.eigh(gram)
-        gains = eigenvalues / (eigenvalues + penalties[:, None])
+        # Of G^-1, which has the same vectors: it waits for the inverse, see `Solution`.
+        inverse = solution.inverse_factor.T @ solution.inverse_factor
+        eigenvalues, vectors = jnp.linalg.eigh(inverse)
+        gains = 1 / (1 + penalties[:, None] * jnp.maximum(eigenvalues, 0))
         rotated = solution.weights @ vectors
         return (gains * rotated) @ vectors.T
 
@@ -441,8 +447,10 @@ def _channels(
     a, b = a[:, None], b[:, None]
     normal = jax.random.normal(key, (dim,), rates.dtype)
     s2, truth, weights = problem.noise_variance, problem.true_weights, solution.weights
-    informed = jnp.sqrt(s2) * solve_triangular(solution.gram_factor, normal, lower=True, trans=1)
-    white = solve_triangular(jnp.linalg.cholesky(problem.covariance), normal, lower=True, trans=1)
+    with jax.default_matmul_precision("highest"):
+        informed = jnp.sqrt(s2) * (solution.inverse_factor.T @ normal)
+        # One matrix for all data sets: its inverse is made once.
+        white = _inverse_of_factor(jnp.linalg.cholesky(problem.covariance)).T @ normal
     variance = s2 / (num_examples - dim - 1)
     signal = truth @ problem.covariance @ truth
     noise = {
