@@ -69,9 +69,9 @@ class Solution(NamedTuple):
     Attributes:
         weights: (d,), W.
         gram_factor: (d, d), lower Cholesky factor L of G = X^T X.
-        inverse_factor: (d, d), L^-1. Everything else is a product with it: decompositions of many
-            matrices that do not wait for each other can wait for the same two threads for ever on
-            a CPU of two cores (jaxlib's LAPACK calls, seen in 0.10).
+        inverse_factor: (d, d), L^-1, from which all that is left is products. Decompositions of
+            many matrices must not run side by side: on a CPU of two cores jaxlib's LAPACK calls
+            can wait for each other's threads for ever (seen in 0.10).
         empirical_risk: (), L_S(W).
     """
 
@@ -204,11 +204,11 @@ def _draw_examples(problem: Problem, key: Array, dim: int, num_examples: int) ->
     noise = jnp.sqrt(problem.noise_variance) * normal[:, dim]
     outputs = inputs @ problem.true_weights + noise
     gram_factor = jnp.linalg.cholesky(inputs.T @ inputs)
-    inverse = _inverse_of_factor(gram_factor)
-    weights = inverse.T @ (inverse @ (inputs.T @ outputs))
+    weights = _solve(gram_factor, inputs.T @ outputs)
     # The normal equations square the condition number; one refinement wins the digits back.
-    weights = weights + inverse.T @ (inverse @ (inputs.T @ (outputs - inputs @ weights)))
+    weights = weights + _solve(gram_factor, inputs.T @ (outputs - inputs @ weights))
     residual = outputs - inputs @ weights
+    inverse = _inverse_of_factor(_after(gram_factor, weights))
     return Solution(weights, gram_factor, inverse, jnp.mean(residual * residual))
 
 
@@ -226,6 +226,16 @@ def _draw_statistics(problem: Problem, key: Array, dim: int, num_examples: Numbe
     weights = problem.true_weights + jnp.sqrt(problem.noise_variance) * (inverse.T @ normal[dim])
     risk = problem.noise_variance * chi_squared[dim] / n
     return Solution(weights, gram_factor, inverse, risk)
+
+
+def _solve(factor: Float[Array, "d d"], right: Float[Array, " d"]) -> Float[Array, " d"]:
+    half = solve_triangular(factor, right, lower=True)
+    return solve_triangular(factor, half, lower=True, trans=1)
+
+
+def _after(values: Float[Array, "d d"], first: Float[Array, " d"]) -> Float[Array, "d d"]:
+    """Return the values, to be computed with only when `first` is there; see `Solution`."""
+    return values + jnp.minimum(jnp.abs(first[0]), 0)
 
 
 def _inverse_of_factor(factor: Float[Array, "d d"]) -> Float[Array, "d d"]:
