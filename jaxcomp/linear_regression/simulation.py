@@ -37,6 +37,7 @@ from jaxcomp.linear_regression.codebooks import (
     merge,
 )
 from jaxcomp.linear_regression.problem import Number, Problem, check_num_examples
+from jaxcomp.sequencing import after
 
 Draws = Literal["examples", "statistics"]
 
@@ -69,9 +70,8 @@ class Solution(NamedTuple):
     Attributes:
         weights: (d,), W.
         gram_factor: (d, d), lower Cholesky factor L of G = X^T X.
-        inverse_factor: (d, d), L^-1, from which all that is left is products. Decompositions of
-            many matrices must not run side by side: on a CPU of two cores jaxlib's LAPACK calls
-            can wait for each other's threads for ever (seen in 0.10).
+        inverse_factor: (d, d), L^-1, from which all that is left is products (decompositions must
+            not run side by side, see `jaxcomp.sequencing`).
         empirical_risk: (), L_S(W).
     """
 
@@ -208,7 +208,7 @@ def _draw_examples(problem: Problem, key: Array, dim: int, num_examples: int) ->
     # The normal equations square the condition number; one refinement wins the digits back.
     weights = weights + _solve(gram_factor, inputs.T @ (outputs - inputs @ weights))
     residual = outputs - inputs @ weights
-    inverse = _inverse_of_factor(_after(gram_factor, weights))
+    inverse = _inverse_of_factor(after(gram_factor, weights))
     return Solution(weights, gram_factor, inverse, jnp.mean(residual * residual))
 
 
@@ -231,11 +231,6 @@ def _draw_statistics(problem: Problem, key: Array, dim: int, num_examples: Numbe
 def _solve(factor: Float[Array, "d d"], right: Float[Array, " d"]) -> Float[Array, " d"]:
     half = solve_triangular(factor, right, lower=True)
     return solve_triangular(factor, half, lower=True, trans=1)
-
-
-def _after(values: Float[Array, "d d"], first: Float[Array, " d"]) -> Float[Array, "d d"]:
-    """Return the values, to be computed with only when `first` is there; see `Solution`."""
-    return values + jnp.minimum(jnp.abs(first[0]), 0)
 
 
 def _inverse_of_factor(factor: Float[Array, "d d"]) -> Float[Array, "d d"]:
@@ -411,7 +406,7 @@ def _resolved(draws: Draws | Literal["auto"], num_examples: int, dim: int) -> Dr
 def _ridge(solution: Solution, penalties: Float[Array, " R"]) -> Float[Array, "R d"]:
     """`(G + lambda I)^{-1} G W` for every lambda, from one decomposition."""
     with jax.default_matmul_precision("highest"):
-        # Of G^-1, which has the same vectors: it waits for the inverse, see `Solution`.
+        # Of G^-1, which has the same vectors: it waits for the inverse.
         inverse = solution.inverse_factor.T @ solution.inverse_factor
         eigenvalues, vectors = jnp.linalg.eigh(inverse)
         gains = 1 / (1 + penalties[:, None] * jnp.maximum(eigenvalues, 0))

@@ -35,6 +35,7 @@ from jaxcomp.quantizers.checks import (
 )
 from jaxcomp.quantizers.lloyd import PENALTY_SCALES, PenaltyScale
 from jaxcomp.quantizers.moments import accumulation_dtype
+from jaxcomp.sequencing import after
 from jaxcomp.types import PRNGKey
 
 VectorPenaltyForm = Literal["none", "monotone", "published"]
@@ -730,7 +731,7 @@ def _joint_step(
         [[sums.mass[first] + spring, -spring], [-spring, sums.mass[second] + spring]]
     )
     right = jnp.concatenate([sums.pull[first] + tension, sums.pull[second] - tension])
-    pair = _solve_semidefinite(matrix, right)
+    pair = _solve_semidefinite(after(matrix, plain), right)
     moved = plain.at[first].set(pair[:size]).at[second].set(pair[size:])
     return jnp.where(squared_distance > 0, moved, plain)
 
@@ -754,9 +755,9 @@ def _best_step(
     before = _farthest_pair(centroids, has_mass)[2]
 
     def rise(step: Float[Array, "clusters m"]) -> Float[Array, ""]:
-        after = _farthest_pair(centroids + step, has_mass)[2]
+        widened = _farthest_pair(centroids + step, has_mass)[2]
         change = _form(sums.mass, step, step) - 2 * jnp.sum(step * sums.pull)
-        return change + beta * (after - before)
+        return change + beta * (widened - before)
 
     def halve(state):
         return state[0] * 0.5, state[1] + 1
@@ -769,7 +770,7 @@ def _best_step(
 
     means = jnp.where(has_mass[:, None], centroids + plain, 0)
     moment = jnp.sum(sums.mass * means[:, None, :], axis=(0, 2))
-    common = _solve_semidefinite(jnp.sum(sums.mass, axis=0), moment)
+    common = _solve_semidefinite(after(jnp.sum(sums.mass, axis=0), joint), moment)
     offset = jnp.where(has_mass[:, None], means - common[None, :], 0)
     radius = jnp.sqrt(jnp.sum(offset * offset, axis=-1))
 
