@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 _Result = TypeVar("_Result")
 
@@ -49,3 +50,15 @@ def in_float64(
         return wrapped
 
     return decorate
+
+
+def first_least(values: Float[Array, "..."], *, axis: int) -> Int[Array, "..."]:
+    """Return where the least value is along one axis, the first of equal ones; int32.
+
+    Not an argmin, which JAX can't lower in float64 inside a float32 program. NaN is least nowhere.
+    """
+    shape = [1] * values.ndim
+    shape[axis] = -1
+    index = jnp.arange(values.shape[axis], dtype=jnp.int32).reshape(shape)
+    is_least = values == jnp.min(values, axis=axis, keepdims=True)
+    return jnp.min(jnp.where(is_least, index, values.shape[axis] - 1), axis=axis)

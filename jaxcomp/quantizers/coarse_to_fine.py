@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxcomp.precision import in_float64
+from jaxcomp.precision import first_least, in_float64
 from jaxcomp.quantizers.moments import count_below, pairwise_sum, running_maximum, running_sum
 
 # Places of the coarse grid: for each cluster, at least and at most.
@@ -114,16 +114,6 @@ def _grid(
     return jnp.sort(jnp.concatenate([ends, by_density, evenly]))
 
 
-def _first_least(totals: Float[Array, "starts ..."]) -> Int[Array, "..."]:
-    """Return the first index of the least entry along the leading axis; never an argmin.
-
-    JAX can't lower that in float64 inside a float32 program.
-    """
-    index = jnp.arange(totals.shape[0], dtype=jnp.int32).reshape(-1, *[1] * (totals.ndim - 1))
-    is_least = totals == jnp.min(totals, axis=0, keepdims=True)
-    return jnp.min(jnp.where(is_least, index, totals.shape[0] - 1), axis=0)
-
-
 def _best_places(
     sums: Float[Array, "places 3"], num_clusters: Int[Array, ""], max_clusters: int
 ) -> Int[Array, " clusters_plus_1"]:
@@ -143,7 +133,7 @@ def _best_places(
     def follow(back, state):
         stop, cuts = state
         run = num_clusters - 1 - back
-        start = _first_least(before[jnp.maximum(run, 0)] + cost[stop])
+        start = first_least(before[jnp.maximum(run, 0)] + cost[stop], axis=0)
         start = jnp.where(run > 0, start, 0)
         cuts = cuts.at[jnp.where(run >= 0, run, max_clusters + 1)].set(start, mode="drop")
         return jnp.where(run >= 0, start, stop), cuts
@@ -171,7 +161,7 @@ def _move(
 
     def forward(best, of_run):
         total = best[:, None] + of_run
-        return jnp.min(total, axis=0), _first_least(total)
+        return jnp.min(total, axis=0), first_least(total, axis=0)
 
     start = jnp.zeros((offset.shape[0],), cost.dtype)
     best, origin = lax.scan(forward, start, cost)
@@ -180,7 +170,7 @@ def _move(
         place = of_run[place]
         return place, place
 
-    last = _first_least(best)
+    last = first_least(best, axis=0)
     _, chosen = lax.scan(backward, last, origin, reverse=True)
     index = jnp.concatenate([chosen, last[None]])
     return jnp.take_along_axis(places, index[:, None], axis=-1)[:, 0]

@@ -22,8 +22,9 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from jaxcomp.precision import first_least
 from jaxcomp.quantizers.moments import count_below
 from jaxcomp.quantizers.runs import Runs, RunTable, merge, nothing_like, read_runs
 
@@ -150,7 +151,7 @@ def follow_cuts(
         ends = jnp.broadcast_to(stop[:, None], start.shape)
         total = before + _run_costs(bins, table, start, ends)
         total = jnp.where(start < ends, total, jnp.inf)
-        cut = _first(total == jnp.min(total, axis=-1, keepdims=True), start)
+        cut = start[runs, first_least(total, axis=-1)]
         cut = jnp.where((layer <= 0) | (stop == 0), 0, cut)
         stop = jnp.where(layer >= 0, cut, stop)
         # Layers below 0 are none: dropped.
@@ -160,14 +161,6 @@ def follow_cuts(
     full = jnp.full((max_clusters, max_clusters + 1), num_bins, jnp.int32)
     start = (jnp.full((max_clusters,), num_bins, jnp.int32), full)
     return lax.fori_loop(jnp.int32(0), jnp.int32(max_clusters), step, start)[1]
-
-
-def _first(is_one: Bool[Array, "rows columns"], values: Int[Array, "rows columns"]) -> Array:
-    """Return the least value that is marked in each row.
-
-    Not an argmin, which JAX can't lower in float64 inside a float32 program.
-    """
-    return jnp.min(jnp.where(is_one, values, jnp.iinfo(jnp.int32).max), axis=-1)
 
 
 def _run_costs(bins: BinCosts, table: RunTable, start: Array, stop: Array) -> Array:

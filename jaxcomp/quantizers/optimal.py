@@ -175,7 +175,14 @@ def solve_optimal(
     distortion, gap, table = _solve_groups(
         *(
             leaf.reshape(-1, *leaf.shape[len(batch_shape) :])
-            for leaf in (*moments._replace(num_points=moments.minimum), *edges)
+            for leaf in (
+                moments.position,
+                moments.mass,
+                moments.second,
+                moments.minimum,
+                moments.maximum,
+                *edges,
+            )
         ),
         max_clusters=max_clusters,
         stored_eps=float(jnp.finfo(dtype).eps),
@@ -212,10 +219,9 @@ def _edges_from_neighbours(moments: Moments) -> BinEdges:
 
 
 class _Group(NamedTuple):
-    """The moments and edges of one group (or of many); `unused` stands for the counts."""
+    """The moments, without counts, and the edges of one group (or of many)."""
 
     position: Float[Array, "... bins"]
-    unused: Float[Array, "..."]
     mass: Float[Array, "... bins"]
     second: Float[Array, "... bins"]
     minimum: Float[Array, "..."]
