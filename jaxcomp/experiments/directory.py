@@ -9,10 +9,10 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ import jaxcomp
 from jaxcomp import storage
 
 Row: TypeAlias = dict[str, Any]
+_Result = TypeVar("_Result")
 
 
 class RunDirectory:
@@ -78,6 +79,19 @@ class RunDirectory:
     def is_finished(self) -> bool:
         """Whether an earlier call wrote all results."""
         return self.path is not None and self.manifest["status"] == "finished"
+
+    def finished(self, load: Callable[[Path], _Result]) -> _Result | None:
+        """A finished run as its files tell it; None if it is not finished, or a file is damaged.
+
+        In that case what is intact, such as finished parts, is used again.
+        """
+        if self.path is None or not self.is_finished:
+            return None
+        try:
+            return load(self.path)
+        except ValueError:
+            self.manifest["status"] = "running"
+            return None
 
     def save_manifest(self) -> None:
         """Write `manifest.json`."""

@@ -79,12 +79,8 @@ def run(
     stream_module()  # before anything is trained
     path = None if out is None else Path(out)
     directory = RegularizationDirectory(path, config.to_dict(), resume=resume)
-    if directory.is_finished and directory.path is not None:
-        try:
-            return RegularizationResult.load(directory.path)
-        except ValueError:
-            # What is intact is used again.
-            directory.manifest["status"] = "running"
+    if (result := directory.finished(RegularizationResult.load)) is not None:
+        return result
     directory.describe()
     with Progress(quiet=quiet) as progress:
         cells = config.cells()

@@ -94,7 +94,7 @@ def run(
     """
     started = time.perf_counter()
     directory = SweepDirectory(_path(out), config.to_dict(), resume=resume)
-    if (result := _finished(directory)) is not None:
+    if (result := directory.finished(SweepResult.load)) is not None:
         return result
     directory.describe()
     options = Options(
@@ -256,7 +256,7 @@ def evaluate(
         "examples": storage.fingerprint([np.asarray(array) for part in parts for array in part]),
     }
     directory = SweepDirectory(_path(out), settings, resume=resume)
-    if (result := _finished(directory)) is not None:
+    if (result := directory.finished(SweepResult.load)) is not None:
         return result.with_subject(subject)
     directory.describe()
     setting = Setting("given", name, 0.0)
@@ -483,18 +483,6 @@ def _cells(config: SweepConfig, subject: Subject) -> list[Cell]:
             has_last_layer=subject.last_layer is not None,
         )
     return cells
-
-
-def _finished(directory: SweepDirectory) -> SweepResult | None:
-    """A finished run as its files tell it; None if it is not finished, or a file is damaged."""
-    if directory.path is None or not directory.is_finished:
-        return None
-    try:
-        return SweepResult.load(directory.path)
-    except ValueError:
-        # What is intact, such as finished chunks, is used again.
-        directory.manifest["status"] = "running"
-        return None
 
 
 def _finish(directory: SweepDirectory, outcome: Sequence[_Outcome], started: float) -> SweepResult:
