@@ -67,6 +67,7 @@ class ProjectUrls(MetadataHookInterface):
     """Called by hatchling when a package is built."""
 
     def update(self, metadata: dict[str, Any]) -> None:
+        """Fill in the URLs of the package."""
         metadata["urls"] = project_urls(repository(Path(self.root)))
 
 
