@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxcomp.quantizers.checks import check_codebook_size, check_points
+from jaxcomp.quantizers.checks import check_codebook_size, check_floating, check_points
 from jaxcomp.quantizers.lloyd import QuantizationResult, quantize_points, solve_kmeans
-from jaxcomp.quantizers.moments import histogram_moments
+from jaxcomp.quantizers.moments import bins_for, histogram_moments
 
 # Points quantized together: bounds the memory.
 _POINTS_AT_ONCE = 1 << 18
@@ -42,7 +42,7 @@ def block_kmeans(
         num_clusters: K >= 1, an int or an array of (R / r, C / c) of them (then `max_clusters` is
             required); traced.
         max_clusters: size of the codebooks, static; defaults to `num_clusters`.
-        num_bins: bins of each histogram, static.
+        num_bins: bins of each histogram, static; 16 for each of `max_clusters` if that is more.
 
     Returns:
         As `kmeans`, with leading axes (R / r, C / c), but assignments laid out like the matrix.
@@ -51,7 +51,7 @@ def block_kmeans(
         TypeError, ValueError: as `kmeans`; ValueError also if the matrix has not two axes or the
             blocks do not fit.
     """
-    matrix, sample_weight = check_points(matrix, sample_weight)
+    matrix = check_floating(matrix, "matrix")
     if matrix.ndim != 2:
         raise ValueError(f"matrix must have two axes, got shape {matrix.shape}.")
     if any(size < 1 for size in block_shape) or any(
@@ -60,6 +60,9 @@ def block_kmeans(
         raise ValueError(
             f"block_shape must divide the shape of the matrix, {matrix.shape}, got {block_shape}."
         )
+    matrix, sample_weight = check_points(
+        matrix, sample_weight, grouped=partial(_blocks, block_shape=tuple(block_shape))
+    )
     num_clusters, max_clusters = check_codebook_size(num_clusters, max_clusters)
     return _block_kmeans(
         matrix,
@@ -67,8 +70,17 @@ def block_kmeans(
         num_clusters,
         block_shape=tuple(block_shape),
         max_clusters=max_clusters,
-        num_bins=num_bins,
+        num_bins=bins_for(num_bins, max_clusters),
     )
+
+
+def _blocks(
+    matrix: Shaped[Array, "rows columns"], *, block_shape: tuple[int, int]
+) -> Shaped[Array, "blocks points"]:
+    """Return the blocks one after the other, row of blocks by row, each in one row."""
+    (num_rows, num_columns), (rows, columns) = matrix.shape, block_shape
+    parts = matrix.reshape(num_rows // rows, rows, num_columns // columns, columns)
+    return parts.swapaxes(1, 2).reshape(-1, rows * columns)
 
 
 @partial(jax.jit, static_argnames=("block_shape", "max_clusters", "num_bins"))
@@ -76,9 +88,7 @@ def _block_kmeans(matrix, sample_weight, num_clusters, *, block_shape, max_clust
     (num_rows, num_columns), (rows, columns) = matrix.shape, block_shape
     grid = (num_rows // rows, num_columns // columns)
 
-    def blocks(values):
-        parts = values.reshape(grid[0], rows, grid[1], columns)
-        return parts.swapaxes(1, 2).reshape(grid[0] * grid[1], rows * columns)
+    blocks = partial(_blocks, block_shape=block_shape)
 
     def quantize(arguments):
         points, weight, k = arguments
