@@ -38,7 +38,7 @@ from jaxcomp.quantizers import (
 )
 from jaxcomp.quantizers.checks import check_penalty, is_concrete
 from jaxcomp.quantizers.diameter import PENALTY_FORMS, PenaltyForm
-from jaxcomp.quantizers.moments import accumulation_dtype, pairwise_sum
+from jaxcomp.quantizers.moments import accumulation_dtype, bins_for, pairwise_sum
 from jaxcomp.tree_report import (
     LayerReport,
     Measures,
@@ -641,11 +641,13 @@ def _cluster(
     else:
         # Moments of one size, and a codebook whose static size is a power of two: leaves of all
         # sizes and nearly all K share one compilation of the solver.
+        max_clusters = _power_of_two(num_clusters)
+        num_bins = bins_for(num_bins, max_clusters)
         moments = _moments(points, point_weights, num_bins=num_bins)
         codebook = solve(
             moments,
             size,
-            max_clusters=_power_of_two(num_clusters),
+            max_clusters=max_clusters,
             centroid_dtype=weights.dtype,
         )
         centroids, thresholds = codebook.centroids[:size], codebook.thresholds[: size - 1]

@@ -276,6 +276,21 @@ def sum_of_squares(
     return pairwise_sum(squares if mass is None else mass * squares), 2 * exponent
 
 
+def about_one(moments: Moments) -> Moments:
+    """Return the same moments with the largest point in [1, 2): squares stay in range in float32.
+
+    What is 1e-19 of the largest point has a square of 0 then.
+    """
+    scale = jnp.asarray(2.0**-_LOG2_LARGEST, moments.position.dtype)
+    return moments._replace(
+        position=moments.position * scale,
+        deviation=moments.deviation * scale,
+        minimum=moments.minimum * scale,
+        maximum=moments.maximum * scale,
+        exponent=moments.exponent + _LOG2_LARGEST,
+    )
+
+
 def pad_bins(moments: Moments, num_bins: int) -> Moments:
     """Append empty bins at the largest point, so that moments of short groups can be stacked.
 
@@ -475,7 +490,7 @@ def bins_of_points(
 
         is_cut = state.is_pending & (state.number > 0)
         index, _ = lax.while_loop(lambda pending: jnp.any(pending[1]), cut, (state.index, is_cut))
-        sums = _bin_sums(points, weights, PointBins.of(index, num_bins), index[:, 0], num_padding)
+        sums = sums_of_bins(points, weights, PointBins.of(index, num_bins), num_padding)
         excess, root, occupied = _unevenness(sums)
         is_better = (state.number == 0) | (root < 0.9 * state.root)
         is_sparse = _is_sparse(occupied, num_bins)
@@ -568,13 +583,14 @@ def _cut_again(
     return jnp.clip(jnp.minimum(begin + inside, end).astype(jnp.int32), 0, num_bins - 1)
 
 
-def _bin_sums(
+def sums_of_bins(
     points: Float[Array, "groups points"],
     weights: Float[Array, "groups points"] | None,
     bins: "PointBins",
-    first: Int[Array, " groups"],
-    num_padding: Int[Array, ""] | None,
+    num_padding: Int[Array, ""] | None = None,
 ) -> BinSums:
+    """Return the sums over every bin; points and weights in units."""
+    first = bins.flat.reshape(points.shape)[:, 0] % bins.num_bins
     count = without_copies(bins.count(), first, num_padding)
     lowest = bins.minimum(points)
     # From the lowest point of the bin, so that equal points have offset 0 and their mean is exact.
