@@ -91,13 +91,13 @@ def _assign_group(
     dtype = assignment_dtype(num_thresholds + 1)
     is_double = jnp.float64 in (points.dtype, thresholds.dtype)
     exact = jnp.float64 if is_double else jnp.float32
-    points, thresholds = ordered(points.astype(exact)), ordered(thresholds.astype(exact))
+    points, thresholds = points.astype(exact), ordered(thresholds.astype(exact))
     if num_thresholds == 0:
         return jnp.zeros(points.shape, dtype)
     # They are in order already; a loop's result is not computed again for every point.
     thresholds = running_maximum(thresholds)
     if num_thresholds >= _SEARCH_FROM:
-        return jnp.searchsorted(thresholds, points, side="left").astype(dtype)
+        return jnp.searchsorted(thresholds, ordered(points), side="left").astype(dtype)
     count = partial(_count_below, points, dtype=dtype)
     if num_thresholds <= 2 * _CHUNK:
         return count(thresholds)
@@ -109,4 +109,4 @@ def _assign_group(
 
 
 def _count_below(points, thresholds, *, dtype):
-    return jnp.sum(points[:, None] > thresholds[None, :], axis=-1, dtype=dtype)
+    return jnp.sum(ordered(points)[:, None] > thresholds[None, :], axis=-1, dtype=dtype)
