@@ -44,7 +44,7 @@ def test_outliers_cost_one_centre_each(outliers):
 def test_powers_of_two_change_nothing(exponent):
     points = jnp.asarray(weights())
     scaled = jnp.asarray(np.ldexp(weights(), exponent))
-    for importance in (None, np.float32(1e-30)):
+    for importance in (None, np.float32(2.0**-140)):
         weight = None if importance is None else jnp.full(points.shape, importance)
         for quantize in (kmeans, uniform):
             plain = quantize(points, num_clusters=K, num_bins=NUM_BINS)
@@ -58,7 +58,7 @@ def test_powers_of_two_change_nothing(exponent):
 
 def test_both_ends_of_the_range():
     points = jnp.asarray([3e38, -3e38, 0.0])
-    np.testing.assert_array_equal(kmeans(points, num_clusters=3).centroids, [-3e38, 0, 3e38])
+    np.testing.assert_array_equal(kmeans(points, num_clusters=3).centroids, jnp.sort(points))
 
 
 @pytest.mark.parametrize("num_clusters", [2, 300, 3000, 65_536])

@@ -105,7 +105,13 @@ def _assign_group(
     last = jnp.iinfo(thresholds.dtype).max
     chunks = jnp.pad(thresholds, (0, extra), constant_values=last).reshape(-1, _CHUNK)
     start = jnp.zeros(points.shape, dtype)
-    return lax.scan(lambda total, chunk: (total + count(chunk), None), start, chunks)[0]
+
+    def add(state, chunk):
+        # The points go round with the loop: a copy in integers would be kept beside them else.
+        total, points = state
+        return (total + _count_below(points, chunk, dtype=dtype), points), None
+
+    return lax.scan(add, (start, points), chunks)[0][0]
 
 
 def _count_below(points, thresholds, *, dtype):

@@ -41,6 +41,8 @@ _GRID_PER_CLUSTER = 8
 _SMALLEST_GRID = 128
 _LARGEST_GRID = 512
 _GRID_UP_TO = 256
+# Widest gaps between bins that are places too: two for each cluster, at most.
+_MOST_GAPS = 64
 # Steps that a cut may move to either side at once.
 _REACH = 8
 
@@ -76,7 +78,8 @@ def coarse_to_fine_centroids(
     else:
         num_places = min(max(_GRID_PER_CLUSTER * max_clusters, _SMALLEST_GRID), _LARGEST_GRID)
         first_step = max(1, 2 * num_bins // num_places)
-        grid = _grid(bins, max(1, min(num_places, num_bins) // 2))
+        num_gaps = min(2 * max_clusters, _MOST_GAPS, num_bins)
+        grid = _grid(bins, max(1, min(num_places, num_bins) // 2), num_gaps)
         cuts = grid[_best_places(bins, grid, num_clusters, max_clusters)]
     evenly = _equal_cells(bins, num_clusters, max_clusters)
     cuts, evenly = (_distinct(c, bins.number, num_clusters) for c in (cuts, evenly))
@@ -176,15 +179,22 @@ def _cost(
     return jnp.where((mass > 0) & (stop - start > 1), jnp.maximum(spread, 0), 0)
 
 
-def _grid(bins: _Bins, half: int) -> Int[Array, " places"]:
-    """Return where to cut on the coarse grid: half as the density asks for, half evenly."""
+def _grid(bins: _Bins, half: int, num_gaps: int) -> Int[Array, " places"]:
+    """Return where to cut on the coarse grid: half as the density asks for, half evenly.
+
+    And at the widest gaps: a cluster that holds one bin far out and others costs so much that no
+    digit is left to choose the other cuts by.
+    """
     share = _density_below(bins)
     steps = jnp.arange(half + 1, dtype=jnp.int32)
     by_density = count_below(share, share[-1] * (steps.astype(share.dtype) / half))
     # Not (steps * B) // half, which may overflow.
     evenly = steps * (bins.number // half) + (steps * (bins.number % half)) // half
+    gap = jnp.pad(bins.position[1:] - bins.position[:-1], (1, 0)).astype(jnp.float32)
+    _, at_gaps = lax.top_k(gap, num_gaps)
     ends = jnp.stack([jnp.zeros_like(bins.number), bins.number])
-    return jnp.sort(jnp.minimum(jnp.concatenate([ends, by_density, evenly]), bins.number))
+    places = jnp.concatenate([ends, by_density, evenly, at_gaps.astype(jnp.int32)])
+    return jnp.sort(jnp.minimum(places, bins.number))
 
 
 def _best_places(
