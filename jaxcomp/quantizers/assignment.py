@@ -106,12 +106,12 @@ def _assign_group(
     chunks = jnp.pad(thresholds, (0, extra), constant_values=last).reshape(-1, _CHUNK)
     start = jnp.zeros(points.shape, dtype)
 
-    def add(state, chunk):
-        # The points go round with the loop: a copy in integers would be kept beside them else.
-        total, points = state
-        return (total + _count_below(points, chunk, dtype=dtype), points), None
+    def add(total, chunk):
+        # Tied to the chunk: else a copy of all points in integers is kept beside them.
+        some, chunk = lax.optimization_barrier((points, chunk))
+        return total + _count_below(some, chunk, dtype=dtype), None
 
-    return lax.scan(add, (start, points), chunks)[0][0]
+    return lax.scan(add, start, chunks)[0]
 
 
 def _count_below(points, thresholds, *, dtype):
