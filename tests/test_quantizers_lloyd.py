@@ -296,13 +296,12 @@ def test_enough_clusters_leave_no_distortion(num_points, num_clusters, start):
     points = np.concatenate([values, rng.choice(values, num_points - len(values))])
     importance = rng.gamma(1.0, size=num_points).astype(np.float32)
     result = run(points, importance, num_clusters, start=start)
-    # Neighbouring floats share a bin of the histogram.
-    num_distinct = 5 if num_points == EXACT else 4
-    assert float(result.distortion) <= (0 if num_points == EXACT else 1e-12)
-    assert int(result.num_used) == num_distinct
-    assert int(result.num_empty) == num_clusters - num_distinct
+    assert float(result.distortion) == 0
+    # Two of them are neighbouring floats.
+    assert int(result.num_used) == 5
+    assert int(result.num_empty) == num_clusters - 5
     quantized = np.asarray(result.centroids)[np.asarray(result.assignments)]
-    np.testing.assert_allclose(quantized, points, rtol=0 if num_points == EXACT else 1e-7)
+    np.testing.assert_array_equal(quantized, points)
 
 
 @pytest.mark.parametrize("values", [[2.5], [2.5] * 40, [-1.0, 3.0] * 20])
