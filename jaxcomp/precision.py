@@ -6,12 +6,14 @@ compute in float64 and return JAX's default floating dtype: float32, or float64 
 float64 on the host (Python numbers, NumPy arrays) enter unrounded.
 """
 
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
 _Result = TypeVar("_Result")
@@ -35,21 +37,66 @@ def in_float64(
 
         @wraps(kernel)
         def wrapped(*args: Any, **kwargs: Any) -> _Result:
+            static = {name: kwargs.pop(name) for name in static_argnames if name in kwargs}
+            leaves, structure = jax.tree.flatten((args, kwargs))
             default = jnp.result_type(float)
-            with jax.enable_x64(True):
-                args = tuple(jnp.asarray(value, jnp.float64) for value in args)
-                kwargs = {
-                    name: value if name in static_argnames else jnp.asarray(value, jnp.float64)
-                    for name, value in kwargs.items()
-                }
-                return jax.tree.map(
-                    lambda leaf: leaf.astype(default) if leaf.dtype == jnp.float64 else leaf,
-                    compiled(*args, **kwargs),
-                )
+            # Numbers that are known have no derivative, and are not rounded on their way in.
+            traced = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tracer)]
+
+            def evaluate(*values: Array) -> _Result:
+                args, kwargs = structure.unflatten(_replaced(leaves, traced, values))
+                with jax.transfer_guard_host_to_device("allow"), jax.enable_x64(True):
+                    args, kwargs = jax.tree.map(
+                        lambda value: jnp.asarray(value, jnp.float64), (args, kwargs)
+                    )
+                    return jax.tree.map(
+                        lambda leaf: leaf.astype(default) if leaf.dtype == jnp.float64 else leaf,
+                        compiled(*args, **kwargs, **static),
+                    )
+
+            if not traced:
+                return evaluate()
+            return _differentiable(evaluate)(*(leaves[place] for place in traced))
 
         return wrapped
 
     return decorate
+
+
+def _differentiable(evaluate: Callable[..., _Result]) -> Callable[..., _Result]:
+    """Let a function that is float64 inside be differentiated in any program that it is part of.
+
+    JAX differentiates `jit`, loops and checkpoints when they have been traced. Constants of its
+    rules would be made in the default dtype then, which does not fit. By this rule the function is
+    traced anew, and so is its derivative, for the next one.
+    """
+    differentiable = jax.custom_jvp(evaluate)
+
+    @partial(differentiable.defjvp, symbolic_zeros=True)
+    def _(primals: tuple[Array, ...], tangents: tuple[Any, ...]) -> tuple[_Result, _Result]:
+        varied = [place for place, t in enumerate(tangents) if not isinstance(t, SymbolicZero)]
+
+        def derivative(*values: Array) -> _Result:
+            primals, directions = values[: len(tangents)], values[len(tangents) :]
+            with jax.enable_x64(True):
+                return jax.jvp(
+                    lambda *along: evaluate(*_replaced(primals, varied, along)),
+                    [primals[place] for place in varied],
+                    list(directions),
+                )[1]
+
+        directions = [tangents[place] for place in varied]
+        return differentiable(*primals), _differentiable(derivative)(*primals, *directions)
+
+    return differentiable
+
+
+def _replaced(values: Sequence[Any], places: Sequence[int], by: Sequence[Any]) -> list[Any]:
+    """Return the values with others in some places."""
+    replaced = list(values)
+    for place, value in zip(places, by, strict=True):
+        replaced[place] = value
+    return replaced
 
 
 def first_least(values: Float[Array, "..."], *, axis: int) -> Int[Array, "..."]:

@@ -13,11 +13,22 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from jaxcomp.quantizers.assignment import assign, nearest_thresholds
 from jaxcomp.quantizers.checks import check_initial_centroids, check_points
-from jaxcomp.quantizers.lloyd import Codebook, QuantizationResult, quantize_points
+from jaxcomp.quantizers.lloyd import (
+    Codebook,
+    QuantizationResult,
+    distortion_of_points,
+    quantize_points,
+)
 from jaxcomp.quantizers.moments import Moments, PointBins, accumulation_dtype
+from jaxcomp.transformations import (
+    explicit_transfers,
+    with_codebook_held_fixed,
+    without_derivative,
+)
 
 
 @partial(jax.jit, static_argnames=("max_clusters",))
+@without_derivative
 def plus_plus_start(
     moments: Moments,
     num_clusters: Int[Array, "..."] | int,
@@ -80,6 +91,8 @@ def plus_plus_start(
     )
 
 
+@explicit_transfers
+@with_codebook_held_fixed(distortion_of_points)
 def polish_kmeans(
     points: Float[Array, "... points"],
     sample_weight: Shaped[Array, "... points"] | None = None,
@@ -91,7 +104,8 @@ def polish_kmeans(
 
     What is left to gain after a histogram: points on the wrong side of an edge inside a bin. An
     iteration costs a pass over the points and K comparisons for each, and never raises the
-    distortion. With 0 iterations the points are assigned to the centres as they are.
+    distortion. With 0 iterations the points are assigned to the centres as they are. Under
+    differentiation as `kmeans`.
 
     Args:
         points: (..., N) floating, finite.
