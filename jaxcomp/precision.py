@@ -16,6 +16,8 @@ from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
+from jaxcomp.transformations import always_compiled
+
 _Result = TypeVar("_Result")
 
 
@@ -35,6 +37,7 @@ def in_float64(
     def decorate(kernel: Callable[..., _Result]) -> Callable[..., _Result]:
         compiled = jax.jit(kernel, static_argnames=static_argnames)
 
+        @always_compiled
         @wraps(kernel)
         def wrapped(*args: Any, **kwargs: Any) -> _Result:
             static = {name: kwargs.pop(name) for name in static_argnames if name in kwargs}
@@ -45,7 +48,7 @@ def in_float64(
 
             def evaluate(*values: Array) -> _Result:
                 args, kwargs = structure.unflatten(_replaced(leaves, traced, values))
-                with jax.transfer_guard_host_to_device("allow"), jax.enable_x64(True):
+                with jax.enable_x64(True):
                     args, kwargs = jax.tree.map(
                         lambda value: jnp.asarray(value, jnp.float64), (args, kwargs)
                     )

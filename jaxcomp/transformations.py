@@ -20,6 +20,11 @@ implementation of random keys and under `jax_transfer_guard`. What is not obviou
 **Transfers.** Functions that take Python numbers and NumPy arrays move them to the device
 themselves: for `jax.transfer_guard` that is explicit. Functions that are compiled as they stand
 (`solve_kmeans`, `histogram_moments`, ...) leave it to the guard, as `jax.jit` does.
+
+**Without `jit`.** `jax.disable_jit` is for the caller's own functions. Kernels that call none of
+those (`kmeans`, `jaxcomp.quantize`, bounds, ...) stay compiled: op by op they would take minutes.
+Functions of a `loss_fn` (curvature, `fine_tune_codebook`) and those that are compiled as they stand
+run op by op, with the same results.
 """
 
 import inspect
@@ -46,6 +51,22 @@ def explicit_transfers(
     @wraps(function)
     def wrapped(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         with jax.transfer_guard_host_to_device("allow"):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+def always_compiled(
+    function: Callable[_Arguments, _Result],
+) -> Callable[_Arguments, _Result]:
+    """Decorate a function that calls nothing of the caller's: compiled also without `jit`.
+
+    Its transfers are explicit too.
+    """
+
+    @wraps(function)
+    def wrapped(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        with jax.disable_jit(False), jax.transfer_guard_host_to_device("allow"):
             return function(*args, **kwargs)
 
     return wrapped

@@ -23,6 +23,7 @@ from jax.tree_util import Partial
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
+from jaxcomp.transformations import always_compiled
 from jaxcomp.types import Batch, LossFn, Params
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -379,6 +380,7 @@ def check_positive_count(name: str, value: Any, minimum: int = 1) -> int:
     return int(value)
 
 
+@always_compiled
 def check_finite(curvature: DiagonalEstimate | PyTree) -> DiagonalEstimate | PyTree:
     """Return `curvature` unchanged if all of it is finite; a host boundary, not for use in `jit`.
 

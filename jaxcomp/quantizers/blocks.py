@@ -21,7 +21,7 @@ from jaxcomp.quantizers.lloyd import (
     solve_kmeans,
 )
 from jaxcomp.quantizers.moments import histogram_moments
-from jaxcomp.transformations import explicit_transfers, with_codebook_held_fixed
+from jaxcomp.transformations import always_compiled, with_codebook_held_fixed
 
 # Points quantized together: bounds the memory.
 _POINTS_AT_ONCE = 1 << 18
@@ -48,7 +48,7 @@ def _distortion_of_blocks(
     return distortion_of_points(_blocks(matrix, grid), sample_weight, result)
 
 
-@explicit_transfers
+@always_compiled
 @with_codebook_held_fixed(_distortion_of_blocks)
 def block_kmeans(
     matrix: Float[Array, "rows columns"],

@@ -44,7 +44,7 @@ from jaxcomp.quantizers.moments import (
     running_maximum,
     running_sum,
 )
-from jaxcomp.transformations import explicit_transfers, without_derivative
+from jaxcomp.transformations import always_compiled, without_derivative
 
 EntropyMethod = Literal["lagrangian", "uniform"]
 ENTROPY_METHODS: tuple[str, ...] = get_args(EntropyMethod)
@@ -116,7 +116,7 @@ def default_multipliers() -> Float[np.ndarray, " 15"]:
     return 2 * np.log(2) * 4.0 ** -np.arange(6, -1.5, -0.5)
 
 
-@explicit_transfers
+@always_compiled
 @without_derivative
 def entropy_constrained(
     points: Float[Array, "... points"],
@@ -278,7 +278,7 @@ def joint_moments(
     return Moments(*cells(points.astype(dtype), weights))
 
 
-@explicit_transfers
+@always_compiled
 def assign_by_cost(
     points: Float[Array, "... points"],
     sample_weight: Shaped[Array, "... points"] | None,

@@ -50,7 +50,7 @@ from jaxcomp.quantizers.moments import (
     running_sum,
 )
 from jaxcomp.transformations import (
-    explicit_transfers,
+    always_compiled,
     with_codebook_held_fixed,
     without_derivative,
 )
@@ -437,7 +437,7 @@ def distortion_of_points(
     return jnp.sum(squares, axis=-1)
 
 
-@explicit_transfers
+@always_compiled
 @with_codebook_held_fixed(distortion_of_points)
 def kmeans(
     points: Float[Array, "... points"],

@@ -22,7 +22,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxcomp.quantizers.buckets import without_copies
-from jaxcomp.transformations import counted_loop, explicit_transfers, without_derivative
+from jaxcomp.transformations import always_compiled, counted_loop, without_derivative
 
 # Share of the bins that is spread evenly over the range, whatever the density.
 _EQUAL_SHARE = 0.1
@@ -164,7 +164,7 @@ def histogram_with_edges(
     return jax.tree.map(lambda leaf: leaf.reshape(*batch_shape, *leaf.shape[1:]), (moments, edges))
 
 
-@explicit_transfers
+@always_compiled
 def pad_bins(moments: Moments, num_bins: int) -> Moments:
     """Append empty bins at the largest point, so that moments of short groups can be stacked.
 

@@ -52,7 +52,7 @@ from jaxcomp.quantizers.moments import (
     running_maximum,
 )
 from jaxcomp.quantizers.runs import Runs, read_runs, run_table
-from jaxcomp.transformations import explicit_transfers, without_derivative
+from jaxcomp.transformations import always_compiled, without_derivative
 
 # Relative error, in roundings, of the masses of a histogram; what sums of 10^7 points show is a
 # tenth of it.
@@ -82,7 +82,7 @@ class OptimalCodebooks(NamedTuple):
         """The largest K that was solved for."""
         return self.centroid_table.shape[-1]
 
-    @explicit_transfers
+    @always_compiled
     def centroids(self, num_clusters: int) -> Float[Array, "... clusters"]:
         """Return the (..., K) centres of the best K clusters, ascending.
 
@@ -94,7 +94,7 @@ class OptimalCodebooks(NamedTuple):
         _check_one_of(num_clusters, self.max_clusters)
         return self.centroid_table[..., num_clusters, :num_clusters]
 
-    @explicit_transfers
+    @always_compiled
     def codebook(self, num_clusters: Int[Array, "..."] | int) -> Codebook:
         """Return the codebook of K clusters, padded to `max_clusters`.
 
@@ -445,7 +445,7 @@ def _centroids(
     return jnp.concatenate([mean[:1], mean])
 
 
-@explicit_transfers
+@always_compiled
 @without_derivative
 def optimal_kmeans(
     points: Float[Array, "... points"],

@@ -43,7 +43,7 @@ from jaxcomp.quantizers.lloyd import (
 )
 from jaxcomp.quantizers.moments import Moments, pairwise_sum, running_sum
 from jaxcomp.quantizers.runs import Runs, read_runs, run_table
-from jaxcomp.transformations import counted_loop, explicit_transfers, without_derivative
+from jaxcomp.transformations import always_compiled, counted_loop, without_derivative
 
 # Cells of the grid that are refined for each penalty, the best ones.
 _NUM_STARTS = 8
@@ -91,7 +91,7 @@ class DiameterSolver(NamedTuple):
     before: Float[Array, "... clusters outer bins_plus_1"]
     run_cost: Float[Array, "... bins_plus_1 bins_plus_1"]
 
-    @explicit_transfers
+    @always_compiled
     @without_derivative
     def solve(
         self,
@@ -141,7 +141,7 @@ class DiameterSolver(NamedTuple):
         )
 
 
-@explicit_transfers
+@always_compiled
 @without_derivative
 def optimal_diameter_kmeans(
     points: Float[Array, "... points"],

@@ -10,10 +10,10 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxcomp.quantizers.checks import check_finite, check_floating, is_concrete
-from jaxcomp.transformations import counted_loop, explicit_transfers
+from jaxcomp.transformations import always_compiled, counted_loop
 
 
-@explicit_transfers
+@always_compiled
 def prune_by_magnitude(
     weights: Float[Array, "..."], sparsity: Float[Array, ""] | float
 ) -> Float[Array, "..."]:

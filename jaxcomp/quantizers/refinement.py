@@ -21,7 +21,7 @@ from jaxcomp.quantizers.lloyd import (
 )
 from jaxcomp.quantizers.moments import Moments, PointBins, accumulation_dtype
 from jaxcomp.transformations import (
-    explicit_transfers,
+    always_compiled,
     with_codebook_held_fixed,
     without_derivative,
 )
@@ -60,10 +60,12 @@ def plus_plus_start(
         raise ValueError(f"max_clusters must be at least 1, got {max_clusters}.")
     num_clusters = jnp.clip(jnp.asarray(num_clusters, jnp.int32), 1, max_clusters)
     shape = np.broadcast_shapes(moments.minimum.shape, num_clusters.shape)
+    # As numbers, which `jnp.vectorize` takes, and back by the implementation they came from.
     data = jax.random.key_data(jax.random.split(key, shape))
+    wrap = partial(jax.random.wrap_key_data, impl=jax.random.key_impl(key))
 
     def draw(position, mass, number, words):
-        keys = jax.random.split(jax.random.wrap_key_data(words), max_clusters)
+        keys = jax.random.split(wrap(words), max_clusters)
         largest = jnp.max(mass)
         mass = mass / jnp.where(largest > 0, largest, 1)
 
@@ -91,7 +93,7 @@ def plus_plus_start(
     )
 
 
-@explicit_transfers
+@always_compiled
 @with_codebook_held_fixed(distortion_of_points)
 def polish_kmeans(
     points: Float[Array, "... points"],

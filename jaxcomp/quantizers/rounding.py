@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxcomp.quantizers.checks import check_finite, check_floating, is_concrete
 from jaxcomp.quantizers.moments import accumulation_dtype
-from jaxcomp.transformations import explicit_transfers
+from jaxcomp.transformations import always_compiled
 
 
 class RoundedWeights(NamedTuple):
@@ -33,7 +33,7 @@ class RoundedWeights(NamedTuple):
     values: Float[Array, "..."]
 
 
-@explicit_transfers
+@always_compiled
 def round_to_nearest(
     weights: Float[Array, "..."], *, num_bits: Int[Array, ""] | int, channel_axis: int = -1
 ) -> RoundedWeights:

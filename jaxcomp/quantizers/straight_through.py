@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped
 from jaxcomp.quantizers.assignment import assign, nearest_thresholds
 from jaxcomp.quantizers.checks import check_floating, is_concrete
 from jaxcomp.quantizers.moments import accumulation_dtype
-from jaxcomp.transformations import explicit_transfers
+from jaxcomp.transformations import always_compiled, explicit_transfers
 from jaxcomp.types import Batch, LossFn, Params
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class FineTunedCodebook(NamedTuple):
     losses: Float[Array, " steps"]
 
 
-@explicit_transfers
+@always_compiled
 def quantize_ste(
     weights: Float[Array, "*shape"], centroids: Float[Array, " clusters"]
 ) -> Float[Array, "*shape"]:

@@ -25,7 +25,7 @@ from jaxcomp.quantizers.lloyd import (
 )
 from jaxcomp.quantizers.moments import Moments, pairwise_sum
 from jaxcomp.transformations import (
-    explicit_transfers,
+    always_compiled,
     with_codebook_held_fixed,
     without_derivative,
 )
@@ -136,7 +136,7 @@ def _solve_group(
     )
 
 
-@explicit_transfers
+@always_compiled
 @with_codebook_held_fixed(distortion_of_points)
 def uniform(
     points: Float[Array, "... points"],

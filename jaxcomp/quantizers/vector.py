@@ -36,7 +36,7 @@ from jaxcomp.quantizers.checks import (
 from jaxcomp.quantizers.lloyd import PENALTY_SCALES, PenaltyScale
 from jaxcomp.quantizers.moments import accumulation_dtype
 from jaxcomp.sequencing import after
-from jaxcomp.transformations import explicit_transfers, with_codebook_held_fixed
+from jaxcomp.transformations import always_compiled, with_codebook_held_fixed
 from jaxcomp.types import PRNGKey
 
 VectorPenaltyForm = Literal["none", "monotone", "published"]
@@ -131,7 +131,7 @@ def _distortion_of_vectors(
     return jnp.sum(deviation * pull, axis=(-2, -1))
 
 
-@explicit_transfers
+@always_compiled
 @with_codebook_held_fixed(_distortion_of_vectors)
 def vector_kmeans(
     points: Float[Array, "... points m"],
@@ -232,7 +232,7 @@ def vector_kmeans(
     )
 
 
-@explicit_transfers
+@always_compiled
 def split_vectors(
     values: Shaped[Array, "*shape"], vector_size: int, *, per_position: bool = False
 ) -> Shaped[Array, "... points m"]:
@@ -268,7 +268,7 @@ def split_vectors(
     return jnp.swapaxes(vectors, 0, 1) if per_position else vectors[0]
 
 
-@explicit_transfers
+@always_compiled
 def join_vectors(
     vectors: Shaped[Array, "... points m"], shape: tuple[int, ...]
 ) -> Shaped[Array, "*shape"]:
