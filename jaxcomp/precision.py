@@ -2,8 +2,9 @@
 
 A certificate of 1e-6 nats, or a tail of 2^-50000, is beyond float32. The functions that need more
 compute in float64 and return JAX's default floating dtype: float32, or float64 under
-`jax_enable_x64`. They can be traced, mapped and differentiated like any other. Inputs that are
-float64 on the host (Python numbers, NumPy arrays) enter unrounded.
+`jax_enable_x64`. They can be traced, mapped and differentiated like any other; only second
+derivatives in reverse mode need `jax_enable_x64`. Inputs that are float64 on the host (Python
+numbers, NumPy arrays) enter unrounded.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,13 +42,9 @@ def in_float64(
         @wraps(kernel)
         def wrapped(*args: Any, **kwargs: Any) -> _Result:
             static = {name: kwargs.pop(name) for name in static_argnames if name in kwargs}
-            leaves, structure = jax.tree.flatten((args, kwargs))
             default = jnp.result_type(float)
-            # Numbers that are known have no derivative, and are not rounded on their way in.
-            traced = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tracer)]
 
-            def evaluate(*values: Array) -> _Result:
-                args, kwargs = structure.unflatten(_replaced(leaves, traced, values))
+            def call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Result:
                 with jax.enable_x64(True):
                     args, kwargs = jax.tree.map(
                         lambda value: jnp.asarray(value, jnp.float64), (args, kwargs)
@@ -57,21 +54,35 @@ def in_float64(
                         compiled(*args, **kwargs, **static),
                     )
 
-            if not traced:
-                return evaluate()
-            return _differentiable(evaluate)(*(leaves[place] for place in traced))
+            return _call_differentiably(call, args, kwargs)
 
         return wrapped
 
     return decorate
 
 
-def _differentiable(evaluate: Callable[..., _Result]) -> Callable[..., _Result]:
-    """Let a function that is float64 inside be differentiated in any program that it is part of.
+def _call_differentiably(call: Callable[..., _Result], *arguments: Any) -> _Result:
+    """Call a function of pytrees that is float64 inside, so that any program can differentiate it.
 
-    JAX differentiates `jit`, loops and checkpoints when they have been traced. Constants of its
-    rules would be made in the default dtype then, which does not fit. By this rule the function is
-    traced anew, and so is its derivative, for the next one.
+    Numbers that are known have no derivative, and are not rounded on their way in.
+    """
+    leaves, structure = jax.tree.flatten(arguments)
+    traced = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tracer)]
+    if not traced:
+        return call(*arguments)
+
+    def evaluate(*values: Array) -> _Result:
+        return call(*structure.unflatten(_replaced(leaves, traced, values)))
+
+    return _differentiable(evaluate)(*(leaves[place] for place in traced))
+
+
+def _differentiable(evaluate: Callable[..., _Result]) -> Callable[..., _Result]:
+    """Give a function of traced numbers that is float64 inside a rule for its derivative.
+
+    JAX differentiates `jit`, loops and checkpoints when they have been traced, and its rules would
+    make their constants in the default dtype, which does not fit. By this rule the function is
+    traced anew, 64-bit types on, and so is its derivative, for the next one in forward mode.
     """
     differentiable = jax.custom_jvp(evaluate)
 

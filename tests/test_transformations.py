@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import jaxcomp
-from jaxcomp import bounds, curvature, quantizers, rate_distortion
+from jaxcomp import bounds, curvature, quantizers
 from jaxcomp.transformations import counted_loop
 
 RNG = np.random.default_rng(0)
@@ -65,7 +65,6 @@ SOLVERS = {
         vectors(w), vectors(h), num_clusters=3, key=KEY
     ),
     "optimal": lambda w, h: quantizers.optimal_kmeans(w, h, max_clusters=3),
-    "optimal codebook": lambda w, h: quantizers.optimal_kmeans(w, h, max_clusters=3).codebook(2),
     "optimal diameter": lambda w, h: quantizers.optimal_diameter_kmeans(
         w, h, max_clusters=3, num_outer=4
     ).solve(3, 0.01),
@@ -82,9 +81,7 @@ OTHERS = {
     "pruning": lambda w, h: quantizers.prune_by_magnitude(w, 0.5),
     "straight through": lambda w, h: quantizers.quantize_ste(w, CENTRES),
     "looked up": lambda w, h: quantizers.look_up(CENTRES, INDEX),
-    "assignment by cost": lambda w, h: quantizers.assign_by_cost(
-        w, h, CENTRES, LENGTHS, 0.1
-    ),
+    "assignment by cost": lambda w, h: quantizers.assign_by_cost(w, h, CENTRES, LENGTHS, 0.1),
     "tree": lambda w, h: jaxcomp.quantize({"w": matrix(w)}, num_clusters=3).dequantize(),
     "catoni": lambda w, h: bounds.catoni(0.1, 50.0, num_examples=1000, delta=0.05),
     "occam": lambda w, h: bounds.occam(0.1, 50.0, num_examples=1000, delta=0.05, tail="chernoff"),
@@ -92,8 +89,6 @@ OTHERS = {
 }
 # Those that call a function of the caller.
 CURVATURE = {
-    "gauss_newton": lambda: curvature.gauss_newton_diagonal(predict, NETWORK, (INPUTS, LABELS)),
-    "fisher": lambda: curvature.fisher_diagonal(loss, NETWORK, (INPUTS, LABELS)),
     "hutchinson": lambda: curvature.hutchinson_diagonal(
         loss, NETWORK, (INPUTS, LABELS), KEY, num_probes=2
     ),
@@ -128,7 +123,9 @@ def expected():
 
 def assert_same(found, wanted, **tolerance):
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(np.asarray(a, np.float64), np.asarray(b, np.float64), **tolerance)
+        np.testing.assert_allclose(
+            np.asarray(a, np.float64), np.asarray(b, np.float64), **tolerance
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -150,3 +147,128 @@ def test_moves_its_own_numbers_to_the_device(name, expected):
     wanted = expected(name)
     with jax.transfer_guard("disallow"):
         assert_same(call(name), wanted)
+
+
+def codebook(result):
+    """The numbers of a result without what measures the points."""
+    return jax.tree.leaves(result._replace(distortion=None, objective=None))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_codebooks_are_constants(name, expected):
+    result, tangent = jax.jvp(SOLVERS[name], (POINTS, IMPORTANCE), (POINTS, IMPORTANCE))
+    assert_same(result, expected(name))
+    for leaf in codebook(tangent) if name in MEASURING else jax.tree.leaves(tangent):
+        assert leaf.dtype == jax.dtypes.float0 or not np.any(leaf)
+
+
+def quantized(name, result):
+    centroids, index = np.asarray(result.centroids), np.asarray(result.assignments, int)
+    if name == "blocks":
+        # Two blocks, one above the other.
+        return np.concatenate([centroids[b, 0][index[2 * b : 2 * b + 2]] for b in (0, 1)]).ravel()
+    return centroids[index].ravel()
+
+
+@pytest.mark.parametrize("field", ["distortion", "objective"])
+@pytest.mark.parametrize("name", MEASURING)
+def test_what_is_measured_has_the_derivative_of_a_fixed_codebook(name, field, expected):
+    deviation = np.asarray(POINTS) - quantized(name, expected(name))
+    wanted = (2 * np.asarray(IMPORTANCE) * deviation, deviation**2)
+
+    def measure(w, h):
+        return jnp.sum(getattr(SOLVERS[name](w, h), field))
+
+    assert_same(jax.grad(measure, argnums=(0, 1))(POINTS, IMPORTANCE), wanted, rtol=1e-5, atol=1e-6)
+    rise = np.sum(wanted[0] * np.asarray(IMPORTANCE)) + np.sum(wanted[1] * np.asarray(POINTS))
+    tangent = jax.jvp(measure, (POINTS, IMPORTANCE), (IMPORTANCE, POINTS))[1]
+    np.testing.assert_allclose(tangent, rise, rtol=1e-4)
+
+
+def test_least_distortion_has_that_derivative_too():
+    # By the envelope theorem: differences move the centres with the points.
+    def least(w):
+        return quantizers.kmeans(w, num_clusters=3).distortion
+
+    step = 1e-2 * jnp.cos(jnp.arange(24, dtype=jnp.float32))
+    slope = jax.jvp(least, (POINTS,), (step,))[1]
+    difference = (least(POINTS + step) - least(POINTS - step)) / 2
+    np.testing.assert_allclose(slope, difference, rtol=1e-3)
+
+
+def pull(w):
+    """A loss that fits its codebook to the weights it quantizes."""
+    fit = quantizers.kmeans(w, num_clusters=3)
+    return jnp.sum(quantizers.quantize_ste(w, fit.centroids) ** 2) + fit.distortion
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        jax.jit(jax.value_and_grad(pull)),
+        jax.value_and_grad(jax.checkpoint(jax.jit(pull))),
+        jax.value_and_grad(
+            lambda w: jax.lax.scan(lambda sum_, _: (sum_ + pull(w), None), 0.0, None, length=1)[0]
+        ),
+        lambda w: jax.tree.map(lambda x: x[0], jax.vmap(jax.value_and_grad(pull))(w[None])),
+        lambda w: (pull(w), jax.linear_transpose(jax.linearize(pull, w)[1], w)(1.0)[0]),
+    ],
+    ids=["jit", "checkpoint", "loop", "vmap", "linearize"],
+)
+def test_clustering_inside_a_loss(program):
+    value, gradient = program(POINTS)
+    fit = quantizers.kmeans(POINTS, num_clusters=3)
+    near = np.asarray(fit.centroids)[np.asarray(fit.assignments, int)]
+    deviation = np.asarray(POINTS) - near
+    np.testing.assert_allclose(value, np.sum(near**2) + np.sum(deviation**2), rtol=1e-5)
+    np.testing.assert_allclose(gradient, 2 * near + 2 * deviation, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["kmeans of bins", "rounding", "pruning", "over batches"])
+def test_float32_stays_float32_beside_64_bit_types(name, expected, x64):
+    found, wanted = call(name), expected(name)
+    assert_same(found, wanted, rtol=1e-5, atol=1e-6)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert a.dtype == b.dtype
+
+
+def test_keys_of_another_implementation_than_the_default():
+    key = jax.random.key(1, impl="rbg")
+    moments = quantizers.histogram_moments(POINTS, IMPORTANCE)
+    start = quantizers.plus_plus_start(moments, 3, key, max_clusters=3)
+    assert len(set(start.tolist())) == 3
+    assert set(start.tolist()) <= set(POINTS.tolist())
+    found = quantizers.vector_kmeans(vectors(POINTS), num_clusters=3, key=key)
+    assert int(jnp.sum(found.counts)) == 12
+
+    def separable(params, batch):
+        return jnp.sum(batch * params**2)
+
+    # Signs give the diagonal of a diagonal matrix exactly, whatever they are.
+    estimate = curvature.hutchinson_diagonal(separable, POINTS, IMPORTANCE, key, num_probes=2)
+    np.testing.assert_allclose(estimate.mean, 2 * np.asarray(IMPORTANCE), rtol=1e-6)
+
+
+def test_kernels_that_are_compiled_as_they_stand_run_without_jit():
+    def solve():
+        moments = quantizers.histogram_moments(POINTS, IMPORTANCE, num_bins=6)
+        return moments, quantizers.solve_kmeans(moments, 2, max_clusters=2)
+
+    wanted = solve()
+    with jax.disable_jit():
+        assert_same(solve(), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("is_wide", [False, True])
+def test_index_of_a_loop_is_int32(is_wide):
+    def last(index, state):
+        del state
+        assert index.dtype == jnp.int32
+        return index
+
+    with jax.enable_x64(is_wide):
+        start = jnp.int32(0)
+        assert counted_loop(0, 3, last, start) == 2
+        assert jax.jit(lambda stop: counted_loop(0, stop, last, start))(3) == 2
+        with jax.disable_jit():
+            assert counted_loop(jnp.int32(1), jnp.int32(3), last, start) == 2

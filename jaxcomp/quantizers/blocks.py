@@ -28,7 +28,7 @@ _POINTS_AT_ONCE = 1 << 18
 
 
 def _blocks(
-    values: Shaped[Array, "rows columns"], grid: tuple[int, int]
+    values: Shaped[Array, "rows columns"], grid: tuple[int, ...]
 ) -> Shaped[Array, "row_blocks column_blocks points"]:
     """Return the entries of every block of a grid of them."""
     parts = values.reshape(grid[0], values.shape[0] // grid[0], grid[1], -1)
@@ -121,7 +121,7 @@ def _block_kmeans(matrix, sample_weight, num_clusters, *, block_shape, max_clust
     if weight is not None:
         weight = blocks(jnp.broadcast_to(weight, matrix.shape))
     points = blocks(matrix)
-    at_once = max(1, _POINTS_AT_ONCE // points.shape[1])
+    at_once = max(1, min(points.shape[0], _POINTS_AT_ONCE // points.shape[1]))
     extra = -points.shape[0] % at_once
     number = jnp.broadcast_to(num_clusters, grid).ravel()
 
