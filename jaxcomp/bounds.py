@@ -276,7 +276,7 @@ def _upper_inverse(q: Array, divergence: Array) -> Array:
 
 @partial(_upper_inverse.defjvp, symbolic_zeros=True)
 def _upper_inverse_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
-    """Differentiate kl(q || p) = c: `dp = (dc - kl_q dq) / kl_p`, `kl_p = (p - q) / (p (1 - p))`."""
+    """Differentiate kl(q || p) = c: dp = (dc - kl_q dq) / kl_p, kl_p = (p - q) / (p (1 - p))."""
     q, divergence = primals
     p = _upper_inverse(q, divergence)
     inside = (q < p) & (p < 1)

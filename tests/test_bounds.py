@@ -311,7 +311,7 @@ def test_no_bound_is_rounded_down(is_wide):
         lengths = np.asarray(self_delimiting_bits(n + 1), float)
         complexity = gaussian_complexity(q - 0.5, c, prior_scale=0.3).complexity_nats
     eps = np.finfo(np.float64 if is_wide else np.float32).eps
-    # The relative entropy of a larger p is larger: none lies below the exact inverse, nor far above.
+    # The relative entropy rises with p: none lies below the exact inverse, nor far above.
     for share, divergence, p in zip(q, c, inverse, strict=True):
         assert p == 1 or exact_kl(share, p) >= divergence
         lower = p * (1 - 2 * eps - 1e-12)
