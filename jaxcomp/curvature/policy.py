@@ -171,10 +171,12 @@ def _raise_to_floor(
 ) -> tuple[Float[Array, "*shape"], LeafReport]:
     h = h.astype(diagonal_dtype(h.dtype))
     num_entries = max(h.size, 1)
-    signed_mean = jnp.sum(h) / num_entries
-    positive_mean = jnp.sum(jnp.maximum(h, 0.0)) / num_entries
+    # In units of the largest entry: the sum of many may exceed the range of the dtype.
+    unit = _power_of_two(h)
+    signed_mean = jnp.sum(h / unit) / num_entries
+    positive_mean = jnp.sum(jnp.maximum(h / unit, 0.0)) / num_entries
     scale = jnp.where(signed_mean > 0, signed_mean, positive_mean)
-    floor = relative_floor.astype(h.dtype) * scale
+    floor = relative_floor.astype(h.dtype) * scale * unit
     is_fallback = jnp.logical_not(jnp.any(h > 0) | jnp.any(jnp.isnan(h)))
     importance = jnp.where(is_fallback, jnp.ones_like(h), jnp.maximum(h, floor))
     report = LeafReport(
@@ -189,8 +191,26 @@ def _raise_to_floor(
 def _raise_eigenvalues(
     blocks: Float[Array, "*shape m m"], relative_floor: Float[Array, ""]
 ) -> tuple[Float[Array, "*shape m m"], LeafReport]:
-    values, vectors = jnp.linalg.eigh(blocks.astype(diagonal_dtype(blocks.dtype)))
+    blocks = blocks.astype(diagonal_dtype(blocks.dtype))
+    unit = _power_of_two(blocks)
+    values, vectors = jnp.linalg.eigh(blocks / unit)
     raised, report = _raise_to_floor(values, relative_floor)
     with jax.default_matmul_precision("highest"):
         rebuilt = (vectors * jnp.expand_dims(raised, -2)) @ jnp.swapaxes(vectors, -1, -2)
-    return 0.5 * (rebuilt + jnp.swapaxes(rebuilt, -1, -2)), report
+    rebuilt = 0.5 * (rebuilt + jnp.swapaxes(rebuilt, -1, -2))
+    # A leaf without curvature has unit matrices, in no unit.
+    return rebuilt * jnp.where(report.is_fallback, 1, unit), report
+
+
+def _power_of_two(values: Float[Array, "..."]) -> Float[Array, ""]:
+    """Return the largest power of two that is at most the largest magnitude; 1 if all are 0."""
+    largest = jnp.max(jnp.abs(values), initial=0)
+    _, exponent = jnp.frexp(jnp.where(largest > 0, largest, 1))
+    one = jnp.ones((), values.dtype)
+    # Between the smallest normal number and the largest finite one.
+    return jnp.ldexp(one, jnp.clip(exponent - 1, *_exponents(values.dtype)))
+
+
+def _exponents(dtype: jnp.dtype) -> tuple[int, int]:
+    limits = jnp.finfo(dtype)
+    return int(limits.minexp), int(limits.maxexp) - 1
