@@ -172,7 +172,7 @@ def _raise_to_floor(
     h = h.astype(diagonal_dtype(h.dtype))
     num_entries = max(h.size, 1)
     # In units of the largest entry: the sum of many may exceed the range of the dtype.
-    unit = _power_of_two(h)
+    unit = _largest(h)
     signed_mean = jnp.sum(h / unit) / num_entries
     positive_mean = jnp.sum(jnp.maximum(h / unit, 0.0)) / num_entries
     scale = jnp.where(signed_mean > 0, signed_mean, positive_mean)
@@ -192,7 +192,7 @@ def _raise_eigenvalues(
     blocks: Float[Array, "*shape m m"], relative_floor: Float[Array, ""]
 ) -> tuple[Float[Array, "*shape m m"], LeafReport]:
     blocks = blocks.astype(diagonal_dtype(blocks.dtype))
-    unit = _power_of_two(blocks)
+    unit = _largest(blocks)
     values, vectors = jnp.linalg.eigh(blocks / unit)
     raised, report = _raise_to_floor(values, relative_floor)
     with jax.default_matmul_precision("highest"):
@@ -202,15 +202,7 @@ def _raise_eigenvalues(
     return rebuilt * jnp.where(report.is_fallback, 1, unit), report
 
 
-def _power_of_two(values: Float[Array, "..."]) -> Float[Array, ""]:
-    """Return the largest power of two that is at most the largest magnitude; 1 if all are 0."""
+def _largest(values: Float[Array, "..."]) -> Float[Array, ""]:
+    """Return the largest magnitude; 1 if all are 0."""
     largest = jnp.max(jnp.abs(values), initial=0)
-    _, exponent = jnp.frexp(jnp.where(largest > 0, largest, 1))
-    one = jnp.ones((), values.dtype)
-    # Between the smallest normal number and the largest finite one.
-    return jnp.ldexp(one, jnp.clip(exponent - 1, *_exponents(values.dtype)))
-
-
-def _exponents(dtype: jnp.dtype) -> tuple[int, int]:
-    limits = jnp.finfo(dtype)
-    return int(limits.minexp), int(limits.maxexp) - 1
+    return jnp.where(largest > 0, largest, jnp.ones_like(largest))

@@ -167,10 +167,12 @@ def _consistent(found: list[Bounds], multipliers: Float[np.ndarray, " slopes"]) 
 
 
 def _lossless_nats(live: _Array, number: int) -> float:
-    """Return the entropy of the weights themselves; those without importance follow the crowd."""
-    counts = np.unique(live, return_counts=True)[1]
-    counts[np.argmax(counts)] += number - live.size
-    return float(-np.sum(counts / number * np.log(counts / number)))
+    """Return the rate of sending the weights themselves, those without importance at random.
+
+    These take the values in the proportions of the others, which costs nothing.
+    """
+    shares = np.unique(live, return_counts=True)[1] / live.size
+    return float(-np.sum(shares * np.log(shares))) * live.size / number
 
 
 def _split(
