@@ -134,7 +134,7 @@ def test_no_channel_lies_below_the_bounds():
         rate, distortion, lower = (np.array(column) for column in zip(*found, strict=True))
         assert np.all(lower <= np.min(rate + slopes[:, None] * distortion, axis=1))
         # Nor anything else that is possible: sending one of the values, nearest or lossless.
-        values, counts = np.unique(points, return_counts=True)
+        _, counts = np.unique(points, return_counts=True)
         shares = counts / points.size
         assert np.all(lower <= -np.sum(shares * np.log(shares)) * (1 + 1e-12))
 

@@ -385,8 +385,9 @@ class _Problem:
     def channel(self, q: _Array) -> tuple[float, float]:
         """Return rate and distortion, per pair, of the channel that q makes at the very pairs.
 
-        Of many reproductions: the logarithms of Z and of the mean distortion are interpolated: by cubics in w, and between
-        classes in ln h, where ln Z has a known derivative, by Hermite's cubic.
+        Of many reproductions the logarithms of Z and of the mean distortion are interpolated: by
+        cubics in w, and between classes in ln h, where ln Z has a known derivative, by Hermite's
+        cubic.
         """
         split = self.split
         is_used = q > _LEAST_USED
