@@ -113,6 +113,57 @@ def _replaced(values: Sequence[Any], places: Sequence[int], by: Sequence[Any]) -
     return replaced
 
 
+def bound_in_float64(
+    *static_argnames: str,
+) -> Callable[[Callable[..., _Result]], Callable[..., _Result]]:
+    """Decorate a kernel of bounds: like `in_float64`, but no result is rounded down.
+
+    What is at least the truth in float64 still is in the default dtype, which a certificate has to
+    be. Infinity, where the dtype does not reach so far.
+
+    Args:
+        static_argnames: see `in_float64`.
+    """
+
+    def decorate(kernel: Callable[..., _Result]) -> Callable[..., _Result]:
+        def rounded(*args: Any, dtype: Any, **kwargs: Any) -> _Result:
+            return jax.tree.map(lambda leaf: round_up(leaf, dtype), kernel(*args, **kwargs))
+
+        rounded.__name__ = kernel.__name__
+        bounds = in_float64(*static_argnames, "dtype")(rounded)
+
+        @wraps(kernel)
+        def wrapped(*args: Any, **kwargs: Any) -> _Result:
+            return bounds(*args, dtype=jnp.result_type(float), **kwargs)
+
+        return wrapped
+
+    return decorate
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def round_up(values: Float[Array, "..."], dtype: Any) -> Float[Array, "..."]:
+    """Return the least numbers of a dtype that are not below float64 values, still in float64.
+
+    Subnormal numbers, which backends take for 0, are not used. The derivative is that of the
+    values themselves.
+    """
+    if dtype == values.dtype:
+        return values
+    # Found in float64, where all of the dtype's numbers are: cast to it, they stay as they are.
+    rounded = values.astype(dtype)
+    above = jnp.nextafter(rounded, jnp.full((), jnp.inf, dtype))
+    rounded, above = rounded.astype(values.dtype), above.astype(values.dtype)
+    raised = jnp.where(rounded < values, above, rounded)
+    tiny = float(jnp.finfo(dtype).tiny)
+    return jnp.where((values > 0) & (values < tiny), tiny, raised)
+
+
+@round_up.defjvp
+def _round_up_jvp(dtype: Any, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    return round_up(primals[0], dtype), tangents[0]
+
+
 def first_least(values: Float[Array, "..."], *, axis: int) -> Int[Array, "..."]:
     """Return where the least value is along one axis, the first of equal ones; int32.
 
