@@ -55,23 +55,34 @@ def in_float64(
             default = jnp.result_type(float)
             static = tuple((name, kwargs.pop(name)) for name in static_argnames if name in kwargs)
             with jax.enable_x64(True):
-                arrays = jax.tree.map(_as_array, (args, kwargs))
-                return compiled(*arrays, static=static, dtype=default)
+                args = tuple(_as_arrays(value) for value in args)
+                kwargs = {name: _as_arrays(value) for name, value in kwargs.items()}
+                return compiled(args, kwargs, static=static, dtype=default)
 
         return wrapped
 
     return decorate
 
 
-def _as_array(value: Any) -> Any:
-    return value if isinstance(value, jax.Array | np.ndarray) else jnp.asarray(value, jnp.float64)
+def _as_arrays(tree: Any) -> Any:
+    """Return arrays as they are, float64 for numbers and for lists of them."""
+
+    def convert(leaf: Any) -> Any:
+        return leaf if isinstance(leaf, jax.Array | np.ndarray) else jnp.asarray(leaf, jnp.float64)
+
+    return jax.tree.map(convert, tree, is_leaf=lambda node: type(node) in (list, tuple))
+
+
+def result_dtype(*leaves: Any) -> np.dtype:
+    """Return the dtype of results for such arrays or numbers: theirs in JAX, float32 at least."""
+    return np.dtype(jnp.promote_types(jnp.result_type(*leaves), jnp.float32))
 
 
 def widen(values: Array) -> Float[Array, "..."]:
     """Return values in float64, exactly; to be called where 64-bit types are on.
 
     XLA reads a float32 or bfloat16 below 1e-38 as 0, so such a number is put together from its
-    bits. Derivatives are those of the identity, and 0 below 1e-38.
+    bits. Derivatives are those of the identity, but 0 for such a number.
     """
     wide = values.astype(jnp.float64)
     if values.dtype not in (jnp.float32, jnp.bfloat16):
@@ -82,7 +93,8 @@ def widen(values: Array) -> Float[Array, "..."]:
         bits = bits.astype(jnp.int32) << 16
     distance = bits & ~_SIGN_BIT
     small = distance.astype(jnp.float64) * _SPACING
-    return jnp.where(distance < 1 << 23, jnp.where(bits < 0, -small, small), wide)
+    is_small = (distance < 1 << 23) & (distance > 0)
+    return jnp.where(is_small, jnp.where(bits < 0, -small, small), wide)
 
 
 def narrow(values: Float[Array, "..."], dtype: Any) -> Float[Array, "..."]:
@@ -93,7 +105,7 @@ def narrow(values: Float[Array, "..."], dtype: Any) -> Float[Array, "..."]:
     if dtype == jnp.float64:
         return values
     distance = jnp.abs(values)
-    is_small = distance < _LEAST_NORMAL
+    is_small = (distance < _LEAST_NORMAL) & (distance > 0)
     # Without the explicit rounding, XLA may leave out the step by way of float32.
     rounded = lax.reduce_precision(values, 8, 23).astype(jnp.float32)
     bits = jnp.rint(jnp.where(is_small, distance, 0) / _SPACING).astype(jnp.int32)

@@ -21,7 +21,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 from scipy import special
 
-from jaxcomp.precision import in_float64
+from jaxcomp.precision import in_float64, narrow, result_dtype
 from jaxcomp.priors.code_lengths import log_cell_mass, log_gaussian_cell
 from jaxcomp.priors.coding import scalar_steps
 from jaxcomp.priors.families import (
@@ -90,16 +90,17 @@ def kl_nats(posterior: Posterior, prior: PriorTree) -> Float[Array, ""]:
                 f"kl_nats has a closed form for Gaussian priors only, got {type(own).__name__}; "
                 "use discretized_kl."
             )
-        totals.append(_kl_nats(mean, scale, own.scale))
-    return sum(totals, jnp.zeros(()))
+        totals.append(_kl_nats(mean, scale, own.scale, result=result_dtype(mean, scale)))
+    return sum(totals[1:], totals[0]) if totals else jnp.zeros(())
 
 
-@in_float64()
-def _kl_nats(mean: Array, scale: Array, prior_scale: Array) -> Array:
+@in_float64("result")
+def _kl_nats(mean: Array, scale: Array, prior_scale: Array, *, result: Any) -> Array:
     # Ratios by their logarithms: squares of ratios are out of range before the divergence is.
     log_ratio = jnp.log(scale) - jnp.log(prior_scale)
     squares = jnp.square(mean / prior_scale)
-    return 0.5 * jnp.sum(jnp.expm1(2 * log_ratio) - 2 * log_ratio + squares)
+    total = 0.5 * jnp.sum(jnp.expm1(2 * log_ratio) - 2 * log_ratio + squares)
+    return narrow(total, result)
 
 
 def discretized_kl(posterior: Posterior, prior: PriorTree, *, step: StepTree) -> CellDivergence:

@@ -29,7 +29,7 @@ from jax.scipy import special as jax_special
 from jaxtyping import Array, Float
 from scipy import special as scipy_special
 
-from jaxcomp.precision import in_float64, narrow
+from jaxcomp.precision import in_float64, narrow, result_dtype
 from jaxcomp.priors.families import (
     Gaussian,
     Laplace,
@@ -79,7 +79,9 @@ def code_length_bits(weights: Params, prior: PriorTree, *, step: StepTree) -> Pa
     return jax.tree.unflatten(
         structure,
         [
-            _code_length_bits(leaf, own, own_step, dtype=leaf_dtype(leaf), result=_default_dtype(leaf))
+            _code_length_bits(
+                leaf, own, own_step, dtype=leaf_dtype(leaf), result=result_dtype(leaf)
+            )
             for leaf, own, own_step in zip(leaves, priors, steps, strict=True)
         ],
     )
@@ -92,7 +94,7 @@ def _code_length_bits(
     step = grid_step(jnp.broadcast_to(step, weights.shape), dtype=dtype)
     centres = nearest_multiple(weights, step, dtype=dtype)
     bits = log_cell_mass(centres, prior, step) * (-1 / LN2)
-    return narrow(bits, jnp.promote_types(result, jnp.float32))
+    return narrow(bits, result)
 
 
 def quantize(weights: Params, *, step: StepTree) -> Params:
@@ -122,7 +124,8 @@ def quantize(weights: Params, *, step: StepTree) -> Params:
     rounded = []
     for leaf, own in zip(leaves, steps, strict=True):
         check_weights(leaf, are_finite=False)
-        result = _default_dtype(leaf)
+        # What JAX makes of it: float64 only under `jax_enable_x64`.
+        result = np.dtype(jnp.result_type(leaf))
         _check_range(leaf, result)
         rounded.append(_quantize(leaf, own, dtype=leaf_dtype(leaf), result=result))
     return jax.tree.unflatten(structure, rounded)
@@ -132,11 +135,6 @@ def quantize(weights: Params, *, step: StepTree) -> Params:
 def _quantize(weights: Array, step: Array, *, dtype: Any, result: Any) -> Array:
     step = grid_step(jnp.broadcast_to(step, weights.shape), dtype=dtype)
     return narrow(nearest_multiple(weights, step, dtype=dtype), result)
-
-
-def _default_dtype(leaf: Any) -> np.dtype:
-    """Return the dtype that JAX gives the leaf: float64 only under `jax_enable_x64`."""
-    return np.dtype(jnp.result_type(leaf))
 
 
 def _check_range(leaf: Any, dtype: np.dtype) -> None:
