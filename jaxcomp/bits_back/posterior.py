@@ -173,7 +173,7 @@ def _chunk_divergence(
 
     # The prior of a joined cell is that of a cell in its middle, as often as there are cells.
     smooth = _smooth_part(prior, width) if bits else prior
-    log_prior = log_cell_mass(centres, smooth, np.full_like(centres, step)) + bits * LN2
+    log_prior = log_cell_mass(centres, smooth, step) + bits * LN2
     kl = np.sum(mass * (log_mass - log_prior))
     # Both sums are those over cells up to the square of the width; Sheppard's corrections: the
     # curvature of log p, averaged under q, and that of log q, which is -1/s^2.
@@ -221,8 +221,7 @@ def _narrow_part(
             return 0.0
     edges = np.concatenate([-ends[::-1], ends])
     middle = 0.5 * (edges[1:] + edges[:-1]) * step
-    steps = np.full_like(middle, step)
-    log_ratio = log_cell_mass(middle, prior, steps) - log_cell_mass(middle, smooth, steps)
+    log_ratio = log_cell_mass(middle, prior, step) - log_cell_mass(middle, smooth, step)
     z = (edges * step - mean) / scale
     return -float(np.sum(_interval_masses(z[:, :-1], z[:, 1:]) * log_ratio))
 
@@ -266,9 +265,8 @@ def log_ratio_bits(
         dtype = leaf_dtype(mean)
         mean, scale, leaf = (np.asarray(part, np.float64).ravel() for part in (mean, scale, leaf))
         centres = nearest_multiple(leaf, width, dtype=dtype)
-        widths = np.full_like(centres, width)
-        log_ratio = log_gaussian_cell(centres - mean, scale, widths)
-        log_ratio -= log_cell_mass(centres, own, widths)
+        log_ratio = log_gaussian_cell(centres - mean, scale, width)
+        log_ratio -= log_cell_mass(centres, own, width)
         total += float(np.sum(log_ratio)) / LN2
     return total
 
