@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 _Result = TypeVar("_Result")
@@ -54,9 +55,9 @@ def in_float64(
         def wrapped(*args: Any, **kwargs: Any) -> _Result:
             default = jnp.result_type(float)
             static = tuple((name, kwargs.pop(name)) for name in static_argnames if name in kwargs)
+            args = tuple(_as_arrays(value) for value in args)
+            kwargs = {name: _as_arrays(value) for name, value in kwargs.items()}
             with jax.enable_x64(True):
-                args = tuple(_as_arrays(value) for value in args)
-                kwargs = {name: _as_arrays(value) for name, value in kwargs.items()}
                 return compiled(args, kwargs, static=static, dtype=default)
 
         return wrapped
@@ -65,10 +66,17 @@ def in_float64(
 
 
 def _as_arrays(tree: Any) -> Any:
-    """Return arrays as they are, float64 for numbers and for lists of them."""
+    """Return arrays as they are, and numbers and lists of them as float64 of NumPy."""
 
     def convert(leaf: Any) -> Any:
-        return leaf if isinstance(leaf, jax.Array | np.ndarray) else jnp.asarray(leaf, jnp.float64)
+        if isinstance(leaf, Tracer):
+            # Behind a traced Python number there may be one that is float64 once 64 bits are on.
+            return lax.convert_element_type(leaf, leaf.dtype)
+        if isinstance(leaf, jax.Array | np.ndarray):
+            return leaf
+        if any(isinstance(part, Tracer) for part in jax.tree.leaves(leaf)):
+            return jnp.asarray(leaf)
+        return np.asarray(leaf, np.float64)
 
     return jax.tree.map(convert, tree, is_leaf=lambda node: type(node) in (list, tuple))
 

@@ -24,7 +24,6 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.scipy import special as jax_special
 from jaxtyping import Array, Float
 from scipy import special as scipy_special
@@ -147,7 +146,7 @@ def _check_range(leaf: Any, dtype: np.dtype) -> None:
         return
     values = np.abs(np.asarray(leaf, np.float64))
     largest = float(np.max(values, initial=0.0, where=np.isfinite(values)))
-    if largest > jnp.finfo(dtype).max:
+    if largest > float(jnp.finfo(dtype).max):
         raise ValueError(
             f"weights must lie in the range of {dtype}, got {largest:g}: turn on jax_enable_x64 to "
             "round them in float64."

@@ -285,6 +285,7 @@ def _check_positive(name: str, value: Any) -> None:
 
 
 def not_a_prior(prior: Any) -> str:
+    """Return the message of the error."""
     return f"prior must be one of {_names()}, got {type(prior).__name__}."
 
 

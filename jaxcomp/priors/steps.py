@@ -65,9 +65,7 @@ def optimal_step(
         raise ValueError(f"prior_scale must be positive and finite, got {prior_scale}.")
     limit = np.inf if prior_scale is None else prior_scale
     leaves, structure = jax.tree.flatten(curvature)
-    chosen = [
-        _choose(h, limit, per_weight=per_weight, result=result_dtype(h)) for h in leaves
-    ]
+    chosen = [_choose(h, limit, per_weight=per_weight, result=result_dtype(h)) for h in leaves]
     return StepChoice(*(jax.tree.unflatten(structure, part) for part in zip(*chosen, strict=True)))
 
 

@@ -137,8 +137,8 @@ def plot_rounding(rounding: pd.DataFrame) -> Figure:
     number = int(rounding["num_problems"].iloc[0])
     explanation = (
         f"{number:,} data sets drawn, each solved by ridge; equal rounded solutions count once.\n"
-        "Lines: entropy from the exact density, where the step is fine. Points: Miller's and Madow's "
-        "estimate from the counts.\nDashed: as many as there are data sets; the counts end there."
+        "Lines: entropy from the exact density, where the step is fine. Points: estimated from the "
+        "counts\n(Miller and Madow). Dashed: as many as there are data sets; counts end there."
     )
     figure = drawing.new_figure(8.0, 4.4, "How many models does rounding leave?", explanation)
     left, right = figure.subplots(1, 2)
