@@ -40,6 +40,32 @@ def test_fit_by_leaf_and_its_price():
     assert 0 < float(priors.fit(np.float32([5.0] * 9), SpikeAndSlab, step=1.0).spike) < 1
 
 
+@pytest.mark.parametrize("family", [Gaussian, Laplace, SpikeAndSlab, ScaleMixture])
+def test_fits_are_as_good_in_half_precision_and_at_any_scale(family):
+    rng = np.random.default_rng(3)
+    weights = (rng.laplace(0, 0.25, 3000) * (rng.random(3000) < 0.5)).astype(np.float16)
+    wide = weights.astype(np.float64)
+    base = priors.fit(wide, family, step=0.01)
+    assert all(np.asarray(field).dtype == np.float32 for field in base)
+    for found, factor in (
+        (priors.fit(weights, family, step=0.01), 1),
+        (priors.fit(wide * 2.0**-900, family, step=0.01 * 2.0**-900), 2.0**-900),
+        (priors.fit(wide * 2.0**100, family, step=0.01 * 2.0**100), 2.0**100),
+    ):
+        *shares, scale = (np.asarray(field, np.float64) for field in found)
+        *base_shares, base_scale = (np.asarray(field, np.float64) for field in base)
+        # The step of float16 weights is rounded to float32.
+        np.testing.assert_allclose(scale, base_scale * factor, rtol=1e-6)
+        np.testing.assert_allclose(shares, base_shares, rtol=1e-6)
+
+
+def test_a_spike_stays_below_1():
+    # Float16 has no number between 1 - 1 / 2048 and 1.
+    weights = np.zeros(20_000, np.float16)
+    weights[0] = 1
+    assert 0.9999 < float(priors.fit(weights, SpikeAndSlab, step=0.01).spike) < 1
+
+
 W = np.ones(3, np.float32)
 
 
