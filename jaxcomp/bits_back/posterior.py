@@ -186,7 +186,7 @@ def _chunk_divergence(
     return np.array([kl, np.sum(entropy) + len(mean) * bits * LN2 - narrowing, np.sum(variance)])
 
 
-def _smooth_part(prior: Prior, width: float) -> Prior:
+def _smooth_part(prior: Any, width: float) -> Any:
     """Return the part of a prior that hardly bends within a joined cell; its mass may be below 1.
 
     A spike is left out, and so are components of a mixture that are narrow against the cell, but
@@ -194,7 +194,8 @@ def _smooth_part(prior: Prior, width: float) -> Prior:
     """
     match prior:
         case SpikeAndSlab(spike, scale):
-            return ScaleMixture(np.reshape(1 - spike, (1,)), np.reshape(scale, (1,)))
+            slab: Any = np.reshape(1 - spike, (1,)), np.reshape(scale, (1,))
+            return ScaleMixture(*slab)
         case ScaleMixture(shares, scales):
             is_wide = scales >= min(_LEAST_WIDTHS * width, np.max(scales))
             return ScaleMixture(shares[is_wide], scales[is_wide])
