@@ -1,16 +1,16 @@
 """Decompositions of many symmetric matrices, small ones without LAPACK.
 
 Batched calls of LAPACK in one program may wait for each other for ever on a CPU of two cores, and
-on a crowded machine they slow a hundredfold. So matrices up to 64 x 64 are decomposed by loops of
-plain array operations, which also run on accelerators, and larger ones by LAPACK one after the
-other. Nothing else in this package calls a decomposition of JAX.
+on a crowded machine they slow a hundredfold. So matrices up to 64 x 64 (32 x 32 for eigenvalues)
+are decomposed by loops of plain array operations, which also run on accelerators, and larger ones
+by LAPACK one after the other. Nothing else in this package calls a decomposition of JAX.
 
 In all functions leading axes are matrices of their own, and `jax.vmap` adds to them: which matrices
-are decomposed together never changes a result. The work is done with the matrices along the last
-axis, where they fill vector registers.
+are decomposed together never changes a result.
 
 Axes: `...` matrices, `d` rows and columns, `r` right-hand sides, `s` shifts, `M` matrices after
-flattening.
+flattening: first where the work is products, last where it is element by element, so that vector
+registers are full.
 
 Sources: Golub and Van Loan, Matrix Computations (2013), sections 4.2 (Cholesky), 8.3 (Householder's
 tridiagonal form), 8.5 (Jacobi's method; in parallel order: Brent and Luk, SIAM J. Sci. Stat.
@@ -24,14 +24,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float
 
-# Rows up to which loops of our own are used.
+# Rows up to which loops of our own are used, and up to which Jacobi's method is.
 MAX_SMALL = 64
+MAX_JACOBI = 32
 # Jacobi's method converges quadratically: six or seven sweeps in single precision, ten in double.
 _MAX_SWEEPS = 30
+# Entries of matrices rotated together: what fits a cache; but matrices enough for registers.
+_NUMBERS_AT_ONCE = 1 << 15
+_LEAST_AT_ONCE = 64
 
 
 def _joining_batches(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -102,7 +107,7 @@ def eigh(
 ) -> tuple[Float[Array, "... d"], Float[Array, "... d d"]]:
     """Return eigenvalues and eigenvectors of symmetric matrices.
 
-    Jacobi's method up to 64 rows. Forward-mode derivatives only.
+    Jacobi's method up to 32 rows. Forward-mode derivatives only.
 
     Args:
         matrix: A (..., d, d); its symmetric part is taken.
@@ -163,26 +168,21 @@ def _one_by_one(function: Callable[..., Any], *arrays: Array) -> Any:
 def _cholesky(matrix: Float[Array, "... d d"]) -> Float[Array, "... d d"]:
     if matrix.shape[-1] > MAX_SMALL:
         return _one_by_one(lambda a: lax.linalg.cholesky(a, symmetrize_input=False), matrix)
-    return _from_last(_small_cholesky(_to_last(matrix, 2)), matrix.shape[:-2])
+    flat = matrix.reshape(-1, *matrix.shape[-2:])
+    place = jnp.arange(matrix.shape[-1])
 
+    def step(j: Array, columns: Float[Array, "M d d"]) -> Float[Array, "M d d"]:
+        # Column after column, less what those before it explain.
+        row = lax.dynamic_index_in_dim(columns, j, 2, keepdims=False)
+        explained = jnp.einsum("mki,mk->mi", columns, row, precision="highest")
+        column = lax.dynamic_index_in_dim(flat, j, 2, keepdims=False) - explained
+        pivot = lax.dynamic_index_in_dim(column, j, 1)
+        return columns.at[:, j].set(jnp.where(place >= j, column / jnp.sqrt(pivot), 0))
 
-def _small_cholesky(matrix: Float[Array, "d d M"]) -> Float[Array, "d d M"]:
-    """Column after column, what it explains taken from all that follow."""
-    dim = matrix.shape[0]
-    place = jnp.arange(dim)[:, None]
-
-    def step(j: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        # Rows of `rest` are columns of what is left of A.
-        rest, columns = state
-        column = rest[j]
-        column = jnp.where(place >= j, column / jnp.sqrt(column[j]), 0)
-        rest = rest - column[:, None] * column[None, :]
-        return rest, columns.at[j].set(column)
-
-    columns = jnp.swapaxes(matrix, 0, 1)
-    _, columns = lax.fori_loop(0, dim, step, (columns, jnp.zeros_like(columns)))
-    is_definite = jnp.all(jnp.isfinite(columns), axis=(0, 1))
-    return jnp.where(is_definite, jnp.swapaxes(columns, 0, 1), jnp.nan)
+    columns = lax.fori_loop(0, place.shape[0], step, jnp.zeros_like(flat))
+    is_definite = jnp.all(jnp.isfinite(columns), axis=(1, 2), keepdims=True)
+    factor = jnp.where(is_definite, jnp.swapaxes(columns, 1, 2), jnp.nan)
+    return factor.reshape(matrix.shape)
 
 
 @_joining_batches
@@ -216,9 +216,9 @@ def _solve_triangular(factor: Array, right: Array, *, transposed: bool) -> Array
 
     def step(number: Array, x: Float[Array, "d r M"]) -> Float[Array, "d r M"]:
         j = dim - 1 - number if transposed else number
-        found = x[j] / rows[j, j]
+        found = x[j] / rows[j, j][None]
         is_left = (place < j) if transposed else (place > j)
-        x = x - jnp.where(is_left, rows[j][:, None], 0) * found
+        x = x - jnp.where(is_left, rows[j][:, None], 0) * found[None]
         return x.at[j].set(found)
 
     x = lax.fori_loop(0, dim, step, _to_last(right, 2))
@@ -230,13 +230,20 @@ def _solve_triangular(factor: Array, right: Array, *, transposed: bool) -> Array
 
 @_joining_batches
 def _eigh(matrix: Float[Array, "... d d"]) -> tuple[Array, Array]:
-    if matrix.shape[-1] > MAX_SMALL:
+    if matrix.shape[-1] > MAX_JACOBI:
         # LAPACK's vectors come first.
         vectors, values = _one_by_one(lax.linalg.eigh, matrix)
         return values, vectors
-    batch = matrix.shape[:-2]
-    values, vectors = _jacobi(_to_last(matrix, 2))
-    values, vectors = _from_last(values, batch), _from_last(vectors, batch)
+    batch, dim = matrix.shape[:-2], matrix.shape[-1]
+    flat = matrix.reshape(-1, dim, dim)
+    num_matrices = flat.shape[0]
+    size = min(num_matrices, max(_LEAST_AT_ONCE, _NUMBERS_AT_ONCE // dim**2))
+    extra = -num_matrices % size
+    parts = jnp.pad(flat, [(0, extra), (0, 0), (0, 0)]).reshape(-1, size, dim, dim)
+    values, vectors = lax.map(_jacobi, jnp.moveaxis(parts, 1, -1))
+    values = jnp.moveaxis(values, -1, 1).reshape(-1, dim)[:num_matrices].reshape(*batch, dim)
+    vectors = jnp.moveaxis(vectors, -1, 1).reshape(-1, dim, dim)[:num_matrices]
+    vectors = vectors.reshape(matrix.shape)
     order = jnp.argsort(values, axis=-1)
     values = jnp.take_along_axis(values, order, axis=-1)
     vectors = jnp.take_along_axis(vectors, order[..., None], axis=-2)
@@ -260,11 +267,16 @@ def _jacobi(matrix: Float[Array, "d d M"]) -> tuple[Float[Array, "d M"], Float[A
     # In units of a power of two near the largest entry: squares stay in range.
     largest = jnp.max(jnp.abs(matrix), axis=(0, 1))
     exponent = jnp.where(largest > 0, jnp.frexp(largest)[1], 0)
-    matrix = jnp.ldexp(matrix, -exponent)
+    matrix = jnp.ldexp(matrix, -exponent[None, None])
     matrix = 0.5 * (matrix + jnp.swapaxes(matrix, 0, 1))
     matrix = jnp.pad(matrix, [(0, size - dim), (0, size - dim), (0, 0)])
-    is_diagonal = jnp.eye(size, dtype=bool)[:, :, None]
-    is_pair = jnp.eye(half, dtype=bool)[:, :, None]
+    is_diagonal = np.eye(size, dtype=bool)[:, :, None]
+    is_pair = np.eye(half, dtype=bool)[:, :, None]
+    order = np.arange(size)
+    if half > 1:
+        order = np.concatenate([[0, half], order[1 : half - 1], order[half + 1 :], [half - 1]])
+    # Where a round leaves the entries that it made zero.
+    is_met = np.roll(is_diagonal, half, axis=0)[order][:, order]
 
     def diagonal(block: Float[Array, "h h M"]) -> Float[Array, "h M"]:
         return jnp.sum(jnp.where(is_pair, block, 0), axis=0)
@@ -275,11 +287,6 @@ def _jacobi(matrix: Float[Array, "d d M"]) -> tuple[Float[Array, "d M"], Float[A
         parts = (rows[:1], rows[half : half + 1], rows[1 : half - 1])
         return jnp.concatenate([*parts, rows[half + 1 :], rows[half - 1 : half]])
 
-    def turn(rows: Array, cosine: Array, sine: Array) -> Array:
-        above, below = rows[:half], rows[half:]
-        cosine, sine = cosine[:, None], sine[:, None]
-        return jnp.concatenate([cosine * above - sine * below, sine * above + cosine * below])
-
     def rotate(_, state):
         a, vectors, is_active = state
         first, second = diagonal(a[:half, :half]), diagonal(a[half:, half:])
@@ -289,17 +296,20 @@ def _jacobi(matrix: Float[Array, "d d M"]) -> tuple[Float[Array, "d M"], Float[A
         sign = jnp.where(cotangent < 0, -1, 1).astype(dtype)
         tangent = sign / (jnp.abs(cotangent) + jnp.sqrt(1 + cotangent * cotangent))
         tangent = jnp.where(is_mixed, tangent, 0)
-        cosine = 1 / jnp.sqrt(1 + tangent * tangent)
-        sine = tangent * cosine
-        a = turn(a, cosine, sine)
-        a = jnp.swapaxes(turn(jnp.swapaxes(a, 0, 1), cosine, sine), 0, 1)
+        cosine = (1 / jnp.sqrt(1 + tangent * tangent))[:, None]
+        sine = tangent[:, None] * cosine
+
+        def turn(rows: Array) -> Array:
+            above, below = rows[:half], rows[half:]
+            turned = [cosine * above - sine * below, sine * above + cosine * below]
+            return move_on(jnp.concatenate(turned))
+
+        # Rows, then columns as the rows of the transpose; the result is symmetric.
+        a = turn(jnp.swapaxes(turn(a), 0, 1))
         # What is known exactly is not left to rounding.
-        ends = jnp.concatenate([first - tangent * mixed, second + tangent * mixed])
-        a = jnp.where(is_diagonal, ends[:, None], a)
-        is_met = jnp.roll(is_diagonal, half, axis=0) & is_active
-        a = jnp.where(is_met, 0, a)
-        a = jnp.swapaxes(move_on(jnp.swapaxes(move_on(a), 0, 1)), 0, 1)
-        return a, move_on(turn(vectors, cosine, sine)), is_active
+        ends = move_on(jnp.concatenate([first - tangent * mixed, second + tangent * mixed]))
+        a = jnp.where(is_diagonal, ends[:, None], jnp.where(is_met & is_active[None, None], 0, a))
+        return a, turn(vectors), is_active
 
     def unfinished(a: Array) -> Array:
         squares = jnp.where(is_diagonal, 0, a * a)
@@ -312,14 +322,14 @@ def _jacobi(matrix: Float[Array, "d d M"]) -> tuple[Float[Array, "d M"], Float[A
         # A finished matrix rests while others go on: its result does not depend on them.
         return a, vectors, is_active & unfinished(a), number + 1
 
-    vectors = jnp.broadcast_to(is_diagonal.astype(dtype), matrix.shape)
+    vectors = jnp.broadcast_to(jnp.asarray(is_diagonal, dtype), matrix.shape)
     a, vectors, _, _ = lax.while_loop(
         lambda state: jnp.any(state[2]) & (state[3] < _MAX_SWEEPS),
         sweep,
         (matrix, vectors, unfinished(matrix), jnp.int32(0)),
     )
     values = jnp.sum(jnp.where(is_diagonal, a, 0), axis=0)[:dim]
-    values = jnp.ldexp(values, exponent)
+    values = jnp.ldexp(values, exponent[None])
     return jnp.where(is_finite, values, jnp.nan), jnp.where(is_finite, vectors[:dim, :dim], jnp.nan)
 
 
@@ -330,53 +340,54 @@ def _jacobi(matrix: Float[Array, "d d M"]) -> tuple[Float[Array, "d M"], Float[A
 def _solve_shifted(
     matrix: Float[Array, "... d d"], shifts: Float[Array, "... s"], right: Float[Array, "... d"]
 ) -> Float[Array, "... s d"]:
-    a, b, shift = _to_last(matrix, 2), _to_last(right, 1), _to_last(shifts, 1)
+    dim = matrix.shape[-1]
+    a, b = matrix.reshape(-1, dim, dim), right.reshape(-1, dim)
+    shift = shifts.reshape(-1, shifts.shape[-1])
     # Powers of two: nothing is rounded, and squares stay in range.
-    exponent = jnp.frexp(jnp.max(jnp.abs(a), axis=(0, 1)))[1]
-    a, shift = jnp.ldexp(a, -exponent), jnp.ldexp(shift, -exponent)
-    a, reflections, factors, b = _tridiagonal(a, b)
-    x = _solve_tridiagonal(a, shift, b)
-    x = _reflect_back(x, reflections, factors)
-    return jnp.swapaxes(_from_last(jnp.ldexp(x, -exponent), matrix.shape[:-2]), -1, -2)
+    exponent = jnp.frexp(jnp.max(jnp.abs(a), axis=(1, 2)))[1]
+    a, shift = jnp.ldexp(a, -exponent[:, None, None]), jnp.ldexp(shift, -exponent[:, None])
+    a, reflections, b = _tridiagonal(a, b)
+    x = _reflect_back(_solve_tridiagonal(a, shift, b), reflections)
+    x = jnp.ldexp(x, -exponent[:, None, None])
+    return x.reshape(*matrix.shape[:-2], *x.shape[1:])
 
 
 def _tridiagonal(
-    a: Float[Array, "d d M"], b: Float[Array, "d M"]
-) -> tuple[Array, Array, Array, Array]:
-    """Reflect A to tridiagonal form, and b with it; keep the reflections `I - factor v v^T`."""
-    dim = a.shape[0]
-    place = jnp.arange(dim)[:, None]
-
-    def step(k: Array, state):
-        a, reflections, factors, b = state
-        v = jnp.where(place > k, a[k], 0)
-        length = jnp.sqrt(jnp.sum(v * v, axis=0))
-        head = v[k + 1]
-        v = v.at[k + 1].add(jnp.where(head < 0, -length, length))
-        square = jnp.sum(v * v, axis=0)
-        factor = jnp.where(square > 0, 2 / jnp.where(square > 0, square, 1), 0)
-        product = factor * jnp.sum(a * v[:, None], axis=0)
-        w = product - (0.5 * factor * jnp.sum(product * v, axis=0)) * v
-        a = a - (v[:, None] * w[None, :] + w[:, None] * v[None, :])
-        b = b - factor * jnp.sum(v * b, axis=0) * v
-        return a, reflections.at[k].set(v), factors.at[k].set(factor), b
-
+    a: Float[Array, "M d d"], b: Float[Array, "M d"]
+) -> tuple[Float[Array, "M d d"], Float[Array, "k M d"], Float[Array, "M d"]]:
+    """Reflect A to tridiagonal form, and b with it; keep the reflections `I - v v^T`."""
+    num_sets, dim = b.shape
     num_steps = max(dim - 2, 0)
+    reflections = jnp.zeros((num_steps, num_sets, dim), a.dtype)
     if num_steps == 0:
-        return a, a[:0], b[:0], b
-    reflections = jnp.zeros((num_steps, *b.shape), a.dtype)
-    factors = jnp.zeros((num_steps, b.shape[1]), a.dtype)
-    return lax.fori_loop(0, num_steps, step, (a, reflections, factors, b))
+        return a, reflections, b
+    place = jnp.arange(dim)
+
+    def step(k: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        a, reflections, b = state
+        v = jnp.where(place > k, lax.dynamic_index_in_dim(a, k, 1, keepdims=False), 0)
+        length = jnp.sqrt(jnp.sum(v * v, axis=-1, keepdims=True))
+        head = lax.dynamic_index_in_dim(v, k + 1, 1)
+        v = v + jnp.where(place == k + 1, jnp.where(head < 0, -length, length), 0)
+        square = jnp.sum(v * v, axis=-1, keepdims=True)
+        # Of length sqrt(2): a factor less in all products.
+        v = jnp.where(square > 0, v * jnp.sqrt(2 / jnp.where(square > 0, square, 1)), 0)
+        product = jnp.einsum("mij,mj->mi", a, v, precision="highest")
+        w = product - (0.5 * jnp.sum(product * v, axis=-1, keepdims=True)) * v
+        a = a - (v[:, :, None] * w[:, None] + w[:, :, None] * v[:, None])
+        b = b - jnp.sum(v * b, axis=-1, keepdims=True) * v
+        return a, reflections.at[k].set(v), b
+
+    return lax.fori_loop(0, num_steps, step, (a, reflections, b))
 
 
 def _solve_tridiagonal(
-    a: Float[Array, "d d M"], shift: Float[Array, "s M"], b: Float[Array, "d M"]
-) -> Float[Array, "d s M"]:
+    a: Float[Array, "M d d"], shift: Float[Array, "M s"], b: Float[Array, "M d"]
+) -> Float[Array, "M s d"]:
     """Eliminate from the first row to the last and substitute back."""
-    dim = a.shape[0]
-    index = jnp.arange(dim)
-    diagonal = a[index, index]
-    beside = jnp.concatenate([jnp.zeros_like(b[:1]), a[index[:-1], index[1:]]])
+    diagonal = jnp.diagonal(a, axis1=1, axis2=2).T[:, :, None]
+    beside = jnp.diagonal(a, offset=1, axis1=1, axis2=2).T[:, :, None]
+    none = jnp.zeros_like(diagonal[:1])
 
     def eliminate(carry, row):
         pivot, value = carry
@@ -387,23 +398,24 @@ def _solve_tridiagonal(
         return (pivot, value), (pivot, value)
 
     start = (jnp.ones_like(shift), jnp.zeros_like(shift))
-    _, (pivots, values) = lax.scan(eliminate, start, (diagonal, beside, b))
+    rows = (diagonal, jnp.concatenate([none, beside]), b.T[:, :, None])
+    _, (pivots, values) = lax.scan(eliminate, start, rows)
 
     def substitute(x, row):
         pivot, value, off = row
         x = (value - off * x) / pivot
         return x, x
 
-    after = jnp.concatenate([beside[1:], jnp.zeros_like(b[:1])])
-    _, x = lax.scan(substitute, jnp.zeros_like(shift), (pivots, values, after), reverse=True)
-    return x
+    rows = (pivots, values, jnp.concatenate([beside, none]))
+    _, x = lax.scan(substitute, jnp.zeros_like(shift), rows, reverse=True)
+    return jnp.moveaxis(x, 0, -1)
 
 
 def _reflect_back(
-    x: Float[Array, "d s M"], reflections: Float[Array, "k d M"], factors: Float[Array, "k M"]
-) -> Float[Array, "d s M"]:
-    def step(x, reflection):
-        v, factor = reflection
-        return x - v[:, None] * (factor * jnp.sum(v[:, None] * x, axis=0)), None
+    x: Float[Array, "M s d"], reflections: Float[Array, "k M d"]
+) -> Float[Array, "M s d"]:
+    def step(x, v):
+        product = jnp.einsum("msd,md->ms", x, v, precision="highest")
+        return x - product[:, :, None] * v[:, None], None
 
-    return lax.scan(step, x, (reflections, factors), reverse=True)[0]
+    return lax.scan(step, x, reflections, reverse=True)[0]

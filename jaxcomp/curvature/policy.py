@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxcomp.curvature.estimate import DiagonalEstimate, check_finite, diagonal_dtype
+from jaxcomp.linear_algebra import eigh
 from jaxcomp.types import Params
 
 
@@ -189,7 +190,7 @@ def _raise_to_floor(
 def _raise_eigenvalues(
     blocks: Float[Array, "*shape m m"], relative_floor: Float[Array, ""]
 ) -> tuple[Float[Array, "*shape m m"], LeafReport]:
-    values, vectors = jnp.linalg.eigh(blocks.astype(diagonal_dtype(blocks.dtype)))
+    values, vectors = eigh(blocks.astype(diagonal_dtype(blocks.dtype)))
     raised, report = _raise_to_floor(values, relative_floor)
     with jax.default_matmul_precision("highest"):
         rebuilt = (vectors * jnp.expand_dims(raised, -2)) @ jnp.swapaxes(vectors, -1, -2)

@@ -9,9 +9,9 @@ a partition is
 
 S_1 and S_K the masses of the outer clusters and D the distance of their means: three springs in a
 row, which pull the outer centres inwards by `force/S`. It couples the outer clusters; a multiplier
-`lam (c_K - c_1)` in its place does not. The partitions that are best for multipliers on a grid are
-found by the same programme and compared by the true cost. The optimum has `lam = 2 beta (c_K -
-c_1)`, so that the grid, with ratios of sqrt(2), has one within a fifth of it.
+`lam (c_K - c_1)` in its place does not. The optimum has `lam = 2 force`, and the force grows with K
+from that of two clusters to that of as many as there are points. The partitions that are best for
+a few multipliers between these are found by the same programme and compared by the true cost.
 
 Axes: `d` points, `R` codebooks, `K` clusters, `L` most clusters, `Q` rows (multipliers), `M` data
 sets, last, where they fill vector registers.
@@ -22,16 +22,16 @@ Source: Wu, J. Algorithms 12 (1991), 663-673.
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxcomp.precision import first_least
 
-# Multipliers in units of the one whose codebook would be as wide as the points: 1 to 0.088.
-_MULTIPLIERS = 2.0 ** (-0.5 * np.arange(8))
-# Steps of a loop taken in one pass.
-_UNROLL = 7
+# Multipliers between the lowest and the highest force, in equal ratios.
+_NUM_MULTIPLIERS = 4
+# Steps of a loop taken in one pass, at most: numbers then stay in registers, which is five times
+# as fast as one step after the other.
+_UNROLL = 64
 
 
 class Runs(NamedTuple):
@@ -137,7 +137,7 @@ class _Programme(NamedTuple):
 
 
 def _solve(
-    inner: Float[Array, "d Q d M"],
+    inner: Float[Array, "d d M"],
     first: Float[Array, "Q d M"],
     last: Float[Array, "d Q M"],
     num_levels: int,
@@ -152,6 +152,7 @@ def _solve(
     """
     num_points = last.shape[0]
     begins = jnp.arange(1, num_points, dtype=jnp.int32)
+    unroll = min(_UNROLL, num_points - 1)
 
     def level(cost, _):
         # The clusters before a cut, by the cut.
@@ -164,7 +165,7 @@ def _solve(
             return (jnp.where(is_less, total, best[0]), jnp.where(is_less, number, best[1])), None
 
         start = (jnp.full_like(cost, jnp.inf), jnp.zeros(cost.shape, jnp.int32))
-        (least, cut), _ = lax.scan(visit, start, (begins, base, inner[1:]), unroll=_UNROLL)
+        (least, cut), _ = lax.scan(visit, start, (begins, base, inner[1:]), unroll=unroll)
         total = base + last[1:]
         return least, (jnp.min(total, axis=0), 1 + first_least(total, axis=0), cut)
 
@@ -229,22 +230,18 @@ def best_partitions(
     num_points, num_sets = points.shape
     num_levels = min(max_clusters, num_points)
     row = jnp.minimum(num_clusters, num_points) - 1
-    multiplier = jnp.zeros((1, num_sets), points.dtype)
-    if beta is not None:
-        widest = 2 * beta * (points[-1] - points[0])
-        grid = jnp.asarray(_MULTIPLIERS, points.dtype)[:, None] * widest
-        multiplier = jnp.concatenate([multiplier, grid])
     if num_levels == 1:
         only = jnp.full((max_clusters - 1, row.shape[0], num_sets), num_points, jnp.int32)
         one = means_of(runs, _with_ends(only, num_points))
         return one, one
-
+    multiplier = jnp.zeros((1, num_sets), points.dtype)
+    if beta is not None:
+        multiplier = jnp.concatenate([multiplier, 2 * _forces(points, runs, beta)])
     first, last = _outer_costs(points, runs, multiplier)
     index = jnp.arange(num_points, dtype=jnp.int32)
     is_run = (index[:, None] <= index)[:, :, None]
     spread = jnp.where(is_run, runs.spread, jnp.inf)
-    shape = (num_points, multiplier.shape[0], num_points, num_sets)
-    found = _solve(jnp.broadcast_to(spread[:, None], shape), first, last, num_levels)
+    found = _solve(spread, first, last, num_levels)
     cuts = _follow(found, num_points)
 
     def finish(chosen: Int[Array, "L-1 R M"]) -> Partitions:
@@ -284,10 +281,7 @@ def _with_penalty(
     end, begin = jnp.swapaxes(cuts[0], 0, 1)[1:], found.last
     left = Runs(*(_look_up(part, jnp.zeros_like(end), end) for part in runs))
     right = Runs(*(_look_up(part, begin, jnp.full_like(begin, num_points)) for part in runs))
-    springs = 1 / _positive(left.mass) + 1 / _positive(right.mass) + 1 / _positive(beta)
-    force = (right.mean - left.mean) / springs
-    low = left.mean + force / _positive(left.mass)
-    high = right.mean - force / _positive(right.mass)
+    _, low, high = _drawn_together(left, right, beta)
     # From three clusters on, no further than to the centre beside it.
     if cuts.shape[0] > 1:
         three = jnp.arange(2, cuts.shape[2])
@@ -301,9 +295,7 @@ def _with_penalty(
 
     # The multiplier's share out, the penalty in.
     cost = found.cost - at(first, end - 1) - at(jnp.swapaxes(last, 0, 1), begin)
-    cost = cost + left.spread + left.mass * (low - left.mean) ** 2
-    cost = cost + right.spread + right.mass * (high - right.mean) ** 2
-    cost = cost + beta * (high - low) ** 2
+    cost = cost + _outer_cost(left, right, low, high, beta)
     one = jnp.broadcast_to(runs.spread[0, -1], (1, *cost.shape[1:]))
     centre = jnp.broadcast_to(runs.mean[0, -1], one.shape)
     return (
@@ -311,6 +303,53 @@ def _with_penalty(
         jnp.concatenate([centre, low]),
         jnp.concatenate([centre, high]),
     )
+
+
+class _Springs(NamedTuple):
+    """Two outer clusters drawn together by a penalty: the force, and their centres."""
+
+    force: Array
+    low: Array
+    high: Array
+
+
+def _drawn_together(left: Runs, right: Runs, beta: Array) -> _Springs:
+    softness = 1 / _positive(left.mass) + 1 / _positive(right.mass) + 1 / _positive(beta)
+    force = (right.mean - left.mean) / softness
+    low = left.mean + force / _positive(left.mass)
+    return _Springs(force, low, right.mean - force / _positive(right.mass))
+
+
+def _outer_cost(left: Runs, right: Runs, low: Array, high: Array, beta: Array) -> Array:
+    """Cost of the outer clusters and of the penalty, for given centres."""
+    cost = left.spread + left.mass * (low - left.mean) ** 2
+    cost = cost + right.spread + right.mass * (high - right.mean) ** 2
+    return cost + beta * (high - low) ** 2
+
+
+def _forces(
+    points: Float[Array, "d M"], runs: Runs, beta: Float[Array, " M"]
+) -> Float[Array, "multipliers M"]:
+    """Return forces from that of the best two clusters to that of as many as points."""
+    # First clusters that end before place i, last ones that begin at place j.
+    left = Runs(*(part[0, :-1][:, None] for part in runs))
+    right = Runs(*(part[1:, -1][None, :] for part in runs))
+    springs = _drawn_together(left, right, beta)
+    cost = _outer_cost(left, right, springs.low, springs.high, beta)
+    # The points between are centres of their own, and lie between these.
+    is_sound = (springs.low <= points[1:][:, None]) & (springs.high >= points[:-1][None, :])
+    index = jnp.arange(points.shape[0] - 1, dtype=jnp.int32)
+    order = (index[None, :] - index[:, None])[:, :, None]
+
+    def force_of_best(is_allowed: Array) -> Float[Array, " M"]:
+        allowed = jnp.where(is_allowed, cost, jnp.inf)
+        is_best = allowed == jnp.min(allowed, axis=(0, 1))
+        return jnp.max(jnp.where(is_best, springs.force, 0), axis=(0, 1))
+
+    least = _positive(force_of_best(order == 0))
+    most = jnp.maximum(force_of_best((order == 0) | ((order > 0) & is_sound)), least)
+    share = jnp.linspace(0, 1, _NUM_MULTIPLIERS, dtype=points.dtype)[:, None]
+    return least * jnp.power(most / least, share)
 
 
 def _outer_costs(
