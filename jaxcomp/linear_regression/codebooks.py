@@ -320,10 +320,13 @@ def adaptive_quantize(
             beta if "adaptive_diameter" in names else None,
         )
 
-    def quantized(partitions: Partitions) -> tuple[Array, Array]:
-        values = jnp.transpose(partitions.values(points.shape[0]), (2, 1, 0))
-        return jnp.take_along_axis(values, inverse, axis=-1), jnp.transpose(
-            partitions.counts(), (2, 1, 0)
-        )
-
-    return {name: quantized(found[name]) for name in names}
+    # One program for all kinds: they stand one after the other along the rates.
+    joined = Partitions(
+        *(jnp.concatenate(parts, axis=1) for parts in zip(*found.values(), strict=True))
+    )
+    values = jnp.transpose(joined.values(points.shape[0]), (2, 1, 0))
+    values = jnp.take_along_axis(values, inverse, axis=-1)
+    counts = jnp.transpose(joined.counts(), (2, 1, 0))
+    split = [jnp.split(part, len(found), axis=1) for part in (values, counts)]
+    by_name = dict(zip(found, zip(*split, strict=True), strict=True))
+    return {name: by_name[name] for name in names}

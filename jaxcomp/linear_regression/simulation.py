@@ -40,8 +40,9 @@ from jaxcomp.linear_regression.problem import Problem, check_num_examples
 
 Draws = Literal["examples", "statistics"]
 
-# Data sets worked on at once.
+# Data sets worked on at once, and drawn by one call.
 _BATCH_SIZE = 64
+_DRAWN_AT_ONCE = 256
 
 CONTROLS = ("least_squares", "shrinkage", "ridge", "james_stein")
 """What compresses nothing: W itself; aW with `a = 1 - e^{-2R/d}`; ridge, one penalty for each
@@ -308,30 +309,29 @@ def draw_solutions(
     Raises:
         ValueError: if n <= d + 1 or on an unknown way to draw.
     """
-    return _draw_solutions(
-        problem,
-        jnp.asarray(num_examples, float),
-        key,
-        num_inputs=_num_inputs(problem, num_examples, draws),
-        num_datasets=num_datasets,
-    )
+    num_inputs = _num_inputs(problem, num_examples, draws)
+    number = jnp.asarray(num_examples, float)
+    # Always as many at once, so that another number of data sets compiles nothing.
+    starts = range(0, num_datasets, _DRAWN_AT_ONCE)
+    parts = [_draw_some(problem, number, key, start, num_inputs=num_inputs) for start in starts]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:num_datasets], *parts)
 
 
-@partial(jax.jit, static_argnames=("num_inputs", "num_datasets"))
-def _draw_solutions(
+@partial(jax.jit, static_argnames=("num_inputs",))
+def _draw_some(
     problem: Problem,
     num_examples: Float[Array, ""],
     key: Array,
+    start: Int[Array, ""],
     *,
     num_inputs: int | None,
-    num_datasets: int,
 ) -> Solution:
     factor = cholesky(problem.covariance)
 
     def batch(numbers: Int[Array, " M"]) -> Solution:
         return _draw(problem, factor, _keys(key, numbers), num_examples, num_inputs)
 
-    return _map_batches(batch, jnp.arange(num_datasets, dtype=jnp.int32), _BATCH_SIZE)
+    return _map_batches(batch, start + jnp.arange(_DRAWN_AT_ONCE, dtype=jnp.int32), _BATCH_SIZE)
 
 
 def _keys(key: Array, numbers: Int[Array, " M"]) -> Array:
