@@ -18,7 +18,7 @@ Comput. 6, 1985).
 """
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from math import prod
 from typing import Any
 
@@ -32,6 +32,8 @@ from jaxtyping import Array, Float
 # Rows up to which loops of our own are used, and up to which Jacobi's method is.
 MAX_SMALL = 64
 MAX_JACOBI = 32
+# Rows of the blocks that larger triangular matrices are solved by.
+_BLOCK = 32
 # Jacobi's method converges quadratically: six or seven sweeps in single precision, ten in double.
 _MAX_SWEEPS = 30
 # Entries of matrices rotated together: what fits a cache; but matrices enough for registers.
@@ -201,13 +203,7 @@ def _solve_transposed(
 
 def _solve_triangular(factor: Array, right: Array, *, transposed: bool) -> Array:
     if factor.shape[-1] > MAX_SMALL:
-        return _one_by_one(
-            lambda a, b: lax.linalg.triangular_solve(
-                a, b, left_side=True, lower=True, transpose_a=transposed
-            ),
-            factor,
-            right,
-        )
+        return _solve_by_blocks(factor, right, transposed=transposed)
     dim = factor.shape[-1]
     rows = _to_last(factor, 2)
     # Row j: what the j-th unknown takes part in.
@@ -223,6 +219,39 @@ def _solve_triangular(factor: Array, right: Array, *, transposed: bool) -> Array
 
     x = lax.fori_loop(0, dim, step, _to_last(right, 2))
     return _from_last(x, right.shape[:-2])
+
+
+def _solve_by_blocks(factor: Array, right: Array, *, transposed: bool) -> Array:
+    """Solve with the inverses of diagonal blocks; all else is products."""
+    dim = factor.shape[-1]
+    extra, num_blocks = -dim % _BLOCK, -(-dim // _BLOCK)
+    a = jnp.tril(factor.reshape(-1, dim, dim))
+    a = jnp.pad(a, [(0, 0), (0, extra), (0, extra)])
+    x = jnp.pad(right.reshape(-1, *right.shape[-2:]), [(0, 0), (0, extra), (0, 0)])
+    # Rows that fill up a last block are those of the identity.
+    filling = np.diag((np.arange(dim + extra) >= dim).astype(a.dtype))
+    a = a + filling[None]
+    by_block = a.reshape(-1, num_blocks, _BLOCK, num_blocks, _BLOCK)
+    blocks = jnp.moveaxis(jnp.diagonal(by_block, axis1=1, axis2=3), -1, 1)
+    identity = jnp.broadcast_to(jnp.eye(_BLOCK, dtype=a.dtype), blocks.shape)
+    inverses = _solve_triangular(blocks, identity, transposed=False)
+    if transposed:
+        a, inverses = jnp.swapaxes(a, 1, 2), jnp.swapaxes(inverses, 2, 3)
+    product = partial(jnp.einsum, "mij,mjr->mir", precision="highest")
+
+    def step(number: Array, x: Float[Array, "M d r"]) -> Float[Array, "M d r"]:
+        block = num_blocks - 1 - number if transposed else number
+        start = block * _BLOCK
+        known = lax.dynamic_slice_in_dim(x, start, _BLOCK, axis=1)
+        inverse = lax.dynamic_index_in_dim(inverses, block, 1, keepdims=False)
+        known = product(inverse, known)
+        columns = lax.dynamic_slice_in_dim(a, start, _BLOCK, axis=2)
+        # The block's own rows are put in place afterwards, those before it are finished.
+        left = lax.dynamic_update_slice_in_dim(columns, jnp.zeros_like(inverse), start, axis=1)
+        return lax.dynamic_update_slice_in_dim(x - product(left, known), known, start, axis=1)
+
+    x = lax.fori_loop(0, num_blocks, step, x)
+    return x[:, :dim].reshape(right.shape)
 
 
 # --- Eigenvalues by Jacobi's method -------------------------------------------------------------
