@@ -49,10 +49,11 @@ def plus_plus_start(
         raise ValueError(f"max_clusters must be at least 1, got {max_clusters}.")
     num_clusters = jnp.clip(jnp.asarray(num_clusters, jnp.int32), 1, max_clusters)
     shape = np.broadcast_shapes(moments.minimum.shape, num_clusters.shape)
+    implementation = jax.random.key_impl(key)
     data = jax.random.key_data(jax.random.split(key, shape))
 
     def draw(position, mass, number, words):
-        keys = jax.random.split(jax.random.wrap_key_data(words), max_clusters)
+        keys = jax.random.split(jax.random.wrap_key_data(words, impl=implementation), max_clusters)
         largest = jnp.max(mass)
         mass = mass / jnp.where(largest > 0, largest, 1)
 
