@@ -2,24 +2,28 @@
 # `make sweep` is the main job, `make test` runs all tests; CONTRIBUTING.md says more.
 
 PYTHON ?= python3
-BIN := .venv/bin
-SWEEP := .venv/.sweep
-DEV := .venv/.dev
+VENV ?= .venv
+BIN := $(VENV)/bin
+COMMANDS := $(VENV)/.commands
+DEV := $(VENV)/.dev
+INSTALL := -m pip install --quiet --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
-.PHONY: sweep test lint types bench reference format clean
+.PHONY: sweep test lint types bench reference links format clean \
+	check-all check-slow check-flags check-lowest check-peers
 
-sweep: $(SWEEP)
+sweep: $(COMMANDS)
 	@$(BIN)/jaxcomp sweep --preset quick --out runs/quick
 
 test: $(DEV)
-	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	@$(PYTEST)
 
 lint: $(DEV)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
 types: $(DEV)
-	@$(BIN)/pyright
+	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(DEV)
 	@for script in $(filter-out %/provenance.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
@@ -28,25 +32,52 @@ reference: $(DEV)
 	@$(BIN)/python docs/reference.py docs/api
 	@echo "open docs/api/index.html"
 
+links: $(DEV)
+	@$(BIN)/python docs/links.py
+
 format: $(DEV)
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+# What takes too long for every change; by hand, before a release.
+check-all: check-slow check-flags check-lowest check-peers
+
+# Tests of minutes.
+check-slow: $(DEV)
+	@$(PYTEST) -m slow
+
+# The suite compiles with flags that save its time; users' programs are optimised.
+check-flags: $(DEV)
+	@XLA_FLAGS= $(PYTEST)
+
+# The lowest versions that pyproject.toml allows.
+check-lowest: $(DEV)
+	@$(BIN)/python $(INSTALL) uv
+	@$(BIN)/uv venv --quiet --clear --seed --python $(BIN)/python $(VENV)/lowest
+	@$(BIN)/uv pip install --quiet --python $(VENV)/lowest --resolution lowest-direct -e '.[dev]'
+	@$(VENV)/lowest/bin/python -m pytest --numprocesses auto --dist loadfile
+
+# Other libraries, in their versions of today, on a small problem.
+check-peers: $(DEV)
+	@$(BIN)/python $(INSTALL) -e '.[bench]'
+	@$(BIN)/python benchmarks/optimal_quantizers.py --num-points 100000 --num-clusters 16
+
 clean:
-	rm -rf .venv runs build dist
+	rm -rf .venv .venv-* runs build dist
 
-.venv/.made:
+$(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxcomp needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
-	@echo "making .venv (once)"
-	@$(PYTHON) -m venv .venv
+	@echo "making $(VENV) (once)"
+	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(SWEEP): pyproject.toml | .venv/.made
-	@echo "installing jaxcomp and what a sweep needs (once, a minute or two)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[sweep]'
+# One environment for all commands of the README.
+$(COMMANDS): pyproject.toml | $(VENV)/.made
+	@echo "installing jaxcomp and what its commands need (once, a minute or two)"
+	@$(BIN)/python $(INSTALL) -e '.[sweep,coding]'
 	@touch $@
 
-$(DEV): pyproject.toml | .venv/.made
+$(DEV): pyproject.toml | $(VENV)/.made
 	@echo "installing jaxcomp and what its tests need (once, a minute or two)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	@touch $@ $(SWEEP)
+	@$(BIN)/python $(INSTALL) -e '.[dev]'
+	@touch $@ $(COMMANDS)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 Params: TypeAlias = PyTree[Shaped[Array, "..."]]
@@ -10,6 +11,12 @@ Params: TypeAlias = PyTree[Shaped[Array, "..."]]
 
 Batch: TypeAlias = PyTree[Shaped[Array, "batch ..."]]
 """Examples: any pytree of arrays that share their leading axis."""
+
+AnyArray: TypeAlias = Array | np.ndarray
+"""An array on the host or on a device, for shape annotations such as `Float[AnyArray, "n"]`.
+
+Not an `ArrayLike`: those of NumPy and JAX are unions with members that are no classes, which
+jaxtyping cannot subscript."""
 
 PRNGKey: TypeAlias = Key[Array, ""]
 """A typed key from `jax.random.key`, consumed by the function that takes it."""

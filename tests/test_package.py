@@ -4,6 +4,7 @@ import inspect
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,9 @@ def test_unknown_name():
         jaxcomp.quantise  # noqa: B018
 
 
-def test_version_is_that_of_the_project():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert jaxcomp.__version__ == project["version"]
+def test_version_and_types_are_those_of_the_project():
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" in pyproject["project"]["dynamic"]
+    assert ROOT / pyproject["tool"]["hatch"]["version"]["path"] == Path(jaxcomp.__file__)
+    assert version("jaxcomp") == jaxcomp.__version__
+    assert (Path(jaxcomp.__file__).parent / "py.typed").exists()

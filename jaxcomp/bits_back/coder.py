@@ -30,7 +30,6 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import jax
 import numpy as np
 from jaxtyping import Float, Int, UInt8, UInt32
-from numpy.typing import ArrayLike
 
 from jaxcomp.bits_back.draws import draw, is_representable, put_back
 from jaxcomp.bits_back.posterior import (
@@ -52,7 +51,7 @@ from jaxcomp.priors.coding import (
     stream_module,
 )
 from jaxcomp.priors.families import Gaussian, PriorTree, StepTree, matched_priors
-from jaxcomp.types import Params
+from jaxcomp.types import AnyArray, Params
 
 _MARK = 0x4A424201  # "JBB" and the version of the format
 _NUM_HEADER = 5  # mark, two checksums, number of labels, numbers of steps and side bytes
@@ -68,7 +67,7 @@ LogitsFn: TypeAlias = Callable[[Params], Any]
 class Labels(NamedTuple):
     """Labels to send along with the weights, coded under the network that the weights make."""
 
-    values: Int[ArrayLike, "n"]
+    values: Int[AnyArray, "n"]
     """Classes from 0 to C - 1."""
     logits_fn: LogitsFn
     """`weights -> logits (n, C)`; the receiver has it too."""

@@ -31,7 +31,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, UInt8, UInt32
-from numpy.typing import ArrayLike
 
 from jaxcomp.bits_back.coder import Labels, Message, encode
 from jaxcomp.bits_back.posterior import LN2, Posterior
@@ -44,7 +43,7 @@ from jaxcomp.bits_back.training import (
     prior_from_bytes,
 )
 from jaxcomp.priors.families import PriorTree
-from jaxcomp.types import Params, PredictFn
+from jaxcomp.types import AnyArray, Params, PredictFn
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class LabelCode:
         """Mean cross-entropy of the network."""
         return CrossEntropy(self.predict_fn)
 
-    def learn(self, labels: Int[ArrayLike, "n"]) -> VariationalFit:
+    def learn(self, labels: Int[AnyArray, "n"]) -> VariationalFit:
         """Learn the posterior from the labels: the same at both ends."""
         batch = jnp.asarray(self.inputs), jnp.asarray(labels, jnp.int32)
         key = jax.random.key(self.seed)
@@ -111,7 +110,7 @@ def _logits(weights: Params, inputs: Array, *, predict_fn: PredictFn) -> Array:
 
 def send_labels(
     code: LabelCode,
-    labels: Int[ArrayLike, "n"],
+    labels: Int[AnyArray, "n"],
     payload: UInt32[np.ndarray, "words"],
     *,
     fitted: VariationalFit | None = None,
@@ -188,7 +187,7 @@ class Relearner:
 
 def prequential_bits(
     logits_fn: Callable[[int], Any],
-    labels: Int[ArrayLike, "n"],
+    labels: Int[AnyArray, "n"],
     *,
     num_classes: int,
     block_ends: Sequence[int],

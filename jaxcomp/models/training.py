@@ -45,7 +45,7 @@ from jaxcomp.storage import (
     save_arrays,
     unflatten_tree,
 )
-from jaxcomp.types import Params
+from jaxcomp.types import AnyArray, Params
 
 ProgressFn: TypeAlias = Callable[[int, int, str], None]
 """`(steps done, steps in all, message) -> None`."""
@@ -120,11 +120,11 @@ def train(
     network: Network,
     config: TrainingConfig,
     *,
-    inputs: Float[ArrayLike, "P ..."],
-    train_indices: Int[ArrayLike, "M n"],
-    train_labels: Int[ArrayLike, "M n"],
-    selection_inputs: Float[ArrayLike, "selection ..."],
-    selection_labels: Int[ArrayLike, "selection"],
+    inputs: Float[AnyArray, "P ..."],
+    train_indices: Int[AnyArray, "M n"],
+    train_labels: Int[AnyArray, "M n"],
+    selection_inputs: Float[AnyArray, "selection ..."],
+    selection_labels: Int[AnyArray, "selection"],
     seed: int,
     model_ids: Sequence[int],
     weight_decay: Sequence[float] | None = None,
