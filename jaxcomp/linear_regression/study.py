@@ -295,7 +295,9 @@ def run(
         ValueError: if `out` cannot be used.
     """
     started = time.perf_counter()
-    with StudyDirectory(None if out is None else Path(out), asdict(config), resume=resume) as directory:
+    with StudyDirectory(
+        None if out is None else Path(out), asdict(config), resume=resume
+    ) as directory:
         if (result := directory.finished(StudyResult.load)) is not None:
             return result
         directory.describe()
@@ -347,6 +349,7 @@ class StudyDirectory(RunDirectory):
             return None
 
     def save(self, name: str, chunk: Simulation) -> None:
+        """Write a finished chunk."""
         if self.path is not None:
             storage.save_arrays(
                 self.path / "chunks" / f"{name}.npz",
@@ -603,7 +606,8 @@ def _information(config: StudyConfig, problem: Problem, progress: Progress) -> p
 
 def _claim(told: Mapping[str, Any]) -> Claim:
     """A claim as it was before JSON, which has no word for NaN and infinity."""
-    return Claim(**{name: math.nan if value is None else value for name, value in told.items()})
+    fields: dict[str, Any] = {k: math.nan if v is None else v for k, v in told.items()}
+    return Claim(**fields)
 
 
 def _config(settings: Mapping[str, Any]) -> StudyConfig:

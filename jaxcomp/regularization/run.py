@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from jaxcomp import models
-from jaxcomp.experiments.caches import network_cache
+from jaxcomp.caches import network_cache
 from jaxcomp.experiments.directory import Row, RunDirectory
 from jaxcomp.experiments.samples import Samples, draw_samples
 from jaxcomp.priors.coding import stream_module

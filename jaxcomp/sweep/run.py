@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from jaxcomp import models, storage
-from jaxcomp.experiments.caches import network_cache
+from jaxcomp.caches import network_cache
 from jaxcomp.experiments.samples import Examples, draw_samples
 from jaxcomp.paths import Select, is_weight, leaves_by_path, selected_paths
 from jaxcomp.progress import Progress

@@ -27,7 +27,7 @@ def network_cache(cache_dir: Path | str | None) -> Path | None:
         cache_dir: as a caller asks for it; None for the folder `networks` in the cache folder.
     """
     if cache_dir is not None:
-        return _usable(Path(cache_dir))
+        return Path(cache_dir)
     root = cache_root()
     return None if root is None else root / "networks"
 
@@ -36,10 +36,24 @@ def cache_root() -> Path | None:
     """Return the cache folder, made if it is not there; None, with a warning, if it is no use."""
     named = os.environ.get(CACHE_DIR_VARIABLE)
     if named:
-        return _usable(Path(named))
+        return usable(named)
     import platformdirs
 
-    return _usable(Path(platformdirs.user_cache_dir("jaxcomp", appauthor=False)))
+    return usable(platformdirs.user_cache_dir("jaxcomp", appauthor=False))
+
+
+def usable(folder: Path | str) -> Path | None:
+    """Return a cache folder, made if it is not there; None, with a warning, if it is no use."""
+    try:
+        return storage.ensure_writable_directory(folder, noun="cache folder")
+    except ValueError as error:
+        warnings.warn(
+            f"{error} The run goes on, but its trained networks and compiled programs are not "
+            f"kept ({CACHE_DIR_VARIABLE} names another folder).",
+            RuntimeWarning,
+            stacklevel=1,
+        )
+        return None
 
 
 def keep_compiled_programs() -> None:
@@ -51,7 +65,8 @@ def keep_compiled_programs() -> None:
     """
     import jax
 
-    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+    named = getattr(jax.config, "jax_compilation_cache_dir", None)
+    if named or not getattr(jax.config, "jax_enable_compilation_cache", True):
         return
     root = cache_root()
     if root is None:
@@ -63,19 +78,6 @@ def keep_compiled_programs() -> None:
     )
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
-
-
-def _usable(folder: Path) -> Path | None:
-    try:
-        return storage.ensure_writable_directory(folder, noun="cache folder")
-    except ValueError as error:
-        warnings.warn(
-            f"{error} The run goes on, but its trained networks and compiled programs are not "
-            f"kept ({CACHE_DIR_VARIABLE} names another folder).",
-            RuntimeWarning,
-            stacklevel=1,
-        )
-        return None
 
 
 def _machine() -> str:
