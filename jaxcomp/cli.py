@@ -710,8 +710,9 @@ def _report_regularization(result: "RegularizationResult") -> None:
 
 
 def _report_study(result: "StudyResult") -> None:
-    with _printing(result.directory):
-        print(result.report() + f"\nTables and pictures are in {result.directory}.")
+    with _printing(result.directory) as console:
+        console.out(result.report(), highlight=False)
+        console.out(f"Tables and pictures are in {result.directory}.", highlight=False)
 
 
 @contextmanager
@@ -719,16 +720,18 @@ def _printing(directory: Path | None) -> Iterator["Console"]:
     """Print a report in this block; what cannot be printed is in the files, and that is said."""
     from rich.console import Console
 
-    if sys.stdout is None:  # a closed one
-        yield Console(file=io.StringIO())
-        return
+    out = sys.stdout or io.StringIO()  # there is none if it was closed
+    # A pipe has no width of its own; the tables are made for 112 columns.
+    console = Console(file=out, width=None if out.isatty() else 112)
+    # Written here, in one piece: rich ends the process where nobody reads any more.
+    with console.capture() as captured:
+        yield console
     try:
-        # A pipe has no width of its own; the tables are made for 112 columns.
-        yield Console(file=sys.stdout, width=None if sys.stdout.isatty() else 112)
-        sys.stdout.flush()
+        out.write(captured.get())
+        out.flush()
     except OSError as error:
         with open(os.devnull, "w") as nowhere:  # Python flushes once more at its end
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+            os.dup2(nowhere.fileno(), out.fileno())
         if not isinstance(error, BrokenPipeError):  # such a reader has seen what it wanted
             raise ValueError(
                 f"the report could not be printed ({error.strerror}); it is in {directory}."
@@ -759,6 +762,8 @@ def _start(device: Device, compilation_cache: bool) -> None:
             f"no {what} was found{reason}; use --device cpu, or install jaxcomp[cuda] or "
             "jaxcomp[tpu] on a machine that has one."
         ) from error
+    # A guard against transfers is for the loops of a program that is being written.
+    jax.config.update("jax_transfer_guard", "allow")
     if compilation_cache:
         from jaxcomp.caches import keep_compiled_programs
 

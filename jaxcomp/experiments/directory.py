@@ -6,6 +6,7 @@ device, options of JAX, data): others are refused, or forgotten. One run at a ti
 """
 
 import contextlib
+import io
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -303,6 +304,18 @@ def write_table(table: pd.DataFrame, folder: Path, name: str = "table") -> list[
     storage.write_bytes_atomic(csv, table.to_csv(index=False).encode())
     storage.write_bytes_atomic(parquet, table.to_parquet(index=False))
     return [csv, parquet]
+
+
+def read_table(file: Path) -> pd.DataFrame:
+    """Read a table, Parquet or CSV by its suffix.
+
+    Raises:
+        OSError: if it is not there.
+        ValueError: if it is damaged.
+    """
+    # From memory: names of files that are not Unicode are beyond the readers.
+    buffer = io.BytesIO(file.read_bytes())
+    return pd.read_parquet(buffer) if file.suffix == ".parquet" else pd.read_csv(buffer)
 
 
 def _none_if_nan(value: Any) -> Any:

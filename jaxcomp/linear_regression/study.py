@@ -27,7 +27,8 @@ from matplotlib.figure import Figure
 from scipy import special
 
 from jaxcomp import statistics, storage
-from jaxcomp.experiments.directory import RunDirectory, loading, seal, write_table
+from jaxcomp.drawing import own_look
+from jaxcomp.experiments.directory import RunDirectory, loading, read_table, seal, write_table
 from jaxcomp.linear_regression import figure as pictures
 from jaxcomp.linear_regression.closed_forms import (
     CHANNELS,
@@ -202,10 +203,12 @@ class StudyResult:
     manifest: dict[str, Any]
     directory: Path | None = None
 
+    @own_look()
     def plot(self) -> Figure:
         """Draw the risks against the rate, for the first number of examples."""
         return pictures.plot_risks(self.table, self.claims)
 
+    @own_look()
     def plot_information(self) -> Figure:
         """Draw the learner's own information and the bound it gives."""
         return pictures.plot_information(self.information)
@@ -223,6 +226,7 @@ class StudyResult:
         lines += [f"- {line}" for line in _information_lines(self.information)]
         return "\n".join(lines) + "\n"
 
+    @own_look()
     def save(self, directory: Path | str | None = None) -> list[Path]:
         """Write tables, claims, report and pictures; return the files.
 
@@ -261,8 +265,8 @@ class StudyResult:
         with loading(folder, StudyDirectory.noun) as manifest:
             _config(manifest["settings"])  # which the report needs
             return cls(
-                table=pd.read_parquet(folder / "table.parquet"),
-                information=pd.read_csv(folder / "information.csv"),
+                table=read_table(folder / "table.parquet"),
+                information=read_table(folder / "information.csv"),
                 claims=[
                     _claim(told) for told in storage.read_json(folder / "claims.json")["claims"]
                 ],

@@ -19,7 +19,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from jaxcomp import storage
-from jaxcomp.experiments.directory import loading, seal, write_table
+from jaxcomp.drawing import own_look
+from jaxcomp.experiments.directory import loading, read_table, seal, write_table
 from jaxcomp.regularization import figure as pictures
 from jaxcomp.regularization.claims import Claim, claim_from_dict
 from jaxcomp.regularization.report import report_markdown
@@ -46,10 +47,12 @@ class RegularizationResult:
     manifest: dict[str, Any]
     directory: Path | None = None
 
+    @own_look()
     def plot(self) -> Figure:
         """Draw every quantity against the strength of the penalties."""
         return pictures.plot_strengths(self.table)
 
+    @own_look()
     def plot_rounding(self) -> Figure:
         """Draw how many models rounding leaves, and their entropy."""
         return pictures.plot_rounding(self.rounding)
@@ -58,6 +61,7 @@ class RegularizationResult:
         """Numbers and claims in words, as Markdown."""
         return report_markdown(self.table, self.rounding, self.claims, with_pictures=with_pictures)
 
+    @own_look()
     def save(self, directory: Path | str | None = None) -> list[Path]:
         """Write tables, claims, report and pictures; return the files.
 
@@ -94,8 +98,8 @@ class RegularizationResult:
         folder = Path(directory)
         with loading(folder, NOUN) as manifest:
             return cls(
-                table=pd.read_parquet(folder / "table.parquet"),
-                rounding=pd.read_csv(folder / "rounding.csv"),
+                table=read_table(folder / "table.parquet"),
+                rounding=read_table(folder / "rounding.csv"),
                 claims=[
                     claim_from_dict(claim)
                     for claim in storage.read_json(folder / "claims.json")["claims"]

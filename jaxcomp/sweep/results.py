@@ -23,9 +23,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from jaxcomp import storage
-from jaxcomp.experiments.directory import RunDirectory, loading, seal, write_table
+from jaxcomp.drawing import own_look
+from jaxcomp.experiments.directory import RunDirectory, loading, read_table, seal, write_table
 from jaxcomp.paths import leaves_by_path
-from jaxcomp.reproducibility import key_from_plain, key_to_plain
+from jaxcomp.reproducibility import key_from_plain, key_to_plain, with_transfers
 from jaxcomp.sweep import plots
 from jaxcomp.sweep.cells import Cell
 from jaxcomp.sweep.claims import Claim, claim_from_dict, claims_table
@@ -156,6 +157,7 @@ class SweepResult:
         score = reached[criterion].to_numpy(float)
         return reached.iloc[score.argmax() if criterion.endswith("accuracy") else score.argmin()]
 
+    @with_transfers
     def params(
         self, cell: str | pd.Series, *, model_seed: int = 0, setting: str | None = None
     ) -> Params:
@@ -192,12 +194,14 @@ class SweepResult:
         params, _ = change(network, asked)
         return params
 
+    @own_look()
     def plot(self, setting: str | None = None) -> Figure:
         """Draw every quantity against the compression ratio, for one setting."""
         name = self._setting(setting)
         claims = [claim for claim in self.claims if claim.setting == name]
         return plots.plot_sweep(rows_where(self.table, setting=name), claims=claims)
 
+    @own_look()
     def save(self, directory: Path | str | None = None) -> list[Path]:
         """Write tables, claims, report and pictures; return the files."""
         folder = Path(directory) if directory is not None else self.directory
@@ -223,6 +227,7 @@ class SweepResult:
         return [*files, claims, report, *plots.save_figures(self.table, folder, claims=self.claims)]
 
     @classmethod
+    @with_transfers
     def load(cls, directory: Path | str) -> "SweepResult":
         """Read a finished run back.
 
@@ -236,7 +241,7 @@ class SweepResult:
             for file in sorted((folder / "networks").glob("*.npz")):
                 network, setting = _read_network(file, folder / "codebooks" / file.name)
                 networks[setting, network.subject.model_seed] = network
-            table = pd.read_parquet(folder / "table.parquet")
+            table = read_table(folder / "table.parquet")
             if set(zip(table["setting"], table["model_seed"], strict=True)) - set(networks):
                 raise ValueError("networks of the table are missing")
             sensitivity = folder / "sensitivity.csv"
@@ -245,7 +250,7 @@ class SweepResult:
                 claims=[claim_from_dict(claim) for claim in told["claims"]],
                 calibration=list(told["calibration"]),
                 manifest=manifest,
-                sensitivity=pd.read_csv(sensitivity) if sensitivity.exists() else pd.DataFrame(),
+                sensitivity=read_table(sensitivity) if sensitivity.exists() else pd.DataFrame(),
                 directory=folder,
                 _networks=networks,
             )
