@@ -19,6 +19,8 @@ CACHE_DIR_VARIABLE = "JAXCOMP_CACHE_DIR"
 MIN_COMPILE_SECONDS = 0.1
 """Programs that compile faster are not kept: reading them would gain nothing."""
 
+_warned: set[str] = set()
+
 
 def network_cache(cache_dir: Path | str | None) -> Path | None:
     """Return where trained networks are kept; None if they cannot be kept.
@@ -47,12 +49,13 @@ def usable(folder: Path | str) -> Path | None:
     try:
         return storage.ensure_writable_directory(folder, noun="cache folder")
     except ValueError as error:
-        warnings.warn(
+        told = (
             f"{error} The run goes on, but its trained networks and compiled programs are not "
-            f"kept ({CACHE_DIR_VARIABLE} names another folder).",
-            RuntimeWarning,
-            stacklevel=1,
+            f"kept ({CACHE_DIR_VARIABLE} names another folder)."
         )
+        if told not in _warned:  # Python forgets what it has shown when a filter is added
+            _warned.add(told)
+            warnings.warn(told, RuntimeWarning, stacklevel=1)
         return None
 
 

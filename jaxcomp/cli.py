@@ -723,10 +723,10 @@ def _printing(directory: Path | None) -> Iterator["Console"]:
     out = sys.stdout or io.StringIO()  # there is none if it was closed
     # A pipe has no width of its own; the tables are made for 112 columns.
     console = Console(file=out, width=None if out.isatty() else 112)
-    # Written here, in one piece: rich ends the process where nobody reads any more.
-    with console.capture() as captured:
-        yield console
     try:
+        # Written here, in one piece: rich ends the process where nobody reads any more.
+        with console.capture() as captured:
+            yield console
         out.write(captured.get())
         out.flush()
     except OSError as error:
