@@ -36,10 +36,18 @@ def group_exponent(values: Float[Array, "..."], *, axis: Axis = -1) -> Int[Array
         TypeError: while tracing, for any other dtype.
     """
     info = _info(values.dtype)
-    magnitude = jnp.max(_magnitude(values), axis=axis, initial=0)
-    lifted, base = _without_subnormals(magnitude, values.dtype)
-    exponent = _field(lifted, info) - info.bias + base
-    return jnp.where(magnitude == 0, 0, exponent)
+    magnitude = _magnitude(values)
+    # The maximum of integers is ten times as slow as that of floats. Subnormal numbers are moved
+    # below 0 for it, in their order.
+    least_normal = 1 << info.num_fraction
+    below = magnitude.astype(info.signed) - info.signed.type(least_normal)
+    normal = lax.bitcast_convert_type(magnitude, values.dtype)
+    key = jnp.where(magnitude < least_normal, below.astype(values.dtype), normal)
+    largest = jnp.max(key, axis=axis, initial=-least_normal)
+    integer = jnp.where(largest < 0, largest + least_normal, largest)
+    exponent = _field(_magnitude(integer), info) - info.bias
+    exponent = jnp.where(largest < 0, exponent + info.least, exponent)
+    return jnp.where(largest == -least_normal, 0, exponent)
 
 
 def normalise(
@@ -81,7 +89,9 @@ def is_zero(values: Shaped[Array, "..."]) -> Bool[Array, "..."]:
 def is_negative(values: Shaped[Array, "..."]) -> Bool[Array, "..."]:
     """Return which numbers are below 0, subnormal ones too; NaN is not."""
     if jnp.issubdtype(values.dtype, jnp.floating):
-        return jnp.signbit(values) & (_magnitude(values) != 0) & ~jnp.isnan(values)
+        info, magnitude = _info(values.dtype), _magnitude(values)
+        is_number = (magnitude != 0) & (magnitude <= info.special << info.num_fraction)
+        return is_number & (lax.bitcast_convert_type(values, info.unsigned) != magnitude)
     return values < 0
 
 
@@ -95,6 +105,7 @@ class _Info:
         # The field of infinity and NaN; all ones.
         self.special = (1 << (self.num_bits - 1 - self.num_fraction)) - 1
         self.bias = self.special >> 1
+        self.signed = np.dtype(f"int{self.num_bits}")
         self.unsigned = np.dtype(f"uint{self.num_bits}")
         # Exponent of the smallest subnormal number.
         self.least = 1 - self.bias - self.num_fraction
@@ -122,7 +133,7 @@ def _without_subnormals(
     """
     info = _info(dtype)
     is_subnormal = magnitude < (1 << info.num_fraction)
-    signed = magnitude.astype(np.dtype(f"int{info.num_bits}"))
+    signed = magnitude.astype(info.signed)
     integer = lax.bitcast_convert_type(
         jnp.where(is_subnormal, signed, 0).astype(dtype), info.unsigned
     )
