@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcomp.paths import leaves_by_path, replace_leaves, selected_paths
+from jaxcomp.paths import leaves_by_path, replace_leaves
+from jaxcomp.selection import selected_paths
 
 
 class Layer(NamedTuple):

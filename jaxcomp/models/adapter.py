@@ -20,7 +20,8 @@ from flax.core import FrozenDict, unfreeze
 from jaxtyping import Array, Float, Int
 
 from jaxcomp.models.networks import Mlp, Vgg
-from jaxcomp.paths import Select, leaves_by_path, replace_leaves, selected_paths
+from jaxcomp.paths import leaves_by_path, replace_leaves
+from jaxcomp.selection import Select, selected_paths
 from jaxcomp.types import Params, PredictFn, PRNGKey
 
 Mode: TypeAlias = Literal["evaluation", "training", "statistics"]

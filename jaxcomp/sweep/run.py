@@ -20,7 +20,8 @@ import pandas as pd
 from jaxcomp import models, storage
 from jaxcomp.experiments.directory import network_cache
 from jaxcomp.experiments.samples import Examples, draw_samples
-from jaxcomp.paths import Select, is_weight, leaves_by_path, selected_paths
+from jaxcomp.paths import leaves_by_path
+from jaxcomp.selection import Select, selected_paths
 from jaxcomp.progress import Progress
 from jaxcomp.sweep import cells as grid
 from jaxcomp.sweep.cells import Cell
