@@ -47,7 +47,7 @@ def is_array(leaf: Any) -> bool:
 def is_wide(dtype: Any) -> bool:
     """Tell whether JAX would now cut floating-point numbers of a dtype of NumPy."""
     dtype = np.dtype(dtype)
-    return dtype.kind == "f" and dtype.itemsize > (8 if jax.config.jax_enable_x64 else 4)
+    return dtype.kind == "f" and dtype.itemsize > jax.dtypes.canonicalize_dtype(np.float64).itemsize
 
 
 def warn_of_wide(leaves: Mapping[str, Any], *, stacklevel: int) -> None:

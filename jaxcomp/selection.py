@@ -38,8 +38,10 @@ _NAMED_KINDS: dict[str, str] = {
 }
 # Words of the names above it that say it belongs to a normalization.
 _NORMALIZATIONS = frozenset(
-    ("norm", "norms", "normalization", "layernorm", "batchnorm", "groupnorm", "instancenorm")
-    + ("rmsnorm", "ln", "bn", "gn", "stats", "statistics", "ema")
+    {
+        *("norm", "norms", "normalization", "layernorm", "batchnorm", "groupnorm", "instancenorm"),
+        *("rmsnorm", "ln", "bn", "gn", "stats", "statistics", "ema"),
+    }
 )
 # Names that only matrices, kernels and tables have, also below a normalization.
 _MATRIX_NAMES = frozenset({"kernel", "embedding", "embeddings"})
@@ -230,7 +232,7 @@ def _is_stack(path: str, leaf: Any, siblings: Mapping[str, Any]) -> bool:
     for bias in _biases(siblings):
         # The bias of a single layer is shaped like the last axes of its kernel.
         if len(bias) < 2 or bias != shape[-len(bias) :]:
-            return 2 <= len(bias) < len(shape) and bias[0] == shape[0]
+            return 2 <= len(bias) < len(shape) and bias[:1] == shape[:1]
     return bool(_STACK_WORDS.intersection(_all_words(_levels(path)[:-1])))
 
 

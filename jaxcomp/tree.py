@@ -456,12 +456,12 @@ def quantize(
             importance, leaf_level = importances[done], levels[done]
             is_stack = group.paths[0] in stacks
             if is_stack:
-                leaves[number] = _quantize_stack(group, importance, leaf_level, encode=encode)
+                leaf = _quantize_stack(group, importance, leaf_level, encode=encode)
             else:
-                leaves[number] = _quantize_array(
+                leaf = _quantize_array(
                     group.value, importance, leaf_level, encode=encode, exponent=exponents[done]
                 )
-            leaves[number] = _placed(leaves[number], group.value)
+            leaves[number] = _placed(leaf, group.value)
             layouts[number] = _LeafLayout(
                 paths=group.paths,
                 reason=decisions[group.paths[0]].reason,
@@ -985,8 +985,11 @@ def _measure(
     measured = _measured(problem.weights, values, None if importance is None else importance.values)
     weighing = jnp.int32(0) if importance is None else importance.exponent
     shift = jnp.int32(problem.exponent)
+    distortion, squared_error, energy = measured.sums
     return Measures(
-        *measured.sums,
+        distortion,
+        squared_error,
+        energy,
         converged,
         # Sums of squares: twice the power of two.
         distortion_exponent=2 * (measured.weighted_exponent + shift) + weighing,
@@ -1051,21 +1054,15 @@ def _like(stored: Any, values: Any) -> Any:
 
 
 def _cluster_values(leaf: ClusteredLeaf, layout: _LeafLayout) -> Float[AnyArray, "*shape"]:
-    if isinstance(leaf.centroids, np.ndarray) and is_concrete(leaf.assignments):
-        look_up = _look_up_on_host
-    else:
-        look_up = _look_up
+    centroids, assignments = leaf.centroids, leaf.assignments
+    if isinstance(centroids, np.ndarray) and is_concrete(assignments):
+        if not layout.is_stack:
+            return centroids[np.asarray(assignments)]
+        pairs = zip(centroids, np.asarray(assignments), strict=True)
+        return np.stack([row[layer] for row, layer in pairs])
     if not layout.is_stack:
-        return look_up(leaf.centroids, leaf.assignments)
-    if look_up is _look_up_on_host:
-        return np.stack(list(map(look_up, leaf.centroids, leaf.assignments)))
-    return jax.vmap(look_up)(leaf.centroids, leaf.assignments)
-
-
-def _look_up_on_host(
-    centroids: Float[np.ndarray, " clusters"], assignments: UInt[Array, "*shape"]
-) -> Float[np.ndarray, "*shape"]:
-    return centroids[np.asarray(assignments)]
+        return _look_up(jnp.asarray(centroids), assignments)
+    return jax.vmap(_look_up)(jnp.asarray(centroids), assignments)
 
 
 @jax.jit

@@ -15,7 +15,7 @@ walked until nothing changes.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal, NamedTuple
@@ -71,7 +71,7 @@ def find_uses(
     return {path: walk.use(leaf, last) for leaf, path in enumerate(paths)}
 
 
-def output_layer(uses: dict[str, LeafUse]) -> str | None:
+def output_layer(uses: Mapping[str, LeafUse]) -> str | None:
     """Return the path of the layer that makes the outputs, if there is exactly one."""
     return next((path for path, use in uses.items() if use.makes_outputs), None)
 
