@@ -14,7 +14,6 @@ assignments, plus the codebooks, plus the kept leaves at full precision. No file
 what the report says and how it prints is in `jaxcomp.tree_report`.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -90,7 +89,6 @@ _LEVEL_DEFAULTS: dict[LevelName, int | None] = {"num_clusters": 16, "num_bits": 
 # Octaves around 1 in which no square of a weight or an error is out of range, so that weights of
 # such size are quantized as they are.
 _ORDINARY_OCTAVES = 30
-_LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 
 class KeptLeaf(NamedTuple):
@@ -655,43 +653,20 @@ def _encoder(
     num_bins = check_positive_count("num_bins", num_bins)
     match method:
         case "kmeans":
-
-            def solve(problem: _Problem, moments: Moments, size: int, **options: Any) -> Codebook:
-                return solve_kmeans(
-                    moments,
-                    size,
-                    diameter_penalty=_penalty_in_units(problem, diameter_penalty, penalty_form),
-                    penalty_form=penalty_form,
-                    num_iterations=num_iterations,
-                    **options,
-                )
-
+            solve = partial(
+                solve_kmeans,
+                diameter_penalty=diameter_penalty,
+                penalty_form=penalty_form,
+                num_iterations=num_iterations,
+            )
             is_exact = diameter_penalty == 0
             return partial(_cluster, solve=solve, num_bins=num_bins, keep_distinct=is_exact)
         case "uniform":
-
-            def grid(problem: _Problem, moments: Moments, size: int, **options: Any) -> Codebook:
-                return solve_uniform(moments, size, **options)
-
-            return partial(_cluster, solve=grid, num_bins=num_bins, keep_distinct=False)
+            return partial(_cluster, solve=solve_uniform, num_bins=num_bins, keep_distinct=False)
         case "round_to_nearest":
             return _round
         case "magnitude_pruning":
             return _prune
-
-
-def _penalty_in_units(problem: _Problem, penalty: float, form: PenaltyForm) -> float:
-    """Return the penalty for weights in their units: the linear form's is one of weights."""
-    if form != "linear" or problem.exponent == 0:
-        return penalty
-    return min(_ldexp(penalty, -problem.exponent), _LARGEST_FLOAT)
-
-
-def _ldexp(value: float, exponent: int) -> float:
-    try:
-        return math.ldexp(value, exponent)
-    except OverflowError:
-        return math.copysign(math.inf, value)
 
 
 def _check_known(group: _Group) -> None:
@@ -896,7 +871,6 @@ def _cluster(
         # Moments of one size, and a codebook whose static size is a power of two: leaves of all
         # sizes and nearly all K share one compilation of the solver.
         codebook = solve(
-            problem,
             _moments(points, importance, num_bins=num_bins),
             size,
             max_clusters=_power_of_two(num_clusters),

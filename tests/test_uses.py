@@ -46,12 +46,22 @@ def attended(p, x):
         (
             normalised,
             {
-                "w": W, "bias": GAIN, "gain": GAIN, "mean": GAIN, "v": V,
-                "token": jnp.ones((1, 3)), "extra": W,
+                "w": W,
+                "bias": GAIN,
+                "gain": GAIN,
+                "mean": GAIN,
+                "v": V,
+                "token": jnp.ones((1, 3)),
+                "extra": W,
             },
             {
-                "w": "matrix", "bias": "other", "gain": "other", "mean": "other",
-                "v": "matrix", "token": "other", "extra": "unused",
+                "w": "matrix",
+                "bias": "other",
+                "gain": "other",
+                "mean": "other",
+                "v": "matrix",
+                "token": "other",
+                "extra": "unused",
             },
         ),
         (

@@ -22,7 +22,7 @@ from jaxcomp.experiments.directory import network_cache
 from jaxcomp.experiments.samples import Examples, draw_samples
 from jaxcomp.paths import leaves_by_path
 from jaxcomp.progress import Progress
-from jaxcomp.selection import Select, selected_paths
+from jaxcomp.selection import Select, selected_paths, uncompressible
 from jaxcomp.sweep import cells as grid
 from jaxcomp.sweep.cells import Cell
 from jaxcomp.sweep.claims import (
@@ -223,6 +223,11 @@ def evaluate(
     _check_parts(parts)
     given = Given.from_params(predict_fn, params)
     predict_fn, params = given.predict_fn, given.params
+    leaves = leaves_by_path(params).values()
+    if not any(uncompressible(leaf) is None and jnp.ndim(leaf) > 1 for leaf in leaves):
+        raise ValueError(
+            "there is nothing to compress: params has no floating-point leaf with two axes or more."
+        )
     _check_logits(predict_fn, params, parts)
     uses = find_uses(predict_fn, params, parts.test.inputs[:2])
     subject = _subject(
@@ -589,8 +594,8 @@ def _check_logits(predict_fn: PredictFn, params: Params, parts: Parts) -> None:
 def _check_weights(subject: Subject) -> None:
     if not subject.layers:
         raise ValueError(
-            "there is nothing to compress: predict_fn uses no floating-point leaf with two axes "
-            "or more as a factor of a product, or select names none that can be compressed."
+            "there is nothing to compress: predict_fn uses no leaf with two axes or more as a "
+            "factor of a product; name some by select, which names none that can be compressed now."
         )
     leaves = leaves_by_path(subject.params)
     for path in subject.paths:
