@@ -50,8 +50,8 @@ def is_wide(dtype: Any) -> bool:
     return dtype.kind == "f" and dtype.itemsize > jax.dtypes.canonicalize_dtype(np.float64).itemsize
 
 
-def warn_of_wide(leaves: Mapping[str, Any], *, stacklevel: int) -> None:
-    """Say once which leaves are computed in fewer bits than they have."""
+def warn_of_wide(leaves: Mapping[str, Any]) -> None:
+    """Say once which leaves are computed in fewer bits than they have, to the package's caller."""
     arrays = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, np.ndarray)}
     wide = [path for path, leaf in arrays.items() if is_wide(leaf.dtype)]
     if wide:
@@ -60,8 +60,16 @@ def warn_of_wide(leaves: Mapping[str, Any], *, stacklevel: int) -> None:
             "they are computed in float32 and given back as float64; set jax_enable_x64 to compute "
             "in float64.",
             UserWarning,
-            stacklevel=stacklevel + 1,
+            stacklevel=_levels_to_caller(),
         )
+
+
+def _levels_to_caller() -> int:
+    """How far up the stack the first frame outside this package is, for the function that warns."""
+    frame, levels = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("jaxcomp."):
+        frame, levels = frame.f_back, levels + 1
+    return levels
 
 
 @jax.tree_util.register_static

@@ -438,7 +438,7 @@ def quantize(
     selected = [groups[number] for number in chosen]
     for group in selected:
         _check_known(group)
-    warn_of_wide({group.paths[0]: group.value for group in selected}, stacklevel=2)
+    warn_of_wide({group.paths[0]: group.value for group in selected})
     stacks = set(
         stacked_paths(params, stacked, [path for group in selected for path in group.paths])
     )

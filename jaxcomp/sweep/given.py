@@ -65,7 +65,7 @@ class Given:
             ) from None
         arrays, frame = split_constants(with_readable_leaves(params))
         leaves = leaves_by_path(arrays)
-        warn_of_wide(leaves, stacklevel=3)
+        warn_of_wide(leaves)
         dtypes = {path: leaf.dtype for path, leaf in leaves.items() if _is_wide(leaf)}
         narrow = {path: leaves[path].astype(np.float32) for path in dtypes}
         moved = _on_the_same_devices({**leaves, **narrow})
