@@ -6,6 +6,7 @@ computed from the logits. What is fitted by looking at data (a temperature, and 
 that a claim speaks of) is fitted on the selection part only.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -254,14 +255,20 @@ class Scorer:
             "codebook_bits": codebook,
             "size_bits_estimated": size_bits,
             "description_bits": description,
-            "ratio_estimated": original_bits / size_bits,
-            "ratio_with_biases": (original_bits + FLOAT_BITS * biases)
-            / (size_bits + FLOAT_BITS * biases),
+            "ratio_estimated": _ratio(original_bits, size_bits),
+            "ratio_with_biases": _ratio(
+                original_bits + FLOAT_BITS * biases, size_bits + FLOAT_BITS * biases
+            ),
             "zero_one_bound": float(bound),
             "num_used": changed.num_used,
             "num_empty": changed.num_empty,
             "converged": changed.converged,
         }
+
+
+def _ratio(original_bits: float, size_bits: float) -> float:
+    """Return how many times smaller: infinity if nothing is left, as of pruned weights of 0."""
+    return original_bits / size_bits if size_bits > 0 else math.inf
 
 
 def change(network: Network, cell: Cell) -> tuple[Params, Compressed]:
