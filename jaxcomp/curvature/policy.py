@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxcomp.curvature.estimate import DiagonalEstimate, check_finite, diagonal_dtype
+from jaxcomp.transformations import always_compiled
 from jaxcomp.types import Params
 
 
@@ -90,6 +91,7 @@ class CurvaturePolicy:
                 "the mean curvature of a leaf."
             )
 
+    @always_compiled
     def apply(self, curvature: DiagonalEstimate | Params) -> PolicyResult:
         """Turn curvature into importance, after checking it; for use outside `jit`.
 
@@ -102,6 +104,7 @@ class CurvaturePolicy:
         diagonal = check_finite(_diagonal(curvature))
         return _apply(diagonal, self.relative_floor)
 
+    @always_compiled
     def apply_blocks(self, blocks: DiagonalEstimate | Params) -> PolicyResult:
         """Do the same for blocks, of `hutchinson_blocks` say, through their eigenvalues.
 
@@ -131,6 +134,7 @@ class CurvaturePolicy:
                 )
         return _apply_to_blocks(diagonal, self.relative_floor)
 
+    @always_compiled
     def apply_traced(self, curvature: DiagonalEstimate | Params) -> PolicyResult:
         """Do the same as a pure function, for use in `jit`, and in `vmap` over models.
 

@@ -11,8 +11,10 @@ from jaxtyping import Array, Float, UInt
 
 from jaxcomp.precision import in_float64
 from jaxcomp.quantizers.checks import check_finite, check_floating, is_concrete
+from jaxcomp.transformations import always_compiled, counted_loop
 
 
+@always_compiled
 def prune_by_magnitude(
     weights: Float[Array, "..."], sparsity: Float[Array, ""] | float
 ) -> Float[Array, "..."]:
@@ -81,4 +83,4 @@ def _smallest(is_enough, dtype: np.dtype, num_bits: int) -> Array:
         # With this bit 0 and all below it 1: enough means the bit can stay 0.
         return jnp.where(is_enough(prefix | (bit - jnp.ones((), dtype))), prefix, prefix | bit)
 
-    return lax.fori_loop(0, num_bits, refine, jnp.zeros((), dtype))
+    return counted_loop(0, num_bits, refine, jnp.zeros((), dtype))
