@@ -6,7 +6,6 @@ computed from the logits. What is fitted by looking at data (a temperature, and 
 that a claim speaks of) is fitted on the selection part only.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -22,6 +21,7 @@ from jaxcomp.bounds import mutual_information_bound
 from jaxcomp.calibration import fit_temperature
 from jaxcomp.experiments.samples import Examples
 from jaxcomp.paths import leaves_by_path, replace_leaves
+from jaxcomp.rate import compression_ratio
 from jaxcomp.rate_distortion import LayerCurve
 from jaxcomp.sweep.cells import Cell
 from jaxcomp.sweep.claims import CellLosses
@@ -255,8 +255,8 @@ class Scorer:
             "codebook_bits": codebook,
             "size_bits_estimated": size_bits,
             "description_bits": description,
-            "ratio_estimated": _ratio(original_bits, size_bits),
-            "ratio_with_biases": _ratio(
+            "ratio_estimated": compression_ratio(original_bits, size_bits),
+            "ratio_with_biases": compression_ratio(
                 original_bits + FLOAT_BITS * biases, size_bits + FLOAT_BITS * biases
             ),
             "zero_one_bound": float(bound),
@@ -264,11 +264,6 @@ class Scorer:
             "num_empty": changed.num_empty,
             "converged": changed.converged,
         }
-
-
-def _ratio(original_bits: float, size_bits: float) -> float:
-    """Return how many times smaller: infinity if nothing is left, as of pruned weights of 0."""
-    return original_bits / size_bits if size_bits > 0 else math.inf
 
 
 def change(network: Network, cell: Cell) -> tuple[Params, Compressed]:
