@@ -106,11 +106,13 @@ def _differentiable(evaluate: Callable[..., _Result]) -> Callable[..., _Result]:
         def derivative(*values: Array) -> _Result:
             primals, directions = values[: len(tangents)], values[len(tangents) :]
             with jax.enable_x64(True):
-                return jax.jvp(
+                # Not `jvp`, which mixes what is linear in the directions with what is not: reverse
+                # mode has to tell them apart.
+                _, linear = jax.linearize(
                     lambda *along: evaluate(*_replaced(primals, varied, along)),
-                    [primals[place] for place in varied],
-                    list(directions),
-                )[1]
+                    *(primals[place] for place in varied),
+                )
+                return linear(*directions)
 
         directions = [tangents[place] for place in varied]
         return differentiable(*primals), _differentiable(derivative)(*primals, *directions)
