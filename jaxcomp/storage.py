@@ -115,7 +115,7 @@ def save_arrays(
     Raises:
         TypeError: for a dtype that `.npy` cannot keep (objects, bfloat16), a name or key that
             is not a string, or metadata that JSON cannot say.
-        ValueError: for a name that is empty or holds a backslash or a zero byte.
+        ValueError: for an empty name.
         OSError: one sentence, if the file cannot be written.
     """
     checked = {_checked_name(name): _storable(name, array) for name, array in arrays.items()}
@@ -130,7 +130,9 @@ def save_arrays(
             with archive.open(_zip_member(_METADATA_MEMBER), "w", force_zip64=True) as member:
                 member.write(json.dumps(header, sort_keys=True).encode())
             for name in sorted(checked):
-                with archive.open(_zip_member(f"{name}.npy"), "w", force_zip64=True) as member:
+                with archive.open(
+                    _zip_member(f"{_escape(name)}.npy"), "w", force_zip64=True
+                ) as member:
                     np.lib.format.write_array(member, checked[name], allow_pickle=False)
         digest = _digest_without_end(file)
         file.seek(-_DIGEST_BYTES, os.SEEK_END)
@@ -173,7 +175,7 @@ def load_arrays(path: PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
                     if name == _METADATA_MEMBER:
                         continue
                     with archive.open(name) as member:
-                        arrays[name.removesuffix(".npy")] = np.lib.format.read_array(
+                        arrays[_unescape(name.removesuffix(".npy"))] = np.lib.format.read_array(
                             member, allow_pickle=False
                         )
     except FileNotFoundError as error:
@@ -506,15 +508,21 @@ def _digest_without_end(file: BinaryIO) -> bytes:
 
 
 def _checked_name(name: str) -> str:
-    """Refuse a name that a zip member cannot keep."""
+    """Refuse what is no name."""
     if not isinstance(name, str):
         raise TypeError(f"Names of arrays must be of type str, got {name!r}; rename it.")
-    if not name or "\\" in name or "\0" in name:
-        raise ValueError(
-            f"An array cannot be named {name!r}: names are not empty and hold no backslash and "
-            "no zero byte; rename it."
-        )
+    if not name:
+        raise ValueError("The name of an array cannot be empty; name it.")
     return name
+
+
+def _escape(name: str) -> str:
+    """Write the characters that a zip member cannot keep as `%` and six hexadecimal digits."""
+    return re.sub(r"[%\\\0\ud800-\udfff]", lambda found: f"%{ord(found[0]):06x}", name)
+
+
+def _unescape(name: str) -> str:
+    return re.sub(r"%([0-9a-f]{6})", lambda found: chr(int(found[1], 16)), name)
 
 
 def _storable(name: str, array: ArrayLike) -> np.ndarray:

@@ -582,3 +582,80 @@ def test_half_precision_weights_are_swept_stored_and_given_back(own_network, tmp
     np.testing.assert_array_equal(np.abs(weights - values), nearest)
     loaded = sweep.SweepResult.load(tmp_path / "half").params("kmeans/none/K4")
     np.testing.assert_array_equal(loaded["hidden"]["kernel"], given)
+
+
+def tanh_of(x, gain):
+    return jnp.tanh(x) * gain
+
+
+def odd(params, inputs):
+    first = params["mlp/~/linear_0"]
+    hidden = params["act"](inputs @ first["w"] + first["b"], params["gain"])
+
+    def layer(hidden, weights):
+        return hidden + jnp.tanh(hidden @ weights["w"] + weights["b"]) * weights["scale"], None
+
+    hidden, _ = jax.lax.scan(layer, hidden, params["layers"][0])
+    return hidden @ params["out"][0] + params["out"][1]
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.filterwarnings("ignore:1 leaves are float64")
+def test_odd_trees_are_swept_stored_and_given_back(tmp_path):
+    """Slashes in names, whole numbers as keys, a stack, float64, functions and numbers."""
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    params = {
+        "mlp/~/linear_0": {"w": rng.normal(size=(4, 6)), "b": draw(6)},  # float64
+        "layers": ({"w": draw(3, 6, 6), "b": draw(3, 6), "scale": 1 + 0.1 * draw(3, 6)}, None),
+        "out": {0: draw(6, 6)[:, :3], 1: draw(3)},
+        "gain": 0.5,
+        "act": tanh_of,
+    }
+    part = rng.normal(size=(30, 4)).astype(np.float32), rng.integers(0, 3, 30)
+    settings = {
+        "num_clusters": 2,
+        "weighting": "gauss_newton",
+        "diameter_penalty": 0.0,
+        "sensitivity_clusters": 2,
+        "baselines": False,
+        "quiet": True,
+    }
+    result = sweep.evaluate(odd, params, part, part, part, out=tmp_path / "odd", **settings)
+    stack = [f"layers/0/w[{number}]" for number in range(3)]
+    assert set(result.sensitivity["layer"]) == {*stack, "mlp/~/linear_0/w", "out/0"}
+    assert "last_layer_scaled" in set(result.table["method"])
+    assert np.isfinite(result.table["test_loss"]).all()
+
+    def check(after):
+        assert jax.tree.structure(after) == jax.tree.structure(params)
+        assert (after["act"], after["gain"]) == (tanh_of, 0.5)
+        np.testing.assert_array_equal(after["layers"][0]["scale"], params["layers"][0]["scale"])
+        layers = [*after["layers"][0]["w"], after["mlp/~/linear_0"]["w"], after["out"][0]]
+        assert [len(np.unique(layer)) for layer in layers] == [2] * 5
+        assert len(np.unique(after["layers"][0]["w"])) == 6
+        assert odd(after, part[0]).shape == (30, 3)
+
+    cell = "kmeans/gauss_newton/K2"
+    live = result.params(cell)
+    check(live)
+    assert live["mlp/~/linear_0"]["w"].dtype == np.float64
+    one = result.params(result.sensitivity.set_index("layer").loc[stack[1], "cell"])
+    changed = [
+        number
+        for number in range(3)
+        if not np.array_equal(one["layers"][0]["w"][number], params["layers"][0]["w"][number])
+    ]
+    assert changed == [1]
+
+    loaded = sweep.SweepResult.load(tmp_path / "odd")
+    with pytest.raises(ValueError, match="no file holds the leaves act"):
+        loaded.params(cell)
+    again = loaded.params(cell, like=params)
+    check(again)
+    jax.tree.map(np.testing.assert_array_equal, again["out"], live["out"])
+    resumed = sweep.evaluate(odd, params, part, part, part, out=tmp_path / "odd", **settings)
+    check(resumed.params(cell))

@@ -408,7 +408,7 @@ def _simulate(
                 codebooks=codebooks,
                 diameter_penalty=config.diameter_penalty,
                 first_dataset=start,
-                chunk_size=min(size, 500),
+                chunk_size=min(size, 512),
             )
             directory.save(name, found)
         half = halves[chunk % 2]

@@ -13,12 +13,10 @@ A run directory holds, each file written whole or not at all::
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -34,6 +32,13 @@ from jaxcomp.sweep.codebooks import Codebooks
 from jaxcomp.sweep.engine import Network, Subject, change
 from jaxcomp.sweep.report import report_markdown
 from jaxcomp.sweep.summary import cell_means, rows_where
+from jaxcomp.tree_files import (
+    array_of_dtype,
+    describe_tree,
+    dtype_name,
+    plain_array,
+    rebuild_tree,
+)
 from jaxcomp.types import Params
 
 
@@ -89,10 +94,12 @@ class SweepDirectory(RunDirectory):
                 "setting": setting,
                 "model_seed": subject.model_seed,
                 "layers": list(subject.layers),
+                "stacks": [list(stack) for stack in subject.stacks],
+                "structure": describe_tree(subject.as_given(subject.params)),
                 "last_layer": subject.last_layer,
                 "refreshed": subject.refresh_fn is not None,
                 "key": key_to_plain(network.key),
-                "dtypes": {place: _dtype(leaf) for place, leaf in leaves.items()},
+                "dtypes": {place: dtype_name(leaf) for place, leaf in leaves.items()},
             },
         )
         storage.save_arrays(self.path / "codebooks" / f"{name}.npz", *network.codebooks.to_arrays())
@@ -159,7 +166,12 @@ class SweepResult:
 
     @with_transfers
     def params(
-        self, cell: str | pd.Series, *, model_seed: int = 0, setting: str | None = None
+        self,
+        cell: str | pd.Series,
+        *,
+        model_seed: int = 0,
+        setting: str | None = None,
+        like: Params | None = None,
     ) -> Params:
         """Return the parameters of one network after one cell.
 
@@ -167,13 +179,18 @@ class SweepResult:
             cell: id of the cell, as in the table's column `cell` (or a row of `best`).
             model_seed: which network.
             setting: name of the setting, if the sweep has several.
+            like: for a loaded result, a tree of the structure that was compressed, such as the
+                parameters of a new model. Without it, dicts, lists and tuples come back as they
+                were, and what JAX knows by other types (named tuples, modules, states of Flax) as
+                nested dicts.
 
         Returns:
-            A pytree like the network's own parameters; from a loaded result, nested dicts.
+            A pytree like the network's own parameters.
 
         Raises:
-            ValueError: on an unknown cell or network, or where batch statistics were
-                re-estimated and the process that did so is gone.
+            ValueError: on an unknown cell or network, where batch statistics were re-estimated
+                and the process that did so is gone, or if a loaded tree had functions among its
+                leaves and `like` is not given.
         """
         if isinstance(cell, pd.Series):
             cell = str(cell["cell"])
@@ -192,7 +209,9 @@ class SweepResult:
                 "refresh_fn to the parameters of a sweep without it."
             )
         params, _ = change(network, asked)
-        return params
+        if like is not None:
+            return rebuild_tree(None, leaves_by_path(params), like=like)
+        return network.subject.as_given(params)
 
     @own_look()
     def plot(self, setting: str | None = None) -> Figure:
@@ -286,29 +305,6 @@ def cell_of(row: Mapping[Hashable, Any]) -> Cell:
     )
 
 
-def plain_array(leaf: Any) -> np.ndarray:
-    """An array that any file can hold: bfloat16 as its bits, a random key as its data."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    array = np.asarray(leaf)
-    return array.view(np.uint16) if array.dtype == jnp.bfloat16 else array
-
-
-def _dtype(leaf: Any) -> str:
-    """What a leaf is stored as; of a random key, its implementation."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return f"key of {jax.random.key_impl(leaf)}"
-    return str(leaf.dtype)
-
-
-def _leaf(array: np.ndarray, dtype: str) -> Any:
-    """Undo `plain_array`."""
-    if dtype.startswith("key of "):
-        return jax.random.wrap_key_data(jnp.asarray(array), impl=dtype.removeprefix("key of "))
-    is_stored_as_bits = array.dtype == np.uint16 and dtype == "bfloat16"
-    return array.view(jnp.bfloat16) if is_stored_as_bits else array
-
-
 def _network_leaves(subject: Subject) -> dict[str, Any]:
     """All arrays of a network by the names they are stored under."""
     trees = {"params": subject.params, "early_stopped": subject.early_stopped}
@@ -327,15 +323,18 @@ def read_codebooks(file: Path) -> Codebooks:
 
 def _read_network(file: Path, codebooks: Path) -> tuple[Network, str]:
     arrays, metadata = storage.load_arrays(file)
+    # Leaves by path are a tree of these paths; `as_given` makes it the one that was stored.
     trees = {"params": {}, "early_stopped": {}}
     for name, array in arrays.items():
         root, _, path = name.partition("/")
-        trees[root][path] = _leaf(array, metadata["dtypes"][name])
+        trees[root][path] = array_of_dtype(array, metadata["dtypes"][name])
     subject = Subject(
         predict_fn=_no_predict_fn,
-        params=storage.unflatten_tree(trees["params"]),
+        params=trees["params"],
         layers=tuple(metadata["layers"]),
-        early_stopped=storage.unflatten_tree(trees["early_stopped"]) or None,
+        stacks=tuple((path, axis) for path, axis in metadata["stacks"]),
+        as_given=partial(rebuild_tree, metadata["structure"]),
+        early_stopped=trees["early_stopped"] or None,
         last_layer=metadata["last_layer"],
         refresh_fn=_no_refresh_fn if metadata["refreshed"] else None,
         model_seed=metadata["model_seed"],
