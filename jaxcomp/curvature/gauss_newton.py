@@ -39,6 +39,7 @@ from jaxcomp.curvature.estimate import (
 )
 from jaxcomp.curvature.per_example import open_layers, sum_of_squares
 from jaxcomp.linear_algebra import eigh
+from jaxcomp.transformations import explicit_transfers
 from jaxcomp.types import Batch, Params, PredictFn, PRNGKey
 
 OutputLoss = Callable[[Array, Any], Float[Array, ""]]
@@ -139,6 +140,7 @@ def _gauss_newton_sampling(
 
 
 @sampled_by(_gauss_newton_sampling)
+@explicit_transfers
 def gauss_newton_diagonal(
     predict_fn: PredictFn,
     params: Params,
