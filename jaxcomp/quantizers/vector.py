@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
-from jaxcomp.linear_algebra import cholesky, eigh
+from jaxcomp.linear_algebra import after, cholesky, eigh
 from jaxcomp.quantizers.assignment import assignment_dtype
 from jaxcomp.quantizers.checks import (
     check_codebook_size,
@@ -771,7 +771,7 @@ def _joint_step(
         [[sums.mass[first] + spring, -spring], [-spring, sums.mass[second] + spring]]
     )
     right = jnp.concatenate([sums.pull[first] + tension, sums.pull[second] - tension])
-    pair = _solve_semidefinite(matrix, right)
+    pair = _solve_semidefinite(after(matrix, plain), right)
     moved = plain.at[first].set(pair[:size]).at[second].set(pair[size:])
     return jnp.where(squared_distance > 0, moved, plain)
 
