@@ -105,12 +105,14 @@ def _differentiable(evaluate: Callable[..., _Result]) -> Callable[..., _Result]:
 
         def derivative(*values: Array) -> _Result:
             primals, directions = values[: len(tangents)], values[len(tangents) :]
+            # Linearised, not by `jax.jvp`: what is not linear in the directions is computed apart
+            # from what is, or programs inside would mix them and could not be transposed.
             with jax.enable_x64(True):
-                return jax.jvp(
+                push = jax.linearize(
                     lambda *along: evaluate(*_replaced(primals, varied, along)),
-                    [primals[place] for place in varied],
-                    list(directions),
+                    *(primals[place] for place in varied),
                 )[1]
+                return push(*directions)
 
         directions = [tangents[place] for place in varied]
         return differentiable(*primals), _differentiable(derivative)(*primals, *directions)
