@@ -105,14 +105,14 @@ def _differentiable(evaluate: Callable[..., _Result]) -> Callable[..., _Result]:
 
         def derivative(*values: Array) -> _Result:
             primals, directions = values[: len(tangents)], values[len(tangents) :]
+            # Linearised, not by `jax.jvp`: what is not linear in the directions is computed apart
+            # from what is, or programs inside would mix them and could not be transposed.
             with jax.enable_x64(True):
-                # Not `jvp`, which mixes what is linear in the directions with what is not: reverse
-                # mode has to tell them apart.
-                _, linear = jax.linearize(
+                push = jax.linearize(
                     lambda *along: evaluate(*_replaced(primals, varied, along)),
                     *(primals[place] for place in varied),
-                )
-                return linear(*directions)
+                )[1]
+                return push(*directions)
 
         directions = [tangents[place] for place in varied]
         return differentiable(*primals), _differentiable(derivative)(*primals, *directions)
