@@ -38,8 +38,8 @@ from jaxcomp.leaves import (
     warn_of_wide,
     with_readable_leaves,
 )
+from jaxcomp.long_call import LongCall
 from jaxcomp.paths import leaves_by_path, matching_paths, shorten
-from jaxcomp.progress import LongCall
 from jaxcomp.quantizers import (
     Codebook,
     Moments,
