@@ -62,6 +62,7 @@ from jaxcomp.quantizers.scaling import (
     restore,
 )
 from jaxcomp.selection import Select, decide, stacked_paths
+from jaxcomp.transformations import always_compiled
 from jaxcomp.tree_report import (
     LayerReport,
     Measures,
@@ -214,6 +215,7 @@ class QuantizedTree:
             for path in layout.paths
         )
 
+    @always_compiled
     def dequantize(self) -> Params:
         """Return weights in the structure, shapes and dtypes of the original; works in `jit`.
 
@@ -275,6 +277,7 @@ class QuantizedTree:
             )
         return leaf
 
+    @always_compiled
     def report(self) -> Report:
         """Return size, error and diagnostics by layer, and in total.
 
@@ -337,6 +340,7 @@ class QuantizedTree:
         return f"QuantizedTree({', '.join(parts)})"
 
 
+@always_compiled
 def quantize(
     params: Params,
     *,

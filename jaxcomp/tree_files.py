@@ -40,7 +40,8 @@ def rebuild_tree(
             takes over; None for what the file alone gives.
 
     Raises:
-        ValueError: if `like` lacks an array, or a leaf is missing that no file holds.
+        ValueError: if `like` lacks an array, a leaf is missing that no file holds, or the
+            description is not one.
     """
     if like is not None:
         lacking = set(leaves) - set(leaves_by_path(like))
@@ -51,7 +52,12 @@ def rebuild_tree(
             )
         return replace_leaves(like, leaves)
     missing: list[str] = []
-    tree = _rebuild(description, leaves, missing)
+    try:
+        tree = _rebuild(description, leaves, missing)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"the description of the tree is damaged: {error}; write the file again."
+        ) from error
     if missing:
         raise ValueError(
             f"no file holds the leaves {shorten(missing)}, which are no arrays, numbers or text; "
@@ -122,7 +128,7 @@ def _rebuild(node: Any, leaves: Mapping[str, Any], missing: list[str]) -> Any:
             return leaves[content[0]]
         case "constant":
             value, name = content
-            return getattr(np, name)(value) if name not in _PLAIN_TYPES else value
+            return np.dtype(name).type(value) if name not in _PLAIN_TYPES else value
         case "float0":
             return np.zeros(tuple(content[0]), jax.dtypes.float0)
         case "missing":

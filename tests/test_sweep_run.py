@@ -13,9 +13,10 @@ import pytest
 from sklearn.datasets import load_digits
 
 from jaxcomp import storage, sweep
-from jaxcomp.sweep import codebooks, engine, plots
+from jaxcomp.sweep import codebooks, engine, plots, results
 from jaxcomp.sweep.config import SweepConfig
 from jaxcomp.sweep.report import report_markdown
+from jaxcomp.sweep.results import SweepDirectory
 
 # The package gives the function its module's name.
 run_module = importlib.import_module("jaxcomp.sweep.run")
@@ -220,6 +221,30 @@ def test_a_finished_run_is_read_back(finished, cache, monkeypatch):
     assert again.claims == result.claims
 
 
+@pytest.mark.parametrize("implementation", ["rbg", "unsafe_rbg"])
+def test_the_default_implementation_of_keys_shapes_nothing(finished, tmp_path, implementation):
+    out, result = finished
+    noise = next(cell for cell in result.table["cell"] if "noise" in cell)
+    told = json.loads((out / "manifest.json").read_text())
+    assert "implementation" in storage.load_arrays(min((out / "networks").iterdir()))[1]["key"]
+    with jax.default_prng_impl(implementation), jax.transfer_guard("disallow"):
+        read = sweep.SweepResult.load(out).params(noise)
+    for was, now in zip(jax.tree.leaves(result.params(noise)), jax.tree.leaves(read), strict=True):
+        np.testing.assert_array_equal(was, now)
+    assert told["options"]["jax_enable_x64"] is False
+    # A network that keeps a key among its leaves, as random layers of other libraries do.
+    network = result._networks["digits-mlp-noise0", 0]
+    params = {"key": jax.random.key(3, impl=implementation), "w": jnp.ones(2)}
+    subject = network.subject._replace(params=params, early_stopped=None)
+    with SweepDirectory(tmp_path / "own", {}) as directory:
+        directory.save_network("digits-mlp-noise0", "own", network._replace(subject=subject))
+        again, _ = results._read_network(
+            tmp_path / "own" / "networks" / "own.npz", tmp_path / "own" / "codebooks" / "own.npz"
+        )
+    assert again.subject.params["key"] == params["key"]
+    assert again.key == network.key
+
+
 @pytest.mark.usefixtures("small_chunks", "no_pictures")
 def test_an_interrupted_run_continues_to_the_same_table(tmp_path, cache, monkeypatch):
     whole = sweep.run(CONFIG, out=tmp_path / "whole", cache_dir=cache, quiet=True)
@@ -279,7 +304,7 @@ def test_what_is_damaged_is_made_again(tmp_path, finished, cache, status, damage
 
 
 @pytest.mark.usefixtures("no_pictures", "small_chunks")
-@pytest.mark.parametrize("change", ["network", "versions"])
+@pytest.mark.parametrize("change", ["network", "versions", "data"])
 def test_parts_of_another_network_or_version_are_not_mixed_in(tmp_path, cache, change):
     whole = sweep.run(CONFIG, out=tmp_path / "run", cache_dir=cache, quiet=True)
     # Chunks that would be seen in the table, if they were used.
@@ -290,6 +315,8 @@ def test_parts_of_another_network_or_version_are_not_mixed_in(tmp_path, cache, c
     manifest["status"] = "running"
     if change == "versions":
         manifest["versions"]["jax"] = "0.0"
+    if change == "data":
+        manifest["data"] = dict.fromkeys(manifest["data"], "another")
     (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
     if change == "network":
         for file in (tmp_path / "run" / "networks").iterdir():
@@ -304,7 +331,9 @@ def test_a_result_without_one_of_its_networks_is_refused(tmp_path, finished):
     out, _ = finished
     shutil.copytree(out, tmp_path / "copy")
     min((tmp_path / "copy" / "networks").iterdir()).unlink()
-    with pytest.raises(ValueError, match="lacks networks of its table: run the sweep again"):
+    with pytest.raises(
+        ValueError, match=r"networks of the table are missing.*: run the sweep again"
+    ):
         sweep.SweepResult.load(tmp_path / "copy")
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from jaxcomp.quantizers.checks import check_finite, check_floating, is_concrete
 from jaxcomp.quantizers.moments import accumulation_dtype
 from jaxcomp.quantizers.scaling import group_exponent, normalise, restore
+from jaxcomp.transformations import always_compiled
 
 
 class RoundedWeights(NamedTuple):
@@ -34,6 +35,7 @@ class RoundedWeights(NamedTuple):
     values: Float[Array, "..."]
 
 
+@always_compiled
 def round_to_nearest(
     weights: Float[Array, "..."], *, num_bits: Int[Array, ""] | int, channel_axis: int = -1
 ) -> RoundedWeights:

@@ -17,15 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from jaxcomp import storage
-from jaxcomp.experiments.directory import RunDirectory, read_manifest, read_table, write_table
+from jaxcomp.drawing import own_look
+from jaxcomp.experiments.directory import RunDirectory, loading, read_table, seal, write_table
 from jaxcomp.paths import leaves_by_path
+from jaxcomp.reproducibility import key_from_plain, key_to_plain, with_transfers
 from jaxcomp.sweep import plots
 from jaxcomp.sweep.cells import Cell
 from jaxcomp.sweep.claims import Claim, claim_from_dict, claims_table
@@ -99,7 +98,7 @@ class SweepDirectory(RunDirectory):
                 "structure": describe_tree(subject.as_given(subject.params)),
                 "last_layer": subject.last_layer,
                 "refreshed": subject.refresh_fn is not None,
-                "key": np.asarray(jax.random.key_data(network.key)).tolist(),
+                "key": key_to_plain(network.key),
                 "dtypes": {place: dtype_name(leaf) for place, leaf in leaves.items()},
             },
         )
@@ -165,6 +164,7 @@ class SweepResult:
         score = reached[criterion].to_numpy(float)
         return reached.iloc[score.argmax() if criterion.endswith("accuracy") else score.argmin()]
 
+    @with_transfers
     def params(
         self,
         cell: str | pd.Series,
@@ -213,12 +213,14 @@ class SweepResult:
             return rebuild_tree(None, leaves_by_path(params), like=like)
         return network.subject.as_given(params)
 
+    @own_look()
     def plot(self, setting: str | None = None) -> Figure:
         """Draw every quantity against the compression ratio, for one setting."""
         name = self._setting(setting)
         claims = [claim for claim in self.claims if claim.setting == name]
         return plots.plot_sweep(rows_where(self.table, setting=name), claims=claims)
 
+    @own_look()
     def save(self, directory: Path | str | None = None) -> list[Path]:
         """Write tables, claims, report and pictures; return the files."""
         folder = Path(directory) if directory is not None else self.directory
@@ -226,13 +228,17 @@ class SweepResult:
             raise ValueError("name a directory: this sweep was run without one.")
         storage.ensure_writable_directory(folder)
         files = write_table(self.table, folder)
+        is_read = [files[-1], folder / "claims.json"]
         if not self.sensitivity.empty:
             files.append(folder / "sensitivity.csv")
+            is_read.append(files[-1])
             storage.write_bytes_atomic(files[-1], self.sensitivity.to_csv(index=False).encode())
         claims = folder / "claims.json"
         storage.write_json(
             claims, {"claims": claims_table(self.claims), "calibration": self.calibration}
         )
+        if folder == self.directory:
+            seal(self.manifest, folder, is_read)
         report = folder / "report.md"
         storage.write_bytes_atomic(
             report, report_markdown(self.table, self.claims, with_pictures=True).encode()
@@ -240,6 +246,7 @@ class SweepResult:
         return [*files, claims, report, *plots.save_figures(self.table, folder, claims=self.claims)]
 
     @classmethod
+    @with_transfers
     def load(cls, directory: Path | str) -> "SweepResult":
         """Read a finished run back.
 
@@ -247,27 +254,25 @@ class SweepResult:
             ValueError: if the directory holds no finished run or a file is damaged.
         """
         folder = Path(directory)
-        manifest = read_manifest(folder, "sweep", finished=True)
-        told = storage.read_json(folder / "claims.json")
-        if not isinstance(told, dict) or not {"claims", "calibration"} <= set(told):
-            raise ValueError(f"cannot read {folder / 'claims.json'}: run the sweep again.")
-        networks = {}
-        for file in sorted((folder / "networks").glob("*.npz")):
-            network, setting = _read_network(file, folder / "codebooks" / file.name)
-            networks[setting, network.subject.model_seed] = network
-        table = read_table(folder / "table.parquet", "sweep")
-        if set(zip(table["setting"], table["model_seed"], strict=True)) - set(networks):
-            raise ValueError(f"{folder} lacks networks of its table: run the sweep again.")
-        sensitivity = folder / "sensitivity.csv"
-        return cls(
-            table=table,
-            claims=[claim_from_dict(claim) for claim in told["claims"]],
-            calibration=list(told["calibration"]),
-            manifest=manifest,
-            sensitivity=pd.read_csv(sensitivity) if sensitivity.exists() else pd.DataFrame(),
-            directory=folder,
-            _networks=networks,
-        )
+        with loading(folder, SweepDirectory.noun) as manifest:
+            told = storage.read_json(folder / "claims.json")
+            networks = {}
+            for file in sorted((folder / "networks").glob("*.npz")):
+                network, setting = _read_network(file, folder / "codebooks" / file.name)
+                networks[setting, network.subject.model_seed] = network
+            table = read_table(folder / "table.parquet")
+            if set(zip(table["setting"], table["model_seed"], strict=True)) - set(networks):
+                raise ValueError("networks of the table are missing")
+            sensitivity = folder / "sensitivity.csv"
+            return cls(
+                table=table,
+                claims=[claim_from_dict(claim) for claim in told["claims"]],
+                calibration=list(told["calibration"]),
+                manifest=manifest,
+                sensitivity=read_table(sensitivity) if sensitivity.exists() else pd.DataFrame(),
+                directory=folder,
+                _networks=networks,
+            )
 
     def with_subject(self, subject: Subject) -> "SweepResult":
         """The same result, of a network that is at hand as it was handed in."""
@@ -334,7 +339,7 @@ def _read_network(file: Path, codebooks: Path) -> tuple[Network, str]:
         refresh_fn=_no_refresh_fn if metadata["refreshed"] else None,
         model_seed=metadata["model_seed"],
     )
-    key = jax.random.wrap_key_data(jnp.array(metadata["key"], jnp.uint32))
+    key = key_from_plain(metadata["key"])
     return Network(subject, read_codebooks(codebooks), key), metadata["setting"]
 
 

@@ -18,10 +18,11 @@ import numpy as np
 import pandas as pd
 
 from jaxcomp import models, storage
-from jaxcomp.experiments.directory import network_cache
+from jaxcomp.caches import network_cache
 from jaxcomp.experiments.samples import Examples, draw_samples
 from jaxcomp.paths import leaves_by_path
 from jaxcomp.progress import Progress
+from jaxcomp.reproducibility import random_key, with_transfers
 from jaxcomp.selection import Select, selected_paths, uncompressible
 from jaxcomp.sweep import cells as grid
 from jaxcomp.sweep.cells import Cell
@@ -66,6 +67,7 @@ class Options:
     seed: int
 
 
+@with_transfers
 def run(
     config: SweepConfig,
     *,
@@ -96,10 +98,6 @@ def run(
             whose loss is not finite after training.
     """
     started = time.perf_counter()
-    directory = SweepDirectory(_path(out), config.to_dict(), resume=resume)
-    if (result := directory.finished(SweepResult.load)) is not None:
-        return result
-    directory.describe()
     options = Options(
         config.weighting,
         config.num_probes,
@@ -109,17 +107,24 @@ def run(
         config.seed,
     )
     outcome: list[_Outcome] = []
-    networks = network_cache(cache_dir)
-    with Progress(quiet=quiet) as progress:
-        for setting in config.settings():
-            subjects, parts_of = _train(
-                config, setting, data_dir, download, networks, progress, directory
-            )
-            cells = _cells(config, subjects[0])
-            outcome.append(_sweep(setting, subjects, parts_of, cells, options, directory, progress))
-    return _finish(directory, outcome, started)
+    with SweepDirectory(_path(out), config.to_dict(), resume=resume) as directory:
+        if (result := directory.finished(SweepResult.load)) is not None:
+            return result
+        directory.describe()
+        networks = network_cache(cache_dir)
+        with Progress(quiet=quiet) as progress:
+            for setting in config.settings():
+                subjects, parts_of = _train(
+                    config, setting, data_dir, download, networks, progress, directory
+                )
+                cells = _cells(config, subjects[0])
+                outcome.append(
+                    _sweep(setting, subjects, parts_of, cells, options, directory, progress)
+                )
+        return _finish(directory, outcome, started)
 
 
+@with_transfers
 def evaluate(
     predict_fn: PredictFn,
     params: Params,
@@ -276,14 +281,16 @@ def evaluate(
         else fingerprint_of(subject.early_stopped),
         "examples": storage.fingerprint([np.asarray(array) for part in parts for array in part]),
     }
-    directory = SweepDirectory(_path(out), settings, resume=resume)
-    if (result := directory.finished(SweepResult.load)) is not None:
-        return result.with_subject(subject)
-    directory.describe()
     setting = Setting("given", name, 0.0)
-    with Progress(quiet=quiet) as progress:
-        outcome = _sweep(setting, [subject], lambda _: parts, cells, options, directory, progress)
-    return _finish(directory, [outcome], started)
+    with SweepDirectory(_path(out), settings, resume=resume) as directory:
+        if (result := directory.finished(SweepResult.load)) is not None:
+            return result.with_subject(subject)
+        directory.describe()
+        with Progress(quiet=quiet) as progress:
+            outcome = _sweep(
+                setting, [subject], lambda _: parts, cells, options, directory, progress
+            )
+        return _finish(directory, [outcome], started)
 
 
 class _Outcome(NamedTuple):
@@ -312,7 +319,7 @@ def _sweep(
     for number, subject in enumerate(subjects):
         file = f"{name}-{subject.model_seed:03d}"
         parts = parts_of(number)
-        key = jax.random.fold_in(jax.random.key(options.seed), subject.model_seed)
+        key = jax.random.fold_in(random_key(options.seed), subject.model_seed)
         codebooks, scorer = directory.load_codebooks(file, subject), None
         for chunk, members in chunked(cells, evaluator.num_chunk_cells):
             found = directory.load_rows(f"{file}-{chunk:04d}", [cell.id for cell in members])
@@ -411,7 +418,7 @@ def _train(
     setting: Setting,
     data_dir: Path | str | None,
     download: bool,
-    cache: Path,
+    cache: Path | None,
     progress: Progress,
     directory: SweepDirectory,
 ) -> tuple[list[Subject], Callable[[int], Parts]]:
@@ -429,6 +436,9 @@ def _train(
         standardize=config.standardize,
         seed=config.seed,
     )
+    if not directory.is_made_from(setting.name, samples.fingerprint):
+        for number in range(config.num_models):
+            directory.forget(f"{setting.name}-{number:03d}")
     network = models.build(
         setting.model,
         input_shape=samples.pool.shape[1:],
