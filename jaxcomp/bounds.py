@@ -394,9 +394,12 @@ def _check_at_least_zero(value, name: str) -> None:
             raise ValueError(f"{name} must be at least 0, got {np.min(values):g}.")
 
 
-def _valid(found: Array, n: Array, delta: Array) -> Array:
-    """Return NaN for what cannot be refused where values are traced."""
-    return jnp.where((n >= 1) & (delta > 0) & (delta < 1), found, jnp.nan)
+def _valid(found: Array, cost: Array, n: Array, delta: Array) -> Array:
+    """Return NaN for what cannot be refused where values are traced.
+
+    In one choice: JAX 0.12 cannot differentiate a choice of a choice backwards here.
+    """
+    return jnp.where((cost >= 0) & (n >= 1) & (delta > 0) & (delta < 1), found, jnp.nan)
 
 
 @bound_in_float64()
@@ -404,8 +407,8 @@ def _occam_chernoff(train_error, size_bits, num_examples, delta):
     train_error, size_bits, n, delta = jnp.broadcast_arrays(
         train_error, size_bits, num_examples, delta
     )
-    complexity = jnp.where(size_bits >= 0, size_bits * _LN2 - jnp.log(delta), jnp.nan)
-    return _valid(_upper_inverse(train_error, complexity / n), n, delta)
+    complexity = size_bits * _LN2 - jnp.log(delta)
+    return _valid(_upper_inverse(train_error, complexity / n), size_bits, n, delta)
 
 
 @bound_in_float64()
@@ -413,9 +416,9 @@ def _occam_binomial(train_error, size_bits, num_examples, delta, eps):
     train_error, size_bits, n, delta = jnp.broadcast_arrays(
         train_error, size_bits, num_examples, delta
     )
-    complexity = jnp.where(size_bits >= 0, size_bits * _LN2 - jnp.log(delta), jnp.nan)
+    complexity = size_bits * _LN2 - jnp.log(delta)
     errors = lax.stop_gradient(_whole_errors(train_error, n, eps))
-    return _valid(_binomial_inverse(errors, n, -complexity), n, delta)
+    return _valid(_binomial_inverse(errors, n, -complexity), size_bits, n, delta)
 
 
 def _whole_errors(share: Array, n: Array, eps: Array) -> Array:
@@ -582,15 +585,14 @@ def pac_bayes_kl(
 @bound_in_float64()
 def _sampled_error(mean, num_draws, delta):
     mean, num_draws, delta = jnp.broadcast_arrays(mean, num_draws, delta)
-    return _valid(_upper_inverse(mean, -jnp.log(delta) / num_draws), num_draws, delta)
+    return _valid(_upper_inverse(mean, -jnp.log(delta) / num_draws), mean, num_draws, delta)
 
 
 @bound_in_float64()
 def _pac_bayes_kl(train_error, complexity, n, delta):
     train_error, complexity, n, delta = jnp.broadcast_arrays(train_error, complexity, n, delta)
-    complexity = jnp.where(complexity >= 0, complexity, jnp.nan)
     divergence = (complexity + _LN2 + 0.5 * jnp.log(n) - jnp.log(delta)) / n
-    return _valid(_upper_inverse(train_error, divergence), n, delta)
+    return _valid(_upper_inverse(train_error, divergence), complexity, n, delta)
 
 
 def catoni(
@@ -638,11 +640,11 @@ def catoni(
 
 
 def _catoni_bound(train_error, complexity, n, delta, temperature):
-    complexity = jnp.where(complexity >= 0, complexity, jnp.nan)
     exponent = temperature * train_error + (complexity - jnp.log(delta)) / n
     found = jnp.expm1(-exponent) / jnp.expm1(-temperature) * (1 + _ROUNDING)
     is_valid = (train_error >= 0) & (train_error <= 1) & (temperature > 0)
-    return _valid(jnp.where(is_valid, jnp.minimum(found, 1), jnp.nan), n, delta)
+    cost = jnp.where(is_valid, lax.stop_gradient(complexity), -1)
+    return _valid(jnp.minimum(found, 1), cost, n, delta)
 
 
 @bound_in_float64()

@@ -21,6 +21,7 @@ from jaxcomp.bounds import mutual_information_bound
 from jaxcomp.calibration import fit_temperature
 from jaxcomp.experiments.samples import Examples
 from jaxcomp.paths import leaves_by_path, replace_leaves
+from jaxcomp.rate import compression_ratio
 from jaxcomp.rate_distortion import LayerCurve
 from jaxcomp.sweep.cells import Cell
 from jaxcomp.sweep.claims import CellLosses
@@ -298,9 +299,10 @@ class Scorer:
             "codebook_bits": codebook,
             "size_bits_estimated": size_bits,
             "description_bits": description,
-            "ratio_estimated": original_bits / size_bits,
-            "ratio_with_biases": (original_bits + FLOAT_BITS * biases)
-            / (size_bits + FLOAT_BITS * biases),
+            "ratio_estimated": compression_ratio(original_bits, size_bits),
+            "ratio_with_biases": compression_ratio(
+                original_bits + FLOAT_BITS * biases, size_bits + FLOAT_BITS * biases
+            ),
             "zero_one_bound": float(bound),
             "num_used": changed.num_used,
             "num_empty": changed.num_empty,
