@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 
 from jaxcomp.leaves import is_array
@@ -88,7 +87,7 @@ def array_of_dtype(array: np.ndarray, name: str) -> Any:
         return jax.random.wrap_key_data(jnp.asarray(array), impl=name.removeprefix(_KEY))
     if array.dtype.name == name:
         return array
-    return array.view(np.dtype(getattr(ml_dtypes, name)))
+    return array.view(np.dtype(getattr(jnp, name)))
 
 
 _KEY = "key of "
@@ -100,6 +99,8 @@ def _describe(node: Any, path: tuple[Any, ...]) -> Any:
     if jax.tree_util.all_leaves([node]):
         if is_array(node):
             return ["array", path_string(path)]
+        if getattr(node, "dtype", None) == jax.dtypes.float0:
+            return ["float0", list(node.shape)]
         value = node.item() if isinstance(node, np.generic) else node
         if type(value) in (bool, int, float, str):
             return ["constant", value, type(node).__name__]
@@ -128,6 +129,8 @@ def _rebuild(node: Any, leaves: Mapping[str, Any], missing: list[str]) -> Any:
         case "constant":
             value, name = content
             return np.dtype(name).type(value) if name not in _PLAIN_TYPES else value
+        case "float0":
+            return np.zeros(tuple(content[0]), jax.dtypes.float0)
         case "missing":
             missing.append(content[0])
             return None

@@ -274,7 +274,12 @@ class _Walk:
 
     def scan(self, equation: Any, operands: list[_Value]) -> list[_Value]:
         parameters = equation.params
-        num_consts, num_carry = parameters["num_consts"], parameters["num_carry"]
+        # From the shapes, since versions of JAX name the numbers differently: what is taken apart
+        # or stacked up has one axis more outside the body than in it.
+        inner = getattr(parameters["jaxpr"], "jaxpr", parameters["jaxpr"])
+        num_carry = len(equation.outvars) - _num_deeper(equation.outvars, inner.outvars)
+        num_slices = _num_deeper(equation.invars, inner.invars)
+        num_consts = len(operands) - num_carry - num_slices
         consts, carry = operands[:num_consts], operands[num_consts : num_consts + num_carry]
         slices = []
         for value in operands[num_consts + num_carry :]:
@@ -331,6 +336,12 @@ class _Walk:
                 break
             carry = joined
         return carry
+
+
+def _num_deeper(outer: Sequence[Any], inner: Sequence[Any]) -> int:
+    """How many values have more axes outside the body of a loop than in it."""
+    pairs = zip(outer, inner, strict=True)
+    return sum(len(one.aval.shape) > len(other.aval.shape) for one, other in pairs)
 
 
 def _fits(jaxpr: Any, equation: Any) -> bool:

@@ -38,6 +38,7 @@ TREES = {
     "order": OrderedDict([("b", W), ("a", W)]),
     "constants": {"w": W, "rate": 0.5, "depth": 3, "flag": True, "name": "relu", "no": None},
     "scalars of NumPy": {"w": W, "rate": np.float64(0.5), "half": np.float16(2)},
+    "a gradient of whole numbers": {"w": W, "count": np.zeros((2, 3), jax.dtypes.float0)},
     "a single array": W,
 }
 
