@@ -617,7 +617,13 @@ def _directory(out: Path | None, name: str, settings: Any) -> Path:
 def _report(result: "SweepResult") -> None:
     from jaxcomp.sweep.report import print_report
 
-    print_report(result.table, result.claims, console=_console(), directory=result.directory)
+    print_report(
+        result.table,
+        result.claims,
+        result.smallest,
+        console=_console(),
+        directory=result.directory,
+    )
 
 
 def _report_regularization(result: "RegularizationResult") -> None:

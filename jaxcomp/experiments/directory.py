@@ -158,9 +158,8 @@ class RunDirectory:
 
     def finish(self) -> None:
         """Write down that all results are there."""
-        if self.path is not None:
-            self.manifest["status"] = "finished"
-            self.save_manifest()
+        self.manifest["status"] = "finished"
+        self.save_manifest()
 
     def _check_same(self, before: Mapping[str, Any], settings: dict[str, Any]) -> None:
         kind = before.get("kind", self.noun)
