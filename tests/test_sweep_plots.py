@@ -1,4 +1,4 @@
-"""Pictures of a sweep in detail: what is drawn where, checked against pandas and SciPy on the same table."""
+"""Pictures of a sweep in detail: what is drawn where, against pandas and SciPy."""
 
 from concurrent.futures import ThreadPoolExecutor
 

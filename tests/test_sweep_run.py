@@ -1,5 +1,6 @@
 """The main job end to end on a small scale: table, resume, networks back, own models."""
 
+import dataclasses
 import importlib
 import json
 import math
@@ -107,6 +108,36 @@ def test_every_quantizer_is_above_the_limit(finished):
         limits = rows.sort_values("predicted_rise_nats")["limit_bits_per_weight"].to_numpy()
         assert (np.diff(limits) <= 1e-9).all()
         assert 0 <= limits[-1] < limits[0]
+
+
+def test_a_result_is_told_in_five_lines(finished):
+    out, result = finished
+    for shown in (result, sweep.SweepResult.load(out)):
+        lines = repr(shown).splitlines()
+        assert len(lines) == 5
+        assert lines[0].startswith("SweepResult: 2 networks of ")
+        (found,) = shown.smallest
+        assert f"{found.ratio:.1f}x smaller ({found.description})" in lines[1]
+        assert lines[-1].endswith(f"files in {out}")
+    assert sweep.SweepResult.load(out).smallest == result.smallest
+    assert result.report().startswith("# Rate sweep")
+    broken = dataclasses.replace(result, table=result.table.iloc[:, :3])
+    assert repr(broken) == f"SweepResult with a table of {len(result.table)} rows"
+
+
+def test_smallest_network_at_no_loss_is_the_table_s(finished):
+    _, result = finished
+    (found,) = result.smallest
+    means = result.table.groupby("cell").mean(numeric_only=True)
+    own, original = means.loc[found.cell], means.loc["original"]
+    assert found.ratio == pytest.approx(own["ratio_estimated"])
+    rise = own["test_loss_tempered"] - original["test_loss_tempered"]
+    assert found.effect == pytest.approx(rise, abs=1e-5)
+    allowed = 0.25 * 0.03 * original["selection_loss_tempered"]
+    kept = means[result.table.groupby("cell")["kind"].first() == "compressed"]
+    rises = kept["selection_loss_tempered"] - original["selection_loss_tempered"]
+    best = kept[rises <= allowed]["ratio_estimated"].idxmax() if (rises <= allowed).any() else None
+    assert found.cell == (best or rises.idxmin())
 
 
 def test_finer_codebooks_approach_the_original(finished):

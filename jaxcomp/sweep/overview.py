@@ -6,7 +6,7 @@ nothing; a black line carries the original's loss to the right.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -239,7 +239,7 @@ def _draw_panel(
 def _draw_references(axis: Axes, panel: _Panel, summary: Summary) -> None:
     """The original and the best control: points at 1x, lines to the right, names on them."""
     original = summary.original
-    lines = [("original", original, "-", INK, "s")]
+    lines: list[tuple[str, CellSummary, Any, str, str]] = [("original", original, "-", INK, "s")]
     control = _best_control(summary, panel.column)
     if control is not None:
         name = CONTROL_NAMES.get(control.method, control.method)

@@ -254,8 +254,8 @@ def save_figures(
     """Draw all pictures of all settings and write them; the same table gives the same bytes.
 
     The files are `sweep`, `sweep-details`, `bound`, `predicted-rise` and `limit`, followed by the
-    setting's name if the table has several. A picture that the table has no numbers for (no bound, no prediction) is
-    left out.
+    setting's name if the table has several. A picture that the table has no numbers for (no bound,
+    no prediction) is left out.
 
     Args:
         table: as `SweepResult.table`.

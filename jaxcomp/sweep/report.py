@@ -1,9 +1,10 @@
 """The report of a sweep in words: in the terminal, and as Markdown.
 
 Four lines first: what was compressed, the smallest size at no loss, whether anything generalises
-better, what calibration alone gives. Then one compact table for every setting (the whole one is in
-`table.csv`), the claims with their verdicts, and where the files are. Losses and gaps in nats per example, accuracy and expected
-calibration error in per cent; mean over networks, plus or minus their standard deviation.
+better, what calibration alone gives. Then one compact table for every setting (the whole one is
+in `table.csv`), the claims with their verdicts, and where the files are. Losses and gaps in nats
+per example, accuracy and expected calibration error in per cent; mean over networks, plus or minus
+their standard deviation.
 """
 
 import math

@@ -134,8 +134,10 @@ class CellSummary:
         """
         if column not in self._means:
             values = self.values.get(column)
-            is_usable = values is not None and np.isfinite(values).all()
-            self._means[column] = float(values.mean()) if is_usable else math.nan
+            if values is None or not np.isfinite(values).all():
+                self._means[column] = math.nan
+            else:
+                self._means[column] = float(values.mean())
         return self._means[column]
 
     @cached_property
