@@ -52,6 +52,7 @@ from jaxcomp.quantizers.moments import (
     running_maximum,
 )
 from jaxcomp.quantizers.runs import Runs, read_runs, run_table
+from jaxcomp.quantizers.scaling import group_exponent, restore
 
 # Relative error, in roundings, of the masses of a histogram; what sums of 10^7 points show is a
 # tenth of it.
@@ -254,27 +255,29 @@ class _Scaled(NamedTuple):
     mass_exponent: Int[Array, ""]
 
 
-def _exponent(value: Float[Array, ""]) -> Int[Array, ""]:
-    """Return the exponent of a power of two within a factor of 2; 0 for 0."""
-    _, exponent = jnp.frexp(jnp.where(value > 0, value, 1))
-    return exponent - 1
+def _times(values: Float[Array, "..."], exponent: Int[Array, ""]) -> Float[Array, "..."]:
+    """Return the values times a power of two.
+
+    Not `jnp.ldexp`, which newer versions of JAX expand where the program is compiled, in 32 bits.
+    """
+    return restore(values, exponent, axis=tuple(range(values.ndim)))
 
 
 def _scale(group: _Group, *, stored_eps: float, has_one_value_per_bin: bool) -> _Scaled:
     largest = jnp.maximum(jnp.abs(group.minimum), jnp.abs(group.maximum))
     # Squares of 2^60 and of 2^-50 are far from both ends: most data stay as they are.
-    exponent = _exponent(largest)
+    exponent = group_exponent(largest, axis=())
     exponent = jnp.where(exponent > 60, exponent - 60, jnp.where(exponent < -50, exponent, 0))
 
     # Powers by their exponents: a compiler may turn x / u / u into x / (u * u), which is 0 / 0.
     def scaled(values):
-        return jnp.ldexp(values, -exponent)
+        return _times(values, -exponent)
 
     position, total = scaled(group.position), pairwise_sum(group.mass)
-    mass_exponent = _exponent(total)
-    mass = jnp.ldexp(group.mass, -mass_exponent)
+    mass_exponent = group_exponent(total, axis=())
+    mass = _times(group.mass, -mass_exponent)
     weighted = pairwise_sum(mass * position) / jnp.where(
-        total > 0, jnp.ldexp(total, -mass_exponent), 1
+        total > 0, _times(total, -mass_exponent), 1
     )
     centre = jnp.clip(weighted, scaled(group.minimum), scaled(group.maximum))
     offset = position - centre
@@ -298,7 +301,7 @@ def _scale(group: _Group, *, stored_eps: float, has_one_value_per_bin: bool) -> 
         bins=Runs(
             mass=pad(mass, 0),
             mean=pad(offset, last),
-            spread=pad(jnp.ldexp(group.second, -(2 * exponent + mass_exponent)), 0),
+            spread=pad(_times(group.second, -(2 * exponent + mass_exponent)), 0),
         ),
         lowest=pad(scaled(group.lowest) - centre, last),
         highest=pad(scaled(group.highest) - centre, last),
@@ -406,7 +409,7 @@ def _distortion_and_gap(scaled, distortion, least):
     gap = jnp.maximum(distortion - bound, 0) + scaled.rounding * distortion + scaled.second_error
 
     def in_units(values):
-        return jnp.ldexp(values, 2 * scaled.exponent + scaled.mass_exponent)
+        return _times(values, 2 * scaled.exponent + scaled.mass_exponent)
 
     return in_units(distortion), in_units(gap)
 
@@ -419,7 +422,7 @@ def _centroids(
 ) -> Float[Array, "clusters_plus_1 clusters"]:
     """Return the means of the runs; those without mass repeat a neighbour."""
     has_mass = runs.mass > 0
-    mean = jnp.ldexp(runs.mean + scaled.centre, scaled.exponent)
+    mean = _times(runs.mean + scaled.centre, scaled.exponent)
     # Rounding must not push a mean out of its own points: a run of equal points is met exactly.
     signed = jnp.stack([group.highest, -group.lowest[::-1]], axis=-1)
     is_heavy = jnp.stack([group.mass > 0, group.mass[::-1] > 0], axis=-1)
