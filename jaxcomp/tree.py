@@ -39,6 +39,7 @@ from jaxcomp.quantizers import (
 from jaxcomp.quantizers.checks import check_penalty, is_concrete
 from jaxcomp.quantizers.diameter import PENALTY_FORMS, PenaltyForm
 from jaxcomp.quantizers.moments import accumulation_dtype, pairwise_sum
+from jaxcomp.transformations import always_compiled
 from jaxcomp.tree_report import (
     LayerReport,
     Measures,
@@ -175,6 +176,7 @@ class QuantizedTree:
             for path in layout.paths
         )
 
+    @always_compiled
     def dequantize(self) -> Params:
         """Return weights in the structure, shapes and dtypes of the original; works in `jit`.
 
@@ -227,6 +229,7 @@ class QuantizedTree:
             )
         return leaf
 
+    @always_compiled
     def report(self) -> Report:
         """Return size, error and diagnostics by layer, and in total.
 
@@ -281,6 +284,7 @@ class QuantizedTree:
         return f"QuantizedTree({', '.join(parts)})"
 
 
+@always_compiled
 def quantize(
     params: Params,
     *,

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxcomp.precision import in_float64
 
@@ -32,3 +33,35 @@ def test_traced_mapped_and_differentiated():
     a, b = jnp.asarray([1.0, 2.0]), jnp.asarray([3.0, 5.0])
     np.testing.assert_array_equal(jax.jit(jax.vmap(square))(a, b), [4, 9])
     np.testing.assert_array_equal(jax.vmap(jax.grad(square))(a, b), [-4, -6])
+
+
+def programs(function):
+    """The ways in which a program can hold a function before anybody differentiates it."""
+
+    def in_loop(a):
+        return jax.lax.scan(lambda total, x: (total + function(x), None), 0.0, a[None])[0]
+
+    return {"jit": jax.jit(function), "checkpoint": jax.checkpoint(function), "loop": in_loop}
+
+
+@pytest.mark.parametrize("program", ["jit", "checkpoint", "loop"])
+def test_differentiated_inside_any_program(program):
+    def difference(a):
+        return small_difference(a, jnp.float32(1), power=3)[0]
+
+    function = programs(difference)[program]
+    a = jnp.float32(3)
+    assert jax.grad(function)(a) == 12
+    assert jax.jvp(function, (a,), (jnp.float32(2),))[1] == 24
+    value, pull = jax.vjp(function, a)
+    assert (value, pull(jnp.float32(1))[0]) == (8, 12)
+    assert jax.linearize(function, a)[1](a) == 36
+    assert jax.jacfwd(jax.jacfwd(function))(a) == 12
+
+
+def test_integers_have_no_derivative_and_others_keep_theirs():
+    def difference(a, n):
+        return small_difference(a, n, power=2)[0]
+
+    gradient = jax.jit(jax.grad(difference))(jnp.float32(3), jnp.int32(1))
+    assert (gradient.dtype, gradient) == (jnp.float32, 4)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxcomp.curvature.estimate import DiagonalEstimate, check_finite, diagonal_dtype
+from jaxcomp.transformations import always_compiled
 from jaxcomp.types import Params
 
 
@@ -90,6 +91,7 @@ class CurvaturePolicy:
                 "the mean curvature of a leaf."
             )
 
+    @always_compiled
     def apply(self, curvature: DiagonalEstimate | Params) -> PolicyResult:
         """Turn curvature into importance, after checking it; for use outside `jit`.
 
@@ -102,6 +104,7 @@ class CurvaturePolicy:
         diagonal = check_finite(_diagonal(curvature))
         return _apply(diagonal, self.relative_floor)
 
+    @always_compiled
     def apply_blocks(self, blocks: DiagonalEstimate | Params) -> PolicyResult:
         """Do the same for blocks, of `hutchinson_blocks` say, through their eigenvalues.
 
@@ -131,6 +134,7 @@ class CurvaturePolicy:
                 )
         return _apply_to_blocks(diagonal, self.relative_floor)
 
+    @always_compiled
     def apply_traced(self, curvature: DiagonalEstimate | Params) -> PolicyResult:
         """Do the same as a pure function, for use in `jit`, and in `vmap` over models.
 
@@ -171,10 +175,12 @@ def _raise_to_floor(
 ) -> tuple[Float[Array, "*shape"], LeafReport]:
     h = h.astype(diagonal_dtype(h.dtype))
     num_entries = max(h.size, 1)
-    signed_mean = jnp.sum(h) / num_entries
-    positive_mean = jnp.sum(jnp.maximum(h, 0.0)) / num_entries
+    # In units of the largest entry: the sum of many may exceed the range of the dtype.
+    unit = _largest(h)
+    signed_mean = jnp.sum(h / unit) / num_entries
+    positive_mean = jnp.sum(jnp.maximum(h / unit, 0.0)) / num_entries
     scale = jnp.where(signed_mean > 0, signed_mean, positive_mean)
-    floor = relative_floor.astype(h.dtype) * scale
+    floor = relative_floor.astype(h.dtype) * scale * unit
     is_fallback = jnp.logical_not(jnp.any(h > 0) | jnp.any(jnp.isnan(h)))
     importance = jnp.where(is_fallback, jnp.ones_like(h), jnp.maximum(h, floor))
     report = LeafReport(
@@ -189,8 +195,18 @@ def _raise_to_floor(
 def _raise_eigenvalues(
     blocks: Float[Array, "*shape m m"], relative_floor: Float[Array, ""]
 ) -> tuple[Float[Array, "*shape m m"], LeafReport]:
-    values, vectors = jnp.linalg.eigh(blocks.astype(diagonal_dtype(blocks.dtype)))
+    blocks = blocks.astype(diagonal_dtype(blocks.dtype))
+    unit = _largest(blocks)
+    values, vectors = jnp.linalg.eigh(blocks / unit)
     raised, report = _raise_to_floor(values, relative_floor)
     with jax.default_matmul_precision("highest"):
         rebuilt = (vectors * jnp.expand_dims(raised, -2)) @ jnp.swapaxes(vectors, -1, -2)
-    return 0.5 * (rebuilt + jnp.swapaxes(rebuilt, -1, -2)), report
+    rebuilt = 0.5 * (rebuilt + jnp.swapaxes(rebuilt, -1, -2))
+    # A leaf without curvature has unit matrices, in no unit.
+    return rebuilt * jnp.where(report.is_fallback, 1, unit), report
+
+
+def _largest(values: Float[Array, "..."]) -> Float[Array, ""]:
+    """Return the largest magnitude; 1 if all are 0."""
+    largest = jnp.max(jnp.abs(values), initial=0)
+    return jnp.where(largest > 0, largest, jnp.ones_like(largest))

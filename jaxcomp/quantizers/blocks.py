@@ -14,13 +14,42 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxcomp.quantizers.checks import check_codebook_size, check_points
-from jaxcomp.quantizers.lloyd import QuantizationResult, quantize_points, solve_kmeans
+from jaxcomp.quantizers.lloyd import (
+    QuantizationResult,
+    distortion_of_points,
+    quantize_points,
+    solve_kmeans,
+)
 from jaxcomp.quantizers.moments import histogram_moments
+from jaxcomp.transformations import always_compiled, with_codebook_held_fixed
 
 # Points quantized together: bounds the memory.
 _POINTS_AT_ONCE = 1 << 18
 
 
+def _blocks(
+    values: Shaped[Array, "rows columns"], grid: tuple[int, ...]
+) -> Shaped[Array, "row_blocks column_blocks points"]:
+    """Return the entries of every block of a grid of them."""
+    parts = values.reshape(grid[0], values.shape[0] // grid[0], grid[1], -1)
+    return parts.swapaxes(1, 2).reshape(*grid, -1)
+
+
+def _distortion_of_blocks(
+    matrix: Float[Array, "rows columns"],
+    sample_weight: Shaped[Array, "rows columns"] | None,
+    result: QuantizationResult,
+) -> Float[Array, "row_blocks column_blocks"]:
+    """Return `sum h (w - c)^2` of every block as it is written, for derivatives."""
+    grid = result.distortion.shape
+    if sample_weight is not None:
+        sample_weight = _blocks(jnp.broadcast_to(sample_weight, matrix.shape), grid)
+    result = result._replace(assignments=_blocks(result.assignments, grid))
+    return distortion_of_points(_blocks(matrix, grid), sample_weight, result)
+
+
+@always_compiled
+@with_codebook_held_fixed(_distortion_of_blocks)
 def block_kmeans(
     matrix: Float[Array, "rows columns"],
     sample_weight: Shaped[Array, "rows columns"] | None = None,
@@ -34,6 +63,7 @@ def block_kmeans(
 
     `(1, C)` gives every row its codebook, `(R, 1)` every column. As `kmeans` without a penalty,
     on a histogram of `num_bins` bins for each block; then every point goes to its nearest centre.
+    Under differentiation as `kmeans`.
 
     Args:
         matrix: (R, C) floating, finite.
@@ -77,8 +107,7 @@ def _block_kmeans(matrix, sample_weight, num_clusters, *, block_shape, max_clust
     grid = (num_rows // rows, num_columns // columns)
 
     def blocks(values):
-        parts = values.reshape(grid[0], rows, grid[1], columns)
-        return parts.swapaxes(1, 2).reshape(grid[0] * grid[1], rows * columns)
+        return _blocks(values, grid).reshape(grid[0] * grid[1], rows * columns)
 
     def quantize(arguments):
         points, weight, k = arguments
@@ -92,7 +121,7 @@ def _block_kmeans(matrix, sample_weight, num_clusters, *, block_shape, max_clust
     if weight is not None:
         weight = blocks(jnp.broadcast_to(weight, matrix.shape))
     points = blocks(matrix)
-    at_once = max(1, _POINTS_AT_ONCE // points.shape[1])
+    at_once = max(1, min(points.shape[0], _POINTS_AT_ONCE // points.shape[1]))
     extra = -points.shape[0] % at_once
     number = jnp.broadcast_to(num_clusters, grid).ravel()
 

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxcomp.precision import first_least, in_float64
 from jaxcomp.quantizers.moments import count_below, pairwise_sum, running_maximum, running_sum
+from jaxcomp.transformations import counted_loop
 
 # Places of the coarse grid: for each cluster, at least and at most.
 _GRID_PER_CLUSTER = 8
@@ -74,7 +75,7 @@ def coarse_to_fine_centroids(
         return _move(sums, cuts, jnp.maximum(first_step >> level, 1), is_inner)
 
     levels = jnp.int32(first_step.bit_length())
-    cuts = lax.fori_loop(jnp.int32(0), levels, refine, cuts)
+    cuts = counted_loop(jnp.int32(0), levels, refine, cuts)
     of_run = sums[cuts[1:]] - sums[cuts[:-1]]
     has_mass = of_run[:, 0] > 0
     mean = centre + of_run[:, 1] / jnp.where(has_mass, of_run[:, 0], 1)
@@ -140,7 +141,7 @@ def _best_places(
 
     last = jnp.int32(num_places - 1)
     cuts = jnp.full((max_clusters + 1,), num_places - 1, jnp.int32)
-    return lax.fori_loop(jnp.int32(0), jnp.int32(max_clusters), follow, (last, cuts))[1]
+    return counted_loop(jnp.int32(0), jnp.int32(max_clusters), follow, (last, cuts))[1]
 
 
 def _move(

@@ -22,6 +22,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxcomp.quantizers.buckets import without_copies
+from jaxcomp.transformations import always_compiled, counted_loop, without_derivative
 
 # Share of the bins that is spread evenly over the range, whatever the density.
 _EQUAL_SHARE = 0.1
@@ -73,6 +74,7 @@ def accumulation_dtype(dtype: jnp.dtype) -> jnp.dtype:
 
 
 @partial(jax.jit, static_argnames=("num_bins",))
+@without_derivative
 def histogram_moments(
     points: Float[Array, "... points"],
     sample_weight: Shaped[Array, "... points"] | None = None,
@@ -107,6 +109,7 @@ def histogram_moments(
 
 
 @partial(jax.jit, static_argnames=("num_bins", "by_value"))
+@without_derivative
 def histogram_with_edges(
     points: Float[Array, "... points"],
     sample_weight: Shaped[Array, "... points"] | None = None,
@@ -161,6 +164,7 @@ def histogram_with_edges(
     return jax.tree.map(lambda leaf: leaf.reshape(*batch_shape, *leaf.shape[1:]), (moments, edges))
 
 
+@always_compiled
 def pad_bins(moments: Moments, num_bins: int) -> Moments:
     """Append empty bins at the largest point, so that moments of short groups can be stacked.
 
@@ -509,7 +513,7 @@ def running(
         return combine(cast(_Parts, tuple(earlier)), total)
 
     num_levels = jnp.int32((length - 1).bit_length())
-    return lax.fori_loop(jnp.int32(0), num_levels, double, values)
+    return counted_loop(jnp.int32(0), num_levels, double, values)
 
 
 def running_maximum(values: Shaped[Array, "rows ..."]) -> Shaped[Array, "rows ..."]:
@@ -558,4 +562,4 @@ def count_below(
         return jnp.where((larger <= num_bins) & (last <= thresholds), larger, count)
 
     start = jnp.zeros(thresholds.shape, jnp.int32)
-    return lax.fori_loop(jnp.int32(1), jnp.int32(num_bins.bit_length() + 1), refine, start)
+    return counted_loop(jnp.int32(1), jnp.int32(num_bins.bit_length() + 1), refine, start)

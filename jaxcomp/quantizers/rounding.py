@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxcomp.quantizers.checks import check_finite, check_floating, is_concrete
 from jaxcomp.quantizers.moments import accumulation_dtype
+from jaxcomp.transformations import always_compiled
 
 
 class RoundedWeights(NamedTuple):
@@ -32,6 +33,7 @@ class RoundedWeights(NamedTuple):
     values: Float[Array, "..."]
 
 
+@always_compiled
 def round_to_nearest(
     weights: Float[Array, "..."], *, num_bits: Int[Array, ""] | int, channel_axis: int = -1
 ) -> RoundedWeights:

@@ -20,15 +20,22 @@ from jaxcomp.quantizers.lloyd import (
     Codebook,
     QuantizationResult,
     bucket_moments,
+    distortion_of_points,
     quantize_bucket,
 )
 from jaxcomp.quantizers.moments import Moments, pairwise_sum
+from jaxcomp.transformations import (
+    always_compiled,
+    with_codebook_held_fixed,
+    without_derivative,
+)
 
 Reconstruction = Literal["centroid", "midpoint"]
 RECONSTRUCTIONS: tuple[str, ...] = get_args(Reconstruction)
 
 
 @partial(jax.jit, static_argnames=("max_clusters", "reconstruction", "centroid_dtype"))
+@without_derivative
 def solve_uniform(
     moments: Moments,
     num_clusters: Int[Array, "..."] | int,
@@ -129,6 +136,8 @@ def _solve_group(
     )
 
 
+@always_compiled
+@with_codebook_held_fixed(distortion_of_points)
 def uniform(
     points: Float[Array, "... points"],
     sample_weight: Shaped[Array, "... points"] | None = None,
@@ -139,6 +148,8 @@ def uniform(
     num_bins: int = 4096,
 ) -> QuantizationResult:
     """Quantize every group of points on K equal cells between its extremes.
+
+    Under differentiation as `kmeans`.
 
     Args:
         points: (..., N) floating, finite.

@@ -36,6 +36,7 @@ from jaxcomp.quantizers.checks import (
 from jaxcomp.quantizers.lloyd import PENALTY_SCALES, PenaltyScale
 from jaxcomp.quantizers.moments import accumulation_dtype
 from jaxcomp.sequencing import after
+from jaxcomp.transformations import always_compiled, with_codebook_held_fixed
 from jaxcomp.types import PRNGKey
 
 VectorPenaltyForm = Literal["none", "monotone", "published"]
@@ -109,6 +110,29 @@ class _Sums(NamedTuple):
     has_mass: Bool[Array, " clusters"]
 
 
+def _distortion_of_vectors(
+    points: Float[Array, "... points m"],
+    curvature: Shaped[Array, "..."] | None,
+    result: VectorQuantizationResult,
+) -> Float[Array, "..."]:
+    """Return `sum (w - c)^T H (w - c)` as it is written, for derivatives."""
+    dtype = accumulation_dtype(points.dtype)
+    index = result.assignments.astype(jnp.int32)[..., None]
+    quantized = jnp.take_along_axis(result.centroids, index, axis=-2).astype(dtype)
+    deviation = jnp.broadcast_to(points, quantized.shape).astype(dtype) - quantized
+    pull = deviation
+    if curvature is not None:
+        is_full = curvature.ndim > points.ndim
+        shape = (*deviation.shape, deviation.shape[-1]) if is_full else deviation.shape
+        curvature = curvature if curvature.ndim >= points.ndim else curvature[..., None]
+        curvature = jnp.broadcast_to(curvature, shape).astype(dtype)
+        pull = curvature * (deviation[..., None, :] if is_full else deviation)
+        pull = jnp.sum(pull, axis=-1) if is_full else pull
+    return jnp.sum(deviation * pull, axis=(-2, -1))
+
+
+@always_compiled
+@with_codebook_held_fixed(_distortion_of_vectors)
 def vector_kmeans(
     points: Float[Array, "... points m"],
     curvature: Shaped[Array, "..."] | None = None,
@@ -139,7 +163,8 @@ def vector_kmeans(
       the common mean; the best of them is taken.
 
     A cluster that loses its mass keeps its centre and is reported; with a penalty it moves to the
-    nearest centre in use, so that it can never widen the codebook.
+    nearest centre in use, so that it can never widen the codebook. Under differentiation as
+    `kmeans`.
 
     Args:
         points: (..., N, m) floating, finite; meant for m from 2 to 16.
@@ -207,6 +232,7 @@ def vector_kmeans(
     )
 
 
+@always_compiled
 def split_vectors(
     values: Shaped[Array, "*shape"], vector_size: int, *, per_position: bool = False
 ) -> Shaped[Array, "... points m"]:
@@ -242,6 +268,7 @@ def split_vectors(
     return jnp.swapaxes(vectors, 0, 1) if per_position else vectors[0]
 
 
+@always_compiled
 def join_vectors(
     vectors: Shaped[Array, "... points m"], shape: tuple[int, ...]
 ) -> Shaped[Array, "*shape"]:
