@@ -296,8 +296,11 @@ class StudyResult:
             ) from error
         told = storage.read_json(folder / "claims.json")["claims"]
         # JSON has no infinity, which is the rate of what compresses nothing.
-        claims = [Claim(**{k: math.inf if v is None else v for k, v in c.items()}) for c in told]
-        return cls(table, information, claims, manifest, folder)
+        rows: list[dict[str, Any]] = [
+            {name: math.inf if value is None else value for name, value in claim.items()}
+            for claim in told
+        ]
+        return cls(table, information, [Claim(**row) for row in rows], manifest, folder)
 
 
 def run(
