@@ -1,20 +1,23 @@
 """The look that all pictures share: colours, axes, notes at the edge, legend, files.
 
 Figures are made from `matplotlib.figure.Figure` directly, without `pyplot`: no global state, so
-that they can be drawn in threads, on machines without a screen, and twice with the same bytes.
+that they can be drawn in threads, on machines without a screen, and twice with the same bytes,
+whatever settings of matplotlib a user has.
 
 Colour says what weighs a squared error in K-means, shade, dashes and marker how strong the
 diameter penalty is, grey that nothing was compressed; nothing is told by colour alone. Colours
 from Okabe and Ito (2008) and Tol (2021), which colour-blind readers can tell apart.
 """
 
+import contextlib
 import io
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import matplotlib
+import matplotlib.style
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -46,12 +49,34 @@ LINE_INCHES = 0.17
 
 RATIO_TICKS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024)
 
-# `svg.hashsalt` is one setting of the whole process.
-_SVG_LOCK = threading.Lock()
+# Settings of matplotlib belong to the whole process.
+_SETTINGS_LOCK = threading.RLock()
+_SALT = "jaxcomp"  # the same bytes twice
+
+
+@contextlib.contextmanager
+def own_look() -> Iterator[None]:
+    """Draw in this block with matplotlib's own defaults, not with the user's `matplotlibrc`.
+
+    Pictures look as they were made to look, and need nothing that a setting asks for, such as
+    LaTeX. Also a decorator.
+    """
+    with _SETTINGS_LOCK:
+        if matplotlib.rcParams["svg.hashsalt"] == _SALT:  # within another such block
+            yield
+            return
+        with matplotlib.style.context("default"):
+            matplotlib.rcParams["svg.hashsalt"] = _SALT
+            yield
 
 
 class NotebookFigure(Figure):
     """A figure that notebooks show by themselves, without pyplot."""
+
+    def draw(self, renderer: Any) -> None:
+        """Draw with the settings that the figure was made with."""
+        with own_look():
+            super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
         return encoded(self, "png")
@@ -339,11 +364,6 @@ def encoded(figure: Figure, form: str) -> bytes:
         "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     }
     buffer = io.BytesIO()
-    with _SVG_LOCK:
-        salt = matplotlib.rcParams["svg.hashsalt"]
-        matplotlib.rcParams["svg.hashsalt"] = "jaxcomp"
-        try:
-            figure.savefig(buffer, format=form, dpi=PNG_DPI, metadata=metadata[form])
-        finally:
-            matplotlib.rcParams["svg.hashsalt"] = salt
+    with own_look():
+        figure.savefig(buffer, format=form, dpi=PNG_DPI, metadata=metadata[form])
     return buffer.getvalue()

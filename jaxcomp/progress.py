@@ -9,7 +9,9 @@ Written to standard error, so that standard output keeps the results. One bookke
 * anything else (a log file, continuous integration): a plain line now and then.
 """
 
+import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -28,7 +30,7 @@ from rich.progress import Progress as RichProgress
 from rich.progress import Task as RichTask
 from rich.table import Column as TableColumn
 
-__all__ = ["Progress", "Report"]
+__all__ = ["LongCall", "Progress", "Report"]
 
 Report = Callable[[int, int, str], None]
 """`(done, total, message) -> None`: steps finished, steps in all, one short remark."""
@@ -81,6 +83,8 @@ class Progress:
         if self._quiet:
             return self
         stream = sys.stderr if self._stream is None else self._stream
+        if stream is None:  # standard error is closed
+            return self
         self._stream = stream
         console = Console(file=stream)
         if self._stream is sys.stderr and console.is_jupyter:
@@ -122,7 +126,8 @@ class Progress:
     ) -> None:
         """Stop showing; what was shown last stays. Exceptions pass through."""
         if self._bars is not None and self._mode == "terminal":
-            self._bars.stop()
+            with contextlib.suppress(OSError):  # the terminal is gone
+                self._bars.stop()
         if self._mode == "notebook":
             self._show_in_notebook(force=True)
         self._mode = "silent"
@@ -173,8 +178,11 @@ class Progress:
         assert self._stream is not None
         self._last_shown = self._clock()
         # One call per line: lines of several processes in one log stay whole.
-        self._stream.write(text + "\n")
-        self._stream.flush()
+        try:
+            self._stream.write(text + "\n")
+            self._stream.flush()
+        except OSError:  # nobody reads any more, or the disk of a log is full: the run goes on
+            self._mode = "silent"
 
     def _show_in_notebook(self, *, force: bool) -> None:
         if self._bars is None or not (force or self._is_due(NOTEBOOK_INTERVAL_SECONDS)):
@@ -187,6 +195,76 @@ class Progress:
             self._notebook_handle = display(bars, display_id=True)
         else:
             self._notebook_handle.update(bars)
+
+
+class LongCall:
+    """Show the progress of a single call on a terminal, if it turns out to be long.
+
+    A quick call shows nothing, nor does one whose standard error is no terminal. The call itself
+    need not report for the display to appear: it may be compiling.
+
+    Args:
+        name: what is being done, two or three words.
+        total: steps in all.
+        delay_seconds: what counts as long.
+        stream: where to write, default `sys.stderr` at the time the block is entered.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        total: int,
+        *,
+        delay_seconds: float = 2.0,
+        stream: TextIO | None = None,
+    ) -> None:
+        self._name = name
+        self._total = total
+        self._stream = stream
+        self._delay = delay_seconds
+        self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
+        self._progress: Progress | None = None
+        self._shown: Report = _ignore
+        self._last = (0, total, "")
+
+    def __enter__(self) -> Report:
+        """Start waiting; returns a callable `(done, total, message)`."""
+        stream = sys.stderr if self._stream is None else self._stream
+        if stream.isatty() and self._total:
+            self._timer = threading.Timer(self._delay, self._show, [stream])
+            self._timer.daemon = True
+            self._timer.start()
+        return self._report
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop showing. Exceptions pass through."""
+        if self._timer is not None:
+            self._timer.cancel()
+        with self._lock:
+            self._timer = None
+            if self._progress is not None:
+                if exc_type is None:
+                    self._shown(self._total, self._total, "")
+                self._progress.__exit__(exc_type, exc_value, traceback)
+
+    def _show(self, stream: TextIO) -> None:
+        with self._lock:
+            if self._timer is None:  # the call ended meanwhile
+                return
+            self._progress = Progress(stream=stream).__enter__()
+            self._shown = self._progress.task(self._name, self._total)
+            self._shown(*self._last)
+
+    def _report(self, done: int, total: int, message: str = "") -> None:
+        with self._lock:
+            self._last = (done, total, message)
+            self._shown(done, total, message)
 
 
 def _ignore(done: int, total: int, message: str = "") -> None:

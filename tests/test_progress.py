@@ -7,7 +7,7 @@ import threading
 import pytest
 from rich.console import Console
 
-from jaxcomp.progress import Progress, duration
+from jaxcomp.progress import LongCall, Progress, duration
 
 
 class Clock:
@@ -218,3 +218,36 @@ def test_threads_may_report():
 )
 def test_durations_read_as_a_person_says_them(seconds, text):
     assert duration(seconds) == text
+
+
+class TestLongCall:
+    def test_a_long_call_on_a_terminal_is_shown_while_it_is_silent(self):
+        stream = Terminal()
+        shown = threading.Event()
+        write = stream.write
+
+        def watched(text: str) -> int:
+            if "quantizing" in text:
+                shown.set()
+            return write(text)
+
+        stream.write = watched  # pyright: ignore[reportAttributeAccessIssue]
+        with LongCall("quantizing", 3, delay_seconds=0.0, stream=stream) as report:
+            assert shown.wait(60)  # nothing has been reported yet
+            report(1, 3, "hidden/kernel")
+        assert "3/3" in stream.getvalue()
+
+    @pytest.mark.parametrize(
+        ("stream", "delay_seconds"), [(Terminal(), 3600.0), (io.StringIO(), 0.0)]
+    )
+    def test_a_quick_call_and_a_log_stay_silent(self, stream, delay_seconds):
+        with LongCall("quantizing", 3, delay_seconds=delay_seconds, stream=stream) as report:
+            report(3, 3)
+        assert stream.getvalue() == ""
+
+    def test_errors_pass_through(self):
+        with (
+            pytest.raises(KeyError),
+            LongCall("quantizing", 3, delay_seconds=0.0, stream=Terminal()),
+        ):
+            raise KeyError("w")

@@ -38,6 +38,14 @@ def test_counts_beyond_what_float32_counts():
             assert int(_num_pruned(sparsity, num_weights=number)) == round(sparsity * number)
 
 
+@pytest.mark.parametrize("power", [-149, 120])
+def test_any_scale(power):
+    weights = np.random.default_rng(0).integers(-40, 40, 101)
+    scaled = np.ldexp(weights.astype(np.float32), power)  # subnormal, or near the largest float
+    pruned = np.asarray(prune_by_magnitude(scaled, 0.5))
+    assert pruned.tobytes() == np.ldexp(naive(weights, 50).astype(np.float32), power).tobytes()
+
+
 @pytest.mark.parametrize("value", [0.0, 2.0])
 def test_all_equal(value):
     pruned = prune_by_magnitude(np.full(7, value, np.float32), 3 / 7)

@@ -47,7 +47,8 @@ from jaxcomp.curvature.per_example import (
     sum_over_chunks,
     sum_over_columns,
 )
-from jaxcomp.paths import Select, leaves_by_path, selected_paths, shorten
+from jaxcomp.paths import leaves_by_path, shorten
+from jaxcomp.selection import Select, selected_paths
 from jaxcomp.transformations import explicit_transfers
 from jaxcomp.types import Batch, Params, PredictFn
 

@@ -27,7 +27,8 @@ from matplotlib.figure import Figure
 from scipy import special
 
 from jaxcomp import statistics, storage
-from jaxcomp.experiments.directory import RunDirectory, read_manifest, write_table
+from jaxcomp.drawing import own_look
+from jaxcomp.experiments.directory import RunDirectory, loading, read_table, seal, write_table
 from jaxcomp.experiments.reporting import Labelled, brief, markdown_labelled
 from jaxcomp.linear_regression import figure as pictures
 from jaxcomp.linear_regression.closed_forms import (
@@ -65,6 +66,7 @@ from jaxcomp.linear_regression.simulation import (
     simulate,
 )
 from jaxcomp.progress import Progress, Report
+from jaxcomp.reproducibility import random_key, with_transfers
 
 LN2 = math.log(2)
 
@@ -120,6 +122,7 @@ class StudyConfig:
             ("num_penalties", 0),
             ("information_datasets", 100),
             ("chunk_size", 2),
+            ("seed", 0),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
@@ -158,7 +161,7 @@ class StudyConfig:
     def problem(self) -> Problem:
         """True weights in a random direction, and the covariance of the inputs."""
         return random_problem(
-            jax.random.fold_in(jax.random.key(self.seed), _PROBLEM),
+            jax.random.fold_in(random_key(self.seed), _PROBLEM),
             self.dim,
             signal=self.signal,
             noise_variance=self.noise_variance,
@@ -232,10 +235,12 @@ class StudyResult:
             ("controls", _best_line(self.table, own, first, ("control",))),
         ]
 
+    @own_look()
     def plot(self) -> Figure:
         """Draw the risks against the rate, for the first number of examples."""
         return pictures.plot_risks(self.table, self.claims)
 
+    @own_look()
     def plot_information(self) -> Figure:
         """Draw the learner's own information and the bound it gives."""
         return pictures.plot_information(self.information)
@@ -254,6 +259,7 @@ class StudyResult:
         lines += [f"- {line}" for line in _information_lines(self.information)]
         return "\n".join(lines) + "\n"
 
+    @own_look()
     def save(self, directory: Path | str | None = None) -> list[Path]:
         """Write tables, claims, report and pictures; return the files.
 
@@ -276,6 +282,9 @@ class StudyResult:
             folder, risks=self.plot(), information=self.plot_information()
         )
         tables = write_table(self.table, folder)
+        if folder == self.directory:
+            is_read = ("table.parquet", "information.csv", "claims.json")
+            seal(self.manifest, folder, [folder / name for name in is_read])
         return [*tables, *(folder / name for name in contents), folder / "claims.json", *drawn]
 
     @classmethod
@@ -286,23 +295,20 @@ class StudyResult:
             ValueError: if the directory holds no finished study or a file is damaged.
         """
         folder = Path(directory)
-        manifest = read_manifest(folder, "study", finished=True)
-        try:
-            table = pd.read_parquet(folder / "table.parquet")
-            information = pd.read_csv(folder / "information.csv")
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"cannot read the tables in {folder}: {error}; run it again with --no-resume."
-            ) from error
-        told = storage.read_json(folder / "claims.json")["claims"]
-        # JSON has no infinity, which is the rate of what compresses nothing.
-        rows: list[dict[str, Any]] = [
-            {name: math.inf if value is None else value for name, value in claim.items()}
-            for claim in told
-        ]
-        return cls(table, information, [Claim(**row) for row in rows], manifest, folder)
+        with loading(folder, StudyDirectory.noun) as manifest:
+            _config(manifest["settings"])  # which the report needs
+            return cls(
+                table=read_table(folder / "table.parquet"),
+                information=read_table(folder / "information.csv"),
+                claims=[
+                    _claim(told) for told in storage.read_json(folder / "claims.json")["claims"]
+                ],
+                manifest=manifest,
+                directory=folder,
+            )
 
 
+@with_transfers
 def run(
     config: StudyConfig,
     *,
@@ -326,38 +332,40 @@ def run(
         ValueError: if `out` cannot be used.
     """
     started = time.perf_counter()
-    directory = _Directory(None if out is None else Path(out), asdict(config), resume=resume)
-    if directory.is_finished and directory.path is not None:
-        return StudyResult.load(directory.path)
-    directory.describe()
-    problem = config.problem()
-    tables, claims = [], []
-    with Progress(quiet=quiet) as progress:
-        total = config.num_datasets * len(config.num_examples)
-        report = progress.task("compressing data sets", total)
-        for number, num_examples in enumerate(config.num_examples):
-            done = number * config.num_datasets
-            halves = _simulate(config, problem, num_examples, directory, report, done, total)
-            tables.append(_table(config, problem, num_examples, halves[0].merge(halves[1])))
-            claims += _claims(config, num_examples, *halves)
-        # The densities that it integrates are those for uncorrelated inputs.
-        plain = replace(config, correlation=0.0).problem()
-        information = _information(config, plain, progress)
-    directory.manifest["times"] = {"seconds": time.perf_counter() - started}
-    result = StudyResult(
-        pd.concat(tables, ignore_index=True),
-        information,
-        claims,
-        directory.manifest,
-        directory.path,
-    )
-    if directory.path is not None:
-        result.save()
-    directory.finish()
-    return result
+    with StudyDirectory(
+        None if out is None else Path(out), asdict(config), resume=resume
+    ) as directory:
+        if (result := directory.finished(StudyResult.load)) is not None:
+            return result
+        directory.describe()
+        problem = config.problem()
+        tables, claims = [], []
+        with Progress(quiet=quiet) as progress:
+            total = config.num_datasets * len(config.num_examples)
+            report = progress.task("compressing data sets", total)
+            for number, num_examples in enumerate(config.num_examples):
+                done = number * config.num_datasets
+                halves = _simulate(config, problem, num_examples, directory, report, done, total)
+                tables.append(_table(config, problem, num_examples, halves[0].merge(halves[1])))
+                claims += _claims(config, num_examples, *halves)
+            # The densities that it integrates are those for uncorrelated inputs.
+            plain = replace(config, correlation=0.0).problem()
+            information = _information(config, plain, progress)
+        directory.manifest["times"] = {"seconds": time.perf_counter() - started}
+        result = StudyResult(
+            pd.concat(tables, ignore_index=True),
+            information,
+            claims,
+            directory.manifest,
+            directory.path,
+        )
+        if directory.path is not None:
+            result.save()
+        directory.finish()
+        return result
 
 
-class _Directory(RunDirectory):
+class StudyDirectory(RunDirectory):
     """The files of one study: finished chunks of data sets."""
 
     noun = "study"
@@ -378,6 +386,7 @@ class _Directory(RunDirectory):
             return None
 
     def save(self, name: str, chunk: Simulation) -> None:
+        """Write a finished chunk."""
         if self.path is not None:
             storage.save_arrays(
                 self.path / "chunks" / f"{name}.npz",
@@ -394,13 +403,13 @@ def _simulate(
     config: StudyConfig,
     problem: Problem,
     num_examples: int,
-    directory: _Directory,
+    directory: StudyDirectory,
     report: Report,
     done_before: int,
     total: int,
 ) -> tuple[Simulation, Simulation]:
     """Simulate all chunks of one n; return the half for choosing and the half for testing."""
-    key = jax.random.fold_in(jax.random.key(config.seed), num_examples)
+    key = jax.random.fold_in(random_key(config.seed), num_examples)
     clusters = tuple(range(1, config.num_rates + 1))
     codebooks = None
     halves: list[Simulation | None] = [None, None]
@@ -432,7 +441,7 @@ def _simulate(
                 codebooks=codebooks,
                 diameter_penalty=config.diameter_penalty,
                 first_dataset=start,
-                chunk_size=min(size, 500),
+                chunk_size=min(size, 512),
             )
             directory.save(name, found)
         half = halves[chunk % 2]
@@ -600,7 +609,7 @@ def _information(config: StudyConfig, problem: Problem, progress: Progress) -> p
     report = progress.task("the learner's information", len(config.num_examples))
     rows = []
     for done, num_examples in enumerate(config.num_examples):
-        key = jax.random.fold_in(jax.random.key(config.seed), num_examples)
+        key = jax.random.fold_in(random_key(config.seed), num_examples)
         solutions = draw_solutions(
             problem,
             jax.random.fold_in(key, _INFORMATION),
@@ -657,6 +666,12 @@ def _information(config: StudyConfig, problem: Problem, progress: Progress) -> p
                 )
         report(done + 1, len(config.num_examples), f"n = {num_examples}")
     return pd.DataFrame(rows)
+
+
+def _claim(told: Mapping[str, Any]) -> Claim:
+    """A claim as it was before JSON, which has no word for NaN and infinity."""
+    fields: dict[str, Any] = {k: math.nan if v is None else v for k, v in told.items()}
+    return Claim(**fields)
 
 
 def _config(settings: Mapping[str, Any]) -> StudyConfig:

@@ -30,6 +30,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from jaxcomp.linear_algebra import cholesky, cholesky_solve
 from jaxcomp.precision import in_float64
 from jaxcomp.quantizers.checks import is_concrete
 
@@ -416,19 +417,19 @@ def _full_solver(factor: Array, scale: Array):
     """
     scaled = factor * scale[None, :]
     gram = jnp.matmul(scaled.T, scaled, precision="highest")
-    lower = jnp.linalg.cholesky(gram + jnp.eye(scale.shape[0], dtype=scale.dtype))
-    return lambda r: scale * jax.scipy.linalg.cho_solve((lower, True), scale * r)
+    lower = cholesky(gram + jnp.eye(scale.shape[0], dtype=scale.dtype))
+    return lambda r: scale * cholesky_solve(lower, (scale * r)[:, None])[:, 0]
 
 
 def _reduced_solver(factor: Array, scale: Array):
     """Return the same by an N x N factorisation, for fewer symbols than reproductions."""
     scaled = factor * scale[None, :]
     gram = jnp.matmul(scaled, scaled.T, precision="highest")
-    lower = jnp.linalg.cholesky(gram + jnp.eye(factor.shape[0], dtype=scale.dtype))
+    lower = cholesky(gram + jnp.eye(factor.shape[0], dtype=scale.dtype))
 
     def solve(r: Array) -> Array:
         right = scale * r
-        inner = jax.scipy.linalg.cho_solve((lower, True), scaled @ right)
+        inner = cholesky_solve(lower, (scaled @ right)[:, None])[:, 0]
         return scale * (right - inner @ scaled)
 
     return solve

@@ -40,6 +40,13 @@ NOTES = (
     "one class is 0.9 where there are ten.",
 )
 
+ENTROPY_NOTE = (
+    "Entropy of a rounded model, which is all that it can say about its data set. By the density: "
+    "h(W) - d log2(step), from the exact density of the solution over all data sets that could be "
+    "drawn; the limit for fine steps. By the counts: Miller's and Madow's estimate from the data "
+    "sets that were drawn."
+)
+
 
 class Column(NamedTuple):
     """A column of the table."""
@@ -211,13 +218,18 @@ def rounding_lines(rounding: pd.DataFrame) -> list[str]:
             f"({_entropy(first)}) and {last['distinct_models']:,.0f} at ridge penalty "
             f"{last['penalty']:g} ({_entropy(last)})."
         )
-    return lines
+    return [*lines, ENTROPY_NOTE]
 
 
 def _entropy(row: Any) -> str:
-    exact = float(row["entropy_bits_exact"])
-    beside = "" if math.isnan(exact) else f", exactly {exact:.2f}"
-    return f"entropy {row['entropy_bits']:.2f} bits{beside}"
+    """The entropy of a rounded model; of the counts only where they can show it."""
+    density, num_problems = float(row["entropy_bits_exact"]), float(row["num_problems"])
+    told = [] if math.isnan(density) else [f"{density:.2f} bits by the density"]
+    if row["distinct_models"] < num_problems / 2:
+        told.append(f"{row['entropy_bits']:.2f} bits by the counts")
+    else:
+        told.append(f"the counts show {math.log2(num_problems):.2f} bits at most")
+    return "entropy: " + ", ".join(told)
 
 
 def _lines(table: pd.DataFrame) -> list[list[str]]:
