@@ -693,7 +693,13 @@ def _report(result: "SweepResult") -> None:
     from jaxcomp.sweep.report import print_report
 
     with _printing(result.directory) as console:
-        print_report(result.table, result.claims, console=console, directory=result.directory)
+        print_report(
+            result.table,
+            result.claims,
+            result.smallest,
+            console=console,
+            directory=result.directory,
+        )
 
 
 def _report_regularization(result: "RegularizationResult") -> None:

@@ -24,6 +24,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import (
@@ -107,7 +108,7 @@ def new_figure(width: float, height: float, title: str, explanation: str) -> Fig
     engine = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06, rect=(0, 0, 1, 1 - strip / height))
     figure.set_layout_engine(engine)
     left = 0.12 / width
-    figure.suptitle(
+    heading = figure.suptitle(
         title,
         x=left,
         y=1 - 0.10 / height,
@@ -117,6 +118,9 @@ def new_figure(width: float, height: float, title: str, explanation: str) -> Fig
         fontweight="bold",
         color=INK,
     )
+    # A network may have a long name.
+    room = figure.bbox.width * (1 - 2 * left)
+    heading.set_fontsize(LARGE * min(1.0, room / max(_width(figure, heading), 1.0)))
     figure.text(
         left, 1 - 0.34 / height, explanation, ha="left", va="top", fontsize=NORMAL, color=GREY
     )
@@ -288,18 +292,29 @@ def remark(text: str, *, is_heading: bool = False) -> Entry:
 
 
 def legend_below(figure: Figure, groups: Sequence[tuple[str, Sequence[Entry]]]) -> None:
-    """Put one legend below the panels: a column for every group, its name on top."""
-    height = max(len(entries) for _, entries in groups)
-    entries: list[Entry] = []
-    for name, members in groups:
-        # Columns are filled from the top: padding keeps every group in a column of its own.
-        padding = [remark("")] * (height - len(members))
-        entries += [remark(name, is_heading=True), *members, *padding]
+    """Put one legend below the panels: a column for every group, its name, if any, on top.
+
+    Groups that would not fit beside each other go into two rows or more.
+    """
+    for num_rows in range(1, len(groups) + 1):
+        legend = _legend(figure, _columns(groups, num_rows))
+        if _width(figure, legend) <= figure.bbox.width * (1 - 0.15 / figure.get_figwidth()):
+            return
+        if num_rows < len(groups):
+            legend.remove()
+
+
+def _legend(figure: Figure, columns: Sequence[Sequence[Entry]]) -> Legend:
+    height = max(map(len, columns))
+    # Columns are filled from the top: padding keeps every group in a column of its own.
+    entries = [
+        entry for column in columns for entry in (*column, *[remark("")] * (height - len(column)))
+    ]
     legend = figure.legend(
         handles=[entry.handle for entry in entries],
         labels=[str(entry.handle.get_label()) for entry in entries],
         loc="outside lower left",
-        ncols=len(groups),
+        ncols=len(columns),
         fontsize=SMALL + 0.5,
         frameon=False,
         handlelength=2.8,
@@ -310,6 +325,29 @@ def legend_below(figure: Figure, groups: Sequence[tuple[str, Sequence[Entry]]]) 
     for text, entry in zip(legend.get_texts(), entries, strict=True):
         if entry.is_heading:
             text.set_fontweight("bold")
+    return legend
+
+
+def _columns(groups: Sequence[tuple[str, Sequence[Entry]]], num_rows: int) -> list[list[Entry]]:
+    """Groups in rows, as columns of entries: a heading starts at the same height in all."""
+    width = -(-len(groups) // num_rows)
+    has_names = any(name for name, _ in groups)
+    columns: list[list[Entry]] = [[] for _ in range(width)]
+    for start in range(0, len(groups), width):
+        row = groups[start : start + width]
+        filled = max(map(len, columns))
+        for column, (name, members) in zip(columns, row, strict=False):
+            column += [remark("")] * (filled - len(column))
+            column += [remark(name, is_heading=True)] if has_names else []
+            column += members
+    return columns
+
+
+def _width(figure: Figure, artist: Artist) -> float:
+    """Width of a text or a legend in the figure's pixels."""
+    # Every figure has a canvas of Agg, see `new_figure`.
+    renderer: Any = figure.canvas
+    return artist.get_window_extent(renderer.get_renderer()).width
 
 
 def freeze_layout(figure: Figure) -> None:

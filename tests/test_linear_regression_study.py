@@ -101,6 +101,25 @@ def test_claims_are_tested_on_the_half_nothing_was_chosen_on(finished):
     assert {claim.compressor for claim in result.claims} > set(CHANNELS)
 
 
+def test_a_result_is_told_in_five_lines(finished):
+    out, shown = finished
+    result = StudyResult.load(out)
+    lines = repr(result).splitlines()
+    assert len(lines) == 5
+    assert lines[0] == "StudyResult: least squares, d = 4, n = 14; 60 data sets each"
+    # d s2 / (n - d - 1) = 4 / 9 above the noise.
+    assert lines[1].startswith("  theory: n = 14: population risk of least squares 1.444; ")
+    by_family = result.table.groupby("family")["compressor"].unique()
+    for line, family in ((lines[2], "designed"), (lines[3], "control")):
+        best = max(
+            (c for c in result.claims if c.compressor in by_family[family]),
+            key=lambda claim: claim.improvement,
+        )
+        assert f" {best.compressor} " in line
+        assert f"{best.improvement:+.3g}" in line
+    assert shown.stdout.startswith("- **compressed:** least squares, d = 4")
+
+
 def test_pictures_show_theory_and_simulation(finished):
     out, _ = finished
     result = StudyResult.load(out)

@@ -194,9 +194,8 @@ class RunDirectory:
 
     def finish(self) -> None:
         """Write down that all results are there."""
-        if self.path is not None:
-            self.manifest["status"] = "finished"
-            self.save_manifest()
+        self.manifest["status"] = "finished"
+        self.save_manifest()
 
     def _check_ours(self, path: Path) -> None:
         """Refuse a folder that holds the files of someone else."""

@@ -15,7 +15,7 @@ on the second.
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ from scipy import special
 from jaxcomp import statistics, storage
 from jaxcomp.drawing import own_look
 from jaxcomp.experiments.directory import RunDirectory, loading, read_table, seal, write_table
+from jaxcomp.experiments.reporting import Labelled, brief, markdown_labelled
 from jaxcomp.linear_regression import figure as pictures
 from jaxcomp.linear_regression.closed_forms import (
     CHANNELS,
@@ -183,7 +184,7 @@ class Claim(NamedTuple):
     sentence: str
 
 
-@dataclass
+@dataclass(repr=False)
 class StudyResult:
     """Tables, claims and pictures.
 
@@ -203,6 +204,37 @@ class StudyResult:
     manifest: dict[str, Any]
     directory: Path | None = None
 
+    def __repr__(self) -> str:
+        """What was found, in five lines; the rest is in `report()` and `table`."""
+        files = "" if self.directory is None else f", files in {self.directory}"
+        see = f".report(), .plot(), .table ({len(self.table)} rows), .claims ({len(self.claims)})"
+        return brief("StudyResult", [self.first_lines()], see + files)
+
+    def first_lines(self) -> Labelled:
+        """What was compressed, and what helped at the first number of examples."""
+        config = _config(self.manifest["settings"])
+        first = config.num_examples[0]
+        setting = config.problem().setting(first)
+        risk = config.noise_variance + float(setting.excess_risk)
+        best = best_rate(setting, channel="uninformed_zero_mean")
+        bits = float(best.rate_nats) / (config.dim * LN2)
+        theory = (
+            f"a channel centred at 0 is best at {bits:.2f} bits a weight, {best.population:.3f}"
+        )
+        if not bool(best.exists):
+            theory = f"send nothing, {float(best.population):.3f}"
+        own = [claim for claim in self.claims if claim.num_examples == first]
+        return [
+            (
+                "compressed",
+                f"least squares, d = {config.dim}, n = {', '.join(map(str, config.num_examples))}; "
+                f"{config.num_datasets:,} data sets each",
+            ),
+            ("theory", f"n = {first}: population risk of least squares {risk:.3f}; {theory}"),
+            ("quantizers", _best_line(self.table, own, first, ("designed", "adaptive"))),
+            ("controls", _best_line(self.table, own, first, ("control",))),
+        ]
+
     @own_look()
     def plot(self) -> Figure:
         """Draw the risks against the rate, for the first number of examples."""
@@ -216,7 +248,8 @@ class StudyResult:
     def report(self) -> str:
         """The claims and bounds in words."""
         config = _config(self.manifest["settings"])
-        lines = ["## What compression does to the population risk", ""]
+        lines = [markdown_labelled(self.first_lines()), ""]
+        lines += ["## What compression does to the population risk", ""]
         lines += [f"- {claim.sentence}" for claim in self.claims]
         lines += ["", "## What the theory says", ""]
         lines += [f"- {line}" for line in _theory_lines(config)]
@@ -328,7 +361,7 @@ def run(
         )
         if directory.path is not None:
             result.save()
-            directory.finish()
+        directory.finish()
         return result
 
 
@@ -519,6 +552,37 @@ def _claims(
     return claims
 
 
+def _best_line(
+    table: pd.DataFrame, claims: Sequence[Claim], num_examples: int, families: Sequence[str]
+) -> str:
+    """The compressor of some families that improves the risk most, as its claim says.
+
+    p is adjusted over all compressors, so that it holds for the best of them as well.
+    """
+    names = set(table.loc[table["family"].isin(families), "compressor"])
+    found = [claim for claim in claims if claim.compressor in names]
+    if not found:
+        return "none in this study"
+    best = max(found, key=lambda claim: claim.improvement)
+    told = (
+        f"{best.compressor} {_price(best.compressor, best.rate_bits_per_weight)}: "
+        f"{best.improvement:+.3g} +- {best.standard_error:.2g} ({_p_words(best.p_value)})"
+    )
+    is_shown = best.improvement > 0 and best.p_value <= 0.05
+    return f"n = {num_examples}: {'lowers it most' if is_shown else 'none lowers it; best'}, {told}"
+
+
+def _p_words(p_value: float) -> str:
+    return "p < 1e-6" if p_value < 1e-6 else f"p = {p_value:.2g}"
+
+
+def _price(name: str, bits: float) -> str:
+    price = f"at {bits:.2f} bits a weight" if math.isfinite(bits) else "(compresses nothing)"
+    if name in ("informed", "uninformed"):
+        price += ", its codebook holding the true weights,"
+    return price
+
+
 def _sentence(
     num_examples: int,
     name: str,
@@ -527,16 +591,12 @@ def _sentence(
     error: float,
     p_value: float,
 ) -> str:
-    told = "less than 1e-6" if p_value < 1e-6 else f"{p_value:.2g}"
     verdict = "lowers" if mean > 0 else "raises"
     if p_value > 0.05:
         verdict = "does not measurably change"
-    price = f"at {bits:.2f} bits a weight" if math.isfinite(bits) else "(compresses nothing)"
-    if name in ("informed", "uninformed"):
-        price += ", its codebook holding the true weights,"
     return (
-        f"n = {num_examples}: {name} {price} {verdict} the population risk of least squares: "
-        f"improvement {mean:+.3g} +- {error:.2g} (p {told})."
+        f"n = {num_examples}: {name} {_price(name, bits)} {verdict} the population risk of least "
+        f"squares: improvement {mean:+.3g} +- {error:.2g} ({_p_words(p_value)})."
     )
 
 

@@ -288,13 +288,4 @@ def _legend() -> list[tuple[str, list[drawing.Entry]]]:
         drawing.sample("certificate, L1", PURPLE, dashes=(0, (4, 2)), marker="^"),
     ]
     groups += [("no penalty on weights", rivals), ("bounds", bounds)]
-    return [_stacked(*groups[place::3]) for place in range(3)]
-
-
-def _stacked(
-    above: tuple[str, list[drawing.Entry]], below: tuple[str, list[drawing.Entry]]
-) -> tuple[str, list[drawing.Entry]]:
-    """Two groups of the legend in one column, which has four entries in its upper half."""
-    name, members = above
-    padding = [drawing.remark("")] * (5 - len(members))
-    return name, [*members, *padding, drawing.remark(below[0], is_heading=True), *below[1]]
+    return groups

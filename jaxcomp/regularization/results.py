@@ -21,14 +21,15 @@ from matplotlib.figure import Figure
 from jaxcomp import storage
 from jaxcomp.drawing import own_look
 from jaxcomp.experiments.directory import loading, read_table, seal, write_table
+from jaxcomp.experiments.reporting import brief
 from jaxcomp.regularization import figure as pictures
 from jaxcomp.regularization.claims import Claim, claim_from_dict
-from jaxcomp.regularization.report import report_markdown
+from jaxcomp.regularization.report import first_lines, report_markdown
 
 NOUN = "regularization run"
 
 
-@dataclass
+@dataclass(repr=False)
 class RegularizationResult:
     """Tables and claims of a run.
 
@@ -46,6 +47,16 @@ class RegularizationResult:
     claims: list[Claim]
     manifest: dict[str, Any]
     directory: Path | None = None
+
+    def __repr__(self) -> str:
+        """What was found, in five lines; the numbers are in `report()` and `table`."""
+        files = "" if self.directory is None else f", files in {self.directory}"
+        see = f".report(), .plot(), .table ({len(self.table)} rows), .claims ({len(self.claims)})"
+        try:
+            found = first_lines(self.table, self.claims)
+        except (KeyError, IndexError):
+            return f"RegularizationResult with a table of {len(self.table)} rows"
+        return brief("RegularizationResult", [found], see + files)
 
     @own_look()
     def plot(self) -> Figure:

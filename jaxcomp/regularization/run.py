@@ -103,7 +103,7 @@ def run(
         )
         if directory.path is not None:
             result.save()
-            directory.finish()
+        directory.finish()
         return result
 
 

@@ -8,7 +8,7 @@ A run directory holds, each file written whole or not at all::
     codebooks/*.npz          every codebook of every network
     table.csv, .parquet      one row per cell and network
     claims.json, report.md   what holds and what does not
-    *.png, *.svg, *.pdf      pictures
+    *.png, *.svg, *.pdf      pictures: `sweep` first, every quantity in `sweep-details`
 """
 
 from collections.abc import Hashable, Mapping
@@ -23,14 +23,22 @@ from matplotlib.figure import Figure
 from jaxcomp import storage
 from jaxcomp.drawing import own_look
 from jaxcomp.experiments.directory import RunDirectory, loading, read_table, seal, write_table
+from jaxcomp.experiments.reporting import brief
 from jaxcomp.paths import leaves_by_path
 from jaxcomp.reproducibility import key_from_plain, key_to_plain, with_transfers
 from jaxcomp.sweep import plots
 from jaxcomp.sweep.cells import Cell
-from jaxcomp.sweep.claims import Claim, claim_from_dict, claims_table
+from jaxcomp.sweep.claims import (
+    Claim,
+    SmallestNetwork,
+    claim_from_dict,
+    claims_table,
+    smallest_from_dict,
+)
 from jaxcomp.sweep.codebooks import Codebooks
 from jaxcomp.sweep.engine import Network, Subject, change
-from jaxcomp.sweep.report import report_markdown
+from jaxcomp.sweep.overview import plot_sweep
+from jaxcomp.sweep.report import headlines, report_markdown
 from jaxcomp.sweep.summary import cell_means, rows_where
 from jaxcomp.tree_files import (
     array_of_dtype,
@@ -105,7 +113,7 @@ class SweepDirectory(RunDirectory):
         storage.save_arrays(self.path / "codebooks" / f"{name}.npz", *network.codebooks.to_arrays())
 
 
-@dataclass
+@dataclass(repr=False)
 class SweepResult:
     """Table, claims and networks of a sweep.
 
@@ -116,6 +124,7 @@ class SweepResult:
         claims: what the sweep shows, for every setting.
         calibration: for every setting, which part of the fall of the raw loss one temperature
             would have given, in a sentence.
+        smallest: for every setting, the smallest compressed network at no loss, with its test.
         manifest: settings, versions, device, times.
         sensitivity: one layer compressed at a time, if that was asked for.
         directory: where the files are, if they were written.
@@ -124,10 +133,21 @@ class SweepResult:
     table: pd.DataFrame
     claims: list[Claim]
     calibration: list[str]
+    smallest: list[SmallestNetwork]
     manifest: dict[str, Any]
     sensitivity: pd.DataFrame = field(default_factory=pd.DataFrame)
     directory: Path | None = None
-    _networks: dict[tuple[str, int], Network] = field(default_factory=dict, repr=False)
+    _networks: dict[tuple[str, int], Network] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """What was found, in five lines at most; the numbers are in `report()` and `table`."""
+        try:
+            found = headlines(self.table, self.claims, self.smallest)
+        except ValueError:
+            return f"SweepResult with a table of {len(self.table)} rows"
+        files = "" if self.directory is None else f", files in {self.directory}"
+        see = f".report(), .plot(), .table ({len(self.table)} rows), .claims ({len(self.claims)})"
+        return brief("SweepResult", found, see + files)
 
     def best(
         self,
@@ -215,10 +235,20 @@ class SweepResult:
 
     @own_look()
     def plot(self, setting: str | None = None) -> Figure:
-        """Draw every quantity against the compression ratio, for one setting."""
-        name = self._setting(setting)
-        claims = [claim for claim in self.claims if claim.setting == name]
-        return plots.plot_sweep(rows_where(self.table, setting=name), claims=claims)
+        """Draw the test loss, raw and tempered, against the compression ratio, for one setting."""
+        rows, claims, name = self._of(setting)
+        smallest = next((found for found in self.smallest if found.setting == name), None)
+        return plot_sweep(rows, claims=claims, smallest=smallest)
+
+    @own_look()
+    def plot_details(self, setting: str | None = None) -> Figure:
+        """Draw every quantity and every method against the ratio, for one setting."""
+        rows, claims, _ = self._of(setting)
+        return plots.plot_details(rows, claims=claims)
+
+    def report(self, *, with_pictures: bool = False) -> str:
+        """What was found, the numbers and the claims, as Markdown."""
+        return report_markdown(self.table, self.claims, self.smallest, with_pictures=with_pictures)
 
     @own_look()
     def save(self, directory: Path | str | None = None) -> list[Path]:
@@ -235,15 +265,21 @@ class SweepResult:
             storage.write_bytes_atomic(files[-1], self.sensitivity.to_csv(index=False).encode())
         claims = folder / "claims.json"
         storage.write_json(
-            claims, {"claims": claims_table(self.claims), "calibration": self.calibration}
+            claims,
+            {
+                "claims": claims_table(self.claims),
+                "calibration": self.calibration,
+                "smallest": [found._asdict() for found in self.smallest],
+            },
         )
         if folder == self.directory:
             seal(self.manifest, folder, is_read)
         report = folder / "report.md"
-        storage.write_bytes_atomic(
-            report, report_markdown(self.table, self.claims, with_pictures=True).encode()
+        storage.write_bytes_atomic(report, self.report(with_pictures=True).encode())
+        pictures = plots.save_figures(
+            self.table, folder, claims=self.claims, smallest=self.smallest
         )
-        return [*files, claims, report, *plots.save_figures(self.table, folder, claims=self.claims)]
+        return [*files, claims, report, *pictures]
 
     @classmethod
     @with_transfers
@@ -268,6 +304,7 @@ class SweepResult:
                 table=table,
                 claims=[claim_from_dict(claim) for claim in told["claims"]],
                 calibration=list(told["calibration"]),
+                smallest=[smallest_from_dict(found) for found in told["smallest"]],
                 manifest=manifest,
                 sensitivity=read_table(sensitivity) if sensitivity.exists() else pd.DataFrame(),
                 directory=folder,
@@ -280,6 +317,12 @@ class SweepResult:
             place: network._replace(subject=subject) for place, network in self._networks.items()
         }
         return replace(self, _networks=networks)
+
+    def _of(self, setting: str | None) -> tuple[pd.DataFrame, list[Claim], str]:
+        """Rows, claims and name of one setting."""
+        name = self._setting(setting)
+        claims = [claim for claim in self.claims if claim.setting == name]
+        return rows_where(self.table, setting=name), claims, name
 
     def _setting(self, setting: str | None) -> str:
         names = list(dict.fromkeys(self.table["setting"]))

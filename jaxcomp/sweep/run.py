@@ -30,8 +30,10 @@ from jaxcomp.sweep.claims import (
     CalibrationShare,
     CellLosses,
     Claim,
+    SmallestNetwork,
     calibration_share,
     evaluate_claims,
+    smallest_without_loss,
 )
 from jaxcomp.sweep.codebooks import Codebooks, solve_codebooks
 from jaxcomp.sweep.config import Setting, SweepConfig, sorted_clusters
@@ -299,6 +301,7 @@ class _Outcome(NamedTuple):
     table: pd.DataFrame
     claims: list[Claim]
     calibration: CalibrationShare | None
+    smallest: SmallestNetwork | None
 
 
 def _sweep(
@@ -353,7 +356,10 @@ def _sweep(
 
     judged = table.loc[table["kind"] != "sensitivity"]
     claims = [claim._replace(setting=name) for claim in evaluate_claims(judged, losses)]
-    return _Outcome(table, claims, calibration_share(judged, losses))
+    smallest = smallest_without_loss(judged, losses)
+    if smallest is not None:
+        smallest = smallest._replace(setting=name)
+    return _Outcome(table, claims, calibration_share(judged, losses), smallest)
 
 
 def _table(setting: Setting, rows: Sequence[Row]) -> pd.DataFrame:
@@ -528,6 +534,7 @@ def _finish(directory: SweepDirectory, outcome: Sequence[_Outcome], started: flo
         table=table.loc[~is_sensitivity].drop(columns="layer").reset_index(drop=True),
         claims=[claim for part in outcome for claim in part.claims],
         calibration=[share.sentence for share in shares if share is not None],
+        smallest=[part.smallest for part in outcome if part.smallest is not None],
         manifest=directory.manifest,
         sensitivity=table.loc[is_sensitivity].reset_index(drop=True),
         directory=directory.path,
@@ -535,7 +542,7 @@ def _finish(directory: SweepDirectory, outcome: Sequence[_Outcome], started: flo
     )
     if directory.path is not None:
         result.save()
-        directory.finish()
+    directory.finish()
     return result
 
 
