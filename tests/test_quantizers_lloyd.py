@@ -12,6 +12,7 @@ from quantizer_oracles import (
     nearest,
     objective,
     quantile_start,
+    restored,
 )
 from sklearn.cluster import KMeans
 
@@ -91,9 +92,8 @@ def test_sums_of_a_heavy_tail_are_accurate():
         moments, 256, max_clusters=256, num_iterations=1, initial_centroids=start
     )
 
-    position, mass, second = (
-        np.asarray(part, np.float64) for part in (moments.position, moments.mass, moments.second)
-    )
+    values = restored(moments)
+    position, mass, second = values.position, values.mass, values.second
     cluster = np.searchsorted((start[1:] + start[:-1]) / 2, position, side="left")
     total = np.bincount(cluster, mass, 256)
     mean = np.bincount(cluster, mass * position, 256) / total
@@ -120,7 +120,7 @@ def test_distortion_of_many_points_is_accurate():
 def test_objective_never_rises(form, num_points):
     points, importance = heavy_tailed(num_points, seed=3)
     moments = histogram_moments(points, importance, num_bins=EXACT)
-    position, mass = np.asarray(moments.position), np.asarray(moments.mass)
+    position, mass = restored(moments).position, restored(moments).mass
     for penalty in (0.01, 0.3, 3.0):
         values = []
         for num_iterations in range(12):
