@@ -3,14 +3,12 @@
 `quantize` compresses the weights of any JAX model; the submodules hold what it is made of
 (`curvature`, `quantizers`, `rate`), the evaluation of compressed networks (`metrics`,
 `calibration`, `statistics`, `bounds`), the theory computed (`linear_regression`) and the
-experiments (`models`, `data`, `sweep`, `regularization`). Submodules are imported when they are
-first used: `import jaxcomp` needs JAX and NumPy only.
+experiments (`models`, `data`, `sweep`, `regularization`). All of them are imported when they are
+first used: `import jaxcomp` itself takes no time, not even that of JAX.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
-
-from jaxcomp.tree import QuantizedTree, quantize
 
 if TYPE_CHECKING:
     from jaxcomp import (
@@ -31,6 +29,7 @@ if TYPE_CHECKING:
         sweep,
         types,
     )
+    from jaxcomp.tree import QuantizedTree, quantize
 
 __version__ = "0.1.0"
 
@@ -57,7 +56,14 @@ __all__ = [
 ]
 
 
+_FROM_TREE = ("QuantizedTree", "quantize")
+
+
 def __getattr__(name: str) -> Any:
+    if name in _FROM_TREE:
+        value = getattr(importlib.import_module(f"{__name__}.tree"), name)
+        globals()[name] = value  # asked for once
+        return value
     if name in __all__:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,8 +6,12 @@ over the training examples, for all codes at once: `occam` for one network in a 
 and `catoni` for a random one; `gaussian_complexity`, `choice_bits` and `self_delimiting_bits` say
 what was spent.
 
-All of them broadcast over their arguments and can be traced and mapped. The certificates compute in
-float64 and in logarithms (2^-B is no float at all) and return the default floating dtype.
+All of them broadcast over their arguments and can be traced, mapped and differentiated: where an
+inverse is found by halving, its derivative is that of the implicit function. They compute in
+float64 and in logarithms (2^-B is no float at all), allow for the rounding of that, and return the
+default floating dtype, rounded up: a float32 certificate is never below the exact one. Pass sizes
+and complexities as Python or NumPy numbers; a float32 array counts no more than 16,777,216 bits
+one by one.
 
 Sources: Xu and Raginsky, "Information-theoretic analysis of generalization capability of learning
 algorithms", NeurIPS 2017, arXiv:1705.07809, theorem 1; Bu, Gao, Zou and Veeravalli,
@@ -16,17 +20,19 @@ binomial tail; Maurer, arXiv:cs/0411099; Catoni, arXiv:0712.0248; Lotfi et al., 
 """
 
 import math
-from numbers import Real
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jax.scipy.special import gammaln
 from jaxtyping import Array, Bool, Float
 
-from jaxcomp.precision import in_float64
+from jaxcomp.precision import bound_in_float64, in_float64, round_up
 from jaxcomp.quantizers.checks import is_concrete
 
 Tail = Literal["binomial", "chernoff"]
@@ -37,6 +43,11 @@ _LN2 = math.log(2.0)
 _NUM_HALVINGS = 100
 # Terms of a continued fraction; it stops when nothing changes, after O(sqrt n) of them.
 _MAX_TERMS = 100_000
+# What a few operations in float64 may lose, relative to the largest of their numbers; log-gamma
+# functions are that exact as well.
+_ROUNDING = 2e-15
+# A share of n examples within so much of a whole number of errors is one, whatever its dtype.
+_PART_OF_AN_ERROR = 0.01
 
 _Number = Float[Array, "*shape"] | float
 
@@ -90,21 +101,25 @@ def mutual_information_bound(
     Source: Xu and Raginsky (2017), theorem 1.
     """
     _check_positive(num_examples=num_examples, sub_gaussian_scale=sub_gaussian_scale)
-    return _bound(jnp.asarray(rate_nats, float), num_examples, sub_gaussian_scale)
+    return _bound(rate_nats, num_examples, sub_gaussian_scale)
 
 
-def _check_positive(**numbers) -> None:
+def _check_positive(**numbers: Any) -> None:
     for name, value in numbers.items():
         # Tracers are passed on: inside jit values cannot be looked at.
-        if isinstance(value, Real) and not (float(value) > 0 and math.isfinite(value)):
-            raise ValueError(f"{name} must be a positive finite number, got {value}.")
+        if is_concrete(value):
+            values = np.asarray(value, np.float64)
+            is_bad = ~((values > 0) & np.isfinite(values))
+            if np.any(is_bad):
+                raise ValueError(
+                    f"{name} must be a positive finite number, got {values[is_bad].ravel()[0]:g}."
+                )
 
 
-@jax.jit
-def _bound(rate: Array, num_examples: Array, scale: Array) -> Array:
-    num_examples = jnp.asarray(num_examples, rate.dtype)
-    scale = jnp.asarray(scale, rate.dtype)
-    return scale * jnp.sqrt(2 * rate / num_examples)
+@bound_in_float64()
+def _bound(rate, num_examples, scale):
+    rate, num_examples, scale = jnp.broadcast_arrays(rate, num_examples, scale)
+    return scale * jnp.sqrt(2 * (rate / num_examples)) * (1 + _ROUNDING)
 
 
 def population_risk(
@@ -146,28 +161,35 @@ def population_risk(
         sub_gaussian_scale=sub_gaussian_scale,
     )
     return _population_risk(
-        rate_nats, num_weights, zero_rate_distortion, num_examples, sub_gaussian_scale
+        rate_nats,
+        num_weights,
+        zero_rate_distortion,
+        num_examples,
+        sub_gaussian_scale,
+        dtype=jnp.result_type(float),
     )
 
 
-@in_float64()
-def _population_risk(rate, num_weights, distortion, num_examples, scale) -> PopulationRisk:
+@in_float64("dtype")
+def _population_risk(rate, num_weights, distortion, num_examples, scale, *, dtype):
     rate, num_weights, distortion, num_examples, scale = jnp.broadcast_arrays(
         rate, num_weights, distortion, num_examples, scale
     )
-    kappa = scale**2 * num_weights / (2 * num_examples * distortion**2)
+    # Squares of numbers far from 1 are no floats.
+    kappa = (scale / distortion) ** 2 * (num_weights / (2 * num_examples))
     has_minimum = kappa < math.exp(-1)
     u = -lambert_lower_branch(jnp.where(has_minimum, -kappa, -math.exp(-1)))
     interior = jnp.where(has_minimum, distortion * jnp.exp(-u / 2) * (1 + u), jnp.nan)
-    bound = distortion * jnp.exp(-2 * rate / num_weights) + scale * jnp.sqrt(
-        2 * rate / num_examples
-    )
+    overfitting = scale * jnp.sqrt(2 * (jnp.maximum(rate, 0) / num_examples))
+    # Where nothing is overfitted the bound is the distortion itself, exactly.
+    bound = distortion * jnp.exp(-2 * rate / num_weights) + overfitting
+    bound = jnp.where(rate == 0, distortion, bound * (1 + _ROUNDING))
     zero_wins = ~has_minimum | (interior >= distortion)
     return PopulationRisk(
-        bound=jnp.where(rate >= 0, bound, jnp.nan),
+        bound=round_up(jnp.where(rate >= 0, bound, jnp.nan), dtype),
         has_interior_minimum=has_minimum,
         best_rate_nats=jnp.where(has_minimum, num_weights / 4 * u, 0),
-        interior_bound=interior,
+        interior_bound=round_up(interior * (1 + _ROUNDING), dtype),
         zero_rate_wins=zero_wins,
         kappa=kappa,
     )
@@ -178,9 +200,13 @@ def lambert_lower_branch(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Return W_{-1}(x), the solution w <= -1 of `w exp(w) = x` for -1/e <= x < 0.
 
     Newton's method in logarithms, `u - ln u = -ln(-x)` with u = -w, which x near 0 does not
-    underflow. -infinity at 0, NaN elsewhere.
+    underflow. -infinity at 0, NaN elsewhere. The derivative is -infinity at -1/e.
     """
-    x = jnp.asarray(x)
+    return _lambert(jnp.asarray(x))
+
+
+@jax.custom_jvp
+def _lambert(x: Array) -> Array:
     inside = (x < 0) & (x >= -jnp.exp(-jnp.ones_like(x)) * (1 + 4 * jnp.finfo(x.dtype).eps))
     target = jnp.maximum(-jnp.log(jnp.where(inside, -x, 1)), 1)
     # Exact to first order near the branch point, and within ln ln of the answer far away.
@@ -197,6 +223,14 @@ def lambert_lower_branch(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return jnp.where(inside, -u, jnp.where(x == 0, -jnp.inf, jnp.nan))
 
 
+@_lambert.defjvp
+def _lambert_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    # From ln(-w) + w = ln(-x).
+    (x,), (x_dot,) = primals, tangents
+    w = _lambert(x)
+    return w, w / ((1 + w) * x) * x_dot
+
+
 def kl_inverse(train_error: _Number, divergence_nats: _Number) -> Float[Array, "*shape"]:
     """Return the largest p with `kl(q || p) <= c`, the upper inverse of the relative entropy.
 
@@ -207,16 +241,19 @@ def kl_inverse(train_error: _Number, divergence_nats: _Number) -> Float[Array, "
         divergence_nats: c >= 0, broadcast against it; NaN where negative.
 
     Returns:
-        p in [q, 1], by bisection to the last bit of float64: q at c = 0, 1 - exp(-c) at q = 0.
+        p in [q, 1], by bisection to the last bit of float64, rounded up: q at c = 0, 1 - exp(-c) at
+        q = 0. Its derivatives are infinite where those of the inverse are: by c at c = 0, by q at
+        q = 0.
     """
     return _kl_inverse(train_error, divergence_nats)
 
 
-@in_float64()
+@bound_in_float64()
 def _kl_inverse(q, divergence):
     return _upper_inverse(*jnp.broadcast_arrays(q, divergence))
 
 
+@jax.custom_jvp
 def _upper_inverse(q: Array, divergence: Array) -> Array:
     def is_within(p):
         # By the relative changes: near q logarithms of quotients would lose what is looked for.
@@ -225,17 +262,48 @@ def _upper_inverse(q: Array, divergence: Array) -> Array:
         change = p - q
         first = jnp.where(q > 0, -q * jnp.log1p(change / jnp.where(q > 0, q, 1)), 0)
         second = jnp.where(q < 1, -(1 - q) * jnp.log1p(-change / jnp.where(q < 1, 1 - q, 1)), 0)
-        return inside & (first + second <= divergence)
+        slack = _ROUNDING * (jnp.abs(first) + jnp.abs(second) + divergence)
+        return inside & (first + second <= divergence + slack)
 
-    found = _bisect(is_within, q)
+    found = _bisect(is_within, q, jnp.ones_like(q))
     # The ends, where there is a closed form or nothing to look for: kl(1 || p) falls as p rises.
     found = jnp.where(q == 0, -jnp.expm1(-divergence), found)
+    # Where p is next to 1, ln(1 - p) does not know more of it than its last digits.
+    found = jnp.minimum(found * (1 + _ROUNDING), 1)
     found = jnp.where(divergence == 0, q, jnp.where(q == 1, 1, found))
     return jnp.where((q >= 0) & (q <= 1) & (divergence >= 0), found, jnp.nan)
 
 
-def _bisect(is_within, low: Array) -> Array:
-    """Return the upper end of the last interval between `low` (within) and 1 (not within)."""
+@partial(_upper_inverse.defjvp, symbolic_zeros=True)
+def _upper_inverse_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """Differentiate kl(q || p) = c: dp = (dc - kl_q dq) / kl_p, kl_p = (p - q) / (p (1 - p))."""
+    q, divergence = primals
+    p = _upper_inverse(q, divergence)
+    inside = (q < p) & (p < 1)
+    by_divergence = jnp.where(inside, p * (1 - p) / jnp.where(inside, p - q, 1), 0)
+    by_divergence = jnp.where((divergence == 0) & (q < 1), jnp.inf, by_divergence)
+    positive = inside & (q > 0)
+    log_odds = jnp.log(jnp.where(positive, p / jnp.where(positive, q, 1), 1)) - jnp.log(
+        jnp.where(positive, (1 - p) / (1 - jnp.where(positive, q, 0)), 1)
+    )
+    # At c = 0 both are infinite and p = q.
+    by_error = jnp.where(positive & (divergence > 0), log_odds * by_divergence, 0)
+    by_error = jnp.where(divergence == 0, 1, by_error)
+    by_error = jnp.where((q == 0) & (p < 1) & (divergence > 0), jnp.inf, by_error)
+    return p, _sum_of_products((by_error, by_divergence), tangents, p)
+
+
+def _sum_of_products(factors: tuple[Array, ...], tangents: Any, like: Array) -> Array:
+    """Return the sum over arguments that vary: a factor may be infinite where one does not."""
+    total = jnp.zeros_like(like)
+    for factor, tangent in zip(factors, tangents, strict=True):
+        if not isinstance(tangent, SymbolicZero):
+            total = total + factor * tangent
+    return total
+
+
+def _bisect(is_within: Callable[[Array], Array], low: Array, high: Array) -> Array:
+    """Return the upper end of the last interval between `low` (within) and `high` (not within)."""
 
     def halve(_, ends):
         low, high = ends
@@ -244,7 +312,7 @@ def _bisect(is_within, low: Array) -> Array:
         return jnp.where(within, middle, low), jnp.where(within, high, middle)
 
     # The upper end: a bound must not be rounded down.
-    return lax.fori_loop(0, _NUM_HALVINGS, halve, (low, jnp.ones_like(low)))[1]
+    return lax.fori_loop(0, _NUM_HALVINGS, halve, (low, high))[1]
 
 
 def occam(
@@ -265,10 +333,11 @@ def occam(
 
     Args:
         train_error: share of the n examples that the decoded network gets wrong. For the binomial
-            tail the number of errors is rounded up to a whole one (numbers within float32 of one
-            count as whole).
+            tail the number of errors is the largest whole one of which this is the share as
+            rounded in its dtype (a hundredth of an error is allowed in any dtype), or else the next
+            one above; hence the derivative by it is 0.
         size_bits: B >= 0, all that the decoder needs.
-        num_examples: n >= 1.
+        num_examples: n >= 1, a whole number.
         delta: in (0, 1), the probability that the bound fails. The four broadcast.
         tail: "binomial", the largest p with `P(Binomial(n, p) <= errors) >= delta 2^-B`, exact;
             "chernoff", `kl(train_error || p) <= (B ln 2 + ln(1/delta)) / n`, a little looser.
@@ -288,14 +357,27 @@ def occam(
     _check_at_least_zero(size_bits, "size_bits")
     if tail == "chernoff":
         return _occam_chernoff(train_error, size_bits, num_examples, delta)
-    return _occam_binomial(train_error, size_bits, num_examples, delta)
+    # A Python number is a float64.
+    dtype = getattr(train_error, "dtype", np.float64)
+    eps = jnp.finfo(dtype if jnp.issubdtype(dtype, jnp.floating) else np.float64).eps
+    return _occam_binomial(train_error, size_bits, num_examples, delta, float(eps))
 
 
-def _check_certificate(train_error, num_examples, delta) -> None:
+def _check_certificate(train_error, num_examples, delta, *, suffix: str = "") -> None:
     for name, value, fits, allowed in (
         ("train_error", train_error, lambda v: (v >= 0) & (v <= 1), "between 0 and 1"),
-        ("num_examples", num_examples, lambda v: v >= 1, "at least 1"),
-        ("delta", delta, lambda v: (v > 0) & (v < 1), "strictly between 0 and 1"),
+        (
+            f"num_{suffix or 'examples'}",
+            num_examples,
+            lambda v: (v >= 1) & np.isfinite(v) & (v == np.floor(v)),
+            "at least 1 and whole",
+        ),
+        (
+            f"delta_{suffix}" if suffix else "delta",
+            delta,
+            lambda v: (v > 0) & (v < 1),
+            "strictly between 0 and 1",
+        ),
     ):
         if not is_concrete(value):
             continue
@@ -312,34 +394,84 @@ def _check_at_least_zero(value, name: str) -> None:
             raise ValueError(f"{name} must be at least 0, got {np.min(values):g}.")
 
 
-@in_float64()
+def _valid(found: Array, cost: Array, n: Array, delta: Array) -> Array:
+    """Return NaN for what cannot be refused where values are traced.
+
+    In one choice: JAX 0.12 cannot differentiate a choice of a choice backwards here.
+    """
+    return jnp.where((cost >= 0) & (n >= 1) & (delta > 0) & (delta < 1), found, jnp.nan)
+
+
+@bound_in_float64()
 def _occam_chernoff(train_error, size_bits, num_examples, delta):
-    complexity = (size_bits * _LN2 - jnp.log(delta)) / num_examples
-    return _upper_inverse(*jnp.broadcast_arrays(train_error, complexity))
-
-
-@in_float64()
-def _occam_binomial(train_error, size_bits, num_examples, delta):
     train_error, size_bits, n, delta = jnp.broadcast_arrays(
         train_error, size_bits, num_examples, delta
     )
-    errors = train_error * n
-    errors = jnp.clip(jnp.ceil(errors - 1e-6 - 2e-7 * errors), 0, n)
-    return _binomial_inverse(errors, n, jnp.log(delta) - size_bits * _LN2)
+    complexity = size_bits * _LN2 - jnp.log(delta)
+    return _valid(_upper_inverse(train_error, complexity / n), size_bits, n, delta)
 
 
+@bound_in_float64()
+def _occam_binomial(train_error, size_bits, num_examples, delta, eps):
+    train_error, size_bits, n, delta = jnp.broadcast_arrays(
+        train_error, size_bits, num_examples, delta
+    )
+    complexity = size_bits * _LN2 - jnp.log(delta)
+    errors = lax.stop_gradient(_whole_errors(train_error, n, eps))
+    return _valid(_binomial_inverse(errors, n, -complexity), size_bits, n, delta)
+
+
+def _whole_errors(share: Array, n: Array, eps: Array) -> Array:
+    """Return the largest whole number of errors whose share of n may have been rounded to `share`.
+
+    A share may also be 1 less a rounded accuracy.
+    """
+    errors = share * n
+    single = float(jnp.finfo(jnp.float32).eps)
+    uncertain = eps * errors + eps / 4 * n
+    uncertain = jnp.maximum(
+        uncertain, jnp.minimum(single * errors + single / 4 * n, _PART_OF_AN_ERROR)
+    )
+    whole = jnp.floor(errors + uncertain)
+    whole = jnp.where(whole >= errors - uncertain, whole, whole + 1)
+    return jnp.where((share >= 0) & (share <= 1), jnp.clip(whole, 0, n), jnp.nan)
+
+
+@jax.custom_jvp
 def _binomial_inverse(errors: Array, n: Array, log_level: Array) -> Array:
     """Return the largest p with `ln P(Binomial(n, p) <= errors) >= log_level`."""
     # No errors: (1 - p)^n. All errors: the tail is 1 for every p.
     none, all_wrong = errors == 0, errors >= n
     inner = jnp.where(none | all_wrong, 0, errors)
-    found = _bisect(
-        lambda p: log_binomial_tail(inner, n, p) >= log_level, jnp.clip(inner / n, 0, 1)
-    )
+    share = jnp.clip(inner / n, 0, 1)
+    # Above the exact inverse, always; what the tail cannot be computed for is left at that.
+    chernoff = _upper_inverse(share, -log_level / n)
+
+    def is_within(p):
+        tail, rounding = _log_binomial_tail(inner, n, p)
+        return tail >= log_level - rounding + _ROUNDING * log_level
+
+    found = _bisect(is_within, share, chernoff)
     found = jnp.where(none, -jnp.expm1(log_level / n), found)
-    found = jnp.where(all_wrong, 1, found)
+    found = jnp.where(all_wrong, 1, jnp.minimum(found * (1 + _ROUNDING), 1))
     is_valid = (errors >= 0) & (n >= 1) & (log_level <= 0)
     return jnp.where(is_valid, found, jnp.nan)
+
+
+@partial(_binomial_inverse.defjvp, symbolic_zeros=True)
+def _binomial_inverse_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """Differentiate by the level: `d tail / dp = -n C(n - 1, k) p^k (1 - p)^(n - 1 - k)`.
+
+    The number of errors and n are whole numbers: no derivative by them.
+    """
+    errors, n, log_level = primals
+    p = _binomial_inverse(errors, n, log_level)
+    inside = (p > 0) & (p < 1) & (errors < n)
+    inner, p_inside = jnp.where(inside, errors, 0), jnp.where(inside, p, 0.5)
+    log_slope = gammaln(n + 1) - gammaln(inner + 1) - gammaln(n - inner)
+    log_slope += inner * jnp.log(p_inside) + (n - inner - 1) * jnp.log1p(-p_inside)
+    by_level = jnp.where(inside, -jnp.exp(jnp.where(inside, log_level, 0) - log_slope), 0)
+    return p, _sum_of_products((by_level,), tangents[2:], p)
 
 
 @jax.jit
@@ -348,19 +480,35 @@ def log_binomial_tail(
 ) -> Float[Array, "*shape"]:
     """Return `ln P(Binomial(n, p) <= k)` for whole k < n and k/n <= p < 1; float64 in, float64 out.
 
+    At least the truth: 0 where 100,000 terms of the fraction are not enough (n beyond some 1e10).
+
     The tail is the regularised incomplete beta function `I_{1-p}(n - k, k + 1)`, here from Gauss'
     continued fraction times its prefactor in logarithms, so that tails of e^-100000 are as exact as
     others. It converges in O(sqrt n) terms; below the mean, p < k/n, use the complement.
 
     Source: Press et al., Numerical Recipes, section 6.4 (modified Lentz' method).
     """
+    tail, rounding = _log_binomial_tail(errors, n, p)
+    return jnp.minimum(tail + rounding, 0)
+
+
+def _log_binomial_tail(errors: Array, n: Array, p: Array) -> tuple[Array, Array]:
+    """Return the logarithm of the tail, and what rounding may have taken from it."""
     a, b = n - errors, errors + 1
     x = 1 - p
     is_inside = (x > 0) & (p > 0)
     x = jnp.where(is_inside, x, 0.5)
     log_p = jnp.log(jnp.where(is_inside, p, 0.5))
-    prefactor = a * jnp.log1p(-jnp.where(is_inside, p, 0.5)) + b * log_p - jnp.log(a)
-    prefactor += gammaln(a + b) - gammaln(a) - gammaln(b)
+    parts = (
+        a * jnp.log1p(-jnp.where(is_inside, p, 0.5)),
+        b * log_p,
+        -jnp.log(a),
+        gammaln(a + b),
+        -gammaln(a),
+        -gammaln(b),
+    )
+    prefactor = sum(parts, start=jnp.zeros_like(x))
+    rounding = _ROUNDING * sum((jnp.abs(part) for part in parts), start=jnp.ones_like(x))
     tiny = jnp.full_like(x, 1e-300)
 
     def guarded(value):
@@ -381,11 +529,12 @@ def log_binomial_tail(
 
     d = 1 / guarded(1 - (a + b) * x / (a + 1))
     state = (jnp.ones((), x.dtype), jnp.ones_like(x), d, d, jnp.ones_like(x, bool))
-    *_, value, _ = lax.while_loop(
+    num_terms, *_, value, is_moving = lax.while_loop(
         lambda state: jnp.any(state[4]) & (state[0] < _MAX_TERMS), term, state
     )
-    log_tail = jnp.minimum(prefactor + jnp.log(value), 0)
-    return jnp.where(is_inside, log_tail, jnp.where(p <= 0, 0, -jnp.inf))
+    log_tail = jnp.where(is_moving, 0, jnp.minimum(prefactor + jnp.log(value), 0))
+    log_tail = jnp.where(is_inside, log_tail, jnp.where(p <= 0, 0, -jnp.inf))
+    return log_tail, rounding + _ROUNDING * num_terms
 
 
 def pac_bayes_kl(
@@ -428,20 +577,22 @@ def pac_bayes_kl(
     if (num_draws is None) != (delta_draws is None):
         raise ValueError("num_draws and delta_draws must be given together, got only one of them.")
     if num_draws is not None and delta_draws is not None:
-        _check_certificate(train_error, num_draws, delta_draws)
+        _check_certificate(train_error, num_draws, delta_draws, suffix="draws")
         train_error = _sampled_error(train_error, num_draws, delta_draws)
     return _pac_bayes_kl(train_error, complexity_nats, num_examples, delta)
 
 
-@in_float64()
+@bound_in_float64()
 def _sampled_error(mean, num_draws, delta):
-    return _upper_inverse(*jnp.broadcast_arrays(mean, -jnp.log(delta) / num_draws))
+    mean, num_draws, delta = jnp.broadcast_arrays(mean, num_draws, delta)
+    return _valid(_upper_inverse(mean, -jnp.log(delta) / num_draws), mean, num_draws, delta)
 
 
-@in_float64()
+@bound_in_float64()
 def _pac_bayes_kl(train_error, complexity, n, delta):
+    train_error, complexity, n, delta = jnp.broadcast_arrays(train_error, complexity, n, delta)
     divergence = (complexity + _LN2 + 0.5 * jnp.log(n) - jnp.log(delta)) / n
-    return _upper_inverse(*jnp.broadcast_arrays(train_error, divergence))
+    return _valid(_upper_inverse(train_error, divergence), complexity, n, delta)
 
 
 def catoni(
@@ -490,13 +641,18 @@ def catoni(
 
 def _catoni_bound(train_error, complexity, n, delta, temperature):
     exponent = temperature * train_error + (complexity - jnp.log(delta)) / n
-    return jnp.minimum(jnp.expm1(-exponent) / jnp.expm1(-temperature), 1)
+    found = jnp.expm1(-exponent) / jnp.expm1(-temperature) * (1 + _ROUNDING)
+    is_valid = (train_error >= 0) & (train_error <= 1) & (temperature > 0)
+    cost = jnp.where(is_valid, lax.stop_gradient(complexity), -1)
+    return _valid(jnp.minimum(found, 1), cost, n, delta)
 
 
-_catoni = in_float64()(_catoni_bound)
+@bound_in_float64()
+def _catoni(*arguments):
+    return _catoni_bound(*jnp.broadcast_arrays(*arguments))
 
 
-@in_float64()
+@bound_in_float64()
 def _catoni_grid(train_error, complexity, n, delta, grid):
     train_error, complexity, n, delta = (
         value[..., None] for value in jnp.broadcast_arrays(train_error, complexity, n, delta)
@@ -547,10 +703,12 @@ def gaussian_complexity(
         scales_per_e_fold: its fineness, fixed beforehand.
 
     Returns:
-        The complexity in nats, summed over weights; the scale; what choosing it cost.
+        The complexity in nats, summed over weights, and what choosing the scale cost, rounded up;
+        the scale, the best of the whole grid.
 
     Raises:
-        ValueError: if a number is not positive and finite, or the shapes do not fit.
+        ValueError: if a number is not positive and finite, a mean is not finite, or the shapes do
+            not fit.
 
     Source: Dziugaite and Roy, arXiv:1703.11008, section 3.1; Langford and Caruana, NIPS 2001.
     """
@@ -567,10 +725,12 @@ def gaussian_complexity(
             raise ValueError(
                 f"{name} must broadcast to mean (..., d), got shapes {np.shape(value)} and {shape}."
             )
-    if is_concrete(standard_deviation) and not np.all(np.asarray(standard_deviation) > 0):
-        raise ValueError(
-            f"standard_deviation must be positive, got {np.min(standard_deviation):g}."
-        )
+    if not shape[-1]:
+        raise ValueError(f"mean must hold at least one weight, got shape {shape}.")
+    _check_positive(standard_deviation=standard_deviation)
+    for name, value in (("mean", mean), ("prior_mean", prior_mean)):
+        if is_concrete(value) and not np.all(np.isfinite(np.asarray(value, np.float64))):
+            raise ValueError(f"{name} must be finite, got NaN or infinity.")
     return _gaussian_complexity(
         mean,
         standard_deviation,
@@ -578,36 +738,72 @@ def gaussian_complexity(
         largest_scale if prior_scale is None else prior_scale,
         scales_per_e_fold,
         is_chosen=prior_scale is None,
+        dtype=jnp.result_type(float),
     )
 
 
-@in_float64("is_chosen")
-def _gaussian_complexity(mean, deviation, prior_mean, scale, fineness, *, is_chosen):
+@in_float64("is_chosen", "dtype")
+def _gaussian_complexity(mean, deviation, prior_mean, scale, fineness, *, is_chosen, dtype):
     deviation = jnp.broadcast_to(deviation, mean.shape)
-    number = mean.shape[-1]
-    energy = jnp.sum(deviation**2 + (mean - prior_mean) ** 2, axis=-1)
-    log_deviations = jnp.sum(jnp.log(deviation), axis=-1)
-
-    def divergence(t):
-        return number * jnp.log(t) - log_deviations + energy / (2 * t**2) - number / 2
-
+    offset = jnp.abs(mean - jnp.broadcast_to(prior_mean, mean.shape))
     if not is_chosen:
-        scale = jnp.broadcast_to(scale, energy.shape)
-        return GaussianComplexity(divergence(scale), scale, jnp.zeros_like(energy))
+        scale = jnp.broadcast_to(scale, mean.shape[:-1])
+        divergence = _gaussian_divergence(offset, deviation, scale)
+        return GaussianComplexity(round_up(divergence, dtype), scale, jnp.zeros_like(divergence))
 
-    # KL is least at t^2 = energy / d and convex in ln t; its neighbours on the grid are tried, and
-    # those some steps further, where j is cheaper.
-    best = fineness * (jnp.log(scale) - 0.5 * jnp.log(energy / number))
-    j = jnp.maximum(jnp.floor(best)[..., None] + jnp.arange(-2.0, 3.0), 1)
-    t = scale * jnp.exp(-j / fineness)
-    choice = 2 * jnp.log(j) + math.log(math.pi**2 / 6)
-    total = number * jnp.log(t) - (log_deviations + number / 2)[..., None]
-    total += energy[..., None] / (2 * t**2) + choice
-    is_least = total == jnp.min(total, axis=-1, keepdims=True)
-    j_least = jnp.min(jnp.where(is_least, j, jnp.inf), axis=-1)
-    t = scale * jnp.exp(-j_least / fineness)
-    choice = 2 * jnp.log(j_least) + math.log(math.pi**2 / 6)
-    return GaussianComplexity(divergence(t) + choice, t, choice)
+    # The root mean square of deviations and offsets, from the largest: squares may be no floats.
+    largest = jnp.maximum(jnp.max(deviation, axis=-1), jnp.max(offset, axis=-1))
+    square = jnp.mean(
+        jnp.square(deviation / largest[..., None]) + jnp.square(offset / largest[..., None]),
+        axis=-1,
+    )
+    # KL is least at this j, not a whole number.
+    best = fineness * (jnp.log(scale) - jnp.log(largest) - 0.5 * jnp.log(square))
+    j = lax.stop_gradient(_cheapest_scale(best, fineness, float(mean.shape[-1])))
+    scale = scale * jnp.exp(-j / fineness)
+    choice = (2 * jnp.log(j) + math.log(math.pi**2 / 6)) * (1 + _ROUNDING)
+    divergence = _gaussian_divergence(offset, deviation, scale)
+    return GaussianComplexity(round_up(divergence + choice, dtype), scale, round_up(choice, dtype))
+
+
+def _gaussian_divergence(offset: Array, deviation: Array, scale: Array) -> Array:
+    """Return the sum of `ln(t/s) + (s^2 + m^2) / (2 t^2) - 1/2`, not below the exact one."""
+    t = scale[..., None]
+    ratio, shift = deviation / t, jnp.square(offset / t)
+    # Each part is at least 0, and where s is close to t no difference of numbers that are not.
+    is_close = jnp.abs(ratio - 1) < 0.5
+    excess = jnp.where(is_close, (deviation - t) / t, 0)
+    near = jnp.maximum(excess + 0.5 * jnp.square(excess) - jnp.log1p(excess), 0)
+    log_ratio = jnp.log(jnp.where(is_close, 1, ratio))
+    far = 0.5 * (jnp.square(ratio) - 1) - log_ratio
+    parts = jnp.where(is_close, near, far) + 0.5 * shift
+    lost = jnp.where(is_close, jnp.abs(excess), jnp.square(ratio) + 1 + jnp.abs(log_ratio)) + shift
+    return jnp.sum(parts + _ROUNDING * lost, axis=-1) * (1 + 1e-14)
+
+
+def _cheapest_scale(best: Array, fineness: Array, number: float) -> Array:
+    """Return the whole j >= 1 that minimises `d phi((j - best) / f) + 2 ln j` and is the cheapest.
+
+    Here `phi(x) = exp(2 x) / 2 - x`, what KL per weight adds. The slope of the sum,
+    `(d / f) (exp(2 (j - best) / f) - 1) + 2 / j`, is convex less concave: it can be negative on one
+    interval at most. So the minimum is at j = 1, or where the slope changes sign from below; it
+    rises from where `d j^2 exp(2 (j - best) / f) = f^2` on.
+    """
+
+    def log_ratio(j):
+        return 2 * jnp.log(j) + 2 * (j - best) / fineness + math.log(number) - 2 * jnp.log(fineness)
+
+    def slope(j):
+        return number / fineness * jnp.expm1(2 * (j - best) / fineness) + 2 / j
+
+    low, high = jnp.ones_like(best), jnp.maximum(best + 1, 1)
+    turning = _bisect(lambda j: log_ratio(j) < 0, low, high)
+    root = _bisect(lambda j: slope(j) < 0, turning, high)
+    around = jnp.floor(root)[..., None] + jnp.arange(-1.0, 3.0)
+    j = jnp.concatenate([jnp.ones_like(root)[..., None], jnp.maximum(around, 1)], axis=-1)
+    x = (j - best[..., None]) / fineness
+    total = number * (0.5 * jnp.exp(2 * x) - x) + 2 * jnp.log(j)
+    return jnp.min(jnp.where(total == jnp.min(total, axis=-1, keepdims=True), j, jnp.inf), axis=-1)
 
 
 def choice_bits(*num_candidates: _Number) -> Float[Array, "*shape"]:
@@ -633,9 +829,17 @@ def choice_bits(*num_candidates: _Number) -> Float[Array, "*shape"]:
     return _choice_bits(*num_candidates)
 
 
-@in_float64()
+@bound_in_float64()
 def _choice_bits(*num_candidates):
-    return sum((jnp.log2(number) for number in num_candidates), start=jnp.zeros(()))
+    return sum((_log2(number) for number in num_candidates), start=jnp.zeros(()))
+
+
+def _log2(number: Array) -> Array:
+    """Return log2, exact for powers of two and else never below it."""
+    mantissa, exponent = jnp.frexp(number)
+    return jnp.where(
+        mantissa == 0.5, (exponent - 1).astype(number.dtype), jnp.log2(number) * (1 + _ROUNDING)
+    )
 
 
 def self_delimiting_bits(size_bytes: _Number) -> Float[Array, "*shape"]:
@@ -658,6 +862,6 @@ def self_delimiting_bits(size_bytes: _Number) -> Float[Array, "*shape"]:
     return _self_delimiting_bits(size_bytes)
 
 
-@in_float64()
+@bound_in_float64()
 def _self_delimiting_bits(size_bytes):
-    return jnp.log2(size_bytes) + jnp.log2(size_bytes + 1)
+    return _log2(size_bytes) + _log2(size_bytes + 1)

@@ -7,7 +7,7 @@ Source: Guo, Pleiss, Sun and Weinberger, "On calibration of modern neural networ
 arXiv:1706.04599, section 4.2.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,18 +42,21 @@ def fit_temperature(
     `E_n[Var_p z]`, p = softmax(b z). Newton's method in b, kept inside a bracket whose geometric
     middle it takes when a step leaves it or does not halve the slope; usually 5 to 8 passes over
     the logits, never more than 40. A fit that has converged no longer moves, so that its result
-    does not depend on what else is in the batch.
+    does not depend on what else is in the batch. The derivative is that of the implicit function,
+    `-dslope / (curvature b^2)`; 0 where T is at a bound.
 
     Args:
-        logits: floating, `(..., n, c)`, n >= 1, of a sample that is *not* reported on.
+        logits: floating, `(..., n, c)`, n >= 1, of a sample that is *not* reported on. Classes at
+            -infinity are ruled out, and have no part in the fit.
         labels: integers that broadcast to `(..., n)`.
 
     Returns:
         T, one per leading axis, to about the square root of the dtype's rounding unit, in
         [1/64, 64]. The bounds are reached where the optimum lies beyond: 1/64 when every
         example is classified without error (the loss falls for ever as T falls), 64 when higher
-        logits are no likelier to be right. Logits equal within each example leave T open: 1.
-        NaN if a logit is NaN or a label out of range.
+        logits are no likelier to be right, or the label's own is -infinity. Logits equal within
+        each example leave T open: 1. NaN if an example has no distribution (a logit is NaN or
+        +infinity, or all are -infinity) or a label is out of range.
 
     Raises:
         TypeError: while tracing, if logits are not floating or labels not integers.
@@ -63,13 +66,18 @@ def fit_temperature(
     """
     # Classes in front of examples: reductions over ten neighbouring numbers do not vectorise.
     gaps = jnp.swapaxes(margins(logits, labels), -1, -2)
+    return _temperature(gaps)
+
+
+@jax.custom_jvp
+def _temperature(gaps: Float[Array, "*leading c n"]) -> Float[Array, "*leading"]:
     smallest = jnp.full(gaps.shape[:-2], 1 / MAX_TEMPERATURE, gaps.dtype)
     largest = jnp.full(gaps.shape[:-2], 1 / MIN_TEMPERATURE, gaps.dtype)
     slope_at_smallest, _ = _slope_and_curvature(gaps, smallest)
     slope_at_largest, _ = _slope_and_curvature(gaps, largest)
     # A slope of exactly 0 at the far end means that every probability there is 0 or 1 and right.
     rises, falls = slope_at_smallest >= 0, slope_at_largest <= 0
-    has_no_information = jnp.max(jnp.abs(gaps), axis=(-1, -2)) == 0
+    has_no_information = jnp.all((gaps == 0) | jnp.isneginf(gaps), axis=(-1, -2))
     is_invalid = jnp.isnan(slope_at_smallest) | jnp.isnan(slope_at_largest)
 
     tolerance = jnp.sqrt(jnp.finfo(gaps.dtype).eps)
@@ -118,12 +126,30 @@ def fit_temperature(
     return jnp.where(is_invalid, jnp.nan, temperature)
 
 
+@_temperature.defjvp
+def _temperature_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (gaps,), (gaps_dot,) = primals, tangents
+    temperature = _temperature(gaps)
+    beta = 1 / temperature
+    (_, curvature), (slope_dot, _) = jax.jvp(
+        lambda gaps: _slope_and_curvature(gaps, beta), (gaps,), (gaps_dot,)
+    )
+    is_inside = (temperature > MIN_TEMPERATURE) & (temperature < MAX_TEMPERATURE) & (curvature > 0)
+    curvature = jnp.where(is_inside, curvature, 1)
+    return temperature, jnp.where(is_inside, jnp.square(temperature) / curvature, 0) * slope_dot
+
+
 def _slope_and_curvature(gaps: Array, beta: Array) -> tuple[Array, Array]:
     """Differentiate the mean loss twice by beta; gaps `(..., c, n)` are the margins."""
-    scaled = gaps * beta[..., None, None]
-    weights = jnp.exp(scaled - jnp.max(scaled, axis=-2, keepdims=True))
-    total = jnp.sum(weights, axis=-2)
-    mean = jnp.sum(weights * gaps, axis=-2) / total
-    second = jnp.sum(weights * jnp.square(gaps), axis=-2) / total
-    variance = jnp.maximum(second - jnp.square(mean), 0)
-    return jnp.mean(mean, axis=-1), jnp.mean(variance, axis=-1)
+    # From the largest margin of each example, so that nothing overflows; the label's is 0.
+    largest = jnp.max(gaps, axis=-2, keepdims=True)
+    is_infinite = jnp.isposinf(largest)
+    below = jnp.where(is_infinite | jnp.isneginf(gaps), -jnp.inf, gaps - largest)
+    weights = jnp.exp(below * beta[..., None, None])
+    total = jnp.maximum(jnp.sum(weights, axis=-2), 1)
+    # Classes of weight 0 may be infinitely far below.
+    below = jnp.where(weights > 0, below, 0)
+    offset = jnp.sum(weights * below, axis=-2) / total
+    second = jnp.sum(weights * jnp.square(below), axis=-2) / total
+    variance = jnp.maximum(second - jnp.square(offset), 0)
+    return jnp.mean(offset + largest[..., 0, :], axis=-1), jnp.mean(variance, axis=-1)

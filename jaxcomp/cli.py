@@ -4,8 +4,10 @@ Results go to files and a report to standard output; progress goes to standard e
 2 means that something asked for cannot be done, with one sentence that says what to change.
 """
 
+import io
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -18,17 +20,22 @@ except ModuleNotFoundError:
     print("jaxcomp: the command needs more packages; pip install 'jaxcomp[sweep]'", file=sys.stderr)
     raise SystemExit(2) from None
 
+from jaxcomp import __version__
+
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from jaxcomp.linear_regression.study import StudyResult
     from jaxcomp.regularization import RegularizationResult
     from jaxcomp.sweep import SweepResult
+
+_HELP_OPTIONS = ["-h", "--help"]
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": _HELP_OPTIONS},
     help=(
         "How far can a trained model be compressed, what does each bit cost, and does the "
         "compressed model generalise better?\n\n"
@@ -93,6 +100,15 @@ Resume = Annotated[
     ),
 ]
 DeviceOption = Annotated[Device, typer.Option(help="Where to compute.", rich_help_panel=_RUN)]
+CompilationCache = Annotated[
+    bool,
+    typer.Option(
+        "--compilation-cache/--no-compilation-cache",
+        help="Keep compiled programs in the user's cache folder, or in that which "
+        "JAXCOMP_CACHE_DIR names: later runs start sooner.",
+        rich_help_panel=_RUN,
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=_RUN)]
 Traceback = Annotated[
     bool,
@@ -100,9 +116,22 @@ Traceback = Annotated[
 ]
 
 
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"jaxcomp {__version__}")
+        raise typer.Exit()
+
+
 @app.callback()
-def _command() -> None:
-    """Keep `sweep` a subcommand, whatever else is registered."""
+def _command(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Hold the options that stand before a subcommand."""
 
 
 @app.command(
@@ -262,6 +291,7 @@ def sweep(
     out: Out = None,
     resume: Resume = True,
     device: DeviceOption = Device.auto,
+    compilation_cache: CompilationCache = True,
     quiet: Quiet = False,
     traceback: Traceback = False,
 ) -> None:
@@ -298,7 +328,7 @@ def sweep(
         "seed": seed,
     }
     with _one_sentence_errors(traceback):
-        _use(device)
+        _start(device, compilation_cache)
         from jaxcomp.sweep import config as settings
         from jaxcomp.sweep import run
 
@@ -313,24 +343,40 @@ def sweep(
 @app.command()
 def plot(
     directory: Annotated[
-        Path, typer.Argument(help="Directory of a finished `sweep` or `regularization`.")
+        Path,
+        typer.Argument(help="Directory of a finished run of any of the other commands."),
     ],
     traceback: Traceback = False,
 ) -> None:
     """Draw the pictures of a finished run again and print its report."""
     with _one_sentence_errors(traceback):
+        _start(Device.cpu, compilation_cache=False)
         from jaxcomp.experiments.directory import read_manifest
-        from jaxcomp.regularization.results import NOUN, RegularizationResult
-        from jaxcomp.sweep import SweepResult
 
-        if read_manifest(directory, "sweep").get("kind") == NOUN:
-            found = RegularizationResult.load(directory)
-            found.save()
-            _report_regularization(found)
-            return
-        result = SweepResult.load(directory)
-        result.save()
-        _report(result)
+        kind = read_manifest(directory, "run").get("kind")
+        if kind == "sweep":
+            from jaxcomp.sweep import SweepResult
+
+            swept = SweepResult.load(directory)
+            swept.save()
+            _report(swept)
+        elif kind == "regularization run":
+            from jaxcomp.regularization import RegularizationResult
+
+            penalised = RegularizationResult.load(directory)
+            penalised.save()
+            _report_regularization(penalised)
+        elif kind == "study":
+            from jaxcomp.linear_regression.study import StudyResult
+
+            studied = StudyResult.load(directory)
+            studied.save()
+            _report_study(studied)
+        else:
+            raise ValueError(
+                f"{directory} holds a {kind}, which this version cannot draw; name the directory "
+                "of a sweep, a regularization run or a linear-regression study."
+            )
 
 
 @app.command(
@@ -443,6 +489,7 @@ def regularization(
     out: Out = None,
     resume: Resume = True,
     device: DeviceOption = Device.auto,
+    compilation_cache: CompilationCache = True,
     quiet: Quiet = False,
     traceback: Traceback = False,
 ) -> None:
@@ -472,7 +519,7 @@ def regularization(
         "seed": seed,
     }
     with _one_sentence_errors(traceback):
-        _use(device)
+        _start(device, compilation_cache)
         from jaxcomp import regularization as experiment
 
         config = experiment.preset(dataset, **_given(overrides))
@@ -561,6 +608,7 @@ def linear_regression(
     out: Out = None,
     resume: Resume = True,
     device: DeviceOption = Device.auto,
+    compilation_cache: CompilationCache = True,
     quiet: Quiet = False,
     traceback: Traceback = False,
 ) -> None:
@@ -573,7 +621,7 @@ def linear_regression(
     rate was chosen on. Stop with Ctrl-C and run the same command to go on.
     """
     with _one_sentence_errors(traceback):
-        _use(device)
+        _start(device, compilation_cache)
         from jaxcomp.linear_regression import study
 
         standard = study.StudyConfig()
@@ -594,12 +642,39 @@ def linear_regression(
         )
         directory = _directory(out, "linear-regression", config)
         result = study.run(config, out=directory, resume=resume, quiet=quiet)
-        typer.echo(result.report() + f"\nTables and pictures are in {directory}.")
+        _report_study(result)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command."""
-    app(arguments, prog_name="jaxcomp")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the terminal cannot write must not cost a finished run its report.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if not _print_help(arguments):
+        app(arguments, prog_name="jaxcomp")
+
+
+def _print_help(arguments: list[str]) -> bool:
+    """Print the help of the command or a subcommand, if that is all that is asked for.
+
+    Typer does so too, but loads its checks of values first, which takes longer than the help.
+    """
+    *names, last = arguments or [""]
+    if last not in _HELP_OPTIONS or len(names) > 1:
+        return False
+    command = typer.main.get_command(app)
+    context = typer.Context(command, info_name="jaxcomp", **command.context_settings)
+    if names:
+        found = getattr(command, "commands", {}).get(names[0])
+        if found is None:
+            return False
+        command = found
+        context = typer.Context(
+            command, parent=context, info_name=names[0], **command.context_settings
+        )
+    typer.echo(command.get_help(context), nl=False)
+    return True
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
@@ -617,44 +692,111 @@ def _directory(out: Path | None, name: str, settings: Any) -> Path:
 def _report(result: "SweepResult") -> None:
     from jaxcomp.sweep.report import print_report
 
-    print_report(result.table, result.claims, console=_console(), directory=result.directory)
+    with _printing(result.directory) as console:
+        print_report(
+            result.table,
+            result.claims,
+            result.smallest,
+            console=console,
+            directory=result.directory,
+        )
 
 
 def _report_regularization(result: "RegularizationResult") -> None:
     from jaxcomp.regularization.report import print_report
 
-    print_report(
-        result.table,
-        result.rounding,
-        result.claims,
-        console=_console(),
-        directory=result.directory,
-    )
+    with _printing(result.directory) as console:
+        print_report(
+            result.table,
+            result.rounding,
+            result.claims,
+            console=console,
+            directory=result.directory,
+        )
 
 
-def _console() -> "Console":
+def _report_study(result: "StudyResult") -> None:
+    with _printing(result.directory) as console:
+        console.out(result.report(), highlight=False)
+        console.out(f"Tables and pictures are in {result.directory}.", highlight=False)
+
+
+@contextmanager
+def _printing(directory: Path | None) -> Iterator["Console"]:
+    """Print a report in this block; what cannot be printed is in the files, and that is said."""
     from rich.console import Console
 
+    out = sys.stdout or io.StringIO()  # there is none if it was closed
     # A pipe has no width of its own; the tables are made for 112 columns.
-    return Console(width=None if sys.stdout.isatty() else 112)
+    console = Console(file=out, width=None if out.isatty() else 112)
+    try:
+        # Written here, in one piece: rich ends the process where nobody reads any more.
+        with console.capture() as captured:
+            yield console
+        out.write(captured.get())
+        out.flush()
+    except OSError as error:
+        with open(os.devnull, "w") as nowhere:  # Python flushes once more at its end
+            os.dup2(nowhere.fileno(), out.fileno())
+        if not isinstance(error, BrokenPipeError):  # such a reader has seen what it wanted
+            raise ValueError(
+                f"the report could not be printed ({error.strerror}); it is in {directory}."
+            ) from error
 
 
-def _use(device: Device) -> None:
-    if device is Device.auto:
-        return
+def _start(device: Device, compilation_cache: bool) -> None:
+    """Find out what is not there, before anything is computed; set JAX up for the command."""
+    warnings.showwarning = _show_warning
+    _check_drawing()
     import jax
 
-    platform = {"gpu": "cuda"}.get(device.value, device.value)
-    jax.config.update("jax_platforms", platform)
+    named = os.environ.get("JAX_PLATFORMS")
+    if device is not Device.auto:
+        jax.config.update("jax_platforms", {"gpu": "cuda"}.get(device.value, device.value))
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
         # JAX asserts where it has no plugin for the platform, and raises where that fails.
         reason = f" ({error})" if str(error) else ""
+        if device is Device.auto and named:
+            raise ValueError(
+                f"JAX has none of the devices that the environment variable JAX_PLATFORMS names, "
+                f"{named!r}{reason}; unset it, or use --device cpu."
+            ) from error
+        what = "device" if device is Device.auto else device.value
         raise ValueError(
-            f"no {device.value} was found{reason}; use --device cpu, or install jaxcomp[cuda] or "
+            f"no {what} was found{reason}; use --device cpu, or install jaxcomp[cuda] or "
             "jaxcomp[tpu] on a machine that has one."
         ) from error
+    # A guard against transfers is for the loops of a program that is being written.
+    jax.config.update("jax_transfer_guard", "allow")
+    if compilation_cache:
+        from jaxcomp.caches import keep_compiled_programs
+
+        keep_compiled_programs()
+
+
+def _check_drawing() -> None:
+    """Refuse a backend that matplotlib does not have, though pictures go to files without one."""
+    import logging
+
+    # Where it keeps its fonts is of no interest here.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    try:
+        import matplotlib  # noqa: F401
+    except ValueError as error:
+        backend = os.environ.get("MPLBACKEND")
+        if not backend:
+            raise
+        raise ValueError(
+            f"matplotlib does not have the backend {backend!r} that the environment variable "
+            "MPLBACKEND names; unset it: the pictures go to files."
+        ) from error
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Print a warning as one line, without the place in the program."""
+    typer.echo(f"jaxcomp: warning: {' '.join(str(message).split())}", err=True)
 
 
 @contextmanager

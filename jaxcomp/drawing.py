@@ -1,26 +1,30 @@
 """The look that all pictures share: colours, axes, notes at the edge, legend, files.
 
 Figures are made from `matplotlib.figure.Figure` directly, without `pyplot`: no global state, so
-that they can be drawn in threads, on machines without a screen, and twice with the same bytes.
+that they can be drawn in threads, on machines without a screen, and twice with the same bytes,
+whatever settings of matplotlib a user has.
 
 Colour says what weighs a squared error in K-means, shade, dashes and marker how strong the
 diameter penalty is, grey that nothing was compressed; nothing is told by colour alone. Colours
 from Okabe and Ito (2008) and Tol (2021), which colour-blind readers can tell apart.
 """
 
+import contextlib
 import io
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import matplotlib
+import matplotlib.style
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import (
@@ -45,12 +49,34 @@ LINE_INCHES = 0.17
 
 RATIO_TICKS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024)
 
-# `svg.hashsalt` is one setting of the whole process.
-_SVG_LOCK = threading.Lock()
+# Settings of matplotlib belong to the whole process.
+_SETTINGS_LOCK = threading.RLock()
+_SALT = "jaxcomp"  # the same bytes twice
+
+
+@contextlib.contextmanager
+def own_look() -> Iterator[None]:
+    """Draw in this block with matplotlib's own defaults, not with the user's `matplotlibrc`.
+
+    Pictures look as they were made to look, and need nothing that a setting asks for, such as
+    LaTeX. Also a decorator.
+    """
+    with _SETTINGS_LOCK:
+        if matplotlib.rcParams["svg.hashsalt"] == _SALT:  # within another such block
+            yield
+            return
+        with matplotlib.style.context("default"):
+            matplotlib.rcParams["svg.hashsalt"] = _SALT
+            yield
 
 
 class NotebookFigure(Figure):
     """A figure that notebooks show by themselves, without pyplot."""
+
+    def draw(self, renderer: Any) -> None:
+        """Draw with the settings that the figure was made with."""
+        with own_look():
+            super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
         return encoded(self, "png")
@@ -82,7 +108,7 @@ def new_figure(width: float, height: float, title: str, explanation: str) -> Fig
     engine = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06, rect=(0, 0, 1, 1 - strip / height))
     figure.set_layout_engine(engine)
     left = 0.12 / width
-    figure.suptitle(
+    heading = figure.suptitle(
         title,
         x=left,
         y=1 - 0.10 / height,
@@ -92,6 +118,9 @@ def new_figure(width: float, height: float, title: str, explanation: str) -> Fig
         fontweight="bold",
         color=INK,
     )
+    # A network may have a long name.
+    room = figure.bbox.width * (1 - 2 * left)
+    heading.set_fontsize(LARGE * min(1.0, room / max(_width(figure, heading), 1.0)))
     figure.text(
         left, 1 - 0.34 / height, explanation, ha="left", va="top", fontsize=NORMAL, color=GREY
     )
@@ -263,18 +292,29 @@ def remark(text: str, *, is_heading: bool = False) -> Entry:
 
 
 def legend_below(figure: Figure, groups: Sequence[tuple[str, Sequence[Entry]]]) -> None:
-    """Put one legend below the panels: a column for every group, its name on top."""
-    height = max(len(entries) for _, entries in groups)
-    entries: list[Entry] = []
-    for name, members in groups:
-        # Columns are filled from the top: padding keeps every group in a column of its own.
-        padding = [remark("")] * (height - len(members))
-        entries += [remark(name, is_heading=True), *members, *padding]
+    """Put one legend below the panels: a column for every group, its name, if any, on top.
+
+    Groups that would not fit beside each other go into two rows or more.
+    """
+    for num_rows in range(1, len(groups) + 1):
+        legend = _legend(figure, _columns(groups, num_rows))
+        if _width(figure, legend) <= figure.bbox.width * (1 - 0.15 / figure.get_figwidth()):
+            return
+        if num_rows < len(groups):
+            legend.remove()
+
+
+def _legend(figure: Figure, columns: Sequence[Sequence[Entry]]) -> Legend:
+    height = max(map(len, columns))
+    # Columns are filled from the top: padding keeps every group in a column of its own.
+    entries = [
+        entry for column in columns for entry in (*column, *[remark("")] * (height - len(column)))
+    ]
     legend = figure.legend(
         handles=[entry.handle for entry in entries],
         labels=[str(entry.handle.get_label()) for entry in entries],
         loc="outside lower left",
-        ncols=len(groups),
+        ncols=len(columns),
         fontsize=SMALL + 0.5,
         frameon=False,
         handlelength=2.8,
@@ -285,6 +325,29 @@ def legend_below(figure: Figure, groups: Sequence[tuple[str, Sequence[Entry]]]) 
     for text, entry in zip(legend.get_texts(), entries, strict=True):
         if entry.is_heading:
             text.set_fontweight("bold")
+    return legend
+
+
+def _columns(groups: Sequence[tuple[str, Sequence[Entry]]], num_rows: int) -> list[list[Entry]]:
+    """Groups in rows, as columns of entries: a heading starts at the same height in all."""
+    width = -(-len(groups) // num_rows)
+    has_names = any(name for name, _ in groups)
+    columns: list[list[Entry]] = [[] for _ in range(width)]
+    for start in range(0, len(groups), width):
+        row = groups[start : start + width]
+        filled = max(map(len, columns))
+        for column, (name, members) in zip(columns, row, strict=False):
+            column += [remark("")] * (filled - len(column))
+            column += [remark(name, is_heading=True)] if has_names else []
+            column += members
+    return columns
+
+
+def _width(figure: Figure, artist: Artist) -> float:
+    """Width of a text or a legend in the figure's pixels."""
+    # Every figure has a canvas of Agg, see `new_figure`.
+    renderer: Any = figure.canvas
+    return artist.get_window_extent(renderer.get_renderer()).width
 
 
 def freeze_layout(figure: Figure) -> None:
@@ -301,11 +364,6 @@ def encoded(figure: Figure, form: str) -> bytes:
         "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     }
     buffer = io.BytesIO()
-    with _SVG_LOCK:
-        salt = matplotlib.rcParams["svg.hashsalt"]
-        matplotlib.rcParams["svg.hashsalt"] = "jaxcomp"
-        try:
-            figure.savefig(buffer, format=form, dpi=PNG_DPI, metadata=metadata[form])
-        finally:
-            matplotlib.rcParams["svg.hashsalt"] = salt
+    with own_look():
+        figure.savefig(buffer, format=form, dpi=PNG_DPI, metadata=metadata[form])
     return buffer.getvalue()

@@ -5,8 +5,10 @@ everything else is a pure number. Labels may be shared, `(n,)`, or carry leading
 (each model has its own training sample), as long as they broadcast to `(..., n)`.
 
 A label outside `[0, c)` cannot raise inside `jit`: it makes its example's loss and Brier score NaN
-and counts as a wrong answer, so that the mean shows it instead of hiding it. Logits that are NaN
-do the same. Half-precision logits are evaluated in float32.
+and counts as a wrong answer, so that the mean shows it instead of hiding it. Logits that are NaN or
++infinity do the same, and examples of which every class is at -infinity. A single class at
+-infinity is one that the model rules out: it has probability 0, and the loss is infinite where it
+is the label's. Half-precision logits are evaluated in float32.
 
 Sources: Brier (1950), doi:10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2; Guo, Pleiss, Sun and
 Weinberger, "On calibration of modern neural networks", ICML 2017, arXiv:1706.04599, equation 3.
@@ -47,7 +49,9 @@ def margins(logits: Logits, labels: Labels) -> Float[Array, "*leading n c"]:
         labels: integers that broadcast to `(..., n)`.
 
     Returns:
-        `(..., n, c)`, float32 (float64 for float64 logits); NaN for a label out of range.
+        `(..., n, c)`, float32 (float64 for float64 logits); -infinity for a class at -infinity
+        that is not the label's. An example without a distribution, or whose label is out of range,
+        has only NaN.
 
     Raises:
         TypeError: while tracing, if logits are not floating or labels not integers.
@@ -57,7 +61,10 @@ def margins(logits: Logits, labels: Labels) -> Float[Array, "*leading n c"]:
     # A comparison with every class instead of a gather: it fuses with what follows.
     is_label = _is_label(logits, labels)
     picked = jnp.sum(jnp.where(is_label, logits, 0), axis=-1, keepdims=True)
-    return logits - jnp.where(jnp.any(is_label, axis=-1, keepdims=True), picked, jnp.nan)
+    is_out = jnp.isneginf(logits)
+    gaps = jnp.where(is_out, -jnp.inf, logits - picked)
+    is_known = jnp.any(is_label, axis=-1, keepdims=True) & _has_distribution(logits)[..., None]
+    return jnp.where(is_known, jnp.where(is_label, 0, gaps), jnp.nan)
 
 
 @jax.jit
@@ -77,11 +84,15 @@ def cross_entropy(logits: Logits, labels: Labels) -> Float[Array, "*leading n"]:
     """
     gaps = margins(logits, labels)
     largest = jnp.maximum(jnp.max(gaps, axis=-1), 0)
-    shifted = jnp.exp(gaps - largest[..., None])
+    is_infinite = jnp.isposinf(largest)
+    largest = jnp.where(is_infinite, 0, largest)
+    # Of an infinite loss nothing else is computed, so that its derivative is 0 and not NaN.
+    shifted = jnp.exp(jnp.where(is_infinite[..., None], -jnp.inf, gaps) - largest[..., None])
     # The label's own term, exp(-largest), is kept apart: where the label wins (largest = 0) the
     # loss is log1p(small) to full precision, not the logarithm of a number next to one.
     others = jnp.sum(jnp.where(_is_label(*_checked(logits, labels)), 0, shifted), axis=-1)
-    return largest + jnp.log1p(others + jnp.expm1(-largest))
+    loss = largest + jnp.log1p(others + jnp.expm1(-largest))
+    return jnp.where(is_infinite, jnp.inf, loss)
 
 
 @jax.jit
@@ -104,7 +115,7 @@ def brier_score(logits: Logits, labels: Labels) -> Float[Array, "*leading n"]:
     """
     logits, labels = _checked(logits, labels)
     is_label = _is_label(logits, labels)
-    residual = jax.nn.softmax(logits, axis=-1) - is_label.astype(logits.dtype)
+    residual = _probabilities(logits) - is_label.astype(logits.dtype)
     score = jnp.sum(jnp.square(residual), axis=-1)
     return jnp.where(jnp.any(is_label, axis=-1), score, jnp.nan)
 
@@ -127,7 +138,7 @@ def correct(logits: Logits, labels: Labels) -> Bool[Array, "*leading n"]:
     logits, labels = _checked(logits, labels)
     is_right = jnp.argmax(logits, axis=-1).astype(jnp.int32) == labels
     # argmax takes a NaN for the highest logit.
-    return is_right & ~jnp.any(jnp.isnan(logits), axis=-1)
+    return is_right & _has_distribution(logits)
 
 
 @partial(jax.jit, static_argnames="num_bins")
@@ -146,7 +157,7 @@ def expected_calibration_error(
         num_bins: B >= 1. Static.
 
     Returns:
-        One number in [0, 1] per leading axis; NaN if a logit is NaN.
+        One number in [0, 1] per leading axis; NaN if an example has no distribution.
 
     Raises:
         TypeError: while tracing, if logits are not floating or labels not integers.
@@ -156,7 +167,7 @@ def expected_calibration_error(
         raise ValueError(f"num_bins must be at least 1, got {num_bins}.")
     is_right = correct(logits, labels)
     logits, _ = _checked(logits, labels)
-    confidence = jnp.max(jax.nn.softmax(logits, axis=-1), axis=-1)
+    confidence = jnp.max(_probabilities(logits), axis=-1)
     bins = jnp.clip(jnp.ceil(confidence * num_bins).astype(jnp.int32) - 1, 0, num_bins - 1)
     gap = is_right.astype(confidence.dtype) - confidence
     bin_index = jnp.arange(num_bins, dtype=jnp.int32).reshape((1,) * (bins.ndim - 1) + (-1, 1))
@@ -215,6 +226,19 @@ def _checked(logits: Array, labels: Array) -> tuple[Array, Array]:
         logits = logits.astype(jnp.float32)
     labels = jnp.broadcast_to(labels.reshape(aligned), per_example).astype(jnp.int32)
     return logits, labels
+
+
+def _has_distribution(logits: Array) -> Array:
+    """Tell, by example, whether the logits are those of a distribution: `(..., n)` bool."""
+    return jnp.isfinite(jnp.max(logits, axis=-1))
+
+
+def _probabilities(logits: Array) -> Array:
+    """Return softmax; NaN, in value and derivative, only where there is no distribution."""
+    largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    weights = jnp.exp(jnp.where(jnp.isneginf(logits), -jnp.inf, logits - largest))
+    found = weights / jnp.sum(weights, axis=-1, keepdims=True)
+    return jnp.where(jnp.isfinite(largest), found, jnp.nan)
 
 
 def _is_label(logits: Array, labels: Array) -> Array:

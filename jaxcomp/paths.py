@@ -1,81 +1,71 @@
-"""Weights by name: which leaves of a pytree are compressed, and how they are put back.
+"""Weights by name: every leaf of a pytree has a path, and is put back by it.
 
-A path is the leaf's key path joined by `/`, e.g. `params/hidden_0/kernel`. Any pytree that JAX
-knows will do: nested dicts, Linen variables, NNX states, lists, named tuples.
+A path is the leaf's key path joined by `/`, e.g. `params/hidden_0/kernel`; that of a tree that is
+a single array is empty. Any pytree that JAX knows will do: nested dicts, Linen variables, NNX
+states, lists, named tuples, modules. A key may hold a slash itself (as the names of Haiku's modules
+do), as long as no two leaves come to the same path. A path names a leaf of a tree at hand; what
+rebuilds a tree from a file is in `jaxcomp.tree_files`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxcomp.types import Params
 
-Select: TypeAlias = Callable[[str, Any], bool] | str | Sequence[str] | None
-"""Which leaves: a predicate `(path, leaf) -> bool`, glob patterns, or None for the default,
-floating-point leaves with at least two axes (weight matrices and convolution kernels)."""
-
 
 def leaves_by_path(params: Params) -> dict[str, Any]:
-    """Map every leaf's path to the leaf, in the order of the pytree."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    return {_path_string(path): leaf for path, leaf in leaves}
-
-
-def selected_paths(params: Params, select: Select = None) -> list[str]:
-    """Return the paths of the leaves that `select` names, in the order of the pytree.
+    """Map every leaf's path to the leaf, in the order of the pytree.
 
     Raises:
-        ValueError: if a pattern matches no leaf.
-        TypeError: if `select` is neither a predicate, a pattern, nor patterns.
+        ValueError: if two leaves have the same path.
     """
-    leaves = leaves_by_path(params)
-    if select is None:
-        return [path for path, leaf in leaves.items() if is_weight(leaf)]
-    if callable(select):
-        return [path for path, leaf in leaves.items() if select(path, leaf)]
-    patterns = [select] if isinstance(select, str) else select
-    if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
-        raise TypeError(
-            f"select must be a predicate (path, leaf) -> bool, a glob pattern or several, "
-            f"got {select!r}."
-        )
-    for pattern in patterns:
-        if not any(fnmatchcase(path, pattern) for path in leaves):
-            raise ValueError(
-                f"the pattern {pattern!r} in select matches no leaf: paths are {shorten(leaves)}."
-            )
-    return [path for path in leaves if any(fnmatchcase(path, p) for p in patterns)]
-
-
-def is_weight(leaf: Any) -> bool:
-    """Tell whether a leaf is compressed by default: floating-point, two axes or more, not empty."""
-    return is_floating(leaf) and jnp.ndim(leaf) >= 2 and jnp.size(leaf) > 0
-
-
-def is_floating(leaf: Any) -> bool:
-    """Tell whether a leaf holds floating-point numbers."""
-    return hasattr(leaf, "dtype") and bool(jnp.issubdtype(leaf.dtype, jnp.floating))
+    return dict(_named_leaves(params)[0])
 
 
 def replace_leaves(params: Params, leaves: Mapping[str, Any]) -> Params:
     """Return `params` with the named leaves replaced; a name that is not there is a `KeyError`."""
-    entries, structure = jax.tree_util.tree_flatten_with_path(params)
-    missing = set(leaves) - {_path_string(path) for path, _ in entries}
+    entries, structure = _named_leaves(params)
+    missing = set(leaves) - {path for path, _ in entries}
     if missing:
         raise KeyError(f"no leaves named {sorted(missing)} in the pytree.")
-    return jax.tree_util.tree_unflatten(
-        structure, [leaves.get(_path_string(path), leaf) for path, leaf in entries]
-    )
+    return structure.unflatten([leaves.get(path, leaf) for path, leaf in entries])
+
+
+def path_string(path: Sequence[Any]) -> str:
+    """Return a key path of JAX as a path."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+
+
+def matching_paths(paths: Iterable[str], pattern: str) -> list[str]:
+    """Return the paths that a glob pattern matches.
+
+    `*` stands for any characters, slashes included, and `?` for one. Brackets stand for
+    themselves if that matches a path, as in `w[0]`, else for a choice, as in `layer_[01]/*`.
+    """
+    paths = list(paths)
+    literal = pattern.replace("[", "[[]")
+    found = [path for path in paths if fnmatchcase(path, literal)]
+    return found or [path for path in paths if fnmatchcase(path, pattern)]
 
 
 def shorten(names: Iterable[str], limit: int = 8) -> str:
     """List the first few names, for a message."""
     names = list(names)
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "") or "none"
+    shown = [name or "(the whole tree)" for name in names[:limit]]
+    return ", ".join(shown) + (", ..." if len(names) > limit else "") or "none"
 
 
-def _path_string(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+def _named_leaves(params: Params) -> tuple[list[tuple[str, Any]], Any]:
+    entries, structure = jax.tree_util.tree_flatten_with_path(params)
+    named = [(path_string(path), leaf) for path, leaf in entries]
+    if len({path for path, _ in named}) < len(named):
+        seen: set[str] = set()
+        twice = next(path for path, _ in named if path in seen or seen.add(path))
+        raise ValueError(
+            f"two leaves of the tree have the path {twice!r}, since some keys contain '/'; rename "
+            "a key, so that each path is that of one leaf."
+        )
+    return named, structure

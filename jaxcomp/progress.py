@@ -9,6 +9,7 @@ Written to standard error, so that standard output keeps the results. One bookke
 * anything else (a log file, continuous integration): a plain line now and then.
 """
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -81,6 +82,8 @@ class Progress:
         if self._quiet:
             return self
         stream = sys.stderr if self._stream is None else self._stream
+        if stream is None:  # standard error is closed
+            return self
         self._stream = stream
         console = Console(file=stream)
         if self._stream is sys.stderr and console.is_jupyter:
@@ -122,7 +125,8 @@ class Progress:
     ) -> None:
         """Stop showing; what was shown last stays. Exceptions pass through."""
         if self._bars is not None and self._mode == "terminal":
-            self._bars.stop()
+            with contextlib.suppress(OSError):  # the terminal is gone
+                self._bars.stop()
         if self._mode == "notebook":
             self._show_in_notebook(force=True)
         self._mode = "silent"
@@ -173,8 +177,11 @@ class Progress:
         assert self._stream is not None
         self._last_shown = self._clock()
         # One call per line: lines of several processes in one log stay whole.
-        self._stream.write(text + "\n")
-        self._stream.flush()
+        try:
+            self._stream.write(text + "\n")
+            self._stream.flush()
+        except OSError:  # nobody reads any more, or the disk of a log is full: the run goes on
+            self._mode = "silent"
 
     def _show_in_notebook(self, *, force: bool) -> None:
         if self._bars is None or not (force or self._is_due(NOTEBOOK_INTERVAL_SECONDS)):

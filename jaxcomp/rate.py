@@ -13,6 +13,7 @@ Source: enumerative coding, Cover, IEEE Trans. Inf. Theory 19 (1973); Elias, IEE
 Theory 21 (1975), for the integers.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,6 +58,13 @@ def empirical_entropy_bits(counts: Int[Any, "... clusters"]) -> _SizeArray:
     total = counts.sum(axis=-1, keepdims=True)
     share = counts / np.maximum(total, 1)
     return np.sum(share * -np.log2(np.where(share > 0, share, 1.0)), axis=-1)
+
+
+def compression_ratio(original_bits: float, size_bits: float) -> float:
+    """Return how many times smaller; infinity if nothing is left, 1 if there was nothing before."""
+    if size_bits > 0:
+        return original_bits / size_bits
+    return math.inf if original_bits > 0 else 1.0
 
 
 def code_size(

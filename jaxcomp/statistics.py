@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 # Below, a variance between networks that comes out small by luck would be taken for known: with
-# M = 2 and M = 3 the 95 % intervals covered 87 and 92 % in simulation. M - 1 degrees of freedom
+# M = 2 and M = 3 the 95 % intervals covered 91 and 94 % in simulation. M - 1 degrees of freedom
 # are then the honest ones.
-_MIN_MODELS_FOR_SATTERTHWAITE = 4
+_MIN_MODELS_FOR_SHARES = 4
 
 
 class Interval(NamedTuple):
@@ -33,7 +33,7 @@ class Interval(NamedTuple):
     p_value: float
     """Two-sided p of a mean of zero; NaN if the values cannot give one."""
     degrees_of_freedom: float
-    """Of Student's t; Satterthwaite's, hence not whole, where two samples are crossed."""
+    """Of Student's t; estimated, hence not whole, where two samples are crossed."""
     num_models: int
     """M. If 1, a crossed interval covers the choice of test examples only: the statement is
     about this one network."""
@@ -49,7 +49,11 @@ def crossed_mean(differences: ArrayLike, *, confidence: float = 0.95) -> Interva
     `Var(mean) = (MS_models + MS_examples - MS_residual) / (M N)` without bias. It is floored at
     `max(MS_models, MS_examples) / (M N)`, which is its value when only one factor matters:
     networks that happen to agree never make the interval narrower than examples alone would.
-    Student's t with Satterthwaite's degrees of freedom, at most M - 1 if M is 2 or 3.
+    Student's t has the smaller of `(M - 1) / share` and `(N - 1) / share` degrees of freedom, share
+    that of the mean square of models, or examples, in the variance; at most M - 1 if M is 2 or 3.
+    (Satterthwaite squares the share: a mean square of few models that is small by luck is then
+    trusted too much, and with 4 models 6.5 % of the 95 % intervals miss. With the share itself
+    5.2 % do at worst, 5.1 % with 5 models and 5.0 % with more.)
 
     With M = 1 the networks' variance cannot be seen: the interval is over examples, holds for
     this network alone, and `num_models` says so. If all differences are equal, the interval is
@@ -66,7 +70,7 @@ def crossed_mean(differences: ArrayLike, *, confidence: float = 0.95) -> Interva
     Raises:
         ValueError: if the shape, a value or the confidence is not as above.
 
-    Source: Searle, Casella and McCulloch (1992), section 4.7; Satterthwaite (1946).
+    Source: Searle, Casella and McCulloch (1992), section 4.7; Satterthwaite (1946), for t.
     """
     values = _finite_array(differences, "differences")
     _check_confidence(confidence)
@@ -149,15 +153,11 @@ def _crossed_variance(values: NDArray[np.float64]) -> tuple[float, float]:
     df_models, df_examples = num_models - 1.0, num_examples - 1.0
     df_residual = df_models * df_examples
     ms_residual = float(np.sum(np.square(residual))) / df_residual
-    largest, df_largest = max((ms_models, df_models), (ms_examples, df_examples))
-    combined = ms_models + ms_examples - ms_residual
-    if combined <= largest:
-        combined, degrees_of_freedom = largest, df_largest
-    else:
-        degrees_of_freedom = combined**2 / (
-            ms_models**2 / df_models + ms_examples**2 / df_examples + ms_residual**2 / df_residual
-        )
-    if num_models < _MIN_MODELS_FOR_SATTERTHWAITE:
+    combined = max(ms_models + ms_examples - ms_residual, ms_models, ms_examples)
+    degrees_of_freedom = min(df_models, df_examples)
+    if combined > 0:
+        degrees_of_freedom = combined / max(ms_models / df_models, ms_examples / df_examples)
+    if num_models < _MIN_MODELS_FOR_SHARES:
         degrees_of_freedom = min(degrees_of_freedom, df_models)
     return combined / values.size, degrees_of_freedom
 

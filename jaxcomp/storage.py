@@ -13,12 +13,14 @@ uncompressed (compressors change between versions) and carry a fixed date.
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import math
 import os
 import re
 import secrets
+import sys
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -28,6 +30,11 @@ from typing import Any, BinaryIO, TypeAlias, cast
 import numpy as np
 from numpy.typing import ArrayLike
 
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
 PathLike: TypeAlias = str | os.PathLike[str]
 
 _FORMAT = "jaxcomp arrays"
@@ -36,6 +43,7 @@ _METADATA_MEMBER = "metadata.json"
 _DIGEST_BYTES = 64  # a SHA-256 in hexadecimal
 _STORABLE_KINDS = "biufcSU"
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest date zip knows
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 _TEMPORARY_NAME = re.compile(r"\..+\.[0-9]+-[0-9a-f]{8}\.tmp")
 
 
@@ -107,7 +115,7 @@ def save_arrays(
     Raises:
         TypeError: for a dtype that `.npy` cannot keep (objects, bfloat16), a name or key that
             is not a string, or metadata that JSON cannot say.
-        ValueError: for a name that is empty or holds a backslash or a zero byte.
+        ValueError: for an empty name.
         OSError: one sentence, if the file cannot be written.
     """
     checked = {_checked_name(name): _storable(name, array) for name, array in arrays.items()}
@@ -122,7 +130,9 @@ def save_arrays(
             with archive.open(_zip_member(_METADATA_MEMBER), "w", force_zip64=True) as member:
                 member.write(json.dumps(header, sort_keys=True).encode())
             for name in sorted(checked):
-                with archive.open(_zip_member(f"{name}.npy"), "w", force_zip64=True) as member:
+                with archive.open(
+                    _zip_member(f"{_escape(name)}.npy"), "w", force_zip64=True
+                ) as member:
                     np.lib.format.write_array(member, checked[name], allow_pickle=False)
         digest = _digest_without_end(file)
         file.seek(-_DIGEST_BYTES, os.SEEK_END)
@@ -165,7 +175,7 @@ def load_arrays(path: PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
                     if name == _METADATA_MEMBER:
                         continue
                     with archive.open(name) as member:
-                        arrays[name.removesuffix(".npy")] = np.lib.format.read_array(
+                        arrays[_unescape(name.removesuffix(".npy"))] = np.lib.format.read_array(
                             member, allow_pickle=False
                         )
     except FileNotFoundError as error:
@@ -313,11 +323,12 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def ensure_writable_directory(path: PathLike) -> Path:
+def ensure_writable_directory(path: PathLike, *, noun: str = "output folder") -> Path:
     """Make the folder if it is missing and prove that files can be written in it.
 
     Args:
         path: the folder; a leading `~` is the user's home.
+        noun: what messages call it.
 
     Returns:
         The folder.
@@ -325,20 +336,21 @@ def ensure_writable_directory(path: PathLike) -> Path:
     Raises:
         ValueError: one sentence, if it is a file, cannot be made or cannot be written.
     """
-    path = Path(path).expanduser()
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"The output folder {path} is a file; choose another folder.")
-    probe = path / f".probe.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    path = Path(path)
     try:
+        path = path.expanduser()
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"The {noun} {path} is a file; choose another folder.")
+        probe = path / f".probe.{os.getpid()}-{secrets.token_hex(4)}.tmp"
         path.mkdir(parents=True, exist_ok=True)
         try:
             probe.write_bytes(b"probe")  # permission bits alone do not show a full disk
         finally:
             probe.unlink(missing_ok=True)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
         raise ValueError(
-            f"The output folder {path} cannot be written ({_reason(error)}); change its "
-            "permissions or choose another folder."
+            f"The {noun} {path} cannot be written ({_reason(error)}); change its permissions or "
+            "choose another folder."
         ) from error
     return path
 
@@ -362,6 +374,89 @@ def remove_temporary_files(directory: PathLike, *, older_than_seconds: float = 0
                 path.unlink()
                 num_removed += 1
     return num_removed
+
+
+class FolderLock:
+    """One holder at a time for a folder: a lock on a file in it, held until `release`.
+
+    The system frees the lock when its process ends, however that happens, so that nothing stays
+    locked after a crash. On network file systems the lock holds between machines where the server
+    keeps locks (NFS 4, SMB, Lustre mounted with `flock`); where a file system has none, holders are
+    not told apart, as if there were no lock.
+
+    Args:
+        folder: a folder that is there and can be written.
+    """
+
+    NAME = ".jaxcomp.lock"
+
+    def __init__(self, folder: PathLike) -> None:
+        self._path = Path(folder) / self.NAME
+        self._descriptor: int | None = None
+
+    def acquire(self) -> bool:
+        """Take the lock without waiting; False if someone else holds it.
+
+        Raises:
+            OSError: one sentence, if the file of the lock cannot be made.
+        """
+        while True:
+            try:
+                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            except OSError as error:
+                raise OSError(
+                    f"The file {self._path} could not be made ({_reason(error)}); change the "
+                    "permissions or choose another folder."
+                ) from error
+            if not _lock(descriptor):
+                os.close(descriptor)
+                return False
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(self._path)):
+                    self._descriptor = descriptor
+                    return True
+            # Its last holder has taken the file away in the meantime: this lock is on no name.
+            os.close(descriptor)
+
+    def release(self) -> None:
+        """Free the folder, if it is held, and leave no file behind."""
+        if self._descriptor is None:
+            return
+        # Before the lock goes: whoever opened the file by then sees that it has lost its name.
+        with contextlib.suppress(OSError):  # Windows removes no open file
+            self._path.unlink()
+        os.close(self._descriptor)
+        self._descriptor = None
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock an open file, if the file system can; False if someone else has."""
+    try:
+        if sys.platform == "win32":
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in _NO_LOCKS
+    return True
+
+
+def digest_of_file(path: PathLike) -> str:
+    """Hash the bytes of a file.
+
+    Returns:
+        SHA-256 in hexadecimal.
+
+    Raises:
+        ValueError: one sentence, if the file is missing or cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ValueError(
+            f"The file {path} could not be read ({_reason(error)}); run again to make it."
+        ) from error
 
 
 def _reason(error: Exception) -> str:
@@ -413,15 +508,21 @@ def _digest_without_end(file: BinaryIO) -> bytes:
 
 
 def _checked_name(name: str) -> str:
-    """Refuse a name that a zip member cannot keep."""
+    """Refuse what is no name."""
     if not isinstance(name, str):
         raise TypeError(f"Names of arrays must be of type str, got {name!r}; rename it.")
-    if not name or "\\" in name or "\0" in name:
-        raise ValueError(
-            f"An array cannot be named {name!r}: names are not empty and hold no backslash and "
-            "no zero byte; rename it."
-        )
+    if not name:
+        raise ValueError("The name of an array cannot be empty; name it.")
     return name
+
+
+def _escape(name: str) -> str:
+    """Write the characters that a zip member cannot keep as `%` and six hexadecimal digits."""
+    return re.sub(r"[%\\\0\ud800-\udfff]", lambda found: f"%{ord(found[0]):06x}", name)
+
+
+def _unescape(name: str) -> str:
+    return re.sub(r"%([0-9a-f]{6})", lambda found: chr(int(found[1], 16)), name)
 
 
 def _storable(name: str, array: ArrayLike) -> np.ndarray:

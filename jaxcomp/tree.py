@@ -1,30 +1,45 @@
 """Quantize a model of one's own: any pytree of weights in, codebooks and a size report out.
 
 Every leaf that is selected is quantized on its own, as one group of weights (by channel where a
-method has scales), by the array kernels of `jaxcomp.quantizers`; everything else is kept as it is.
-The result is a pytree too, so that a forward pass on `tree.dequantize()` can be jitted with the
-codebooks as arguments.
+method has scales; layer by layer if it is a stack of them), by the array kernels of
+`jaxcomp.quantizers`; everything else is kept as it is. The result is a pytree too, so that a
+forward pass on `tree.dequantize()` can be jitted with the codebooks as arguments.
+
+Results do not depend on the scale of the weights: where that is far from 1, they are quantized in
+units of a power of two, and errors are always measured in such units, in which no square is out of
+range. Axes: `layers` of a stack, absent for a leaf that is none.
 
 Sizes are estimates (`jaxcomp.rate`): what an ideal order-0 entropy coder would need for the
 assignments, plus the codebooks, plus the kept leaves at full precision. No file is written here;
 what the report says and how it prints is in `jaxcomp.tree_report`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree, UInt
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped, UInt
 
 from jaxcomp import rate
 from jaxcomp.curvature import CurvaturePolicy, DiagonalEstimate
-from jaxcomp.curvature.estimate import check_positive_count, count_not_finite
-from jaxcomp.paths import Select, is_floating, leaves_by_path, selected_paths, shorten
+from jaxcomp.curvature.estimate import check_positive_count
+from jaxcomp.leaves import (
+    Constant,
+    View,
+    is_array,
+    is_wide,
+    memory_of,
+    readable_leaves,
+    view_between,
+    warn_of_wide,
+    with_readable_leaves,
+)
+from jaxcomp.long_call import LongCall
+from jaxcomp.paths import leaves_by_path, matching_paths, shorten
 from jaxcomp.quantizers import (
     Codebook,
     Moments,
@@ -39,6 +54,15 @@ from jaxcomp.quantizers import (
 from jaxcomp.quantizers.checks import check_penalty, is_concrete
 from jaxcomp.quantizers.diameter import PENALTY_FORMS, PenaltyForm
 from jaxcomp.quantizers.moments import accumulation_dtype, bins_for, pairwise_sum
+from jaxcomp.quantizers.scaling import (
+    group_exponent,
+    is_negative,
+    is_zero,
+    normalise,
+    restore,
+)
+from jaxcomp.selection import Select, decide, stacked_paths
+from jaxcomp.transformations import always_compiled
 from jaxcomp.tree_report import (
     LayerReport,
     Measures,
@@ -47,7 +71,7 @@ from jaxcomp.tree_report import (
     brief_totals,
     layer_report,
 )
-from jaxcomp.types import Params
+from jaxcomp.types import AnyArray, Params
 
 METHODS: tuple[str, ...] = get_args(Method)
 
@@ -63,8 +87,15 @@ _LEVEL_NAMES: dict[str, LevelName] = {
 _LEVEL_DEFAULTS: dict[LevelName, int | None] = {"num_clusters": 16, "num_bits": 8, "sparsity": None}
 
 
+# Octaves around 1 in which no square of a weight or an error is out of range, so that weights of
+# such size are quantized as they are.
+_ORDINARY_OCTAVES = 30
+# Powers of two up to this one, and their inverses, are normal numbers of float32.
+_LARGEST_SHIFT = 126
+
+
 class KeptLeaf(NamedTuple):
-    """A leaf that is not quantized, as it came."""
+    """A leaf that is not quantized, as it came; what is no array is held as a `Constant`."""
 
     value: Any
 
@@ -74,15 +105,16 @@ class ClusteredLeaf(NamedTuple):
 
     Attributes:
         centroids: (clusters,) ascending, in the dtype of the weights; min(K, number of weights)
-            of them, of which some may be without weights.
+            of them, of which some may be without weights. Of a stack (layers, clusters): each
+            layer has its own.
         assignments: shaped like the leaf, smallest unsigned dtype.
-        counts: (clusters,) int32, weights of each cluster.
-        measures: error and diagnostics.
+        counts: (clusters,) or (layers, clusters) int32, weights of each cluster.
+        measures: error and diagnostics; (layers,) each, of a stack.
     """
 
-    centroids: Float[Array, " clusters"]
+    centroids: Float[AnyArray, "*layers clusters"]
     assignments: UInt[Array, "*shape"]
-    counts: Int[Array, " clusters"]
+    counts: Int[Array, "*layers clusters"]
     measures: Measures
 
 
@@ -91,15 +123,16 @@ class RoundedLeaf(NamedTuple):
 
     Attributes:
         codes: shaped like the leaf, int8.
-        scales: (channels,), one for each index of the last axis; a single one for a leaf with
-            less than two axes.
-        counts: (2 ** num_bits,) int32, how often each code occurs, from -2 ** (num_bits - 1) on.
-        measures: error and diagnostics.
+        scales: (channels,), one for each index of the last axis; a single one for a leaf (or a
+            layer of a stack) with less than two axes. Of a stack (layers, channels).
+        counts: (2 ** num_bits,) int32, how often each code occurs, from -2 ** (num_bits - 1) on;
+            of a stack (layers, 2 ** num_bits).
+        measures: error and diagnostics; (layers,) each, of a stack.
     """
 
     codes: Int[Array, "*shape"]
-    scales: Float[Array, " channels"]
-    counts: Int[Array, " codes"]
+    scales: Float[AnyArray, "*layers channels"]
+    counts: Int[Array, "*layers codes"]
     measures: Measures
 
 
@@ -108,12 +141,12 @@ class PrunedLeaf(NamedTuple):
 
     Attributes:
         values: shaped like the leaf, in its dtype: zeros and weights as they were.
-        counts: (2,) int32, zeros and others.
-        measures: error and diagnostics.
+        counts: (2,) int32, zeros and others; of a stack (layers, 2).
+        measures: error and diagnostics; (layers,) each, of a stack.
     """
 
-    values: Float[Array, "*shape"]
-    counts: Int[Array, " 2"]
+    values: Float[AnyArray, "*shape"]
+    counts: Int[Array, "*layers 2"]
     measures: Measures
 
 
@@ -123,15 +156,24 @@ QuantizedLeaf: TypeAlias = ClusteredLeaf | RoundedLeaf | PrunedLeaf
 class _LeafLayout(NamedTuple):
     """Static part of one leaf: where it stands (several paths if tied) and what it was.
 
-    Of a kept leaf only the paths are set. `level` is K or the number of bits; 0 after pruning,
-    so that trees of different sparsity share one compilation.
+    Of a kept leaf only paths and reason are set. `level` is K or the number of bits; 0 after
+    pruning, so that trees of different sparsity share one compilation.
     """
 
     paths: tuple[str, ...]
+    reason: str
     shape: tuple[int, ...] = ()
     dtype: np.dtype | None = None
     level: int = 0
     is_weighted: bool = False
+    is_stack: bool = False
+
+
+class _Slot(NamedTuple):
+    """Where a leaf of the original tree is stored, and how it is seen there."""
+
+    number: int
+    view: View | None
 
 
 class _Layout(NamedTuple):
@@ -139,7 +181,7 @@ class _Layout(NamedTuple):
 
     method: Method
     structure: Any  # a PyTreeDef
-    slots: tuple[int, ...]
+    slots: tuple[_Slot, ...]
     leaves: tuple[_LeafLayout, ...]
 
 
@@ -175,16 +217,24 @@ class QuantizedTree:
             for path in layout.paths
         )
 
+    @always_compiled
     def dequantize(self) -> Params:
         """Return weights in the structure, shapes and dtypes of the original; works in `jit`.
 
-        Leaves that were one array are one array again.
+        Leaves that were one array are one array again, on the devices and with the sharding of
+        the original. NumPy's float64 while JAX has 32 bits comes back as such outside `jit`.
+        Tensors of PyTorch come back as arrays.
         """
         values = [
             _decode(leaf, layout)
             for leaf, layout in zip(self.leaves, self.layout.leaves, strict=True)
         ]
-        return self.layout.structure.unflatten([values[slot] for slot in self.layout.slots])
+        return self.layout.structure.unflatten(
+            [
+                values[slot.number] if slot.view is None else slot.view.apply(values[slot.number])
+                for slot in self.layout.slots
+            ]
+        )
 
     def leaf(self, path: str) -> QuantizedLeaf:
         """Return what is stored for the quantized leaf at `path`.
@@ -210,8 +260,10 @@ class QuantizedTree:
         """
         return self._clustered(path).assignments
 
-    def centroids(self, path: str) -> Float[Array, " clusters"]:
+    def centroids(self, path: str) -> Float[AnyArray, "*layers clusters"]:
         """Return the codebook of a leaf, ascending, in the dtype of the weights.
+
+        Of a stack of layers (layers, clusters).
 
         Raises:
             ValueError: if the leaf was not quantized by clusters.
@@ -227,6 +279,7 @@ class QuantizedTree:
             )
         return leaf
 
+    @always_compiled
     def report(self) -> Report:
         """Return size, error and diagnostics by layer, and in total.
 
@@ -238,12 +291,20 @@ class QuantizedTree:
                 "report and sizes need arrays with known values; ask for them outside jit and vmap."
             )
         layers, kept = [], []
+        reasons: dict[str, list[str]] = {}
         for leaf, layout in zip(self.leaves, self.layout.leaves, strict=True):
             if isinstance(leaf, KeptLeaf):
                 kept.append(_array_bits(leaf.value))
+                reasons.setdefault(layout.reason, []).append(layout.paths[0])
             else:
                 layers.append(_report_layer(leaf, layout))
-        return Report(self.method, tuple(layers), num_kept=len(kept), kept_bits=sum(kept))
+        return Report(
+            self.method,
+            tuple(layers),
+            num_kept=len(kept),
+            kept_bits=sum(kept),
+            kept={reason: tuple(paths) for reason, paths in reasons.items()},
+        )
 
     @property
     def size_bits(self) -> float:
@@ -281,6 +342,7 @@ class QuantizedTree:
         return f"QuantizedTree({', '.join(parts)})"
 
 
+@always_compiled
 def quantize(
     params: Params,
     *,
@@ -290,6 +352,7 @@ def quantize(
     sparsity: float | Mapping[str, float] | None = None,
     curvature: DiagonalEstimate | PyTree | None = None,
     select: Select = None,
+    stacked: Select = None,
     diameter_penalty: float = 0.0,
     penalty_form: PenaltyForm = "monotone",
     num_iterations: int = 200,
@@ -299,15 +362,20 @@ def quantize(
 
     A leaf's *path* is its key path joined by `/`, such as `params/Dense_0/kernel`, or
     `blocks/0/kernel/value` in an NNX state. Arrays that stand at several paths (tied weights: the
-    same array object) are quantized, stored and counted once, if `select` names any of the paths.
-    Integer, boolean and empty leaves and random keys are kept as they are, whatever `select`
-    says. The solver compiles once for all leaves of a dtype and for each power of two that holds K;
-    the passes over the weights compile for each distinct number of weights in a leaf. For use
-    outside `jit`.
+    same array object, or views of NumPy or tensors of PyTorch that cover the same memory) are
+    quantized, stored and counted once, if `select` names any of the paths. What is not floating or
+    has fewer than 16 bits, empty leaves and random keys are kept as they are, whatever `select`
+    says. A stack of layers (a leading axis of layers, as `nn.scan` makes it) gets a codebook for
+    each layer.
+
+    The solver compiles once for all leaves of a dtype and for each power of two that holds K; the
+    passes over the weights compile for each distinct number of weights in a leaf. A terminal shows
+    how far a long call is. For use outside `jit`.
 
     Args:
-        params: any pytree of arrays: nested dicts, Linen variables, an NNX state or module,
-            lists, named tuples.
+        params: any pytree: nested dicts, Linen variables, an NNX state or module, an Equinox
+            module, lists, named tuples; with arrays of JAX or NumPy, tensors of PyTorch, and
+            anything else among its leaves.
         method: `kmeans` (weighted, with an optional diameter penalty), `uniform` (equal cells,
             reconstructed at centroids), `round_to_nearest` (symmetric integers, one scale for
             each index of the last axis) or `magnitude_pruning` (the smallest weights become 0).
@@ -325,7 +393,12 @@ def quantize(
             up, unless they are one array as well. It moves the centroids of `kmeans` and
             `uniform`; for the other methods it only weighs the reported distortion.
         select: which leaves: a predicate `(path, leaf) -> bool`, a glob pattern of paths or
-            several; by default floating-point leaves with two axes or more.
+            several. By default weight matrices, kernels and embeddings: leaves with two axes or
+            more that by name and shape are no bias, gain, statistic, position or token
+            (`jaxcomp.selection.compressible`); the report says what was kept and why.
+        stacked: which leaves are stacks of layers along their leading axis, likewise; by default
+            those whose names or biases show it (`jaxcomp.selection.stacked_paths`). A stack that
+            shows neither has to be named here.
         diameter_penalty: for `kmeans`, strength relative to the leaf's total importance, >= 0.
         penalty_form: for `kmeans`: monotone, published, linear or none; see
             `jaxcomp.quantizers.solve_kmeans`.
@@ -340,9 +413,11 @@ def quantize(
         ValueError: on an unknown method or form, a level out of range or of another method, a
             leaf that no pattern of a mapping covers, a pattern that matches nothing, NaN or
             infinite weights or curvature, negative curvature or none but zeros in a leaf,
-            curvature that lacks a selected leaf or has another shape, weights of a precision that
-            is not supported (float8, or float64 while JAX has only 32 bits), two leaves with the
-            same path.
+            curvature that lacks a selected leaf or has another shape, two leaves with the same
+            path.
+
+    Warns:
+        UserWarning: if leaves are float64 while JAX has 32 bits: computed in float32.
 
     Source: Choi, El-Khamy, Lee, arXiv:1612.01543 (curvature-weighted K-means); Bu et al.,
     arXiv:1901.09421 (diameter penalty).
@@ -357,39 +432,51 @@ def quantize(
         num_iterations=num_iterations,
         num_bins=num_bins,
     )
-    structure = jax.tree.structure(params)
+    params = with_readable_leaves(params)
     named = leaves_by_path(params)
-    if len(named) != structure.num_leaves:
-        raise ValueError(
-            f"params has {structure.num_leaves} leaves but only {len(named)} distinct paths; "
-            "rename the keys that contain '/'."
-        )
+    decisions = decide(params, select)
     groups, slots = _group_tied(named)
-    selected = set(selected_paths(params, select))
     chosen = [
-        slot
-        for slot, group in enumerate(groups)
-        if selected.intersection(group.paths) and is_floating(group.value) and group.value.size
+        number
+        for number, group in enumerate(groups)
+        if any(decisions[path].is_compressed for path in group.paths)
     ]
-    for slot in chosen:
-        _check_dtype(groups[slot])
-    _check_finite("params", {groups[slot].paths[0]: groups[slot].value for slot in chosen})
-    levels = _level_by_leaf(level_name, level, [groups[slot].paths for slot in chosen])
-    importances = _importance_by_leaf(curvature, [groups[slot] for slot in chosen])
+    selected = [groups[number] for number in chosen]
+    for group in selected:
+        _check_known(group)
+    warn_of_wide({group.paths[0]: group.value for group in selected})
+    stacks = set(
+        stacked_paths(params, stacked, [path for group in selected for path in group.paths])
+    )
+    levels = _level_by_leaf(level_name, level, [group.paths for group in selected])
+    exponents = _exponents("params", {group.paths[0]: group.value for group in selected})
+    importances = _importance_by_leaf(curvature, selected)
 
-    leaves: list[QuantizedLeaf | KeptLeaf] = [KeptLeaf(group.value) for group in groups]
-    layouts = [_LeafLayout(group.paths) for group in groups]
-    for slot, leaf_level, importance in zip(chosen, levels, importances, strict=True):
-        weights = jnp.asarray(groups[slot].value)
-        leaves[slot] = encode(weights, importance, leaf_level)
-        layouts[slot] = _LeafLayout(
-            paths=groups[slot].paths,
-            shape=weights.shape,
-            dtype=weights.dtype,
-            level=0 if level_name == "sparsity" else int(leaf_level),
-            is_weighted=importance is not None,
-        )
-    return QuantizedTree(tuple(leaves), _Layout(method, structure, tuple(slots), tuple(layouts)))
+    leaves: list[QuantizedLeaf | KeptLeaf] = [_kept(group.value) for group in groups]
+    layouts = [_LeafLayout(group.paths, decisions[group.paths[0]].reason) for group in groups]
+    with LongCall(f"quantizing by {method}", len(chosen)) as report:
+        for done, (number, group) in enumerate(zip(chosen, selected, strict=True)):
+            report(done, len(chosen), shorten(group.paths, 1))
+            importance, leaf_level = importances[done], levels[done]
+            is_stack = group.paths[0] in stacks
+            if is_stack:
+                leaf = _quantize_stack(group, importance, leaf_level, encode=encode)
+            else:
+                leaf = _quantize_array(
+                    group.value, importance, leaf_level, encode=encode, exponent=exponents[done]
+                )
+            leaves[number] = _placed(leaf, group.value)
+            layouts[number] = _LeafLayout(
+                paths=group.paths,
+                reason=decisions[group.paths[0]].reason,
+                shape=group.value.shape,
+                dtype=np.dtype(group.value.dtype),
+                level=0 if level_name == "sparsity" else int(leaf_level),
+                is_weighted=importance is not None,
+                is_stack=is_stack,
+            )
+    layout = _Layout(method, jax.tree.structure(params), tuple(slots), tuple(layouts))
+    return QuantizedTree(tuple(leaves), layout)
 
 
 class _Group(NamedTuple):
@@ -397,23 +484,135 @@ class _Group(NamedTuple):
 
     value: Any
     paths: tuple[str, ...]
+    views: tuple[View | None, ...]
 
 
-def _group_tied(named: Mapping[str, Any]) -> tuple[list[_Group], list[int]]:
-    """Join the paths of arrays that are one object; also return the group of every path."""
+def _group_tied(named: Mapping[str, Any]) -> tuple[list[_Group], list[_Slot]]:
+    """Join the paths of arrays that are one; also return where every leaf is stored."""
     groups: list[_Group] = []
-    slots: list[int] = []
-    slot_of: dict[int, int] = {}
+    slots: list[_Slot] = []
+    stored: dict[Any, tuple[int, tuple[int, ...]]] = {}
     for path, value in named.items():
         # Other leaves, such as small integers, may be one object without being tied.
-        slot = slot_of.get(id(value)) if isinstance(value, jax.Array | np.ndarray) else None
-        if slot is None:
-            slot = slot_of[id(value)] = len(groups)
-            groups.append(_Group(value, (path,)))
-        else:
-            groups[slot] = _Group(value, (*groups[slot].paths, path))
-        slots.append(slot)
+        memory = memory_of(value)
+        if memory is None or memory.key not in stored:
+            if memory is not None:
+                stored[memory.key] = (len(groups), memory.order)
+            slots.append(_Slot(len(groups), None))
+            groups.append(_Group(value, (path,), (None,)))
+            continue
+        number, order = stored[memory.key]
+        group = groups[number]
+        view = view_between(group.value, order, value, memory.order)
+        groups[number] = _Group(group.value, (*group.paths, path), (*group.views, view))
+        slots.append(_Slot(number, view))
     return groups, slots
+
+
+def _kept(value: Any) -> KeptLeaf:
+    return KeptLeaf(value if is_array(value) or not is_concrete(value) else Constant(value))
+
+
+class _Importance(NamedTuple):
+    """Importance of the weights of a leaf, in units of a power of two."""
+
+    values: Float[Array, "*shape"]
+    exponent: Int[Array, ""]
+
+    def by_layer(self) -> "list[_Importance]":
+        """The importances of the layers of a stack."""
+        return [_Importance(layer, self.exponent) for layer in self.values]
+
+
+class _Problem(NamedTuple):
+    """The weights of a leaf or layer as they are quantized: in units of a power of two.
+
+    Attributes:
+        weights: in units of `2 ** exponent`; float32 for those that are wider than JAX has.
+        exponent: 0 for weights of ordinary size, which are as they came.
+        importance: of each weight, or None.
+        original: the weights as they came.
+    """
+
+    weights: Float[Array, "*shape"]
+    exponent: int
+    importance: _Importance | None
+    original: Float[AnyArray, "*shape"]
+
+    def in_original_units(self, values: Float[Array, "*values"]) -> Float[AnyArray, "*values"]:
+        """Return numbers in these units as ordinary ones, in the dtype of the weights."""
+        if is_wide(self.original.dtype):
+            return np.ldexp(np.asarray(values, self.original.dtype), self.exponent)
+        if self.exponent == 0:
+            return values
+        return restore(values, jnp.int32(self.exponent), axis=_all_axes(values))
+
+    def in_units(self, values: Float[AnyArray, "*values"]) -> Float[Array, "*values"]:
+        """Undo it, after the rounding that it may have brought."""
+        if is_wide(self.original.dtype):
+            values = np.ldexp(np.asarray(values), -self.exponent)
+            return jnp.asarray(values.astype(np.float32))
+        if self.exponent == 0:
+            return jnp.asarray(values)
+        return normalise(jnp.asarray(values), jnp.int32(self.exponent), axis=_all_axes(values))
+
+
+def _all_axes(values: Shaped[AnyArray, "..."]) -> tuple[int, ...]:
+    return tuple(range(values.ndim))
+
+
+def _quantize_array(
+    value: Float[AnyArray, "*shape"],
+    importance: _Importance | None,
+    level: Any,
+    *,
+    encode: Callable[[_Problem, Any], QuantizedLeaf],
+    exponent: int,
+) -> QuantizedLeaf:
+    if is_wide(value.dtype):
+        units = np.ldexp(np.asarray(value), -exponent).astype(np.float32)
+        return encode(_Problem(jnp.asarray(units), exponent, importance, value), level)
+    # As few octaves as are needed: an outlier far away must not push the others out of range.
+    shift = exponent - min(max(exponent, -_ORDINARY_OCTAVES), _ORDINARY_OCTAVES)
+    weights = jnp.asarray(value)
+    problem = _Problem(weights, shift, importance, weights)
+    return encode(problem._replace(weights=problem.in_units(weights)), level)
+
+
+def _quantize_stack(
+    group: _Group,
+    importance: _Importance | None,
+    level: Any,
+    *,
+    encode: Callable[[_Problem, Any], QuantizedLeaf],
+) -> QuantizedLeaf:
+    """Quantize a stack layer by layer; what is stored gets a leading axis of layers."""
+    layers = {f"{group.paths[0]}[{number}]": layer for number, layer in enumerate(group.value)}
+    parts = [None] * len(layers) if importance is None else importance.by_layer()
+    stored = [
+        _quantize_array(layer, part, level, encode=encode, exponent=exponent)
+        for layer, part, exponent in zip(
+            layers.values(), parts, _exponents("params", layers), strict=True
+        )
+    ]
+
+    def join(*parts: Any) -> Any:
+        return np.stack(parts) if isinstance(parts[0], np.ndarray) else jnp.stack(parts)
+
+    return jax.tree.map(join, *stored)
+
+
+def _placed(leaf: QuantizedLeaf, value: Any) -> QuantizedLeaf:
+    """Give what is shaped like the weights their sharding, if they are spread over devices."""
+    if not isinstance(value, jax.Array) or len(value.sharding.device_set) < 2:
+        return leaf
+    match leaf:
+        case ClusteredLeaf():
+            return leaf._replace(assignments=jax.device_put(leaf.assignments, value.sharding))
+        case RoundedLeaf():
+            return leaf._replace(codes=jax.device_put(leaf.codes, value.sharding))
+        case PrunedLeaf():
+            return leaf._replace(values=jax.device_put(leaf.values, value.sharding))
 
 
 def _level_of(method: Method, **levels: Any) -> tuple[LevelName, Any]:
@@ -441,8 +640,8 @@ def _encoder(
     penalty_form: PenaltyForm,
     num_iterations: int,
     num_bins: int,
-) -> Callable[[Array, Array | None, Any], QuantizedLeaf]:
-    """Check the options; return `(weights, importance, level) -> what is stored for a leaf`."""
+) -> Callable[[_Problem, Any], QuantizedLeaf]:
+    """Check the options; return `(problem, level) -> what is stored for a leaf`."""
     if penalty_form not in PENALTY_FORMS:
         raise ValueError(f"penalty_form must be one of {PENALTY_FORMS}, got {penalty_form!r}.")
     check_penalty(float(diameter_penalty))  # one number, where the kernels take arrays
@@ -456,8 +655,8 @@ def _encoder(
             f"diameter_penalty must be 0 with penalty_form 'none', got {diameter_penalty!r}; "
             "choose another form, such as 'monotone'."
         )
-    check_positive_count("num_iterations", num_iterations)
-    check_positive_count("num_bins", num_bins)
+    num_iterations = check_positive_count("num_iterations", num_iterations)
+    num_bins = check_positive_count("num_bins", num_bins)
     match method:
         case "kmeans":
             solve = partial(
@@ -476,34 +675,53 @@ def _encoder(
             return _prune
 
 
-def _check_dtype(group: _Group) -> None:
-    """Refuse weights that JAX would change before anything is measured."""
-    path, value = group.paths[0], group.value
-    if not is_concrete(value):
+def _check_known(group: _Group) -> None:
+    if not is_concrete(group.value):
         raise TypeError(
-            f"quantize needs known weights, but the leaf {path!r} is traced; call it outside jit, "
-            "and dequantize() inside."
-        )
-    if jax.dtypes.canonicalize_dtype(value.dtype) != value.dtype:
-        raise ValueError(
-            f"the leaf {path!r} is {value.dtype}, which JAX now cuts to 32 bits; convert it, or "
-            "enable jax_enable_x64."
-        )
-    if value.dtype.itemsize < 2:
-        raise ValueError(
-            f"the leaf {path!r} is {value.dtype}, but weights must have 16 bits or more; convert "
-            "it to bfloat16, or leave it out by select."
+            f"quantize needs known weights, but the leaf {group.paths[0]!r} is traced; call it "
+            "outside jit, and dequantize() inside."
         )
 
 
-def _check_finite(name: str, values: Mapping[str, Any]) -> None:
-    counts = jax.device_get(count_not_finite([jnp.asarray(value) for value in values.values()]))
-    for (path, value), count in zip(values.items(), counts, strict=True):
-        if count:
+def _exponents(name: str, values: Mapping[str, Any]) -> list[int]:
+    """Return e with `2 ** e <= max |values| < 2 ** (e + 1)` of every array; all must be finite."""
+    found: dict[str, Any] = {}
+    # Arrays of other devices cannot meet in one program.
+    by_devices: dict[Any, list[str]] = {}
+    for path, value in values.items():
+        if is_wide(value.dtype):
+            wide = np.asarray(value)
+            num_bad = int(np.count_nonzero(~np.isfinite(wide)))
+            largest = np.max(np.abs(wide), initial=0.0) if num_bad == 0 else np.zeros(())
+            found[path] = (num_bad, int(np.frexp(largest)[1]) - 1 if largest else 0)
+        else:
+            devices = value.sharding.device_set if isinstance(value, jax.Array) else ()
+            by_devices.setdefault(frozenset(devices), []).append(path)
+    for paths in by_devices.values():
+        surveyed = _survey([jnp.asarray(values[path]) for path in paths])
+        found |= dict(zip(paths, surveyed, strict=True))
+    exponents = []
+    for path, value in values.items():
+        num_bad, exponent = (int(number) for number in found[path])
+        if num_bad:
             raise ValueError(
-                f"{name} must be finite, got {int(count)} NaN or infinite among the {value.size} "
+                f"{name} must be finite, got {num_bad} NaN or infinite among the {value.size} "
                 f"entries of {path!r}."
             )
+        exponents.append(exponent)
+    return exponents
+
+
+@jax.jit
+def _survey(leaves: list[Array]) -> list[tuple[Int[Array, ""], Int[Array, ""]]]:
+    """Count the entries of each array that are not finite, and find its power of two."""
+    return [
+        (
+            jnp.sum(~jnp.isfinite(leaf), dtype=jnp.int32),
+            group_exponent(leaf, axis=tuple(range(leaf.ndim))),
+        )
+        for leaf in leaves
+    ]
 
 
 def _level_by_leaf(name: LevelName, level: Any, leaves: list[tuple[str, ...]]) -> list[Any]:
@@ -511,20 +729,22 @@ def _level_by_leaf(name: LevelName, level: Any, leaves: list[tuple[str, ...]]) -
     if not isinstance(level, Mapping):
         _check_level(name, level, label=name)
         return [level] * len(leaves)
+    all_paths = [path for paths in leaves for path in paths]
     for pattern, value in level.items():
         if not isinstance(pattern, str):
             raise TypeError(f"the keys of {name} must be glob patterns of paths, got {pattern!r}.")
         _check_level(name, value, label=f"{name}[{pattern!r}]")
-        if pattern != "*" and not any(_matches(paths, pattern) for paths in leaves):
+        if pattern != "*" and not matching_paths(all_paths, pattern):
             raise ValueError(
                 f"the pattern {pattern!r} in {name} matches no selected leaf: they are "
                 f"{shorten(paths[0] for paths in leaves)}."
             )
     # The default stands behind all others, so that none is shadowed.
     ordered = sorted(level.items(), key=lambda item: item[0] == "*")
+    matched = [(set(matching_paths(all_paths, pattern)), value) for pattern, value in ordered]
     levels = []
     for paths in leaves:
-        matching = [value for pattern, value in ordered if _matches(paths, pattern)]
+        matching = [value for found, value in matched if found.intersection(paths)]
         if not matching:
             raise ValueError(
                 f"{name} has no pattern that matches the selected leaf {paths[0]!r}; add one, or "
@@ -532,10 +752,6 @@ def _level_by_leaf(name: LevelName, level: Any, leaves: list[tuple[str, ...]]) -
             )
         levels.append(matching[0])
     return levels
-
-
-def _matches(paths: Sequence[str], pattern: str) -> bool:
-    return any(fnmatchcase(path, pattern) for path in paths)
 
 
 def _check_level(name: LevelName, value: Any, *, label: str) -> None:
@@ -554,37 +770,54 @@ def _check_level(name: LevelName, value: Any, *, label: str) -> None:
 
 def _importance_by_leaf(
     curvature: DiagonalEstimate | PyTree | None, groups: list[_Group]
-) -> list[Array | None]:
+) -> list[_Importance | None]:
     """Return the importance of every leaf, None where it says nothing; all of it checked."""
     if curvature is None:
         return [None] * len(groups)
     is_estimate = isinstance(curvature, DiagonalEstimate)
-    named = leaves_by_path(curvature.mean if is_estimate else curvature)
-    found = {
-        path: _curvature_at(named, path, group.value.shape)
+    named = readable_leaves(curvature.mean if is_estimate else curvature)
+    shapes = {
+        path: group.value.shape if view is None else view.shape
         for group in groups
-        for path in group.paths
+        for path, view in zip(group.paths, group.views, strict=True)
     }
-    _check_finite("curvature", found)
-    importances: list[Array | None] = []
+    found = {path: _curvature_at(named, path, shape) for path, shape in shapes.items()}
+    exponents = dict(zip(found, _exponents("curvature", found), strict=True))
+    importances: list[_Importance | None] = []
     for group in groups:
-        # The loss changes through every place of a tied array.
-        places = {id(named[path]): found[path] for path in group.paths}
+        # The loss changes through every place of a tied array; one array is one curvature.
+        places = {id(named[path]): path for path in group.paths}
+        exponent = max(exponents[path] for path in places.values())
         dtype = accumulation_dtype(group.value.dtype)
-        importance = sum(
-            (place.astype(dtype) for place in places.values()),
-            start=jnp.zeros(group.value.shape, dtype),
-        )
+        parts = []
+        for path in places.values():
+            view = group.views[group.paths.index(path)]
+            units = _importance_in_units(found[path], exponent, dtype)
+            if isinstance(group.value, jax.Array):
+                units = jax.device_put(units, group.value.sharding)
+            parts.append(units if view is None else view.undo(units))
+        importance = sum(parts[1:], start=parts[0])
         if is_estimate:
             result = CurvaturePolicy().apply(importance)
-            importances.append(None if bool(result.report.is_fallback) else result.importance)
-            continue
-        _check_importance(group.paths[0], importance)
-        importances.append(importance)
+            values = None if bool(result.report.is_fallback) else result.importance
+        else:
+            _check_importance(group.paths[0], importance)
+            values = importance
+        importances.append(None if values is None else _Importance(values, jnp.int32(exponent)))
     return importances
 
 
-def _curvature_at(named: Mapping[str, Any], path: str, shape: tuple[int, ...]) -> Array:
+def _importance_in_units(value: Any, exponent: int, dtype: np.dtype) -> Float[Array, "*shape"]:
+    """Return curvature divided by a power of two."""
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+        return jnp.asarray(np.ldexp(value, -exponent).astype(dtype))
+    if value.dtype.itemsize < 2 or not jnp.issubdtype(value.dtype, jnp.floating):
+        value = jnp.asarray(value).astype(jnp.float32)
+    array = jnp.asarray(value)
+    return normalise(array, jnp.int32(exponent), axis=_all_axes(array)).astype(dtype)
+
+
+def _curvature_at(named: Mapping[str, Any], path: str, shape: tuple[int, ...]) -> Any:
     if path not in named:
         raise ValueError(
             f"curvature has no leaf {path!r}, which is quantized: it has {shorten(named)}; give "
@@ -596,14 +829,16 @@ def _curvature_at(named: Mapping[str, Any], path: str, shape: tuple[int, ...]) -
             f"curvature at {path!r} must have the shape of the weights, {shape}, got "
             f"{jnp.shape(value)}."
         )
-    array = jnp.asarray(value)
-    if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
+    array = value if isinstance(value, jax.Array | np.ndarray) else np.asarray(value)
+    if jnp.issubdtype(array.dtype, jnp.integer):
+        return array.astype(np.float32)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"curvature at {path!r} must be real numbers, got {array.dtype}.")
-    return array
+    return array.astype(np.float32) if array.dtype.itemsize < 2 else array
 
 
 def _check_importance(path: str, importance: Array) -> None:
-    num_negative = int(jnp.sum(importance < 0, dtype=jnp.int32))
+    num_negative = int(jnp.sum(is_negative(importance), dtype=jnp.int32))
     if num_negative:
         raise ValueError(
             f"curvature must be at least 0, got {num_negative} negative among the "
@@ -611,7 +846,7 @@ def _check_importance(path: str, importance: Array) -> None:
             "jaxcomp.curvature.CurvaturePolicy().apply(curvature).importance, or the "
             "DiagonalEstimate itself."
         )
-    if not bool(jnp.any(importance > 0)):
+    if bool(jnp.all(is_zero(importance))):
         raise ValueError(
             f"curvature is 0 throughout the leaf {path!r}, so it cannot weigh anything; pass "
             "jaxcomp.curvature.CurvaturePolicy().apply(curvature).importance, which weighs such a "
@@ -620,16 +855,16 @@ def _check_importance(path: str, importance: Array) -> None:
 
 
 def _cluster(
-    weights: Float[Array, "*shape"],
-    importance: Float[Array, "*shape"] | None,
+    problem: _Problem,
     num_clusters: int,
     *,
     solve: Callable[..., Codebook],
     num_bins: int,
     keep_distinct: bool,
 ) -> ClusteredLeaf:
-    points = weights.reshape(-1)
-    point_weights = None if importance is None else importance.reshape(-1)
+    num_clusters = int(num_clusters)
+    points = problem.weights.reshape(-1)
+    importance = None if problem.importance is None else problem.importance.values.reshape(-1)
     size = min(num_clusters, points.size)
     distinct = _few_distinct(points, size) if keep_distinct else None
     if distinct is not None:
@@ -641,19 +876,24 @@ def _cluster(
     else:
         # Moments of one size, and a codebook whose static size is a power of two: leaves of all
         # sizes and nearly all K share one compilation of the solver.
-        max_clusters = _power_of_two(num_clusters)
+        max_clusters = _power_of_two(size)
         num_bins = bins_for(num_bins, max_clusters)
-        moments = _moments(points, point_weights, num_bins=num_bins)
         codebook = solve(
-            moments,
+            _moments(points, importance, num_bins=num_bins),
             size,
             max_clusters=max_clusters,
-            centroid_dtype=weights.dtype,
+            centroid_dtype=points.dtype,
         )
         centroids, thresholds = codebook.centroids[:size], codebook.thresholds[: size - 1]
         converged = codebook.converged
-    leaf = _encode(points, point_weights, centroids, thresholds, converged)
-    return leaf._replace(assignments=leaf.assignments.reshape(weights.shape))
+    stored = problem.in_original_units(centroids)
+    assignments, counts, rounded = _encode(points, problem.in_units(stored), thresholds)
+    return ClusteredLeaf(
+        stored,
+        assignments.reshape(problem.weights.shape),
+        counts,
+        _measure(problem, rounded.reshape(problem.weights.shape), converged),
+    )
 
 
 def _power_of_two(number: int) -> int:
@@ -673,16 +913,14 @@ def _moments(
 @jax.jit
 def _encode(
     points: Float[Array, " points"],
-    importance: Float[Array, " points"] | None,
     centroids: Float[Array, " clusters"],
     thresholds: Float[Array, " clusters-1"],
-    converged: Bool[Array, ""],
-) -> ClusteredLeaf:
+) -> tuple[UInt[Array, " points"], Int[Array, " clusters"], Float[Array, " points"]]:
+    """Assign points to clusters; also return how many each has, and the points rounded."""
     assignments = assign(points, thresholds)
     index = assignments.astype(jnp.int32)
     counts = jax.ops.segment_sum(jnp.ones_like(index), index, centroids.shape[0])
-    measures = _measure(points, centroids[index], importance, converged)
-    return ClusteredLeaf(centroids, assignments, counts, measures)
+    return assignments, counts, centroids[index]
 
 
 def _few_distinct(points: Float[Array, " points"], limit: int) -> np.ndarray | None:
@@ -695,56 +933,121 @@ def _few_distinct(points: Float[Array, " points"], limit: int) -> np.ndarray | N
     return distinct if distinct.size <= limit else None
 
 
-def _round(
-    weights: Float[Array, "*shape"], importance: Float[Array, "*shape"] | None, num_bits: int
-) -> RoundedLeaf:
+def _round(problem: _Problem, num_bits: int) -> RoundedLeaf:
+    weights, num_bits = problem.weights, int(num_bits)
     # Each weight of a vector would be a channel of its own.
     matrix = weights if weights.ndim >= 2 else weights.reshape(-1, 1)
     rounded = round_to_nearest(matrix, num_bits=num_bits)
     codes = rounded.codes.reshape(weights.shape)
     shifted = np.asarray(codes).astype(np.int64).ravel() + 2 ** (num_bits - 1)
     counts = jnp.asarray(np.bincount(shifted, minlength=2**num_bits).astype(np.int32))
-    measures = _measure(weights, rounded.values, importance, jnp.asarray(True))
-    return RoundedLeaf(codes, rounded.scales, counts, measures)
+    scales = problem.in_original_units(rounded.scales)
+    measures = _measure(problem, rounded.values.reshape(weights.shape), jnp.asarray(True))
+    return RoundedLeaf(codes, scales, counts, measures)
 
 
-def _prune(
-    weights: Float[Array, "*shape"], importance: Float[Array, "*shape"] | None, sparsity: float
-) -> PrunedLeaf:
-    values = prune_by_magnitude(weights, sparsity)
-    num_left = int(jnp.count_nonzero(values))
-    counts = jnp.asarray([values.size - num_left, num_left], jnp.int32)
-    return PrunedLeaf(values, counts, _measure(weights, values, importance, jnp.asarray(True)))
+def _prune(problem: _Problem, sparsity: float) -> PrunedLeaf:
+    weights = prune_by_magnitude(problem.weights, float(sparsity))
+    is_zeroed = np.asarray(is_zero(weights))
+    num_zeros = int(np.count_nonzero(is_zeroed))
+    counts = jnp.asarray([num_zeros, weights.size - num_zeros], jnp.int32)
+    original = problem.original
+    if isinstance(original, np.ndarray):
+        values = np.where(is_zeroed, np.zeros((), original.dtype), original)
+    else:
+        values = jnp.where(is_zeroed, jnp.zeros((), original.dtype), original)
+    return PrunedLeaf(values, counts, _measure(problem, weights, jnp.asarray(True)))
+
+
+def _measure(
+    problem: _Problem, values: Float[Array, "*shape"], converged: Bool[Array, ""]
+) -> Measures:
+    """Compare weights with what became of them, both in the units of the problem."""
+    importance = problem.importance
+    measured = _measured(problem.weights, values, None if importance is None else importance.values)
+    weighing = jnp.int32(0) if importance is None else importance.exponent
+    shift = jnp.int32(problem.exponent)
+    distortion, squared_error, energy = measured.sums
+    return Measures(
+        distortion,
+        squared_error,
+        energy,
+        converged,
+        # Sums of squares: twice the power of two.
+        distortion_exponent=2 * (measured.weighted_exponent + shift) + weighing,
+        error_exponent=2 * (measured.error_exponent + shift),
+        energy_exponent=2 * (measured.energy_exponent + shift),
+    )
+
+
+class _Measured(NamedTuple):
+    """Distortion, squared error and energy, and the power of two each was divided by, halved."""
+
+    sums: tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]
+    weighted_exponent: Int[Array, ""]
+    error_exponent: Int[Array, ""]
+    energy_exponent: Int[Array, ""]
 
 
 @jax.jit
-def _measure(
+def _measured(
     weights: Float[Array, "*shape"],
     values: Float[Array, "*shape"],
     importance: Float[Array, "*shape"] | None,
-    converged: Bool[Array, ""],
-) -> Measures:
+) -> _Measured:
     dtype = accumulation_dtype(weights.dtype)
     before, after = weights.astype(dtype).ravel(), values.astype(dtype).ravel()
-    squares = (before - after) ** 2
-    squared_error = pairwise_sum(squares)
-    if importance is None:
-        distortion = squared_error
-    else:
-        distortion = pairwise_sum(importance.astype(dtype).ravel() * squares)
-    return Measures(distortion, squared_error, pairwise_sum(before * before), converged)
+    error = before - after
+    # The root before the square: neither is out of range in units of the largest.
+    weighted = error
+    if importance is not None:
+        weighted = jnp.sqrt(importance.astype(dtype).ravel()) * error
+    (distortion, squared_error, energy), exponents = zip(
+        *(_sum_of_squares(part) for part in (weighted, error, before)), strict=True
+    )
+    return _Measured((distortion, squared_error, energy), *exponents)
+
+
+def _sum_of_squares(values: Float[Array, " N"]) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """Sum squares in units of a power of two near the largest value, and return it too."""
+    # Weights come in units in which no value that counts is subnormal: a product will do, and costs
+    # a tenth of what `normalise` does.
+    largest = jnp.max(jnp.abs(values), keepdims=True)
+    exponent = jnp.clip(group_exponent(largest), -_LARGEST_SHIFT, _LARGEST_SHIFT)
+    units = values * restore(jnp.ones((), values.dtype), -exponent, axis=())
+    return pairwise_sum(units * units), exponent
 
 
 def _decode(leaf: QuantizedLeaf | KeptLeaf, layout: _LeafLayout) -> Any:
     match leaf:
         case KeptLeaf(value):
-            return value
+            return value.value if isinstance(value, Constant) else value
         case ClusteredLeaf():
-            return _look_up(leaf.centroids, leaf.assignments)
+            return _like(leaf.assignments, _cluster_values(leaf, layout))
         case RoundedLeaf():
-            return _rescale(leaf.codes, leaf.scales, layout.dtype)
+            return _like(leaf.codes, _rounded_values(leaf, layout))
         case PrunedLeaf():
             return leaf.values
+
+
+def _like(stored: Any, values: Any) -> Any:
+    """Give weights the sharding of their codes, if those are spread over devices."""
+    is_known = isinstance(values, jax.Array) and isinstance(stored, jax.Array)
+    if not is_known or not is_concrete(values) or len(stored.sharding.device_set) < 2:
+        return values
+    return jax.device_put(values, stored.sharding)
+
+
+def _cluster_values(leaf: ClusteredLeaf, layout: _LeafLayout) -> Float[AnyArray, "*shape"]:
+    centroids, assignments = leaf.centroids, leaf.assignments
+    if isinstance(centroids, np.ndarray) and is_concrete(assignments):
+        if not layout.is_stack:
+            return centroids[np.asarray(assignments)]
+        pairs = zip(centroids, np.asarray(assignments), strict=True)
+        return np.stack([row[layer] for row, layer in pairs])
+    if not layout.is_stack:
+        return _look_up(jnp.asarray(centroids), assignments)
+    return jax.vmap(_look_up)(jnp.asarray(centroids), assignments)
 
 
 @jax.jit
@@ -754,44 +1057,64 @@ def _look_up(
     return centroids[assignments.astype(jnp.int32)]
 
 
+def _rounded_values(leaf: RoundedLeaf, layout: _LeafLayout) -> Float[AnyArray, "*shape"]:
+    scales = leaf.scales
+    if layout.is_stack:
+        # (layers, 1, ..., channels) against (layers, ..., channels)
+        inner = (1,) * (leaf.codes.ndim - 2)
+        scales = scales.reshape(scales.shape[0], *inner, scales.shape[-1])
+    if isinstance(scales, np.ndarray) and is_concrete(leaf.codes):
+        return (np.asarray(leaf.codes) * scales).astype(layout.dtype)
+    return _rescale(leaf.codes, scales, layout.dtype)
+
+
 @partial(jax.jit, static_argnames=("dtype",))
 def _rescale(
-    codes: Int[Array, "*shape"], scales: Float[Array, " channels"], dtype: np.dtype | None
+    codes: Int[Array, "*shape"], scales: Float[Array, "*channels"], dtype: np.dtype | None
 ) -> Float[Array, "*shape"]:
-    return (codes.astype(scales.dtype) * jnp.broadcast_to(scales, codes.shape)).astype(dtype)
+    # In units of the largest scale: the product of a code and a subnormal scale would be 0.
+    exponent = group_exponent(scales, axis=_all_axes(scales))
+    units = jnp.broadcast_to(normalise(scales, exponent, axis=_all_axes(scales)), codes.shape)
+    values = codes.astype(scales.dtype) * units
+    return restore(values, exponent, axis=_all_axes(values)).astype(dtype)
 
 
 def _report_layer(leaf: QuantizedLeaf, layout: _LeafLayout) -> LayerReport:
     assert layout.dtype is not None
     weight_bits = 8 * layout.dtype.itemsize
     counts = np.asarray(leaf.counts)
-    level, num_used = layout.level, int(np.count_nonzero(counts))
+    counts = counts.reshape(-1, counts.shape[-1])  # (layers, symbols), one layer if it is no stack
+    level, used = layout.level, np.count_nonzero(counts, axis=-1)
     match leaf:
         case ClusteredLeaf():
-            size = rate.code_size(counts, num_clusters=counts.size, centroid_bits=weight_bits)
+            num_used = int(used.min())
+            size = rate.code_size(counts, num_clusters=counts.shape[-1], centroid_bits=weight_bits)
         case RoundedLeaf():
+            num_used = int(used.max())
             size = rate.rounded_size(
                 counts,
                 num_bits=layout.level,
-                num_scales=leaf.scales.size,
+                num_scales=leaf.scales.shape[-1],
                 scale_bits=8 * leaf.scales.dtype.itemsize,
             )
         case PrunedLeaf():
-            num_zeros, num_used = counts.tolist()
-            size = rate.pruned_size(num_zeros + num_used, num_used, value_bits=weight_bits)
+            num_zeros, num_used = counts.sum(axis=0).tolist()
+            size = rate.pruned_size(counts.sum(axis=-1), counts[:, 1], value_bits=weight_bits)
             level = num_zeros / (num_zeros + num_used)
     return layer_report(
-        size,
+        rate.CodeSize(*(np.sum(part) for part in size)),
         leaf.measures,
         paths=layout.paths,
         shape=layout.shape,
         dtype=layout.dtype,
         level=level,
         num_used=num_used,
+        num_codebooks=len(counts),
         is_weighted=layout.is_weighted,
     )
 
 
 def _array_bits(value: Any) -> int:
     """Size of a kept leaf in bits; 0 for what is not an array."""
+    value = value.value if isinstance(value, Constant) else value
     return 8 * value.size * value.dtype.itemsize if hasattr(value, "dtype") else 0

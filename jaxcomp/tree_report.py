@@ -7,13 +7,14 @@ nats that a curvature h (nats per squared weight) predicts; h = 1 without curvat
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
+from jaxcomp.paths import shorten
 from jaxcomp.rate import CodeSize
 
 Method: TypeAlias = Literal["kmeans", "uniform", "round_to_nearest", "magnitude_pruning"]
@@ -31,18 +32,27 @@ _LEVEL_HEADERS: dict[Method, tuple[str, str]] = {
 class Measures(NamedTuple):
     """What quantization did to one leaf; scalars, float32 (float64 for float64 weights).
 
+    Sums of squares are each in units of a power of two of its own, since those of weights of 1e-30
+    or 1e30 are no float32. Of a stack of layers each has a leading axis.
+
     Attributes:
         distortion: `sum h (w - c)^2`, h the curvature, or 1 without one.
         squared_error: `sum (w - c)^2`.
         energy: `sum w^2`.
         converged: bool, whether the K-means iteration reached a fixed point; True where nothing
             iterates.
+        distortion_exponent: int32; `distortion` is in units of `2 ** distortion_exponent`.
+        error_exponent: that of `squared_error`.
+        energy_exponent: that of `energy`.
     """
 
-    distortion: Float[Array, ""]
-    squared_error: Float[Array, ""]
-    energy: Float[Array, ""]
-    converged: Bool[Array, ""]
+    distortion: Float[Array, "*layers"]
+    squared_error: Float[Array, "*layers"]
+    energy: Float[Array, "*layers"]
+    converged: Bool[Array, "*layers"]
+    distortion_exponent: Int[Array, "*layers"]
+    error_exponent: Int[Array, "*layers"]
+    energy_exponent: Int[Array, "*layers"]
 
 
 class LayerReport(NamedTuple):
@@ -53,9 +63,13 @@ class LayerReport(NamedTuple):
         tied_paths: the other places of the same array, counted once.
         shape: of the leaf.
         dtype: of the leaf.
+        computed_in: dtype of the sums behind the numbers here; float32 for float64 weights while
+            JAX has only 32 bits.
         num_weights: entries.
         level: num_clusters or num_bits as asked for; for pruning the fraction of zeros reached.
-        num_used: distinct centroids with weights, integer codes that occur, or weights left.
+        num_used: distinct centroids with weights, integer codes that occur, or weights left; of a
+            stack the least, the most, and the sum over its layers.
+        num_codebooks: layers of a stack, each with a codebook of its own; 1 for any other leaf.
         fixed_bits_per_weight: with a fixed-length code, codebook not counted.
         entropy_bits_per_weight: empirical order-0 entropy, codebook not counted.
         codebook_bits: of the centroids in use, or of the scales.
@@ -64,7 +78,8 @@ class LayerReport(NamedTuple):
         ratio: original bits over `size_bits`.
         distortion: `sum h (w - c)^2`.
         is_weighted: whether h in the distortion is a curvature; otherwise h = 1.
-        signal_to_noise_db: `10 log10(sum w^2 / sum (w - c)^2)`, infinite without error.
+        signal_to_noise_db: `10 log10(sum w^2 / sum (w - c)^2)`, infinite without error; right at
+            any scale, also where the sums themselves are out of range.
         converged: whether the K-means iteration reached a fixed point.
     """
 
@@ -72,9 +87,11 @@ class LayerReport(NamedTuple):
     tied_paths: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: str
+    computed_in: str
     num_weights: int
     level: float
     num_used: int
+    num_codebooks: int
     fixed_bits_per_weight: float
     entropy_bits_per_weight: float
     codebook_bits: float
@@ -96,12 +113,14 @@ class Report(Sequence[LayerReport]):
         layers: the quantized leaves in the order of the tree, tied ones once.
         num_kept: leaves kept as they are, tied ones once.
         kept_bits: their size at full precision.
+        kept: why, and the paths of those that are kept for this reason.
     """
 
     method: Method
     layers: tuple[LayerReport, ...]
     num_kept: int
     kept_bits: int
+    kept: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -156,11 +175,12 @@ def layer_report(
     level: float,
     num_used: int,
     is_weighted: bool,
+    num_codebooks: int = 1,
 ) -> LayerReport:
     """Return the report of one leaf, which has at least one weight.
 
     Args:
-        size: of the leaf as a single group, in bits.
+        size: of the leaf, in bits.
         measures: error and diagnostics; values known.
         paths: of the leaf, several if it is tied.
         shape: of the leaf.
@@ -168,28 +188,33 @@ def layer_report(
         level: see `LayerReport`, as are the others.
         num_used: see there.
         is_weighted: see there.
+        num_codebooks: see there.
     """
     num_weights = math.prod(shape)
     fixed, entropy, codebook, description = (float(part) for part in size)
-    distortion, noise, energy = (float(part) for part in measures[:3])
+    distortion = _total(measures.distortion, measures.distortion_exponent)
+    noise = _total(measures.squared_error, measures.error_exponent)
+    energy = _total(measures.energy, measures.energy_exponent)
     return LayerReport(
         path=paths[0],
         tied_paths=paths[1:],
         shape=shape,
         dtype=dtype.name,
+        computed_in=np.asarray(measures.energy).dtype.name,
         num_weights=num_weights,
         level=level,
         num_used=num_used,
+        num_codebooks=num_codebooks,
         fixed_bits_per_weight=fixed / num_weights,
         entropy_bits_per_weight=entropy / num_weights,
         codebook_bits=codebook,
         size_bits=entropy + codebook,
         description_bits=description,
         ratio=_ratio(8 * dtype.itemsize * num_weights, entropy + codebook),
-        distortion=distortion,
+        distortion=distortion.value(),
         is_weighted=is_weighted,
         signal_to_noise_db=_decibel(energy, noise),
-        converged=bool(measures.converged),
+        converged=bool(np.all(measures.converged)),
     )
 
 
@@ -221,10 +246,34 @@ def _ratio(original_bits: float, size_bits: float) -> float:
     return math.inf if original_bits > 0 else 1.0
 
 
-def _decibel(energy: float, noise: float) -> float:
-    if noise == 0:
+class _Scaled(NamedTuple):
+    """`number * 2 ** exponent`, which may be out of range as a float."""
+
+    number: float
+    exponent: int
+
+    def value(self) -> float:
+        """Return it as a float, infinite if it is too large and 0 if it is too small."""
+        try:
+            return math.ldexp(self.number, self.exponent)
+        except OverflowError:
+            return math.inf
+
+
+def _total(sums: Float[Any, "*layers"], exponents: Int[Any, "*layers"]) -> _Scaled:
+    """Add the sums of the layers, each in its own units."""
+    exponent = int(np.max(exponents))
+    parts = np.ldexp(np.asarray(sums, np.float64), np.asarray(exponents) - exponent)
+    return _Scaled(math.fsum(parts.ravel().tolist()), exponent)
+
+
+def _decibel(energy: _Scaled, noise: _Scaled) -> float:
+    if noise.number == 0:
         return math.inf
-    return 10 * math.log10(energy / noise) if energy > 0 else -math.inf
+    if energy.number <= 0:
+        return -math.inf
+    octaves = math.log10(2.0) * (energy.exponent - noise.exponent)
+    return 10 * (math.log10(energy.number / noise.number) + octaves)
 
 
 def _format_table(report: Report) -> str:
@@ -267,8 +316,8 @@ def _align(rows: Sequence[Sequence[str]]) -> list[str]:
 def _format_layer(layer: LayerReport, method: Method) -> list[str]:
     tied = f" (+{len(layer.tied_paths)} tied)" if layer.tied_paths else ""
     return [
-        layer.path + tied,
-        "x".join(map(str, layer.shape)) or "scalar",
+        shorten([layer.path]) + tied,
+        _format_shape(layer),
         layer.dtype,
         f"{layer.level:.1%}" if method == "magnitude_pruning" else f"{layer.level:,}",
         f"{layer.num_used:,}",
@@ -280,6 +329,12 @@ def _format_layer(layer: LayerReport, method: Method) -> list[str]:
         f"{layer.distortion:.4g}",
         f"{layer.signal_to_noise_db:.1f}",
     ]
+
+
+def _format_shape(layer: LayerReport) -> str:
+    if layer.num_codebooks > 1:
+        return f"{layer.num_codebooks} of " + ("x".join(map(str, layer.shape[1:])) or "1")
+    return "x".join(map(str, layer.shape)) or "scalar"
 
 
 def _format_total(report: Report) -> list[str]:
@@ -311,7 +366,15 @@ def _notes(report: Report) -> list[str]:
         f"{report.num_kept} leaves kept as they are, {_format_bytes(report.kept_bits)}",
         f"whole model {_format_bytes(report.original_bits)} -> {_format_bytes(report.size_bits)} "
         f"(estimated: entropy, codebooks, kept leaves), ratio {report.ratio:.2f}",
+        *(f"kept, {why}: {len(paths)} ({shorten(paths, 3)})" for why, paths in report.kept.items()),
     ]
+    wide = [
+        layer.path
+        for layer in report
+        if np.dtype(layer.dtype).itemsize > np.dtype(layer.computed_in).itemsize
+    ]
+    if wide:
+        lines.append(f"computed in float32, given back as they came: {shorten(wide, 3)}")
     if not math.isnan(report.predicted_loss_rise_nats):
         lines.append(
             f"predicted rise of the loss {report.predicted_loss_rise_nats:.4g} "
@@ -323,6 +386,12 @@ def _notes(report: Report) -> list[str]:
                 "no positive curvature, weighted alike and left out of the total distortion: "
                 + ", ".join(unweighted)
             )
+    joined = [layer.path for layer in report if layer.num_codebooks == 1 and len(layer.shape) == 3]
+    if joined:
+        lines.append(
+            f"one codebook for all three axes: {shorten(joined, 3)}; name those in `stacked` whose "
+            "first axis is one of layers"
+        )
     if report.method in ("kmeans", "uniform"):
         lines += [
             f"{layer.path} uses {layer.num_used:,} of {layer.level:,} clusters: it has few "

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# The command keeps compiled programs; a test that wants it says so.
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 
 
 def _quick_compilation() -> str:

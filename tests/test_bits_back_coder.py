@@ -180,6 +180,36 @@ P = random_posterior(4)
 ENOUGH = payload(20)
 
 
+@pytest.mark.parametrize("num_bytes", [65_535, 65_536, 70_000])
+def test_side_information_of_any_length(num_bytes):
+    query, content = random_posterior(9), payload(20)
+    message = bits_back.encode(query, Gaussian(0.1), content, step=0.01, side=bytes(num_bytes))
+    decoded = bits_back.decode(message, bits_back.KnownPosterior(query, Gaussian(0.1)))
+    np.testing.assert_array_equal(decoded.payload, content)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        bits_back.Posterior({}, {}),
+        bits_back.Posterior(0.1, 0.2),
+        bits_back.Posterior(np.float32(0.1), np.float32(0.2)),
+        bits_back.Posterior(
+            {"a": np.zeros((0, 3)), "b": np.ones(1)}, {"a": np.zeros((0, 3)), "b": np.ones(1)}
+        ),
+        # On the edge of two cells, all but without spread.
+        bits_back.Posterior(np.array([0.15, -0.05]), np.full(2, 1e-300)),
+        bits_back.Posterior(np.float32([1e-42]), np.float32([1e-42])),
+    ],
+)
+def test_trees_of_all_kinds_come_back(query):
+    content = payload(20)
+    message = bits_back.encode(query, Gaussian(0.3), content, step=0.1)
+    decoded = bits_back.decode(message, bits_back.KnownPosterior(query, Gaussian(0.3)))
+    np.testing.assert_array_equal(decoded.payload, content)
+    assert jax.tree.map(np.shape, decoded.weights) == jax.tree.map(np.shape, query.mean)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

@@ -6,6 +6,7 @@ import pytest
 
 from jaxcomp.bits_back import Posterior, discretized_kl, kl_nats, log_ratio_bits
 from jaxcomp.priors import Gaussian, Laplace, ScaleMixture, SpikeAndSlab
+from jaxcomp.priors.code_lengths import log_cell_mass, log_gaussian_cell
 
 CASES = [(0.0, 0.5), (0.3, 0.02), (-2.0, 0.1), (0.1, 3.0), (12.0, 0.4)]
 PRIOR_SCALE = 0.5
@@ -67,9 +68,8 @@ def test_closed_form_is_the_integral():
 def test_discretized_divergence_matches_exact_sums(step):
     exact = [summed(float(m), float(s), step) for m, s in zip(MEAN, SCALE, strict=True)]
     found = discretized_kl(QUERY, Gaussian(PRIOR_SCALE), step=step)
-    # Where cells were joined it is off by at most 2e-4 (s / t)^2 per weight, and s / t <= 6.
-    assert found.kl_nats == pytest.approx(sum(kl for kl, _ in exact), abs=2e-4 * 36)
-    assert found.entropy_bits == pytest.approx(sum(h for _, h in exact), abs=1e-3)
+    assert found.kl_nats == pytest.approx(sum(kl for kl, _ in exact), rel=3e-6)
+    assert found.entropy_bits == pytest.approx(sum(h for _, h in exact), abs=1e-6)
 
 
 def test_priors_with_jax_fields_are_summed_in_float64():
@@ -116,6 +116,74 @@ def test_other_priors_and_the_ratio_of_a_draw(prior):
     assert found == pytest.approx(divergence.kl_nats / np.log(2) / num, abs=4 * 1.5 / num**0.5)
     with pytest.raises(TypeError, match="closed form for Gaussian priors only"):
         kl_nats(query, prior)
+
+
+def by_cells(mean, scale, prior, step):
+    """Divergence (nats) and entropy (bits), summed over every single cell."""
+    index = np.arange(np.floor((mean - 8.5 * scale) / step), np.ceil((mean + 8.5 * scale) / step))
+    centres = index * step
+    log_mass = log_gaussian_cell(centres - mean, scale, step)
+    mass = np.exp(log_mass)
+    kl = np.sum(mass * (log_mass - log_cell_mass(centres, prior, step)))
+    return kl, -np.sum(mass * log_mass) / np.log(2)
+
+
+@pytest.mark.parametrize(
+    "prior",
+    [
+        Gaussian(np.float64(0.003)),
+        SpikeAndSlab(np.float64(0.5), np.float64(1.0)),
+        SpikeAndSlab(np.float64(0.999), np.float64(1e-3)),
+        ScaleMixture(np.array([0.5, 0.5]), np.array([1e-4, 1.0])),
+        ScaleMixture(np.array([0.9, 0.05, 0.05]), np.array([1e-3, 0.02, 0.5])),
+    ],
+    ids=lambda prior: f"{type(prior).__name__} {prior[-1]}",
+)
+def test_what_is_narrow_against_joined_cells_is_summed_over_its_own(prior):
+    for mean, scale in ((0.0, 0.1), (0.003, 0.1), (0.37, 0.1), (2.0, 0.05)):
+        for step in (1e-4, 3e-3, 0.02, 0.3):
+            query = Posterior(np.array([mean]), np.array([scale]))
+            found = discretized_kl(query, prior, step=step)
+            kl, entropy = by_cells(mean, scale, prior, step)
+            assert found.kl_nats == pytest.approx(kl, rel=3e-6, abs=1e-7)
+            assert found.entropy_bits == pytest.approx(entropy, abs=1e-6)
+
+
+def test_values_found_wrong_in_use():
+    # log(10) + 0.005 - 1/2 + log 2 of the slab, less what the spike gives to the cell of zero.
+    query = Posterior(np.zeros(1), np.full(1, 0.1))
+    found = discretized_kl(query, SpikeAndSlab(0.5, 1.0), step=1e-3).kl_nats
+    assert found == pytest.approx(2.46950, abs=1e-5)
+    # 45 deviations of the prior out, where its masses are below 1e-300.
+    far = Posterior(np.full(1, 45.0), np.full(1, 0.5))
+    exact, _ = summed(45.0, 0.5, 0.1, prior_scale=1.0)
+    assert discretized_kl(far, Gaussian(1.0), step=0.1).kl_nats == pytest.approx(exact, rel=1e-9)
+    with mpmath.workdps(40):
+        ratio = (mpmath.ncdf(0.1) - mpmath.ncdf(-0.1)) / (mpmath.ncdf(-44.95) - mpmath.ncdf(-45.05))
+        exact = float(mpmath.log(ratio, 2))
+    found = log_ratio_bits(far, Gaussian(1.0), np.array([45.0]), step=0.1)
+    assert found == pytest.approx(exact, rel=1e-9)
+    # And where the posterior has next to no mass itself.
+    found = log_ratio_bits(far, Gaussian(1.0), np.array([-45.0]), step=0.1)
+    assert found == pytest.approx((45.0**2 - 180.0**2) / 2 / np.log(2), rel=1e-2)
+
+
+@pytest.mark.parametrize("factor", [1e-290, 1e-30, 1e30, 1e290])
+def test_costs_do_not_depend_on_the_scale(factor):
+    mean, scale = np.array([0.1, -0.5, 0.03]), np.array([0.2, 0.1, 1e-3])
+    base = discretized_kl(Posterior(mean, scale), Gaussian(0.3), step=0.01)
+    scaled, prior = Posterior(mean * factor, scale * factor), Gaussian(0.3 * factor)
+    found = discretized_kl(scaled, prior, step=0.01 * factor)
+    np.testing.assert_allclose(found, base, rtol=1e-6)
+    expected = float(kl_nats(Posterior(mean, scale), Gaussian(0.3)))
+    assert float(kl_nats(scaled, prior)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_tree_without_weights_costs_nothing():
+    empty = Posterior({}, {})
+    assert discretized_kl(empty, Gaussian(1.0), step=0.1) == (0, 0, 0)
+    assert float(kl_nats(empty, Gaussian(1.0))) == 0
+    assert log_ratio_bits(empty, Gaussian(1.0), {}, step=0.1) == 0
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 from scipy import special, stats
 
 from jaxcomp.bounds import (
+    _whole_errors,
     catoni,
     choice_bits,
     gaussian_complexity,
@@ -248,6 +249,35 @@ def test_gaussian_complexity_and_the_price_of_its_scale():
     assert float(batch.complexity_nats[0]) == pytest.approx(float(found.complexity_nats), rel=1e-6)
 
 
+def divergence_on_grid(mean, deviation, t):
+    """KL of N(mean, s^2) from N(0, t^2) summed over weights, for every t; by its definition."""
+    ratio = deviation[:, None] / t
+    with np.errstate(over="ignore"):
+        return np.sum(-np.log(ratio) + (ratio**2 + (mean[:, None] / t) ** 2 - 1) / 2, axis=0)
+
+
+def test_the_cheapest_scale_of_few_weights(x64):
+    # For few weights the price of j matters as much as KL: best scales far from the least KL.
+    rng = np.random.default_rng(3)
+    j = np.arange(1, 4000)
+    scales = 10 * np.exp(-j / 10)
+    for dim in (1, 2, 3, 40):
+        means = rng.normal(size=(50, dim)) * 10.0 ** rng.uniform(-20, 3, (50, 1))
+        deviations = np.abs(rng.normal(size=(50, dim))) * 10.0 ** rng.uniform(-20, 3, (50, 1))
+        found = gaussian_complexity(means, deviations)
+        for row in range(50):
+            total = divergence_on_grid(means[row], deviations[row], scales)
+            total += 2 * np.log(j) + np.log(np.pi**2 / 6)
+            assert float(found.complexity_nats[row]) == pytest.approx(total.min(), rel=1e-9)
+            assert float(found.prior_scale[row]) == pytest.approx(scales[total.argmin()], rel=1e-9)
+    # Squares that are no floats, and a posterior that is its prior.
+    tiny = gaussian_complexity(np.array([1e-200]), np.array([1e-200]), prior_scale=2e-200)
+    assert float(tiny.complexity_nats) == pytest.approx(np.log(2) + 2 / 8 - 0.5, rel=1e-12)
+    assert float(gaussian_complexity(np.zeros(3), 0.1, prior_scale=0.1).complexity_nats) == 0
+    close = gaussian_complexity(np.zeros(1000), 0.1 * (1 + 1e-9), prior_scale=0.1)
+    assert 0 <= float(close.complexity_nats) < 1e-9
+
+
 def test_what_choices_cost():
     assert float(choice_bits(8, np.array(3.0))) == pytest.approx(3 + np.log2(3))
     assert float(choice_bits()) == 0
@@ -256,6 +286,162 @@ def test_what_choices_cost():
     np.testing.assert_allclose(bits, np.log2(lengths * (lengths + 1)), rtol=1e-6)
     # Kraft's inequality.
     assert np.sum(2.0**-bits) <= 1
+
+
+def exact_kl(q, p):
+    """kl(q || p) of two floats in 60 digits."""
+    with mpmath.workdps(60):
+        q, p = mpmath.mpf(float(q)), mpmath.mpf(float(p))
+        first = q * mpmath.log(q / p) if q > 0 else mpmath.mpf(0)
+        return first + ((1 - q) * mpmath.log((1 - q) / (1 - p)) if q < 1 else 0)
+
+
+@pytest.mark.parametrize("is_wide", [False, True])
+def test_no_bound_is_rounded_down(is_wide):
+    rng = np.random.default_rng(5)
+    q, c = rng.random(200) ** 4, 10.0 ** rng.uniform(-12, 1.2, 200)
+    n = 10.0 ** rng.integers(1, 6, 60)
+    errors = np.minimum(np.floor(rng.random(60) ** 3 * n), n - 1)
+    with jax.enable_x64(is_wide):
+        inverse = np.asarray(kl_inverse(q, c), float)
+        binomial = np.asarray(occam(errors / n, 0.0, num_examples=n, delta=0.05), float)
+        information = np.asarray(
+            mutual_information_bound(c, num_examples=7, sub_gaussian_scale=0.5), float
+        )
+        lengths = np.asarray(self_delimiting_bits(n + 1), float)
+        complexity = gaussian_complexity(q - 0.5, c, prior_scale=0.3).complexity_nats
+    eps = np.finfo(np.float64 if is_wide else np.float32).eps
+    # The relative entropy rises with p: none lies below the exact inverse, nor far above.
+    for share, divergence, p in zip(q, c, inverse, strict=True):
+        assert p == 1 or exact_kl(share, p) >= divergence
+        lower = p * (1 - 2 * eps - 1e-12)
+        assert lower <= share or exact_kl(share, lower) <= divergence
+    # Clopper and Pearson's limit, to what SciPy knows of it.
+    limit = stats.beta.isf(0.05, errors + 1, n - errors)
+    assert np.all(binomial >= limit * (1 - 1e-12))
+    np.testing.assert_allclose(binomial, limit, rtol=2 * eps + 1e-8)
+    with mpmath.workdps(40):
+        for rate, found in zip(c, information, strict=True):
+            assert mpmath.mpf(float(found)) ** 2 >= mpmath.mpf(float(rate)) / 14
+        for length, found in zip(n, lengths, strict=True):
+            wanted = mpmath.log((length + 1) * (length + 2), 2)
+            assert wanted <= mpmath.mpf(float(found)) <= wanted * (1 + 2 * eps + 1e-14)
+        total = mpmath.mpf(0)
+        for share, s in zip(q, c, strict=True):
+            ratio, shift = mpmath.mpf(float(s)) / 0.3, (mpmath.mpf(float(share)) - 0.5) / 0.3
+            total += (ratio**2 + shift**2 - 1) / 2 - mpmath.log(ratio)
+        assert total <= mpmath.mpf(float(complexity)) <= total * (1 + 2 * eps + 1e-13)
+
+
+def test_every_error_counts(x64):
+    # Ten errors more of a hundred million are ten more, and none is invented.
+    options = {"num_examples": 1e8, "delta": 0.05}
+    shares = np.array([50_000_001, 49_999_991, 1.0]) / 1e8
+    found = np.asarray(occam(shares, 0.0, **options))
+    expected = stats.beta.isf(0.05, shares * 1e8 + 1, 1e8 - shares * 1e8)
+    np.testing.assert_allclose(found[:2] - shares[:2], expected[:2] - shares[:2], rtol=1e-5)
+    assert found[2] == pytest.approx(expected[2], rel=1e-9)
+    rng = np.random.default_rng(0)
+    for dtype in (np.float64, np.float32, np.float16):
+        n = np.floor(10.0 ** rng.uniform(0, 9, 2000))
+        errors = np.floor(rng.random(2000) * (n + 1))
+        eps = float(np.finfo(dtype).eps)
+        for share in ((errors / n).astype(dtype), dtype(1) - ((n - errors) / n).astype(dtype)):
+            counted = np.asarray(_whole_errors(jnp.asarray(share, float), jnp.asarray(n), eps))
+            # Never fewer than there were, and no more than the dtype leaves open.
+            assert np.all(counted >= errors)
+            assert np.all(counted - errors <= 2 * (eps * errors + eps / 4 * n))
+
+
+def test_a_tail_that_does_not_converge_gives_chernoffs_bound(x64):
+    options = {"num_examples": 1e12, "delta": 0.05}
+    binomial = float(occam(0.5, 1000.0, **options))
+    assert 0.5 < binomial <= float(occam(0.5, 1000.0, tail="chernoff", **options))
+
+
+GRADIENTS = {
+    "pac_bayes_kl": lambda k: pac_bayes_kl(0.1, k, num_examples=1000, delta=0.05),
+    "chernoff": lambda k: occam(0.1, k, num_examples=1000, delta=0.05, tail="chernoff"),
+    "binomial": lambda k: occam(0.1, k, num_examples=1000, delta=0.05),
+    "no errors": lambda k: occam(0.0, k, num_examples=1000, delta=0.05),
+    "error": lambda k: kl_inverse(k / 500, 2.0),
+    "draws": lambda k: pac_bayes_kl(
+        k / 500, 9.0, num_examples=1000, delta=k / 500, num_draws=99, delta_draws=0.05
+    ),
+    "catoni": lambda k: catoni(0.1, k, num_examples=1000, delta=0.05),
+    "lambert": lambda k: lambert_lower_branch(-k / 500),
+    "scale": lambda k: gaussian_complexity(k * jnp.ones(3), 0.2 * k).complexity_nats,
+}
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_derivatives_are_those_of_the_implicit_function(name):
+    bound, at, step = GRADIENTS[name], 50.0, 1e-3
+    with jax.enable_x64(True):
+        below, middle, above = (float(bound(at + h)) for h in (-step, 0.0, step))
+        slope = (above - below) / (2 * step)
+        derivative = jax.grad(bound)
+        assert float(derivative(at)) == pytest.approx(slope, rel=1e-5)
+        # Bisection to the last bit leaves some 1e-15 of the middle value.
+        sides = [float(derivative(at + h)) for h in (-step, step)]
+        curvature = (sides[1] - sides[0]) / (2 * step)
+        _, second = jax.jvp(derivative, (at,), (1.0,))
+        assert float(second) == pytest.approx(curvature, rel=1e-4)
+    # In float32 programs, mapped.
+    with jax.numpy_dtype_promotion("strict"):
+        mapped = jax.jit(jax.vmap(jax.grad(bound)))(jnp.asarray([at]))
+    assert mapped.dtype == jnp.float32
+    np.testing.assert_allclose(mapped, slope, rtol=1e-4)
+    assert middle > 0 or name == "lambert"
+
+
+def test_derivatives_at_the_ends():
+    # By the complexity alone, at an error of 0 or 1 and beyond what n examples can bound.
+    def bound(q, k):
+        return pac_bayes_kl(q, k, num_examples=1000, delta=0.05)
+
+    by_complexity = jax.vmap(jax.grad(bound, argnums=1), in_axes=(0, None))
+    found = by_complexity(jnp.asarray([0.0, 1.0, 0.2]), 50.0)
+    divergence = (50 + np.log(2 * np.sqrt(1000) / 0.05)) / 1000
+    assert float(found[0]) == pytest.approx(np.exp(-divergence) / 1000, rel=1e-5)
+    assert found[1] == 0
+    assert found[2] > 0
+    np.testing.assert_array_equal(by_complexity(jnp.asarray([0.3, 1.0]), 1e9), 0)
+    # The inverse is a root near c = 0 and near q = 0.
+    assert jax.grad(kl_inverse, argnums=1)(0.3, 0.0) == np.inf
+    assert jax.grad(kl_inverse)(0.0, 0.3) == np.inf
+    assert jax.grad(kl_inverse)(0.3, 0.0) == 1
+    # A number of errors is whole.
+    assert jax.grad(lambda q: occam(q, 10.0, num_examples=1000, delta=0.05))(0.1) == 0
+
+
+def test_what_is_out_of_range_in_a_trace_is_not_a_number():
+    @jax.jit
+    def bounds(q, bits, n, delta):
+        return (
+            occam(q, bits, num_examples=n, delta=delta),
+            occam(q, bits, num_examples=n, delta=delta, tail="chernoff"),
+            pac_bayes_kl(q, bits, num_examples=n, delta=delta),
+            catoni(q, bits, num_examples=n, delta=delta, temperature=1.0),
+        )
+
+    bad = jnp.asarray([[-0.1, 1, 9, 0.1], [1.1, 1, 9, 0.1], [0.1, -1, 9, 0.1], [0.1, 1, 0, 0.1]])
+    bad = jnp.concatenate(
+        [bad, jnp.asarray([[0.1, 1, 9, 0.0], [0.1, 1, 9, 1.0], [0.1, 1, 9, 0.5]])]
+    )
+    found = np.asarray(bounds(*bad.T))
+    assert np.all(np.isnan(found[:, :-1]))
+    assert np.all(np.isfinite(found[:, -1]))
+
+
+def test_extreme_confidence():
+    for delta in (1e-300, 1 - 1e-16):
+        for bound in (pac_bayes_kl, occam):
+            found = float(bound(0.1, 5.0, num_examples=1000, delta=delta))
+            exact = -np.log(delta) + (np.log(2 * np.sqrt(1000)) if bound is pac_bayes_kl else 0)
+            cost = 5 if bound is pac_bayes_kl else 5 * np.log(2)
+            limit = mpmath_kl_inverse(0.1, (cost + exact) / 1000)
+            assert 0.1 < found <= limit * (1 + 1e-6)
 
 
 @pytest.mark.usefixtures("strict_promotion")
@@ -285,7 +471,7 @@ def test_certificates_traced_and_mapped():
         ),
         (
             lambda: occam(0.1, 8, num_examples=0, delta=0.1),
-            "num_examples must be at least 1, got 0",
+            "num_examples must be at least 1 and whole, got 0",
         ),
         (
             lambda: occam(0.1, 8, num_examples=9, delta=1.0),
@@ -307,9 +493,24 @@ def test_certificates_traced_and_mapped():
         ),
         (
             lambda: gaussian_complexity(np.ones(3), 0.0),
-            "standard_deviation must be positive, got 0",
+            "standard_deviation must be a positive finite number, got 0",
         ),
         (lambda: gaussian_complexity(np.ones(3), np.ones(2)), "must broadcast to mean"),
+        (lambda: gaussian_complexity(np.ones(3), np.inf), "standard_deviation must be a positive"),
+        (lambda: gaussian_complexity(np.ones(0), 1.0), "mean must hold at least one weight"),
+        (lambda: gaussian_complexity(np.array([np.nan]), 1.0), "mean must be finite"),
+        (
+            lambda: gaussian_complexity(np.ones(1), 1.0, prior_scale=np.array([0.0])),
+            "prior_scale must be a positive finite number, got 0",
+        ),
+        (
+            lambda: occam(0.1, 8, num_examples=np.array([9, 9.5]), delta=0.1),
+            "num_examples must be at least 1 and whole, got 9.5",
+        ),
+        (
+            lambda: pac_bayes_kl(0.1, 1, num_examples=9, delta=0.1, num_draws=0, delta_draws=0.1),
+            "num_draws must be at least 1 and whole, got 0",
+        ),
         (lambda: choice_bits(0), "num_candidates must be at least 1, got 0"),
         (lambda: self_delimiting_bits(0), "size_bytes must be at least 1, got 0"),
         (

@@ -79,6 +79,60 @@ def test_one_mistake_among_confident_answers():
     assert fit_temperature(logits[1:], labels[1:]) == MIN_TEMPERATURE
 
 
+def test_classes_that_are_ruled_out_have_no_part():
+    logits, labels = sample(8, [0.7, 3.0])
+    masked = np.insert(logits, 2, -np.inf, axis=-1)
+    moved = labels + (labels >= 2)
+    np.testing.assert_array_equal(fit_temperature(masked, moved), fit_temperature(logits, labels))
+    # Other classes in other examples.
+    partly = np.where(np.arange(CLASSES + 1) == np.arange(EXAMPLES)[:, None] % 7, -np.inf, masked)
+    partly[:, np.arange(EXAMPLES), moved] = masked[:, np.arange(EXAMPLES), moved]
+    lowest = np.where(np.isneginf(partly), -1e30, partly)
+    np.testing.assert_allclose(
+        fit_temperature(partly, moved), fit_temperature(lowest, moved), rtol=1e-6
+    )
+    # A label that is ruled out has an infinite loss whatever T, the less the higher.
+    partly[0, 3, moved[3]] = -np.inf
+    found = fit_temperature(partly, moved)
+    assert found[0] == MAX_TEMPERATURE
+    assert 0 < found[1] < MAX_TEMPERATURE
+    # Two equal classes, the others ruled out: T is open. All ruled out: no distribution.
+    equal = np.where(np.arange(CLASSES) < 2, 0.5, np.full((4, CLASSES), -np.inf))
+    assert fit_temperature(equal.astype(np.float32), np.array([0, 1, 0, 1])) == 1
+    for bad in (np.inf, -np.inf):
+        equal[2] = bad
+        assert np.isnan(fit_temperature(equal.astype(np.float32), np.array([0, 1, 0, 1])))
+
+
+@pytest.mark.parametrize("margin", [1e36, 3e38])
+def test_logits_at_the_end_of_the_range(margin):
+    labels = np.arange(20) % CLASSES
+    logits = np.float32(margin) * np.eye(CLASSES, dtype=np.float32)[labels]
+    assert fit_temperature(logits, labels) == MIN_TEMPERATURE
+    assert fit_temperature(-logits, labels) == MAX_TEMPERATURE
+
+
+@pytest.mark.usefixtures("x64")
+def test_derivative_is_that_of_the_implicit_function():
+    logits, labels = sample(9, [0.5, 3.0])
+    logits = np.insert(logits.astype(np.float64), 0, -np.inf, axis=-1)
+    direction = np.where(
+        np.isfinite(logits), np.cos(np.arange(logits.size)).reshape(logits.shape), 0
+    )
+
+    def fit(step):
+        return fit_temperature(logits + step * direction, labels + 1)
+
+    found, derivative = jax.jvp(fit, (0.0,), (1.0,))
+    step = 1e-3
+    np.testing.assert_allclose(derivative, (fit(step) - fit(-step)) / (2 * step), rtol=1e-4)
+    by_logits = jax.jit(jax.grad(lambda z: jnp.sum(fit_temperature(z, labels + 1))))(logits)
+    np.testing.assert_allclose(np.sum(by_logits * direction), derivative.sum(), rtol=1e-9)
+    # T scales with the logits.
+    finite = np.where(np.isfinite(logits), logits, 0)
+    np.testing.assert_allclose(np.sum(by_logits * finite, axis=(1, 2)), found, rtol=1e-6)
+
+
 def test_equal_logits_leave_the_temperature_alone():
     logits = np.tile(np.linspace(-1, 1, 20, dtype=np.float32)[:, None], (2, 1, CLASSES))
     assert fit_temperature(logits, np.arange(20) % CLASSES).tolist() == [1.0, 1.0]

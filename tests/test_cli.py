@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import jax
 import pytest
 from typer.testing import CliRunner
 
+import jaxcomp
+from jaxcomp import cli
 from jaxcomp.cli import app
 from jaxcomp.sweep import engine
 
@@ -107,12 +110,80 @@ def assert_one_sentence(result, message):
         (["sweep", "--dataset", "mnist", "--data-dir", "nowhere"], "there is no folder nowhere"),
         (["sweep", "--dataset", "cifar10", "--data-dir", "."], "was not found in the folder"),
         (["sweep", "--model", "vgg"], "32 x 32"),
-        (["plot", "nowhere"], "nowhere holds no sweep"),
+        (["plot", "nowhere"], "nowhere holds no run"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence_and_code_2(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert_one_sentence(invoke(*arguments), message)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        (
+            "JAX_PLATFORMS",
+            "cuda",
+            "JAX has none of the devices .* JAX_PLATFORMS names, 'cuda'",
+        ),
+        ("JAX_PLATFORMS", "nonsense", "JAX_PLATFORMS names, 'nonsense' .*; unset it, or use"),
+        ("MPLBACKEND", "nonsense", "backend 'nonsense' that the environment variable MPLBACKEND"),
+    ],
+)
+def test_what_is_not_there_is_found_at_the_start(variable, value, message, tmp_path):
+    if any(found.platform == "gpu" for found in jax.devices()):
+        value = value.replace("cuda", "tpu")
+        message = message.replace("cuda", "tpu")
+    result = _run("-m", "jaxcomp", *SMALL, "--out", tmp_path / "run", **{variable: value})
+    assert_one_sentence(result, message)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_version():
+    result = _run("-m", "jaxcomp", "--version")
+    assert (result.returncode, result.stdout) == (0, f"jaxcomp {jaxcomp.__version__}\n")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["sweep", "--help"], ["plot", "-h"]])
+def test_help_is_that_of_typer_without_its_checks(arguments, capsys):
+    cli.main(arguments)
+    expected = CliRunner().invoke(app, arguments, prog_name="jaxcomp").stdout
+    assert capsys.readouterr().out.split() == expected.split()
+
+
+def test_a_report_is_printed_whatever_reads_it():
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from jaxcomp import cli\n"
+        "cli._print_help = lambda arguments: True\n"  # only what goes before
+        "cli.main([])\n"
+        "folder = Path(sys.argv[1])\n"
+        "try:\n"
+        "    with cli._printing(folder) as console:\n"
+        "        for _ in range(2000):\n"
+        "            console.print('\\u2500', folder, '\\udcff')\n"
+        "except ValueError as error:\n"
+        "    sys.exit(f'{error}')\n"
+    )
+    folder = "gr\u00f6\u00dfe-\u65e5\u672c"
+    told = _run("-c", code, folder, PYTHONIOENCODING="ascii", PYTHONUTF8="1")
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.splitlines()[-1] == r"\u2500 gr\xf6\xdfe-\u65e5\u672c \udcff"
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} DIR"
+    for reader, expected in (("| head -1", 0), (">&-", 0), ("> /dev/full", 1)):
+        if os.name != "posix" or ("full" in reader and not Path("/dev/full").exists()):
+            continue
+        piped = subprocess.run(
+            ["bash", "-c", f"set -o pipefail; {command} {reader}"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=_environment() | {"PYTHONUTF8": "1"},
+        )
+        assert piped.returncode == expected, (reader, piped.stderr)
+        told = "the report could not be printed (No space left on device); it is in DIR.\n"
+        assert piped.stderr == (told if expected else "")
 
 
 @pytest.mark.parametrize("device", ["gpu", "tpu"])
@@ -167,14 +238,17 @@ def test_output_directories_that_cannot_be_used(tmp_path):
     assert_one_sentence(result, "letter/run cannot be written .*; change its permissions or choose")
     assert_one_sentence(invoke(*SMALL, "--out", tmp_path), "holds other files and no manifest")
     assert_one_sentence(invoke("plot", tmp_path), "there is no manifest.json in it")
-    assert_one_sentence(invoke("plot", tmp_path / "letter"), "holds no sweep")
+    assert_one_sentence(invoke("plot", tmp_path / "letter"), "holds no run")
     for foreign in ("[1]", '{"name": "an app"}', '{"settings": 3, "status": "finished"}'):
         (tmp_path / "manifest.json").write_text(foreign)
         for arguments in (("plot", tmp_path), (*SMALL, "--out", tmp_path)):
             assert_one_sentence(invoke(*arguments), "manifest.json was written by something else")
     (tmp_path / "manifest.json").write_text('{"settings": ')
     assert_one_sentence(invoke("plot", tmp_path), "manifest.json could not be read as JSON")
-    other = {"settings": {"what": "else"}, "status": "running", "times": {}}
+    other = {"kind": "poem", "settings": {"what": "else"}, "status": "running", "times": {}}
+    (tmp_path / "manifest.json").write_text(json.dumps(other))
+    assert_one_sentence(invoke("plot", tmp_path), "holds a poem, which this version cannot draw")
+    other["kind"] = "sweep"
     (tmp_path / "manifest.json").write_text(json.dumps(other))
     assert_one_sentence(invoke("plot", tmp_path), "not finished: run the same command again")
     told = r"belongs to other settings: allocation \(None there, .* now\), .* and \d+ more"
@@ -236,8 +310,8 @@ def test_a_run_killed_in_training_and_in_scoring_continues_to_the_same_table(tmp
     assert invoke(*SMALL, "--out", whole).exit_code == 0
     networks = tmp_path / "networks"  # trained again: nothing comes from the cache
     monkeypatch.setenv("JAXCOMP_CACHE_DIR", str(networks))
-    _kill_when(lambda: list(networks.glob("*.checkpoint.npz")), "--out", cut)
-    assert [path.suffixes for path in networks.glob("*.npz")] == [[".checkpoint", ".npz"]]
+    _kill_when(lambda: list(networks.glob("networks/*.checkpoint.npz")), "--out", cut)
+    assert [path.suffixes for path in networks.glob("networks/*.npz")] == [[".checkpoint", ".npz"]]
     _kill_when(lambda: list((cut / "cells").glob("*.json")), "--out", cut)
     chunks = len(list((cut / "cells").glob("*.json")))
     assert 1 <= chunks < len(list((whole / "cells").glob("*.json")))
@@ -269,11 +343,11 @@ def _environment():
     return {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
 
 
-def _run(*arguments):
+def _run(*arguments, **environment):
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
-        env=_environment(),
+        env=_environment() | environment,
     )

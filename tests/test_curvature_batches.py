@@ -15,6 +15,9 @@ from jaxcomp.curvature import (
     over_batches,
     over_batches_until,
 )
+from jaxcomp.curvature import (
+    batches as driver,
+)
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
@@ -337,3 +340,18 @@ def test_arguments_are_checked():
         over_batches(hutchinson(), split(RAGGED), probes_per_chunk=0)
     with pytest.raises(ValueError, match="num_probes must be an integer of at least 2, got 1"):
         over_batches(hutchinson(num_probes=1), split(RAGGED))
+
+
+@pytest.mark.parametrize("is_wide", [False, True])
+def test_exact_estimator_has_no_error_however_its_arithmetic_is_fused(is_wide):
+    # A compiler that fuses the division into its uses gives every use another rounding.
+    with jax.enable_x64(is_wide):
+        sums = np.random.default_rng(0).normal(size=(1, 2, 500)).astype(np.float32)
+        state = driver.empty_state(jnp.zeros(500, jnp.float32))
+        chunk = driver.Samples(jnp.asarray(sums), jnp.arange(1), np.float64(99))
+        limits = driver.Limits(np.float64(driver.NEVER), 1, 1)
+        options = {"xla_backend_optimization_level": "3"}
+        take_in = driver.take_in.lower(state, chunk, limits).compile(compiler_options=options)
+        estimate = take_in(state, chunk, limits).running.estimate(1)
+        np.testing.assert_allclose(estimate.mean, sums.sum(axis=(0, 1)) / 99, rtol=1e-5, atol=1e-7)
+        np.testing.assert_array_equal(estimate.standard_error, 0)

@@ -82,6 +82,18 @@ def test_result_follows_the_scale_and_keeps_the_order(seed):
     assert np.all(np.diff(np.ravel(importance)[order]) >= 0)
 
 
+@pytest.mark.parametrize("value", [3e38, 1e38, 1e-30])
+def test_entries_at_the_ends_of_the_range(value):
+    diagonal = value * jnp.asarray([1.0] * 9 + [-1.0])
+    importance, report = CurvaturePolicy().apply(diagonal)
+    np.testing.assert_allclose(importance, value * np.asarray([1.0] * 9 + [0.008]), rtol=1e-6)
+    assert numbers(report) == (10, 1, 1, False)
+    blocks = diagonal[:, None, None] * jnp.asarray([[[1.0, 0.25], [0.25, 1.0]]])
+    found, _ = CurvaturePolicy(relative_floor=0.0).apply_blocks(blocks)
+    np.testing.assert_allclose(found[:9], blocks[:9], rtol=1e-5)
+    np.testing.assert_allclose(found[9] / value, np.zeros((2, 2)), atol=1e-6)
+
+
 def test_traced_form_is_the_eager_one_and_vmap_is_a_loop_over_models():
     policy = CurvaturePolicy()
     models = {"w": jnp.stack([noisy_diagonal(0), 5 * noisy_diagonal(1), jnp.zeros((40, 5))])}

@@ -78,6 +78,36 @@ def test_record_files_are_found(tmp_path: Path, folder: str) -> None:
     assert dataset.source == "CIFAR-10 binary records"
 
 
+@pytest.mark.parametrize(
+    ("name", "folder", "given"),
+    [
+        ("mnist", "MNIST/raw", "."),
+        ("mnist", "MNIST/raw", "MNIST"),
+        ("mnist", "MNIST/raw", "MNIST/raw"),
+        ("mnist", "Mnist", "."),
+        ("fashion-mnist", "FashionMNIST/raw", "."),
+        ("fashion-mnist", "FashionMNIST/raw", "FashionMNIST/raw"),
+        ("fashion-mnist", "fashion_mnist", "."),
+    ],
+)
+def test_folders_of_torchvision_and_any_capitals(
+    tmp_path: Path, name: str, folder: str, given: str
+) -> None:
+    write_mnist(tmp_path / folder)
+    for file in (tmp_path / folder).iterdir():
+        file.rename(file.with_name(file.name.upper()))
+    assert data.load(name, data_dir=tmp_path / given).pool_labels.tolist() == [0, 9, 4]
+    other = ({"mnist", "fashion-mnist"} - {name}).pop()
+    with pytest.raises(ValueError, match=f"{other} was not found in the folder"):
+        data.load(other, data_dir=tmp_path / given)
+
+
+def test_a_folder_of_the_exact_name_goes_first(tmp_path: Path) -> None:
+    write_mnist(tmp_path / "mnist" / "raw", labels=(1, 1, 1))
+    (tmp_path / "mnist" / "raw" / "Train-Labels-idx1-ubyte").write_bytes(b"another file")
+    assert data.load("mnist", data_dir=tmp_path).pool_labels.tolist() == [1, 1, 1]
+
+
 def test_the_argument_goes_before_the_variable_and_home_is_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

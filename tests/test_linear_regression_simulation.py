@@ -120,7 +120,7 @@ def test_ridge_is_the_solution_of_its_normal_equations(problem):
 def test_a_drawn_data_set_is_solved(problem):
     # The same normal numbers, solved by NumPy's orthogonal decomposition.
     key = jax.random.key(5)
-    solution = draw_solution(problem, key, num_examples=EXAMPLES)
+    solution = draw_solution(problem, key, num_examples=EXAMPLES, draws="examples")
     normal = np.asarray(jax.random.normal(key, (EXAMPLES, DIM + 1)), np.float64)
     inputs = normal[:, :DIM] @ np.linalg.cholesky(np.asarray(problem.covariance, np.float64)).T
     outputs = inputs @ np.asarray(problem.true_weights) + np.sqrt(0.7) * normal[:, DIM]
@@ -242,7 +242,7 @@ def test_standard_errors_are_those_of_the_draws(problem):
         ({"num_clusters": (0, 2)}, "num_clusters must be a list of numbers >= 1"),
         ({"rates_nats": np.ones(3)}, "rates_nats must be 2 numbers >= 0"),
         ({"ridge_penalties": np.ones(3)}, "ridge_penalties must have one entry for each of the 2"),
-        ({"draws": "coins"}, "draws must be 'examples', 'statistics' or 'auto', got 'coins'"),
+        ({"draws": "coins"}, "draws must be 'examples' or 'statistics', got 'coins'"),
     ],
 )
 def test_refused(problem, options, message):

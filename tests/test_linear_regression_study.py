@@ -1,6 +1,7 @@
 """The study and its command: what lies in the directory, and that a second call goes on."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -100,6 +101,25 @@ def test_claims_are_tested_on_the_half_nothing_was_chosen_on(finished):
     assert {claim.compressor for claim in result.claims} > set(CHANNELS)
 
 
+def test_a_result_is_told_in_five_lines(finished):
+    out, shown = finished
+    result = StudyResult.load(out)
+    lines = repr(result).splitlines()
+    assert len(lines) == 5
+    assert lines[0] == "StudyResult: least squares, d = 4, n = 14; 60 data sets each"
+    # d s2 / (n - d - 1) = 4 / 9 above the noise.
+    assert lines[1].startswith("  theory: n = 14: population risk of least squares 1.444; ")
+    by_family = result.table.groupby("family")["compressor"].unique()
+    for line, family in ((lines[2], "designed"), (lines[3], "control")):
+        best = max(
+            (c for c in result.claims if c.compressor in by_family[family]),
+            key=lambda claim: claim.improvement,
+        )
+        assert f" {best.compressor} " in line
+        assert f"{best.improvement:+.3g}" in line
+    assert shown.stdout.startswith("- **compressed:** least squares, d = 4")
+
+
 def test_pictures_show_theory_and_simulation(finished):
     out, _ = finished
     result = StudyResult.load(out)
@@ -133,6 +153,35 @@ def test_the_same_command_goes_on_and_other_settings_are_refused(finished, tmp_p
     resumed = CliRunner().invoke(app, [*SMALL, "--quiet", "--out", str(half)])
     assert resumed.exit_code == 0
     assert (half / "table.csv").read_bytes() == (out / "table.csv").read_bytes()
+
+
+@pytest.mark.parametrize("damaged", ["claims.json", "information.csv", "table.parquet"])
+def test_what_is_damaged_is_refused_and_made_again(finished, tmp_path, damaged):
+    out, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    (copy / damaged).write_bytes((copy / damaged).read_bytes()[:-5])
+    refused = CliRunner().invoke(app, ["plot", str(copy)])
+    assert refused.exit_code == 2
+    assert f"({damaged} was damaged or changed after the run)" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    if damaged == "claims.json":
+        again = CliRunner().invoke(app, [*SMALL, "--quiet", "--out", str(copy)])
+        assert again.exit_code == 0, again.output
+        assert (copy / damaged).read_bytes() == (out / damaged).read_bytes()
+
+
+def test_its_pictures_again(finished, tmp_path):
+    out, first = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    before = {file.name: file.read_bytes() for file in copy.glob("*.png")}
+    for name in before:
+        (copy / name).unlink()
+    again = CliRunner().invoke(app, ["plot", str(copy)])
+    assert again.exit_code == 0, again.output
+    assert {file.name: file.read_bytes() for file in copy.glob("*.png")} == before
+    assert again.stdout.split("Tables and pict")[0] == first.stdout.split("Tables and pict")[0]
 
 
 def test_correlated_inputs_meet_the_theory(tmp_path):

@@ -159,6 +159,46 @@ def test_nan_logit_is_no_right_answer():
     assert np.isnan(found.calibration_error)
 
 
+def test_a_class_that_is_ruled_out_has_probability_zero():
+    logits, labels = sample(13, leading=())
+    masked = np.insert(logits, 2, -np.inf, axis=-1)
+    moved = labels + (labels >= 2)
+    with_class, without = metrics.scores(masked, moved), metrics.scores(logits, labels)
+    np.testing.assert_allclose(with_class, without, rtol=1e-6)
+    assert np.all(np.isneginf(metrics.margins(masked, moved)[:, 2]))
+    # Derivatives stay finite.
+    gradient = jax.grad(lambda z: jnp.mean(metrics.cross_entropy(z, moved)))(jnp.asarray(masked))
+    expected = (softmax(masked, axis=-1) - np.eye(CLASSES + 1)[moved]) / EXAMPLES
+    np.testing.assert_allclose(gradient, expected, atol=1e-7)
+    gradient = jax.grad(lambda z: jnp.sum(metrics.brier_score(z, moved)))(jnp.asarray(masked))
+    assert np.all(np.isfinite(gradient))
+    # Where it is the label's class the loss is infinite, and nothing else is.
+    certain = np.array([[0.0, -np.inf, -np.inf]] * 3, np.float32)
+    wanted = np.array([0, 1, 2])
+    np.testing.assert_array_equal(metrics.cross_entropy(certain, wanted), [0, np.inf, np.inf])
+    np.testing.assert_array_equal(metrics.brier_score(certain, wanted), [0, 2, 2])
+    np.testing.assert_array_equal(metrics.correct(certain, wanted), [True, False, False])
+    assert metrics.expected_calibration_error(certain, wanted) == pytest.approx(2 / 3)
+    gradient = jax.grad(lambda z: jnp.sum(metrics.cross_entropy(z, wanted)))(jnp.asarray(certain))
+    np.testing.assert_array_equal(gradient, np.zeros((3, 3)))
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf])
+def test_logits_without_a_distribution_show(bad):
+    logits = np.zeros((2, 3), np.float32)
+    logits[1] = bad
+    labels = np.zeros(2, int)
+    assert np.isnan(metrics.cross_entropy(logits, labels)).tolist() == [False, True]
+    assert np.isnan(metrics.brier_score(logits, labels)).tolist() == [False, True]
+    assert metrics.correct(logits, labels).tolist() == [True, False]
+    assert np.isnan(metrics.expected_calibration_error(logits, labels))
+
+
+def test_one_example_and_one_class():
+    found = metrics.scores(np.zeros((1, 1), np.float32), np.zeros(1, int))
+    assert [float(field) for field in found] == [0, 1, 0, 0]
+
+
 def test_ties_go_to_the_lowest_class():
     assert metrics.correct(jnp.zeros((2, 3)), jnp.asarray([0, 1])).tolist() == [True, False]
 

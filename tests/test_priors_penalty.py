@@ -60,6 +60,37 @@ def test_inverse_both_ways_and_vectorised():
     np.testing.assert_allclose(mapped(rates.ravel()), precisions.ravel(), rtol=2e-5)
 
 
+@pytest.mark.parametrize("rate", [5000.0, 1e3, 1e-3, 1e-30])
+def test_rates_and_precisions_beyond_float32(rate):
+    eigenvalues = np.float32([1e12, 1e-12] * 25)
+    precision = priors.prior_precision_from_rate(eigenvalues, rate)
+    # 1e-87 to 1e43; what float32 cannot hold comes as float64, and goes back in unrounded.
+    exact = 0.5 * np.sum(np.log1p(eigenvalues.astype(np.float64) / float(precision)))
+    assert exact == pytest.approx(rate, rel=1e-6)
+    assert float(priors.l2_rate_nats(eigenvalues, precision)) == pytest.approx(rate, rel=1e-6)
+
+
+def test_ratios_beyond_float32():
+    found = priors.l2_rate_nats(np.float32([1e30, 0]), np.float32(1e-20))
+    assert float(found) == pytest.approx(0.5 * np.log(1e50), rel=1e-6)
+    assert float(priors.l2_rate_nats([1e300], 1e-300)) == pytest.approx(300 * np.log(10), rel=1e-6)
+    found = priors.l2_rate_nats(jnp.float32(1e-42), jnp.float32(1e-42))
+    assert float(found) == pytest.approx(0.5 * np.log(2), rel=1e-6)
+    assert float(priors.gaussian_from_weight_decay(1e-40, 1e-3).scale) == pytest.approx(10**21.5)
+
+
+def test_the_inverse_has_the_derivatives_of_the_implicit_function():
+    eigenvalues, rate = jnp.asarray([0.0, 0.5, 2.0, 8.0]), 1.5
+    by_eigenvalue, by_rate = jax.grad(priors.prior_precision_from_rate, argnums=(0, 1))(
+        eigenvalues, rate
+    )
+    precision = float(priors.prior_precision_from_rate(eigenvalues, rate))
+    h = np.asarray(eigenvalues, np.float64)
+    slope = -0.5 * np.sum(h / (precision * (precision + h)))
+    np.testing.assert_allclose(by_eigenvalue, -0.5 / (precision + h) / slope, rtol=1e-5)
+    assert float(by_rate) == pytest.approx(1 / slope, rel=1e-5)
+
+
 def test_ridge_is_the_posterior_mean_of_the_implied_prior():
     # Mean squared loss |y - X w|^2 / (2 n s2) + weight_decay / 2 |w|^2.
     n, weight_decay = len(DESIGN), 0.02
@@ -96,6 +127,11 @@ def test_ridge_is_the_posterior_mean_of_the_implied_prior():
             "rate_nats must be positive, got -1",
         ),
         (lambda: priors.prior_precision_from_rate([0.0], 1.0), "must not all be 0"),
+        (
+            lambda: priors.prior_precision_from_rate([1.0], 1e6),
+            r"rate_nats must belong to a precision between 1e-307 and 1e307, got 1e\+06",
+        ),
+        (lambda: priors.l2_rate_nats([1.0], np.inf), "prior_precision must be finite, got inf"),
         (lambda: priors.prior_precision_from_weight_decay(0.0, 5), "weight_decay must be positive"),
         (lambda: priors.laplace_from_l1(0.1, 0), "num_examples must be positive, got 0"),
     ],

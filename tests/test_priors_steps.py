@@ -43,6 +43,19 @@ def test_flat_weights_need_not_be_sent():
     assert float(priors.optimal_step(jnp.zeros(3)).loss_rise_nats) == 0
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_steps_of_extreme_curvature(dtype):
+    values = np.array([1e-42, 1e-38, 1e38] if dtype == np.float32 else [6e-8, 1e-4, 6e4])
+    curvature = values.astype(dtype)
+    choice = priors.optimal_step(curvature, per_weight=True)
+    expected = np.sqrt(12 / curvature.astype(np.float64))
+    np.testing.assert_allclose(choice.step, expected, rtol=1e-6)
+    np.testing.assert_allclose(choice.loss_rise_nats, 0.5, rtol=1e-6)
+    # The sum over a leaf is beyond the dtype, its mean is not.
+    leaf = priors.optimal_step(np.full(9, curvature[-1]))
+    np.testing.assert_allclose(leaf.step, expected[-1], rtol=1e-6)
+
+
 def test_description_length_of_a_real_classifier_has_its_minimum_at_the_predicted_step():
     # Logistic regression on digits, penalised: bits of the weights under the penalty's prior plus
     # bits of the training labels, over steps.

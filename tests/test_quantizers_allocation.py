@@ -1,3 +1,4 @@
+from fractions import Fraction
 from itertools import product
 
 import numpy as np
@@ -86,6 +87,94 @@ def test_exact_wherever_the_hulls_meet_the_budget(seed):
             cost[np.arange(4), result.places] + result.multiplier * result.rate_bits
             <= (cost + result.multiplier * rate).min(axis=1) + 1e-9
         )
+
+
+def wide_curves(rng):
+    """Falling curves of layers that differ by many orders of magnitude, as sensitivities do."""
+    num_layers, num_places = rng.integers(1, 5), rng.integers(1, 6)
+    shape = (num_layers, num_places)
+    rate = np.cumsum(
+        rng.integers(0, 4, shape) * rng.choice([1.0, 0.1, 1e5], num_layers)[:, None], 1
+    )
+    orders = rng.choice([0.0, 3.0, 20.0])
+    scale = 10.0 ** rng.uniform(-orders, orders, (num_layers, 1))
+    cost = (
+        scale * np.sort(10.0 ** rng.uniform(-rng.choice([0.5, 8, 20]), 0, shape), axis=1)[:, ::-1]
+    )
+    cost[rng.random(shape) < 0.1] = 0
+    order = rng.permutation(num_places)
+    return rate[:, order], cost[:, order]
+
+
+def exactly(values, places):
+    return sum(Fraction(float(row[place])) for row, place in zip(values, places, strict=True))
+
+
+@pytest.mark.parametrize("is_dual", [False, True])
+def test_every_budget_is_met_and_none_refused_that_can_be(is_dual):
+    rng = np.random.default_rng(int(is_dual))
+    name = "max_distortion" if is_dual else "budget_bits"
+    num_refused = 0
+    for _ in range(400):
+        rate, cost = wide_curves(rng)
+        spent, other = (cost, rate) if is_dual else (rate, cost)
+        layers = np.arange(len(rate))
+        choice = rng.integers(0, rate.shape[1], len(rate))
+        least = spent.argmin(axis=1)
+        budget = rng.choice(
+            [
+                # A total, added in another order; the least one; and anything.
+                float(np.sum(spent[layers, choice][::-1])),
+                float(sum(spent[layers, least])),
+                float(np.sum(spent[layers, least]) * rng.uniform(0.999, 1.5)),
+                float(10.0 ** rng.uniform(-3, 3)),
+            ]
+        )
+        limit = Fraction(budget) * (1 + Fraction(1, 10**12))
+        if exactly(spent, least) > limit:
+            with pytest.raises(ValueError, match=f"{name} must be at least") as refusal:
+                allocate_rates(rate, cost, **{name: budget})
+            # What the message offers is accepted.
+            budget = float(str(refusal.value).split("at least ")[1].split(",")[0])
+            limit = Fraction(budget) * (1 + Fraction(1, 10**12))
+            num_refused += 1
+        found = allocate_rates(rate, cost, **{name: budget})
+        assert exactly(spent, found.places) <= limit
+        # No choice within the budget beats the bound; the one returned does not either.
+        totals = every_choice(spent, other)
+        inside = totals[totals[:, 0] <= budget * (1 - 1e-14)]
+        reached = found.total_rate_bits if is_dual else found.total_distortion
+        assert found.lower_bound <= reached
+        assert found.lower_bound <= inside[:, 1].min(initial=np.inf) * (1 + 1e-14)
+        # Nothing that fits is left: no single layer can move to a better place.
+        for layer in range(len(rate)):
+            moved = np.array(
+                [spent[layers, found.places].sum() - spent[layer, found.places[layer]]]
+            )
+            fits = moved + spent[layer] < budget * (1 - 1e-12)
+            gain = other[layer, found.places[layer]] - other[layer]
+            assert not np.any(fits & (gain > 0))
+    assert 20 < num_refused < 200
+
+
+def test_small_layers_count_beside_a_costly_one():
+    rate = np.array([[0.0, 1.0, 2.0]] * 2)
+    cost = np.array([[1e20, 1.0, 1e-1], [1e3, 1.0, 1e-1]])
+    found = allocate_rates(rate, cost, max_distortion=0.5)
+    assert found.places.tolist() == [2, 2]
+    assert found.total_distortion == 0.2
+    free = allocate_rates(
+        np.array([[0.0, 10, 20]] * 2), np.array([[1.0, 0.1, 0], [3, 0.7, 0]]), max_distortion=0.0
+    )
+    assert free.total_distortion == 0
+    assert free.total_rate_bits == 40
+    # What the costly layer loses does not hide what the others could still gain.
+    stuck = allocate_rates(
+        [np.array([0.0, 100]), np.array([0.0, 1])],
+        [np.array([1e20, 0]), np.array([3.0, 1])],
+        budget_bits=50,
+    )
+    assert stuck.places.tolist() == [0, 1]
 
 
 def test_many_budgets_at_once_equal_one_by_one():

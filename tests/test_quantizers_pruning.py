@@ -5,6 +5,7 @@ import pytest
 from quantizer_oracles import count_compilations
 
 from jaxcomp.quantizers import prune_by_magnitude
+from jaxcomp.quantizers.pruning import _num_pruned
 
 
 def naive(weights, num_pruned):
@@ -29,6 +30,20 @@ def test_matches_sorting(dtype, sparsity, strict_promotion):
 def test_float64(x64):
     weights = np.random.default_rng(0).standard_normal(101)
     np.testing.assert_array_equal(prune_by_magnitude(weights, 0.3), naive(weights, 30))
+
+
+def test_counts_beyond_what_float32_counts():
+    for number in (2**24 + 3, 2**31 + 5, 2**32 - 1):
+        for sparsity in (0.9, 1 / 3, 1.0):
+            assert int(_num_pruned(sparsity, num_weights=number)) == round(sparsity * number)
+
+
+@pytest.mark.parametrize("power", [-149, 120])
+def test_any_scale(power):
+    weights = np.random.default_rng(0).integers(-40, 40, 101)
+    scaled = np.ldexp(weights.astype(np.float32), power)  # subnormal, or near the largest float
+    pruned = np.asarray(prune_by_magnitude(scaled, 0.5))
+    assert pruned.tobytes() == np.ldexp(naive(weights, 50).astype(np.float32), power).tobytes()
 
 
 @pytest.mark.parametrize("value", [0.0, 2.0])

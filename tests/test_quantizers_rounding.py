@@ -46,6 +46,22 @@ def test_a_channel_of_zeros_and_a_float16_array():
     np.testing.assert_array_equal(rounded.values[:, 2], 0)
 
 
+@pytest.mark.parametrize("power", [-145, -100, 100, 125])
+def test_codes_do_not_depend_on_the_scale(power):
+    # Eight digits, so that subnormal numbers (below 2^-126) hold the weights exactly.
+    weights = np.round(WEIGHTS[0] * 16) / 16
+    scaled = np.ldexp(weights, power).astype(np.float32)
+    assert np.all(np.isfinite(scaled))
+    plain = round_to_nearest(weights, num_bits=3)
+    rounded = round_to_nearest(scaled, num_bits=3)
+    np.testing.assert_array_equal(rounded.codes, plain.codes)
+    # The scales of subnormal weights are whole multiples of 2^-149.
+    expected = np.ldexp(np.asarray(plain.scales, np.float64), power)
+    np.testing.assert_allclose(rounded.scales, expected, rtol=1e-6, atol=2.0**-150)
+    expected = np.ldexp(np.asarray(plain.values, np.float64), power)
+    np.testing.assert_allclose(rounded.values, expected, rtol=1e-6, atol=2.0**-150)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

@@ -40,6 +40,20 @@ def test_gradients_pass_to_the_weights_and_add_up_for_the_centroids(strict_promo
         )
 
 
+def test_forward_mode_is_the_transpose_of_reverse_mode(strict_promotion):
+    rng = np.random.default_rng(4)
+    given = (jnp.asarray(WEIGHTS), jnp.asarray(CENTROIDS))
+    along = tuple(jnp.asarray(rng.standard_normal(x.shape), jnp.float32) for x in given)
+    index = nearest(WEIGHTS.ravel(), CENTROIDS).reshape(WEIGHTS.shape)
+    both = jax.jvp(quantize_ste, given, along)[1]
+    np.testing.assert_allclose(both, along[0] + along[1][index], rtol=1e-6)
+    only = jax.jvp(lambda c: quantize_ste(given[0], c), given[1:], along[1:])[1]
+    np.testing.assert_array_equal(only, along[1][index])
+    back = jax.vjp(quantize_ste, *given)[1](both)
+    inner = sum(float(jnp.sum(a * b)) for a, b in zip(back, along, strict=True))
+    assert inner == pytest.approx(float(jnp.sum(both * both)), rel=1e-5)
+
+
 def test_under_vmap_and_in_half_precision():
     stacked = jnp.stack([CENTROIDS, CENTROIDS * 2])
     together = jax.vmap(quantize_ste, in_axes=(None, 0))(WEIGHTS, stacked)

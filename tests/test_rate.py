@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from scipy.stats import entropy
 
-from jaxcomp.rate import code_size, empirical_entropy_bits, pruned_size, rounded_size
+from jaxcomp.rate import (
+    code_size,
+    compression_ratio,
+    empirical_entropy_bits,
+    pruned_size,
+    rounded_size,
+)
 
 
 def ceil_log2(number):
@@ -15,6 +21,15 @@ def ceil_log2(number):
 
 def multinomial(counts):
     return math.factorial(sum(counts)) // math.prod(math.factorial(count) for count in counts)
+
+
+def test_nothing_left_has_an_infinite_ratio():
+    # Pruned weights that were 0 already cost no bits at all.
+    size = pruned_size(8, 0)
+    assert float(size.entropy_bits) == 0
+    assert compression_ratio(256.0, float(size.entropy_bits)) == math.inf
+    assert compression_ratio(0.0, 0.0) == 1
+    assert compression_ratio(1536.0, 64.0) == 24
 
 
 def test_entropy_matches_scipy():

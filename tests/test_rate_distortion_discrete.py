@@ -159,6 +159,22 @@ def test_wide_types(x64):
 P, D = np.array([0.5, 0.5]), HAMMING
 
 
+def test_a_point_mass_needs_no_bits_and_pays_its_nearest_reproduction():
+    # Whatever the slope, ties and symbols that do not occur; nothing is left of the start.
+    slopes = np.array([0.0, 1.0, 100.0, 1e6, np.inf])
+    for source in (np.array([1.0, 0.0, 0.0]), np.array([0.0, 1.0, 0.0])):
+        distances = np.array([[3.0, 0.5, 2.0], [0.25, 0.25, 7.0], [np.inf, np.inf, 1.0]])
+        found = blahut_arimoto(source, distances, slopes)
+        np.testing.assert_array_equal(found.rate_nats, 0)
+        np.testing.assert_array_equal(found.distortion, source @ [0.5, 0.25, 1.0])
+        np.testing.assert_array_equal(found.gap_nats, 0)
+        assert np.all(np.asarray(found.converged))
+    # Likewise any source at slopes below the first that pays.
+    found = blahut_arimoto(np.array([0.7, 0.3]), 1 - np.eye(2), np.array([0.1, 0.8]))
+    np.testing.assert_array_equal(found.rate_nats, 0)
+    np.testing.assert_allclose(found.distortion, 0.3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [

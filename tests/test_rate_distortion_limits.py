@@ -54,6 +54,9 @@ def test_quantizers_lie_above_the_limit(curve):
     gap = found.curve_bits - found.limit_bits
     assert np.all(gap <= 3 * slack + curve.gap_bits.max())
     np.testing.assert_array_equal(found.excess_bits, found.rate_bits - found.limit_bits)
+    # Nor do the channels of the curve itself.
+    own = distance_to_limit(curve, curve.rate_bits, curve.distortion)
+    assert np.all(own.excess_bits >= -1e-12)
     # One cluster at the weighted mean is the end of the curve.
     assert found.limit_bits[0] == pytest.approx(0, abs=1e-9)
     assert curve.rate_bits[0] == pytest.approx(0, abs=1e-5)

@@ -66,7 +66,7 @@ def test_bounds_enclose_a_dense_solution():
     rate = np.array([point.rate_nats for point in found])
     upper = rate + slopes * np.array([point.distortion for point in found])
     assert np.all(lower <= least + 1e-5)
-    assert np.all(upper >= least - 1e-3)
+    assert np.all(upper >= least - 1e-5)
     assert np.all(upper - lower <= 1.2 * GAP_NATS)
     # A source of six dozen pairs has no rate beyond its entropy.
     assert np.all(rate <= np.log(NUM_PAIRS))
@@ -102,10 +102,45 @@ def test_the_certificate_holds_between_grid_points(solved):
     multipliers = [m / n for m, n in zip(problem.mass, normalisers, strict=True)]
     np.testing.assert_allclose(problem.certificates(multipliers), c[::20], rtol=1e-3)
     exact = value - np.log(c.max()) - problem.slope * problem.excess
-    assert lower == pytest.approx(exact, abs=5e-4)
+    # What may hide between the grid points has been taken off.
+    assert exact - 5e-4 <= lower <= exact
 
 
-def test_rate_and_distortion_are_those_of_the_very_pairs(solved):
+def test_a_channel_of_few_reproductions_is_exact(solved):
+    points, importance, problem, q, _ = solved
+    rate, distortion = problem.channel(q)
+    y = problem.low + np.arange(q.size) * problem.spacings[-1]
+    cost = importance[:, None] * (points[:, None] - y) ** 2
+    joint = q * np.exp(-problem.slope * cost)
+    joint = joint / joint.sum(axis=1, keepdims=True) / NUM_PAIRS
+    mutual = joint * np.log(joint / joint.sum(axis=0) * NUM_PAIRS)
+    assert distortion == pytest.approx(np.sum(joint * cost), rel=1e-5)
+    assert rate == pytest.approx(np.sum(mutual), rel=1e-5)
+
+
+def test_no_channel_lies_below_the_bounds():
+    # Two of three weights next to each other, and weights of few values: the logarithms that are
+    # interpolated elsewhere have poles there.
+    rng = np.random.default_rng(2)
+    sources = [
+        (np.array([9.99999329e-31, 9.99998183e-31, 2.69185914e-39]), np.ones(3)),
+        (np.array([0.99999e-6, 1.000001e-6, 0.0]), np.ones(3)),
+        (np.append(rng.normal(size=30), 1e4), np.ones(31)),
+        (0.1 * rng.integers(0, 5, 500), rng.gamma(1.0, size=500)),
+    ]
+    for points, importance in sources:
+        slopes = slopes_of(points, importance, np.linspace(-0.5, 4, 12))
+        found = grids.bounds_at_slopes(points, importance, slopes, gap_nats=0.07)
+        rate, distortion, lower = (np.array(column) for column in zip(*found, strict=True))
+        assert np.all(lower <= np.min(rate + slopes[:, None] * distortion, axis=1))
+        # Nor anything else that is possible: sending one of the values, nearest or lossless.
+        _, counts = np.unique(points, return_counts=True)
+        shares = counts / points.size
+        assert np.all(lower <= -np.sum(shares * np.log(shares)) * (1 + 1e-12))
+
+
+def test_rate_and_distortion_are_those_of_the_very_pairs(solved, monkeypatch):
+    monkeypatch.setattr(grids, "_MAX_SUMMED", 0)
     points, importance, problem, q, _ = solved
     rate, distortion = problem.channel(q)
     live = importance > 0
@@ -188,8 +223,8 @@ def test_extremes(monkeypatch):
     coarse = np.round(points, 1)
     (found,) = grids.bounds_at_slopes(coarse, importance, np.array([1e9]), gap_nats=GAP_NATS)
     counts = np.unique(coarse[importance > 0], return_counts=True)[1]
-    counts[counts.argmax()] += np.sum(importance == 0)
-    entropy = -np.sum(counts / NUM_PAIRS * np.log(counts / NUM_PAIRS))
+    # Weights without importance take any of the values, in these proportions, and cost nothing.
+    entropy = -np.sum(counts / NUM_PAIRS * np.log(counts / counts.sum()))
     assert found.rate_nats == pytest.approx(entropy)
     assert found.distortion == 0
     assert found.lagrangian_nats <= entropy + 1e-9

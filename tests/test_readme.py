@@ -1,52 +1,107 @@
-"""The README's example runs as it stands, and its picture exists."""
+"""The README as a stranger uses it: its code runs as printed, its commands and files exist."""
 
 import re
+import shlex
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
-from flax import nnx
+import typer
 
-from jaxcomp import data
+from jaxcomp.cli import app
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FINDINGS = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+COMMAND = typer.main.get_command(app)
 
 
-class Classifier(nnx.Module):
-    def __init__(self, rngs: nnx.Rngs):
-        self.hidden = nnx.Linear(64, 16, rngs=rngs)
-        self.output = nnx.Linear(16, 10, rngs=rngs)
-
-    def __call__(self, inputs):
-        return self.output(jax.nn.relu(self.hidden(inputs)))
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
-def test_example_runs(code, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    digits = data.load("digits")
-    inputs = data.to_inputs(digits.pool_images, digits.max_value).reshape(-1, 64)
-    parts = {
-        name: (inputs[rows], digits.pool_labels[rows])
-        for name, rows in zip(
-            ("train", "selection", "test"), np.split(np.arange(300), 3), strict=True
-        )
-    }
-    names = {"model": Classifier(nnx.Rngs(0)), **parts}
-    exec(compile(code, "README.md", "exec"), names)
-    assert (tmp_path / "sweep.png").exists()
-    assert "hidden/kernel" in capsys.readouterr().out
-    assert "winner" in names
+def table_code() -> list[str]:
+    """What the table of wishes says to write."""
+    rows = re.findall(r"^\| (.+) \| (.+) \|$", README, flags=re.MULTILINE)
+    return [code for _, cell in rows[1:] for code in re.findall(r"`([^`]+)`", cell)]
 
 
-def test_example_is_short():
-    for code in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
-        assert sum(bool(line.strip()) for line in code.splitlines()) <= 15
+def commands() -> list[str]:
+    """Every call of the command, in blocks and in the table."""
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    found = [line.split("#")[0].strip() for line in lines if "jaxcomp " in line.split("#")[0]]
+    return found + [code for code in table_code() if code.startswith("jaxcomp ")]
 
 
-def test_local_links_and_pictures_exist():
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        if not target.startswith("http"):
-            assert (ROOT / target).exists(), target
+@pytest.fixture(scope="module")
+def namespace(tmp_path_factory):
+    """Names after all Python blocks, run one after the other in an empty folder."""
+    folder = tmp_path_factory.mktemp("readme")
+    names = {"__name__": "__main__"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for number, code in enumerate(blocks("python"), start=1):
+            exec(compile(code, f"README.md, block {number}", "exec"), names)
+    return folder, names
+
+
+def test_code_runs_as_printed(namespace):
+    folder, names = namespace
+    assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert "layers/0/kernel" in str(names["tree"].report())
+    assert len(repr(names["result"]).splitlines()) == 5
+    assert names["result"].manifest["status"] == "finished"
+    # The patterns name layers that are there: 8 clusters in the first, 16 in the second.
+    clusters = {len(leaf.centroids) for leaf in names["tree"].leaves if hasattr(leaf, "centroids")}
+    assert clusters == {8, 16}
+
+
+def test_every_wish_is_granted_as_printed(namespace):
+    _, names = namespace
+    codes = [code for code in table_code() if not code.startswith("jaxcomp ")]
+    assert len(codes) == 9
+    for code in codes:
+        assert eval(compile(code, f"README.md: {code}", "eval"), names) is not None, code
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_and_their_options_exist(line):
+    program, name, *arguments = shlex.split(line)
+    assert Path(program).name == "jaxcomp"
+    command = COMMAND.commands[name]  # pyright: ignore
+    if "--help" in arguments:
+        return
+    # Names, types and choices are checked; nothing runs.
+    with command.make_context(name, arguments) as context:
+        assert context.args == []
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.findall(r"`?make ([a-z]+)", README)
+    assert {"sweep", "test", "reference"} <= set(targets)
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_it_fits_two_screens():
+    assert len(README.splitlines()) <= 130
+    assert max(len(code.splitlines()) for code in blocks("python")) <= 20
+
+
+@pytest.mark.parametrize(("text", "folder"), [(README, ROOT), (FINDINGS, ROOT / "docs")])
+def test_local_links_and_pictures_exist(text, folder):
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if not target.startswith(("http", "#")):
+            assert (folder / target).exists(), target
+
+
+def test_links_into_a_page_have_their_heading():
+    headings = re.findall(r"^#+ (.+)$", FINDINGS, flags=re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    for target in re.findall(r"\]\(#([^)]+)\)", FINDINGS):
+        assert target in anchors
+
+
+def test_pictures_are_small():
+    for picture in (ROOT / "docs").glob("*.png"):
+        assert picture.stat().st_size < 200_000, picture.name

@@ -63,7 +63,19 @@ def test_what_is_true_holds():
         "L2 against dropout, tempered", "L2 against early stopping, tempered",
     ):  # fmt: skip
         assert claims[name].verdict == "holds", claims[name].sentence
-        assert claims[name].sentence.startswith("Holds: ")
+    for name, start in (
+        (
+            "fewer bits, fitted prior",
+            "Under a fitted Gaussian code, more L2 means fewer bits: -1.00",
+        ),
+        ("weights pay, L2", "L2: describing the weights saves more than it costs: 4.00"),
+        ("test loss, L2", "L2 lowers the test loss: 0."),
+        ("tempered loss, L2", "With a temperature for both, L2 lowers the test loss: 0."),
+        ("L2 against dropout", "L2 has a lower test loss than dropout 0.2: 0."),
+        ("zeros, L1", "Zeros under L1 0.01 shorten the code: "),
+        ("stream, L1 against L2", "The stream of L1 0.01 is shorter than that of L2 0.01: "),
+    ):
+        assert claims[name].sentence.startswith(start), claims[name].sentence
     assert claims["fewer bits, fitted prior"].effect == pytest.approx(-1.0, abs=0.02)
     assert claims["test loss, L2"].effect == pytest.approx(-0.1, abs=0.01)
     assert claims["test loss, L2"].cell == "l2-0.01"
@@ -74,6 +86,7 @@ def test_what_is_true_holds():
     assert claims["weights pay, L2"].cell == "l2-0.1"
     assert claims["weights pay, L1"].effect == pytest.approx(1.0, abs=0.05)
     assert claims["weights pay, L1"].verdict == "opposite"
+    assert claims["weights pay, L1"].sentence.startswith("L1: describing the weights costs more")
     assert claims["test loss, L1"].verdict in ("no practical difference", "not shown")
 
 
@@ -84,9 +97,14 @@ def test_what_is_false_fails_as_plainly():
     table.loc[table["cell"] == "l2-0.1", "selection_loss"] = 9.0
     table.loc[table["cell"] == "l2-0.1", "selection_loss_tempered"] = 9.0
     claims = by_name(evaluate_claims(table, losses))
-    for name in ("fewer bits, fitted prior", "test loss, L2", "L2 against dropout", "zeros, L1"):
+    for name, start in (
+        ("fewer bits, fitted prior", "Under a fitted Gaussian code, more L2 means more bits: +"),
+        ("test loss, L2", "L2 raises the test loss: "),
+        ("L2 against dropout", "L2 has a higher test loss than dropout 0.2: "),
+        ("zeros, L1", "Zeros under L1 0.01 lengthen the code: "),
+    ):
         assert claims[name].verdict == "opposite", claims[name].sentence
-        assert claims[name].sentence.startswith("Fails, the opposite is true: that ")
+        assert claims[name].sentence.startswith(start), claims[name].sentence
 
 
 def test_a_rival_with_a_temperature_may_be_better():

@@ -30,6 +30,16 @@ def test_lengths_and_streams():
         assert found.size_bytes[name] == pytest.approx(found.bits[name] / 8, rel=0.01, abs=40)
 
 
+@pytest.mark.parametrize("step", [0.01, 0.001, 1e-4, 0.3, 100.0])
+def test_streams_decode_at_steps_that_are_no_powers_of_two(step):
+    # Next to the middle between multiples, as networks of some ten thousand weights have some.
+    middle = np.float32((np.arange(-40, 40) + 0.5) * step)
+    near = [np.nextafter(middle, np.float32(end)) for end in (-np.inf, np.inf)]
+    tree = {"w": np.concatenate([[np.float32(0.114999995)], middle, *near])}
+    found = measure_codes(tree, Cell("l2", 0.001), num_examples=600, step=step)
+    assert all(size > 0 for size in found.size_bytes.values())
+
+
 def test_zeros_shorten_a_stream_only_where_there_are_any():
     dense = measure_codes(DENSE, Cell("none"), num_examples=400, step=STEP)
     sparse = measure_codes(SPARSE, Cell("l1", 1e-3), num_examples=400, step=STEP)

@@ -4,9 +4,11 @@ import math
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 
 from jaxcomp.regularization import count_rounded_models
+from jaxcomp.regularization.report import rounding_lines
 from jaxcomp.regularization.rounding import PENALTIES, entropy_of_counts
 
 
@@ -51,3 +53,19 @@ def test_counts_saturate_and_the_density_does_not(rows):
     assert fine["distinct_models"] > 3990
     assert fine["entropy_bits"] < math.log2(4000) + 1
     assert fine["entropy_bits_exact"] > 25
+
+
+def test_the_report_claims_no_more_than_counts_can_show(rows):
+    *lines, note = rounding_lines(pd.DataFrame(rows))
+    assert "density" in note
+    assert "Miller" in note
+    fine = next(line for line in lines if "rounded to 3 decimals" in line)
+    density = rows[2]["entropy_bits_exact"]
+    # 4,000 data sets show at most 12 bits, whatever their estimate with a correction is.
+    assert (
+        f"(entropy: {density:.2f} bits by the density, the counts show 11.97 bits at most)" in fine
+    )
+    assert rows[2]["entropy_bits"] > math.log2(4000)
+    assert "exactly" not in " ".join(lines)
+    coarse = next(line for line in lines if "rounded to 0 decimals" in line)
+    assert f"{rows[0]['entropy_bits']:.2f} bits by the counts" in coarse

@@ -106,6 +106,23 @@ def test_there_is_a_row_for_every_cell_and_network(finished):
     assert RegularizationConfig.from_dict(manifest["settings"]) == CONFIG
 
 
+def test_a_result_is_told_in_five_lines(finished):
+    _, result, _ = finished
+    lines = repr(result).splitlines()
+    assert len(lines) == 5
+    assert lines[0].startswith("RegularizationResult: digits: 2 networks of ")
+    by_name = {claim.name: claim for claim in result.claims}
+    slope, described = by_name["fewer bits, fitted prior"], by_name["weights pay, L2"]
+    assert f"{abs(slope.effect):.2f} bits a weight" in lines[1]
+    assert f"{by_name['test loss, L2'].value:.3f}" in lines[2]
+    assert f"{described.value:.2f} bits a label" in lines[3]
+    assert f"labels alone {described.reference_value:.2f}" in lines[3]
+    assert result.report().index("**description:**") < result.report().index("### Claims")
+    assert result.manifest["status"] == "finished"
+    broken = RegularizationResult(result.table.iloc[:, :1], result.rounding, [], {})
+    assert repr(broken).startswith("RegularizationResult with a table of ")
+
+
 def test_numbers_are_those_of_numpy(finished):
     _, result, seen = finished
     for cell in ("none", "l2-0.1", "l1-0.02", "early-stopping"):

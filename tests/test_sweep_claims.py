@@ -13,6 +13,8 @@ from jaxcomp.sweep.claims import (
     claim_from_dict,
     claims_table,
     evaluate_claims,
+    smallest_from_dict,
+    smallest_without_loss,
 )
 
 NUM_SELECTION = 400
@@ -156,6 +158,11 @@ def test_planted_effects_are_found_with_sign_and_size():
         "tempered loss": ("uniform-8", -0.08, 0.8),
         "accuracy": ("int4", 0.06, 0.2),
     }
+    words = {
+        "raw loss": "Compression lowers the test loss: from ",
+        "tempered loss": "With a temperature for both networks, compression lowers the test loss: ",
+        "accuracy": "Compression raises the test accuracy: from ",
+    }
     assert list(claims) == list(expected)
     for name, (cell, effect, scale) in expected.items():
         claim = claims[name]
@@ -172,7 +179,7 @@ def test_planted_effects_are_found_with_sign_and_size():
         assert claim.num_candidates == 5
         assert (claim.num_models, claim.num_examples) == (5, 2000)
         assert claim.setting == "mnist-mlp-noise0.3"
-        assert claim.sentence.startswith("Holds: ")
+        assert words[name] in claim.sentence
         assert "5 networks" in claim.sentence
         assert "on the selection sample" in claim.sentence
     expected_p = holm([claim.p_value for claim in claims.values()])
@@ -213,9 +220,9 @@ def test_each_half_of_the_networks_is_tested_in_the_cell_of_the_other(seed, agre
 @pytest.mark.parametrize(
     ("effect", "spread", "verdict", "start"),
     [
-        (0.1, 0.005, "opposite", "Fails, the opposite is true: the test loss rises from"),
-        (-0.01, 0.001, "no practical difference", "Fails, no practical difference: the test loss"),
-        (-0.1, 0.3, "not shown", "Not shown: the test loss does not fall beyond doubt"),
+        (0.1, 0.005, "opposite", "Compression raises the test loss: from "),
+        (-0.01, 0.001, "no practical difference", "Compression changes the test loss by less"),
+        (-0.1, 0.3, "not shown", "Compression is not shown to lower the test loss: from "),
     ],
 )
 def test_failure_is_said_plainly(effect, spread, verdict, start):
@@ -225,19 +232,19 @@ def test_failure_is_said_plainly(effect, spread, verdict, start):
     assert claim.verdict == verdict
     assert not claim.holds
     assert claim.sentence.startswith(start)
-    assert "the only one" in claim.sentence
+    assert "the only variant" in claim.sentence
     assert claim.control is None
 
 
 @pytest.mark.parametrize(
     ("bits", "reference", "weights", "words"),
     [
-        (275.0, ("plain-4", "plain-8"), (0.25, 0.75), "equal bits"),
-        (300.0, ("plain-8",), (1.0,), "equal bits"),
+        (275.0, ("plain-4", "plain-8"), (0.25, 0.75), "At equal bits, the diameter penalty lowers"),
+        (300.0, ("plain-8",), (1.0,), "At equal bits"),
         (150.0, ("plain-4",), (1.0,), "the nearest stands in"),
         (500.0, ("plain-16",), (1.0,), "the nearest stands in"),
-        (400.0, ("plain-16",), (1.0,), "equal bits"),
-        (200.0, ("plain-4",), (1.0,), "equal bits"),
+        (400.0, ("plain-16",), (1.0,), "At equal bits"),
+        (200.0, ("plain-4",), (1.0,), "At equal bits"),
     ],
 )
 def test_penalty_is_compared_at_equal_bits(bits, reference, weights, words):
@@ -326,7 +333,7 @@ def test_one_network_is_a_claim_about_this_network():
     assert claim.num_models == 1
     difference = sweep.losses["plain-8"].loss - sweep.losses["original"].loss
     assert claim.p_value == crossed_mean(difference).p_value
-    assert "this one network, so nothing is said about others" in claim.sentence
+    assert "on this one network. Nothing is said about other networks." in claim.sentence
 
 
 def test_original_without_errors_leaves_the_relative_effect_open():
@@ -405,16 +412,88 @@ def test_control_that_does_better_is_named():
     assert claim.control == "early_stopping"
     assert claim.control_low is not None
     assert claim.control_low > 0
-    assert "is beaten by the best control, which compresses nothing (early" in claim.sentence
+    told = "The best control, which compresses nothing (early stopping), is better by 0."
+    assert told in claim.sentence
     assert f"({claim.control_low:.4f} to {claim.control_high:.4f})" in claim.sentence
     effects["plain-8"]["loss"] = -0.3
     sweep = Sweep(12, ORIGINAL | PLAIN | CONTROLS, effects=effects, spread=0.002)
     claim = sweep.claims()["raw loss"]
-    assert "It beats the best control" in claim.sentence
+    assert "The best control, which compresses nothing (early stopping), is worse" in claim.sentence
     assert f"({-claim.control_high:.4f} to {-claim.control_low:.4f})" in claim.sentence
     effects["plain-8"]["loss"] = -0.2
     sweep = Sweep(12, ORIGINAL | PLAIN | CONTROLS, effects=effects, spread=0.02)
-    assert "It cannot be told from the best control" in sweep.claims()["raw loss"].sentence
+    assert "cannot be told apart from it: difference " in sweep.claims()["raw loss"].sentence
+
+
+def smallest(sweep):
+    found = smallest_without_loss(sweep.table, sweep.losses.__getitem__)
+    assert found is not None
+    return found
+
+
+def test_smallest_network_at_no_loss_is_the_smallest_that_keeps_its_loss():
+    effects = {"plain-8": {"loss_tempered": 0.002}, "plain-4": {"loss_tempered": 0.1}}
+    # Rounding costs nothing, but is larger; the uniform grid is smaller and costs too much.
+    effects |= {"uniform-8": {"loss_tempered": 0.1}}
+    sweep = Sweep(2, ORIGINAL | PLAIN | OTHERS, effects=effects, spread=0.001, noise=0.05)
+    found = smallest(sweep)
+    assert (found.cell, found.description, found.holds) == ("plain-8", "K-means, K = 8", True)
+    assert found.num_candidates == 5
+    assert found.ratio == pytest.approx(3200 / 300)
+    tempered = {name: losses.loss_tempered for name, losses in sweep.losses.items()}
+    change = (tempered["plain-8"] - tempered["original"]).mean(axis=0)
+    interval = crossed_mean(change[None])
+    assert (found.effect, found.low, found.high) == interval[:3]
+    assert found.reference_value == pytest.approx(tempered["original"].mean())
+    assert found.high < 0.03 * found.reference_value
+    assert found.sentence.startswith("10.7x smaller (K-means, K = 8) at no loss, for these 5")
+    assert smallest_from_dict(json.loads(json.dumps(found._asdict()))) == found
+
+
+def test_a_loss_that_may_matter_is_not_called_none():
+    cells = ORIGINAL | {"plain-8": PLAIN["plain-8"]}
+    sweep = Sweep(3, cells, effects={"plain-8": {"loss_tempered": 0.2}}, spread=0.001)
+    lost = smallest(sweep)
+    assert not lost.holds
+    assert "Not shown for any size. Tested: " in lost.sentence
+    assert "a loss of more than 3 %" in lost.sentence
+    noisy = smallest(Sweep(3, cells, noise=3.0))
+    assert not noisy.holds
+    assert "a loss of 3 % or more is not ruled out" in noisy.sentence
+    nothing = Sweep(3, ORIGINAL)
+    assert smallest_without_loss(nothing.table, nothing.losses.__getitem__) is None
+    with pytest.raises(ValueError, match=r"lacks \['sentence'\]"):
+        smallest_from_dict({k: v for k, v in noisy._asdict().items() if k != "sentence"})
+
+
+def test_one_network_at_no_loss_is_this_network():
+    sweep = Sweep(4, ORIGINAL | PLAIN, num_models=1, num_examples=2000, noise=0.05)
+    found = smallest(sweep)
+    assert found.cell == "plain-4"
+    assert found.holds
+    assert "for this network: " in found.sentence
+
+
+def test_a_loss_as_large_as_the_margin_is_seldom_called_none():
+    # Many cells, each of which costs these networks just the margin: the choice finds lucky ones.
+    rng = np.random.default_rng(0)
+    names = [f"plain-{k}" for k in range(2, 22)]
+    sizes = [100.0 + k for k in range(20)]
+    cells = ORIGINAL | {
+        name: ("compressed", "kmeans", "none", "none", 0.0, k, np.nan, size)
+        for k, (name, size) in enumerate(zip(names, sizes, strict=True), start=2)
+    }
+    held = 0
+    for seed in range(100):
+        sweep = Sweep(seed, cells, num_models=2)
+        original = sweep.losses["original"].loss_tempered
+        for name in names:
+            rise = 0.03 * original.mean() + 0.1 * rng.standard_normal(original.shape)
+            losses = sweep.losses[name]
+            sweep.losses[name] = losses._replace(loss_tempered=original + rise)
+        held += smallest(sweep).holds
+    # One end of a 95 % interval: 2.5 % expected.
+    assert held <= 7
 
 
 def test_column_setting_names_the_claims():

@@ -1,4 +1,4 @@
-"""Pictures of a sweep: what is drawn where, checked against pandas and SciPy on the same table."""
+"""Pictures of a sweep in detail: what is drawn where, against pandas and SciPy."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,11 +11,13 @@ from matplotlib.figure import Figure
 from scipy import stats
 from synthetic_sweep import METHODS, PAPER, QUICK, synthetic_claims, synthetic_table
 
+from jaxcomp import drawing
+from jaxcomp.sweep import summary
 from jaxcomp.sweep.plots import (
     plot_bound,
+    plot_details,
     plot_limit,
     plot_predicted_rise,
-    plot_sweep,
     save_figures,
 )
 
@@ -38,7 +40,7 @@ def table() -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def figure(table: pd.DataFrame) -> Figure:
-    return plot_sweep(table)
+    return plot_details(table)
 
 
 def curve_of(table: pd.DataFrame, **identity: object) -> pd.DataFrame:
@@ -86,9 +88,9 @@ def test_every_quantity_has_a_panel_with_units(figure):
 
 
 def test_title_says_what_was_trained(table):
-    assert plot_sweep(table).get_suptitle() == "mnist, mlp: 4 networks, clean labels"
+    assert plot_details(table).get_suptitle() == "mnist, mlp: 4 networks, clean labels"
     noisy = table.assign(label_noise=0.3)
-    assert plot_sweep(noisy).get_suptitle() == "mnist, mlp: 4 networks, 30 % label noise"
+    assert plot_details(noisy).get_suptitle() == "mnist, mlp: 4 networks, 30 % label noise"
 
 
 @pytest.mark.parametrize(
@@ -150,7 +152,7 @@ def test_order_of_rows_does_not_matter(table, figure):
     shuffled = table.sample(frac=1, random_state=0)
     ends = [
         np.concatenate([p.vertices for b in f.axes[1].collections for p in b.get_paths()])
-        for f in (figure, plot_sweep(shuffled))
+        for f in (figure, plot_details(shuffled))
     ]
     np.testing.assert_allclose(ends[0], ends[1], rtol=1e-12)
 
@@ -197,7 +199,7 @@ def test_exploding_losses_do_not_squash_the_rest(table, figure):
     ]
     num_above = int((drawn["test_loss"] > high).sum())
     worst = drawn["test_loss"].max()
-    assert f"{num_above} cells above, to {worst:.3g} nats" in all_texts(figure.axes[1])
+    assert f"{num_above} variants above, to {worst:.3g} nats" in all_texts(figure.axes[1])
     marks = [line for line in figure.axes[1].get_lines() if line.get_marker() == "^"]
     beyond = [len(line.get_xdata()) for line in marks if not line.get_clip_on()]
     assert sum(beyond) == num_above
@@ -206,7 +208,7 @@ def test_exploding_losses_do_not_squash_the_rest(table, figure):
 def test_training_loss_is_logarithmic_when_it_spans_decades(table, figure):
     assert figure.axes[0].get_yscale() == "log"
     calm = table[~table["cell"].str.contains("K2|K4|pruning|noise")]
-    assert plot_sweep(calm).axes[0].get_yscale() == "linear"
+    assert plot_details(calm).axes[0].get_yscale() == "linear"
 
 
 def test_ratio_axis_has_ticks_that_read_as_ratios(figure):
@@ -222,10 +224,10 @@ def test_merged_centroids_do_not_stretch_the_axis(table):
     merged = table.copy()
     is_merged = merged["diameter_penalty"] == 0.05
     merged.loc[is_merged, "ratio_estimated"] = 3000.0
-    drawn = plot_sweep(merged)
+    drawn = plot_details(merged)
     assert drawn.axes[0].get_xlim()[1] < 100
     num_cells = merged.loc[is_merged, "cell"].nunique()
-    assert f"{num_cells} cells right of the axis" in legend_texts(drawn)
+    assert f"{num_cells} variants right of the axis" in legend_texts(drawn)
 
 
 def test_few_penalties_are_all_drawn(figure):
@@ -236,7 +238,7 @@ def test_few_penalties_are_all_drawn(figure):
 
 def test_of_many_penalties_the_ends_and_the_best_are_drawn():
     table = synthetic_table(PAPER | {"num_clusters": (4, 16)}, num_models=2)
-    texts = legend_texts(plot_sweep(table))
+    texts = legend_texts(plot_details(table))
     starts = [texts.index(f"K-means, {name}") for name in ("unweighted", "Gauss-Newton")]
     for weighting, start in zip(("none", "gauss_newton"), starts, strict=True):
         cells = table[(table["method"] == "kmeans") & (table["weighting"] == weighting)]
@@ -255,7 +257,7 @@ def test_of_many_penalties_the_ends_and_the_best_are_drawn():
 
 def test_claims_are_starred_and_their_verdicts_written(table):
     claims = synthetic_claims(table)
-    drawn = plot_sweep(table, claims=claims)
+    drawn = plot_details(table, claims=claims)
     raw = next(claim for claim in claims if claim.name == "raw loss")
     cell = table[table["cell"] == raw.cell]
     stars = [line for line in drawn.axes[1].get_lines() if line.get_marker() == "*"]
@@ -263,32 +265,32 @@ def test_claims_are_starred_and_their_verdicts_written(table):
     wanted = [cell["ratio_estimated"].mean(), cell["test_loss"].mean()]
     assert any(np.allclose(place, wanted) for place in places)
     for panel, start in (
-        (1, f"falls: holds, {raw.effect:+.4f} [".replace("-", "\N{MINUS SIGN}")),
-        (2, "falls: no practical difference, "),
-        (4, "rises: not shown, "),
+        (1, f"lower: holds, {raw.effect:+.4f} [".replace("-", "\N{MINUS SIGN}")),
+        (2, "lower: no practical difference, "),
+        (4, "higher: not shown, "),
     ):
         assert any(text.startswith(start) for text in all_texts(drawn.axes[panel]))
-    assert "cell that a claim is about" in legend_texts(drawn)
+    assert "variant that a claim is about" in legend_texts(drawn)
 
 
 def test_penalty_of_a_claim_is_drawn_even_if_it_is_one_of_many():
     table = synthetic_table(PAPER | {"num_clusters": (4, 16)}, num_models=2)
     claim = synthetic_claims(table)[0]._replace(cell="kmeans/none/monotone-0.05/K4")
-    assert not any(t.startswith("penalty 0.05") for t in legend_texts(plot_sweep(table)))
-    texts = legend_texts(plot_sweep(table, claims=[claim]))
+    assert not any(t.startswith("penalty 0.05") for t in legend_texts(plot_details(table)))
+    texts = legend_texts(plot_details(table, claims=[claim]))
     assert any(t.startswith("penalty 0.05") for t in texts)
 
 
 def test_one_network_has_no_intervals(table):
     one = table[table["model_seed"] == 0]
-    drawn = plot_sweep(one)
+    drawn = plot_details(one)
     assert "1 network" in drawn.get_suptitle()
     assert not any("interval" in text.get_text() for text in drawn.texts)
 
 
 def test_network_trained_elsewhere_is_named(table):
     given = table.assign(dataset="given", model="my-network", setting="my-network")
-    assert plot_sweep(given).get_suptitle() == "my-network: 4 networks, trained elsewhere"
+    assert plot_details(given).get_suptitle() == "my-network: 4 networks, trained elsewhere"
 
 
 def edge_tables(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -320,19 +322,19 @@ def edge_tables(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 )
 @pytest.mark.filterwarnings("error")
 def test_thin_tables_can_be_drawn(table, name):
-    plot_sweep(edge_tables(table)[name]).draw_without_rendering()
+    plot_details(edge_tables(table)[name]).draw_without_rendering()
 
 
 def test_forms_of_penalty_are_named_where_there_are_several():
     grid = SMALL | {"num_clusters": (4, 16), "penalty_form": ("monotone", "linear")}
-    texts = legend_texts(plot_sweep(synthetic_table(grid, num_models=2)))
+    texts = legend_texts(plot_details(synthetic_table(grid, num_models=2)))
     assert any(text.startswith("penalty 0.05, linear") for text in texts)
     assert any(text.startswith("penalty 0.05, monotone") for text in texts)
 
 
 def test_other_methods_are_lines_of_their_own_look():
     table = synthetic_table(METHODS | {"num_clusters": (2, 4, 16)}, num_models=2)
-    drawn = plot_sweep(table)
+    drawn = plot_details(table)
     names = legend_texts(drawn)
     looks = set()
     for name, method, allocation in (
@@ -374,6 +376,55 @@ def test_other_methods_are_lines_of_their_own_look():
     assert "vector pairs, unweighted" in legend_texts(plot_bound(table))
 
 
+def assert_nothing_is_cut(figure: Figure) -> None:
+    """Every text and legend lies inside of the figure, as `savefig` writes it."""
+    figure.draw_without_rendering()
+    box = figure.get_tightbbox()
+    assert box.x0 >= 0
+    assert box.y0 >= 0
+    assert box.x1 <= figure.get_figwidth()
+    assert box.y1 <= figure.get_figheight()
+
+
+def test_no_legend_is_cut():
+    forms = {"penalty_form": ("monotone", "linear", "published"), "num_clusters": (4, 16)}
+    for grid, plots in (
+        (METHODS | {"num_clusters": (4,)}, (plot_details, plot_bound)),
+        (PAPER | forms, (plot_details,)),
+        (SMALL | {"weighting": ("none", "gauss_newton", "fisher")}, (plot_bound,)),
+    ):
+        table = synthetic_table(grid, num_models=2)
+        for plot in plots:
+            assert_nothing_is_cut(plot(table))
+
+
+def test_a_long_name_fits():
+    named = synthetic_table(SMALL, num_models=1).assign(dataset="given", model="network" * 20)
+    assert_nothing_is_cut(plot_predicted_rise(named))
+
+
+def test_many_penalties_are_looked_through_once(monkeypatch):
+    """The work of choosing what is drawn grows with the cells, not with their square."""
+    counts = []
+    for num_penalties in (10, 40):
+        penalties = tuple(0.001 * 1.1**k for k in range(num_penalties))
+        grid = SMALL | {"diameter_penalty": penalties, "num_clusters": (4, 16)}
+        (found,) = summary.summarize(synthetic_table(grid, num_models=2))
+        asked = []
+        mean = summary.CellSummary.mean
+
+        def counted(self, column, mean=mean, asked=asked):
+            asked.append(column)
+            return mean(self, column)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(summary.CellSummary, "mean", counted)
+            assert len(found.main_curves()) < 12
+        counts.append(len(asked) / len(found.cells))
+    # A square would make it four times as much for each cell.
+    assert counts[1] < 2 * counts[0]
+
+
 def test_bound_is_marked_vacuous_above_one(table):
     drawn = plot_bound(table)
     (axis,) = drawn.axes
@@ -392,7 +443,7 @@ def test_bound_counts_gaps_that_a_logarithmic_axis_cannot_show(table):
     better = table.copy()
     better.loc[better["cell"] == "kmeans/none/K2", "train_accuracy"] = 0.0
     texts = all_texts(plot_bound(better).axes[0])
-    assert any(text.startswith("1 cell with a measured gap below") for text in texts)
+    assert any(text.startswith("1 variant with a measured gap below") for text in texts)
 
 
 def test_predicted_rise_is_compared_with_the_measured_one(table):
@@ -411,7 +462,7 @@ def test_predicted_rise_is_compared_with_the_measured_one(table):
 def test_predicted_rise_says_what_it_leaves_out(table):
     fallen = table.copy()
     fallen.loc[fallen["cell"] == "kmeans/none/K16", "measured_rise_nats"] = -0.1
-    assert "1 cell without a rise left out" in legend_texts(plot_predicted_rise(fallen))
+    assert "1 variant without a rise left out" in legend_texts(plot_predicted_rise(fallen))
 
 
 def test_quantizers_are_drawn_above_the_limit(table):
@@ -432,39 +483,40 @@ def test_quantizers_are_drawn_above_the_limit(table):
         assert np.isclose(places, [bits, distortion]).all(axis=1).any()
         assert np.isclose(places, [cell["limit_bits_per_weight"], distortion]).all(axis=1).any()
         assert np.isclose(heights, [bits, 0.7 * bits]).all(axis=1).any()
-    assert "3 cells not shown" in legend_texts(figure)
+    assert "3 variants not shown" in legend_texts(figure)
     with pytest.raises(ValueError, match=r"lacks the columns \['limit_bits_per_weight'"):
         plot_limit(table)
     with pytest.raises(ValueError, match="no compressed cell of the table has a limit"):
         plot_limit(told.assign(excess_bits_per_weight=np.nan))
 
 
-def test_figures_are_saved_with_the_same_bytes_each_time(table, tmp_path):
-    table = table[table["cell"].isin(["original", "uniform/K4", "kmeans/none/K4", "temperature"])]
-    first, second = tmp_path / "first", tmp_path / "second"
-    first.mkdir()
-    second.mkdir()
-    one = save_figures(table, first, formats=("svg", "pdf", "png"))
-    two = save_figures(table, second, formats=("svg", "pdf", "png"))
-    assert [file.name for file in one] == [
-        f"{stem}.{form}"
-        for stem in ("sweep", "bound", "predicted-rise")
-        for form in ("svg", "pdf", "png")
-    ]
-    for left, right in zip(one, two, strict=True):
-        assert left.read_bytes() == right.read_bytes(), left.name
-    assert one[0].read_bytes().startswith(b"<?xml")
-    assert one[1].read_bytes().startswith(b"%PDF")
-    assert one[2].read_bytes().startswith(b"\x89PNG")
+@pytest.mark.parametrize(
+    ("form", "start"), [("svg", b"<?xml"), ("pdf", b"%PDF"), ("png", b"\x89PNG")]
+)
+def test_equal_tables_give_equal_bytes(table, form, start):
+    rows = table[table["cell"].isin(["original", "kmeans/none/K4"])]
+    first, second = (drawing.encoded(plot_bound(rows), form) for _ in range(2))
+    assert first == second
+    assert first.startswith(start)
+
+
+def test_every_picture_is_saved(table, tmp_path):
+    rows = table[table["cell"].isin(["original", "uniform/K4", "kmeans/none/K4", "temperature"])]
+    files = save_figures(rows, tmp_path, formats=("png",))
+    stems = ("sweep", "sweep-details", "bound", "predicted-rise")
+    assert [file.name for file in files] == [f"{stem}.png" for stem in stems]
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
 
 
 def test_every_setting_gets_its_own_files(table, tmp_path):
     rows = table[table["kind"] == "original"].drop(columns=["zero_one_bound"])
     noisy = rows.assign(label_noise=0.3, setting="mnist-mlp-noise0.3")
-    files = save_figures(pd.concat([rows, noisy]), tmp_path, formats=("svg",))
+    files = save_figures(pd.concat([rows, noisy]), tmp_path, formats=("png",))
     assert [file.name for file in files] == [
-        "sweep-mnist-mlp-noise0.svg",
-        "sweep-mnist-mlp-noise0.3.svg",
+        "sweep-mnist-mlp-noise0.png",
+        "sweep-details-mnist-mlp-noise0.png",
+        "sweep-mnist-mlp-noise0.3.png",
+        "sweep-details-mnist-mlp-noise0.3.png",
     ]
 
 
@@ -479,7 +531,7 @@ def test_figures_can_be_drawn_in_threads(table):
 
 def test_the_table_stays_as_it_is(table):
     before = table.copy()
-    plot_sweep(table)
+    plot_details(table)
     plot_bound(table)
     pd.testing.assert_frame_equal(table, before)
 
@@ -487,13 +539,13 @@ def test_the_table_stays_as_it_is(table):
 def test_tables_that_cannot_be_drawn(table, tmp_path):
     noisy = table.assign(label_noise=0.3, setting="mnist-mlp-noise0.3")
     with pytest.raises(ValueError, match=r"shows one setting, the table has .*noise0\.3"):
-        plot_sweep(pd.concat([table, noisy]))
+        plot_details(pd.concat([table, noisy]))
     with pytest.raises(ValueError, match=r"lacks the columns \['accuracy'\]: pass the table"):
-        plot_sweep(table.drop(columns="accuracy"))
+        plot_details(table.drop(columns="accuracy"))
     with pytest.raises(ValueError, match="no rows of the original networks: pass all of its rows"):
-        plot_sweep(table.iloc[:0])
+        plot_details(table.iloc[:0])
     with pytest.raises(ValueError, match="no rows of the original networks of mnist-mlp-noise0"):
-        plot_sweep(table[table["kind"] != "original"])
+        plot_details(table[table["kind"] != "original"])
     with pytest.raises(ValueError, match=r"lacks the columns \['zero_one_bound'\] that this"):
         plot_bound(table.drop(columns="zero_one_bound"))
     with pytest.raises(ValueError, match="no cell of the table has a finite zero_one_bound"):

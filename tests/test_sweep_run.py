@@ -220,6 +220,19 @@ def test_a_finished_run_is_read_back(finished, cache, monkeypatch):
     assert again.claims == result.claims
 
 
+@pytest.mark.parametrize("implementation", ["rbg", "unsafe_rbg"])
+def test_the_default_implementation_of_keys_shapes_nothing(finished, implementation):
+    out, result = finished
+    noise = next(cell for cell in result.table["cell"] if "noise" in cell)
+    told = json.loads((out / "manifest.json").read_text())
+    assert "implementation" in storage.load_arrays(min((out / "networks").iterdir()))[1]["key"]
+    with jax.default_prng_impl(implementation), jax.transfer_guard("disallow"):
+        read = sweep.SweepResult.load(out).params(noise)
+    for was, now in zip(jax.tree.leaves(result.params(noise)), jax.tree.leaves(read), strict=True):
+        np.testing.assert_array_equal(was, now)
+    assert told["options"]["jax_enable_x64"] is False
+
+
 @pytest.mark.usefixtures("small_chunks", "no_pictures")
 def test_an_interrupted_run_continues_to_the_same_table(tmp_path, cache, monkeypatch):
     whole = sweep.run(CONFIG, out=tmp_path / "whole", cache_dir=cache, quiet=True)
@@ -279,7 +292,7 @@ def test_what_is_damaged_is_made_again(tmp_path, finished, cache, status, damage
 
 
 @pytest.mark.usefixtures("no_pictures", "small_chunks")
-@pytest.mark.parametrize("change", ["network", "versions"])
+@pytest.mark.parametrize("change", ["network", "versions", "data"])
 def test_parts_of_another_network_or_version_are_not_mixed_in(tmp_path, cache, change):
     whole = sweep.run(CONFIG, out=tmp_path / "run", cache_dir=cache, quiet=True)
     # Chunks that would be seen in the table, if they were used.
@@ -290,6 +303,8 @@ def test_parts_of_another_network_or_version_are_not_mixed_in(tmp_path, cache, c
     manifest["status"] = "running"
     if change == "versions":
         manifest["versions"]["jax"] = "0.0"
+    if change == "data":
+        manifest["data"] = dict.fromkeys(manifest["data"], "another")
     (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
     if change == "network":
         for file in (tmp_path / "run" / "networks").iterdir():
@@ -304,7 +319,7 @@ def test_a_result_without_one_of_its_networks_is_refused(tmp_path, finished):
     out, _ = finished
     shutil.copytree(out, tmp_path / "copy")
     min((tmp_path / "copy" / "networks").iterdir()).unlink()
-    with pytest.raises(ValueError, match="lacks networks of its table: run the sweep again"):
+    with pytest.raises(ValueError, match=r"networks of the table are missing\): run the sweep"):
         sweep.SweepResult.load(tmp_path / "copy")
 
 
@@ -555,3 +570,80 @@ def test_half_precision_weights_are_swept_stored_and_given_back(own_network, tmp
     np.testing.assert_array_equal(np.abs(weights - values), nearest)
     loaded = sweep.SweepResult.load(tmp_path / "half").params("kmeans/none/K4")
     np.testing.assert_array_equal(loaded["hidden"]["kernel"], given)
+
+
+def tanh_of(x, gain):
+    return jnp.tanh(x) * gain
+
+
+def odd(params, inputs):
+    first = params["mlp/~/linear_0"]
+    hidden = params["act"](inputs @ first["w"] + first["b"], params["gain"])
+
+    def layer(hidden, weights):
+        return hidden + jnp.tanh(hidden @ weights["w"] + weights["b"]) * weights["scale"], None
+
+    hidden, _ = jax.lax.scan(layer, hidden, params["layers"][0])
+    return hidden @ params["out"][0] + params["out"][1]
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.filterwarnings("ignore:1 leaves are float64")
+def test_odd_trees_are_swept_stored_and_given_back(tmp_path):
+    """Slashes in names, whole numbers as keys, a stack, float64, functions and numbers."""
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    params = {
+        "mlp/~/linear_0": {"w": rng.normal(size=(4, 6)), "b": draw(6)},  # float64
+        "layers": ({"w": draw(3, 6, 6), "b": draw(3, 6), "scale": 1 + 0.1 * draw(3, 6)}, None),
+        "out": {0: draw(6, 6)[:, :3], 1: draw(3)},
+        "gain": 0.5,
+        "act": tanh_of,
+    }
+    part = rng.normal(size=(30, 4)).astype(np.float32), rng.integers(0, 3, 30)
+    settings = {
+        "num_clusters": 2,
+        "weighting": "gauss_newton",
+        "diameter_penalty": 0.0,
+        "sensitivity_clusters": 2,
+        "baselines": False,
+        "quiet": True,
+    }
+    result = sweep.evaluate(odd, params, part, part, part, out=tmp_path / "odd", **settings)
+    stack = [f"layers/0/w[{number}]" for number in range(3)]
+    assert set(result.sensitivity["layer"]) == {*stack, "mlp/~/linear_0/w", "out/0"}
+    assert "last_layer_scaled" in set(result.table["method"])
+    assert np.isfinite(result.table["test_loss"]).all()
+
+    def check(after):
+        assert jax.tree.structure(after) == jax.tree.structure(params)
+        assert (after["act"], after["gain"]) == (tanh_of, 0.5)
+        np.testing.assert_array_equal(after["layers"][0]["scale"], params["layers"][0]["scale"])
+        layers = [*after["layers"][0]["w"], after["mlp/~/linear_0"]["w"], after["out"][0]]
+        assert [len(np.unique(layer)) for layer in layers] == [2] * 5
+        assert len(np.unique(after["layers"][0]["w"])) == 6
+        assert odd(after, part[0]).shape == (30, 3)
+
+    cell = "kmeans/gauss_newton/K2"
+    live = result.params(cell)
+    check(live)
+    assert live["mlp/~/linear_0"]["w"].dtype == np.float64
+    one = result.params(result.sensitivity.set_index("layer").loc[stack[1], "cell"])
+    changed = [
+        number
+        for number in range(3)
+        if not np.array_equal(one["layers"][0]["w"][number], params["layers"][0]["w"][number])
+    ]
+    assert changed == [1]
+
+    loaded = sweep.SweepResult.load(tmp_path / "odd")
+    with pytest.raises(ValueError, match="no file holds the leaves act"):
+        loaded.params(cell)
+    again = loaded.params(cell, like=params)
+    check(again)
+    jax.tree.map(np.testing.assert_array_equal, again["out"], live["out"])
+    resumed = sweep.evaluate(odd, params, part, part, part, out=tmp_path / "odd", **settings)
+    check(resumed.params(cell))

@@ -3,6 +3,7 @@
 import math
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -171,6 +172,8 @@ class TestSelection:
         params = {
             "codes": jnp.arange(96, dtype=jnp.int8).reshape(SHAPE),
             "mask": jnp.ones(SHAPE, bool),
+            "float8": jnp.ones(SHAPE, jnp.float8_e4m3fn),
+            "function": jax.nn.relu,
             "empty": jnp.zeros((0, 8)),
             "key": jax.random.key(0),
             "rate": 0.5,
@@ -179,11 +182,21 @@ class TestSelection:
         tree = quantize(params, select="*", num_clusters=5)
         assert tree.paths == ("kernel",)
         restored = tree.dequantize()
-        for name in ("codes", "mask", "empty", "key", "rate"):
+        compiled = jax.jit(lambda tree: tree.dequantize()["kernel"])(tree)
+        np.testing.assert_array_equal(compiled, restored["kernel"])
+        for name in ("codes", "mask", "float8", "function", "empty", "key", "rate"):
             assert restored[name] is params[name]
         report = tree.report()
-        assert report.num_kept == 5
-        assert report.kept_bits == 8 * (96 + 96 + 8)  # int8, bool, key; 0 for what is no array
+        assert report.num_kept == 7
+        # int8, bool, float8 and the key; 0 for what is no array
+        assert report.kept_bits == 8 * (96 + 96 + 96 + 8)
+        assert report.kept == {
+            "not floating": ("codes", "key", "mask"),
+            "empty": ("empty",),
+            "fewer than 16 bits": ("float8",),
+            "no array": ("function", "rate"),
+        }
+        assert "kept, not floating: 3 (codes, key, mask)" in str(report)
 
     def test_nothing_to_quantize_costs_nothing(self):
         tree = quantize({"step": jnp.int32(1), "empty": jnp.zeros((0, 3))})
@@ -363,6 +376,193 @@ class TestValues:
         assert tree_module._encode._cache_size() <= before[1] + 2
 
 
+def signal_to_noise(before: Any, after: Any) -> float:
+    before, after = np.asarray(before, np.float64), np.asarray(after, np.float64)
+    return float(10 * np.log10(np.sum(before**2) / np.sum((before - after) ** 2)))
+
+
+class TestScale:
+    @pytest.mark.parametrize("scale", [-1.0, 1e-40, 1e-30, 1e-20, 1e18, 5e37])
+    @pytest.mark.parametrize("method", METHODS)
+    def test_no_method_depends_on_the_scale_of_the_weights(self, method, scale):
+        plain = quantize({"kernel": weights(1)}, method=method, **LEVELS[method])
+        w = (np.asarray(weights(1), np.float64) * scale).astype(np.float32)
+        tree = quantize({"kernel": w}, method=method, **LEVELS[method])
+        after = tree.dequantize()["kernel"]
+        expected = np.asarray(plain.dequantize()["kernel"], np.float64) * scale
+        # Subnormal weights of 1e-40 have five digits.
+        np.testing.assert_allclose(after, expected, rtol=1e-4, atol=abs(scale) * 1e-5)
+        compiled = jax.jit(lambda tree: tree.dequantize()["kernel"])(tree)
+        np.testing.assert_array_equal(compiled, after)
+        (layer,) = tree.report()
+        error = np.sum((np.asarray(w, np.float64) - np.asarray(after, np.float64)) ** 2)
+        assert layer.distortion == pytest.approx(error, rel=1e-3)
+        assert layer.signal_to_noise_db == pytest.approx(signal_to_noise(w, after), abs=0.01)
+        (before,) = plain.report()
+        assert layer.entropy_bits_per_weight == pytest.approx(before.entropy_bits_per_weight)
+
+    def test_nor_does_the_linear_penalty(self):
+        options = {"num_clusters": 5, "penalty_form": "linear"}
+        plain = quantize({"kernel": weights(1)}, diameter_penalty=0.1, **options)
+        for power in (-100, 60):
+            scaled = quantize(
+                {"kernel": jnp.asarray(np.ldexp(np.asarray(weights(1)), power))},
+                diameter_penalty=0.1,
+                **options,
+            )
+            expected = np.ldexp(np.asarray(plain.centroids("kernel")), power)
+            np.testing.assert_allclose(scaled.centroids("kernel"), expected, rtol=1e-5)
+
+    @pytest.mark.parametrize("scale", [1e-60, 1e-42, 1e-30, 1e30, 1e200])
+    def test_nor_on_that_of_the_curvature(self, scale):
+        h = np.abs(np.asarray(weights(2), np.float64)) + 0.1
+        params = {"kernel": weights(1)}
+        plain = quantize(params, num_clusters=5, curvature={"kernel": h.astype(np.float32)})
+        tree = quantize(params, num_clusters=5, curvature={"kernel": h * scale})
+        np.testing.assert_allclose(tree.dequantize()["kernel"], plain.dequantize()["kernel"], 1e-5)
+        expected = plain.report().distortion * scale
+        assert tree.report().distortion == pytest.approx(expected, rel=1e-5)
+        estimate = DiagonalEstimate({"kernel": (h * scale)}, None)
+        if 1e-38 < scale < 1e38:
+            estimate = jax.tree.map(jnp.asarray, estimate)
+        again = quantize(params, num_clusters=5, curvature=estimate)
+        assert again.report()[0].is_weighted
+
+    def test_small_errors_beside_a_large_weight_are_not_lost(self):
+        w = np.asarray(weights(1)).copy()
+        w[0, 0] = -3e38
+        (layer,) = quantize({"kernel": w}, method="magnitude_pruning", sparsity=0.5).report()
+        pruned = np.sort(np.abs(w).ravel())[:48].astype(np.float64)
+        assert layer.distortion == pytest.approx(np.sum(pruned**2), rel=1e-5)
+        expected = 20 * math.log10(3e38) - 10 * math.log10(np.sum(pruned**2))
+        assert layer.signal_to_noise_db == pytest.approx(expected, abs=0.01)
+
+
+class TestStacks:
+    @pytest.mark.parametrize("method", METHODS)
+    def test_every_layer_of_a_stack_is_quantized_on_its_own(self, method):
+        layers = [weights(1), weights(2) * 100, weights(3) * 1e-35]
+        h = [jnp.abs(weights(seed)) + 0.1 for seed in (4, 5, 6)]
+        options = {"method": method, **LEVELS[method]}
+        tree = quantize(
+            {"w": jnp.stack(layers)}, stacked="w", curvature={"w": jnp.stack(h)}, **options
+        )
+        alone = quantize(layers, curvature=h, **options)
+        np.testing.assert_allclose(tree.dequantize()["w"], jnp.stack(alone.dequantize()), rtol=1e-6)
+        compiled = jax.jit(lambda tree: tree.dequantize()["w"])(tree)
+        np.testing.assert_array_equal(compiled, tree.dequantize()["w"])
+        report, (layer,) = alone.report(), tree.report()
+        assert (layer.num_codebooks, layer.shape) == (3, (3, *SHAPE))
+        assert layer.size_bits == pytest.approx(report.size_bits)
+        assert layer.description_bits == pytest.approx(sum(one.description_bits for one in report))
+        assert layer.distortion == pytest.approx(report.distortion, rel=1e-5)
+        assert "3 of 12x8" in str(tree.report())
+        if method == "kmeans":
+            assert tree.centroids("w").shape == (3, 5)
+            assert tree.assignments("w").shape == (3, *SHAPE)
+
+    def test_stacks_are_found_by_their_names_or_named(self):
+        params = {"ScanBlock_0": {"kernel": jnp.stack([weights(1), weights(2)])}}
+        (layer,) = quantize(params, num_clusters=5).report()
+        assert layer.num_codebooks == 2
+        plain = quantize(params, num_clusters=5, stacked=[]).report()
+        assert plain[0].num_codebooks == 1
+        assert "one codebook for all three axes: ScanBlock_0/kernel; name those" in str(plain)
+
+    def test_gains_and_biases_of_stacks_are_kept_and_said(self):
+        params = {
+            "ScanBlock_0": {
+                "Dense_0": {
+                    "kernel": jnp.stack([weights(1), weights(2)]),
+                    "bias": jnp.ones((2, 8)),
+                },
+                "LayerNorm_0": {"scale": jnp.ones((2, 8)), "bias": jnp.ones((2, 8))},
+            }
+        }
+        tree = quantize(params, num_clusters=5)
+        assert tree.paths == ("ScanBlock_0/Dense_0/kernel",)
+        assert (
+            "kept, bias by its name: 2 (ScanBlock_0/Dense_0/bias, ScanBlock_0/LayerNorm_0/bias)\n"
+            "kept, scale by its name: 1 (ScanBlock_0/LayerNorm_0/scale)"
+        ) in str(tree.report())
+
+
+class TestLeaves:
+    @pytest.mark.parametrize("method", METHODS)
+    def test_float64_without_x64_is_computed_in_float32_and_given_back(self, method):
+        w = np.asarray(weights(1), np.float64) * 1e100  # beyond float32
+        with pytest.warns(UserWarning, match="1 leaves are float64 while JAX computes in") as told:
+            tree = quantize({"kernel": w}, method=method, **LEVELS[method])
+        assert [warning.filename for warning in told] == [__file__]
+        after = tree.dequantize()["kernel"]
+        assert (type(after), after.dtype) == (np.ndarray, np.float64)
+        plain = quantize({"kernel": weights(1)}, method=method, **LEVELS[method]).dequantize()
+        expected = np.asarray(plain["kernel"], np.float64) * 1e100
+        np.testing.assert_allclose(after, expected, rtol=1e-5)
+        report = tree.report()
+        assert (report[0].dtype, report[0].computed_in) == ("float64", "float32")
+        assert report[0].distortion == pytest.approx(np.sum((w - after) ** 2), rel=1e-4)
+        assert "computed in float32, given back as they came: kernel" in str(report)
+
+    def test_other_byte_orders_and_numbers_of_numpy(self):
+        w = np.asarray(weights(1))
+        plain = quantize({"kernel": w}, num_clusters=5)
+        for count in (np.int64(5), np.uint8(5)):
+            swapped = quantize({"kernel": w.astype(">f4")}, num_clusters=count)
+            assert_trees_equal(swapped.dequantize(), plain.dequantize())
+        many = quantize({"kernel": w}, num_bins=np.int64(4096), num_iterations=np.uint8(200))
+        assert many.report()[0].level == 16
+        bits = quantize({"kernel": w}, method="round_to_nearest", num_bits=np.uint8(8))
+        assert bits.report()[0].level == 8
+        half = quantize({"kernel": w}, method="magnitude_pruning", sparsity=np.float32(0.5))
+        assert half.report()[0].level == 0.5
+
+    def test_views_of_one_buffer_count_once(self):
+        w = np.asarray(weights(1))
+        views = {"embed": w, "head": w.T, "again": w.view(), "flat": w.reshape(-1)}
+        # The curvatures of all places add up: |w| + 1 here.
+        h = {name: np.zeros_like(view) for name, view in views.items()}
+        h |= {"embed": np.abs(w), "head": np.ones_like(w.T)}
+        tree = quantize(views, num_clusters=5, curvature=h)
+        one = quantize({"w": w.copy()}, num_clusters=5, curvature={"w": np.abs(w) + 1})
+        expected = one.dequantize()["w"]
+        restored = tree.dequantize()
+        assert tree.size_bits == one.size_bits
+        np.testing.assert_array_equal(restored["embed"], expected)
+        np.testing.assert_array_equal(restored["head"], expected.T)
+        np.testing.assert_array_equal(restored["flat"], expected.reshape(-1))
+        assert {tree.report()[0].path, *tree.report()[0].tied_paths} == set(views)
+
+    def test_a_single_array_and_keys_with_brackets_and_backslashes(self):
+        expected = quantize({"kernel": weights(1)}, num_clusters=5).dequantize()["kernel"]
+        tree = quantize(weights(1), num_clusters=5)
+        np.testing.assert_array_equal(tree.dequantize(), expected)
+        assert tree.paths == ("",)
+        assert str(tree.report()).splitlines()[2].startswith("(the whole tree)")
+        for name in ("w[0]", "a\\b", "*", "mlp/~/w"):
+            named = quantize({name: weights(1), "w0": weights(2)}, select=[name], num_clusters=5)
+            np.testing.assert_array_equal(named.dequantize()[name], expected)
+        levels = quantize({"w[0]": weights(1), "w0": weights(2)}, num_clusters={"w[0]": 3, "*": 5})
+        assert [layer.level for layer in levels.report()] == [5, 3]
+
+    def test_an_equinox_module_keeps_its_functions(self):
+        module = eqx.nn.MLP(12, 8, 8, 1, key=jax.random.key(0))
+        tree = quantize(module, num_clusters=5)
+        assert tree.paths == ("layers/0/weight", "layers/1/weight")
+        restored = tree.dequantize()
+        assert restored.activation is module.activation
+
+        @jax.jit
+        def forward(tree, x):
+            return tree.dequantize()(x)
+
+        x = jnp.ones(12)
+        np.testing.assert_allclose(forward(tree, x), restored(x), rtol=1e-6)
+        other = eqx.nn.MLP(12, 8, 8, 1, key=jax.random.key(1))
+        forward(quantize(other, num_clusters=5), x)
+        assert forward._cache_size() == 1
+
+
 class TestCurvature:
     def test_an_estimate_goes_through_the_default_policy(self):
         params = nested_dict()
@@ -518,15 +718,13 @@ class TestBadInput:
         with pytest.raises(TypeError, match=message):
             quantize(nested_dict(), **options)
 
-    def test_precision_that_is_not_supported(self):
-        with pytest.raises(ValueError, match="'kernel' is float64, which JAX now cuts to 32 bits"):
-            quantize({"kernel": np.ones(SHAPE)})
-        with pytest.raises(ValueError, match="'kernel' is float8_e4m3fn, but weights must have 16"):
-            quantize({"kernel": jnp.ones(SHAPE, jnp.float8_e4m3fn)})
-
     def test_two_leaves_with_one_path(self):
-        with pytest.raises(ValueError, match="2 leaves but only 1 distinct paths"):
+        with pytest.raises(ValueError, match=r"two leaves of the tree have the path 'a/b'"):
             quantize({"a/b": weights(1), "a": {"b": weights(2)}})
+
+    def test_masked_weights(self):
+        with pytest.raises(TypeError, match="the leaf 'kernel' is a masked array"):
+            quantize({"kernel": np.ma.masked_less(np.asarray(weights()), 0)})
 
     def test_traced_weights(self):
         with pytest.raises(TypeError, match="the leaf 'kernel' is traced; call it outside jit"):

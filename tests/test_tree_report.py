@@ -18,7 +18,7 @@ def one_layer(squared_error: float, energy: float, converged: bool = True) -> La
     error = jnp.float32(squared_error)
     return layer_report(
         CodeSize(np.array(2000.0), np.array(1500.0), np.array(128.0), np.array(1700.0)),
-        Measures(error, error, jnp.float32(energy), jnp.asarray(converged)),
+        Measures(error, error, jnp.float32(energy), jnp.asarray(converged), *[jnp.int32(0)] * 3),
         paths=("kernel",),
         shape=(50, 20),
         dtype=np.dtype(np.float32),

@@ -44,6 +44,7 @@ from jaxcomp.priors.coding import (
     cell_centres,
     checked_words,
     checksum,
+    leaf_size,
     new_coder,
     pop_cells,
     push_cells,
@@ -53,8 +54,8 @@ from jaxcomp.priors.coding import (
 from jaxcomp.priors.families import Gaussian, PriorTree, StepTree, matched_priors
 from jaxcomp.types import AnyArray, Params
 
-_MARK = 0x4A424201  # "JBB" and the version of the format
-_NUM_HEADER = 5  # mark, two checksums, number of labels, numbers of steps and side bytes
+_MARK = 0x4A424202  # "JBB" and the version of the format
+_NUM_HEADER = 6  # mark, two checksums, numbers of labels, steps and side bytes
 _WHITENING_KEY = 0x6A617863
 _NUM_GUARD_WORDS = 2
 
@@ -225,7 +226,7 @@ def encode(
     written = steps[:1] if len(set(steps)) == 1 else steps
     body = np.concatenate(
         [
-            [checksum(payload), num_labels, len(written) << 16 | len(side_bytes)],
+            [checksum(payload), num_labels, len(written), len(side_bytes)],
             np.asarray(written, "<f8").view("<u4"),
             stack.get_compressed(),
         ]
@@ -260,8 +261,7 @@ def decode(message: Message | UInt32[np.ndarray, "words"], receiver: Receiver) -
         raise ValueError("words must be a message of jaxcomp.bits_back.encode, got another stream.")
     if checksum(words[2:]) != words[1]:
         raise ValueError("The message was cut or altered: its checksum does not match.")
-    payload_checksum, num_labels = int(words[2]), int(words[3])
-    num_written, num_side = int(words[4]) >> 16, int(words[4]) & 0xFFFF
+    payload_checksum, num_labels, num_written, num_side = words[2:_NUM_HEADER].tolist()
     end = _NUM_HEADER + 2 * num_written
     steps = words[_NUM_HEADER:end].astype("<u4").view("<f8").tolist()
     like = receiver.like()
@@ -278,7 +278,7 @@ def decode(message: Message | UInt32[np.ndarray, "words"], receiver: Receiver) -
         side = stack.decode(stream_module().model.Uniform(256), num_side)
     priors = matched_priors(receiver.prior(side.astype(np.uint8)), like)
     cells = [
-        pop_cells(stack, int(np.prod(leaf.shape)), cell_table(own, own_step))
+        pop_cells(stack, leaf_size(leaf), cell_table(own, own_step))
         for leaf, own, own_step in zip(leaves, priors, steps, strict=True)
     ]
     weights = _weights(cells, steps, like)
@@ -289,7 +289,7 @@ def decode(message: Message | UInt32[np.ndarray, "words"], receiver: Receiver) -
     check_posterior(posterior)
     mean, scale = _in_steps(posterior, steps)
     try:
-        put_back(stack, mean, scale, np.concatenate(cells))
+        put_back(stack, mean, scale, np.concatenate([np.zeros(0, np.int32), *cells]))
         payload = _whiten(stack.get_compressed(unseal=True))
     except (ValueError, AssertionError):
         payload = None
@@ -329,7 +329,8 @@ class StepReport(NamedTuple):
     initial_bits: Float[np.ndarray, "steps"]
     """Payload bits that must be there before anything is sent: without them they are paid."""
     discretized_kl_nats: Float[np.ndarray, "steps"]
-    """Mean of the net over payloads."""
+    """Mean of the net over payloads, of the prior's exact masses. The coder gives every cell at
+    least 2^-24, so where the prior expects the weights less than that, its net is shorter."""
     kl_nats: Float[np.ndarray, "steps"]
     """`KL(q || p)` of the densities, the same for all steps; NaN if a prior is not Gaussian."""
 
@@ -393,26 +394,24 @@ def _in_steps(
     posterior: Posterior, steps: Sequence[float]
 ) -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]]:
     """Return means and scales of all leaves in units of their steps, float64."""
-    flat = []
-    for tree in posterior:
-        leaves = [
-            np.asarray(leaf, np.float64).ravel() / step
-            for leaf, step in zip(jax.tree.leaves(tree), steps, strict=True)
-        ]
-        flat.append(np.concatenate(leaves) if leaves else np.zeros(0))
-    mean, scale = flat
-    if not is_representable(mean, scale):
-        worst = max(abs(mean).max() + 8 * scale.max(), 1.0) * max(steps) / MAX_INDEX
-        raise ValueError(
-            f"step must be at least the largest |mean| + 8 scale / 2^23, here about {worst:.3g}, "
-            f"got {min(steps):g}."
-        )
-    return mean, scale
+    means, scales = [np.zeros(0)], [np.zeros(0)]
+    for *leaves, step in zip(*map(jax.tree.leaves, posterior), steps, strict=True):
+        mean, scale = (np.asarray(leaf, np.float64).ravel() for leaf in leaves)
+        with np.errstate(over="ignore"):
+            means.append(mean / step)
+            scales.append(scale / step)
+        if not is_representable(means[-1], scales[-1]):
+            finest = (np.abs(mean).max() + 8 * scale.max()) / MAX_INDEX
+            raise ValueError(
+                f"step must be at least the largest |mean| + 8 scale / 2^23, here {finest:.3g}, "
+                f"got {step:g}."
+            )
+    return np.concatenate(means), np.concatenate(scales)
 
 
 def _by_leaf(index: Int[np.ndarray, "N"], like: Params) -> list[np.ndarray]:
-    sizes = [int(np.size(leaf)) for leaf in jax.tree.leaves(like)]
-    return np.split(index, np.cumsum(sizes)[:-1])
+    ends = np.cumsum([leaf_size(leaf) for leaf in jax.tree.leaves(like)], dtype=int)
+    return np.split(index, ends)[:-1]
 
 
 def _weights(cells: Sequence[np.ndarray], steps: Sequence[float], like: Params) -> Params:
@@ -420,7 +419,7 @@ def _weights(cells: Sequence[np.ndarray], steps: Sequence[float], like: Params) 
     return jax.tree.unflatten(
         structure,
         [
-            cell_centres(own, step, leaf.dtype).reshape(leaf.shape)
+            cell_centres(own, step, leaf)
             for own, step, leaf in zip(cells, steps, leaves, strict=True)
         ],
     )

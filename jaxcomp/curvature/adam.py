@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcomp.curvature.estimate import DiagonalEstimate, diagonal_dtype
+from jaxcomp.transformations import always_compiled
 
 
+@always_compiled
 def adam_second_moments(opt_state: Any) -> DiagonalEstimate:
     """Take the importances of weights from the state of optax's Adam.
 

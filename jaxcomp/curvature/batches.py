@@ -32,12 +32,14 @@ from jaxcomp.curvature.estimate import (
     starting_at,
     zero_diagonal,
 )
+from jaxcomp.transformations import explicit_transfers
 from jaxcomp.types import Batch, Params
 
 DiagonalKernel = Callable[[Batch], DiagonalEstimate]
 """One batch -> the diagonal of its mean loss."""
 
 
+@explicit_transfers
 def over_batches(
     kernel: DiagonalKernel, batches: Iterable[Batch], *, probes_per_chunk: int = 8
 ) -> DiagonalEstimate:
@@ -97,6 +99,7 @@ class PreciseEstimate(NamedTuple):
     converged: bool
 
 
+@explicit_transfers
 def over_batches_until(
     kernel: DiagonalKernel,
     batches: Iterable[Batch],

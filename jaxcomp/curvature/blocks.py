@@ -34,6 +34,7 @@ from jaxcomp.curvature.hutchinson import (
     probed_hessian,
     probed_products,
 )
+from jaxcomp.transformations import explicit_transfers
 from jaxcomp.types import Batch, LossFn, Params, PRNGKey
 
 
@@ -113,6 +114,7 @@ def _block_sampling(
 
 
 @sampled_by(_block_sampling)
+@explicit_transfers
 def hutchinson_blocks(
     loss_fn: LossFn,
     params: Params,

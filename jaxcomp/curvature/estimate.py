@@ -23,6 +23,7 @@ from jax.tree_util import Partial
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
+from jaxcomp.transformations import always_compiled
 from jaxcomp.types import Batch, LossFn, Params
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -127,7 +128,12 @@ def mean_and_standard_error(sample: SampleFn, like: Params, num_samples: int) ->
 
 
 class RunningMean(NamedTuple):
-    """Welford's running mean and sum of squared deviations, structured like the weights."""
+    """Welford's running mean and sum of squared deviations, structured like the weights.
+
+    The sum grows by `n / (n + 1)` times the square of `x - mean`, n samples being in. The usual
+    product of the deviations from the old mean and from the new one is the same number, but a
+    compiler that fuses rounds them apart: it can be negative, and not 0 for the first sample.
+    """
 
     mean: Params
     squared_deviation: Params
@@ -141,9 +147,10 @@ class RunningMean(NamedTuple):
         """Take in sample number `index`, counted from 0."""
 
         def leaf(mean, squared_deviation, x):
+            before = jnp.asarray(index).astype(mean.dtype)
             deviation = x - mean
-            new_mean = mean + deviation / (index + 1).astype(mean.dtype)
-            return new_mean, squared_deviation + deviation * (x - new_mean)
+            share = deviation / (before + 1)
+            return mean + share, squared_deviation + before / (before + 1) * jnp.square(deviation)
 
         return RunningMean(*_map_pairs(leaf, *self, sample))
 
@@ -373,6 +380,7 @@ def check_positive_count(name: str, value: Any, minimum: int = 1) -> int:
     return int(value)
 
 
+@always_compiled
 def check_finite(curvature: DiagonalEstimate | PyTree) -> DiagonalEstimate | PyTree:
     """Return `curvature` unchanged if all of it is finite; a host boundary, not for use in `jit`.
 

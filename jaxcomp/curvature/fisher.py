@@ -29,6 +29,7 @@ from jaxcomp.curvature.estimate import (
     scalar_loss,
 )
 from jaxcomp.curvature.per_example import open_function, sum_of_squares
+from jaxcomp.transformations import explicit_transfers
 from jaxcomp.types import Batch, LossFn, Params
 
 
@@ -76,6 +77,7 @@ def _fisher_sampling(
 
 
 @sampled_by(_fisher_sampling)
+@explicit_transfers
 def fisher_diagonal(
     loss_fn: LossFn, params: Params, batch: Batch, *, examples_per_chunk: int | None = None
 ) -> DiagonalEstimate:

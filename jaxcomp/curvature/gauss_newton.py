@@ -38,6 +38,8 @@ from jaxcomp.curvature.estimate import (
     sampled_by,
 )
 from jaxcomp.curvature.per_example import open_layers, sum_of_squares
+from jaxcomp.linear_algebra import eigh
+from jaxcomp.transformations import explicit_transfers
 from jaxcomp.types import Batch, Params, PredictFn, PRNGKey
 
 OutputLoss = Callable[[Array, Any], Float[Array, ""]]
@@ -138,6 +140,7 @@ def _gauss_newton_sampling(
 
 
 @sampled_by(_gauss_newton_sampling)
+@explicit_transfers
 def gauss_newton_diagonal(
     predict_fn: PredictFn,
     params: Params,
@@ -252,7 +255,7 @@ def exact_columns(
             raise ValueError(
                 f"loss must return a scalar for one example, got the shape {hessian.shape[:-2]}."
             )
-        values, vectors = jnp.linalg.eigh(hessian)
+        values, vectors = eigh(hessian)
         rows = jnp.sqrt(jnp.maximum(values, 0.0)).reshape(-1, 1) * vectors.T
     return rows.reshape(size, *outputs.shape).astype(outputs.dtype)
 

@@ -39,6 +39,7 @@ from jaxcomp.curvature.estimate import (
     sampled_by,
     scalar_loss,
 )
+from jaxcomp.transformations import explicit_transfers
 from jaxcomp.types import Batch, LossFn, Params, PRNGKey
 
 ProbeDistribution: TypeAlias = Literal["rademacher", "gaussian"]
@@ -99,6 +100,7 @@ def _hutchinson_sampling(
 
 
 @sampled_by(_hutchinson_sampling)
+@explicit_transfers
 def hutchinson_diagonal(
     loss_fn: LossFn,
     params: Params,

@@ -47,7 +47,9 @@ from jaxcomp.curvature.per_example import (
     sum_over_chunks,
     sum_over_columns,
 )
-from jaxcomp.paths import Select, leaves_by_path, selected_paths, shorten
+from jaxcomp.paths import leaves_by_path, shorten
+from jaxcomp.selection import Select, selected_paths
+from jaxcomp.transformations import explicit_transfers
 from jaxcomp.types import Batch, Params, PredictFn
 
 
@@ -83,6 +85,7 @@ class LayerHessian(NamedTuple):
     num_examples: int
 
 
+@explicit_transfers
 def find_layers(model_or_fn: PredictFn | Any, params: Params, inputs: Any) -> dict[str, Layer]:
     """List the floating leaves of a model by the way they are used.
 
@@ -110,6 +113,7 @@ def find_layers(model_or_fn: PredictFn | Any, params: Params, inputs: Any) -> di
     }
 
 
+@explicit_transfers
 def layer_hessians(
     model_or_fn: PredictFn | Any,
     params: Params,

@@ -20,8 +20,10 @@ from jaxcomp.curvature.estimate import (
     check_positive_count,
     diagonal_dtype,
 )
+from jaxcomp.transformations import explicit_transfers
 
 
+@explicit_transfers
 def linear_regression_hessian(
     features: Float[Array, "... n d"] | Iterable[Float[Array, "... rows d"]],
     *,

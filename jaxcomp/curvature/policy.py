@@ -6,16 +6,17 @@ is one object, `CurvaturePolicy`, applied leaf by leaf, with a report of what it
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxcomp.curvature.estimate import DiagonalEstimate, check_finite, diagonal_dtype
+from jaxcomp.linear_algebra import eigh
+from jaxcomp.transformations import always_compiled
 from jaxcomp.types import Params
 
 
@@ -90,6 +91,7 @@ class CurvaturePolicy:
                 "the mean curvature of a leaf."
             )
 
+    @always_compiled
     def apply(self, curvature: DiagonalEstimate | Params) -> PolicyResult:
         """Turn curvature into importance, after checking it; for use outside `jit`.
 
@@ -102,6 +104,7 @@ class CurvaturePolicy:
         diagonal = check_finite(_diagonal(curvature))
         return _apply(diagonal, self.relative_floor)
 
+    @always_compiled
     def apply_blocks(self, blocks: DiagonalEstimate | Params) -> PolicyResult:
         """Do the same for blocks, of `hutchinson_blocks` say, through their eigenvalues.
 
@@ -129,8 +132,19 @@ class CurvaturePolicy:
                     f"blocks{jax.tree_util.keystr(path)} must have the shape (..., m, m), got "
                     f"{shape}."
                 )
-        return _apply_to_blocks(diagonal, self.relative_floor)
+        leaves, structure = jax.tree.flatten(diagonal)
+        # Blocks of one size are decomposed together, of another by another program.
+        places: dict[tuple[int, Any], list[int]] = {}
+        for place, leaf in enumerate(leaves):
+            kind = jnp.shape(leaf)[-1], diagonal_dtype(jnp.result_type(leaf))
+            places.setdefault(kind, []).append(place)
+        results: dict[int, tuple[Array, LeafReport]] = {}
+        for group in places.values():
+            blocks = [jnp.asarray(leaves[place]) for place in group]
+            results |= zip(group, _raise_eigenvalues(blocks, self.relative_floor), strict=True)
+        return _assembled(structure, [results[place] for place in range(len(leaves))])
 
+    @always_compiled
     def apply_traced(self, curvature: DiagonalEstimate | Params) -> PolicyResult:
         """Do the same as a pure function, for use in `jit`, and in `vmap` over models.
 
@@ -145,21 +159,11 @@ def _diagonal(curvature: DiagonalEstimate | Params) -> Params:
 
 @jax.jit
 def _apply(diagonal: Params, relative_floor: Float[Array, ""]) -> PolicyResult:
-    return _apply_by_leaf(_raise_to_floor, diagonal, relative_floor)
+    leaves, structure = jax.tree.flatten(diagonal)
+    return _assembled(structure, [_raise_to_floor(leaf, relative_floor) for leaf in leaves])
 
 
-@jax.jit
-def _apply_to_blocks(blocks: Params, relative_floor: Float[Array, ""]) -> PolicyResult:
-    return _apply_by_leaf(_raise_eigenvalues, blocks, relative_floor)
-
-
-def _apply_by_leaf(
-    leaf_fn: Callable[..., tuple[Array, LeafReport]],
-    curvature: Params,
-    relative_floor: Float[Array, ""],
-) -> PolicyResult:
-    leaves, structure = jax.tree.flatten(curvature)
-    results = [leaf_fn(leaf, relative_floor) for leaf in leaves]
+def _assembled(structure: Any, results: list[tuple[Array, LeafReport]]) -> PolicyResult:
     return PolicyResult(
         structure.unflatten([importance for importance, _ in results]),
         structure.unflatten([report for _, report in results]),
@@ -171,10 +175,12 @@ def _raise_to_floor(
 ) -> tuple[Float[Array, "*shape"], LeafReport]:
     h = h.astype(diagonal_dtype(h.dtype))
     num_entries = max(h.size, 1)
-    signed_mean = jnp.sum(h) / num_entries
-    positive_mean = jnp.sum(jnp.maximum(h, 0.0)) / num_entries
+    # In units of the largest entry: the sum of many may exceed the range of the dtype.
+    unit = _largest(h)
+    signed_mean = jnp.sum(h / unit) / num_entries
+    positive_mean = jnp.sum(jnp.maximum(h / unit, 0.0)) / num_entries
     scale = jnp.where(signed_mean > 0, signed_mean, positive_mean)
-    floor = relative_floor.astype(h.dtype) * scale
+    floor = relative_floor.astype(h.dtype) * scale * unit
     is_fallback = jnp.logical_not(jnp.any(h > 0) | jnp.any(jnp.isnan(h)))
     importance = jnp.where(is_fallback, jnp.ones_like(h), jnp.maximum(h, floor))
     report = LeafReport(
@@ -186,11 +192,33 @@ def _raise_to_floor(
     return importance, report
 
 
+@jax.jit
 def _raise_eigenvalues(
-    blocks: Float[Array, "*shape m m"], relative_floor: Float[Array, ""]
-) -> tuple[Float[Array, "*shape m m"], LeafReport]:
-    values, vectors = jnp.linalg.eigh(blocks.astype(diagonal_dtype(blocks.dtype)))
-    raised, report = _raise_to_floor(values, relative_floor)
-    with jax.default_matmul_precision("highest"):
-        rebuilt = (vectors * jnp.expand_dims(raised, -2)) @ jnp.swapaxes(vectors, -1, -2)
-    return 0.5 * (rebuilt + jnp.swapaxes(rebuilt, -1, -2)), report
+    leaves: list[Float[Array, "..."]], relative_floor: Float[Array, ""]
+) -> list[tuple[Float[Array, "..."], LeafReport]]:
+    """Raise the eigenvalues of leaves (..., m, m), all of one m, in one decomposition."""
+    leaves = [leaf.astype(diagonal_dtype(leaf.dtype)) for leaf in leaves]
+    size = leaves[0].shape[-1]
+    units = [_largest(leaf) for leaf in leaves]
+    flat = [(leaf / unit).reshape(-1, size, size) for leaf, unit in zip(leaves, units, strict=True)]
+    values, vectors = eigh(jnp.concatenate(flat))
+    results, start = [], 0
+    for leaf, blocks, unit in zip(leaves, flat, units, strict=True):
+        rows = slice(start, start + blocks.shape[0])
+        raised, report = _raise_to_floor(values[rows], relative_floor)
+        with jax.default_matmul_precision("highest"):
+            rebuilt = (vectors[rows] * jnp.expand_dims(raised, -2)) @ jnp.swapaxes(
+                vectors[rows], -1, -2
+            )
+        rebuilt = 0.5 * (rebuilt + jnp.swapaxes(rebuilt, -1, -2))
+        # A leaf without curvature has unit matrices, in no unit.
+        rebuilt = rebuilt * jnp.where(report.is_fallback, 1, unit)
+        results.append((rebuilt.reshape(leaf.shape), report))
+        start += blocks.shape[0]
+    return results
+
+
+def _largest(values: Float[Array, "..."]) -> Float[Array, ""]:
+    """Return the largest magnitude; 1 if all are 0."""
+    largest = jnp.max(jnp.abs(values), initial=0)
+    return jnp.where(largest > 0, largest, jnp.ones_like(largest))

@@ -21,8 +21,15 @@ class Located(NamedTuple):
     missing: tuple[str, ...]
 
 
+def folder_key(name: str) -> str:
+    """Return what names of folders are compared by: `Fashion_MNIST` is `fashion-mnist`."""
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
+
+
 def find_file(folder: Path, names: Sequence[str]) -> Path | None:
     """Find a file under the first of several names, each plain or with the suffix `.gz`.
+
+    Small and capital letters count as the same where no name fits exactly.
 
     Args:
         folder: where to look.
@@ -31,11 +38,30 @@ def find_file(folder: Path, names: Sequence[str]) -> Path | None:
     Returns:
         The path, or `None` if no such file exists.
     """
-    for name in names:
-        for path in (folder / name, folder / f"{name}.gz"):
-            if path.is_file():
-                return path
-    return None
+    asked = [spelling for name in names for spelling in (name, f"{name}.gz")]
+    for spelling in asked:
+        if (folder / spelling).is_file():
+            return folder / spelling
+    there = {path.name.casefold(): path for path in list_folder(folder) if path.is_file()}
+    return next((there[key] for name in asked if (key := name.casefold()) in there), None)
+
+
+def list_folder(folder: Path) -> list[Path]:
+    """Return what is in a folder, in the order of the names; nothing if it cannot be listed."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def locate_batches(folder: Path, train_names: Sequence[str], test_name: str) -> Located:
+    """Look for numbered training files, of which one is enough, and a test file, plain or gzip."""
+    found = {name: find_file(folder, (name,)) for name in (*train_names, test_name)}
+    paths = {name: path for name, path in found.items() if path is not None}
+    missing = [] if any(name in paths for name in train_names) else [train_names[0]]
+    if test_name not in paths:
+        missing.append(test_name)
+    return Located(paths, tuple(missing))
 
 
 def read_bytes(path: Path) -> bytes:

@@ -7,15 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxcomp.data import idx, openml, records
+from jaxcomp.data import batches, idx, openml, records
 from jaxcomp.data.dataset import Dataset, check_dataset
 from jaxcomp.data.digits import load_digits
-from jaxcomp.data.files import Located
+from jaxcomp.data.files import Located, folder_key, list_folder
 from jaxcomp.storage import PathLike
 
 DATA_DIR_VARIABLE = "JAXCOMP_DATA_DIR"
 """The environment variable that names the data folder when no argument does."""
 
+_RAW = "raw"
 _Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -23,35 +24,39 @@ class _FileSet(NamedTuple):
     """How a data set is kept in files.
 
     Attributes:
-        folders: names a folder with its files can have.
         expected: the files, in words.
         locate: looks for them in a folder.
         read: turns the paths found into pool images, pool labels, test images, test labels.
         source: what `Dataset.source` says.
     """
 
-    folders: tuple[str, ...]
     expected: str
     locate: Callable[[Path], Located]
     read: Callable[[dict[str, Path]], _Arrays]
     source: str
 
 
-_IDX_EXPECTED = f"{', '.join(idx.FILE_NAMES)} (each plain or .gz)"
-_FILE_SETS = {
-    "mnist": _FileSet(("mnist",), _IDX_EXPECTED, idx.locate, idx.read_dataset, "IDX files"),
-    "fashion-mnist": _FileSet(
-        ("fashion-mnist",), _IDX_EXPECTED, idx.locate, idx.read_dataset, "IDX files"
-    ),
-    "cifar10": _FileSet(
-        ("cifar10", "cifar-10-batches-bin", "cifar10-3k"),
-        f"one or more of {records.TRAIN_NAMES[0]} to {records.TRAIN_NAMES[-1]} and "
-        f"{records.TEST_NAME} (each plain or .gz)",
-        records.locate,
-        records.read_dataset,
-        "CIFAR-10 binary records",
-    ),
+_IDX = _FileSet(
+    f"{', '.join(idx.FILE_NAMES)} (each plain or .gz)", idx.locate, idx.read_dataset, "IDX files"
+)
+_RECORDS = _FileSet(
+    f"one or more of {records.TRAIN_NAMES[0]} to {records.TRAIN_NAMES[-1]} and "
+    f"{records.TEST_NAME} (each plain or .gz; also those of the python version, without .bin)",
+    records.locate,
+    records.read_dataset,
+    "CIFAR-10 binary records",
+)
+_BATCHES = _FileSet(
+    _RECORDS.expected, batches.locate, batches.read_dataset, "CIFAR-10 python batches"
+)
+_FILE_SETS = {"mnist": (_IDX,), "fashion-mnist": (_IDX,), "cifar10": (_RECORDS, _BATCHES)}
+
+_FOLDERS = {
+    "mnist": ("mnist",),
+    "fashion-mnist": ("fashion-mnist",),
+    "cifar10": ("cifar10", "cifar-10-batches-bin", "cifar-10-batches-py", "cifar10-3k"),
 }
+"""Names that a folder with the files can have, as `folder_key` compares them."""
 
 DATASET_NAMES = ("digits", *_FILE_SETS)
 """What `load` knows."""
@@ -63,9 +68,11 @@ def load(name: str, *, data_dir: PathLike | None = None, download: bool = False)
     `digits` is inside scikit-learn and needs nothing else. The others are read from files: from
     `data_dir`, else from the folder that the environment variable `JAXCOMP_DATA_DIR` names. That
     is the folder with the files itself or one that holds a folder of that name (`mnist`,
-    `fashion-mnist`, `cifar10`; for CIFAR-10 also `cifar-10-batches-bin` or `cifar10-3k`). Files may
-    be plain or gzip. Without the files, and only with `download=True`, the data set comes from
-    OpenML through scikit-learn, which keeps it in the user's cache.
+    `fashion-mnist`, `cifar10`; for CIFAR-10 also `cifar-10-batches-bin`, `cifar-10-batches-py` or
+    `cifar10-3k`), in which the files may be in a folder `raw`, as torchvision has it. Capitals do
+    not count (`FashionMNIST/raw`). Files may be plain or gzip. Without the files, and only with
+    `download=True`, the data set comes from OpenML through scikit-learn, which keeps it in the
+    user's cache.
 
     Args:
         name: `digits`, `mnist`, `fashion-mnist` or `cifar10`.
@@ -86,27 +93,30 @@ def load(name: str, *, data_dir: PathLike | None = None, download: bool = False)
         )
     if name == "digits":
         return load_digits()
-    file_set = _FILE_SETS[name]
     directory = _data_directory(data_dir)
     candidates = [] if directory is None else _candidate_folders(name, directory)
-    located = [file_set.locate(folder) for folder in candidates]
-    for found in located:
-        if not found.missing:
-            return check_dataset(
-                Dataset(
-                    name,
-                    *file_set.read(found.paths),
-                    num_classes=10,
-                    max_value=255,
-                    source=file_set.source,
+    located = []
+    for folder in candidates:
+        for file_set in _FILE_SETS[name]:
+            found = file_set.locate(folder)
+            if not found.missing:
+                return check_dataset(
+                    Dataset(
+                        name,
+                        *file_set.read(found.paths),
+                        num_classes=10,
+                        max_value=255,
+                        source=file_set.source,
+                    )
                 )
-            )
+            located.append(found)
     if download:
         return openml.download(name)
+    expected = _FILE_SETS[name][0].expected
     raise ValueError(
-        f"{_what_is_missing(name, directory, located)}; give the folder that holds "
-        f"{file_set.expected}, or one that holds a folder {name} with them, with --data-dir "
-        f"(data_dir=) or the environment variable {DATA_DIR_VARIABLE}, or pass --download "
+        f"{_what_is_missing(name, directory, located)}; give the folder that holds {expected}, or "
+        f"one that holds a folder {name} with them, with --data-dir (data_dir=) "
+        f"or the environment variable {DATA_DIR_VARIABLE}, or pass --download "
         "(download=True) to fetch them from OpenML."
     )
 
@@ -115,7 +125,12 @@ def _data_directory(data_dir: PathLike | None) -> Path | None:
     """Take the argument, else the environment variable (empty counts as not set)."""
     if data_dir is None:
         data_dir = os.environ.get(DATA_DIR_VARIABLE) or None
-    return None if data_dir is None else Path(data_dir).expanduser()
+    if data_dir is None:
+        return None
+    try:
+        return Path(data_dir).expanduser()
+    except RuntimeError:  # there is no home
+        return Path(data_dir)
 
 
 def _candidate_folders(name: str, directory: Path) -> list[Path]:
@@ -124,17 +139,24 @@ def _candidate_folders(name: str, directory: Path) -> list[Path]:
     The files of MNIST and Fashion-MNIST have the same names, so a folder that bears the name of
     another data set is never taken for this one.
     """
-    candidates = [directory / folder for folder in _FILE_SETS[name].folders]
-    foreign = {
-        folder
-        for other, file_set in _FILE_SETS.items()
-        if other != name
-        for folder in file_set.folders
-    }
+    keys = {other: [folder_key(folder) for folder in _FOLDERS[other]] for other in _FOLDERS}
+    named = [
+        (keys[name].index(key), folder)
+        for folder in list_folder(directory)
+        if (key := folder_key(folder.name)) in keys[name] and folder.is_dir()
+    ]
+    candidates = [folder for _, folder in sorted(named)]
     # resolved, because "." and ".." hide the name
-    if directory.resolve().name not in foreign:
+    resolved = directory.resolve()
+    own = resolved.parent if folder_key(resolved.name) == _RAW else resolved
+    foreign = {key for other in keys if other != name for key in keys[other]}
+    if folder_key(own.name) not in foreign:
         candidates.append(directory)
-    return candidates
+    return [
+        place
+        for folder in candidates
+        for place in (folder, *(raw for raw in list_folder(folder) if folder_key(raw.name) == _RAW))
+    ]
 
 
 def _what_is_missing(name: str, directory: Path | None, located: list[Located]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from jaxcomp.data.files import Located, find_file, read_bytes
+from jaxcomp.data.files import Located, locate_batches, read_bytes
 
 TRAIN_NAMES = tuple(f"data_batch_{index}.bin" for index in range(1, 6))
 TEST_NAME = "test_batch.bin"
@@ -20,12 +20,7 @@ _RECORD_BYTES = 1 + 3 * 32 * 32
 
 def locate(folder: Path) -> Located:
     """Look for the test file and the training files, plain or gzip; one training file is enough."""
-    found = {name: find_file(folder, (name,)) for name in (*TRAIN_NAMES, TEST_NAME)}
-    paths = {name: path for name, path in found.items() if path is not None}
-    missing = [] if any(name in paths for name in TRAIN_NAMES) else [TRAIN_NAMES[0]]
-    if TEST_NAME not in paths:
-        missing.append(TEST_NAME)
-    return Located(paths, tuple(missing))
+    return locate_batches(folder, TRAIN_NAMES, TEST_NAME)
 
 
 def read_dataset(paths: dict[str, Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

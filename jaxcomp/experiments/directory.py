@@ -1,32 +1,39 @@
 """The directory of one run: its manifest, its finished parts, and whose they are.
 
 Each file is written whole or not at all, so that a run that is killed goes on from its finished
-parts. A directory belongs to one set of settings, and its parts to one set of versions and one
-kind of device: others are refused, or forgotten.
+parts. A directory belongs to one set of settings, and its parts to what else shaped them (versions,
+device, options of JAX, data): others are refused, or forgotten. One run at a time has it.
 """
 
+import contextlib
+import io
 import json
 import math
-import os
-import platform
-from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from types import TracebackType
+from typing import Any, ClassVar, Self, TypeAlias, TypeVar
 
-import jax
 import numpy as np
 import pandas as pd
 
-import jaxcomp
 from jaxcomp import storage
+from jaxcomp.reproducibility import environment
+
+MANIFEST = "manifest.json"
 
 Row: TypeAlias = dict[str, Any]
 _Result = TypeVar("_Result")
 
 
+# What systems and their programs put into every folder; hidden files are theirs too.
+_NOT_FOREIGN = {"thumbs.db", "desktop.ini", "lost+found", "@eadir"}
+
+
 class RunDirectory:
     """The files of one run; with `path` None everything stays in memory.
+
+    Use it in a `with` block: until its end no other run can have the directory.
 
     Args:
         path: directory, made if it is not there.
@@ -37,7 +44,8 @@ class RunDirectory:
         manifest: settings, versions, device, times and status, as `manifest.json` holds them.
 
     Raises:
-        ValueError: if the directory is not writable or belongs to other settings.
+        ValueError: if the directory is not writable, belongs to other settings, holds other
+            files, or another run has it at this moment.
     """
 
     noun: ClassVar[str] = "run"
@@ -47,6 +55,7 @@ class RunDirectory:
 
     def __init__(self, path: Path | None, settings: dict[str, Any], *, resume: bool = True):
         self.path = path
+        self._lock: storage.FolderLock | None = None
         self.manifest: dict[str, Any] = {
             "kind": self.noun,
             "settings": settings,
@@ -55,25 +64,49 @@ class RunDirectory:
         }
         if path is None:
             return
-        storage.ensure_writable_directory(path)
+        self.path = path = storage.ensure_writable_directory(path)
+        self.manifest["fingerprint"] = storage.fingerprint(settings)
+        self._check_ours(path)  # before anything is written in it
+        self._lock = storage.FolderLock(path)
+        if not self._lock.acquire():
+            raise ValueError(
+                f"the output directory {path} is in use by another run: wait for its end, or "
+                "choose another directory with --out."
+            )
+        try:
+            self._open(path, settings, resume=resume)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(self, path: Path, settings: dict[str, Any], *, resume: bool) -> None:
+        """Take up what is there."""
+        self._check_ours(path)
         for folder in (path, *(path / name for name in self.folders if (path / name).is_dir())):
             storage.remove_temporary_files(folder)
-        self.manifest["fingerprint"] = storage.fingerprint(settings)
-        if (path / "manifest.json").exists():
+        if (path / MANIFEST).exists():
             before = read_manifest(path, self.noun)
             self._check_same(before, settings)
             if resume:
                 self.manifest = before
             else:
                 self.discard()
-        elif any(path.iterdir()):
-            raise ValueError(
-                f"the output directory {path} holds other files and no manifest.json: "
-                "choose an empty or a new one."
-            )
+        # First of all: a directory without it belongs to nobody.
+        self.save_manifest()
         for name in self.folders:
             (path / name).mkdir(exist_ok=True)
-        self.save_manifest()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     @property
     def is_finished(self) -> bool:
@@ -91,38 +124,41 @@ class RunDirectory:
             return load(self.path)
         except ValueError:
             self.manifest["status"] = "running"
+            self.save_manifest()
             return None
 
     def save_manifest(self) -> None:
         """Write `manifest.json`."""
         if self.path is not None:
-            storage.write_json(self.path / "manifest.json", self.manifest)
+            storage.write_json(self.path / MANIFEST, self.manifest)
 
     def describe(self) -> None:
         """Write down what the results are made with; parts made with something else are forgotten.
 
         Numbers of two versions must not meet in one table.
         """
-        names = ("jax", "jaxlib", "flax", "numpy")
-        made_with = {
-            "versions": {
-                "jaxcomp": jaxcomp.__version__,
-                **{name: version(name) for name in names},
-                "python": platform.python_version(),
-            },
-            "device": jax.devices()[0].device_kind,
-        }
+        made_with = environment()
         if any(self.manifest.get(name, now) != now for name, now in made_with.items()):
             self.discard()
         self.manifest |= made_with
         self.save_manifest()
 
+    def is_made_from(self, name: str, fingerprint: str) -> bool:
+        """Write down the data that parts are made from; False if it was other data before."""
+        data = self.manifest.setdefault("data", {})
+        is_same = data.get(name, fingerprint) == fingerprint
+        if data.get(name) != fingerprint:
+            data[name] = fingerprint
+            self.save_manifest()
+        return is_same
+
     def discard(self) -> None:
         """Forget all finished parts."""
         if self.path is not None:
             for folder in self.folders:
-                for file in (self.path / folder).glob("*.*"):
-                    file.unlink()
+                for file in (self.path / folder).glob("*"):
+                    if file.suffix in (".json", ".npz"):
+                        file.unlink(missing_ok=True)
 
     def load_rows(self, name: str, cells: Sequence[str]) -> list[Row] | None:
         """Rows of a finished part, or None if it is missing, damaged or of other cells."""
@@ -158,9 +194,24 @@ class RunDirectory:
 
     def finish(self) -> None:
         """Write down that all results are there."""
-        if self.path is not None:
-            self.manifest["status"] = "finished"
-            self.save_manifest()
+        self.manifest["status"] = "finished"
+        self.save_manifest()
+
+    def _check_ours(self, path: Path) -> None:
+        """Refuse a folder that holds the files of someone else."""
+        if (path / MANIFEST).exists():
+            read_manifest(path, self.noun)
+        elif foreign := sorted(file.name for file in path.iterdir() if self._is_foreign(file)):
+            raise ValueError(
+                f"the output directory {path} holds other files and no {MANIFEST} "
+                f"({', '.join(foreign[:3])}{', ...' if foreign[3:] else ''}): choose an empty or "
+                "a new one."
+            )
+
+    def _is_foreign(self, file: Path) -> bool:
+        if file.name.startswith(".") or file.name.lower() in _NOT_FOREIGN:
+            return False
+        return file.name not in self.folders or not file.is_dir() or any(file.iterdir())
 
     def _check_same(self, before: Mapping[str, Any], settings: dict[str, Any]) -> None:
         kind = before.get("kind", self.noun)
@@ -191,20 +242,59 @@ def read_manifest(folder: Path, noun: str, *, finished: bool = False) -> dict[st
     Raises:
         ValueError: if the folder holds something else, or the run is not finished.
     """
-    if not (folder / "manifest.json").exists():
-        raise ValueError(f"{folder} holds no {noun}: there is no manifest.json in it.")
-    manifest = storage.read_json(folder / "manifest.json")
+    if not (folder / MANIFEST).exists():
+        raise ValueError(f"{folder} holds no {noun}: there is no {MANIFEST} in it.")
+    try:
+        manifest = storage.read_json(folder / MANIFEST)
+    except ValueError as error:
+        raise ValueError(
+            f"{folder} can no longer be used: its {MANIFEST} could not be read as JSON; delete the "
+            "directory or name another."
+        ) from error
     kinds = {"settings": dict, "times": dict, "status": str}
     if not isinstance(manifest, dict) or not all(
         isinstance(manifest.get(name), kind) for name, kind in kinds.items()
     ):
         raise ValueError(
-            f"{folder} holds no {noun}: its manifest.json was written by something else; name "
+            f"{folder} holds no {noun}: its {MANIFEST} was written by something else; name "
             "another directory."
         )
     if finished and manifest["status"] != "finished":
         raise ValueError(f"the {noun} in {folder} is not finished: run the same command again.")
     return manifest
+
+
+@contextlib.contextmanager
+def loading(folder: Path, noun: str) -> Iterator[dict[str, Any]]:
+    """Read the results of a finished run in this block.
+
+    Args:
+        folder: of the run.
+        noun: what it is called in messages.
+
+    Yields:
+        The manifest.
+
+    Raises:
+        ValueError: one sentence, if the run is not finished, or a file is missing, damaged or not
+            the one that the run wrote.
+    """
+    manifest = read_manifest(folder, noun, finished=True)
+    again = f"run the {noun} again with the same command, which uses what is intact."
+    try:
+        for name, digest in manifest.get("digests", {}).items():
+            if storage.digest_of_file(folder / name) != digest:
+                raise ValueError(f"{name} was damaged or changed after the run")
+        yield manifest
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        told = str(error).rstrip(".")
+        raise ValueError(f"cannot read the results in {folder} ({told}): {again}") from error
+
+
+def seal(manifest: dict[str, Any], folder: Path, files: Sequence[Path]) -> None:
+    """Write down which files the results are, so that damage is found before they are read."""
+    manifest["digests"] = {file.name: storage.digest_of_file(file) for file in files}
+    storage.write_json(folder / MANIFEST, manifest)
 
 
 def write_table(table: pd.DataFrame, folder: Path, name: str = "table") -> list[Path]:
@@ -215,22 +305,16 @@ def write_table(table: pd.DataFrame, folder: Path, name: str = "table") -> list[
     return [csv, parquet]
 
 
-def read_table(file: Path, noun: str = "run") -> pd.DataFrame:
-    """Read a Parquet table; a damaged one is a `ValueError`."""
-    try:
-        return pd.read_parquet(file)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {file.name}: {error}; run the {noun} again.") from error
+def read_table(file: Path) -> pd.DataFrame:
+    """Read a table, Parquet or CSV by its suffix.
 
-
-def network_cache(cache_dir: Path | str | None) -> Path:
-    """Where trained networks are kept: as given, else `JAXCOMP_CACHE_DIR`, else the user's."""
-    import platformdirs
-
-    if cache_dir is not None:
-        return Path(cache_dir)
-    named = os.environ.get("JAXCOMP_CACHE_DIR")
-    return Path(named) if named else Path(platformdirs.user_cache_dir("jaxcomp")) / "networks"
+    Raises:
+        OSError: if it is not there.
+        ValueError: if it is damaged.
+    """
+    # From memory: names of files that are not Unicode are beyond the readers.
+    buffer = io.BytesIO(file.read_bytes())
+    return pd.read_parquet(buffer) if file.suffix == ".parquet" else pd.read_csv(buffer)
 
 
 def _none_if_nan(value: Any) -> Any:

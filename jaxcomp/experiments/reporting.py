@@ -1,8 +1,8 @@
-"""Parts of a report in the terminal that every experiment prints alike: claims and files."""
+"""Parts of a report that every experiment prints alike: first lines, claims, files."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from rich.console import Console
 from rich.padding import Padding
@@ -22,12 +22,52 @@ FILE_GROUPS = (
 )
 
 
+Labelled: TypeAlias = Sequence[tuple[str, str]]
+"""The first lines of a report: what each is about, in a word or two, and what was found."""
+
+
 class Told(NamedTuple):
     """A decided claim as it is told."""
 
     name: str
     verdict: str
     sentence: str
+
+
+def brief(name: str, found: Sequence[Labelled], see: str) -> str:
+    """Return a result in five lines at most, for `repr`.
+
+    Args:
+        name: of its class.
+        found: the first lines of every setting.
+        see: where the rest is.
+    """
+    if len(found) == 1:
+        (_, first), *rest = found[0]
+        lines = [f"{name}: {first}", *(f"  {label}: {text}" for label, text in rest[:3])]
+    else:
+        shown = found if len(found) <= 3 else found[:2]
+        lines = [f"{name} of {len(found)} settings"]
+        for (_, first), (label, text), *_ in shown:
+            lines.append(f"  {first}; {label}: {text}")
+        if len(found) > len(shown):
+            lines.append(f"  and {len(found) - len(shown)} more settings")
+    return "\n".join([*lines, f"  see {see}"])
+
+
+def print_labelled(console: Console, lines: Labelled) -> None:
+    """Print the first lines of a report, each behind what it is about."""
+    grid = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
+    grid.add_column(width=max(len(label) for label, _ in lines), no_wrap=True)
+    grid.add_column()
+    for label, text in lines:
+        grid.add_row(Text(label, style="bold"), Text(text))
+    console.print(grid)
+
+
+def markdown_labelled(lines: Labelled) -> str:
+    """Return the first lines of a report as a list."""
+    return "\n".join(f"- **{label}:** {escaped(text)}" for label, text in lines)
 
 
 def print_claims(console: Console, claims: Sequence[Told], how: str) -> None:

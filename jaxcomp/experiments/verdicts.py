@@ -59,3 +59,9 @@ def p_words(p_value: float) -> str:
 def percent(share: float, digits: int = 4) -> str:
     """A fraction in per cent."""
     return f"{100 * share:.{digits}g} %"
+
+
+def signed(difference: float, digits: int) -> str:
+    """A difference with its sign; what is rounded to zero has none."""
+    told = f"{difference:+.{digits}f}"
+    return told if any(digit in "123456789" for digit in told) else told[1:]

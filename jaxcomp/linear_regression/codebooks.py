@@ -20,9 +20,15 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxcomp.quantizers import Codebook, histogram_moments, solve_kmeans, solve_uniform
+from jaxcomp.linear_regression.adaptive import (
+    Partitions,
+    all_runs,
+    best_partitions,
+    means_of,
+    uniform_partitions,
+)
+from jaxcomp.quantizers import histogram_moments, solve_kmeans, solve_uniform
 from jaxcomp.quantizers.assignment import assign
-from jaxcomp.quantizers.lloyd import quantize_points
 
 FIXED_RATE = ("uniform", "kmeans", "hessian_kmeans", "diameter_kmeans")
 DESIGNED = (*FIXED_RATE, "entropy_coded")
@@ -30,8 +36,6 @@ DESIGNED = (*FIXED_RATE, "entropy_coded")
 `(2/n) G`; the same with a penalty on the diameter; equal cells with an entropy code."""
 ADAPTIVE = ("adaptive_uniform", "adaptive_kmeans", "adaptive_hessian", "adaptive_diameter")
 """Codebooks from the weights themselves, their bits counted by `jaxcomp.rate.code_size`."""
-
-_KMEANS_ROWS = ("kmeans", "hessian", "diameter")
 
 # Cells of the entropy-coded grid: enough for 6 bits a weight over ten standard deviations.
 _CELLS = 255
@@ -270,19 +274,22 @@ def designed_quantize(
 
 
 def adaptive_quantize(
-    weights: Float[Array, " d"],
-    importance: Float[Array, " d"],
+    weights: Float[Array, "M d"],
+    importance: Float[Array, "M d"],
     num_clusters: Int[Array, " R"],
     diameter_penalty: Float[Array, ""],
     names: Sequence[str],
     *,
     max_clusters: int,
-) -> dict[str, tuple[Float[Array, "R d"], Int[Array, "R K"]]]:
-    """Quantize the weights of one model with codebooks made from themselves.
+) -> dict[str, tuple[Float[Array, "M R d"], Int[Array, "M R K"]]]:
+    """Quantize the weights of models, each with codebooks made from its own.
+
+    K-means is solved exactly, plain and weighted; with the penalty very nearly (see
+    `jaxcomp.linear_regression.adaptive`).
 
     Args:
-        weights: (d,).
-        importance: (d,), diagonal of the Hessian.
+        weights: (M, d).
+        importance: (M, d), diagonals of the Hessians.
         num_clusters: (R,), K of every rate.
         diameter_penalty: relative strength for "adaptive_diameter".
         names: out of `ADAPTIVE`.
@@ -291,33 +298,35 @@ def adaptive_quantize(
     Returns:
         For each name the quantized weights and how many of them every centroid serves.
     """
-    found = {}
-    if "adaptive_uniform" in names:
-        book = solve_uniform(histogram_moments(weights), num_clusters, max_clusters=max_clusters)
-        found["adaptive_uniform"] = _apply(weights, book, num_clusters)
-    rows = [row for row in _KMEANS_ROWS if f"adaptive_{row}" in names]
-    if rows:
-        # One solve for all of them: compiling is what these cost.
-        mass = [jnp.ones_like(importance) if row == "kmeans" else importance for row in rows]
-        moments = histogram_moments(
-            jnp.broadcast_to(weights, (len(rows), 1, weights.shape[0])), jnp.stack(mass)[:, None]
-        )
-        penalties = [diameter_penalty * (row == "diameter") for row in rows]
-        book = solve_kmeans(
-            moments,
+    order = jnp.argsort(weights, axis=-1)
+    inverse = jnp.argsort(order, axis=-1)[:, None]
+    points = jnp.take_along_axis(weights, order, axis=-1).T
+    mass = jnp.take_along_axis(importance, order, axis=-1).T
+    found: dict[str, Partitions] = {}
+    if {"adaptive_uniform", "adaptive_kmeans"} & set(names):
+        runs = all_runs(points, jnp.ones_like(points))
+        if "adaptive_uniform" in names:
+            cuts = uniform_partitions(points, num_clusters, max_clusters)
+            found["adaptive_uniform"] = means_of(runs, cuts)
+        if "adaptive_kmeans" in names:
+            found["adaptive_kmeans"], _ = best_partitions(points, runs, num_clusters, max_clusters)
+    if {"adaptive_hessian", "adaptive_diameter"} & set(names):
+        beta = diameter_penalty * jnp.sum(mass, axis=0)
+        found["adaptive_hessian"], found["adaptive_diameter"] = best_partitions(
+            points,
+            all_runs(points, mass),
             num_clusters,
-            jnp.stack(penalties)[:, None],
-            max_clusters=max_clusters,
-            start="quantiles",
+            max_clusters,
+            beta if "adaptive_diameter" in names else None,
         )
-        values, counts = _apply(weights, book, num_clusters)
-        found |= {f"adaptive_{row}": (values[i], counts[i]) for i, row in enumerate(rows)}
-    return {name: found[name] for name in names}
 
-
-def _apply(
-    weights: Float[Array, " d"], book: Codebook, num_clusters: Int[Array, " R"]
-) -> tuple[Float[Array, "... R d"], Int[Array, "... R K"]]:
-    result = quantize_points(weights, None, book, num_clusters, penalty_form="none")
-    index = result.assignments.astype(jnp.int32)
-    return jnp.take_along_axis(result.centroids, index, axis=-1), result.counts
+    # One program for all kinds: they stand one after the other along the rates.
+    joined = Partitions(
+        *(jnp.concatenate(parts, axis=1) for parts in zip(*found.values(), strict=True))
+    )
+    values = jnp.transpose(joined.values(points.shape[0]), (2, 1, 0))
+    values = jnp.take_along_axis(values, inverse, axis=-1)
+    counts = jnp.transpose(joined.counts(), (2, 1, 0))
+    split = [jnp.split(part, len(found), axis=1) for part in (values, counts)]
+    by_name = dict(zip(found, zip(*split, strict=True), strict=True))
+    return {name: by_name[name] for name in names}

@@ -31,11 +31,18 @@ from jaxcomp.linear_regression.problem import Setting, check_num_examples, check
 
 _Numbers = NDArray[np.float64]
 
-# Standard deviations to either side that a grid of the density covers, and its points.
-_GRID_WIDTH = 8.0
-_GRID_POINTS = 65
-# Points of the inner integral over the length of the residuals.
+# Grids of the outer integrals: the distance of their points in arsinh(spreads from the middle), at
+# first and at last, where they end, and what of the density may be missing or double.
+_DISTANCES = (0.1, 0.05, 0.025)
+_LEAST_REACH = 60.0
+_TOLERANCE = 1e-7
+# Beyond this penalty per example, ridge is the first term of its series in 1/lambda to all digits.
+_LARGEST_PENALTY = 1e18
+# Of ln |w| from the middle: t's tail with three degrees of freedom is e^-120 there.
+_FURTHEST_LENGTH = 40.0
+# Points of the inner integral over the length of the residuals; in widths, where they end below.
 _NODES = 161
+_FURTHEST = 90.0
 
 
 def design_information_nats(dim: ArrayLike, num_examples: ArrayLike) -> _Numbers:
@@ -200,24 +207,22 @@ def ridge_log_density(
         np.asarray(along, np.float64), np.asarray(across, np.float64)
     )
     gap = along - math.sqrt(signal)
-    w_w = along**2 + across**2
-    v_v = gap**2 + across**2
-    w_v = along * gap + across**2
-    sigma2 = s2 + v_v
+    # Times the penalty where they meet it: squares of large penalties are no floats.
+    pulled_w = (penalty * along) ** 2 + (penalty * across) ** 2
+    pulled_v = penalty * along * gap + penalty * across * across
+    sigma2 = s2 + gap**2 + across**2
     # Powers of t: the residuals' chi-squared density and the normal density of T.
     power = (n - d) / 2
     rate = sigma2 / (2 * s2)
-    inverse = penalty**2 * (w_w + w_v**2 / s2) / (2 * sigma2)
+    inverse = (pulled_w + pulled_v**2 / s2) / (2 * sigma2)
     P = _expected_powers(d, n, penalty)
     share = s2 / sigma2
     constant = penalty * P["d-1,0"] + share * P["d-1,1"]
     by_t = (
-        penalty**2
-        / sigma2
-        * (w_w * (penalty * P["d-2,0"] + share * P["d-2,1"]) + w_v**2 / sigma2 * P["d-2,1"])
-    )
+        pulled_w * (penalty * P["d-2,0"] + share * P["d-2,1"]) + pulled_v**2 / sigma2 * P["d-2,1"]
+    ) / sigma2
     integral = _log_gig_integral(power, rate, inverse, constant, by_t)
-    normal = -d / 2 * np.log(2 * np.pi * sigma2) - 0.5 * np.log(share) - penalty * w_v / s2
+    normal = -d / 2 * np.log(2 * np.pi * sigma2) - 0.5 * np.log(share) - pulled_v / s2
     chi_squared = -n / 2 * math.log(2) - math.lgamma(n / 2)
     return integral + normal + chi_squared + P["log_unit"]
 
@@ -225,51 +230,94 @@ def ridge_log_density(
 def ridge_entropy_nats(setting: Setting, penalty: float) -> float:
     """Return h(W), the differential entropy of ridge over samples (for `Sigma = I`).
 
-    The exact density depends on two numbers, the weight along w* and the length across; the
-    entropy is an integral over them, on a grid that is moved and scaled until it fits.
+    The exact density depends on two numbers, here the logarithm of the length of w and
+    `x = arsinh(along / across)`, which stands for the angle to w*; the entropy is an integral over
+    them, by the trapezoidal rule. The origin, where the density need not be smooth, is infinitely
+    far away in them, and both are hyperbolic sines of the grid's variables: even where the tails
+    are those of a t distribution with three degrees of freedom, nothing that matters is cut off.
+    The density is exact, so that its integral has to be 1: the grids are moved, scaled and refined
+    until it is, on all points and on every second one.
 
     Args:
         setting: d >= 2, n > d + 1, s2 and B = |w*|^2; numbers, w* the same for all samples.
         penalty: lambda >= 0 on `|w|^2`, beside the *sum* of squared residuals.
 
     Returns:
-        h(W) in nats; may be negative, and falls without bound as the penalty grows.
+        h(W) in nats, to some 1e-6; may be negative, and falls without bound as the penalty grows.
 
     Raises:
         ValueError: on d < 2, n <= d + 1 or a negative penalty.
+        RuntimeError: if the density does not integrate to 1 on the finest grid.
     """
     d, n, s2, signal = _ridge_numbers(setting, penalty)
-    # To start with: as if G were n I.
+    largest = _LARGEST_PENALTY * n
+    if penalty > largest:
+        return ridge_entropy_nats(setting, largest) - d * math.log(penalty / largest)
+    # To start with: as if G were n I. Then by the moments of both variables.
     gain = n / (n + penalty)
-    centre = np.array([gain * math.sqrt(signal), gain * math.sqrt(s2 * (d - 1) / (n - d - 1))])
-    spread = np.array([centre[1] / math.sqrt(d - 1), centre[1] / math.sqrt(2 * d)]) * 2
-    entropy = math.nan
-    for _ in range(20):
-        low, high = centre - _GRID_WIDTH * spread, centre + _GRID_WIDTH * spread
-        low[1] = max(low[1], 1e-3 * spread[1])  # a length
-        grid = np.linspace(low, high, _GRID_POINTS, axis=1)
-        cell = np.abs(np.gradient(grid[0])[:, None] * np.gradient(grid[1])[None, :])
-        log_density = ridge_log_density(grid[0][:, None], grid[1][None, :], setting, penalty)
-        log_mass = log_density + (d - 2) * np.log(grid[1]) + _log_sphere(d - 1) + np.log(cell)
-        total = special.logsumexp(log_mass)
-        mass = np.exp(log_mass - total)
-        new_centre = np.array([mass.sum(1) @ grid[0], mass.sum(0) @ grid[1]])
-        variance = np.array(
-            [
-                mass.sum(1) @ (grid[0] - new_centre[0]) ** 2,
-                mass.sum(0) @ (grid[1] - new_centre[1]) ** 2,
-            ]
-        )
-        new_spread = np.sqrt(variance)
-        entropy = float(-np.sum(mass * log_density))
-        is_settled = np.all(np.abs(new_centre - centre) < 0.05 * new_spread) and np.all(
-            np.abs(new_spread / spread - 1) < 0.05
-        )
-        if is_settled:
-            break
-        # A spread below the distance of the grid's points cannot be seen on it.
-        centre, spread = new_centre, np.maximum(new_spread, 0.5 * spread * _step_in_spreads())
-    return entropy
+    spread = gain * math.sqrt(s2 / (n - d))
+    along, across = gain * math.sqrt(signal), spread * math.sqrt(d - 1)
+    length = math.hypot(along, across)
+    place = np.array([math.log(length), math.asinh(along / across)])
+    scale = np.array([spread / length, 1 / math.sqrt(2 * (d - 1))])
+    # The mass that t's tails have beyond.
+    reach = max(_LEAST_REACH, 10 ** (9 / (n - d + 1)))
+    missing = math.inf
+    for distance in _DISTANCES:
+        offset, step = _spread_grid(distance, reach)
+        for _ in range(8):
+            grids = place[:, None] + scale[:, None] * offset
+            log_density, log_mass = _log_ridge_mass(grids[0], grids[1], setting, penalty)
+            log_mass = log_mass + np.log(scale[0] * step)[:, None] + np.log(scale[1] * step)
+            mass = np.exp(log_mass)
+            total = float(np.sum(mass))
+            # Every second point is a grid of its own, with a quarter of the points.
+            missing = max(abs(total - 1), abs(4 * float(np.sum(mass[::2, ::2])) - 1) ** 2)
+            if missing < _TOLERANCE:
+                return -float(np.sum(mass * np.where(mass > 0, log_density, 0)))
+            means, deviations = _moments(grids, mass / total)
+            is_settled = np.all(np.abs(means - place) < 0.1 * deviations) and np.all(
+                np.abs(np.log(deviations / scale)) < 0.1
+            )
+            # A spread below the distance of the points in the middle cannot be seen on them.
+            place, scale = means, np.maximum(deviations, 0.5 * distance * scale)
+            if is_settled:
+                break
+    raise RuntimeError(
+        f"the density of ridge for {setting} and penalty {penalty:g} does not integrate to 1 on "
+        f"the finest grid: off by {missing:.1g}."
+    )
+
+
+def _spread_grid(distance: float, reach: float) -> tuple[_Numbers, _Numbers]:
+    """Return an odd number of points from -reach to reach and their shares of an integral."""
+    half = math.ceil(math.asinh(reach) / distance)
+    x = distance * np.arange(-half, half + 1)
+    return np.sinh(x), np.cosh(x) * distance
+
+
+def _log_ridge_mass(
+    log_length: _Numbers, x: _Numbers, setting: Setting, penalty: float
+) -> tuple[_Numbers, _Numbers]:
+    """Return ln p(w) on a grid of ln |w| and x, and with the measure of both, ln p(ln |w|, x)."""
+    d = int(np.asarray(setting.dim))
+    # Further out, where nothing is left of the density, squares would be no floats.
+    middle = log_length[log_length.size // 2]
+    log_length = np.clip(log_length, middle - _FURTHEST_LENGTH, middle + _FURTHEST_LENGTH)[:, None]
+    length = np.exp(log_length)
+    log_cosh = np.abs(x) + np.log1p(np.exp(-2 * np.abs(x))) - math.log(2)
+    log_density = ridge_log_density(
+        length * np.tanh(x), length * np.exp(-log_cosh), setting, penalty
+    )
+    measure = d * log_length - (d - 1) * log_cosh + _log_sphere(d - 1)
+    return log_density, log_density + measure
+
+
+def _moments(grids: _Numbers, shares: _Numbers) -> tuple[_Numbers, _Numbers]:
+    """Return means and standard deviations of two variables on their (2, G) grids."""
+    marginals = np.stack([shares.sum(axis=1), shares.sum(axis=0)])
+    means = np.sum(marginals * grids, axis=1)
+    return means, np.sqrt(np.sum(marginals * (grids - means[:, None]) ** 2, axis=1))
 
 
 def estimated_entropy_nats(
@@ -515,26 +563,25 @@ def _log_gig_integral(
     """Return `ln int t^(p-1) e^(-rate t - inverse/t) (constant + by_t/t) dt` over t > 0.
 
     A Bessel function in closed form, but of an order in the thousands; the trapezoidal rule in
-    ln t, whose error falls exponentially, has no such limits.
+    the hyperbolic arcsine of ln t has no such limits: near the mode its points are even in ln t,
+    and far below, where the integrand may fall as slowly as t, they go on.
     """
     width = np.sqrt(power**2 + 4 * rate * inverse)
     mode = (power + width) / (2 * rate)
     deviation = 1 / np.sqrt(width)
-    low = -np.maximum(12 * deviation, 40 / power)
-    high = np.minimum(12 * deviation, 8.0)
-    steps = np.linspace(0.0, 1.0, _NODES)
-    x = low[..., None] + (high - low)[..., None] * steps
-    t = mode[..., None] * np.exp(x)
-    exponent = power * np.log(t) - rate[..., None] * t - inverse[..., None] / t
-    factor = constant[..., None] + by_t[..., None] / t
-    logs = exponent + np.log(factor)
-    return special.logsumexp(logs, axis=-1) + np.log((high - low) / (_NODES - 1))
+    low, high = -math.asinh(_FURTHEST), math.asinh(14.0)
+    steps = np.linspace(low, high, _NODES)
+    x = deviation[..., None] * np.sinh(steps)
+    # From the exponent at the mode, which is large.
+    grown, shrunk = np.expm1(x), np.expm1(-x)
+    at_mode = rate * mode, inverse / mode
+    exponent = power * x - at_mode[0][..., None] * grown - at_mode[1][..., None] * shrunk
+    factor = constant[..., None] + (by_t / mode)[..., None] * (1 + shrunk)
+    logs = exponent + np.log(factor * np.cosh(steps))
+    middle = power * np.log(mode) - at_mode[0] - at_mode[1] + np.log(deviation)
+    return special.logsumexp(logs, axis=-1) + middle + math.log(steps[1] - steps[0])
 
 
 def _log_sphere(dim: int) -> float:
     """Log of the area of the unit sphere in R^dim; two points in R^1."""
     return math.log(2) + dim / 2 * math.log(math.pi) - math.lgamma(dim / 2)
-
-
-def _step_in_spreads() -> float:
-    return 2 * _GRID_WIDTH / (_GRID_POINTS - 1)

@@ -1,8 +1,8 @@
 """Draw thousands of samples, solve them, compress the solutions, and average the risks.
 
-One data set is drawn, solved and compressed by one pure function; `vmap` makes a batch of it,
-`lax.map` a chunk of batches, and the host adds up chunks in float64. Every data set has the key
-`fold_in(key, number)`, so that neither batch nor chunk sizes change a number.
+A batch of data sets is drawn, solved and compressed by one pure function; `lax.map` makes a chunk
+of batches, and the host adds up chunks in float64. Every data set has the key `fold_in(key,
+number)`, so that neither batch nor chunk sizes change a number.
 
 Risks are exact given the sample and the weights: `L_mu = s2 + |What - w*|_Sigma^2`, and at the
 minimiser W `L_S(What) = L_S(W) + (What-W)^T (G/n) (What-W)`; nothing is held out.
@@ -13,17 +13,17 @@ Axes: `M` data sets, `C` compressors, `R` rates, `d` weights, `n` examples, `K` 
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, Int
 from numpy.typing import NDArray
 
 from jaxcomp import rate
+from jaxcomp.linear_algebra import cholesky, cholesky_solve, solve_lower, solve_shifted
 from jaxcomp.linear_regression.closed_forms import CHANNELS, gain_and_loss
 from jaxcomp.linear_regression.codebooks import (
     ADAPTIVE,
@@ -36,10 +36,13 @@ from jaxcomp.linear_regression.codebooks import (
     designed_quantize,
     merge,
 )
-from jaxcomp.linear_regression.problem import Number, Problem, check_num_examples
-from jaxcomp.sequencing import after
+from jaxcomp.linear_regression.problem import Problem, check_num_examples
 
 Draws = Literal["examples", "statistics"]
+
+# Data sets worked on at once, and drawn by one call.
+_BATCH_SIZE = 64
+_DRAWN_AT_ONCE = 256
 
 CONTROLS = ("least_squares", "shrinkage", "ridge", "james_stein")
 """What compresses nothing: W itself; aW with `a = 1 - e^{-2R/d}`; ridge, one penalty for each
@@ -65,20 +68,17 @@ same place of the rate grid; and what the code of this data set costs, in nats o
 
 
 class Solution(NamedTuple):
-    """Least squares on one data set, and what its risks are computed from.
+    """Least squares on one data set (or on many), and what its risks are computed from.
 
     Attributes:
-        weights: (d,), W.
-        gram_factor: (d, d), lower Cholesky factor L of G = X^T X.
-        inverse_factor: (d, d), L^-1, from which all that is left is products (decompositions must
-            not run side by side, see `jaxcomp.sequencing`).
-        empirical_risk: (), L_S(W).
+        weights: (..., d), W.
+        gram_factor: (..., d, d), lower Cholesky factor L of G = X^T X.
+        empirical_risk: (...), L_S(W).
     """
 
-    weights: Float[Array, " d"]
-    gram_factor: Float[Array, "d d"]
-    inverse_factor: Float[Array, "d d"]
-    empirical_risk: Float[Array, ""]
+    weights: Float[Array, "... d"]
+    gram_factor: Float[Array, "... d d"]
+    empirical_risk: Float[Array, "..."]
 
 
 class Samples(NamedTuple):
@@ -159,9 +159,8 @@ class Simulation(NamedTuple):
         return QUANTITIES.index(quantity), self.compressors.index(compressor)
 
 
-@partial(jax.jit, static_argnames=("num_examples", "draws"))
 def draw_solution(
-    problem: Problem, key: Array, *, num_examples: int, draws: Draws = "examples"
+    problem: Problem, key: Array, *, num_examples: int, draws: Draws = "statistics"
 ) -> Solution:
     """Draw one data set and solve it.
 
@@ -169,10 +168,10 @@ def draw_solution(
         problem: the distribution of examples.
         key: typed PRNG key, consumed here.
         num_examples: n > d + 1, static.
-        draws: "examples" draws X and y and solves the normal equations (with one step of
-            refinement); "statistics" draws G, W and the residuals' norm from their joint
-            distribution (Bartlett's decomposition; W given G is normal, the norm independent of
-            both), at a cost that does not grow with n.
+        draws: "statistics" draws G, W and the residuals' norm from their joint distribution
+            (Bartlett's decomposition; W given G is normal, the norm independent of both), at a
+            cost that does not grow with n and in a program that serves every n; "examples" draws X
+            and y and solves the normal equations (with one step of refinement).
 
     Returns:
         The solution; the two ways have the same distribution.
@@ -180,68 +179,111 @@ def draw_solution(
     Raises:
         ValueError: while tracing, if n <= d + 1 or on an unknown way.
     """
-    dim = problem.true_weights.shape[0]
-    check_num_examples(dim, num_examples)
+    num_inputs = _num_inputs(problem, num_examples, draws)
+    number = jnp.asarray(num_examples, float)
+    return _draw_solution(problem, key, number, num_inputs=num_inputs)
+
+
+def _num_inputs(problem: Problem, num_examples: int, draws: Draws) -> int | None:
+    """Return how many inputs are drawn, None for statistics; check both."""
+    check_num_examples(problem.true_weights.shape[0], num_examples)
     if draws not in ("examples", "statistics"):
         raise ValueError(f"draws must be 'examples' or 'statistics', got {draws!r}.")
-    return _draw(problem, key, num_examples, num_examples if draws == "examples" else None)
+    return num_examples if draws == "examples" else None
 
 
-def _draw(problem: Problem, key: Array, num_examples: Number, num_inputs: int | None) -> Solution:
-    """Draw `num_inputs` examples, or the statistics of `num_examples` (which may be traced)."""
-    dim = problem.true_weights.shape[0]
+@partial(jax.jit, static_argnames=("num_inputs",))
+def _draw_solution(
+    problem: Problem, key: Array, num_examples: Float[Array, ""], *, num_inputs: int | None
+) -> Solution:
+    factor = cholesky(problem.covariance)
+    found = _draw(problem, factor, key[None], num_examples, num_inputs)
+    return jax.tree.map(lambda leaf: leaf[0], found)
+
+
+def _draw(
+    problem: Problem,
+    covariance_factor: Float[Array, "d d"],
+    keys: Array,
+    num_examples: Float[Array, ""],
+    num_inputs: int | None,
+) -> Solution:
+    """Draw and solve a data set for every key, of `num_inputs` examples or by statistics."""
     with jax.default_matmul_precision("highest"):
         if num_inputs is None:
-            return _draw_statistics(problem, key, dim, num_examples)
-        return _draw_examples(problem, key, dim, num_inputs)
+            return _draw_statistics(problem, covariance_factor, keys, num_examples)
+        return _draw_examples(problem, covariance_factor, keys, num_inputs)
 
 
-def _draw_examples(problem: Problem, key: Array, dim: int, num_examples: int) -> Solution:
-    factor = jnp.linalg.cholesky(problem.covariance)
+def _draw_examples(
+    problem: Problem, covariance_factor: Float[Array, "d d"], keys: Array, num_examples: int
+) -> Solution:
+    truth = problem.true_weights
+    dim = truth.shape[0]
     # Inputs and noise from one call: generators are what compiling costs most.
-    normal = jax.random.normal(key, (num_examples, dim + 1), problem.true_weights.dtype)
-    inputs = normal[:, :dim] @ factor.T
-    noise = jnp.sqrt(problem.noise_variance) * normal[:, dim]
-    outputs = inputs @ problem.true_weights + noise
-    gram_factor = jnp.linalg.cholesky(inputs.T @ inputs)
-    weights = _solve(gram_factor, inputs.T @ outputs)
+    shape = (num_examples, dim + 1)
+    normal = jax.vmap(lambda key: jax.random.normal(key, shape, truth.dtype))(keys)
+    inputs = normal[..., :dim] @ covariance_factor.T
+    outputs = inputs @ truth + jnp.sqrt(problem.noise_variance) * normal[..., dim]
+    gram_factor = cholesky(jnp.einsum("mni,mnj->mij", inputs, inputs))
+
+    def solve(right: Float[Array, "M n"]) -> Float[Array, "M d"]:
+        moments = jnp.einsum("mni,mn->mi", inputs, right)
+        return cholesky_solve(gram_factor, moments[..., None])[..., 0]
+
+    def residual(weights: Float[Array, "M d"]) -> Float[Array, "M n"]:
+        return outputs - jnp.einsum("mni,mi->mn", inputs, weights)
+
+    weights = solve(outputs)
     # The normal equations square the condition number; one refinement wins the digits back.
-    weights = weights + _solve(gram_factor, inputs.T @ (outputs - inputs @ weights))
-    residual = outputs - inputs @ weights
-    inverse = _inverse_of_factor(after(gram_factor, weights))
-    return Solution(weights, gram_factor, inverse, jnp.mean(residual * residual))
+    weights = weights + solve(residual(weights))
+    return Solution(weights, gram_factor, jnp.mean(residual(weights) ** 2, axis=-1))
 
 
-def _draw_statistics(problem: Problem, key: Array, dim: int, num_examples: Number) -> Solution:
-    chi_key, normal_key = jax.random.split(key)
-    dtype = problem.true_weights.dtype
+def _draw_statistics(
+    problem: Problem,
+    covariance_factor: Float[Array, "d d"],
+    keys: Array,
+    num_examples: Float[Array, ""],
+) -> Solution:
+    truth = problem.true_weights
+    dim, dtype = truth.shape[0], truth.dtype
+    n = num_examples.astype(dtype)
     # Degrees of freedom of the diagonal of G's factor, then of the residuals.
-    n = jnp.asarray(num_examples).astype(dtype)
     degrees = n - jnp.append(jnp.arange(dim), dim).astype(dtype)
-    chi_squared = 2 * jax.random.gamma(chi_key, degrees / 2, dtype=dtype)
-    normal = jax.random.normal(normal_key, (dim + 1, dim), dtype)
-    lower = jnp.tril(normal[:dim], -1) + jnp.diag(jnp.sqrt(chi_squared[:dim]))
-    gram_factor = jnp.linalg.cholesky(problem.covariance) @ lower
-    inverse = _inverse_of_factor(gram_factor)
-    weights = problem.true_weights + jnp.sqrt(problem.noise_variance) * (inverse.T @ normal[dim])
-    risk = problem.noise_variance * chi_squared[dim] / n
-    return Solution(weights, gram_factor, inverse, risk)
 
+    def draw(key: Array) -> tuple[Array, Array]:
+        chi_key, normal_key = jax.random.split(key)
+        chi_squared = 2 * jax.random.gamma(chi_key, degrees / 2, dtype=dtype)
+        return chi_squared, jax.random.normal(normal_key, (dim + 1, dim), dtype)
 
-def _solve(factor: Float[Array, "d d"], right: Float[Array, " d"]) -> Float[Array, " d"]:
-    half = solve_triangular(factor, right, lower=True)
-    return solve_triangular(factor, half, lower=True, trans=1)
-
-
-def _inverse_of_factor(factor: Float[Array, "d d"]) -> Float[Array, "d d"]:
-    return solve_triangular(factor, jnp.eye(factor.shape[0], dtype=factor.dtype), lower=True)
+    chi_squared, normal = jax.vmap(draw)(keys)
+    roots = jnp.sqrt(chi_squared[:, :dim, None]) * jnp.eye(dim, dtype=dtype)
+    gram_factor = covariance_factor @ (jnp.tril(normal[:, :dim], -1) + roots)
+    noise = solve_lower(gram_factor, normal[:, dim, :, None], transposed=True)[..., 0]
+    weights = truth + jnp.sqrt(problem.noise_variance) * noise
+    risk = problem.noise_variance * chi_squared[:, dim] / n
+    return Solution(weights, gram_factor, risk)
 
 
 def _exact_hessian_diagonal(
-    gram_factor: Float[Array, "d d"], num_examples: Float[Array, ""]
-) -> Float[Array, " d"]:
+    gram_factor: Float[Array, "... d d"], num_examples: Float[Array, ""]
+) -> Float[Array, "... d"]:
     """Diagonal of `(2/n) G`, the Hessian of L_S."""
     return 2 / num_examples * jnp.sum(gram_factor * gram_factor, axis=-1)
+
+
+def _map_batches(function: Callable[[Any], Any], rows: Any, batch_size: int) -> Any:
+    """Apply a function of batches to batch after batch of the leading axis.
+
+    The last batch is filled up with copies, and cut: of another size it would be a second program,
+    beside the first.
+    """
+    num_rows = jax.tree.leaves(rows)[0].shape[0]
+    size = min(batch_size, num_rows)
+    places = jnp.minimum(jnp.arange(-(-num_rows // size) * size), num_rows - 1).reshape(-1, size)
+    found = lax.map(lambda place: function(jax.tree.map(lambda leaf: leaf[place], rows)), places)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:num_rows], found)
 
 
 def draw_solutions(
@@ -250,7 +292,7 @@ def draw_solutions(
     *,
     num_examples: int,
     num_datasets: int,
-    draws: Draws | Literal["auto"] = "auto",
+    draws: Draws = "statistics",
 ) -> Solution:
     """Draw and solve many data sets; data set i has the key `fold_in(key, i)`.
 
@@ -259,7 +301,7 @@ def draw_solutions(
         key: typed PRNG key.
         num_examples: n > d + 1.
         num_datasets: M >= 1.
-        draws: see `simulate`.
+        draws: see `draw_solution`.
 
     Returns:
         The solutions, with a leading axis M.
@@ -267,32 +309,33 @@ def draw_solutions(
     Raises:
         ValueError: if n <= d + 1 or on an unknown way to draw.
     """
-    dim = problem.true_weights.shape[0]
-    check_num_examples(dim, num_examples)
-    way = _resolved(draws, num_examples, dim)
-    return _draw_solutions(
-        problem,
-        jnp.asarray(num_examples, float),
-        key,
-        num_inputs=num_examples if way == "examples" else None,
-        num_datasets=num_datasets,
-    )
+    num_inputs = _num_inputs(problem, num_examples, draws)
+    number = jnp.asarray(num_examples, float)
+    # Always as many at once, so that another number of data sets compiles nothing.
+    starts = range(0, num_datasets, _DRAWN_AT_ONCE)
+    parts = [_draw_some(problem, number, key, start, num_inputs=num_inputs) for start in starts]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:num_datasets], *parts)
 
 
-@partial(jax.jit, static_argnames=("num_inputs", "num_datasets"))
-def _draw_solutions(
+@partial(jax.jit, static_argnames=("num_inputs",))
+def _draw_some(
     problem: Problem,
     num_examples: Float[Array, ""],
     key: Array,
+    start: Int[Array, ""],
     *,
     num_inputs: int | None,
-    num_datasets: int,
 ) -> Solution:
-    return lax.map(
-        lambda i: _draw(problem, jax.random.fold_in(key, i), num_examples, num_inputs),
-        jnp.arange(num_datasets, dtype=jnp.int32),
-        batch_size=min(64, num_datasets),
-    )
+    factor = cholesky(problem.covariance)
+
+    def batch(numbers: Int[Array, " M"]) -> Solution:
+        return _draw(problem, factor, _keys(key, numbers), num_examples, num_inputs)
+
+    return _map_batches(batch, start + jnp.arange(_DRAWN_AT_ONCE, dtype=jnp.int32), _BATCH_SIZE)
+
+
+def _keys(key: Array, numbers: Int[Array, " M"]) -> Array:
+    return jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
 
 
 class RidgeSolutions(NamedTuple):
@@ -332,16 +375,16 @@ def ridge_solutions(
         Weights and risks.
     """
     number = jnp.asarray(num_examples).astype(problem.true_weights.dtype)
+    factor = cholesky(problem.covariance)
 
-    def one(solution: Solution) -> RidgeSolutions:
+    def batch(solution: Solution) -> RidgeSolutions:
         weights = _ridge(solution, penalties)
         step = jnp.where(steps > 0, steps, 1)[:, None]
-        rounded = jnp.round(weights[:, None, :] / step) * step
-        rounded = jnp.where(steps[:, None] > 0, rounded, weights[:, None, :])
-        return RidgeSolutions(weights, *_risks(problem, solution, rounded, number))
+        rounded = jnp.round(weights[..., None, :] / step) * step
+        rounded = jnp.where(steps[:, None] > 0, rounded, weights[..., None, :])
+        return RidgeSolutions(weights, *_risks(problem, factor, solution, rounded, number))
 
-    num_datasets = solutions.weights.shape[0]
-    return lax.map(one, solutions, batch_size=min(64, num_datasets))
+    return _map_batches(batch, solutions, _BATCH_SIZE)
 
 
 def codebooks_for(
@@ -353,7 +396,7 @@ def codebooks_for(
     rates_nats: Float[np.ndarray, " R"] | None = None,
     num_datasets: int = 256,
     diameter_penalty: float = 0.05,
-    draws: Draws | Literal["auto"] = "auto",
+    draws: Draws = "statistics",
 ) -> DesignedCodebooks:
     """Design codebooks on independent data sets of the same distribution.
 
@@ -365,7 +408,7 @@ def codebooks_for(
         rates_nats: (R,), mean code length of the entropy-coded grids; None for `d ln K`.
         num_datasets: data sets that the codebooks are made from.
         diameter_penalty: relative strength for "diameter_kmeans".
-        draws: as for `simulate`.
+        draws: see `draw_solution`.
 
     Returns:
         The codebooks.
@@ -382,9 +425,7 @@ def codebooks_for(
         draws=draws,
     )
     number = jnp.asarray(num_examples, float)
-    importance = jax.vmap(lambda factor: _exact_hessian_diagonal(factor, number))(
-        solutions.gram_factor
-    )
+    importance = _exact_hessian_diagonal(solutions.gram_factor, number)
     rates = None if rates_nats is None else np.asarray(rates_nats, np.float64) / dim
     return design_codebooks(
         solutions.weights,
@@ -395,67 +436,65 @@ def codebooks_for(
     )
 
 
-def _resolved(draws: Draws | Literal["auto"], num_examples: int, dim: int) -> Draws:
-    if draws not in ("examples", "statistics", "auto"):
-        raise ValueError(f"draws must be 'examples', 'statistics' or 'auto', got {draws!r}.")
-    if draws != "auto":
-        return draws
-    return "examples" if num_examples <= 10 * dim else "statistics"
-
-
-def _ridge(solution: Solution, penalties: Float[Array, " R"]) -> Float[Array, "R d"]:
-    """`(G + lambda I)^{-1} G W` for every lambda, from one decomposition."""
+def _ridge(solution: Solution, penalties: Float[Array, " P"]) -> Float[Array, "M P d"]:
+    """`(G + lambda I)^{-1} G W = W - lambda (G + lambda I)^{-1} W` for every lambda."""
+    weights, factor = solution.weights, solution.gram_factor
     with jax.default_matmul_precision("highest"):
-        # Of G^-1, which has the same vectors: it waits for the inverse.
-        inverse = solution.inverse_factor.T @ solution.inverse_factor
-        eigenvalues, vectors = jnp.linalg.eigh(inverse)
-        gains = 1 / (1 + penalties[:, None] * jnp.maximum(eigenvalues, 0))
-        rotated = solution.weights @ vectors
-        return (gains * rotated) @ vectors.T
+        gram = jnp.einsum("mik,mjk->mij", factor, factor)
+    shrunk = solve_shifted(gram, penalties, weights)
+    return weights[:, None] - penalties[:, None] * shrunk
 
 
-def _james_stein(solution: Solution, num_examples: Float[Array, ""]) -> Float[Array, " d"]:
+def _james_stein(solution: Solution, num_examples: Float[Array, ""]) -> Float[Array, "M d"]:
     """Baranchik's positive-part shrinkage, which needs to know neither s2 nor w*."""
-    dim = solution.weights.shape[0]
+    dim = solution.weights.shape[-1]
     residual = num_examples * solution.empirical_risk
-    explained = jnp.sum(jnp.square(solution.gram_factor.T @ solution.weights))
+    moved = jnp.einsum("mij,mi->mj", solution.gram_factor, solution.weights)
+    explained = jnp.sum(moved * moved, axis=-1)
     share = max(dim - 2, 0) / (num_examples - dim + 2)
     factor = 1 - share * residual / jnp.where(explained > 0, explained, 1)
-    return jnp.maximum(factor, 0) * solution.weights
+    return jnp.maximum(factor, 0)[:, None] * solution.weights
 
 
 def _risks(
     problem: Problem,
+    covariance_factor: Float[Array, "d d"],
     solution: Solution,
-    weights: Float[Array, "... d"],
+    weights: Float[Array, "M *shape d"],
     num_examples: Float[Array, ""],
-) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+) -> tuple[Float[Array, "M *shape"], Float[Array, "M *shape"]]:
+    """L_S and L_mu of weights; the axes between the first and the last are the weights' own."""
+    flat = weights.reshape(weights.shape[0], -1, weights.shape[-1])
     with jax.default_matmul_precision("highest"):
-        moved = (weights - solution.weights) @ solution.gram_factor
-        error = (weights - problem.true_weights) @ jnp.linalg.cholesky(problem.covariance)
+        moved = jnp.einsum("mpi,mij->mpj", flat - solution.weights[:, None], solution.gram_factor)
+        error = (flat - problem.true_weights) @ covariance_factor
     paid = jnp.sum(moved * moved, axis=-1) / num_examples
     excess = jnp.sum(error * error, axis=-1)
-    return solution.empirical_risk + paid, problem.noise_variance + excess
+    shape = weights.shape[:-1]
+    return (
+        (solution.empirical_risk[:, None] + paid).reshape(shape),
+        (problem.noise_variance + excess).reshape(shape),
+    )
 
 
 def _channels(
     problem: Problem,
+    covariance_factor: Float[Array, "d d"],
     solution: Solution,
     rates: Float[Array, " R"],
-    key: Array,
+    keys: Array,
     names: Sequence[str],
     num_examples: Float[Array, ""],
-) -> list[Float[Array, "R d"]]:
+) -> list[Float[Array, "M R d"]]:
     """Send W through Gaussian channels, with the same noise at every rate and in every channel."""
-    dim = solution.weights.shape[0]
+    dim = solution.weights.shape[-1]
     a, b = gain_and_loss(rates, jnp.asarray(dim, rates.dtype))
     a, b = a[:, None], b[:, None]
-    normal = jax.random.normal(key, (dim,), rates.dtype)
+    normal = jax.vmap(lambda key: jax.random.normal(key, (dim,), rates.dtype))(keys)
     s2, truth, weights = problem.noise_variance, problem.true_weights, solution.weights
-    with jax.default_matmul_precision("highest"):
-        informed = jnp.sqrt(s2) * (solution.inverse_factor.T @ normal)
-        # One matrix for all data sets: its inverse is made once.
-        white = _inverse_of_factor(jnp.linalg.cholesky(problem.covariance)).T @ normal
+    informed = solve_lower(solution.gram_factor, normal[..., None], transposed=True)[..., 0]
+    informed = jnp.sqrt(s2) * informed
+    white = solve_lower(covariance_factor, normal.T, transposed=True).T
     variance = s2 / (num_examples - dim - 1)
     signal = truth @ problem.covariance @ truth
     noise = {
@@ -468,82 +507,99 @@ def _channels(
     outputs = []
     for name in names:
         mean = truth if name in ("informed", "uninformed") else jnp.zeros_like(truth)
-        outputs.append(mean + a * (weights - mean) + jnp.sqrt(a * b) * noise[name])
+        sent = mean + a * (weights - mean)[:, None]
+        outputs.append(sent + jnp.sqrt(a * b) * noise[name][:, None])
     return outputs
 
 
-def _one_data_set(
-    number: Array,
-    problem: Problem,
-    codebooks: DesignedCodebooks,
-    merged: MergedCodebooks,
-    rates: Float[Array, " R"],
-    num_clusters: Int[Array, " R"],
-    penalties: Float[Array, " R"],
-    diameter_penalty: Float[Array, ""],
-    num_examples: Float[Array, ""],
-    key: Array,
+class _Setup(NamedTuple):
+    """What is the same for all data sets of a simulation; everything traced."""
+
+    problem: Problem
+    codebooks: DesignedCodebooks
+    merged: MergedCodebooks
+    rates: Float[Array, " R"]
+    num_clusters: Int[Array, " R"]
+    penalties: Float[Array, " R"]
+    diameter_penalty: Float[Array, ""]
+    num_examples: Float[Array, ""]
+    key: Array
+
+
+def _one_batch(
+    setup: _Setup,
+    covariance_factor: Float[Array, "d d"],
+    numbers: Int[Array, " M"],
     *,
     compressors: tuple[str, ...],
     num_inputs: int | None,
     max_clusters: int,
 ) -> Samples:
-    """Draw, solve and compress data set `number`; leaves have no leading axis M."""
-    draw_key, noise_key = jax.random.split(jax.random.fold_in(key, number))
-    solution = _draw(problem, draw_key, num_examples, num_inputs)
-    num_rates = rates.shape[0]
-    shape = (num_rates, solution.weights.shape[0])
-    gain, _ = gain_and_loss(rates, jnp.asarray(shape[1], rates.dtype))
-    shrunk = gain[:, None] * solution.weights
+    """Draw, solve and compress the data sets of these numbers."""
+    problem, rates, num_examples = setup.problem, setup.rates, setup.num_examples
+    keys = jax.vmap(jax.random.split)(_keys(setup.key, numbers))
+    draw_keys, noise_keys = keys[:, 0], keys[:, 1]
+    solution = _draw(problem, covariance_factor, draw_keys, num_examples, num_inputs)
+    num_sets, dim = solution.weights.shape
+    shape = (num_sets, rates.shape[0], dim)
+    gain, _ = gain_and_loss(rates, jnp.asarray(dim, rates.dtype))
+    shrunk = gain[:, None] * solution.weights[:, None]
     quantized: dict[str, Array] = {}
     lengths: dict[str, Array] = {}
     names = [name for name in compressors if name in CHANNELS]
-    outputs = _channels(problem, solution, rates, noise_key, names, num_examples)
-    quantized |= dict(zip(names, outputs, strict=True))
-    lengths |= dict.fromkeys(names, rates)
+    if names:
+        outputs = _channels(
+            problem, covariance_factor, solution, rates, noise_keys, names, num_examples
+        )
+        quantized |= dict(zip(names, outputs, strict=True))
+        lengths |= dict.fromkeys(names, rates)
     controls: dict[str, Callable[[], Array]] = {
-        "least_squares": lambda: solution.weights,
+        "least_squares": lambda: solution.weights[:, None],
         "shrinkage": lambda: shrunk,
-        "ridge": lambda: _ridge(solution, penalties),
-        "james_stein": lambda: _james_stein(solution, num_examples),
+        "ridge": lambda: _ridge(solution, setup.penalties),
+        "james_stein": lambda: _james_stein(solution, num_examples)[:, None],
     }
     for name in compressors:
         if name in controls:
             quantized[name] = jnp.broadcast_to(controls[name](), shape)
-            lengths[name] = jnp.full((num_rates,), jnp.inf, rates.dtype)
+            lengths[name] = jnp.full(rates.shape, jnp.inf, rates.dtype)
     names = tuple(name for name in compressors if name in DESIGNED)
     if names:
-        fixed_rates = shape[1] * jnp.log(num_clusters.astype(rates.dtype))
-        for name, (values, length) in designed_quantize(
-            solution.weights, codebooks, merged, fixed_rates, names
-        ).items():
-            quantized[name], lengths[name] = values, length
+        fixed_rates = dim * jnp.log(setup.num_clusters.astype(rates.dtype))
+        found = jax.vmap(
+            lambda weights: designed_quantize(
+                weights, setup.codebooks, setup.merged, fixed_rates, names
+            )
+        )(solution.weights)
+        quantized |= {name: values for name, (values, _) in found.items()}
+        lengths |= {name: length for name, (_, length) in found.items()}
     names = tuple(name for name in compressors if name in ADAPTIVE)
     counts = None
     if names:
-        importance = _exact_hessian_diagonal(solution.gram_factor, num_examples)
         found = adaptive_quantize(
             solution.weights,
-            importance,
-            num_clusters,
-            diameter_penalty,
+            _exact_hessian_diagonal(solution.gram_factor, num_examples),
+            setup.num_clusters,
+            setup.diameter_penalty,
             names,
             max_clusters=max_clusters,
         )
         quantized |= {name: values for name, (values, _) in found.items()}
         lengths |= {name: jnp.zeros_like(rates) for name in names}
-        counts = jnp.stack([count for _, count in found.values()])
-    stacked = jnp.stack([quantized[name] for name in compressors])
-    empirical, population = _risks(problem, solution, stacked, num_examples)
-    _, own = _risks(problem, solution, solution.weights, num_examples)
-    fixed = 1 - 1 / jnp.square(num_clusters.astype(rates.dtype))
-    both = jnp.stack([shrunk, fixed[:, None] * solution.weights])
-    _, shrinkage = _risks(problem, solution, both, num_examples)
+        counts = jnp.stack([count for _, count in found.values()], axis=1)
+    stacked = jnp.stack([quantized[name] for name in compressors], axis=1)
+    score = partial(_risks, problem, covariance_factor, solution, num_examples=num_examples)
+    empirical, population = score(stacked)
+    _, own = score(solution.weights)
+    fixed = 1 - 1 / jnp.square(setup.num_clusters.astype(rates.dtype))
+    both = jnp.stack([shrunk, fixed[:, None] * solution.weights[:, None]], axis=1)
+    _, shrinkage = score(both)
+    told = [jnp.broadcast_to(lengths[name], shape[:2]) for name in compressors]
     return Samples(
         empirical=empirical,
         population=population,
-        length=jnp.stack([lengths[name] for name in compressors]),
-        least_squares=jnp.stack([solution.empirical_risk, own]),
+        length=jnp.stack(told, axis=1),
+        least_squares=jnp.stack([solution.empirical_risk, own], axis=-1),
         shrinkage=shrinkage,
         counts=counts,
     )
@@ -551,38 +607,23 @@ def _one_data_set(
 
 @partial(jax.jit, static_argnames=("compressors", "num_inputs", "max_clusters", "batch_size"))
 def _chunk(
+    setup: _Setup,
     numbers: Int[Array, " M"],
-    problem: Problem,
-    codebooks: DesignedCodebooks,
-    merged: MergedCodebooks,
-    rates: Float[Array, " R"],
-    num_clusters: Int[Array, " R"],
-    penalties: Float[Array, " R"],
-    diameter_penalty: Float[Array, ""],
-    num_examples: Float[Array, ""],
-    key: Array,
     *,
     compressors: tuple[str, ...],
     num_inputs: int | None,
     max_clusters: int,
     batch_size: int,
 ) -> Samples:
-    one = partial(
-        _one_data_set,
-        problem=problem,
-        codebooks=codebooks,
-        merged=merged,
-        rates=rates,
-        num_clusters=num_clusters,
-        penalties=penalties,
-        diameter_penalty=diameter_penalty,
-        num_examples=num_examples,
-        key=key,
+    one_batch = partial(
+        _one_batch,
+        setup,
+        cholesky(setup.problem.covariance),
         compressors=compressors,
         num_inputs=num_inputs,
         max_clusters=max_clusters,
     )
-    return lax.map(one, numbers, batch_size=batch_size)
+    return _map_batches(one_batch, numbers, batch_size)
 
 
 def default_penalties(problem: Problem, num_rates: int) -> NDArray[np.float64]:
@@ -609,10 +650,10 @@ def simulate(
     codebooks: DesignedCodebooks | None = None,
     ridge_penalties: Float[np.ndarray, " R"] | None = None,
     diameter_penalty: float = 0.05,
-    draws: Draws | Literal["auto"] = "auto",
+    draws: Draws = "statistics",
     first_dataset: int = 0,
     chunk_size: int = 512,
-    batch_size: int = 64,
+    batch_size: int = _BATCH_SIZE,
     on_chunk: Callable[[int], None] | None = None,
 ) -> Simulation:
     """Average the risks of least squares under many compressors at every rate of a grid.
@@ -630,8 +671,7 @@ def simulate(
             `num_clusters` and an *independent* key; required if one of them is named.
         ridge_penalties: (R,) for "ridge"; None for `default_penalties`.
         diameter_penalty: relative strength for "adaptive_diameter".
-        draws: "examples", "statistics" (see `draw_solution`), or "auto": examples up to
-            n = 10 d, statistics beyond, where drawing inputs would be most of the work.
+        draws: see `draw_solution`.
         first_dataset: number of the first data set, to continue elsewhere.
         chunk_size: data sets per call of the compiled program.
         batch_size: data sets worked on at once; memory grows with it.
@@ -653,7 +693,6 @@ def simulate(
     if clusters.ndim != 1 or clusters.size < 1 or clusters.min() < 1:
         raise ValueError(f"num_clusters must be a list of numbers >= 1, got {num_clusters}.")
     dim = problem.true_weights.shape[0]
-    check_num_examples(dim, num_examples)
     if codebooks is None:
         if set(names) & set(DESIGNED):
             raise ValueError(
@@ -681,10 +720,9 @@ def simulate(
             f"rates_nats must be {clusters.size} numbers >= 0, one for each of num_clusters, got "
             f"shape {rates.shape}."
         )
-    way = _resolved(draws, num_examples, dim)
+    num_inputs = _num_inputs(problem, num_examples, draws)
     size = min(chunk_size, num_datasets)
-    run = partial(
-        _chunk,
+    setup = _Setup(
         problem=problem,
         codebooks=codebooks,
         merged=merge(codebooks),
@@ -695,8 +733,12 @@ def simulate(
         # Traced: only drawn inputs have n in a shape, all else compiles once for every n.
         num_examples=jnp.asarray(num_examples, float),
         key=key,
+    )
+    run = partial(
+        _chunk,
+        setup,
         compressors=names,
-        num_inputs=num_examples if way == "examples" else None,
+        num_inputs=num_inputs,
         max_clusters=int(clusters.max()),
         batch_size=min(batch_size, size),
     )

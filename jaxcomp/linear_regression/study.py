@@ -15,7 +15,7 @@ on the second.
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +27,9 @@ from matplotlib.figure import Figure
 from scipy import special
 
 from jaxcomp import statistics, storage
-from jaxcomp.experiments.directory import RunDirectory, read_manifest, write_table
+from jaxcomp.drawing import own_look
+from jaxcomp.experiments.directory import RunDirectory, loading, read_table, seal, write_table
+from jaxcomp.experiments.reporting import Labelled, brief, markdown_labelled
 from jaxcomp.linear_regression import figure as pictures
 from jaxcomp.linear_regression.closed_forms import (
     CHANNELS,
@@ -64,6 +66,7 @@ from jaxcomp.linear_regression.simulation import (
     simulate,
 )
 from jaxcomp.progress import Progress, Report
+from jaxcomp.reproducibility import random_key, with_transfers
 
 LN2 = math.log(2)
 
@@ -119,6 +122,7 @@ class StudyConfig:
             ("num_penalties", 0),
             ("information_datasets", 100),
             ("chunk_size", 2),
+            ("seed", 0),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
@@ -157,7 +161,7 @@ class StudyConfig:
     def problem(self) -> Problem:
         """True weights in a random direction, and the covariance of the inputs."""
         return random_problem(
-            jax.random.fold_in(jax.random.key(self.seed), _PROBLEM),
+            jax.random.fold_in(random_key(self.seed), _PROBLEM),
             self.dim,
             signal=self.signal,
             noise_variance=self.noise_variance,
@@ -180,7 +184,7 @@ class Claim(NamedTuple):
     sentence: str
 
 
-@dataclass
+@dataclass(repr=False)
 class StudyResult:
     """Tables, claims and pictures.
 
@@ -200,10 +204,43 @@ class StudyResult:
     manifest: dict[str, Any]
     directory: Path | None = None
 
+    def __repr__(self) -> str:
+        """What was found, in five lines; the rest is in `report()` and `table`."""
+        files = "" if self.directory is None else f", files in {self.directory}"
+        see = f".report(), .plot(), .table ({len(self.table)} rows), .claims ({len(self.claims)})"
+        return brief("StudyResult", [self.first_lines()], see + files)
+
+    def first_lines(self) -> Labelled:
+        """What was compressed, and what helped at the first number of examples."""
+        config = _config(self.manifest["settings"])
+        first = config.num_examples[0]
+        setting = config.problem().setting(first)
+        risk = config.noise_variance + float(setting.excess_risk)
+        best = best_rate(setting, channel="uninformed_zero_mean")
+        bits = float(best.rate_nats) / (config.dim * LN2)
+        theory = (
+            f"a channel centred at 0 is best at {bits:.2f} bits a weight, {best.population:.3f}"
+        )
+        if not bool(best.exists):
+            theory = f"send nothing, {float(best.population):.3f}"
+        own = [claim for claim in self.claims if claim.num_examples == first]
+        return [
+            (
+                "compressed",
+                f"least squares, d = {config.dim}, n = {', '.join(map(str, config.num_examples))}; "
+                f"{config.num_datasets:,} data sets each",
+            ),
+            ("theory", f"n = {first}: population risk of least squares {risk:.3f}; {theory}"),
+            ("quantizers", _best_line(self.table, own, first, ("designed", "adaptive"))),
+            ("controls", _best_line(self.table, own, first, ("control",))),
+        ]
+
+    @own_look()
     def plot(self) -> Figure:
         """Draw the risks against the rate, for the first number of examples."""
         return pictures.plot_risks(self.table, self.claims)
 
+    @own_look()
     def plot_information(self) -> Figure:
         """Draw the learner's own information and the bound it gives."""
         return pictures.plot_information(self.information)
@@ -211,7 +248,8 @@ class StudyResult:
     def report(self) -> str:
         """The claims and bounds in words."""
         config = _config(self.manifest["settings"])
-        lines = ["## What compression does to the population risk", ""]
+        lines = [markdown_labelled(self.first_lines()), ""]
+        lines += ["## What compression does to the population risk", ""]
         lines += [f"- {claim.sentence}" for claim in self.claims]
         lines += ["", "## What the theory says", ""]
         lines += [f"- {line}" for line in _theory_lines(config)]
@@ -221,6 +259,7 @@ class StudyResult:
         lines += [f"- {line}" for line in _information_lines(self.information)]
         return "\n".join(lines) + "\n"
 
+    @own_look()
     def save(self, directory: Path | str | None = None) -> list[Path]:
         """Write tables, claims, report and pictures; return the files.
 
@@ -243,6 +282,9 @@ class StudyResult:
             folder, risks=self.plot(), information=self.plot_information()
         )
         tables = write_table(self.table, folder)
+        if folder == self.directory:
+            is_read = ("table.parquet", "information.csv", "claims.json")
+            seal(self.manifest, folder, [folder / name for name in is_read])
         return [*tables, *(folder / name for name in contents), folder / "claims.json", *drawn]
 
     @classmethod
@@ -253,18 +295,20 @@ class StudyResult:
             ValueError: if the directory holds no finished study or a file is damaged.
         """
         folder = Path(directory)
-        manifest = read_manifest(folder, "study", finished=True)
-        try:
-            table = pd.read_parquet(folder / "table.parquet")
-            information = pd.read_csv(folder / "information.csv")
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"cannot read the tables in {folder}: {error}; run it again with --no-resume."
-            ) from error
-        told = storage.read_json(folder / "claims.json")["claims"]
-        return cls(table, information, [Claim(**claim) for claim in told], manifest, folder)
+        with loading(folder, StudyDirectory.noun) as manifest:
+            _config(manifest["settings"])  # which the report needs
+            return cls(
+                table=read_table(folder / "table.parquet"),
+                information=read_table(folder / "information.csv"),
+                claims=[
+                    _claim(told) for told in storage.read_json(folder / "claims.json")["claims"]
+                ],
+                manifest=manifest,
+                directory=folder,
+            )
 
 
+@with_transfers
 def run(
     config: StudyConfig,
     *,
@@ -288,38 +332,40 @@ def run(
         ValueError: if `out` cannot be used.
     """
     started = time.perf_counter()
-    directory = _Directory(None if out is None else Path(out), asdict(config), resume=resume)
-    if directory.is_finished and directory.path is not None:
-        return StudyResult.load(directory.path)
-    directory.describe()
-    problem = config.problem()
-    tables, claims = [], []
-    with Progress(quiet=quiet) as progress:
-        total = config.num_datasets * len(config.num_examples)
-        report = progress.task("compressing data sets", total)
-        for number, num_examples in enumerate(config.num_examples):
-            done = number * config.num_datasets
-            halves = _simulate(config, problem, num_examples, directory, report, done, total)
-            tables.append(_table(config, problem, num_examples, halves[0].merge(halves[1])))
-            claims += _claims(config, num_examples, *halves)
-        # The densities that it integrates are those for uncorrelated inputs.
-        plain = replace(config, correlation=0.0).problem()
-        information = _information(config, plain, progress)
-    directory.manifest["times"] = {"seconds": time.perf_counter() - started}
-    result = StudyResult(
-        pd.concat(tables, ignore_index=True),
-        information,
-        claims,
-        directory.manifest,
-        directory.path,
-    )
-    if directory.path is not None:
-        result.save()
+    with StudyDirectory(
+        None if out is None else Path(out), asdict(config), resume=resume
+    ) as directory:
+        if (result := directory.finished(StudyResult.load)) is not None:
+            return result
+        directory.describe()
+        problem = config.problem()
+        tables, claims = [], []
+        with Progress(quiet=quiet) as progress:
+            total = config.num_datasets * len(config.num_examples)
+            report = progress.task("compressing data sets", total)
+            for number, num_examples in enumerate(config.num_examples):
+                done = number * config.num_datasets
+                halves = _simulate(config, problem, num_examples, directory, report, done, total)
+                tables.append(_table(config, problem, num_examples, halves[0].merge(halves[1])))
+                claims += _claims(config, num_examples, *halves)
+            # The densities that it integrates are those for uncorrelated inputs.
+            plain = replace(config, correlation=0.0).problem()
+            information = _information(config, plain, progress)
+        directory.manifest["times"] = {"seconds": time.perf_counter() - started}
+        result = StudyResult(
+            pd.concat(tables, ignore_index=True),
+            information,
+            claims,
+            directory.manifest,
+            directory.path,
+        )
+        if directory.path is not None:
+            result.save()
         directory.finish()
-    return result
+        return result
 
 
-class _Directory(RunDirectory):
+class StudyDirectory(RunDirectory):
     """The files of one study: finished chunks of data sets."""
 
     noun = "study"
@@ -340,6 +386,7 @@ class _Directory(RunDirectory):
             return None
 
     def save(self, name: str, chunk: Simulation) -> None:
+        """Write a finished chunk."""
         if self.path is not None:
             storage.save_arrays(
                 self.path / "chunks" / f"{name}.npz",
@@ -356,13 +403,13 @@ def _simulate(
     config: StudyConfig,
     problem: Problem,
     num_examples: int,
-    directory: _Directory,
+    directory: StudyDirectory,
     report: Report,
     done_before: int,
     total: int,
 ) -> tuple[Simulation, Simulation]:
     """Simulate all chunks of one n; return the half for choosing and the half for testing."""
-    key = jax.random.fold_in(jax.random.key(config.seed), num_examples)
+    key = jax.random.fold_in(random_key(config.seed), num_examples)
     clusters = tuple(range(1, config.num_rates + 1))
     codebooks = None
     halves: list[Simulation | None] = [None, None]
@@ -394,7 +441,7 @@ def _simulate(
                 codebooks=codebooks,
                 diameter_penalty=config.diameter_penalty,
                 first_dataset=start,
-                chunk_size=min(size, 500),
+                chunk_size=min(size, 512),
             )
             directory.save(name, found)
         half = halves[chunk % 2]
@@ -505,6 +552,37 @@ def _claims(
     return claims
 
 
+def _best_line(
+    table: pd.DataFrame, claims: Sequence[Claim], num_examples: int, families: Sequence[str]
+) -> str:
+    """The compressor of some families that improves the risk most, as its claim says.
+
+    p is adjusted over all compressors, so that it holds for the best of them as well.
+    """
+    names = set(table.loc[table["family"].isin(families), "compressor"])
+    found = [claim for claim in claims if claim.compressor in names]
+    if not found:
+        return "none in this study"
+    best = max(found, key=lambda claim: claim.improvement)
+    told = (
+        f"{best.compressor} {_price(best.compressor, best.rate_bits_per_weight)}: "
+        f"{best.improvement:+.3g} +- {best.standard_error:.2g} ({_p_words(best.p_value)})"
+    )
+    is_shown = best.improvement > 0 and best.p_value <= 0.05
+    return f"n = {num_examples}: {'lowers it most' if is_shown else 'none lowers it; best'}, {told}"
+
+
+def _p_words(p_value: float) -> str:
+    return "p < 1e-6" if p_value < 1e-6 else f"p = {p_value:.2g}"
+
+
+def _price(name: str, bits: float) -> str:
+    price = f"at {bits:.2f} bits a weight" if math.isfinite(bits) else "(compresses nothing)"
+    if name in ("informed", "uninformed"):
+        price += ", its codebook holding the true weights,"
+    return price
+
+
 def _sentence(
     num_examples: int,
     name: str,
@@ -513,16 +591,12 @@ def _sentence(
     error: float,
     p_value: float,
 ) -> str:
-    told = "less than 1e-6" if p_value < 1e-6 else f"{p_value:.2g}"
     verdict = "lowers" if mean > 0 else "raises"
     if p_value > 0.05:
         verdict = "does not measurably change"
-    price = f"at {bits:.2f} bits a weight" if math.isfinite(bits) else "(compresses nothing)"
-    if name in ("informed", "uninformed"):
-        price += ", its codebook holding the true weights,"
     return (
-        f"n = {num_examples}: {name} {price} {verdict} the population risk of least squares: "
-        f"improvement {mean:+.3g} +- {error:.2g} (p {told})."
+        f"n = {num_examples}: {name} {_price(name, bits)} {verdict} the population risk of least "
+        f"squares: improvement {mean:+.3g} +- {error:.2g} ({_p_words(p_value)})."
     )
 
 
@@ -535,7 +609,7 @@ def _information(config: StudyConfig, problem: Problem, progress: Progress) -> p
     report = progress.task("the learner's information", len(config.num_examples))
     rows = []
     for done, num_examples in enumerate(config.num_examples):
-        key = jax.random.fold_in(jax.random.key(config.seed), num_examples)
+        key = jax.random.fold_in(random_key(config.seed), num_examples)
         solutions = draw_solutions(
             problem,
             jax.random.fold_in(key, _INFORMATION),
@@ -592,6 +666,12 @@ def _information(config: StudyConfig, problem: Problem, progress: Progress) -> p
                 )
         report(done + 1, len(config.num_examples), f"n = {num_examples}")
     return pd.DataFrame(rows)
+
+
+def _claim(told: Mapping[str, Any]) -> Claim:
+    """A claim as it was before JSON, which has no word for NaN and infinity."""
+    fields: dict[str, Any] = {k: math.nan if v is None else v for k, v in told.items()}
+    return Claim(**fields)
 
 
 def _config(settings: Mapping[str, Any]) -> StudyConfig:

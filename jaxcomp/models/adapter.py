@@ -19,8 +19,10 @@ from flax import linen, nnx
 from flax.core import FrozenDict, unfreeze
 from jaxtyping import Array, Float, Int
 
+from jaxcomp.leaves import Framed, split_constants
 from jaxcomp.models.networks import Mlp, Vgg
-from jaxcomp.paths import Select, leaves_by_path, replace_leaves, selected_paths
+from jaxcomp.paths import leaves_by_path, replace_leaves
+from jaxcomp.selection import Select, selected_paths
 from jaxcomp.types import Params, PredictFn, PRNGKey
 
 Mode: TypeAlias = Literal["evaluation", "training", "statistics"]
@@ -343,9 +345,9 @@ def freeze(
 
     Args:
         function: `(params, inputs) -> outputs` or `(params, batch) -> loss`, hashable.
-        params: any pytree.
-        select: which leaves stay variable, as in `jaxcomp.quantize`; by default weight matrices
-            and convolution kernels.
+        params: any pytree, also one with functions or numbers among its leaves.
+        select: which leaves stay variable, as in `jaxcomp.quantize`; by default weight matrices,
+            convolution kernels and embeddings, by name and shape.
 
     Returns:
         The function of `(weights, inputs)`, whose constants are traced by `jit` (a network with
@@ -353,7 +355,9 @@ def freeze(
     """
     leaves = leaves_by_path(params)
     weights = {path: jnp.asarray(leaves[path]) for path in selected_paths(params, select)}
-    return jax.tree_util.Partial(PartlyFrozen(function), params), weights
+    arrays, frame = split_constants(params)
+    of_arrays = function if frame.is_empty else Framed(function, frame)
+    return jax.tree_util.Partial(PartlyFrozen(of_arrays), arrays), weights
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,9 @@ from jaxtyping import Array, Float, Int, Key
 from numpy.typing import ArrayLike
 
 from jaxcomp import __version__
+from jaxcomp.caches import usable
 from jaxcomp.models.adapter import Network
+from jaxcomp.reproducibility import KEY_IMPLEMENTATION, numerical_options
 from jaxcomp.storage import (
     fingerprint,
     flatten_tree,
@@ -166,7 +168,8 @@ def train(
         TypeError: if indices or labels are not integers.
         ValueError: if the arrays do not fit each other or the network, a batch is larger than a
             sample, or the loss of a network stops being finite.
-        OSError: if the cache cannot be written.
+
+    A cache that cannot be written is a `RuntimeWarning`: the networks are trained all the same.
 
     Source: Bu, Gao, Zou, Veeravalli, Entropy 23(10):1255 (2021), section 5.
     """
@@ -198,18 +201,21 @@ def train(
         platform == "cpu" and not network.is_convolutional,
         any(penalty > 0 for penalty in sample.l1_penalty),
     )
+    if cache_dir is not None:
+        cache_dir = usable(cache_dir)  # before anything is trained
     shared: dict[str, Any] = {
         "recipe": _RECIPE,
         "versions": [__version__, *(metadata.version(name) for name in ("jax", "flax", "optax"))],
         "platform": platform,
+        "options": numerical_options(),
         "network": network,
         "config": config,
         "seed": seed,
         "extra": dict(fingerprint_extra or {}),
     }
     if cache_dir is not None:
-        if Path(cache_dir).is_dir():  # what killed runs left half written, not what others write
-            remove_temporary_files(cache_dir, older_than_seconds=_STALE_SECONDS)
+        # What killed runs left half written, not what others write.
+        remove_temporary_files(cache_dir, older_than_seconds=_STALE_SECONDS)
         shared["inputs"] = fingerprint(np.asarray(data.inputs))
         shared["selection"] = fingerprint([np.asarray(selection_inputs), selection_labels])
 
@@ -461,7 +467,7 @@ def _finish_epoch(trainer: _Trainer, state: _State, num_steps: int) -> _State:
 @jax.jit
 def _model_keys(seed: int, model_ids: Int[Array, "M"]) -> _Keys:
     # The implementation is named: the numbers must not depend on a global setting of JAX.
-    base = jax.random.key(seed, impl="threefry2x32")
+    base = jax.random.key(seed, impl=KEY_IMPLEMENTATION)
     keys = jax.vmap(lambda number: jax.random.split(jax.random.fold_in(base, number), 3))(model_ids)
     return _Keys(keys[:, 0], keys[:, 1], keys[:, 2])
 
@@ -674,8 +680,8 @@ def _save_result(files: _Files, group: _Sample, state: _State) -> dict[str, Any]
     if files.result is not None and files.checkpoint is not None:
         arrays = {name: np.asarray(leaf) for name, leaf in flatten_tree(result).items()}
         header = {"fingerprint": files.name, "model_ids": list(group.model_ids)}
-        save_arrays(files.result, arrays, header)
-        files.checkpoint.unlink(missing_ok=True)
+        if _keep(files.result, arrays, header):
+            files.checkpoint.unlink(missing_ok=True)
     return _on_device(result)
 
 
@@ -714,7 +720,21 @@ def _save_checkpoint(files: _Files, state: _State) -> None:
         return
     # By position: the state of an optimizer is no tree of named arrays.
     leaves = {f"{index:04d}": np.asarray(leaf) for index, leaf in enumerate(jax.tree.leaves(state))}
-    save_arrays(files.checkpoint, leaves, {"fingerprint": files.name})
+    _keep(files.checkpoint, leaves, {"fingerprint": files.name})
+
+
+def _keep(path: Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> bool:
+    """Write a file of the cache; a disk that is full does not end the training."""
+    try:
+        save_arrays(path, arrays, header)
+    except OSError as error:
+        warnings.warn(
+            f"{error} The training goes on without keeping its networks.",
+            RuntimeWarning,
+            stacklevel=1,
+        )
+        return False
+    return True
 
 
 def _chunks(

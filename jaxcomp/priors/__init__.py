@@ -5,6 +5,7 @@ decoded (`encode`, `decode`), the step that curvature asks for (`optimal_step`),
 an L2 penalty and a rate (`l2_rate_nats`).
 """
 
+from jaxcomp.priors.code_lengths import code_length_bits, quantize
 from jaxcomp.priors.coding import decode, encode
 from jaxcomp.priors.families import (
     Gaussian,
@@ -12,10 +13,8 @@ from jaxcomp.priors.families import (
     Prior,
     ScaleMixture,
     SpikeAndSlab,
-    code_length_bits,
     fit,
     parameter_bits,
-    quantize,
 )
 from jaxcomp.priors.penalty import (
     gaussian_from_weight_decay,

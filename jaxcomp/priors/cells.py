@@ -11,6 +11,7 @@ Host, float64; frequencies are integers, so that coder and decoder agree on ever
 Axes: `G` groups on either side of zero, `S = 2 G + 1` symbols, `N` weights.
 """
 
+import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -30,6 +31,8 @@ MAX_INDEX = 1 << 23
 # costs less than 0.05^2 / 24 nats, one ten-thousandth of a nat.
 _FLATNESS_NATS = 0.05
 _LEAST_MASS = 2.0**-PRECISION
+# All mass in the cell of zero; next to none within the cells of the table.
+_SCALE_RANGE = (2.0**-40, 2.0**80)
 
 
 class CellTable(NamedTuple):
@@ -110,8 +113,13 @@ def cell_table(prior: Prior, step: float) -> CellTable:
         prior: with known parameters.
         step: positive.
     """
-    fields = tuple(tuple(np.atleast_1d(np.asarray(field, np.float64)).tolist()) for field in prior)
-    return _cell_table(type(prior), fields, float(step))
+    fields = [np.atleast_1d(np.asarray(field, np.float64)) for field in prior]
+    # In units of a power of two near the step, so that a table depends on ratios only. A prior
+    # that is wider or narrower against the step than these bounds has the table of the bound.
+    mantissa, exponent = math.frexp(step)
+    with np.errstate(over="ignore", under="ignore"):
+        fields[-1] = np.clip(np.ldexp(fields[-1], -exponent), *_SCALE_RANGE)
+    return _cell_table(type(prior), tuple(tuple(field.tolist()) for field in fields), mantissa)
 
 
 @lru_cache(maxsize=64)

@@ -10,6 +10,7 @@ which is how bits back uses them.
 """
 
 import importlib
+import math
 import zlib
 from typing import Any
 
@@ -25,6 +26,7 @@ from jaxcomp.priors.families import (
     matched_priors,
     matched_steps,
 )
+from jaxcomp.priors.grid import grid_step, leaf_dtype, nearest_index
 from jaxcomp.types import Params
 
 # Chunks stay in the cache.
@@ -99,7 +101,7 @@ def decode(words: UInt32[np.ndarray, "words"], prior: PriorTree, *, like: Params
     indices = []
     try:
         for leaf, own, step in zip(leaves, priors, steps, strict=True):
-            indices.append(pop_cells(coder, int(np.prod(leaf.shape)), cell_table(own, step)))
+            indices.append(pop_cells(coder, leaf_size(leaf), cell_table(own, step)))
         is_exact = coder.is_empty() and checksum(*indices) == words[2]
     except (ValueError, AssertionError, FloatingPointError):
         is_exact = False
@@ -111,7 +113,7 @@ def decode(words: UInt32[np.ndarray, "words"], prior: PriorTree, *, like: Params
     return jax.tree.unflatten(
         structure,
         [
-            cell_centres(index, step, leaf.dtype).reshape(leaf.shape)
+            cell_centres(index, step, leaf)
             for index, step, leaf in zip(indices, steps, leaves, strict=True)
         ],
     )
@@ -175,32 +177,34 @@ def stream_module() -> Any:
 
 
 def cell_indices(weights: Any, step: float) -> Int[np.ndarray, "N"]:
-    """Round weights to cells, flat, int32.
+    """Round weights to cells, as `quantize` does; flat, int32.
 
     Raises:
         ValueError: if an index is out of range: the step is finer than the weights' dtype.
     """
     check_weights(weights)
-    step = float(_computing_dtype(np.asarray(weights).dtype)(step))
     values = np.asarray(weights, np.float64).ravel()
-    index = np.rint(values / step)
-    largest = float(np.abs(index).max(initial=0.0))
-    if largest > MAX_INDEX:
+    index = nearest_index(values, step, dtype=leaf_dtype(weights))
+    if np.max(np.abs(index), initial=0.0) > MAX_INDEX:
         raise ValueError(
             f"step must be at least the largest weight / 2^23 = "
-            f"{float(np.abs(values).max()) / MAX_INDEX:.3g}, got {step:g}."
+            f"{np.max(np.abs(values)) / MAX_INDEX:.3g}, got {step:g}."
         )
     return index.astype(np.int32)
 
 
-def cell_centres(index: Int[np.ndarray, "N"], step: float, dtype: Any) -> np.ndarray:
-    """Return the centres of cells in a dtype: one product, as `quantize` rounds it."""
-    wide = _computing_dtype(dtype)
-    return (index.astype(wide) * wide(step)).astype(dtype)
+def cell_centres(index: Int[np.ndarray, "N"], step: float, like: Any) -> np.ndarray:
+    """Return the centres of cells, as `quantize` rounds them, in the shape and dtype of a leaf."""
+    dtype = leaf_dtype(like)
+    centres = index.astype(np.float64) * step
+    if dtype != np.float64:
+        centres = centres.astype(np.float32).astype(dtype)
+    return centres.reshape(np.shape(like))
 
 
-def _computing_dtype(dtype: Any) -> Any:
-    return np.float64 if np.dtype(dtype) == np.float64 else np.float32
+def leaf_size(leaf: Any) -> int:
+    """Return how many weights a leaf has."""
+    return math.prod(np.shape(leaf))
 
 
 def checksum(*arrays: np.ndarray) -> int:
@@ -216,16 +220,20 @@ def checksum(*arrays: np.ndarray) -> int:
 def checked_words(words: Any) -> UInt32[np.ndarray, "words"]:
     """Return a stream as an array, refuse what is not one axis of uint32."""
     words = np.asarray(words)
-    if words.dtype != np.uint32 or words.ndim != 1:
+    if words.dtype.kind != "u" or words.dtype.itemsize != 4 or words.ndim != 1:
         raise ValueError(
             f"words must be one axis of uint32, got shape {words.shape} and {words.dtype}."
         )
-    return words
+    # What was read from a file in the other order of bytes has the same values.
+    return words.astype(np.uint32, copy=False)
 
 
 def scalar_steps(step: StepTree, weights: Params) -> list[float]:
-    """Return one step for every leaf; refuse arrays."""
+    """Return one step for every leaf, as `grid_step` rounds it; refuse arrays."""
     steps = matched_steps(step, weights)
     if any(np.ndim(own) for own in steps):
         raise ValueError("step must be one number for each leaf: a stream carries no more.")
-    return [float(own) for own in steps]
+    return [
+        float(grid_step(np.float64(own), dtype=leaf_dtype(leaf)))
+        for own, leaf in zip(steps, jax.tree.leaves(weights), strict=True)
+    ]

@@ -1,23 +1,15 @@
-"""Priors of network weights, and the length of the code that each of them is.
-
-A weight is rounded to the cell `[(k - 1/2) step, (k + 1/2) step]`, and the cell is coded under a
-prior with distribution function F, so it costs `-log2(F(upper) - F(lower))` bits. For a step well
-below the prior's width that is `-log2(p(w) step)`: a Gaussian prior makes an L2 penalty a code
-length up to a constant, a Laplace prior an L1 penalty, and a spike at zero a stream that really
-gets shorter by zeros.
+"""Priors of network weights, and how they are fitted.
 
 All priors have mean zero and a density that falls with the distance from it. One prior may serve
 all weights, or each leaf of a pytree has its own; the fields are arrays, so they may be traced.
+`jaxcomp.priors.code_lengths` makes codes of them.
 
-Axes: `C` components of a mixture, `Q` quadrature nodes.
+Axes: `N` weights, `C` components of a mixture.
 
-Sources: Hinton and van Camp, "Keeping the neural networks simple by minimizing the description
-length of the weights", COLT 1993, doi:10.1145/168304.168306; Blundell et al., ICML 2015,
-arXiv:1505.05424, for the mixture of two scales.
+Source: Blundell et al., ICML 2015, arXiv:1505.05424, for the mixture of two scales.
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -25,12 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.scipy.special import log_ndtr, logsumexp, ndtr
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+from jaxcomp.priors.grid import grid_step, leaf_dtype, nearest_index
 from jaxcomp.types import Params
-
-LN2 = math.log(2.0)
 
 
 class Gaussian(NamedTuple):
@@ -75,142 +65,10 @@ StepTree: TypeAlias = Any
 """One step for all weights, or a pytree like the weights with a step in place of every leaf."""
 
 
-def code_length_bits(weights: Params, prior: PriorTree, *, step: StepTree) -> Params:
-    """Return the ideal code length of every weight, rounded to a multiple of the step.
-
-    The mass of a cell is computed in the log domain, from the survival function where the cell
-    lies in a tail, so lengths are right however far out a weight lies and however fine the step.
-
-    Args:
-        weights: floating array or pytree of them, finite.
-        prior: one for all, or one per leaf.
-        step: positive, traced; one for all (for a single array it may broadcast against it), or
-            one per leaf.
-
-    Returns:
-        Bits, shaped like `weights`. They do not include the prior's parameters
-        (`parameter_bits`) or the step.
-
-    Raises:
-        TypeError: if a leaf is not floating or `prior` is not a prior.
-        ValueError: if a known weight is not finite, a step or a parameter is out of range, or a
-            pytree of priors or steps does not fit the weights.
-    """
-    leaves, structure = jax.tree.flatten(weights)
-    priors, steps = matched_priors(prior, weights), matched_steps(step, weights)
-    for leaf in leaves:
-        check_weights(leaf)
-    return jax.tree.unflatten(
-        structure,
-        [
-            _code_length_bits(jnp.asarray(leaf), own, own_step)
-            for leaf, own, own_step in zip(leaves, priors, steps, strict=True)
-        ],
-    )
-
-
-@jax.jit
-def _code_length_bits(
-    weights: Float[Array, "..."], prior: Prior, step: Float[Array, "..."]
-) -> Float[Array, "..."]:
-    step = jnp.asarray(step, weights.dtype)
-    step = jnp.broadcast_to(step, weights.shape)
-    prior = jax.tree.map(lambda field: jnp.asarray(field, weights.dtype), prior)
-    return log_cell_mass(quantize(weights, step=step), prior, step) * (-1 / LN2)
-
-
-def quantize(weights: Params, *, step: StepTree) -> Params:
-    """Round weights to the nearest multiple of the step (ties to even).
-
-    Args:
-        weights: floating array or pytree of them.
-        step: positive; one for all or one per leaf.
-
-    Returns:
-        The centres of the cells, shaped like `weights`.
-
-    Raises:
-        ValueError: if a known step is not positive or does not fit.
-    """
-    leaves, structure = jax.tree.flatten(weights)
-    steps = matched_steps(step, weights)
-    rounded = []
-    for leaf, own in zip(leaves, steps, strict=True):
-        leaf = jnp.asarray(leaf)
-        own = jnp.broadcast_to(jnp.asarray(own, leaf.dtype), leaf.shape)
-        rounded.append(jnp.round(leaf / own) * own)
-    return jax.tree.unflatten(structure, rounded)
-
-
-def log_cell_mass(
-    centres: Float[Array, "*shape"], prior: Prior, step: Float[Array, "*shape"]
-) -> Float[Array, "*shape"]:
-    """Return the log of the prior's mass, in nats, between `centres - step/2` and `+ step/2`."""
-    match prior:
-        case Gaussian(scale):
-            return _log_gaussian_cell(centres, scale, step)
-        case Laplace(scale):
-            return _log_laplace_cell(centres, scale, step)
-        case SpikeAndSlab(spike, scale):
-            slab = jnp.log1p(-spike) + _log_gaussian_cell(centres, scale, step)
-            # The cell of zero is the only one that the point mass can lie in.
-            has_spike = jnp.abs(centres) < 0.5 * step
-            return jnp.where(has_spike, jnp.logaddexp(jnp.log(spike), slab), slab)
-        case ScaleMixture(shares, scales):
-            cells = jax.vmap(_log_gaussian_cell, in_axes=(None, 0, None))(centres, scales, step)
-            log_shares = jnp.log(shares).reshape(-1, *[1] * centres.ndim)
-            return logsumexp(cells + jnp.broadcast_to(log_shares, cells.shape), axis=0)
-    raise TypeError(_not_a_prior(prior))
-
-
-# Eight nodes integrate exp(-z u - u^2 / 2) over a cell with |z| h <= 2 and h <= 1 to 1e-10.
-_NODES, _NODE_WEIGHTS = (part.tolist() for part in np.polynomial.legendre.leggauss(8))
-
-
-def _log_gaussian_cell(centres: Array, scale: Array | float, step: Array) -> Array:
-    """Integrate narrow cells by quadrature; difference the tails of wide ones.
-
-    The difference of two survival functions cancels where a cell is narrow, the quadrature fails
-    where the density falls by orders of magnitude within one: each is used where it is exact.
-    """
-    z = jnp.abs(centres) / scale
-    half = 0.5 * step / scale
-    is_narrow = (z * half <= 2) & (half <= 1)
-
-    # The argument of the branch that is not taken is replaced, so that it stays finite.
-    narrow_z, narrow_half = jnp.where(is_narrow, z, 0), jnp.where(is_narrow, half, 1)
-    integral = sum(
-        weight * jnp.exp(-narrow_half * node * (narrow_z + 0.5 * narrow_half * node))
-        for node, weight in zip(_NODES, _NODE_WEIGHTS, strict=True)
-    )
-    narrow = (
-        jnp.log(narrow_half * integral) - 0.5 * narrow_z * narrow_z - 0.5 * math.log(2 * math.pi)
-    )
-
-    wide_z, wide_half = jnp.where(is_narrow, 0, z), jnp.where(is_narrow, 2, half)
-    lower, upper = wide_z - wide_half, wide_z + wide_half
-    is_around_zero = lower < 0
-    tail_lower = log_ndtr(-jnp.where(is_around_zero, 0, lower))
-    tail = tail_lower + jnp.log1p(-jnp.exp(log_ndtr(-upper) - tail_lower))
-    centre = jnp.log1p(-(ndtr(jnp.where(is_around_zero, lower, -1)) + ndtr(-upper)))
-    return jnp.where(is_narrow, narrow, jnp.where(is_around_zero, centre, tail))
-
-
-def _log_laplace_cell(centres: Array, scale: Array | float, step: Array) -> Array:
-    distance, half = jnp.abs(centres) / scale, 0.5 * step / scale
-    # log(1 - exp(-x)) without cancellation at either end.
-    centre = jnp.log(-jnp.expm1(-half))
-    tail = -(distance - half) + jnp.log(-jnp.expm1(-2 * half)) - LN2
-    return jnp.where(distance < half, centre, tail)
-
-
 def parameter_bits(prior: PriorTree) -> int:
     """Return the bits that a fitted prior's own parameters cost: 32 for each number."""
     leaves = jax.tree.leaves(prior)
     return 32 * sum(int(np.size(leaf)) for leaf in leaves)
-
-
-_Family: TypeAlias = Callable[[Array, Array], Prior]
 
 
 def fit(
@@ -235,7 +93,8 @@ def fit(
         num_components: C of `ScaleMixture`, at least 2.
 
     Returns:
-        The prior, or a pytree of priors like `weights`.
+        The prior, or a pytree of priors like `weights`; parameters are NumPy float32, whatever the
+        dtype of the weights.
 
     Raises:
         TypeError: if `family` is none of the four.
@@ -259,47 +118,61 @@ def fit(
         raise ValueError("weights must not be all zero, got no other value to fit a prior to.")
     fit_one = partial(_fit_one, family=family, step=step, num_components=num_components)
     if is_shared:
-        return fit_one(jnp.concatenate([jnp.ravel(leaf) for leaf in leaves]))
-    return jax.tree.unflatten(structure, [fit_one(jnp.ravel(leaf)) for leaf in leaves])
+        return fit_one(leaves)
+    return jax.tree.unflatten(structure, [fit_one([leaf]) for leaf in leaves])
 
 
 def _fit_one(
-    weights: Float[Array, "N"], *, family: type[Prior], step: float | None, num_components: int
+    leaves: list[Any], *, family: type[Prior], step: float | None, num_components: int
 ) -> Prior:
-    if family is ScaleMixture:
-        return _fit_scale_mixture(weights, num_components)
-    # Sums on the host: weights come in many shapes, and each would be compiled for.
-    values = np.asarray(weights, np.float64)
+    # On the host: weights come in many shapes, and each would be compiled for. Divided by a power
+    # of two, since the square of a small weight can underflow.
+    values = np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in leaves])
+    exponent = int(np.frexp(np.max(np.abs(values)))[1])
+    values = np.ldexp(values, -exponent)
     if family is Gaussian:
-        return Gaussian(jnp.asarray(_root_mean_square(values), weights.dtype))
+        return Gaussian(_parameter(np.sqrt(np.mean(np.square(values))), exponent))
     if family is Laplace:
-        return Laplace(jnp.asarray(np.mean(np.abs(values)), weights.dtype))
+        return Laplace(_parameter(np.mean(np.abs(values)), exponent))
+    if family is ScaleMixture:
+        mixture = _fit_scale_mixture(jnp.asarray(values, float), num_components)
+        shares, scales = (np.asarray(field) for field in mixture)
+        return ScaleMixture(_parameter(shares), _parameter(scales, exponent))
     assert step is not None
-    spike, scale = _fit_spike_and_slab(values, step)
-    return SpikeAndSlab(jnp.asarray(spike, weights.dtype), jnp.asarray(scale, weights.dtype))
-
-
-def _root_mean_square(values: Float[np.ndarray, "N"]) -> float:
-    # Divided by the largest, since the square of a small weight can underflow.
-    largest = float(np.max(np.abs(values)))
-    return largest * math.sqrt(np.mean(np.square(values / largest))) if largest > 0 else 0.0
-
-
-def _fit_spike_and_slab(values: Float[np.ndarray, "N"], step: float) -> tuple[float, float]:
-    is_zero = np.rint(values / step) == 0
+    is_zero = np.concatenate([_is_zero_cell(leaf, step) for leaf in leaves])
     num_zero = float(np.mean(is_zero))
-    margin = 1 / values.size
     # Without any other weight the slab is one step wide.
-    scale = _root_mean_square(values[~is_zero]) if num_zero < 1 else step
-    in_zero_cell = math.erf(0.5 * step / scale / math.sqrt(2))
+    scale = float(step)
+    if num_zero < 1:
+        scale = float(np.ldexp(np.sqrt(np.mean(np.square(values[~is_zero]))), exponent))
+    in_zero_cell = math.erf(0.5 * (step / scale) / math.sqrt(2))
     spike = (num_zero - in_zero_cell) / (1 - in_zero_cell)
-    return min(max(spike, 0.5 * margin), 1 - 0.5 * margin), scale
+    # Inside (0, 1), also once it is rounded to float32.
+    margin = max(0.5 / values.size, 2.0**-24)
+    return SpikeAndSlab(_parameter(min(max(spike, margin), 1 - margin)), _parameter(scale))
+
+
+def _is_zero_cell(leaf: Any, step: float) -> Bool[np.ndarray, "N"]:
+    dtype = leaf_dtype(leaf)
+    own = grid_step(np.float64(step), dtype=dtype)
+    return nearest_index(np.asarray(leaf, np.float64).ravel(), own, dtype=dtype) == 0
+
+
+def _parameter(value: Any, exponent: int = 0) -> Array:
+    """Return `value 2^exponent` as float32, which is what `parameter_bits` charges for.
+
+    Weights beyond the range of float32 have a prior beyond it, which stays in float64.
+    """
+    value = np.ldexp(np.asarray(value, np.float64), exponent)
+    info = np.finfo(np.float32)
+    fits = np.all((value >= info.tiny) & (value <= info.max))
+    rounded: Any = value.astype(np.float32) if fits else value
+    return rounded
 
 
 @partial(jax.jit, static_argnames="num_components")
 def _fit_scale_mixture(weights: Array, num_components: int) -> ScaleMixture:
-    largest = jnp.max(jnp.abs(weights))
-    squares = jnp.square(weights / largest)
+    squares = jnp.square(weights)
     spread = jnp.sqrt(jnp.mean(squares))
     factors = jnp.logspace(-1, 0.5, num_components).astype(weights.dtype)
     start = jnp.full(num_components, 1 / num_components, weights.dtype), spread * factors
@@ -318,7 +191,7 @@ def _fit_scale_mixture(weights: Array, num_components: int) -> ScaleMixture:
         return shares / jnp.sum(shares), scales
 
     shares, scales = jax.lax.fori_loop(0, 200, iterate, start)
-    return ScaleMixture(shares, scales * largest)
+    return ScaleMixture(shares, scales)
 
 
 def matched_priors(prior: PriorTree, weights: Params) -> list[Prior]:
@@ -354,12 +227,14 @@ def matched_steps(step: StepTree, weights: Params) -> list[Any]:
     return steps
 
 
-def check_weights(weights: Any) -> None:
-    """Refuse weights that are not floating, or known and not finite."""
+def check_weights(weights: Any, *, are_finite: bool = True) -> None:
+    """Refuse weights that are not floating, or masked, or known and not finite."""
+    if isinstance(weights, np.ma.MaskedArray):
+        raise TypeError("weights must not be masked, which means nothing here: fill them first.")
     dtype = jnp.result_type(weights)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"weights must be floating, got {dtype}; leave other leaves out.")
-    if not isinstance(weights, Tracer):
+    if are_finite and not isinstance(weights, Tracer):
         num_bad = int(np.sum(~np.isfinite(np.asarray(weights, np.float64))))
         if num_bad:
             raise ValueError(
@@ -375,7 +250,7 @@ def check_step(step: Any) -> None:
 def check_prior(prior: Any) -> None:
     """Refuse what is no prior, or known parameters out of range."""
     if not isinstance(prior, PRIORS):
-        raise TypeError(_not_a_prior(prior))
+        raise TypeError(not_a_prior(prior))
     match prior:
         case Gaussian(scale) | Laplace(scale):
             _check_positive("scale", scale)
@@ -409,7 +284,8 @@ def _check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be positive and finite, got {worst:g}.")
 
 
-def _not_a_prior(prior: Any) -> str:
+def not_a_prior(prior: Any) -> str:
+    """Return the message of the error."""
     return f"prior must be one of {_names()}, got {type(prior).__name__}."
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from jaxcomp.precision import in_float64, narrow, result_dtype
 from jaxcomp.types import Params
 
 
@@ -49,38 +50,45 @@ def optimal_step(
             infinite step, and a leaf of them too.
 
     Returns:
-        Steps and predicted rises.
+        Steps and predicted rises, in the dtype of the curvature, float32 at least.
 
     Raises:
         ValueError: if a known curvature is negative or not finite, or `prior_scale` not positive.
     """
     for leaf in jax.tree.leaves(curvature):
-        if not isinstance(leaf, Tracer):
-            values = np.asarray(leaf, np.float64)
-            if not np.all((values >= 0) & np.isfinite(values)):
-                raise ValueError(
-                    f"curvature must be finite and at least 0, got {np.min(values):g}; apply a "
-                    "policy for negative curvature first."
-                )
+        _check_curvature(leaf)
     if (
         prior_scale is not None
         and not isinstance(prior_scale, Tracer)
         and not 0 < float(prior_scale) < np.inf
     ):
         raise ValueError(f"prior_scale must be positive and finite, got {prior_scale}.")
+    limit = np.inf if prior_scale is None else prior_scale
     leaves, structure = jax.tree.flatten(curvature)
-    chosen = [_choose(jnp.asarray(h), prior_scale, per_weight=per_weight) for h in leaves]
+    chosen = [_choose(h, limit, per_weight=per_weight, result=result_dtype(h)) for h in leaves]
     return StepChoice(*(jax.tree.unflatten(structure, part) for part in zip(*chosen, strict=True)))
 
 
-def _choose(curvature: Array, prior_scale: Any, *, per_weight: bool) -> StepChoice:
+def _check_curvature(curvature: Any) -> None:
+    if isinstance(curvature, Tracer):
+        return
+    values = np.asarray(curvature, np.float64)
+    bad = values[~((values >= 0) & np.isfinite(values))]
+    if bad.size:
+        raise ValueError(
+            f"curvature must be finite and at least 0, got {bad.flat[0]:g}; apply a policy for "
+            "negative curvature first."
+        )
+
+
+@in_float64("per_weight", "result")
+def _choose(curvature: Array, prior_scale: Array, *, per_weight: bool, result: Any) -> StepChoice:
     h = curvature if per_weight else jnp.mean(curvature)
-    step = jnp.sqrt(12 / h)
-    if prior_scale is not None:
-        step = jnp.minimum(step, jnp.asarray(12**0.5 * prior_scale, step.dtype))
+    step = jnp.minimum(jnp.sqrt(12 / h), 12**0.5 * prior_scale)
     # A weight without curvature costs nothing, however wide its step.
-    rise = predicted_loss_rise_nats(curvature, step=step)
-    return StepChoice(step, rise if per_weight else jnp.sum(rise))
+    rise = _loss_rise(curvature, step)
+    rise = rise if per_weight else jnp.sum(rise)
+    return StepChoice(narrow(step, result), narrow(rise, result))
 
 
 def predicted_loss_rise_nats(curvature: Array, *, step: Array | float) -> Array:
@@ -93,5 +101,15 @@ def predicted_loss_rise_nats(curvature: Array, *, step: Array | float) -> Array:
     Returns:
         Nats, shaped like both; 0 where there is no curvature.
     """
-    step = jnp.broadcast_to(jnp.asarray(step, curvature.dtype), curvature.shape)
-    return jnp.where(curvature > 0, curvature * jnp.square(step) / 24, 0)
+    return _predicted_rise(curvature, step, result=result_dtype(curvature))
+
+
+@in_float64("result")
+def _predicted_rise(curvature: Array, step: Array, *, result: Any) -> Array:
+    return narrow(_loss_rise(curvature, step), result)
+
+
+def _loss_rise(curvature: Array, step: Array) -> Array:
+    step = jnp.broadcast_to(step, curvature.shape)
+    is_curved = curvature > 0
+    return jnp.where(is_curved, curvature * jnp.square(jnp.where(is_curved, step, 0)) / 24, 0)

@@ -8,7 +8,9 @@ one hull does not fit) what is left is spent by the best single moves that fit, 
 `lower_bound` tells how far from optimal that can be: it is the optimum if one layer could be split
 between two places.
 
-On the host in float64: totals in bits exceed what float32 counts. Adding distortions of layers is
+On the host in float64: totals in bits exceed what float32 counts. Whether a choice fits is decided
+by its own total, added afresh: running totals of layers that span many orders of magnitude have no
+digits left for the small ones. Adding distortions of layers is
 an approximation of the loss of the whole network; compare the sum with the measured loss.
 
 Axes: `Q` budgets, `L` layers, `M` places on a curve.
@@ -36,8 +38,8 @@ class Allocation(NamedTuple):
         total_distortion: (...) weighted sum over the layers.
         multiplier: (...) weighted distortion per bit: the slope at which the layers stopped; 0
             where everything is at its lowest distortion.
-        lower_bound: (...) no choice of places is better: in distortion under a budget of bits, in
-            bits under a bound on the distortion.
+        lower_bound: (...) no choice of places that keeps to the budget is better: in distortion
+            under a budget of bits, in bits under a bound on the distortion.
     """
 
     places: Int[np.ndarray, "... layers"]
@@ -114,7 +116,8 @@ def allocate_rates(
             sequence of arrays, or padding with NaN.
         distortion: likewise, >= 0.
         budget_bits: most bits of all layers together: a number or (...) of them. Met to 1e-12 of
-            itself, so that a budget that is a sum of rates is not missed by rounding.
+            itself, so that a budget that is a sum of rates is not missed by rounding; whatever
+            some choice of places meets is never refused.
         max_distortion: largest weighted distortion of all layers together, likewise. Exactly one of
             the two.
         layer_weight: (L,) > 0, what a unit of distortion of each layer counts; None means 1.
@@ -153,24 +156,23 @@ def allocate_rates(
     hulls = _Hulls.of(rate, cost)
     if budget_bits is not None:
         budgets = np.asarray(budget_bits, np.float64)
-        _check_budgets(budgets, hulls.rate, hulls.cost, "budget_bits")
+        _check_budgets(budgets, rate, cost, hulls.start, "budget_bits")
         places, multiplier, bound = _spend(rate, cost, hulls, budgets.ravel())
     else:
         budgets = np.asarray(max_distortion, np.float64)
-        _check_budgets(budgets, hulls.cost[::-1], hulls.rate[::-1], "max_distortion")
+        _check_budgets(budgets, cost, rate, hulls.final, "max_distortion")
         # The same problem with the axes exchanged: the hull is read from its other end.
         mirrored = hulls.mirrored()
         places, slope, bound = _spend(cost, rate, mirrored, budgets.ravel())
         multiplier = np.where(slope > 0, 1 / np.where(slope > 0, slope, 1), 0)
-    layers = np.arange(len(rate))
-    chosen_rate, chosen_cost = rate[layers, places], cost[layers, places]
+    chosen_rate, chosen_cost = _chosen(rate, places), _chosen(cost, places)
     shape = budgets.shape
     return Allocation(
         places=places.reshape(*shape, -1),
         rate_bits=chosen_rate.reshape(*shape, -1),
         distortion=(chosen_cost / weight).reshape(*shape, -1),
-        total_rate_bits=chosen_rate.sum(axis=1).reshape(shape),
-        total_distortion=chosen_cost.sum(axis=1).reshape(shape),
+        total_rate_bits=_totals(rate, places).reshape(shape),
+        total_distortion=_totals(cost, places).reshape(shape),
         multiplier=multiplier.reshape(shape),
         lower_bound=bound.reshape(shape),
     )
@@ -183,15 +185,12 @@ class _Hulls(NamedTuple):
         start: (L,) place of the least rate of each hull.
         layer: (S,) layer of each step.
         end: (S,) place where the step ends.
-        rate: (S + 1,) total rate after the first s steps.
-        cost: (S + 1,) total cost after them.
+        final: (L,) place of the least cost of each hull.
     """
 
     start: Int[np.ndarray, " layers"]
     layer: Int[np.ndarray, " steps"]
     end: Int[np.ndarray, " steps"]
-    rate: Float[np.ndarray, " steps_plus_1"]
-    cost: Float[np.ndarray, " steps_plus_1"]
     final: Int[np.ndarray, " layers"]
 
     @classmethod
@@ -213,8 +212,6 @@ class _Hulls(NamedTuple):
             start=order[:, 0],
             layer=layer[by_slope],
             end=order[layer, step + 1][by_slope],
-            rate=np.append(0, np.cumsum(more[by_slope])) + sorted_rate[:, 0].sum(),
-            cost=sorted_cost[:, 0].sum() - np.append(0, np.cumsum(less[by_slope])),
             final=order[layers, number - 1],
         )
 
@@ -230,10 +227,33 @@ class _Hulls(NamedTuple):
             start=self.final,
             layer=self.layer[::-1],
             end=previous[::-1],
-            rate=self.cost[::-1],
-            cost=self.rate[::-1],
             final=self.start,
         )
+
+    def places(self, taken: Int[np.ndarray, " budgets"]) -> Int[np.ndarray, "budgets layers"]:
+        """Return where the layers stand after so many steps, by budget."""
+        places = np.empty((len(taken), len(self.start)), np.intp)
+        for layer, start in enumerate(self.start):
+            steps = np.flatnonzero(self.layer == layer)
+            stops = np.append(start, self.end[steps])
+            # How many steps of its own the layer has gone down.
+            places[:, layer] = stops[np.searchsorted(steps, taken, side="left")]
+        return places
+
+
+# A sum of numbers that are at least 0, added pairwise, is off by less than this, relatively.
+_SUM_ROUNDING = 1e-14
+_SLACK = 1e-12
+
+
+def _totals(values: _Curves, places: Int[np.ndarray, "... layers"]) -> Float[np.ndarray, "..."]:
+    """Return the sums over the layers, each from its own terms."""
+    return values[np.arange(len(values)), places].sum(axis=-1)
+
+
+def _limits(budgets: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """Return what a computed total may be, so that the exact one exceeds by 1e-12 at most."""
+    return budgets * (1 + (_SLACK - _SUM_ROUNDING))
 
 
 def _spend(
@@ -241,64 +261,91 @@ def _spend(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the places, the slope of the next step and the lower bound of the cost, by budget."""
     num_steps = len(hulls.layer)
-    # Sums of many terms: a budget that is one of them must not be missed by rounding.
-    slack = 1e-12 * np.abs(budgets)
-    taken = np.searchsorted(hulls.rate, budgets + slack, side="right") - 1
-    taken = np.clip(taken, 0, num_steps)
-    # How many steps of its own each layer has gone down.
-    places = np.empty((len(budgets), len(rate)), np.intp)
-    for layer in range(len(rate)):
-        steps = np.flatnonzero(hulls.layer == layer)
-        stops = np.append(hulls.start[layer], hulls.end[steps])
-        places[:, layer] = stops[np.searchsorted(steps, taken, side="left")]
-    following = np.minimum(taken + 1, num_steps)
-    more = hulls.rate[following] - hulls.rate[taken]
-    less = hulls.cost[taken] - hulls.cost[following]
-    slope = np.where(more > 0, less / np.where(more > 0, more, 1), 0)
-    left = np.clip(budgets - hulls.rate[taken], 0, more)
-    bound = hulls.cost[taken] - slope * left
-    return _use_the_rest(rate, cost, places, budgets + slack), slope, bound
+    limits = _limits(budgets)
+    # The most steps that fit, by halving: totals rise with every step.
+    taken, too_many = np.zeros(len(budgets), np.intp), np.full(len(budgets), num_steps + 1)
+    for _ in range(num_steps.bit_length() + 1):
+        middle = (taken + too_many) // 2
+        fits = _totals(rate, hulls.places(middle)) <= limits
+        taken, too_many = np.where(fits, middle, taken), np.where(fits, too_many, middle)
+    places, following = hulls.places(taken), hulls.places(np.minimum(taken + 1, num_steps))
+    # Of the step that does not fit whole, in its own layer.
+    stepping = np.argmax(places != following, axis=1)
+    before, after = (
+        np.take_along_axis(ends, stepping[:, None], axis=1)[:, 0] for ends in (places, following)
+    )
+    more = rate[stepping, after] - rate[stepping, before]
+    less = cost[stepping, before] - cost[stepping, after]
+    is_step = more > 0
+    slope = np.where(is_step, less / np.where(is_step, more, 1), 0)
+    # Rounding of the totals must not raise the bound.
+    spent = _totals(rate, places)
+    with np.errstate(invalid="ignore"):
+        left = np.clip(budgets * (1 + _SUM_ROUNDING) - spent, 0, more)
+        left = np.where(is_step, left + _SUM_ROUNDING * spent, 0)
+    # Between the two ends of the step as a weighted mean, which keeps its digits.
+    share = np.minimum(left / np.where(is_step, more, 1), 1)
+    within = (1 - share) * cost[stepping, before] + share * cost[stepping, after]
+    others = np.where(np.arange(len(rate)) == stepping[:, None], 0, _chosen(cost, places))
+    bound = (others.sum(axis=1) + within) * (1 - _SUM_ROUNDING)
+    places = _use_the_rest(rate, cost, places, limits)
+    return places, slope, np.minimum(bound, _totals(cost, places))
+
+
+def _chosen(
+    values: _Curves, places: Int[np.ndarray, "budgets layers"]
+) -> Float[np.ndarray, "budgets layers"]:
+    return values[np.arange(len(values)), places]
 
 
 def _use_the_rest(
     rate: _Curves,
     cost: _Curves,
     places: Int[np.ndarray, "budgets layers"],
-    budgets: Float[np.ndarray, " budgets"],
+    limits: Float[np.ndarray, " budgets"],
 ) -> Int[np.ndarray, "budgets layers"]:
     """Move single layers to any place that fits, the largest gain first, as long as one gains."""
-    layers, budget_rows = np.arange(len(rate)), np.arange(len(budgets))
+    budget_rows = np.arange(len(limits))
     places = places.copy()
+    is_open = np.ones((len(limits), *rate.shape), bool)
     while True:
-        now_rate, now_cost = rate[layers, places], cost[layers, places]
-        left = budgets - now_rate.sum(axis=1)
-        fits = rate[None] - now_rate[:, :, None] <= left[:, None, None]
-        gain = np.where(fits, now_cost[:, :, None] - cost[None], -np.inf)
-        flat = gain.reshape(len(budgets), -1)
+        now_rate, now_cost = _chosen(rate, places), _chosen(cost, places)
+        # Every gain makes its layer cheaper: no move is ever taken back.
+        gain = np.where(is_open, now_cost[:, :, None] - cost[None], -np.inf)
+        left = limits - now_rate.sum(axis=1)
+        slack = _SUM_ROUNDING * now_rate.sum(axis=1)
+        fits = rate[None] - now_rate[:, :, None] <= (left + slack)[:, None, None]
+        flat = np.where(fits, gain, -np.inf).reshape(len(limits), -1)
         best = np.argmax(flat, axis=1)
-        # A relative floor, so that rounding cannot move a layer back and forth.
-        gains = flat[budget_rows, best] > 1e-12 * now_cost.sum(axis=1)
+        gains = flat[budget_rows, best] > 0
         if not np.any(gains):
             return places
         layer, place = np.unravel_index(best, rate.shape)
         rows = budget_rows[gains]
-        places[rows, layer[gains]] = place[gains]
+        moved = places[rows]
+        moved[np.arange(len(rows)), layer[gains]] = place[gains]
+        # Differences of totals may be wrong by their rounding: the new total decides.
+        is_met = _totals(rate, moved) <= limits[rows]
+        places[rows[is_met]] = moved[is_met]
+        is_open[rows, layer[gains], place[gains]] = False
 
 
 def _check_budgets(
     budgets: Float[np.ndarray, "..."],
-    spent: Float[np.ndarray, " steps_plus_1"],
-    cost: Float[np.ndarray, " steps_plus_1"],
+    spent: _Curves,
+    cost: _Curves,
+    start: Int[np.ndarray, " layers"],
     name: str,
 ) -> None:
-    least = spent[0]
-    bad = budgets[~(budgets >= least * (1 - 1e-12))] if budgets.size else budgets
+    least = float(_totals(spent, start))
+    bad = budgets[~(_limits(budgets) >= least)]
     if bad.size:
         unit = "bits" if name == "budget_bits" else "of distortion"
         other = "distortion" if name == "budget_bits" else "bits"
+        # All digits, so that the number can be passed back.
         raise ValueError(
-            f"{name} must be at least {least:.10g}, which the curves can meet (with {other} "
-            f"{cost[0]:.10g}), got {bad.min():.10g} {unit}."
+            f"{name} must be at least {least:.17g}, which the curves can meet (with {other} "
+            f"{float(_totals(cost, start)):.10g}), got {float(bad.min()):.10g} {unit}."
         )
 
 

@@ -14,13 +14,42 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxcomp.quantizers.checks import check_codebook_size, check_floating, check_points
-from jaxcomp.quantizers.lloyd import QuantizationResult, quantize_points, solve_kmeans
+from jaxcomp.quantizers.lloyd import (
+    QuantizationResult,
+    distortion_of_points,
+    quantize_points,
+    solve_kmeans,
+)
 from jaxcomp.quantizers.moments import bins_for, histogram_moments
+from jaxcomp.transformations import always_compiled, with_codebook_held_fixed
 
 # Points quantized together: bounds the memory.
 _POINTS_AT_ONCE = 1 << 18
 
 
+def _blocks(
+    values: Shaped[Array, "rows columns"], grid: tuple[int, ...]
+) -> Shaped[Array, "row_blocks column_blocks points"]:
+    """Return the entries of every block of a grid of them."""
+    parts = values.reshape(grid[0], values.shape[0] // grid[0], grid[1], -1)
+    return parts.swapaxes(1, 2).reshape(*grid, -1)
+
+
+def _distortion_of_blocks(
+    matrix: Float[Array, "rows columns"],
+    sample_weight: Shaped[Array, "rows columns"] | None,
+    result: QuantizationResult,
+) -> Float[Array, "row_blocks column_blocks"]:
+    """Return `sum h (w - c)^2` of every block as it is written, for derivatives."""
+    grid = result.distortion.shape
+    if sample_weight is not None:
+        sample_weight = _blocks(jnp.broadcast_to(sample_weight, matrix.shape), grid)
+    result = result._replace(assignments=_blocks(result.assignments, grid))
+    return distortion_of_points(_blocks(matrix, grid), sample_weight, result)
+
+
+@always_compiled
+@with_codebook_held_fixed(_distortion_of_blocks)
 def block_kmeans(
     matrix: Float[Array, "rows columns"],
     sample_weight: Shaped[Array, "rows columns"] | None = None,
@@ -34,6 +63,7 @@ def block_kmeans(
 
     `(1, C)` gives every row its codebook, `(R, 1)` every column. As `kmeans` without a penalty,
     on a histogram of `num_bins` bins for each block; then every point goes to its nearest centre.
+    Under differentiation as `kmeans`.
 
     Args:
         matrix: (R, C) floating, finite.
@@ -60,9 +90,8 @@ def block_kmeans(
         raise ValueError(
             f"block_shape must divide the shape of the matrix, {matrix.shape}, got {block_shape}."
         )
-    matrix, sample_weight = check_points(
-        matrix, sample_weight, grouped=partial(_blocks, block_shape=tuple(block_shape))
-    )
+    grid = (matrix.shape[0] // block_shape[0], matrix.shape[1] // block_shape[1])
+    matrix, sample_weight = check_points(matrix, sample_weight, grouped=partial(_blocks, grid=grid))
     num_clusters, max_clusters = check_codebook_size(num_clusters, max_clusters)
     return _block_kmeans(
         matrix,
@@ -74,21 +103,13 @@ def block_kmeans(
     )
 
 
-def _blocks(
-    matrix: Shaped[Array, "rows columns"], *, block_shape: tuple[int, int]
-) -> Shaped[Array, "blocks points"]:
-    """Return the blocks one after the other, row of blocks by row, each in one row."""
-    (num_rows, num_columns), (rows, columns) = matrix.shape, block_shape
-    parts = matrix.reshape(num_rows // rows, rows, num_columns // columns, columns)
-    return parts.swapaxes(1, 2).reshape(-1, rows * columns)
-
-
 @partial(jax.jit, static_argnames=("block_shape", "max_clusters", "num_bins"))
 def _block_kmeans(matrix, sample_weight, num_clusters, *, block_shape, max_clusters, num_bins):
     (num_rows, num_columns), (rows, columns) = matrix.shape, block_shape
     grid = (num_rows // rows, num_columns // columns)
 
-    blocks = partial(_blocks, block_shape=block_shape)
+    def blocks(values):
+        return _blocks(values, grid).reshape(grid[0] * grid[1], rows * columns)
 
     def quantize(arguments):
         points, weight, k = arguments
@@ -102,7 +123,7 @@ def _block_kmeans(matrix, sample_weight, num_clusters, *, block_shape, max_clust
     if weight is not None:
         weight = blocks(jnp.broadcast_to(weight, matrix.shape))
     points = blocks(matrix)
-    at_once = max(1, _POINTS_AT_ONCE // points.shape[1])
+    at_once = max(1, min(points.shape[0], _POINTS_AT_ONCE // points.shape[1]))
     extra = -points.shape[0] % at_once
     number = jnp.broadcast_to(num_clusters, grid).ravel()
 

@@ -35,6 +35,7 @@ from jaxcomp.quantizers.moments import (
     running_maximum,
     running_sum,
 )
+from jaxcomp.transformations import counted_loop
 
 # Places of the coarse grid: for each cluster, at least and at most; and up to how many clusters.
 _GRID_PER_CLUSTER = 8
@@ -91,7 +92,7 @@ def coarse_to_fine_centroids(
 
     # Once more where there was no grid.
     levels = jnp.int32(first_step.bit_length() + by_density)
-    cuts = lax.fori_loop(jnp.int32(0), levels, refine, cuts)
+    cuts = counted_loop(jnp.int32(0), levels, refine, cuts)
     of_run = bins.sums[cuts[1:]] - bins.sums[cuts[:-1]]
     has_mass = of_run[:, 0] > 0
     mean = bins.centre + of_run[:, 1] / jnp.where(has_mass, of_run[:, 0], 1)
@@ -226,7 +227,7 @@ def _best_places(
 
     last = jnp.int32(num_places - 1)
     cuts = jnp.full((max_clusters + 1,), num_places - 1, jnp.int32)
-    return lax.fori_loop(jnp.int32(0), jnp.int32(max_clusters), follow, (last, cuts))[1]
+    return counted_loop(jnp.int32(0), jnp.int32(max_clusters), follow, (last, cuts))[1]
 
 
 def _move(

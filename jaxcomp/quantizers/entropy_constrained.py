@@ -52,6 +52,7 @@ from jaxcomp.quantizers.moments import (
     sums_of_bins,
 )
 from jaxcomp.quantizers.scaling import group_exponent, normalise, restore, restore_as
+from jaxcomp.transformations import always_compiled, without_derivative
 
 EntropyMethod = Literal["lagrangian", "uniform"]
 ENTROPY_METHODS: tuple[str, ...] = get_args(EntropyMethod)
@@ -121,6 +122,8 @@ def default_multipliers() -> Float[np.ndarray, " 15"]:
     return 2 * np.log(2) * 4.0 ** -np.arange(6, -1.5, -0.5)
 
 
+@always_compiled
+@without_derivative
 def entropy_constrained(
     points: Float[Array, "... points"],
     sample_weight: Shaped[Array, "... points"] | None = None,
@@ -135,7 +138,8 @@ def entropy_constrained(
 ) -> RateDistortionCurve:
     """Return the operational rate-distortion curve of every group of points, with its quantizers.
 
-    Quantize the points of one group at one place of the curve with `assign_by_cost`.
+    Quantize the points of one group at one place of the curve with `assign_by_cost`. All results
+    are constants under differentiation.
 
     Args:
         points: (..., N) floating, finite.
@@ -192,6 +196,7 @@ def entropy_constrained(
 
 
 @partial(jax.jit, static_argnames=("multiplier_scale", "method", "max_clusters", "centroid_dtype"))
+@without_derivative
 def solve_entropy_constrained(
     moments: Moments,
     multipliers: Float[Array, "... multipliers"],
@@ -241,6 +246,7 @@ def solve_entropy_constrained(
 
 
 @partial(jax.jit, static_argnames=("num_bins", "num_levels"))
+@without_derivative
 def joint_moments(
     points: Float[Array, "... points"],
     sample_weight: Shaped[Array, "... points"] | None = None,
@@ -284,6 +290,7 @@ def joint_moments(
     return jax.tree.map(lambda leaf: leaf.reshape(*batch_shape, *leaf.shape[1:]), moments)
 
 
+@always_compiled
 def assign_by_cost(
     points: Float[Array, "... points"],
     sample_weight: Shaped[Array, "... points"] | None,

@@ -27,6 +27,7 @@ from jaxtyping import Array, Float, Int
 from jaxcomp.precision import first_least
 from jaxcomp.quantizers.moments import count_below
 from jaxcomp.quantizers.runs import Runs, RunTable, merge, nothing_like, read_runs
+from jaxcomp.transformations import counted_loop
 
 # Cuts looked at together, and rows found between two known ones.
 _CHUNK = 16
@@ -160,7 +161,7 @@ def follow_cuts(
 
     full = jnp.full((max_clusters, max_clusters + 1), num_bins, jnp.int32)
     start = (jnp.full((max_clusters,), num_bins, jnp.int32), full)
-    return lax.fori_loop(jnp.int32(0), jnp.int32(max_clusters), step, start)[1]
+    return counted_loop(jnp.int32(0), jnp.int32(max_clusters), step, start)[1]
 
 
 def _run_costs(bins: BinCosts, table: RunTable, start: Array, stop: Array) -> Array:
@@ -226,7 +227,7 @@ def _layer(
         stride = lax.shift_left(jnp.int32(1), (num - 1 - level) * _LOG2_FAN)
         return _refine(costs, base, state, stride, level > 0, num_nodes)
 
-    best, chunk, _ = lax.fori_loop(jnp.int32(0), jnp.int32(num), refine, state)
+    best, chunk, _ = counted_loop(jnp.int32(0), jnp.int32(num), refine, state)
     return best, chunk
 
 

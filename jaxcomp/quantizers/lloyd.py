@@ -60,6 +60,11 @@ from jaxcomp.quantizers.moments import (
     sum_of_squares,
 )
 from jaxcomp.quantizers.scaling import normalise, restore, restore_as, split
+from jaxcomp.transformations import (
+    always_compiled,
+    with_codebook_held_fixed,
+    without_derivative,
+)
 
 PenaltyScale = Literal["relative", "absolute"]
 PENALTY_SCALES: tuple[str, ...] = get_args(PenaltyScale)
@@ -139,6 +144,7 @@ class _Prefix(NamedTuple):
     jax.jit,
     static_argnames=("max_clusters", "penalty_form", "penalty_scale", "start", "centroid_dtype"),
 )
+@without_derivative
 def solve_kmeans(
     moments: Moments,
     num_clusters: Int[Array, "..."] | int,
@@ -456,6 +462,24 @@ def diameter_in_use(
     return jnp.where(low <= high, high - low, 0)
 
 
+def distortion_of_points(
+    points: Float[Array, "... points"],
+    sample_weight: Shaped[Array, "... points"] | None,
+    result: QuantizationResult,
+) -> Float[Array, "..."]:
+    """Return `sum h (w - c)^2` as it is written, for derivatives."""
+    points = jnp.broadcast_to(points, result.assignments.shape)
+    points = points.astype(accumulation_dtype(points.dtype))
+    index = result.assignments.astype(jnp.int32)
+    quantized = jnp.take_along_axis(result.centroids, index, axis=-1).astype(points.dtype)
+    squares = jnp.square(points - quantized)
+    if sample_weight is not None:
+        squares = jnp.broadcast_to(sample_weight, squares.shape).astype(squares.dtype) * squares
+    return jnp.sum(squares, axis=-1)
+
+
+@always_compiled
+@with_codebook_held_fixed(distortion_of_points)
 def kmeans(
     points: Float[Array, "... points"],
     sample_weight: Shaped[Array, "... points"] | None = None,
@@ -477,6 +501,9 @@ def kmeans(
     are rounded to the dtype of the points before the points are assigned to the nearest of them;
     the distortion is recomputed from that assignment. With as many clusters as distinct points the
     distortion is 0 and `num_used` says how many were needed.
+
+    Under differentiation the codebook is a constant, and distortion and objective have the
+    derivative of it held fixed (see `jaxcomp.transformations`).
 
     Args:
         points: (..., N) floating, finite.

@@ -29,6 +29,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxcomp.quantizers.buckets import without_copies
 from jaxcomp.quantizers.scaling import group_exponent, is_zero, normalise
+from jaxcomp.transformations import always_compiled, counted_loop, without_derivative
 
 # Share of the bins that is spread evenly over the range, whatever the density.
 _EQUAL_SHARE = 0.1
@@ -112,6 +113,7 @@ def accumulation_dtype(dtype: jnp.dtype) -> jnp.dtype:
 
 
 @partial(jax.jit, static_argnames=("num_bins",))
+@without_derivative
 def histogram_moments(
     points: Float[Array, "... points"],
     sample_weight: Shaped[Array, "... points"] | None = None,
@@ -149,6 +151,7 @@ def histogram_moments(
 
 
 @partial(jax.jit, static_argnames=("num_bins", "by_value"))
+@without_derivative
 def histogram_with_edges(
     points: Float[Array, "... points"],
     sample_weight: Shaped[Array, "... points"] | None = None,
@@ -291,6 +294,7 @@ def about_one(moments: Moments) -> Moments:
     )
 
 
+@always_compiled
 def pad_bins(moments: Moments, num_bins: int) -> Moments:
     """Append empty bins at the largest point, so that moments of short groups can be stacked.
 
@@ -839,7 +843,7 @@ def running(
         return combine(cast(_Parts, tuple(earlier)), total)
 
     num_levels = jnp.int32((length - 1).bit_length())
-    return lax.fori_loop(jnp.int32(0), num_levels, double, values)
+    return counted_loop(jnp.int32(0), num_levels, double, values)
 
 
 def running_maximum(values: Shaped[Array, "rows ..."]) -> Shaped[Array, "rows ..."]:
@@ -895,4 +899,4 @@ def count_below(
         return jnp.where((larger <= num_bins) & (last <= thresholds), larger, count)
 
     start = jnp.zeros(thresholds.shape, jnp.int32)
-    return lax.fori_loop(jnp.int32(1), jnp.int32(num_bins.bit_length() + 1), refine, start)
+    return counted_loop(jnp.int32(1), jnp.int32(num_bins.bit_length() + 1), refine, start)

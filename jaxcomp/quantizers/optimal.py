@@ -55,6 +55,7 @@ from jaxcomp.quantizers.moments import (
 )
 from jaxcomp.quantizers.runs import Runs, read_runs, run_table
 from jaxcomp.quantizers.scaling import ordered, restore, restore_as, split
+from jaxcomp.transformations import always_compiled, without_derivative
 
 # Relative error, in roundings, of the masses of a histogram; what sums of 10^7 points show is a
 # tenth of it.
@@ -86,6 +87,7 @@ class OptimalCodebooks(NamedTuple):
         """The largest K that was solved for."""
         return self.centroid_table.shape[-1]
 
+    @always_compiled
     def centroids(self, num_clusters: int) -> Float[Array, "... clusters"]:
         """Return the (..., K) centres of the best K clusters, ascending.
 
@@ -97,6 +99,7 @@ class OptimalCodebooks(NamedTuple):
         _check_one_of(num_clusters, self.max_clusters)
         return self.centroid_table[..., num_clusters, :num_clusters]
 
+    @always_compiled
     def codebook(self, num_clusters: Int[Array, "..."] | int) -> Codebook:
         """Return the codebook of K clusters, padded to `max_clusters`.
 
@@ -144,6 +147,7 @@ def _check_one_of(num_clusters: int, max_clusters: int) -> None:
 
 
 @partial(jax.jit, static_argnames=("max_clusters", "centroid_dtype", "has_one_value_per_bin"))
+@without_derivative
 def solve_optimal(
     moments: Moments,
     edges: BinEdges | None = None,
@@ -458,6 +462,8 @@ def _centroids(
     return jnp.concatenate([mean[:1], mean])
 
 
+@always_compiled
+@without_derivative
 def optimal_kmeans(
     points: Float[Array, "... points"],
     sample_weight: Shaped[Array, "... points"] | None = None,
@@ -470,7 +476,7 @@ def optimal_kmeans(
     float16 and bfloat16 points, and groups of at most `num_bins` points, are solved exactly. Larger
     groups of float32 or float64 points are cut into `num_bins` bins that go whole to a cluster;
     `gap_bound` proves how little that can cost. `polish_kmeans` refines a codebook on the points
-    themselves and assigns them.
+    themselves and assigns them. All results are constants under differentiation.
 
     Args:
         points: (..., N) floating, finite.

@@ -50,6 +50,7 @@ from jaxcomp.quantizers.moments import (
 )
 from jaxcomp.quantizers.runs import Runs, read_runs, run_table
 from jaxcomp.quantizers.scaling import normalise, restore
+from jaxcomp.transformations import always_compiled, counted_loop, without_derivative
 
 # Cells of the grid that are refined for each penalty, the best ones.
 _NUM_STARTS = 8
@@ -99,6 +100,8 @@ class DiameterSolver(NamedTuple):
     before: Float[Array, "... clusters outer bins_plus_1"]
     run_cost: Float[Array, "... bins_plus_1 bins_plus_1"]
 
+    @always_compiled
+    @without_derivative
     def solve(
         self,
         num_clusters: Int[Array, "..."] | int,
@@ -147,6 +150,8 @@ class DiameterSolver(NamedTuple):
         )
 
 
+@always_compiled
+@without_derivative
 def optimal_diameter_kmeans(
     points: Float[Array, "... points"],
     sample_weight: Shaped[Array, "... points"] | None = None,
@@ -158,7 +163,8 @@ def optimal_diameter_kmeans(
     """Prepare K-means with a squared penalty on the diameter, solved within a reported gap.
 
     One solve serves every K up to `max_clusters` and every penalty; ask its method `solve`. Use the
-    centroids as `initial_centroids` of `kmeans` to refine them on the points. O(A K B^2).
+    centroids as `initial_centroids` of `kmeans` to refine them on the points. O(A K B^2). All
+    results are constants under differentiation.
 
     Args:
         points: (..., N) floating, finite.
@@ -190,6 +196,7 @@ def _optimal_diameter_kmeans(bucket, *, max_clusters, num_bins, num_outer):
 
 
 @partial(jax.jit, static_argnames=("max_clusters", "num_outer"))
+@without_derivative
 def solve_optimal_diameter(
     moments: Moments, *, max_clusters: int, num_outer: int = 64
 ) -> DiameterSolver:
@@ -473,7 +480,7 @@ def _centroids_of_cell(solver, k, cell):
 
     stop = jnp.argmin(solver.before[jnp.maximum(k - 2, 0), row] + last).astype(jnp.int32)
     cuts = jnp.full((max_clusters,), num_bins, jnp.int32).at[k - 1].set(stop)
-    _, cuts = lax.fori_loop(jnp.int32(0), jnp.int32(max_clusters), step, (stop, cuts))
+    _, cuts = counted_loop(jnp.int32(0), jnp.int32(max_clusters), step, (stop, cuts))
     # Entry 0 is where the first cluster begins.
     cuts = cuts.at[0].set(0)
     cluster = jnp.sum(index[:-1, None] >= cuts[None, :], axis=-1, dtype=jnp.int32) - 1

@@ -7,21 +7,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt
 
+from jaxcomp.precision import in_float64
 from jaxcomp.quantizers.checks import check_finite, check_floating, is_concrete
+from jaxcomp.transformations import always_compiled, counted_loop
 
 
+@always_compiled
 def prune_by_magnitude(
     weights: Float[Array, "..."], sparsity: Float[Array, ""] | float
 ) -> Float[Array, "..."]:
     """Set the smallest magnitudes of an array to 0.
 
     Exact, without sorting: exactly round(`sparsity` * N) weights are pruned, the smallest ones; of
-    equal magnitudes those that come first. Weights that were 0 before are among the smallest.
+    equal magnitudes those that come first. Weights that were 0 before are among the smallest. The
+    product is that of float64; a `sparsity` that is a float32 array counts with its own digits.
 
     Args:
-        weights: N entries in any shape, floating, finite.
+        weights: N entries in any shape, floating, finite; fewer than 2^32.
         sparsity: fraction to prune, 0 to 1. Traced: changing it compiles nothing.
 
     Returns:
@@ -29,36 +33,41 @@ def prune_by_magnitude(
 
     Raises:
         TypeError: if the weights are not floating.
-        ValueError: on NaN or infinite weights or a `sparsity` outside 0 to 1; checked only
-            outside `jit` and `vmap`.
+        ValueError: on NaN or infinite weights or a `sparsity` outside 0 to 1, which are checked
+            only outside `jit` and `vmap`, or on too many weights.
     """
     weights = check_floating(weights, "weights")
     check_finite(weights, "weights")
     if is_concrete(sparsity) and not 0 <= float(sparsity) <= 1:
         raise ValueError(f"sparsity must lie between 0 and 1, got {float(sparsity):g}.")
-    return _prune(weights, jnp.asarray(sparsity, jnp.float32))
+    if weights.size >= 1 << 32:
+        raise ValueError(f"weights must hold fewer than 2^32 entries, got {weights.size}.")
+    return _prune(weights, _num_pruned(sparsity, num_weights=weights.size))
+
+
+@in_float64("num_weights")
+def _num_pruned(sparsity: Float[Array, ""], *, num_weights: int) -> UInt[Array, ""]:
+    # float32 would count no further than 2^24.
+    return jnp.clip(jnp.round(sparsity * num_weights), 0, num_weights).astype(jnp.uint32)
 
 
 @jax.jit
-def _prune(weights: Float[Array, "..."], sparsity: Float[Array, ""]) -> Float[Array, "..."]:
-    num_pruned = jnp.round(sparsity * jnp.float32(weights.size)).astype(jnp.int32)
-    # float32 holds the product to 2^-24: the bound keeps the count inside the array.
-    num_pruned = jnp.minimum(num_pruned, weights.size)
+def _prune(weights: Float[Array, "..."], num_pruned: UInt[Array, ""]) -> Float[Array, "..."]:
     num_bits = 8 * weights.dtype.itemsize
     # Bit patterns of non-negative floats are in the order of their values.
     bits = lax.bitcast_convert_type(jnp.abs(weights.ravel()), f"uint{num_bits}")
     # The smallest pattern that at least `num_pruned` weights do not exceed.
     limit = _smallest(
-        lambda pattern: jnp.sum(bits <= pattern, dtype=jnp.int32) >= num_pruned,
+        lambda pattern: jnp.sum(bits <= pattern, dtype=jnp.uint32) >= num_pruned,
         bits.dtype,
         num_bits,
     )
     is_tied = bits == limit
-    num_ties = num_pruned - jnp.sum(bits < limit, dtype=jnp.int32)
+    num_ties = num_pruned - jnp.sum(bits < limit, dtype=jnp.uint32)
     place = jnp.arange(bits.shape[0], dtype=jnp.uint32)
     # Likewise the place up to which the ties go; a cumulative sum would cost ten times as much.
     last = _smallest(
-        lambda end: jnp.sum(is_tied & (place < end), dtype=jnp.int32) >= num_ties,
+        lambda end: jnp.sum(is_tied & (place < end), dtype=jnp.uint32) >= num_ties,
         jnp.dtype(jnp.uint32),
         32,
     )
@@ -74,4 +83,4 @@ def _smallest(is_enough, dtype: np.dtype, num_bits: int) -> Array:
         # With this bit 0 and all below it 1: enough means the bit can stay 0.
         return jnp.where(is_enough(prefix | (bit - jnp.ones((), dtype))), prefix, prefix | bit)
 
-    return lax.fori_loop(0, num_bits, refine, jnp.zeros((), dtype))
+    return counted_loop(0, num_bits, refine, jnp.zeros((), dtype))

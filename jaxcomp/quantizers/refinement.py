@@ -13,7 +13,12 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from jaxcomp.quantizers.assignment import assign, nearest_thresholds
 from jaxcomp.quantizers.checks import check_initial_centroids, check_points
-from jaxcomp.quantizers.lloyd import Codebook, QuantizationResult, quantize_points
+from jaxcomp.quantizers.lloyd import (
+    Codebook,
+    QuantizationResult,
+    distortion_of_points,
+    quantize_points,
+)
 from jaxcomp.quantizers.moments import (
     Moments,
     PointBins,
@@ -21,9 +26,15 @@ from jaxcomp.quantizers.moments import (
     points_in_units,
 )
 from jaxcomp.quantizers.scaling import normalise, restore, restore_as
+from jaxcomp.transformations import (
+    always_compiled,
+    with_codebook_held_fixed,
+    without_derivative,
+)
 
 
 @partial(jax.jit, static_argnames=("max_clusters",))
+@without_derivative
 def plus_plus_start(
     moments: Moments,
     num_clusters: Int[Array, "..."] | int,
@@ -55,10 +66,12 @@ def plus_plus_start(
         raise ValueError(f"max_clusters must be at least 1, got {max_clusters}.")
     num_clusters = jnp.clip(jnp.asarray(num_clusters, jnp.int32), 1, max_clusters)
     shape = np.broadcast_shapes(moments.minimum.shape, num_clusters.shape)
+    # As numbers, which `jnp.vectorize` takes, and back by the implementation they came from.
     data = jax.random.key_data(jax.random.split(key, shape))
+    wrap = partial(jax.random.wrap_key_data, impl=jax.random.key_impl(key))
 
     def draw(position, mass, exponent, number, words):
-        keys = jax.random.split(jax.random.wrap_key_data(words), max_clusters)
+        keys = jax.random.split(wrap(words), max_clusters)
         largest = jnp.max(mass)
         mass = mass / jnp.where(largest > 0, largest, 1)
 
@@ -86,6 +99,8 @@ def plus_plus_start(
     )
 
 
+@always_compiled
+@with_codebook_held_fixed(distortion_of_points)
 def polish_kmeans(
     points: Float[Array, "... points"],
     sample_weight: Shaped[Array, "... points"] | None = None,
@@ -97,7 +112,8 @@ def polish_kmeans(
 
     What is left to gain after a histogram: points on the wrong side of an edge inside a bin. An
     iteration costs a pass over the points and K comparisons for each, and never raises the
-    distortion. With 0 iterations the points are assigned to the centres as they are.
+    distortion. With 0 iterations the points are assigned to the centres as they are. Under
+    differentiation as `kmeans`.
 
     Args:
         points: (..., N) floating, finite.

@@ -2,7 +2,8 @@
 
 Symmetric: code 0 is weight 0, the codes run from -(2^(b-1) - 1) to 2^(b-1) - 1, the scale maps the
 largest magnitude of a channel to the last code. Channels are output channels: the last axis of a
-dense kernel (in, out) and of a convolution (3, 3, in, out).
+dense kernel (in, out) and of a convolution (3, 3, in, out). Weights times a power of two have the
+same codes, down to subnormal numbers, whose scales have few digits.
 
 Source: Krishnamoorthi, arXiv:1806.08342, section 2.
 """
@@ -16,6 +17,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxcomp.quantizers.checks import check_finite, check_floating, is_concrete
 from jaxcomp.quantizers.moments import accumulation_dtype
+from jaxcomp.quantizers.scaling import group_exponent, normalise, restore
+from jaxcomp.transformations import always_compiled
 
 
 class RoundedWeights(NamedTuple):
@@ -32,6 +35,7 @@ class RoundedWeights(NamedTuple):
     values: Float[Array, "..."]
 
 
+@always_compiled
 def round_to_nearest(
     weights: Float[Array, "..."], *, num_bits: Int[Array, ""] | int, channel_axis: int = -1
 ) -> RoundedWeights:
@@ -73,13 +77,16 @@ def _round_to_nearest(weights, num_bits, *, channel_axis):
     others = tuple(axis for axis in range(weights.ndim) if axis != channel_axis)
     largest_code = (jnp.left_shift(jnp.int32(1), num_bits - 1) - 1).astype(dtype)
     exact = weights.astype(dtype)
-    magnitude = jnp.max(jnp.abs(exact), axis=others, keepdims=True)
+    # In units of a power of two near the largest of each channel: at any scale the same codes.
+    exponent = group_exponent(exact, axis=others)
+    units = normalise(exact, exponent, axis=others)
+    magnitude = jnp.max(jnp.abs(units), axis=others, keepdims=True)
     scales = magnitude / largest_code
-    # Magnitudes that underflow on division by the scale, and channels of zeros, become code 0.
-    ratio = exact / jnp.where(scales > 0, scales, 1)
+    # Channels of zeros become code 0.
+    ratio = units / jnp.where(scales > 0, scales, 1)
     codes = jnp.clip(jnp.round(ratio), -largest_code, largest_code)
     return RoundedWeights(
         codes=codes.astype(jnp.int8),
-        scales=scales.reshape(-1),
-        values=(codes * scales).astype(weights.dtype),
+        scales=restore(scales.reshape(-1), exponent.reshape(-1), axis=()),
+        values=restore(codes * scales, exponent, axis=others).astype(weights.dtype),
     )

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxcomp.transformations import counted_loop
+
 
 class Runs(NamedTuple):
     """Sums over runs of bins, any shape.
@@ -96,7 +98,7 @@ def run_table(bins: Runs) -> RunTable:
 
     nothing = jnp.zeros((num_levels * num_bins,), bins.mass.dtype)
     start = (Runs(nothing, nothing, nothing), bins, bins)
-    entries, *_ = lax.fori_loop(jnp.int32(0), jnp.int32(num_levels), double, start)
+    entries, *_ = counted_loop(jnp.int32(0), jnp.int32(num_levels), double, start)
     return RunTable(entries, num_bins)
 
 

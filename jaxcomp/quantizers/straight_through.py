@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from jaxcomp.quantizers.assignment import assign, nearest_thresholds
 from jaxcomp.quantizers.checks import check_floating, is_concrete
 from jaxcomp.quantizers.moments import accumulation_dtype
+from jaxcomp.transformations import always_compiled, explicit_transfers
 from jaxcomp.types import Batch, LossFn, Params
 
 if TYPE_CHECKING:
@@ -41,15 +43,17 @@ class FineTunedCodebook(NamedTuple):
     losses: Float[Array, " steps"]
 
 
+@always_compiled
 def quantize_ste(
     weights: Float[Array, "*shape"], centroids: Float[Array, " clusters"]
 ) -> Float[Array, "*shape"]:
     """Replace every weight by its nearest centroid; differentiate as if nothing had happened.
 
-    Forward: exactly a centroid, ties to the lower one. Backward: the gradient with respect to the
-    weights is the incoming one, unchanged; with respect to the centroids it is the true one, for
-    fixed assignments: the sum over the weights of each. Stop the one that is not wanted with
-    `jax.lax.stop_gradient` on its argument.
+    The value: exactly a centroid, ties to the lower one. The derivative, in forward and in reverse
+    mode: with respect to the weights that of the identity; with respect to the centroids the true
+    one, for fixed assignments (the gradient is the sum over the weights of each). Stop the one that
+    is not wanted with `jax.lax.stop_gradient` on its argument. A codebook that `kmeans` or another
+    solver fits to the same weights is a constant already.
 
     Args:
         weights: floating, any shape.
@@ -71,6 +75,7 @@ def quantize_ste(
     return _straight_through(weights, centroids)
 
 
+@explicit_transfers
 def look_up(centroids: Params, assignments: Assignments) -> Params:
     """Return the weights that codebooks and assignments stand for.
 
@@ -90,6 +95,7 @@ def look_up(centroids: Params, assignments: Assignments) -> Params:
     return jax.tree.map(leaf, assignments, centroids, is_leaf=lambda node: node is None)
 
 
+@explicit_transfers
 def fine_tune_codebook(
     loss_fn: LossFn,
     centroids: Params,
@@ -170,30 +176,37 @@ def _fine_tune(centroids, assignments, batches, *, loss_fn, optimizer, trained):
     return FineTunedCodebook(fill(codebooks), losses)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _straight_through(weights, centroids):
-    return _forward(weights, centroids)[0]
+    return _nearest(weights, centroids)[0]
+
+
+@partial(_straight_through.defjvp, symbolic_zeros=True)
+def _(primals, tangents):
+    quantized, index = _nearest(*primals)
+    of_weights, of_centroids = (
+        None if isinstance(tangent, SymbolicZero) else tangent for tangent in tangents
+    )
+    if of_centroids is None:
+        return quantized, of_weights
+    return quantized, _change(of_weights, of_centroids, index, dtype=quantized.dtype)
 
 
 @jax.jit
-def _forward(weights, centroids):
+def _nearest(weights, centroids):
     order = jnp.argsort(centroids)
     thresholds = nearest_thresholds(centroids[order].astype(accumulation_dtype(centroids.dtype)))
     index = order[assign(weights.reshape(-1), thresholds).astype(jnp.int32)]
     quantized = centroids[index].astype(weights.dtype).reshape(weights.shape)
-    # The shape and dtype of the centroids, which the backward pass has no other way to know.
-    return quantized, (index, jnp.zeros_like(centroids))
+    return quantized, index.reshape(weights.shape)
 
 
-@jax.jit
-def _backward(residuals, gradient):
-    index, zeros = residuals
-    flat = gradient.reshape(-1).astype(accumulation_dtype(zeros.dtype))
-    by_centroid = jax.ops.segment_sum(flat, index, zeros.shape[0])
-    return gradient, by_centroid.astype(zeros.dtype)
-
-
-_straight_through.defvjp(_forward, _backward)
+@partial(jax.jit, static_argnames=("dtype",))
+def _change(of_weights, of_centroids, index, *, dtype):
+    # Wide where it is added up in reverse: the changes of all weights of a centroid.
+    wide = of_centroids.astype(accumulation_dtype(of_centroids.dtype))
+    moved = wide[index].astype(dtype)
+    return moved if of_weights is None else of_weights + moved
 
 
 def _flatten_like(structure: Any, centroids: Params) -> list[Any]:

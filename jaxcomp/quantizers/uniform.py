@@ -20,16 +20,28 @@ from jaxcomp.quantizers.lloyd import (
     Codebook,
     QuantizationResult,
     bucket_moments,
+    distortion_of_points,
     quantize_bucket,
 )
-from jaxcomp.quantizers.moments import MOMENTS_SIGNATURE, Moments, bins_for, sum_of_squares
+from jaxcomp.quantizers.moments import (
+    MOMENTS_SIGNATURE,
+    Moments,
+    bins_for,
+    sum_of_squares,
+)
 from jaxcomp.quantizers.scaling import normalise, restore, restore_as
+from jaxcomp.transformations import (
+    always_compiled,
+    with_codebook_held_fixed,
+    without_derivative,
+)
 
 Reconstruction = Literal["centroid", "midpoint"]
 RECONSTRUCTIONS: tuple[str, ...] = get_args(Reconstruction)
 
 
 @partial(jax.jit, static_argnames=("max_clusters", "reconstruction", "centroid_dtype"))
+@without_derivative
 def solve_uniform(
     moments: Moments,
     num_clusters: Int[Array, "..."] | int,
@@ -132,6 +144,8 @@ def _solve_group(
     )
 
 
+@always_compiled
+@with_codebook_held_fixed(distortion_of_points)
 def uniform(
     points: Float[Array, "... points"],
     sample_weight: Shaped[Array, "... points"] | None = None,
@@ -142,6 +156,8 @@ def uniform(
     num_bins: int = 4096,
 ) -> QuantizationResult:
     """Quantize every group of points on K equal cells between its extremes.
+
+    Under differentiation as `kmeans`.
 
     Args:
         points: (..., N) floating, finite.

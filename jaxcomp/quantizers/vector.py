@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
+from jaxcomp.linear_algebra import after, cholesky, eigh
 from jaxcomp.quantizers.assignment import assignment_dtype
 from jaxcomp.quantizers.checks import (
     check_codebook_size,
@@ -35,7 +36,7 @@ from jaxcomp.quantizers.checks import (
 )
 from jaxcomp.quantizers.lloyd import PENALTY_SCALES, PenaltyScale
 from jaxcomp.quantizers.moments import accumulation_dtype
-from jaxcomp.sequencing import after
+from jaxcomp.transformations import always_compiled, with_codebook_held_fixed
 from jaxcomp.types import PRNGKey
 
 VectorPenaltyForm = Literal["none", "monotone", "published"]
@@ -109,6 +110,29 @@ class _Sums(NamedTuple):
     has_mass: Bool[Array, " clusters"]
 
 
+def _distortion_of_vectors(
+    points: Float[Array, "... points m"],
+    curvature: Shaped[Array, "..."] | None,
+    result: VectorQuantizationResult,
+) -> Float[Array, "..."]:
+    """Return `sum (w - c)^T H (w - c)` as it is written, for derivatives."""
+    dtype = accumulation_dtype(points.dtype)
+    index = result.assignments.astype(jnp.int32)[..., None]
+    quantized = jnp.take_along_axis(result.centroids, index, axis=-2).astype(dtype)
+    deviation = jnp.broadcast_to(points, quantized.shape).astype(dtype) - quantized
+    pull = deviation
+    if curvature is not None:
+        is_full = curvature.ndim > points.ndim
+        shape = (*deviation.shape, deviation.shape[-1]) if is_full else deviation.shape
+        curvature = curvature if curvature.ndim >= points.ndim else curvature[..., None]
+        curvature = jnp.broadcast_to(curvature, shape).astype(dtype)
+        pull = curvature * (deviation[..., None, :] if is_full else deviation)
+        pull = jnp.sum(pull, axis=-1) if is_full else pull
+    return jnp.sum(deviation * pull, axis=(-2, -1))
+
+
+@always_compiled
+@with_codebook_held_fixed(_distortion_of_vectors)
 def vector_kmeans(
     points: Float[Array, "... points m"],
     curvature: Shaped[Array, "..."] | None = None,
@@ -139,7 +163,8 @@ def vector_kmeans(
       the common mean; the best of them is taken.
 
     A cluster that loses its mass keeps its centre and is reported; with a penalty it moves to the
-    nearest centre in use, so that it can never widen the codebook.
+    nearest centre in use, so that it can never widen the codebook. Under differentiation as
+    `kmeans`.
 
     Args:
         points: (..., N, m) floating, finite; meant for m from 2 to 16.
@@ -207,6 +232,7 @@ def vector_kmeans(
     )
 
 
+@always_compiled
 def split_vectors(
     values: Shaped[Array, "*shape"], vector_size: int, *, per_position: bool = False
 ) -> Shaped[Array, "... points m"]:
@@ -242,6 +268,7 @@ def split_vectors(
     return jnp.swapaxes(vectors, 0, 1) if per_position else vectors[0]
 
 
+@always_compiled
 def join_vectors(
     vectors: Shaped[Array, "... points m"], shape: tuple[int, ...]
 ) -> Shaped[Array, "*shape"]:
@@ -347,7 +374,7 @@ def _curvature_problems(
     slack = 8 * size * float(jnp.finfo(curvature.dtype).eps)
     asymmetry = jnp.max(jnp.abs(scaled - jnp.swapaxes(scaled, -1, -2)), axis=(-2, -1))
     identity = jnp.broadcast_to(jnp.eye(size, dtype=curvature.dtype), curvature.shape)
-    factor = jnp.linalg.cholesky(scaled + slack * identity)
+    factor = cholesky(scaled + slack * identity)
     is_bad = (asymmetry > slack) | ~jnp.all(jnp.isfinite(factor), axis=(-2, -1))
     is_bad |= jnp.any(diagonal < 0, axis=-1)
     return jnp.sum(is_bad, dtype=jnp.int32), num_massless
@@ -666,28 +693,41 @@ def _update(
     beta: Float[Array, ""],
     penalty_form: VectorPenaltyForm,
 ) -> Float[Array, "clusters m"]:
-    plain = jax.vmap(_solve_semidefinite)(sums.mass, sums.pull)
+    # The clusters' matrices and, last, their sum: one decomposition for all.
+    matrices = jnp.concatenate([sums.mass, jnp.sum(sums.mass, axis=0, keepdims=True)])
+    values, vectors = eigh(matrices if penalty_form == "monotone" else sums.mass)
+    num_clusters = centroids.shape[0]
+    plain = _solve_with((values[:num_clusters], vectors[:num_clusters]), sums.pull)
     plain = jnp.where(sums.has_mass[:, None], plain, 0)
     if penalty_form == "none":
         return centroids + plain
     step = _joint_step(sums, centroids, plain, beta)
     if penalty_form == "monotone":
-        step = _best_step(sums, centroids, step, plain, beta)
+        step = _best_step(sums, centroids, step, plain, (values[-1], vectors[-1]), beta)
     # Not even rounding may tell a penalty of 0 from none.
     moved = centroids + jnp.where(beta > 0, step, plain)
     return jnp.where(beta > 0, _gather_empty(moved, sums.has_mass), moved)
 
 
 def _solve_semidefinite(
-    matrix: Float[Array, "m m"], right: Float[Array, " m"]
-) -> Float[Array, " m"]:
-    """Return the shortest minimiser of `x^T A x - 2 b^T x`, A positive semi-definite."""
-    values, vectors = jnp.linalg.eigh(matrix)
-    cutoff = matrix.shape[0] * jnp.finfo(matrix.dtype).eps * jnp.maximum(values[-1], 0)
-    is_kept = values > cutoff
+    matrix: Float[Array, "... m m"], right: Float[Array, "... m"]
+) -> Float[Array, "... m"]:
+    """Return the shortest minimisers of `x^T A x - 2 b^T x`, A positive semi-definite."""
+    return _solve_with(eigh(matrix), right)
+
+
+def _solve_with(
+    decomposition: tuple[Float[Array, "... m"], Float[Array, "... m m"]],
+    right: Float[Array, "... m"],
+) -> Float[Array, "... m"]:
+    values, vectors = decomposition
+    largest = jnp.maximum(values[..., -1:], 0)
+    is_kept = values > values.shape[-1] * jnp.finfo(values.dtype).eps * largest
     inverse = jnp.where(is_kept, 1 / jnp.where(is_kept, values, 1), 0)
-    product = partial(jnp.matmul, precision="highest")
-    return product(vectors, inverse * product(right, vectors))
+    product = partial(jnp.einsum, precision="highest")
+    return product(
+        "...ij,...j->...i", vectors, inverse * product("...ji,...j->...i", vectors, right)
+    )
 
 
 def _farthest_pair(
@@ -741,6 +781,7 @@ def _best_step(
     centroids: Float[Array, "clusters m"],
     joint: Float[Array, "clusters m"],
     plain: Float[Array, "clusters m"],
+    all_mass: tuple[Float[Array, " m"], Float[Array, "m m"]],
     beta: Float[Array, ""],
 ) -> Float[Array, "clusters m"]:
     """Return the candidate step with the lowest objective of these clusters; 0 if all raise it.
@@ -749,7 +790,7 @@ def _best_step(
     step, halved until it does not raise the objective, stalls where several pairs are equally far
     apart. The other candidates move every centre: towards the common mean g, onto the line
     `g + rho e_k`, where e_k is the cluster's own mean about g, cut to a ball of some radius, and
-    rho the minimiser along that line.
+    rho the minimiser along that line. `all_mass` is the decomposition of the sum of all masses.
     """
     has_mass = sums.has_mass
     before = _farthest_pair(centroids, has_mass)[2]
@@ -770,7 +811,7 @@ def _best_step(
 
     means = jnp.where(has_mass[:, None], centroids + plain, 0)
     moment = jnp.sum(sums.mass * means[:, None, :], axis=(0, 2))
-    common = _solve_semidefinite(after(jnp.sum(sums.mass, axis=0), joint), moment)
+    common = _solve_with(all_mass, moment)
     offset = jnp.where(has_mass[:, None], means - common[None, :], 0)
     radius = jnp.sqrt(jnp.sum(offset * offset, axis=-1))
 

@@ -30,6 +30,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from jaxcomp.linear_algebra import cholesky, cholesky_solve
 from jaxcomp.precision import in_float64
 from jaxcomp.quantizers.checks import is_concrete
 
@@ -219,11 +220,17 @@ def _solve_lane(
     # one stays free at an infinite slope.
     exponent = jnp.where(jnp.isinf(excess), jnp.inf, slope * excess)
     exponent = jnp.where(excess == 0, 0, exponent)
-    q = maximise(p, jnp.exp(-exponent), gap_nats)
-    q = jnp.where(slope == 0, best_constant(p, distances, q), q)
+    kernel = jnp.exp(-exponent)
+    q = maximise(p, kernel, gap_nats)
+    constant = best_constant(p, distances, q)
+    # At small slopes, and for a source of one symbol, one reproduction is all there is to use: the
+    # iterations approach it, but do not arrive.
+    is_constant = (slope == 0) | (_vertex_gap(p, kernel, constant) <= _gap(p, kernel, q)[0])
+    q = jnp.where(is_constant, constant, q)
     rate, gap, output, joint = evaluate(p, exponent, q)
     return RateDistortionPoints(
-        rate_nats=rate,
+        # Of one reproduction nothing need be said; the sums would leave their rounding.
+        rate_nats=jnp.where(jnp.max(q) == 1, 0, rate),
         distortion=jnp.sum(joint * jnp.where(joint > 0, distances, 0)),
         gap_nats=gap,
         output_probabilities=output,
@@ -295,6 +302,16 @@ def _gap(p: Array, kernel: Array, q: Array) -> tuple[Array, Array]:
     c = (p / _normaliser(p, kernel, q)) @ kernel
     output = q * c
     return jnp.log(jnp.max(c)) - jnp.sum(output * jnp.log(jnp.where(c > 0, c, 1))), output
+
+
+def _vertex_gap(p: Array, kernel: Array, q: Array) -> Array:
+    """Return the gap of a q that may leave symbols without a reproduction; then infinity."""
+    z = _normaliser(p, kernel, q)
+    is_reached = jnp.all(z > 0)
+    c = (p / jnp.where(z > 0, z, 1)) @ kernel
+    output = q * c
+    gap = jnp.log(jnp.max(c)) - jnp.sum(output * jnp.log(jnp.where(c > 0, c, 1)))
+    return jnp.where(is_reached, gap, jnp.inf)
 
 
 def _plain_iterations(p, kernel, gap_nats):
@@ -400,19 +417,19 @@ def _full_solver(factor: Array, scale: Array):
     """
     scaled = factor * scale[None, :]
     gram = jnp.matmul(scaled.T, scaled, precision="highest")
-    lower = jnp.linalg.cholesky(gram + jnp.eye(scale.shape[0], dtype=scale.dtype))
-    return lambda r: scale * jax.scipy.linalg.cho_solve((lower, True), scale * r)
+    lower = cholesky(gram + jnp.eye(scale.shape[0], dtype=scale.dtype))
+    return lambda r: scale * cholesky_solve(lower, (scale * r)[:, None])[:, 0]
 
 
 def _reduced_solver(factor: Array, scale: Array):
     """Return the same by an N x N factorisation, for fewer symbols than reproductions."""
     scaled = factor * scale[None, :]
     gram = jnp.matmul(scaled, scaled.T, precision="highest")
-    lower = jnp.linalg.cholesky(gram + jnp.eye(factor.shape[0], dtype=scale.dtype))
+    lower = cholesky(gram + jnp.eye(factor.shape[0], dtype=scale.dtype))
 
     def solve(r: Array) -> Array:
         right = scale * r
-        inner = jax.scipy.linalg.cho_solve((lower, True), scaled @ right)
+        inner = cholesky_solve(lower, (scaled @ right)[:, None])[:, 0]
         return scale * (right - inner @ scaled)
 
     return solve

@@ -19,7 +19,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from jaxcomp.experiments.choice import choose, decide_choice
-from jaxcomp.experiments.verdicts import Verdict, decide, p_words, percent
+from jaxcomp.experiments.verdicts import Verdict, decide, p_words, percent, signed
 from jaxcomp.regularization.config import Cell
 from jaxcomp.statistics import Interval, crossed_mean, holm, model_interval
 
@@ -87,8 +87,38 @@ class _Draft(NamedTuple):
     interval: Interval
     p_value: float
     scale: float
+    found: "_Found"
+    """What was found, for every verdict."""
     remark: str
     """Sentences that follow the numbers."""
+
+
+class _Found(NamedTuple):
+    """The beginning of the sentence for every verdict."""
+
+    holds: str
+    opposite: str
+    no_difference: str
+    not_shown: str
+
+    def of(self, verdict: Verdict) -> str:
+        """The words for one verdict."""
+        return {
+            "holds": self.holds,
+            "opposite": self.opposite,
+            "no practical difference": self.no_difference,
+            "not shown": self.not_shown,
+        }[verdict]
+
+
+def _found(subject: str, better: str, worse: str, unchanged: str, to_be: str) -> _Found:
+    """The four sentences about one subject, such as `L2` and `lowers the test loss`."""
+    return _Found(
+        f"{subject} {better}",
+        f"{subject} {worse}",
+        f"{subject} {unchanged} by less than {percent(PRACTICAL)}",
+        f"{subject} is not shown to {to_be}",
+    )
 
 
 class _Cells:
@@ -174,7 +204,7 @@ def _slope(cells: _Cells, column: str, name: str) -> _Draft | None:
     prior = "a fitted Gaussian code" if "gaussian" in column else "the prior that it implies"
     first, last = lengths[0].mean(), lengths[-1].mean()
     remark = (
-        f"Under {prior} they cost {first:.2f} bits at {cells.label(names[0])} and {last:.2f} at "
+        f"A weight costs {first:.2f} bits at {cells.label(names[0])} and {last:.2f} at "
         f"{cells.label(names[-1])}; the next stronger penalty was cheaper in {changes.sum()} of "
         f"{changes.size} cases."
     )
@@ -195,6 +225,13 @@ def _slope(cells: _Cells, column: str, name: str) -> _Draft | None:
         interval,
         interval.p_value,
         float(first),
+        _found(
+            f"Under {prior}, more L2",
+            "means fewer bits",
+            "means more bits",
+            "changes the bits",
+            "mean fewer bits",
+        ),
         remark,
     )
 
@@ -240,6 +277,13 @@ def _descriptions(cells: _Cells) -> list[_Draft]:
                 interval,
                 interval.p_value,
                 float(beside.mean()),
+                _found(
+                    f"{symbol}: describing the weights",
+                    "saves more than it costs",
+                    "costs more than it saves",
+                    "changes the description of the labels",
+                    "save more than it costs",
+                ),
                 remark,
             )
         )
@@ -312,6 +356,24 @@ def _loss_claim(
     quantity: str = "loss",
 ) -> _Draft:
     names = cells.kind(kind)
+    symbol = kind.upper()
+    with_temperature = "With a temperature for both, " if quantity == "loss_tempered" else ""
+    if reference == "none":
+        found = _found(
+            f"{with_temperature}{symbol}",
+            "lowers the test loss",
+            "raises the test loss",
+            "changes the test loss",
+            "lower the test loss",
+        )
+    else:
+        rival = cells.label(reference)
+        found = _Found(
+            f"{with_temperature}{symbol} has a lower test loss than {rival}",
+            f"{with_temperature}{symbol} has a higher test loss than {rival}",
+            f"{with_temperature}{symbol} and {rival} differ by less than {percent(PRACTICAL)}",
+            f"{with_temperature}{symbol} is not shown to have a lower test loss than {rival}",
+        )
     column = "selection_loss_tempered" if quantity == "loss_tempered" else "selection_loss"
     beside = np.asarray(losses[reference][quantity], np.float64)
 
@@ -336,6 +398,7 @@ def _loss_claim(
         decided.interval,
         decided.p_value,
         none,
+        found,
         remark,
     )
 
@@ -386,6 +449,13 @@ def _zeros(cells: _Cells) -> list[_Draft]:
                 interval,
                 interval.p_value,
                 float(plain.mean()),
+                _found(
+                    f"Zeros under {cells.label(chosen)}",
+                    "shorten the code",
+                    "lengthen the code",
+                    "change the code",
+                    "shorten the code",
+                ),
                 remark,
             )
         )
@@ -408,6 +478,13 @@ def _zeros(cells: _Cells) -> list[_Draft]:
                 interval,
                 interval.p_value,
                 float(beside.mean()),
+                _found(
+                    f"The stream of {cells.label(one)}",
+                    f"is shorter than that of {cells.label(other)}",
+                    f"is longer than that of {cells.label(other)}",
+                    f"differs from that of {cells.label(other)}",
+                    f"be shorter than that of {cells.label(other)}",
+                ),
                 f"{cells.of(one, column).mean():,.0f} bytes against "
                 f"{cells.of(other, column).mean():,.0f}, dead parts removed from both, at one "
                 "step.",
@@ -425,25 +502,18 @@ def _decided(draft: _Draft, p_adjusted: float, num_claims: int) -> Claim:
         claimed_sign=-1,
         practical=PRACTICAL,
     )
-    heads = {
-        "holds": "Holds",
-        "opposite": "Fails, the opposite is true",
-        "no practical difference": f"Fails, no practical difference (below {percent(PRACTICAL)})",
-        "not shown": "Not shown",
-    }
     is_nats = draft.unit == "nats"
     digits = 4 if is_nats else 3
-    ends = f"95 % interval {interval.low:+.{digits}f} to {interval.high:+.{digits}f}"
+    ends = f"95 % interval {signed(interval.low, digits)} to {signed(interval.high, digits)}"
     if math.isnan(interval.low):
         ends = "one network gives no interval"
     p_told = p_words(p_adjusted)
     if verdict == "not shown" and interval.low * interval.high > 0:
         p_told += f" with the choice and all {num_claims} claims allowed for"
-    numbers = f"{interval.estimate:+.{digits}f} {draft.unit}, {ends}, {p_told}"
+    numbers = f"{signed(interval.estimate, digits)} {draft.unit}, {ends}, {p_told}"
     if draft.reference:
         numbers = f"{draft.value:.{digits}f} against {draft.reference_value:.{digits}f} ({numbers})"
-    that = "" if verdict == "holds" else "that "
-    sentence = f"{heads[verdict]}: {that}{draft.statement}: {numbers}. {draft.remark}"
+    sentence = f"{draft.found.of(verdict)}: {numbers}. {draft.remark}"
     return Claim(
         draft.name,
         draft.statement,

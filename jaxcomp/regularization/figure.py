@@ -4,6 +4,7 @@ Bands are 95 % intervals over networks. Blue is what the weights cost, orange an
 grey is what penalises nothing.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,8 @@ def plot_rounding(rounding: pd.DataFrame) -> Figure:
     number = int(rounding["num_problems"].iloc[0])
     explanation = (
         f"{number:,} data sets drawn, each solved by ridge; equal rounded solutions count once.\n"
-        "Line: entropy from the exact density, where the step is fine. Points: from the counts."
+        "Lines: entropy from the exact density, where the step is fine. Points: estimated from the "
+        "counts\n(Miller and Madow). Dashed: as many as there are data sets; counts end there."
     )
     figure = drawing.new_figure(8.0, 4.4, "How many models does rounding leave?", explanation)
     left, right = figure.subplots(1, 2)
@@ -150,7 +152,8 @@ def plot_rounding(rounding: pd.DataFrame) -> Figure:
         right.plot(places, rows["entropy_bits"], "o", color=colour, markersize=4)
         told = f"{decimals} decimal{'' if decimals == 1 else 's'}"
         groups.append(drawing.sample(told, colour, dashes="-", marker="o"))
-    left.axhline(number, color=drawing.GREY, linewidth=0.8, linestyle=(0, (5, 2)))
+    for axis, limit in ((left, number), (right, math.log2(number))):
+        axis.axhline(limit, color=drawing.GREY, linewidth=0.8, linestyle=(0, (5, 2)))
     left.set_yscale("log")
     drawing.panel_title(left, "Different models")
     drawing.panel_title(right, "Entropy, bits a model")
@@ -285,13 +288,4 @@ def _legend() -> list[tuple[str, list[drawing.Entry]]]:
         drawing.sample("certificate, L1", PURPLE, dashes=(0, (4, 2)), marker="^"),
     ]
     groups += [("no penalty on weights", rivals), ("bounds", bounds)]
-    return [_stacked(*groups[place::3]) for place in range(3)]
-
-
-def _stacked(
-    above: tuple[str, list[drawing.Entry]], below: tuple[str, list[drawing.Entry]]
-) -> tuple[str, list[drawing.Entry]]:
-    """Two groups of the legend in one column, which has four entries in its upper half."""
-    name, members = above
-    padding = [drawing.remark("")] * (5 - len(members))
-    return name, [*members, *padding, drawing.remark(below[0], is_heading=True), *below[1]]
+    return groups

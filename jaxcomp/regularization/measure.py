@@ -205,7 +205,9 @@ def _weights_row(params: Params, cell: Cell, config: RegularizationConfig) -> Ro
         "num_weights": len(weights),
         "weight_rms": float(np.sqrt(np.mean(np.square(weights, dtype=np.float64)))),
         "zero_share": float(np.mean(weights == 0)),
-        "zero_cell_share": float(np.mean(np.abs(weights) <= 0.5 * config.step)),
+        "zero_cell_share": float(
+            np.mean(np.asarray(priors.quantize(weights, step=config.step)) == 0)
+        ),
     }
     row |= {f"bits_per_weight_{name}": b / len(weights) for name, b in coded.bits.items()}
     row |= {f"bytes_{name}": float(size) for name, size in coded.size_bytes.items()}

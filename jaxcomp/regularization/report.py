@@ -11,13 +11,17 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxcomp.experiments.reporting import (
+    Labelled,
     Told,
     markdown_claims,
+    markdown_labelled,
     markdown_table,
     print_claims,
     print_files,
+    print_labelled,
     print_text,
 )
+from jaxcomp.experiments.verdicts import p_words
 from jaxcomp.regularization.claims import Claim
 from jaxcomp.regularization.config import Cell
 from jaxcomp.regularization.rounding import DIM, NUM_EXAMPLES
@@ -34,6 +38,13 @@ NOTES = (
     "a posterior whose information is R (exact for linear models; here an estimate that certifies "
     "nothing). Certificate: on the population error, from the weights at the best step; to guess "
     "one class is 0.9 where there are ten.",
+)
+
+ENTROPY_NOTE = (
+    "Entropy of a rounded model, which is all that it can say about its data set. By the density: "
+    "h(W) - d log2(step), from the exact density of the solution over all data sets that could be "
+    "drawn; the limit for fine steps. By the counts: Miller's and Madow's estimate from the data "
+    "sets that were drawn."
 )
 
 
@@ -73,7 +84,7 @@ def print_report(
     console: Console,
     directory: Path | None = None,
 ) -> None:
-    """Print numbers, claims and files.
+    """Print four lines of what was found, then numbers, claims and files.
 
     Args:
         table: one row per cell and network.
@@ -82,6 +93,8 @@ def print_report(
         console: where to.
         directory: of the result's files, which are then listed.
     """
+    print_labelled(console, first_lines(table, claims))
+    console.print()
     print_text(console, Text(title(table), style="bold"))
     for note in NOTES:
         print_text(console, Text(note, style="italic"))
@@ -111,6 +124,7 @@ def report_markdown(
     headers = ["", *(" ".join(column.header.split()) for column in COLUMNS)]
     align = [":--", *["--:"] * len(COLUMNS)]
     parts = ["# Regularization as compression", f"## {title(table)}"]
+    parts.append(markdown_labelled(first_lines(table, claims)))
     if with_pictures:
         parts.append("![every quantity against the strength](regularization.png)")
     parts += ["### Claims", markdown_claims([_told(claim) for claim in claims])]
@@ -120,6 +134,66 @@ def report_markdown(
         parts.append("![models left by rounding](rounding.png)")
     parts.append("\n".join(f"- {line}" for line in rounding_lines(rounding)))
     return "\n\n".join(parts) + "\n"
+
+
+def first_lines(table: pd.DataFrame, claims: Sequence[Claim]) -> Labelled:
+    """What was trained, and what the three questions that everybody asks first came to.
+
+    Whether more L2 means fewer bits, whether a penalty gives a better network, and whether the
+    description of the weights pays for itself.
+    """
+    by_name = {claim.name: claim for claim in claims}
+    strengths = table.groupby("kind")["cell"].nunique()
+    counts = [f"{strengths[kind]} of {kind.upper()}" for kind in ("l2", "l1") if kind in strengths]
+    return [
+        ("trained", f"{title(table)}, {', '.join(counts)}" if counts else title(table)),
+        ("bits", _bits_line(by_name.get("fewer bits, fitted prior"))),
+        ("better", _better_line(table, by_name)),
+        ("description", _description_line(by_name)),
+    ]
+
+
+def _bits_line(claim: Claim | None) -> str:
+    if claim is None:
+        return "not asked: that takes two strengths of L2"
+    change = "saves" if claim.effect < 0 else "costs"
+    told = f"ten times the L2 {change} {abs(claim.effect):.2f} bits a weight, fitted Gaussian code"
+    doubt = "" if claim.verdict in ("holds", "opposite") else f"{claim.verdict}: "
+    return f"{doubt}{told} ({p_words(claim.p_adjusted)})"
+
+
+def _better_line(table: pd.DataFrame, by_name: dict[str, Claim]) -> str:
+    asked = [by_name[name] for name in ("test loss, L2", "test loss, L1") if name in by_name]
+    if not asked:
+        return "not asked: there is no penalty"
+    told = [
+        f"{_label(table, claim.cell)} {'yes' if claim.holds else claim.verdict}, test loss "
+        f"{claim.value:.3f} ({p_words(claim.p_adjusted)})"
+        for claim in asked
+    ]
+    rows = table.loc[table["kind"] == "temperature", "test_loss"]
+    beside = [f"no penalty {asked[0].reference_value:.3f}"]
+    beside += [f"one temperature alone {rows.mean():.3f}"] if len(rows) else []
+    return "; ".join([*told, *beside])
+
+
+def _description_line(by_name: dict[str, Claim]) -> str:
+    told = []
+    for symbol in ("L2", "L1"):
+        claim = by_name.get(f"weights pay, {symbol}")
+        if claim is not None:
+            word = {"holds": "pays", "opposite": "does not pay"}.get(claim.verdict, claim.verdict)
+            told.append(f"{symbol} {word}, {claim.value:.2f} bits a label")
+    if not told:
+        return "not asked: there is no penalty"
+    claim = by_name.get("weights pay, L2", by_name.get("weights pay, L1"))
+    assert claim is not None
+    return "; ".join([*told, f"labels alone {claim.reference_value:.2f}"])
+
+
+def _label(table: pd.DataFrame, cell: str) -> str:
+    rows = table.loc[table["cell"] == cell]
+    return Cell(rows["kind"].iloc[0], float(rows["strength"].iloc[0])).label
 
 
 def title(table: pd.DataFrame) -> str:
@@ -144,13 +218,18 @@ def rounding_lines(rounding: pd.DataFrame) -> list[str]:
             f"({_entropy(first)}) and {last['distinct_models']:,.0f} at ridge penalty "
             f"{last['penalty']:g} ({_entropy(last)})."
         )
-    return lines
+    return [*lines, ENTROPY_NOTE]
 
 
 def _entropy(row: Any) -> str:
-    exact = float(row["entropy_bits_exact"])
-    beside = "" if math.isnan(exact) else f", exactly {exact:.2f}"
-    return f"entropy {row['entropy_bits']:.2f} bits{beside}"
+    """The entropy of a rounded model; of the counts only where they can show it."""
+    density, num_problems = float(row["entropy_bits_exact"]), float(row["num_problems"])
+    told = [] if math.isnan(density) else [f"{density:.2f} bits by the density"]
+    if row["distinct_models"] < num_problems / 2:
+        told.append(f"{row['entropy_bits']:.2f} bits by the counts")
+    else:
+        told.append(f"the counts show {math.log2(num_problems):.2f} bits at most")
+    return "entropy: " + ", ".join(told)
 
 
 def _lines(table: pd.DataFrame) -> list[list[str]]:

@@ -11,7 +11,6 @@ A run directory holds, each file written whole or not at all::
     *.png, *.svg             pictures
 """
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from jaxcomp import storage
-from jaxcomp.experiments.directory import read_manifest, read_table, write_table
+from jaxcomp.drawing import own_look
+from jaxcomp.experiments.directory import loading, read_table, seal, write_table
+from jaxcomp.experiments.reporting import brief
 from jaxcomp.regularization import figure as pictures
 from jaxcomp.regularization.claims import Claim, claim_from_dict
-from jaxcomp.regularization.report import report_markdown
+from jaxcomp.regularization.report import first_lines, report_markdown
 
 NOUN = "regularization run"
 
 
-@dataclass
+@dataclass(repr=False)
 class RegularizationResult:
     """Tables and claims of a run.
 
@@ -47,10 +48,22 @@ class RegularizationResult:
     manifest: dict[str, Any]
     directory: Path | None = None
 
+    def __repr__(self) -> str:
+        """What was found, in five lines; the numbers are in `report()` and `table`."""
+        files = "" if self.directory is None else f", files in {self.directory}"
+        see = f".report(), .plot(), .table ({len(self.table)} rows), .claims ({len(self.claims)})"
+        try:
+            found = first_lines(self.table, self.claims)
+        except (KeyError, IndexError):
+            return f"RegularizationResult with a table of {len(self.table)} rows"
+        return brief("RegularizationResult", [found], see + files)
+
+    @own_look()
     def plot(self) -> Figure:
         """Draw every quantity against the strength of the penalties."""
         return pictures.plot_strengths(self.table)
 
+    @own_look()
     def plot_rounding(self) -> Figure:
         """Draw how many models rounding leaves, and their entropy."""
         return pictures.plot_rounding(self.rounding)
@@ -59,6 +72,7 @@ class RegularizationResult:
         """Numbers and claims in words, as Markdown."""
         return report_markdown(self.table, self.rounding, self.claims, with_pictures=with_pictures)
 
+    @own_look()
     def save(self, directory: Path | str | None = None) -> list[Path]:
         """Write tables, claims, report and pictures; return the files.
 
@@ -79,6 +93,9 @@ class RegularizationResult:
             storage.write_bytes_atomic(files[-1], data)
         files.append(folder / "claims.json")
         storage.write_json(files[-1], {"claims": [claim._asdict() for claim in self.claims]})
+        if folder == self.directory:
+            is_read = ("table.parquet", "rounding.csv", "claims.json")
+            seal(self.manifest, folder, [folder / name for name in is_read])
         drawn = {"regularization": self.plot(), "rounding": self.plot_rounding()}
         return [*files, *pictures.save_figures(folder, drawn)]
 
@@ -90,12 +107,14 @@ class RegularizationResult:
             ValueError: if the directory holds no finished run or a file is damaged.
         """
         folder = Path(directory)
-        manifest = read_manifest(folder, NOUN, finished=True)
-        table = read_table(folder / "table.parquet")
-        told = storage.read_json(folder / "claims.json")
-        try:
-            rounding = pd.read_csv(io.BytesIO((folder / "rounding.csv").read_bytes()))
-            claims = [claim_from_dict(claim) for claim in told["claims"]]
-        except (OSError, TypeError, KeyError, ValueError) as error:
-            raise ValueError(f"cannot read the results in {folder}: run it again.") from error
-        return cls(table, rounding, claims, manifest, folder)
+        with loading(folder, NOUN) as manifest:
+            return cls(
+                table=read_table(folder / "table.parquet"),
+                rounding=read_table(folder / "rounding.csv"),
+                claims=[
+                    claim_from_dict(claim)
+                    for claim in storage.read_json(folder / "claims.json")["claims"]
+                ],
+                manifest=manifest,
+                directory=folder,
+            )

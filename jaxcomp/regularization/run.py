@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from jaxcomp import models
-from jaxcomp.experiments.directory import Row, RunDirectory, network_cache
+from jaxcomp.caches import network_cache
+from jaxcomp.experiments.directory import Row, RunDirectory
 from jaxcomp.experiments.samples import Samples, draw_samples
 from jaxcomp.priors.coding import stream_module
 from jaxcomp.progress import Progress, Report
@@ -21,6 +22,7 @@ from jaxcomp.regularization.config import Cell, RegularizationConfig
 from jaxcomp.regularization.measure import Measured, measure
 from jaxcomp.regularization.results import NOUN, RegularizationResult
 from jaxcomp.regularization.rounding import PENALTIES, count_rounded_models
+from jaxcomp.reproducibility import random_key, with_transfers
 from jaxcomp.types import Params, PredictFn
 
 # Streams of random numbers; each is folded into the run's seed.
@@ -45,6 +47,7 @@ class RegularizationDirectory(RunDirectory):
         self.save_rows(cell.id, measured.rows)
 
 
+@with_transfers
 def run(
     config: RegularizationConfig,
     *,
@@ -78,62 +81,83 @@ def run(
     started = time.perf_counter()
     stream_module()  # before anything is trained
     path = None if out is None else Path(out)
-    directory = RegularizationDirectory(path, config.to_dict(), resume=resume)
-    if (result := directory.finished(RegularizationResult.load)) is not None:
-        return result
-    directory.describe()
-    with Progress(quiet=quiet) as progress:
-        cells = config.cells()
-        measured = [directory.load(cell, config.num_models) for cell in cells]
-        if any(part is None for part in measured):
-            samples = draw_samples(
-                config.dataset,
-                data_dir=data_dir,
-                download=download,
-                num_models=config.num_models,
-                train_size=config.train_size,
-                selection_size=config.selection_size,
-                # Certificates speak of distinct examples.
-                replacement=False,
-                label_noise=config.label_noise,
-                standardize=config.standardize,
-                seed=config.seed,
+    with RegularizationDirectory(path, config.to_dict(), resume=resume) as directory:
+        if (result := directory.finished(RegularizationResult.load)) is not None:
+            return result
+        directory.describe()
+        with Progress(quiet=quiet) as progress:
+            cells = config.cells()
+            measured = _measure_all(
+                config, cells, directory, progress, data_dir, download, cache_dir
             )
-            report = progress.task("training networks", 1)
-            trained = _train(config, cells, samples, network_cache(cache_dir), report)
-            directory.manifest["times"]["training seconds"] = round(
-                time.perf_counter() - started, 3
-            )
-            report = progress.task("coding and measuring", len(cells))
-            for place, cell in enumerate(cells):
-                if measured[place] is None:
-                    found = measure(*trained[cell], cell, samples, config)
-                    directory.save(cell, found)
-                    measured[place] = found
-                report(place + 1, len(cells), cell.label)
-        rounding = _count_rounded(config, directory)
-    parts = [part for part in measured if part is not None]
-    table = pd.DataFrame([row for part in parts for row in part.rows])
-    table.insert(0, "dataset", config.dataset)
-    losses = {cell.id: part.losses for cell, part in zip(cells, parts, strict=True)}
-    table = add_differences(table, losses)
-    claims = evaluate_claims(table, losses)
-    times = directory.manifest["times"]
-    times["last session seconds"] = round(time.perf_counter() - started, 3)
-    result = RegularizationResult(
-        table, pd.DataFrame(rounding), claims, directory.manifest, directory.path
-    )
-    if directory.path is not None:
-        result.save()
+            rounding = _count_rounded(config, directory)
+        table = pd.DataFrame([row for part in measured for row in part.rows])
+        table.insert(0, "dataset", config.dataset)
+        losses = {cell.id: part.losses for cell, part in zip(cells, measured, strict=True)}
+        table = add_differences(table, losses)
+        claims = evaluate_claims(table, losses)
+        times = directory.manifest["times"]
+        times["last session seconds"] = round(time.perf_counter() - started, 3)
+        result = RegularizationResult(
+            table, pd.DataFrame(rounding), claims, directory.manifest, directory.path
+        )
+        if directory.path is not None:
+            result.save()
         directory.finish()
-    return result
+        return result
+
+
+def _measure_all(
+    config: RegularizationConfig,
+    cells: list[Cell],
+    directory: RegularizationDirectory,
+    progress: Progress,
+    data_dir: Path | str | None,
+    download: bool,
+    cache_dir: Path | str | None,
+) -> list[Measured]:
+    """Measure every cell, or take it from the directory."""
+    started = time.perf_counter()
+    found = [directory.load(cell, config.num_models) for cell in cells]
+    measured = [part for part in found if part is not None]
+    if len(measured) == len(cells):
+        return measured
+    samples = draw_samples(
+        config.dataset,
+        data_dir=data_dir,
+        download=download,
+        num_models=config.num_models,
+        train_size=config.train_size,
+        selection_size=config.selection_size,
+        # Certificates speak of distinct examples.
+        replacement=False,
+        label_noise=config.label_noise,
+        standardize=config.standardize,
+        seed=config.seed,
+    )
+    if not directory.is_made_from(config.dataset, samples.fingerprint):
+        directory.discard()
+        found = [None] * len(cells)
+    report = progress.task("training networks", 1)
+    trained = _train(config, cells, samples, network_cache(cache_dir), report)
+    directory.manifest["times"]["training seconds"] = round(time.perf_counter() - started, 3)
+    report = progress.task("coding and measuring", len(cells))
+    measured = []
+    for place, cell in enumerate(cells):
+        part = found[place]
+        if part is None:
+            part = measure(*trained[cell], cell, samples, config)
+            directory.save(cell, part)
+        measured.append(part)
+        report(place + 1, len(cells), cell.label)
+    return measured
 
 
 def _train(
     config: RegularizationConfig,
     cells: list[Cell],
     samples: Samples,
-    cache: Path,
+    cache: Path | None,
     report: Report,
 ) -> dict[Cell, tuple[PredictFn, Params]]:
     """Train the networks of every cell; those that penalties tell apart share one program."""
@@ -216,7 +240,7 @@ def _count_rounded(config: RegularizationConfig, directory: RegularizationDirect
     rows = directory.load_rows("rounding", names)
     if rows is None:
         counted = count_rounded_models(
-            jax.random.fold_in(jax.random.key(config.seed), _ROUNDING),
+            jax.random.fold_in(random_key(config.seed), _ROUNDING),
             decimals=config.decimals,
             num_problems=config.num_problems,
         )

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxcomp.experiments.choice import choose, decide_choice
-from jaxcomp.experiments.verdicts import Verdict, decide, p_words, percent
+from jaxcomp.experiments.verdicts import Verdict, decide, p_words, percent, signed
 from jaxcomp.statistics import Interval, crossed_mean, holm
 from jaxcomp.sweep.config import Setting
 from jaxcomp.sweep.methods import METHODS
@@ -60,6 +60,8 @@ class Claim(NamedTuple):
     """Name of the data set, model and label noise."""
     cell: str
     """The compressed cell, chosen on the selection sample."""
+    description: str
+    """The same in words, e.g. `K-means, K = 8`."""
     reference: tuple[str, ...]
     """What it is compared with: the original, or the one or two unpenalised cells at equal bits."""
     reference_weights: tuple[float, ...]
@@ -114,6 +116,50 @@ class Claim(NamedTuple):
     """The result in plain English."""
 
 
+class SmallestNetwork(NamedTuple):
+    """The smallest compressed network whose test loss is as low as the original's.
+
+    As low means: with a temperature for original and compressed network, the 95 % interval of the
+    change stays below the margin. It speaks of the networks at hand. Where the interval does not
+    stay below, `holds` is false, and the candidate is told with its numbers.
+    """
+
+    setting: str
+    """Name of the data set, model and label noise."""
+    cell: str
+    """The candidate, chosen on the selection sample."""
+    description: str
+    """The same in words."""
+    ratio: float
+    """Bits of 32-bit weights over its estimated bits, mean over the networks."""
+    num_candidates: int
+    """Cells the choice was made among."""
+    effect: float
+    """Change of the tempered test loss against the original, nats."""
+    low: float
+    """Lower end of its interval over test examples."""
+    high: float
+    """Upper end."""
+    reference_value: float
+    """The original's tempered test loss, nats."""
+    margin: float
+    """The rise that counts as a loss, as a share of `reference_value`."""
+    holds: bool
+    """Whether the upper end stays below the margin."""
+    accuracy_effect: float
+    """Change of the test accuracy, as a fraction; reported, not tested."""
+    accuracy_low: float
+    """Lower end of its interval."""
+    accuracy_high: float
+    """Upper end."""
+    num_models: int
+    """M; all numbers are means over these networks."""
+    confidence: float
+    """Of the intervals."""
+    sentence: str
+    """The result in plain English."""
+
+
 class CalibrationShare(NamedTuple):
     """How much of the fall of the raw test loss is calibration, for the cell of claim 1."""
 
@@ -133,6 +179,8 @@ class CalibrationShare(NamedTuple):
 
 
 _SEPARATOR = " | "
+# Of the margin: a rise that large on the selection sample leaves room for chance on the test set.
+_TOLERATED = 0.25
 _OPTIONAL_FIELDS = (
     "relative_effect",
     "control",
@@ -172,8 +220,13 @@ class _Cell(NamedTuple):
 
     name: str
     is_about: dict[str, Any]
-    bits: float
+    sizes: NDArray[np.float64]  # (M,) bits
     selection: dict[Quantity, NDArray[np.float64]]  # each (M,)
+
+    @property
+    def bits(self) -> float:
+        """Size, mean over the networks."""
+        return float(self.sizes.mean())
 
 
 class _Candidate(NamedTuple):
@@ -313,6 +366,90 @@ def calibration_share(
     return share._replace(sentence=f"{head}. {share.sentence}")
 
 
+def smallest_without_loss(
+    table: "pd.DataFrame",
+    losses: Callable[[str], CellLosses],
+    *,
+    confidence: float = 0.95,
+    margin: float = 0.03,
+) -> SmallestNetwork | None:
+    """Find the smallest compressed network at no loss, and test it once.
+
+    A test of non-inferiority. The candidate is the smallest cell whose tempered loss on the
+    selection sample, mean over the networks, rises by at most a quarter of the margin (a quarter,
+    so that chance on the test set seldom undoes it); if there is none, the cell that rises least.
+    It is tested once: on the test set the interval of its mean change has to stay below the margin.
+
+    The statement is about the networks at hand. Examples that nothing was chosen on decide it, so
+    the choice needs no allowance; the interval is over examples and says nothing about networks
+    that are yet to be trained, of which the claims speak. It does not enter their correction.
+
+    Args:
+        table: as for `evaluate_claims`.
+        losses: as for `evaluate_claims`.
+        confidence: of the two-sided intervals.
+        margin: the rise that counts as a loss, as a share of the original's tempered loss.
+
+    Returns:
+        The candidate with its test; None if nothing was compressed.
+
+    Raises:
+        ValueError: as for `evaluate_claims`.
+    """
+    setting = _read_table(table)
+    load = _checked_losses(losses, setting.original)
+    candidates = _against_original(setting, "loss_tempered")
+    if not candidates:
+        return None
+    # By size: the first that is good enough is the smallest.
+    candidates.sort(key=lambda candidate: candidate.cell.bits)
+    allowed = _TOLERATED * margin * float(setting.original.selection["loss_tempered"].mean())
+    rises = [c.selection_difference("loss_tempered").mean() for c in candidates]
+    chosen = next(
+        (c for c, rise in zip(candidates, rises, strict=True) if rise <= allowed),
+        candidates[int(np.argmin(rises))],
+    )
+
+    def change(quantity: Quantity) -> Interval:
+        mean = _difference(chosen, quantity, load).mean(axis=0, keepdims=True)
+        return crossed_mean(mean, confidence=confidence)
+
+    interval, accuracy = change("loss_tempered"), change("accuracy")
+    reference_value = float(_matrix(setting.original, "loss_tempered", load).mean())
+    found = SmallestNetwork(
+        setting=setting.name,
+        cell=chosen.cell.name,
+        description=_describe(chosen.cell),
+        ratio=float(np.mean(setting.original.sizes / chosen.cell.sizes)),
+        num_candidates=len(candidates),
+        effect=interval.estimate,
+        low=interval.low,
+        high=interval.high,
+        reference_value=reference_value,
+        margin=margin,
+        holds=interval.high < margin * reference_value,
+        accuracy_effect=accuracy.estimate,
+        accuracy_low=accuracy.low,
+        accuracy_high=accuracy.high,
+        num_models=len(setting.original.sizes),
+        confidence=confidence,
+        sentence="",
+    )
+    return found._replace(sentence=_smallest_sentence(found))
+
+
+def smallest_from_dict(row: Mapping[str, Any]) -> SmallestNetwork:
+    """Rebuild a result of `smallest_without_loss` from its fields.
+
+    Raises:
+        ValueError: if a field is missing.
+    """
+    missing = [name for name in SmallestNetwork._fields if name not in row]
+    if missing:
+        raise ValueError(f"A stored smallest network must have every field, but lacks {missing}.")
+    return SmallestNetwork(**{name: row[name] for name in SmallestNetwork._fields})
+
+
 def claims_table(claims: Sequence[Claim]) -> list[dict[str, Any]]:
     """Return the claims as flat rows of strings, numbers and None, for JSON or CSV.
 
@@ -414,7 +551,7 @@ def _read_cell(name: str, rows: list[int], columns: Mapping[str, NDArray[Any]]) 
         is_about={
             column: columns[column][rows[0]] for column in (*_DESCRIPTION_COLUMNS, _ALLOCATION)
         },
-        bits=float(np.mean(columns["size_bits_estimated"][rows].astype(np.float64))),
+        sizes=columns["size_bits_estimated"][rows].astype(np.float64),
         selection={
             quantity: columns[column][rows].astype(np.float64)
             for quantity, column in _SELECTION_COLUMNS.items()
@@ -491,15 +628,17 @@ def _at_equal_bits(setting: _Setting, quantity: Quantity) -> list[_Candidate]:
         if (c.is_about["method"], c.is_about[_ALLOCATION]) == ("kmeans", "equal")
     ]
     candidates = []
-    curves: dict[str, list[_Cell]] = {}
+    by_size: dict[str, dict[int, _Cell]] = {}
     for cell in cells:
         if not _is_penalised(cell):
-            curve = curves.setdefault(str(cell.is_about["weighting"]), [])
+            curve = by_size.setdefault(str(cell.is_about["weighting"]), {})
             # A penalty of strength 0, in whatever form, is the same quantizer again.
-            if all(c.is_about["num_clusters"] != cell.is_about["num_clusters"] for c in curve):
-                curve.append(cell)
+            curve.setdefault(int(cell.is_about["num_clusters"]), cell)
+    curves = {
+        name: sorted(curve.values(), key=lambda cell: cell.bits) for name, curve in by_size.items()
+    }
     for cell in filter(_is_penalised, cells):
-        curve = sorted(curves.get(str(cell.is_about["weighting"]), []), key=lambda c: c.bits)
+        curve = curves.get(str(cell.is_about["weighting"]), [])
         if curve and math.isfinite(cell.bits):
             candidates.append(_interpolated(cell, curve))
     return _usable(candidates, quantity)
@@ -630,6 +769,7 @@ def _claim(
         statement=question.statement,
         setting=setting.name,
         cell=answer.chosen.cell.name,
+        description=_describe(answer.chosen.cell),
         reference=tuple(cell.name for _, cell in answer.chosen.reference),
         reference_weights=tuple(weight for weight, _ in answer.chosen.reference),
         num_candidates=len(question.candidates),
@@ -672,72 +812,56 @@ def _sentence(
     quantity = question.quantity
     is_accuracy = quantity == "accuracy"
     is_penalty = chosen.reference[0][1].is_about["kind"] != "original"
-    subject = {
-        "loss": "the test loss",
-        "loss_tempered": "the test loss with both networks tempered",
-        "accuracy": "the test accuracy",
-    }[quantity]
-    aim = "rise" if is_accuracy else "fall"
-    opposite = "falls" if is_accuracy else "rises"
-    movement = (
-        f"from {_value(answer.reference_value, quantity)} to {_value(answer.value, quantity)} "
-        f"({_change(interval, quantity, confidence)}"
-        f"{_relative_words(relative, is_accuracy)}, {p_words(p_adjusted)})"
-    )
+    actor = "the diameter penalty" if is_penalty else "compression"
+    subject = "the test accuracy" if is_accuracy else "the test loss"
+    aim, opposite = ("raise", "lowers") if is_accuracy else ("lower", "raises")
+    scale = "the error rate" if is_accuracy else subject
+    found = {
+        "holds": f"{actor} {aim}s {subject}",
+        "opposite": f"{actor} {opposite} {subject}",
+        "no practical difference": f"{actor} changes {scale} by less than {percent(practical)}",
+        "not shown": f"{actor} is not shown to {aim} {subject}",
+    }[verdict]
+    conditions = []
     if is_penalty:
-        movement = (
-            f"{_value(answer.value, quantity)} with the penalty against "
-            f"{_value(answer.reference_value, quantity)} without it at "
-            f"{'the nearest' if chosen.is_outside else 'equal'} bits "
-            f"({_change(interval, quantity, confidence)}"
-            f"{_relative_words(relative, is_accuracy)}, {p_words(p_adjusted)})"
-        )
-        head = {
-            "holds": f"Holds: the diameter penalty lowers {subject}: {movement}",
-            "opposite": f"Fails, the opposite is true: the diameter penalty raises {subject}: "
-            f"{movement}",
-            "no practical difference": f"Fails, no practical difference: the diameter penalty "
-            f"moves {subject} by less than {percent(practical)} of the original's: {movement}",
-            "not shown": f"Not shown: that the diameter penalty lowers {subject}: {movement}",
-        }[verdict]
-    else:
-        head = {
-            "holds": f"Holds: {subject} {aim}s {movement}",
-            "opposite": f"Fails, the opposite is true: {subject} {opposite} {movement}",
-            "no practical difference": f"Fails, no practical difference: {subject} moves by less "
-            f"than {percent(practical)} of the original's "
-            f"{'error rate' if is_accuracy else 'loss'}, {movement}",
-            "not shown": f"Not shown: {subject} does not {aim} beyond doubt, {movement}",
-        }[verdict]
+        conditions.append(f"at {'the nearest' if chosen.is_outside else 'equal'} bits")
+    if quantity == "loss_tempered":
+        conditions.append("with a temperature for both networks")
+    before, after = (_value(v, quantity) for v in (answer.reference_value, answer.value))
+    movement = f"{after} with it, {before} without" if is_penalty else f"from {before} to {after}"
+    head = ", ".join([" and ".join(conditions), found] if conditions else [found])
+    numbers = (
+        f"{_change(interval, quantity, confidence)}"
+        f"{_relative_words(relative, is_accuracy)}, {p_words(p_adjusted)}"
+    )
+    parts = [f"{head[0].upper()}{head[1:]}: {movement} ({numbers})."]
     calibration = answer.calibration
-    parts = [f"{head}."]
     if verdict == "holds" and calibration is not None and calibration.share is not None:
         parts.append(calibration.sentence)
-    return " ".join([*parts, _choice_words(answer, num_claims), *_control_words(answer)])
+    return " ".join([*parts, *_choice_words(answer, num_claims), *_control_words(answer)])
 
 
-def _choice_words(answer: _Answer, num_claims: int) -> str:
+def _choice_words(answer: _Answer, num_claims: int) -> list[str]:
     num_candidates, num_models = len(answer.question.candidates), answer.interval.num_models
-    name = _describe(answer.chosen.cell)
     choice = (
-        f"Cell: {name}, chosen among {num_candidates} on the selection sample"
+        f"chosen among {num_candidates} variants on the selection sample"
         if num_candidates > 1
-        else f"Cell: {name}, the only one"
+        else "the only variant"
     )
+    networks = "this one network" if num_models == 1 else f"{num_models} networks"
+    words = [f"Tested: {_describe(answer.chosen.cell)}, {choice}, on {networks}."]
     if num_models == 1:
-        whom = "this one network, so nothing is said about others"
-    else:
-        whom = f"{num_models} networks"
+        words.append("Nothing is said about other networks.")
     # For one network the choice needs no allowance: other examples made it.
     allowances = ["this choice"] if num_models > 1 and num_candidates > 1 else []
     allowances += [f"{num_claims} claims"] if num_claims > 1 else []
-    correction = f"; p allows for {' and '.join(allowances)}" if allowances else ""
-    outside = (
-        " No cell without the penalty is as small or as large: the nearest stands in."
-        if answer.chosen.is_outside
-        else ""
-    )
-    return f"{choice}; {whom}{correction}.{outside}"
+    if allowances:
+        words.append(f"The p-value allows for {' and '.join(allowances)}.")
+    if answer.chosen.is_outside:
+        words.append(
+            "No variant without the penalty is as small or as large: the nearest stands in."
+        )
+    return words
 
 
 def _control_words(answer: _Answer) -> list[str]:
@@ -745,19 +869,18 @@ def _control_words(answer: _Answer) -> list[str]:
     if interval is None or control is None:
         return []
     quantity = answer.question.quantity
-    better = interval.estimate * _claimed_sign(quantity) > 0
     excludes_zero = interval.low > 0 or interval.high < 0
-    name = _describe(control)
+    subject = f"The best control, which compresses nothing ({_describe(control)}),"
     if not excludes_zero:
         return [
-            f"It cannot be told from the best control, which compresses nothing ({name}): "
-            f"difference {_signed(interval.estimate, quantity)}{_unit(quantity)} "
+            f"{subject} cannot be told apart from it: difference "
+            f"{_signed(interval.estimate, quantity)}{_unit(quantity)} "
             f"({_ends(interval, quantity)})."
         ]
-    verb = "beats" if better else "is beaten by"
+    is_variant_better = interval.estimate * _claimed_sign(quantity) > 0
     low, high = sorted((abs(interval.low), abs(interval.high)))
     return [
-        f"It {verb} the best control, which compresses nothing ({name}), by "
+        f"{subject} is {'worse' if is_variant_better else 'better'} by "
         f"{_amount(abs(interval.estimate), quantity)}{_unit(quantity)} "
         f"({_amount(low, quantity)} to {_amount(high, quantity)})."
     ]
@@ -797,19 +920,45 @@ def _calibration_sentence(raw: Interval, tempered: Interval, share: float | None
     amount = _amount(abs(tempered.estimate), "loss")
     if tempered.low > 0:
         return (
-            f"With both networks tempered it rises by {amount} nats ({_ends(tempered)}): the "
-            "improvement is calibration, and a temperature alone gives more."
+            f"With a temperature for both networks it rises by {amount} nats ({_ends(tempered)}): "
+            "the improvement is calibration, and a temperature alone gives more."
         )
     if tempered.high >= 0:
         return (
-            f"With both networks tempered it changes by {_signed(tempered.estimate, 'loss')} nats "
-            f"({_ends(tempered)}): no improvement beyond calibration is shown."
+            "With a temperature for both networks it changes by "
+            f"{_signed(tempered.estimate, 'loss')} nats ({_ends(tempered)}): no improvement beyond "
+            "calibration is shown."
         )
     part = f"about {percent(share, 2)}" if share > 0 else "none"
     return (
-        f"With both networks tempered it still falls by {amount} nats ({_ends(tempered)}): "
-        f"{part} of the improvement is calibration."
+        f"With a temperature for both networks it still falls by {amount} nats "
+        f"({_ends(tempered)}): {part} of the improvement is calibration."
     )
+
+
+def _smallest_sentence(found: SmallestNetwork) -> str:
+    scale = found.reference_value
+    change, low, high = (100 * v / scale for v in (found.effect, found.low, found.high))
+    numbers = (
+        f"with a temperature for both networks its test loss changes by {signed(change, 1)} % "
+        f"({percent(found.confidence)} interval {signed(low, 1)} to {signed(high, 1)} %)"
+    )
+    accuracy = (
+        f"Its accuracy changes by {_signed(found.accuracy_effect, 'accuracy')} points "
+        f"({_signed(found.accuracy_low, 'accuracy')} to "
+        f"{_signed(found.accuracy_high, 'accuracy')})."
+    )
+    whom = "this network" if found.num_models == 1 else f"these {found.num_models} networks"
+    variant = f"{found.ratio:.1f}x smaller ({found.description})"
+    limit = percent(found.margin)
+    if found.holds:
+        return (
+            f"{variant} at no loss, for {whom}: {numbers}, below the margin of {limit}. {accuracy}"
+        )
+    doubt = f"a loss of {limit} or more is not ruled out"
+    if found.low > found.margin * scale:
+        doubt = f"a loss of more than {limit}"
+    return f"Not shown for any size. Tested: {variant}; {numbers}; {doubt}. {accuracy}"
 
 
 def _describe(cell: _Cell) -> str:
@@ -834,7 +983,7 @@ def _describe(cell: _Cell) -> str:
         "uniform": f"uniform quantization, K = {clusters}",
         "round_to_nearest": f"rounding to {parameter:g} bits",
         "magnitude_pruning": f"magnitude pruning, sparsity {parameter:g}",
-        "temperature": "the original with a temperature",
+        "temperature": "one temperature",
         "last_layer_scaled": f"the last layer's weights times {parameter:g}",
         "weights_clipped": f"weights clipped at quantile {parameter:g}",
         "gaussian_noise": f"Gaussian noise as large as the error of K-means, K = {clusters}",
@@ -867,7 +1016,7 @@ def _value(value: float, quantity: Quantity) -> str:
 
 
 def _signed(difference: float, quantity: Quantity) -> str:
-    return f"{100 * difference:+.2f}" if quantity == "accuracy" else f"{difference:+.4f}"
+    return signed(100 * difference, 2) if quantity == "accuracy" else signed(difference, 4)
 
 
 def _amount(difference: float, quantity: Quantity) -> str:

@@ -6,7 +6,7 @@ computed from the logits. What is fitted by looking at data (a temperature, and 
 that a claim speaks of) is fitted on the selection part only.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from jaxcomp.bounds import mutual_information_bound
 from jaxcomp.calibration import fit_temperature
 from jaxcomp.experiments.samples import Examples
 from jaxcomp.paths import leaves_by_path, replace_leaves
+from jaxcomp.rate import compression_ratio
 from jaxcomp.rate_distortion import LayerCurve
 from jaxcomp.sweep.cells import Cell
 from jaxcomp.sweep.claims import CellLosses
@@ -39,6 +40,10 @@ FLOAT_BITS = 32
 LN2 = float(np.log(2.0))
 
 
+def _as_they_are(params: Params) -> Params:
+    return params
+
+
 class Parts(NamedTuple):
     """Three disjoint parts: what was learned, what choices are made on, and one look."""
 
@@ -54,13 +59,16 @@ class Subject:
     Attributes:
         predict_fn: `(params, inputs) -> logits`, evaluation mode, hashable.
         params: all of its arrays.
-        layers: paths of the leaves to compress.
+        layers: names of the layers to compress: paths of leaves, or of a leaf that is a stack of
+            layers those of its layers, `path[0]` and so on.
         early_stopped: arrays of the same network stopped early, if known.
         last_layer: path of the layer that makes the logits, if known.
         refresh_fn: `(params, inputs) -> params`, re-estimates batch statistics after a
             change of the weights; None to keep them.
         model_seed: which of several networks this is.
         num_distinct: distinct training examples (draws with replacement repeat some).
+        stacks: leaves that are stacks of layers: path, and the axis of the layers.
+        as_given: `params -> params`, puts arrays back into the tree that was handed in.
     """
 
     predict_fn: PredictFn
@@ -71,11 +79,48 @@ class Subject:
     refresh_fn: Callable[[Params, Any], Params] | None = None
     model_seed: int = 0
     num_distinct: int | None = None
+    stacks: tuple[tuple[str, int], ...] = ()
+    as_given: Callable[..., Params] = _as_they_are
 
     def weights(self) -> Layers:
-        """The layers to compress, by path."""
-        leaves = leaves_by_path(self.params)
-        return {path: jnp.asarray(leaves[path]) for path in self.layers}
+        """The layers to compress, by name."""
+        return self.layers_of(leaves_by_path(self.params))
+
+    @cached_property
+    def paths(self) -> tuple[str, ...]:
+        """Paths of the leaves that hold the layers."""
+        inside = {name: path for path, axis in self.stacks for name in self._names(path, axis)}
+        return tuple(dict.fromkeys(inside.get(name, name) for name in self.layers))
+
+    def layers_of(self, leaves: Mapping[str, Any]) -> Layers:
+        """Return the layers, by name, of leaves by path (weights, or what is shaped like them)."""
+        axes = dict(self.stacks)
+        layers = {}
+        for path in self.paths:
+            leaf = jnp.asarray(leaves[path])
+            if path in axes:
+                names = self._names(path, axes[path])
+                layers |= dict(zip(names, jnp.moveaxis(leaf, axes[path], 0), strict=True))
+            else:
+                layers[path] = leaf
+        return layers
+
+    def leaves_of(self, layers: Layers) -> dict[str, Array]:
+        """Undo `layers_of`."""
+        axes = dict(self.stacks)
+        return {
+            path: jnp.stack([layers[name] for name in self._names(path, axes[path])], axes[path])
+            if path in axes
+            else layers[path]
+            for path in self.paths
+        }
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {path: jnp.shape(leaf) for path, leaf in leaves_by_path(self.params).items()}
+
+    def _names(self, path: str, axis: int) -> list[str]:
+        return [f"{path}[{number}]" for number in range(self._shapes[path][axis])]
 
 
 class Network(NamedTuple):
@@ -254,9 +299,10 @@ class Scorer:
             "codebook_bits": codebook,
             "size_bits_estimated": size_bits,
             "description_bits": description,
-            "ratio_estimated": original_bits / size_bits,
-            "ratio_with_biases": (original_bits + FLOAT_BITS * biases)
-            / (size_bits + FLOAT_BITS * biases),
+            "ratio_estimated": compression_ratio(original_bits, size_bits),
+            "ratio_with_biases": compression_ratio(
+                original_bits + FLOAT_BITS * biases, size_bits + FLOAT_BITS * biases
+            ),
             "zero_one_bound": float(bound),
             "num_used": changed.num_used,
             "num_empty": changed.num_empty,
@@ -274,11 +320,11 @@ def change(network: Network, cell: Cell) -> tuple[Params, Compressed]:
     weights = subject.weights()
     changed = compress(weights, cell, codebooks, key=key, last_layer=subject.last_layer)
     if cell.method != "early_stopping":
-        return replace_leaves(subject.params, changed.layers), changed
+        return replace_leaves(subject.params, subject.leaves_of(changed.layers)), changed
     if subject.early_stopped is None:
         raise ValueError("this network has no early-stopped version; choose another cell.")
     leaves = leaves_by_path(subject.early_stopped)
-    return subject.early_stopped, changed._replace(layers={p: leaves[p] for p in weights})
+    return subject.early_stopped, changed._replace(layers=subject.layers_of(leaves))
 
 
 def stack_losses(per_model: Sequence[CellLosses]) -> CellLosses:

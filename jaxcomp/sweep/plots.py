@@ -1,4 +1,7 @@
-"""Pictures of a sweep: every quantity against the compression ratio, the bound, the prediction."""
+"""Pictures of a sweep in detail: every quantity against the ratio, the bound, the prediction.
+
+The first picture, which says in two panels what was found, is in `jaxcomp.sweep.overview`.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -13,8 +16,10 @@ from matplotlib.ticker import LogLocator
 
 from jaxcomp import drawing, storage
 from jaxcomp.drawing import GREY, INK, SMALL, UNIFORM_COLOUR, Entry, Style, remark, sample
-from jaxcomp.sweep.claims import Claim
+from jaxcomp.experiments.verdicts import signed
+from jaxcomp.sweep.claims import Claim, SmallestNetwork
 from jaxcomp.sweep.methods import METHODS, method_label
+from jaxcomp.sweep.overview import overview_figure
 from jaxcomp.sweep.summary import (
     BASELINE_NAMES,
     CONTROL_NAMES,
@@ -27,12 +32,13 @@ from jaxcomp.sweep.summary import (
     claims_of,
     criterion_of,
     curves_by_weighting,
+    one_setting,
     picture_name,
     summarize,
 )
 from jaxcomp.sweep.weighting import WEIGHTINGS, weighting_name
 
-__all__ = ["plot_bound", "plot_limit", "plot_predicted_rise", "plot_sweep", "save_figures"]
+__all__ = ["plot_bound", "plot_details", "plot_limit", "plot_predicted_rise", "save_figures"]
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -101,7 +107,7 @@ class _Frame:
         self.summary = summary
         self.curves = curves
         self.styles = _styles(curves)
-        self.ratio_low, self.ratio_high = _ratio_range(summary)
+        self.ratio_low, self.ratio_high = summary.ratio_range
 
     def lines(self) -> list[tuple[Sequence[CellSummary], Style]]:
         """Everything drawn as a curve over K: cells and how they look."""
@@ -137,7 +143,7 @@ class _Frame:
         return self.ratio_low <= cell.ratio <= self.ratio_high
 
 
-def plot_sweep(table: pd.DataFrame, *, claims: Sequence[Claim] | None = None) -> Figure:
+def plot_details(table: pd.DataFrame, *, claims: Sequence[Claim] | None = None) -> Figure:
     """Draw six quantities of one setting against the compression ratio.
 
     Training loss, test loss raw and tempered, generalization gap, accuracy, calibration error,
@@ -160,7 +166,7 @@ def plot_sweep(table: pd.DataFrame, *, claims: Sequence[Claim] | None = None) ->
     Raises:
         ValueError: if the table has several settings or none, lacks columns or the originals.
     """
-    return _sweep_figure(_one_setting(table), claims or ())
+    return _details_figure(one_setting(table), claims or ())
 
 
 def plot_bound(table: pd.DataFrame) -> Figure:
@@ -177,12 +183,12 @@ def plot_bound(table: pd.DataFrame) -> Figure:
         A figure of 8 by 5.4 inches.
 
     Raises:
-        ValueError: as `plot_sweep`, or if no bound is finite.
+        ValueError: as `plot_details`, or if no bound is finite.
 
     Source: Xu and Raginsky (2017), theorem 1, with sub-Gaussian scale 1/2 and the length of a
         prefix code in place of the information.
     """
-    summary = _one_setting(table)
+    summary = one_setting(table)
     _require(summary, BOUND_COLUMNS)
     if not _has_bound(summary):
         raise ValueError("no cell of the table has a finite zero_one_bound: nothing to draw.")
@@ -202,9 +208,9 @@ def plot_predicted_rise(table: pd.DataFrame) -> Figure:
         A figure of 6.2 by 6.2 inches.
 
     Raises:
-        ValueError: as `plot_sweep`, or if no cell has a positive prediction and rise.
+        ValueError: as `plot_details`, or if no cell has a positive prediction and rise.
     """
-    summary = _one_setting(table)
+    summary = one_setting(table)
     _require(summary, RISE_COLUMNS)
     if not _has_rise(summary):
         raise ValueError(
@@ -228,9 +234,9 @@ def plot_limit(table: pd.DataFrame) -> Figure:
         A figure of 10.5 by 5.4 inches.
 
     Raises:
-        ValueError: as `plot_sweep`, or if no cell has a limit.
+        ValueError: as `plot_details`, or if no cell has a limit.
     """
-    summary = _one_setting(table)
+    summary = one_setting(table)
     _require(summary, LIMIT_COLUMNS)
     if not _has_limit(summary):
         raise ValueError("no compressed cell of the table has a limit: nothing to draw.")
@@ -243,18 +249,20 @@ def save_figures(
     *,
     formats: Sequence[str] = FORMATS,
     claims: Sequence[Claim] | None = None,
+    smallest: Sequence[SmallestNetwork] = (),
 ) -> list[Path]:
     """Draw all pictures of all settings and write them; the same table gives the same bytes.
 
-    The files are `sweep`, `bound`, `predicted-rise` and `limit`, followed by the setting's name if
-    the table has several. A picture that the table has no numbers for (no bound, no prediction) is
-    left out.
+    The files are `sweep`, `sweep-details`, `bound`, `predicted-rise` and `limit`, followed by the
+    setting's name if the table has several. A picture that the table has no numbers for (no bound,
+    no prediction) is left out.
 
     Args:
         table: as `SweepResult.table`.
         directory: where to; it must exist.
         formats: of png, svg, pdf.
         claims: of all settings, to mark in the pictures.
+        smallest: of all settings, likewise.
 
     Returns:
         The files, in the order written.
@@ -270,7 +278,8 @@ def save_figures(
     files: list[Path] = []
     for summary in summaries:
         members = claims_of(claims, summary.name, len(summaries))
-        for stem, figure in _figures(summary, members):
+        own = next((found for found in smallest if found.setting == summary.name), None)
+        for stem, figure in _figures(summary, members, own):
             drawing.freeze_layout(figure)
             for form in formats:
                 file = f"{picture_name(stem, summary.name, len(summaries))}.{form}"
@@ -279,8 +288,11 @@ def save_figures(
     return files
 
 
-def _figures(summary: Summary, claims: Sequence[Claim]) -> Iterator[tuple[str, Figure]]:
-    yield "sweep", _sweep_figure(summary, claims)
+def _figures(
+    summary: Summary, claims: Sequence[Claim], smallest: SmallestNetwork | None
+) -> Iterator[tuple[str, Figure]]:
+    yield "sweep", overview_figure(summary, claims, smallest)
+    yield "sweep-details", _details_figure(summary, claims)
     if summary.columns.issuperset(BOUND_COLUMNS) and _has_bound(summary):
         yield "bound", _bound_figure(summary)
     if summary.columns.issuperset(RISE_COLUMNS) and _has_rise(summary):
@@ -289,7 +301,7 @@ def _figures(summary: Summary, claims: Sequence[Claim]) -> Iterator[tuple[str, F
         yield "limit", _limit_figure(summary)
 
 
-def _sweep_figure(summary: Summary, claims: Sequence[Claim]) -> Figure:
+def _details_figure(summary: Summary, claims: Sequence[Claim]) -> Figure:
     frame = _Frame(summary, summary.main_curves({claim.cell for claim in claims}))
     explanation = (
         "Grey lines: controls, which compress nothing. What is called best, and every temperature, "
@@ -371,7 +383,7 @@ def _bound_figure(summary: Summary) -> Figure:
     num_below = int(np.sum(gaps < bottom))
     if num_below:
         drawing.edge_note(
-            axis, f"{_cells(num_below)} with a measured gap below {bottom:g}", at_top=False
+            axis, f"{_variants(num_below)} with a measured gap below {bottom:g}", at_top=False
         )
     drawing.plain_log_axis(axis)
     axis.yaxis.set_major_locator(LogLocator(numticks=12))
@@ -438,7 +450,7 @@ def _rise_figure(summary: Summary) -> Figure:
         y="measured rise of the training loss [nats]",
     )
     if num_left_out := len(compressed) - len(usable):
-        others.append(remark(f"{_cells(num_left_out)} without a rise left out"))
+        others.append(remark(f"{_variants(num_left_out)} without a rise left out"))
     groups = [("K-means", weighted), ("Other quantizers", others)]
     drawing.legend_below(figure, [group for group in groups if group[1]])
     return figure
@@ -498,7 +510,7 @@ def _limit_figure(summary: Summary) -> Figure:
         sample("Shannon bound", INK, dashes=DOTTED),
     ]
     if num_left_out := len(summary.of("compressed")) - len(shown):
-        references.append(remark(f"{_cells(num_left_out)} not shown"))
+        references.append(remark(f"{_variants(num_left_out)} not shown"))
     half = -(-len(groups) // 2)
     columns = (
         [("Quantizers", groups)]
@@ -517,16 +529,6 @@ def _has_limits(cell: CellSummary) -> bool:
     return cell.mean("predicted_rise_nats") > 0 and not math.isnan(
         cell.mean("excess_bits_per_weight")
     )
-
-
-def _one_setting(table: pd.DataFrame) -> Summary:
-    summaries = summarize(table)
-    if len(summaries) != 1:
-        raise ValueError(
-            f"a picture shows one setting, the table has {[s.name for s in summaries]}: "
-            "filter its rows first, or use save_figures."
-        )
-    return summaries[0]
 
 
 def _require(summary: Summary, columns: Sequence[str]) -> None:
@@ -550,33 +552,6 @@ def _is_positive_rise(cell: CellSummary) -> bool:
 
 def _means(cells: Sequence[CellSummary], column: str) -> np.ndarray:
     return np.array([cell.mean(column) for cell in cells], dtype=float)
-
-
-def _ratio_range(summary: Summary) -> tuple[float, float]:
-    """Range of ratios shown: that of all curves without a penalty, from integers upwards.
-
-    A strong penalty can merge all centroids of a layer: the ratio is then in the thousands and
-    the network knows nothing, which would squeeze everything else together. So would K = 1.
-    """
-    cells = [
-        cell
-        for cell in summary.of("compressed")
-        if cell.method != "magnitude_pruning" and cell.num_clusters != 1 and cell.ratio > 0
-    ]
-    # An entropy coder alone can spend next to nothing.
-    plain = [
-        cell.ratio
-        for cell in cells
-        if cell.diameter_penalty == 0 and cell.method != "entropy_constrained"
-    ]
-    ratios = [cell.ratio for cell in cells]
-    if not ratios:
-        return 0.9, 10.0
-    highest = max(plain or ratios)
-    low, high = min(ratios), max(ratio for ratio in ratios if ratio < 1.5 * highest)
-    # At least a factor of two and a half, so that some ticks are in sight.
-    margin = max(1.12, math.sqrt(2.5 * low / high))
-    return low / margin, high * margin
 
 
 def _styles(curves: Sequence[Curve]) -> dict[tuple[str, str, float], Style]:
@@ -789,12 +764,12 @@ def _mark_beyond(axis: Axes, frame: _Frame, panel: Panel, low: float, high: floa
             most = f"{panel.factor * extreme(found):.3g} {panel.unit}".replace(
                 "-", "\N{MINUS SIGN}"
             )
-            text = f"{_cells(len(found))} {word}, to {most}"
+            text = f"{_variants(len(found))} {word}, to {most}"
             drawing.edge_note(axis, text, at_top=word == "above")
 
 
-def _cells(count: int) -> str:
-    return "1 cell" if count == 1 else f"{count} cells"
+def _variants(count: int) -> str:
+    return "1 variant" if count == 1 else f"{count} variants"
 
 
 def _original_line(panel: Panel, summary: Summary) -> str:
@@ -812,10 +787,10 @@ def _verdict_line(panel: Panel, claims: Sequence[Claim]) -> str:
         if claim.quantity == panel.quantity and not claim.name.startswith("penalty"):
             factor, digits = (100.0, 2) if claim.quantity == "accuracy" else (1.0, 4)
             effect, low, high = (
-                f"{factor * value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+                signed(factor * value, digits).replace("-", "\N{MINUS SIGN}")
                 for value in (claim.effect, claim.low, claim.high)
             )
-            aim = "rises" if claim.quantity == "accuracy" else "falls"
+            aim = "higher" if claim.quantity == "accuracy" else "lower"
             return f"{aim}: {claim.verdict}, {effect} [{low}, {high}]"
     return ""
 
@@ -902,9 +877,9 @@ def _legend_groups(frame: _Frame, *, has_claims: bool) -> list[tuple[str, list[E
         (int(np.sum(ratios > frame.ratio_high)), "right"),
     ):
         if num_outside:
-            others.append(remark(f"{_cells(num_outside)} {where} of the axis"))
+            others.append(remark(f"{_variants(num_outside)} {where} of the axis"))
     if has_claims:
-        star = sample("cell that a claim is about", drawing.STAR, marker="*")
+        star = sample("variant that a claim is about", drawing.STAR, marker="*")
         star.handle.set(markersize=11, markeredgecolor=INK)
         others.append(star)
     if others:

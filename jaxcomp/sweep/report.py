@@ -1,8 +1,10 @@
 """The report of a sweep in words: in the terminal, and as Markdown.
 
-One compact table for every setting (the whole one is in `table.csv`), then the claims with their
-verdicts, then where the files are. Losses and gaps in nats per example, accuracy and expected
-calibration error in per cent; mean over networks, plus or minus their standard deviation.
+Four lines first: what was compressed, the smallest size at no loss, whether anything generalises
+better, what calibration alone gives. Then one compact table for every setting (the whole one is
+in `table.csv`), the claims with their verdicts, and where the files are. Losses and gaps in nats
+per example, accuracy and expected calibration error in per cent; mean over networks, plus or minus
+their standard deviation.
 """
 
 import math
@@ -17,14 +19,18 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxcomp.experiments.reporting import (
+    Labelled,
     Told,
     markdown_claims,
+    markdown_labelled,
     markdown_table,
     print_claims,
     print_files,
+    print_labelled,
     print_text,
 )
-from jaxcomp.sweep.claims import Claim
+from jaxcomp.sweep.claims import Claim, SmallestNetwork
+from jaxcomp.sweep.headline import headline
 from jaxcomp.sweep.summary import (
     BASELINE_NAMES,
     CONTROL_NAMES,
@@ -38,16 +44,16 @@ from jaxcomp.sweep.summary import (
 )
 from jaxcomp.sweep.weighting import weighting_name
 
-__all__ = ["print_report", "report_markdown"]
+__all__ = ["headlines", "print_report", "report_markdown"]
 
 LEGEND = (
-    "Compression often lowers the raw test loss of an over-confident network by shrinking its "
-    "logits: calibration, which one temperature gives without compressing anything.",
-    "So compare with the original: a lower tempered loss or a higher accuracy is a better network; "
-    "a lower raw loss alone is not.",
+    "Compressing an over-confident network often lowers its raw test loss, because it shrinks the "
+    "logits. That is calibration: one softmax temperature gives it without compressing anything. "
+    "Tempered: with the best temperature for each network. A lower tempered loss or a higher "
+    "accuracy is a better network; a lower raw loss alone is not."
 )
 FIXED_CLUSTERS = (2, 4, 8, 16, 32)
-_HOW = "the cells were chosen on the selection sample, the test set was looked at once"
+_HOW = "variants were chosen on the selection sample, the test set was looked at once"
 
 
 class Column(NamedTuple):
@@ -113,18 +119,40 @@ class Section(NamedTuple):
     lines: list[Line]
 
 
-def print_report(
-    table: pd.DataFrame,
-    claims: Sequence[Claim] | None,
-    *,
-    console: Console,
-    directory: Path | str | None = None,
-) -> None:
-    """Print what a sweep found: numbers, claims, files.
+def headlines(
+    table: pd.DataFrame, claims: Sequence[Claim] | None, smallest: Sequence[SmallestNetwork]
+) -> list[Labelled]:
+    """The four lines of every setting, see `jaxcomp.sweep.headline`.
 
     Args:
         table: as `SweepResult.table`, of one setting or several.
         claims: as `SweepResult.claims`; empty or None if none were made.
+        smallest: as `SweepResult.smallest`.
+
+    Raises:
+        ValueError: if the table lacks columns or the originals.
+    """
+    summaries = summarize(table)
+    return [
+        _headline(summary, claims_of(claims, summary.name, len(summaries)), smallest)
+        for summary in summaries
+    ]
+
+
+def print_report(
+    table: pd.DataFrame,
+    claims: Sequence[Claim] | None,
+    smallest: Sequence[SmallestNetwork] = (),
+    *,
+    console: Console,
+    directory: Path | str | None = None,
+) -> None:
+    """Print what a sweep found: four lines for each setting, then numbers, claims, files.
+
+    Args:
+        table: as `SweepResult.table`, of one setting or several.
+        claims: as `SweepResult.claims`; empty or None if none were made.
+        smallest: as `SweepResult.smallest`.
         console: where to; the table takes 112 columns and drops deviations below that.
         directory: of the result's files, which are then listed.
 
@@ -132,18 +160,21 @@ def print_report(
         ValueError: if the table lacks columns or the originals.
     """
     summaries = summarize(table)
-    for line in LEGEND:
-        print_text(console, Text(line, style="italic"))
-    told: list[Claim] = []
-    for summary in summaries:
+    members = [claims_of(claims, summary.name, len(summaries)) for summary in summaries]
+    for number, (summary, found) in enumerate(zip(summaries, members, strict=True)):
+        if number:
+            console.print()
+        print_labelled(console, _headline(summary, found, smallest))
+    console.print()
+    print_text(console, Text(LEGEND, style="italic"))
+    for summary, found in zip(summaries, members, strict=True):
         console.print()
         title = Text(summary.description, style="bold")
         console.print(Rule(title, align="left", characters=_dash(console)))
         _print_table(console, summary)
         _print_limits(console, summary)
-        members = claims_of(claims, summary.name, len(summaries))
-        told += members
-        print_claims(console, _told(members), _HOW)
+        print_claims(console, _told(found), _HOW)
+    told = [claim for found in members for claim in found]
     rest = [claim for claim in claims or () if claim not in told]
     if rest:
         console.print(Text("\nother claims", style="bold"))
@@ -153,13 +184,18 @@ def print_report(
 
 
 def report_markdown(
-    table: pd.DataFrame, claims: Sequence[Claim] | None, *, with_pictures: bool = False
+    table: pd.DataFrame,
+    claims: Sequence[Claim] | None,
+    smallest: Sequence[SmallestNetwork] = (),
+    *,
+    with_pictures: bool = False,
 ) -> str:
     """Return the same report as Markdown.
 
     Args:
         table: as `SweepResult.table`, of one setting or several.
         claims: as `SweepResult.claims`; empty or None if none were made.
+        smallest: as `SweepResult.smallest`.
         with_pictures: whether to show the PNG files that `save_figures` writes beside it.
 
     Returns:
@@ -169,16 +205,19 @@ def report_markdown(
         ValueError: if the table lacks columns or the originals.
     """
     summaries = summarize(table)
-    parts = ["# Rate sweep", *LEGEND]
+    parts = ["# Rate sweep"]
     told: list[Claim] = []
     for summary in summaries:
-        parts.append(f"## {summary.description}")
-        if with_pictures:
-            file = picture_name("sweep", summary.name, len(summaries))
-            parts.append(f"![every quantity against the compression ratio]({file}.png)")
         members = claims_of(claims, summary.name, len(summaries))
         told += members
-        parts += ["### Claims", markdown_claims(_told(members))]
+        parts.append(f"## {summary.description}")
+        parts.append(markdown_labelled(_headline(summary, members, smallest)))
+        if with_pictures:
+            pictures = ("sweep", "the test loss"), ("sweep-details", "every quantity")
+            for stem, shown in pictures:
+                file = picture_name(stem, summary.name, len(summaries))
+                parts.append(f"![{shown} against the compression ratio]({file}.png)")
+        parts += ["### Claims", LEGEND, markdown_claims(_told(members))]
         parts += ["### Numbers", _numbers_note(summary, "±"), _markdown_table(summary)]
         lines = _limit_lines(summary)
         if lines:
@@ -191,6 +230,13 @@ def report_markdown(
     if rest:
         parts += ["## Other claims", markdown_claims(_told(rest))]
     return "\n\n".join(parts) + "\n"
+
+
+def _headline(
+    summary: Summary, claims: Sequence[Claim], smallest: Sequence[SmallestNetwork]
+) -> Labelled:
+    own = next((found for found in smallest if found.setting == summary.name), None)
+    return headline(summary, claims, own).labelled()
 
 
 def _sections(summary: Summary) -> list[Section]:

@@ -8,30 +8,45 @@ A run directory holds, each file written whole or not at all::
     codebooks/*.npz          every codebook of every network
     table.csv, .parquet      one row per cell and network
     claims.json, report.md   what holds and what does not
-    *.png, *.svg, *.pdf      pictures
+    *.png, *.svg, *.pdf      pictures: `sweep` first, every quantity in `sweep-details`
 """
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from jaxcomp import storage
-from jaxcomp.experiments.directory import RunDirectory, read_manifest, read_table, write_table
+from jaxcomp.drawing import own_look
+from jaxcomp.experiments.directory import RunDirectory, loading, read_table, seal, write_table
+from jaxcomp.experiments.reporting import brief
 from jaxcomp.paths import leaves_by_path
+from jaxcomp.reproducibility import key_from_plain, key_to_plain, with_transfers
 from jaxcomp.sweep import plots
 from jaxcomp.sweep.cells import Cell
-from jaxcomp.sweep.claims import Claim, claim_from_dict, claims_table
+from jaxcomp.sweep.claims import (
+    Claim,
+    SmallestNetwork,
+    claim_from_dict,
+    claims_table,
+    smallest_from_dict,
+)
 from jaxcomp.sweep.codebooks import Codebooks
 from jaxcomp.sweep.engine import Network, Subject, change
-from jaxcomp.sweep.report import report_markdown
+from jaxcomp.sweep.overview import plot_sweep
+from jaxcomp.sweep.report import headlines, report_markdown
 from jaxcomp.sweep.summary import cell_means, rows_where
+from jaxcomp.tree_files import (
+    array_of_dtype,
+    describe_tree,
+    dtype_name,
+    plain_array,
+    rebuild_tree,
+)
 from jaxcomp.types import Params
 
 
@@ -87,16 +102,18 @@ class SweepDirectory(RunDirectory):
                 "setting": setting,
                 "model_seed": subject.model_seed,
                 "layers": list(subject.layers),
+                "stacks": [list(stack) for stack in subject.stacks],
+                "structure": describe_tree(subject.as_given(subject.params)),
                 "last_layer": subject.last_layer,
                 "refreshed": subject.refresh_fn is not None,
-                "key": np.asarray(jax.random.key_data(network.key)).tolist(),
-                "dtypes": {place: str(leaf.dtype) for place, leaf in leaves.items()},
+                "key": key_to_plain(network.key),
+                "dtypes": {place: dtype_name(leaf) for place, leaf in leaves.items()},
             },
         )
         storage.save_arrays(self.path / "codebooks" / f"{name}.npz", *network.codebooks.to_arrays())
 
 
-@dataclass
+@dataclass(repr=False)
 class SweepResult:
     """Table, claims and networks of a sweep.
 
@@ -107,6 +124,7 @@ class SweepResult:
         claims: what the sweep shows, for every setting.
         calibration: for every setting, which part of the fall of the raw loss one temperature
             would have given, in a sentence.
+        smallest: for every setting, the smallest compressed network at no loss, with its test.
         manifest: settings, versions, device, times.
         sensitivity: one layer compressed at a time, if that was asked for.
         directory: where the files are, if they were written.
@@ -115,10 +133,21 @@ class SweepResult:
     table: pd.DataFrame
     claims: list[Claim]
     calibration: list[str]
+    smallest: list[SmallestNetwork]
     manifest: dict[str, Any]
     sensitivity: pd.DataFrame = field(default_factory=pd.DataFrame)
     directory: Path | None = None
-    _networks: dict[tuple[str, int], Network] = field(default_factory=dict, repr=False)
+    _networks: dict[tuple[str, int], Network] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """What was found, in five lines at most; the numbers are in `report()` and `table`."""
+        try:
+            found = headlines(self.table, self.claims, self.smallest)
+        except ValueError:
+            return f"SweepResult with a table of {len(self.table)} rows"
+        files = "" if self.directory is None else f", files in {self.directory}"
+        see = f".report(), .plot(), .table ({len(self.table)} rows), .claims ({len(self.claims)})"
+        return brief("SweepResult", found, see + files)
 
     def best(
         self,
@@ -155,8 +184,14 @@ class SweepResult:
         score = reached[criterion].to_numpy(float)
         return reached.iloc[score.argmax() if criterion.endswith("accuracy") else score.argmin()]
 
+    @with_transfers
     def params(
-        self, cell: str | pd.Series, *, model_seed: int = 0, setting: str | None = None
+        self,
+        cell: str | pd.Series,
+        *,
+        model_seed: int = 0,
+        setting: str | None = None,
+        like: Params | None = None,
     ) -> Params:
         """Return the parameters of one network after one cell.
 
@@ -164,13 +199,18 @@ class SweepResult:
             cell: id of the cell, as in the table's column `cell` (or a row of `best`).
             model_seed: which network.
             setting: name of the setting, if the sweep has several.
+            like: for a loaded result, a tree of the structure that was compressed, such as the
+                parameters of a new model. Without it, dicts, lists and tuples come back as they
+                were, and what JAX knows by other types (named tuples, modules, states of Flax) as
+                nested dicts.
 
         Returns:
-            A pytree like the network's own parameters; from a loaded result, nested dicts.
+            A pytree like the network's own parameters.
 
         Raises:
-            ValueError: on an unknown cell or network, or where batch statistics were
-                re-estimated and the process that did so is gone.
+            ValueError: on an unknown cell or network, where batch statistics were re-estimated
+                and the process that did so is gone, or if a loaded tree had functions among its
+                leaves and `like` is not given.
         """
         if isinstance(cell, pd.Series):
             cell = str(cell["cell"])
@@ -189,14 +229,28 @@ class SweepResult:
                 "refresh_fn to the parameters of a sweep without it."
             )
         params, _ = change(network, asked)
-        return params
+        if like is not None:
+            return rebuild_tree(None, leaves_by_path(params), like=like)
+        return network.subject.as_given(params)
 
+    @own_look()
     def plot(self, setting: str | None = None) -> Figure:
-        """Draw every quantity against the compression ratio, for one setting."""
-        name = self._setting(setting)
-        claims = [claim for claim in self.claims if claim.setting == name]
-        return plots.plot_sweep(rows_where(self.table, setting=name), claims=claims)
+        """Draw the test loss, raw and tempered, against the compression ratio, for one setting."""
+        rows, claims, name = self._of(setting)
+        smallest = next((found for found in self.smallest if found.setting == name), None)
+        return plot_sweep(rows, claims=claims, smallest=smallest)
 
+    @own_look()
+    def plot_details(self, setting: str | None = None) -> Figure:
+        """Draw every quantity and every method against the ratio, for one setting."""
+        rows, claims, _ = self._of(setting)
+        return plots.plot_details(rows, claims=claims)
+
+    def report(self, *, with_pictures: bool = False) -> str:
+        """What was found, the numbers and the claims, as Markdown."""
+        return report_markdown(self.table, self.claims, self.smallest, with_pictures=with_pictures)
+
+    @own_look()
     def save(self, directory: Path | str | None = None) -> list[Path]:
         """Write tables, claims, report and pictures; return the files."""
         folder = Path(directory) if directory is not None else self.directory
@@ -204,20 +258,31 @@ class SweepResult:
             raise ValueError("name a directory: this sweep was run without one.")
         storage.ensure_writable_directory(folder)
         files = write_table(self.table, folder)
+        is_read = [files[-1], folder / "claims.json"]
         if not self.sensitivity.empty:
             files.append(folder / "sensitivity.csv")
+            is_read.append(files[-1])
             storage.write_bytes_atomic(files[-1], self.sensitivity.to_csv(index=False).encode())
         claims = folder / "claims.json"
         storage.write_json(
-            claims, {"claims": claims_table(self.claims), "calibration": self.calibration}
+            claims,
+            {
+                "claims": claims_table(self.claims),
+                "calibration": self.calibration,
+                "smallest": [found._asdict() for found in self.smallest],
+            },
         )
+        if folder == self.directory:
+            seal(self.manifest, folder, is_read)
         report = folder / "report.md"
-        storage.write_bytes_atomic(
-            report, report_markdown(self.table, self.claims, with_pictures=True).encode()
+        storage.write_bytes_atomic(report, self.report(with_pictures=True).encode())
+        pictures = plots.save_figures(
+            self.table, folder, claims=self.claims, smallest=self.smallest
         )
-        return [*files, claims, report, *plots.save_figures(self.table, folder, claims=self.claims)]
+        return [*files, claims, report, *pictures]
 
     @classmethod
+    @with_transfers
     def load(cls, directory: Path | str) -> "SweepResult":
         """Read a finished run back.
 
@@ -225,27 +290,26 @@ class SweepResult:
             ValueError: if the directory holds no finished run or a file is damaged.
         """
         folder = Path(directory)
-        manifest = read_manifest(folder, "sweep", finished=True)
-        told = storage.read_json(folder / "claims.json")
-        if not isinstance(told, dict) or not {"claims", "calibration"} <= set(told):
-            raise ValueError(f"cannot read {folder / 'claims.json'}: run the sweep again.")
-        networks = {}
-        for file in sorted((folder / "networks").glob("*.npz")):
-            network, setting = _read_network(file, folder / "codebooks" / file.name)
-            networks[setting, network.subject.model_seed] = network
-        table = read_table(folder / "table.parquet", "sweep")
-        if set(zip(table["setting"], table["model_seed"], strict=True)) - set(networks):
-            raise ValueError(f"{folder} lacks networks of its table: run the sweep again.")
-        sensitivity = folder / "sensitivity.csv"
-        return cls(
-            table=table,
-            claims=[claim_from_dict(claim) for claim in told["claims"]],
-            calibration=list(told["calibration"]),
-            manifest=manifest,
-            sensitivity=pd.read_csv(sensitivity) if sensitivity.exists() else pd.DataFrame(),
-            directory=folder,
-            _networks=networks,
-        )
+        with loading(folder, SweepDirectory.noun) as manifest:
+            told = storage.read_json(folder / "claims.json")
+            networks = {}
+            for file in sorted((folder / "networks").glob("*.npz")):
+                network, setting = _read_network(file, folder / "codebooks" / file.name)
+                networks[setting, network.subject.model_seed] = network
+            table = read_table(folder / "table.parquet")
+            if set(zip(table["setting"], table["model_seed"], strict=True)) - set(networks):
+                raise ValueError("networks of the table are missing")
+            sensitivity = folder / "sensitivity.csv"
+            return cls(
+                table=table,
+                claims=[claim_from_dict(claim) for claim in told["claims"]],
+                calibration=list(told["calibration"]),
+                smallest=[smallest_from_dict(found) for found in told["smallest"]],
+                manifest=manifest,
+                sensitivity=read_table(sensitivity) if sensitivity.exists() else pd.DataFrame(),
+                directory=folder,
+                _networks=networks,
+            )
 
     def with_subject(self, subject: Subject) -> "SweepResult":
         """The same result, of a network that is at hand as it was handed in."""
@@ -253,6 +317,12 @@ class SweepResult:
             place: network._replace(subject=subject) for place, network in self._networks.items()
         }
         return replace(self, _networks=networks)
+
+    def _of(self, setting: str | None) -> tuple[pd.DataFrame, list[Claim], str]:
+        """Rows, claims and name of one setting."""
+        name = self._setting(setting)
+        claims = [claim for claim in self.claims if claim.setting == name]
+        return rows_where(self.table, setting=name), claims, name
 
     def _setting(self, setting: str | None) -> str:
         names = list(dict.fromkeys(self.table["setting"]))
@@ -278,14 +348,6 @@ def cell_of(row: Mapping[Hashable, Any]) -> Cell:
     )
 
 
-def plain_array(leaf: Any) -> np.ndarray:
-    """An array that any file can hold: bfloat16 as its bits, a random key as its data."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    array = np.asarray(leaf)
-    return array.view(np.uint16) if array.dtype == jnp.bfloat16 else array
-
-
 def _network_leaves(subject: Subject) -> dict[str, Any]:
     """All arrays of a network by the names they are stored under."""
     trees = {"params": subject.params, "early_stopped": subject.early_stopped}
@@ -304,22 +366,23 @@ def read_codebooks(file: Path) -> Codebooks:
 
 def _read_network(file: Path, codebooks: Path) -> tuple[Network, str]:
     arrays, metadata = storage.load_arrays(file)
+    # Leaves by path are a tree of these paths; `as_given` makes it the one that was stored.
     trees = {"params": {}, "early_stopped": {}}
     for name, array in arrays.items():
         root, _, path = name.partition("/")
-        dtype = metadata["dtypes"][name]
-        is_stored_as_bits = array.dtype == np.uint16 and dtype == "bfloat16"
-        trees[root][path] = array.view(jnp.bfloat16) if is_stored_as_bits else array
+        trees[root][path] = array_of_dtype(array, metadata["dtypes"][name])
     subject = Subject(
         predict_fn=_no_predict_fn,
-        params=storage.unflatten_tree(trees["params"]),
+        params=trees["params"],
         layers=tuple(metadata["layers"]),
-        early_stopped=storage.unflatten_tree(trees["early_stopped"]) or None,
+        stacks=tuple((path, axis) for path, axis in metadata["stacks"]),
+        as_given=partial(rebuild_tree, metadata["structure"]),
+        early_stopped=trees["early_stopped"] or None,
         last_layer=metadata["last_layer"],
         refresh_fn=_no_refresh_fn if metadata["refreshed"] else None,
         model_seed=metadata["model_seed"],
     )
-    key = jax.random.wrap_key_data(jnp.array(metadata["key"], jnp.uint32))
+    key = key_from_plain(metadata["key"])
     return Network(subject, read_codebooks(codebooks), key), metadata["setting"]
 
 

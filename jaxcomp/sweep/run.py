@@ -6,8 +6,8 @@ elsewhere. Both go through the same engine; a run that dies continues from its l
 
 import re
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -18,18 +18,22 @@ import numpy as np
 import pandas as pd
 
 from jaxcomp import models, storage
-from jaxcomp.experiments.directory import network_cache
+from jaxcomp.caches import network_cache
 from jaxcomp.experiments.samples import Examples, draw_samples
-from jaxcomp.paths import Select, is_weight, leaves_by_path, selected_paths
+from jaxcomp.paths import leaves_by_path
 from jaxcomp.progress import Progress
+from jaxcomp.reproducibility import random_key, with_transfers
+from jaxcomp.selection import Select, selected_paths, uncompressible
 from jaxcomp.sweep import cells as grid
 from jaxcomp.sweep.cells import Cell
 from jaxcomp.sweep.claims import (
     CalibrationShare,
     CellLosses,
     Claim,
+    SmallestNetwork,
     calibration_share,
     evaluate_claims,
+    smallest_without_loss,
 )
 from jaxcomp.sweep.codebooks import Codebooks, solve_codebooks
 from jaxcomp.sweep.config import Setting, SweepConfig, sorted_clusters
@@ -43,9 +47,11 @@ from jaxcomp.sweep.engine import (
     chunked,
     stack_losses,
 )
-from jaxcomp.sweep.results import SweepDirectory, SweepResult, plain_array
+from jaxcomp.sweep.given import Given, fingerprint_of
+from jaxcomp.sweep.results import SweepDirectory, SweepResult
 from jaxcomp.sweep.weighting import measure_curvature
 from jaxcomp.types import Params, PredictFn
+from jaxcomp.uses import LeafUse, find_uses, output_layer
 
 # Streams of random numbers; each is folded into the sweep's seed.
 _CURVATURE, _NOISE, _START = 1, 2, 3
@@ -63,6 +69,7 @@ class Options:
     seed: int
 
 
+@with_transfers
 def run(
     config: SweepConfig,
     *,
@@ -93,10 +100,6 @@ def run(
             whose loss is not finite after training.
     """
     started = time.perf_counter()
-    directory = SweepDirectory(_path(out), config.to_dict(), resume=resume)
-    if (result := directory.finished(SweepResult.load)) is not None:
-        return result
-    directory.describe()
     options = Options(
         config.weighting,
         config.num_probes,
@@ -106,17 +109,24 @@ def run(
         config.seed,
     )
     outcome: list[_Outcome] = []
-    networks = network_cache(cache_dir)
-    with Progress(quiet=quiet) as progress:
-        for setting in config.settings():
-            subjects, parts_of = _train(
-                config, setting, data_dir, download, networks, progress, directory
-            )
-            cells = _cells(config, subjects[0])
-            outcome.append(_sweep(setting, subjects, parts_of, cells, options, directory, progress))
-    return _finish(directory, outcome, started)
+    with SweepDirectory(_path(out), config.to_dict(), resume=resume) as directory:
+        if (result := directory.finished(SweepResult.load)) is not None:
+            return result
+        directory.describe()
+        networks = network_cache(cache_dir)
+        with Progress(quiet=quiet) as progress:
+            for setting in config.settings():
+                subjects, parts_of = _train(
+                    config, setting, data_dir, download, networks, progress, directory
+                )
+                cells = _cells(config, subjects[0])
+                outcome.append(
+                    _sweep(setting, subjects, parts_of, cells, options, directory, progress)
+                )
+        return _finish(directory, outcome, started)
 
 
+@with_transfers
 def evaluate(
     predict_fn: PredictFn,
     params: Params,
@@ -153,12 +163,14 @@ def evaluate(
         predict_fn: `(params, inputs) -> logits (batch, classes)` in evaluation mode; pure,
             hashable, traceable by JAX. `jaxcomp.models.nnx_predict_fn` and `linen_predict_fn`
             make one.
-        params: pytree of arrays.
+        params: any pytree; arrays of JAX or NumPy among its leaves, tensors of PyTorch, and
+            anything else, which is left alone.
         train: `(inputs, labels)` that the network learned from; labels are integers.
         selection: examples that choices and temperatures are made on.
         test: examples that only the final numbers see.
-        select: which leaves are compressed (see `jaxcomp.paths`); default: floating-point
-            leaves with two axes or more.
+        select: which leaves are compressed (see `jaxcomp.selection`); by default those with two
+            axes or more that `predict_fn` uses as factors of matrix products and convolutions, or
+            looks rows up in. A stack of layers that it scans is compressed layer by layer.
         method: of kmeans, optimal, entropy_constrained, vector; as all axes one or several.
         allocation: of equal, optimal: how layers share the bits (see `SweepConfig`).
         weighting: of none, gauss_newton, hutchinson, fisher, adam.
@@ -169,7 +181,8 @@ def evaluate(
         baselines: whether integer rounding, pruning and uniform quantization are included.
         controls: whether controls that compress nothing are included.
         early_stopped: the same network stopped early, a control.
-        last_layer: path of the layer that makes the logits; found by its width if None.
+        last_layer: name of the layer that makes the logits; None for the one that `predict_fn`
+            uses last (and the control that scales it is left out if there is none, or several).
         refresh_fn: `(params, train inputs) -> params`, re-estimates batch statistics after
             compression.
         num_probes: Hutchinson probes.
@@ -214,8 +227,27 @@ def evaluate(
     parts = Parts(
         _examples(train, "train"), _examples(selection, "selection"), _examples(test, "test")
     )
-    layers = tuple(sorted(selected_paths(params, select)))
-    _check_network(predict_fn, params, layers, parts)
+    _check_parts(parts)
+    given = Given.from_params(predict_fn, params)
+    predict_fn, params = given.predict_fn, given.params
+    leaves = leaves_by_path(params).values()
+    if not any(uncompressible(leaf) is None and jnp.ndim(leaf) > 1 for leaf in leaves):
+        raise ValueError(
+            "there is nothing to compress: params has no floating-point leaf with two axes or more."
+        )
+    _check_logits(predict_fn, params, parts)
+    uses = find_uses(predict_fn, params, parts.test.inputs[:2])
+    subject = _subject(
+        predict_fn,
+        params,
+        selected_paths(params, select, uses=uses),
+        uses,
+        as_given=given.restore,
+        refresh_fn=None if refresh_fn is None else given.refreshed_by(refresh_fn),
+        early_stopped=None if early_stopped is None else given.arrays_of(early_stopped),
+    )
+    layers = subject.layers
+    _check_weights(subject)
     num_classes = jax.eval_shape(predict_fn, params, parts.test.inputs[:1]).shape[-1]
     for label, part in zip(("train", "selection", "test"), parts, strict=True):
         if part.labels.min() < 0 or part.labels.max() >= num_classes:
@@ -225,14 +257,8 @@ def evaluate(
             )
     if last_layer is not None and last_layer not in layers:
         raise ValueError(f"last_layer {last_layer!r} is not compressed: choose from {layers}.")
-    subject = Subject(
-        predict_fn,
-        params,
-        layers,
-        early_stopped=early_stopped,
-        last_layer=last_layer or _last_layer(params, layers, num_classes),
-        refresh_fn=refresh_fn,
-    )
+    if last_layer is not None:
+        subject = replace(subject, last_layer=last_layer)
     cells = _cells(config, subject)
     has_sensitivity = isinstance(sensitivity_clusters, int) or len(sensitivity_clusters) > 0
     if len(layers) > 1 and has_sensitivity:
@@ -251,18 +277,22 @@ def evaluate(
         "refreshed": refresh_fn is not None,
         "layers": list(layers),
         "last_layer": subject.last_layer,
-        "network": _fingerprint(params),
-        "early_stopped": None if early_stopped is None else _fingerprint(early_stopped),
+        "network": given.fingerprint(),
+        "early_stopped": None
+        if subject.early_stopped is None
+        else fingerprint_of(subject.early_stopped),
         "examples": storage.fingerprint([np.asarray(array) for part in parts for array in part]),
     }
-    directory = SweepDirectory(_path(out), settings, resume=resume)
-    if (result := directory.finished(SweepResult.load)) is not None:
-        return result.with_subject(subject)
-    directory.describe()
     setting = Setting("given", name, 0.0)
-    with Progress(quiet=quiet) as progress:
-        outcome = _sweep(setting, [subject], lambda _: parts, cells, options, directory, progress)
-    return _finish(directory, [outcome], started)
+    with SweepDirectory(_path(out), settings, resume=resume) as directory:
+        if (result := directory.finished(SweepResult.load)) is not None:
+            return result.with_subject(subject)
+        directory.describe()
+        with Progress(quiet=quiet) as progress:
+            outcome = _sweep(
+                setting, [subject], lambda _: parts, cells, options, directory, progress
+            )
+        return _finish(directory, [outcome], started)
 
 
 class _Outcome(NamedTuple):
@@ -271,6 +301,7 @@ class _Outcome(NamedTuple):
     table: pd.DataFrame
     claims: list[Claim]
     calibration: CalibrationShare | None
+    smallest: SmallestNetwork | None
 
 
 def _sweep(
@@ -291,7 +322,7 @@ def _sweep(
     for number, subject in enumerate(subjects):
         file = f"{name}-{subject.model_seed:03d}"
         parts = parts_of(number)
-        key = jax.random.fold_in(jax.random.key(options.seed), subject.model_seed)
+        key = jax.random.fold_in(random_key(options.seed), subject.model_seed)
         codebooks, scorer = directory.load_codebooks(file, subject), None
         for chunk, members in chunked(cells, evaluator.num_chunk_cells):
             found = directory.load_rows(f"{file}-{chunk:04d}", [cell.id for cell in members])
@@ -325,7 +356,10 @@ def _sweep(
 
     judged = table.loc[table["kind"] != "sensitivity"]
     claims = [claim._replace(setting=name) for claim in evaluate_claims(judged, losses)]
-    return _Outcome(table, claims, calibration_share(judged, losses))
+    smallest = smallest_without_loss(judged, losses)
+    if smallest is not None:
+        smallest = smallest._replace(setting=name)
+    return _Outcome(table, claims, calibration_share(judged, losses), smallest)
 
 
 def _table(setting: Setting, rows: Sequence[Row]) -> pd.DataFrame:
@@ -363,24 +397,26 @@ def _scorer(
         (inputs[: options.curvature_examples], labels[: options.curvature_examples]),
         options.weighting,
         # By name, not as patterns: a path may hold a character that a pattern gives a meaning.
-        select=lambda path, leaf: path in subject.layers,
+        select=lambda path, leaf: path in subject.paths,
         num_probes=options.num_probes,
         key=jax.random.fold_in(key, _CURVATURE),
     )
+    reference = subject.layers_of(curvatures.reference)
     if codebooks is None:
         codebooks = solve_codebooks(
             subject.weights(),
-            curvatures.importance,
+            {
+                name: None if leaves is None else subject.layers_of(leaves)
+                for name, leaves in curvatures.importance.items()
+            },
             cells,
             num_bins=options.num_bins,
             num_iterations=options.num_iterations,
-            layer_weight={
-                path: float(jnp.mean(leaf)) for path, leaf in curvatures.reference.items()
-            },
+            layer_weight={name: float(jnp.mean(layer)) for name, layer in reference.items()},
             key=jax.random.fold_in(key, _START),
         )
     network = Network(subject, codebooks, jax.random.fold_in(key, _NOISE))
-    return Scorer(network, parts, evaluator, reference=curvatures.reference)
+    return Scorer(network, parts, evaluator, reference=reference)
 
 
 def _train(
@@ -388,7 +424,7 @@ def _train(
     setting: Setting,
     data_dir: Path | str | None,
     download: bool,
-    cache: Path,
+    cache: Path | None,
     progress: Progress,
     directory: SweepDirectory,
 ) -> tuple[list[Subject], Callable[[int], Parts]]:
@@ -406,6 +442,9 @@ def _train(
         standardize=config.standardize,
         seed=config.seed,
     )
+    if not directory.is_made_from(setting.name, samples.fingerprint):
+        for number in range(config.num_models):
+            directory.forget(f"{setting.name}-{number:03d}")
     network = models.build(
         setting.model,
         input_shape=samples.pool.shape[1:],
@@ -438,20 +477,20 @@ def _train(
     )
     times = directory.manifest["times"]
     times[f"{setting.name} training seconds"] = round(time.perf_counter() - started, 3)
-    subjects = []
+    subjects: list[Subject] = []
+    uses: dict[str, LeafUse] = {}
     for number in range(config.num_models):
         params = jax.tree.map(lambda leaf, n=number: leaf[n], trained.variables)
         early = jax.tree.map(lambda leaf, n=number: leaf[n], trained.early_stopped)
-        layers = tuple(
-            path for path, leaf in sorted(leaves_by_path(params).items()) if is_weight(leaf)
-        )
+        if not subjects:  # all networks are alike
+            uses = find_uses(network.predict, params, samples.test.inputs[:2])
         subjects.append(
-            Subject(
+            _subject(
                 network.predict,
                 params,
-                layers,
+                selected_paths(params, uses=uses),
+                uses,
                 early_stopped=early,
-                last_layer=_last_layer(params, layers, samples.num_classes),
                 model_seed=number,
                 num_distinct=len(np.unique(samples.train_indices[number])),
             )
@@ -495,6 +534,7 @@ def _finish(directory: SweepDirectory, outcome: Sequence[_Outcome], started: flo
         table=table.loc[~is_sensitivity].drop(columns="layer").reset_index(drop=True),
         claims=[claim for part in outcome for claim in part.claims],
         calibration=[share.sentence for share in shares if share is not None],
+        smallest=[part.smallest for part in outcome if part.smallest is not None],
         manifest=directory.manifest,
         sensitivity=table.loc[is_sensitivity].reset_index(drop=True),
         directory=directory.path,
@@ -502,15 +542,38 @@ def _finish(directory: SweepDirectory, outcome: Sequence[_Outcome], started: flo
     )
     if directory.path is not None:
         result.save()
-        directory.finish()
+    directory.finish()
     return result
 
 
-def _last_layer(params: Params, layers: Sequence[str], num_classes: int) -> str | None:
-    """The last layer whose width is the number of classes; None if there is no such layer."""
+def _subject(
+    predict_fn: PredictFn,
+    params: Params,
+    paths: Sequence[str],
+    uses: Mapping[str, LeafUse],
+    **fields: Any,
+) -> Subject:
+    """The network under test, with the stacks of layers and the last layer that its use shows."""
     leaves = leaves_by_path(params)
-    wide = [path for path in leaves if path in layers and leaves[path].shape[-1] == num_classes]
-    return wide[-1] if wide else None
+    names: list[str] = []
+    stacks: list[tuple[str, int]] = []
+    for path in sorted(paths):
+        axis, shape = uses[path].stack_axis, jnp.shape(leaves[path])
+        # The layers of a stack of vectors are vectors, which no method takes apart.
+        if axis is None or len(shape) < 3:
+            names.append(path)
+        else:
+            stacks.append((path, axis))
+            names += [f"{path}[{number}]" for number in range(shape[axis])]
+    last_layer = output_layer(uses)
+    return Subject(
+        predict_fn,
+        params,
+        tuple(names),
+        last_layer=last_layer if last_layer in names else None,
+        stacks=tuple(stacks),
+        **fields,
+    )
 
 
 def _examples(part: tuple[Any, Any], name: str) -> Examples:
@@ -527,43 +590,35 @@ def _examples(part: tuple[Any, Any], name: str) -> Examples:
     return Examples(inputs, labels.astype(np.int32))
 
 
-def _fingerprint(params: Params) -> str:
-    return storage.fingerprint(
-        {path: plain_array(leaf) for path, leaf in leaves_by_path(params).items()}
-    )
-
-
-def _check_network(
-    predict_fn: PredictFn, params: Params, layers: Sequence[str], parts: Parts
-) -> None:
-    try:
-        hash(predict_fn)
-    except TypeError:
-        raise TypeError(
-            "predict_fn must be hashable: pass a function, not an object with mutable state."
-        ) from None
-    if not layers:
-        raise ValueError(
-            "there is nothing to compress: no floating-point leaf has two axes or more, or "
-            "select names none."
-        )
-    leaves = leaves_by_path(params)
-    for path in layers:
-        bad = int(jnp.sum(~jnp.isfinite(jnp.asarray(leaves[path]))))
-        if bad:
-            raise ValueError(f"{path} holds {bad} weights that are NaN or infinite.")
+def _check_parts(parts: Parts) -> None:
     for first, second in ((parts.train, parts.selection), (parts.train, parts.test)):
         if first.inputs.shape[1:] != second.inputs.shape[1:]:
             raise ValueError(
                 f"inputs of the three parts must have the same shape, got "
                 f"{first.inputs.shape[1:]} and {second.inputs.shape[1:]}."
             )
+
+
+def _check_logits(predict_fn: PredictFn, params: Params, parts: Parts) -> None:
     logits = jax.eval_shape(predict_fn, params, parts.test.inputs[:2])
     if getattr(logits, "ndim", 0) != 2 or logits.shape[0] != 2:
         raise ValueError(
             "predict_fn must return logits (batch, classes), got "
             f"{getattr(logits, 'shape', logits)} for a batch of 2."
         )
+
+
+def _check_weights(subject: Subject) -> None:
+    if not subject.layers:
+        raise ValueError(
+            "there is nothing to compress: predict_fn uses no leaf with two axes or more as a "
+            "factor of a product; name some by select, which names none that can be compressed now."
+        )
+    leaves = leaves_by_path(subject.params)
+    for path in subject.paths:
+        bad = int(jnp.sum(~jnp.isfinite(jnp.asarray(leaves[path]))))
+        if bad:
+            raise ValueError(f"{path} holds {bad} weights that are NaN or infinite.")
 
 
 def _path(out: Path | str | None) -> Path | None:

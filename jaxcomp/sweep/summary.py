@@ -34,6 +34,7 @@ __all__ = [
     "claims_of",
     "criterion_of",
     "curves_by_weighting",
+    "one_setting",
     "picture_name",
     "summarize",
 ]
@@ -131,10 +132,18 @@ class CellSummary:
 
         A cell is not judged by its better networks alone.
         """
-        values = self.values.get(column)
-        if values is None or not np.isfinite(values).all():
-            return math.nan
-        return float(values.mean())
+        if column not in self._means:
+            values = self.values.get(column)
+            if values is None or not np.isfinite(values).all():
+                self._means[column] = math.nan
+            else:
+                self._means[column] = float(values.mean())
+        return self._means[column]
+
+    @cached_property
+    def _means(self) -> dict[str, float]:
+        """Means that were asked for: choices ask for the same one again and again."""
+        return {}
 
     def level(self, column: str) -> Level:
         """Mean, interval and spread over networks."""
@@ -230,6 +239,7 @@ class Summary:
         name: short and safe in a file name.
         description: what was trained, in a few words, e.g.
             `mnist, mlp: 20 networks, 30 % label noise`.
+        subject: the same without the number of networks, e.g. `mnist, mlp, 30 % label noise`.
         num_models: networks.
         columns: of the table.
         original: the cell of the uncompressed networks.
@@ -238,6 +248,7 @@ class Summary:
 
     name: str
     description: str
+    subject: str
     num_models: int
     columns: frozenset[str]
     original: CellSummary
@@ -245,8 +256,22 @@ class Summary:
 
     def of(self, kind: str, method: str | None = None) -> list[CellSummary]:
         """Cells of one kind (and method), sorted by ratio."""
-        found = [c for c in self.cells if c.kind == kind and method in (None, c.method)]
-        return sorted(found, key=lambda cell: cell.ratio)
+        return [cell for cell in self._by_kind.get(kind, ()) if method in (None, cell.method)]
+
+    def cell(self, name: str) -> CellSummary | None:
+        """The cell of a name; None if there is none."""
+        return self._by_name.get(name)
+
+    @cached_property
+    def _by_kind(self) -> dict[str, list[CellSummary]]:
+        groups: dict[str, list[CellSummary]] = {}
+        for cell in sorted(self.cells, key=lambda cell: cell.ratio):
+            groups.setdefault(cell.kind, []).append(cell)
+        return groups
+
+    @cached_property
+    def _by_name(self) -> dict[str, CellSummary]:
+        return {cell.name: cell for cell in self.cells}
 
     @cached_property
     def curves(self) -> list[Curve]:
@@ -290,28 +315,64 @@ class Summary:
         tempered) and those of the cells to keep stay; where there is one form only, the smallest
         and the largest as well. Of three or fewer penalties, all do.
         """
-        return [curve for curve in self.curves if self._is_main(curve, keep_cells)]
+        groups: dict[tuple[str, str], list[Curve]] = {}
+        for curve in self.curves:
+            groups.setdefault(curve.key[:2], []).append(curve)
+        kept = {
+            curve.key for members in groups.values() for curve in self._main_of(members, keep_cells)
+        }
+        return [curve for curve in self.curves if curve.key in kept]
 
     def plain_curve(self) -> Curve | None:
         """The first curve without a penalty: unweighted K-means, if that is in the sweep."""
         return next((curve for curve in self.curves if not curve.is_penalised), None)
 
-    @property
+    @cached_property
     def has_several_forms(self) -> bool:
         """Whether penalties of several forms are in the sweep, so that they need naming."""
         return len({curve.penalty_form for curve in self.curves if curve.is_penalised}) > 1
 
-    def _is_main(self, curve: Curve, keep_cells: Collection[str]) -> bool:
-        if not curve.is_penalised:
-            return True
-        family = [c for c in self.curves if c.key[:2] == curve.key[:2]]
-        if not self.has_several_forms and (
-            len(family) <= _MAX_PENALTIES or curve in (family[0], family[-1])
-        ):
-            return True
-        cells = [cell for member in family for cell in member.cells]
+    @cached_property
+    def ratio_range(self) -> tuple[float, float]:
+        """Range of ratios to show: that of all curves without a penalty, from integers upwards.
+
+        A strong penalty can merge all centroids of a layer: the ratio is then in the thousands and
+        the network knows nothing, which would squeeze everything else together. So would K = 1.
+        """
+        cells = [
+            cell
+            for cell in self.of("compressed")
+            if cell.method != "magnitude_pruning" and cell.num_clusters != 1 and cell.ratio > 0
+        ]
+        # An entropy coder alone can spend next to nothing.
+        plain = [
+            cell.ratio
+            for cell in cells
+            if cell.diameter_penalty == 0 and cell.method != "entropy_constrained"
+        ]
+        ratios = [cell.ratio for cell in cells]
+        if not ratios:
+            return 0.9, 10.0
+        highest = max(plain or ratios)
+        low, high = min(ratios), max(ratio for ratio in ratios if ratio < 1.5 * highest)
+        # At least a factor of two and a half, so that some ticks are in sight.
+        margin = max(1.12, math.sqrt(2.5 * low / high))
+        return low / margin, high * margin
+
+    def _main_of(self, family: list[Curve], keep_cells: Collection[str]) -> list[Curve]:
+        """The main ones of the curves that share a weighting and a form of penalty."""
+        if not self.has_several_forms and len(family) <= _MAX_PENALTIES:
+            return family
+        cells = [cell for curve in family for cell in curve.cells]
         wanted = {best.name for criterion in CRITERIA if (best := best_cell(cells, criterion))}
-        return any(cell.name in wanted or cell.name in keep_cells for cell in curve.cells)
+        wanted |= set(keep_cells)
+        return [
+            curve
+            for curve in family
+            if not curve.is_penalised
+            or (not self.has_several_forms and curve in (family[0], family[-1]))
+            or any(cell.name in wanted for cell in curve.cells)
+        ]
 
 
 def summarize(table: pd.DataFrame) -> list[Summary]:
@@ -339,6 +400,17 @@ def summarize(table: pd.DataFrame) -> list[Summary]:
         _summarize_setting(Setting(*key), {name: v[members] for name, v in columns.items()})
         for key, members in rows.items()
     ]
+
+
+def one_setting(table: pd.DataFrame) -> Summary:
+    """The summary of a table with one setting; several are a `ValueError`."""
+    summaries = summarize(table)
+    if len(summaries) != 1:
+        raise ValueError(
+            f"a picture shows one setting, the table has {[s.name for s in summaries]}: "
+            "filter its rows first, or use save_figures."
+        )
+    return summaries[0]
 
 
 def rows_where(table: pd.DataFrame, **values: object) -> pd.DataFrame:
@@ -430,6 +502,7 @@ def _summarize_setting(setting: Setting, columns: Mapping[str, np.ndarray]) -> S
     return Summary(
         name=str(columns["setting"][0]) if "setting" in columns else setting.name,
         description=_describe(setting, num_models),
+        subject=_subject(setting),
         num_models=num_models,
         columns=frozenset(columns),
         original=original,
@@ -439,9 +512,19 @@ def _summarize_setting(setting: Setting, columns: Mapping[str, np.ndarray]) -> S
 
 def _describe(setting: Setting, num_models: int) -> str:
     networks = "1 network" if num_models == 1 else f"{num_models} networks"
+    named, origin = _names(setting)
+    return f"{named}: {networks}, {origin}"
+
+
+def _subject(setting: Setting) -> str:
+    return ", ".join(_names(setting))
+
+
+def _names(setting: Setting) -> tuple[str, str]:
+    """What was trained, and on which labels."""
     # A network that was trained elsewhere comes with no name of its data.
     if setting.dataset == "given":
-        return f"{setting.model}: {networks}, trained elsewhere"
+        return setting.model, "trained elsewhere"
     noise = setting.label_noise
     labels = f"{100 * noise:g} % label noise" if noise > 0 else "clean labels"
-    return f"{setting.dataset}, {setting.model}: {networks}, {labels}"
+    return f"{setting.dataset}, {setting.model}", labels

@@ -19,7 +19,7 @@ from jaxcomp.curvature import (
     over_batches,
 )
 from jaxcomp.models import CrossEntropyLoss, freeze
-from jaxcomp.paths import Select
+from jaxcomp.selection import Select
 from jaxcomp.types import Params, PredictFn
 
 Layers = dict[str, jax.Array]

@@ -1,0 +1,56 @@
+"""Progress of a call that may be long: shown on a terminal while it is silent, or not at all."""
+
+import io
+import sys
+import threading
+
+import pytest
+
+from jaxcomp.long_call import LongCall
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_long_call_on_a_terminal_is_shown_while_it_is_silent():
+    stream = Terminal()
+    shown = threading.Event()
+    write = stream.write
+
+    def watched(text: str) -> int:
+        if "quantizing" in text:
+            shown.set()
+        return write(text)
+
+    stream.write = watched  # pyright: ignore[reportAttributeAccessIssue]
+    with LongCall("quantizing", 3, delay_seconds=0.0, stream=stream) as report:
+        assert shown.wait(60)  # nothing has been reported yet
+        report(1, 3, "hidden/kernel")
+    assert "3/3" in stream.getvalue()
+
+
+@pytest.mark.parametrize(("stream", "delay_seconds"), [(Terminal(), 3600.0), (io.StringIO(), 0.0)])
+def test_a_quick_call_and_a_log_stay_silent(stream, delay_seconds):
+    with LongCall("quantizing", 3, delay_seconds=delay_seconds, stream=stream) as report:
+        report(3, 3)
+    assert stream.getvalue() == ""
+
+
+def test_without_what_draws_on_terminals_there_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jaxcomp.progress", None)
+    stream, written = Terminal(), threading.Event()
+    write = stream.write
+    stream.write = lambda text: (write(text), written.set())[0]  # pyright: ignore
+    with LongCall("quantizing", 3, delay_seconds=0.0, stream=stream):
+        assert written.wait(60)
+    assert stream.getvalue() == "quantizing ...\n"
+
+
+def test_errors_pass_through():
+    with (
+        pytest.raises(KeyError),
+        LongCall("quantizing", 3, delay_seconds=0.0, stream=Terminal()),
+    ):
+        raise KeyError("w")
