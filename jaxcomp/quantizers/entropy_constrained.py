@@ -377,12 +377,12 @@ def _joint_cells(
     level = _equal_intervals(importance, lowest, jnp.max(importance, axis=-1), num_levels)
     bins = PointBins.of(value_bin * num_levels + level, num_cells)
     sums = sums_of_bins(points, weights, bins)
-    is_occupied = sums.count > 0
+    is_occupied = sums.num_points > 0
     position = jnp.where(is_occupied, jnp.minimum(sums.lowest + sums.mean, maximum), maximum)
     # Cells without points, all at the largest point, come behind those that are there.
     is_empty = (~is_occupied).astype(jnp.int32)
     position, _, number, mass, deviation = lax.sort(
-        (position, is_empty, sums.count, sums.mass, sums.deviation), dimension=1, num_keys=2
+        (position, is_empty, sums.num_points, sums.mass, sums.deviation), dimension=1, num_keys=2
     )
     return position, number, mass, deviation
 

@@ -275,7 +275,8 @@ def sum_of_squares(
     exponent = group_exponent(
         jnp.stack([jnp.max(jnp.abs(d), axis=-1) for d in deviations], axis=-1)
     )
-    squares = sum(jnp.square(normalise(d, exponent)) for d in deviations)
+    first, *others = (jnp.square(normalise(d, exponent)) for d in deviations)
+    squares = sum(others, start=first)
     return pairwise_sum(squares if mass is None else mass * squares), 2 * exponent
 
 
@@ -407,7 +408,7 @@ def _binned_moments(
     minimum, maximum = jnp.min(points, axis=-1), jnp.max(points, axis=-1)
     index = _bins_by_density(points, weights, minimum, maximum, num_bins)
     index, sums = bins_of_points(points, weights, index, num_bins=num_bins, num_padding=num_padding)
-    is_occupied = sums.count > 0
+    is_occupied = sums.num_points > 0
     # Rounding must not push a mean beyond the next bin's points.
     next_lowest = -running_maximum(-sums.lowest.T[::-1])[::-1].T
     above = jnp.concatenate([next_lowest[:, 1:], maximum[:, None]], axis=-1)
@@ -417,7 +418,7 @@ def _binned_moments(
     none = jnp.zeros(minimum.shape, jnp.int32)
     moments = Moments(
         position=position,
-        num_points=sums.count,
+        num_points=sums.num_points,
         mass=sums.mass,
         deviation=sums.deviation,
         minimum=minimum,
@@ -436,14 +437,14 @@ class BinSums(NamedTuple):
     """Sums over the points of every bin.
 
     Attributes:
-        count: (groups, B) int32, points in the bin, without copies.
+        num_points: (groups, B) int32, points in the bin, without copies.
         mass: (groups, B), `sum h`.
         lowest: (groups, B), the smallest point; +inf without points.
         mean: (groups, B), weighted mean of `w - lowest`; 0 without mass.
         deviation: (groups, B), root of the weighted variance; 0 without mass.
     """
 
-    count: Int[Array, "groups bins"]
+    num_points: Int[Array, "groups bins"]
     mass: Float[Array, "groups bins"]
     lowest: Float[Array, "groups bins"]
     mean: Float[Array, "groups bins"]
@@ -453,7 +454,7 @@ class BinSums(NamedTuple):
 class _Round(NamedTuple):
     """What the bins of one round are, and whether a group needs another."""
 
-    index: Int[Array, "groups points"]
+    bin_of: Int[Array, "groups points"]
     sums: BinSums
     is_pending: Bool[Array, " groups"]
     root: Float[Array, " groups"]
@@ -493,7 +494,7 @@ def bins_of_points(
             return new, jnp.zeros_like(pending[1])
 
         is_cut = state.is_pending & (state.number > 0)
-        index, _ = lax.while_loop(lambda pending: jnp.any(pending[1]), cut, (state.index, is_cut))
+        index, _ = lax.while_loop(lambda pending: jnp.any(pending[1]), cut, (state.bin_of, is_cut))
         sums = sums_of_bins(points, weights, PointBins.of(index, num_bins), num_padding)
         excess, root, occupied = _unevenness(sums)
         is_better = (state.number == 0) | (root < 0.9 * state.root)
@@ -503,7 +504,7 @@ def bins_of_points(
 
     zero = jnp.zeros((num_groups, num_bins), points.dtype)
     start = _Round(
-        index=index,
+        bin_of=index,
         sums=BinSums(jnp.zeros(zero.shape, jnp.int32), zero, zero, zero, zero),
         is_pending=jnp.ones((num_groups,), bool),
         root=zero[:, 0],
@@ -512,7 +513,7 @@ def bins_of_points(
     found = lax.while_loop(
         lambda state: jnp.any(state.is_pending) & (state.number < _MOST_ROUNDS), step, start
     )
-    return found.index, found.sums
+    return found.bin_of, found.sums
 
 
 def _is_sparse(num_occupied: Int[Array, "..."], num_bins: int) -> Bool[Array, "..."]:
@@ -540,7 +541,7 @@ def _unevenness(
     variance = jnp.sum(of_block, axis=-1)
     best = jnp.sum(jnp.cbrt(of_block), axis=-1)
     excess = variance * (of_block.shape[-1] ** 2) / jnp.where(best > 0, best * best * best, 1)
-    num_occupied = jnp.sum(sums.count > 0, axis=-1, dtype=jnp.int32)
+    num_occupied = jnp.sum(sums.num_points > 0, axis=-1, dtype=jnp.int32)
     return excess, jnp.cbrt(variance) * largest, num_occupied
 
 
@@ -554,7 +555,7 @@ def _cut_again(
     more is cut.
     """
     num_bins = bins.num_bins
-    is_occupied = sums.count > 0
+    is_occupied = sums.num_points > 0
     is_sparse = _is_sparse(jnp.sum(is_occupied, axis=-1, keepdims=True), num_bins)
     lowest = jnp.where(is_occupied, sums.lowest, -jnp.inf)
     highest = jnp.where(is_occupied, bins.maximum(points), -jnp.inf)
@@ -601,7 +602,7 @@ def sums_of_bins(
     offset = points - bins.look_up(lowest)
     mass = count.astype(points.dtype) if weights is None else bins.mass(weights, count)
     mean, deviation = bins.mean_and_deviation(offset, weights, mass)
-    return BinSums(count=count, mass=mass, lowest=lowest, mean=mean, deviation=deviation)
+    return BinSums(num_points=count, mass=mass, lowest=lowest, mean=mean, deviation=deviation)
 
 
 def _bins_by_density(
@@ -720,14 +721,16 @@ class PointBins:
                 weighted = offset if weights is None else offset * weights.astype(jnp.float64)
                 first = self._reduce(jax.ops.segment_sum, weighted)
                 second = self._reduce(jax.ops.segment_sum, weighted * offset)
-                return tuple(part.astype(dtype) for part in from_moments(first, second, inverse))
+                mean, deviation = from_moments(first, second, inverse)
+                return mean.astype(dtype), deviation.astype(dtype)
 
         def by_products(offset, weights, inverse):
             width = jnp.maximum(self.maximum(offset), 0)
             share = offset * self.look_up(jnp.where(width > 0, 1 / width, 0))
             weighted = share if weights is None else share * weights
             first, second = self.sum_by_products(weighted), self.sum_by_products(weighted * share)
-            return tuple(width * part for part in from_moments(first, second, inverse))
+            mean, deviation = from_moments(first, second, inverse)
+            return width * mean, width * deviation
 
         return lax.platform_dependent(offset, weights, inverse, cpu=by_scatter, default=by_products)
 
