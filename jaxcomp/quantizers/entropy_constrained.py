@@ -369,7 +369,7 @@ def _joint_cells(
     centre = pairwise_sum(points / num_points)[:, None]
     offset = points - centre
     spread = pairwise_sum(jnp.abs(offset) / num_points)[:, None]
-    place = jnp.arcsinh(0.5 * offset / jnp.where(spread > 0, spread, 1))
+    place = jnp.arcsinh(offset / jnp.where(spread > 0, spread, 1))
     value_bin = _equal_intervals(place, jnp.min(place, axis=-1), jnp.max(place, axis=-1), num_bins)
     # Cut again where the values lie on very different scales, and only there: a grid that is even
     # in the bulk serves quantizers with a rate better than one that is best without.
