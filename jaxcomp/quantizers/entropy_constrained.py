@@ -63,6 +63,8 @@ MULTIPLIER_SCALES: tuple[str, ...] = get_args(MultiplierScale)
 _NUM_STEPS = 64
 # Half-widths of the middle cell in steps: 0.5 is a uniform grid.
 _DEAD_ZONES = (0.5, 0.57, 0.65, 0.75)
+# By what factor the variance within bins may be above the least possible.
+_MOST_EXCESS = 64.0
 # Octaves of importance below the mean that are told apart.
 _OCTAVES_BELOW_MEAN = 8
 _UNROLL = 4
@@ -367,10 +369,13 @@ def _joint_cells(
     centre = pairwise_sum(points / num_points)[:, None]
     offset = points - centre
     spread = pairwise_sum(jnp.abs(offset) / num_points)[:, None]
-    place = jnp.arcsinh(0.5 * offset / jnp.where(spread > 0, spread, 1))
+    place = jnp.arcsinh(offset / jnp.where(spread > 0, spread, 1))
     value_bin = _equal_intervals(place, jnp.min(place, axis=-1), jnp.max(place, axis=-1), num_bins)
-    # Cut again where the values lie on very different scales.
-    value_bin, _ = bins_of_points(points, weights, value_bin, num_bins=num_bins)
+    # Cut again where the values lie on very different scales, and only there: a grid that is even
+    # in the bulk serves quantizers with a rate better than one that is best without.
+    value_bin, _ = bins_of_points(
+        points, weights, value_bin, num_bins=num_bins, most_excess=_MOST_EXCESS
+    )
     mean = pairwise_sum(weights / num_points)[:, None]
     importance = jnp.log2(jnp.where(weights > 0, weights / jnp.where(mean > 0, mean, 1), 1e-30))
     lowest = jnp.full(points.shape[:1], -_OCTAVES_BELOW_MEAN, importance.dtype)

@@ -104,6 +104,8 @@ class BinEdges(NamedTuple):
 
 def bins_for(num_bins: int, max_clusters: int) -> int:
     """Return how many bins a codebook of so many clusters needs, at least `num_bins`."""
+    if num_bins < 1:
+        raise ValueError(f"num_bins must be at least 1, got {num_bins}.")
     return max(num_bins, _BINS_PER_CLUSTER * max_clusters)
 
 
@@ -468,6 +470,7 @@ def bins_of_points(
     *,
     num_bins: int,
     num_padding: Int[Array, ""] | None = None,
+    most_excess: float = _MOST_EXCESS,
 ) -> tuple[Int[Array, "groups points"], BinSums]:
     """Cut bins again where the data are on another scale than the bins, in rounds.
 
@@ -480,6 +483,7 @@ def bins_of_points(
         index: (groups, N), a first bin of every point, which never falls as the point rises.
         num_bins: B, static.
         num_padding: as in `histogram_moments`.
+        most_excess: by what factor the variance within bins may be above the least possible.
 
     Returns:
         (groups, N) bins, and the sums over them.
@@ -499,7 +503,7 @@ def bins_of_points(
         excess, root, occupied = _unevenness(sums)
         is_better = (state.number == 0) | (root < 0.9 * state.root)
         is_sparse = _is_sparse(occupied, num_bins)
-        is_pending = ((excess > _MOST_EXCESS) & is_better) | (is_sparse & (root > 0))
+        is_pending = ((excess > most_excess) & is_better) | (is_sparse & (root > 0))
         return _Round(index, sums, is_pending & state.is_pending, root, state.number + 1)
 
     zero = jnp.zeros((num_groups, num_bins), points.dtype)
