@@ -53,7 +53,7 @@ from jaxcomp.quantizers import (
 )
 from jaxcomp.quantizers.checks import check_penalty, is_concrete
 from jaxcomp.quantizers.diameter import PENALTY_FORMS, PenaltyForm
-from jaxcomp.quantizers.moments import accumulation_dtype, pairwise_sum
+from jaxcomp.quantizers.moments import accumulation_dtype, bins_for, pairwise_sum
 from jaxcomp.quantizers.scaling import (
     group_exponent,
     is_negative,
@@ -876,10 +876,12 @@ def _cluster(
     else:
         # Moments of one size, and a codebook whose static size is a power of two: leaves of all
         # sizes and nearly all K share one compilation of the solver.
+        max_clusters = _power_of_two(size)
+        num_bins = bins_for(num_bins, max_clusters)
         codebook = solve(
             _moments(points, importance, num_bins=num_bins),
             size,
-            max_clusters=_power_of_two(num_clusters),
+            max_clusters=max_clusters,
             centroid_dtype=points.dtype,
         )
         centroids, thresholds = codebook.centroids[:size], codebook.thresholds[: size - 1]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -105,3 +106,38 @@ def count_compilations() -> Iterator[Callable[[], int]]:
         yield lambda: len(seen)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+
+
+class Restored(NamedTuple):
+    """Moments in the units of the points, float64."""
+
+    position: np.ndarray
+    num_points: np.ndarray
+    mass: np.ndarray
+    second: np.ndarray
+    minimum: np.ndarray
+    maximum: np.ndarray
+
+
+def restored(moments):
+    """Return moments in the units of the points, `second` the sum of h (w - position)^2."""
+    position, mass, deviation, minimum, maximum = (
+        np.asarray(part, np.float64)
+        for part in (
+            moments.position,
+            moments.mass,
+            moments.deviation,
+            moments.minimum,
+            moments.maximum,
+        )
+    )
+    exponent, mass_exponent = np.asarray(moments.exponent), np.asarray(moments.mass_exponent)
+    unit, of_mass = exponent[..., None], mass_exponent[..., None]
+    return Restored(
+        position=np.ldexp(position, unit),
+        num_points=np.asarray(moments.num_points),
+        mass=np.ldexp(mass, of_mass),
+        second=np.ldexp(mass * deviation**2, 2 * unit + of_mass),
+        minimum=np.ldexp(minimum, exponent),
+        maximum=np.ldexp(maximum, exponent),
+    )

@@ -12,6 +12,7 @@ from quantizer_oracles import (
     nearest,
     objective,
     quantile_start,
+    restored,
 )
 from sklearn.cluster import KMeans
 
@@ -91,9 +92,8 @@ def test_sums_of_a_heavy_tail_are_accurate():
         moments, 256, max_clusters=256, num_iterations=1, initial_centroids=start
     )
 
-    position, mass, second = (
-        np.asarray(part, np.float64) for part in (moments.position, moments.mass, moments.second)
-    )
+    values = restored(moments)
+    position, mass, second = values.position, values.mass, values.second
     cluster = np.searchsorted((start[1:] + start[:-1]) / 2, position, side="left")
     total = np.bincount(cluster, mass, 256)
     mean = np.bincount(cluster, mass * position, 256) / total
@@ -120,7 +120,7 @@ def test_distortion_of_many_points_is_accurate():
 def test_objective_never_rises(form, num_points):
     points, importance = heavy_tailed(num_points, seed=3)
     moments = histogram_moments(points, importance, num_bins=EXACT)
-    position, mass = np.asarray(moments.position), np.asarray(moments.mass)
+    position, mass = restored(moments).position, restored(moments).mass
     for penalty in (0.01, 0.3, 3.0):
         values = []
         for num_iterations in range(12):
@@ -296,13 +296,12 @@ def test_enough_clusters_leave_no_distortion(num_points, num_clusters, start):
     points = np.concatenate([values, rng.choice(values, num_points - len(values))])
     importance = rng.gamma(1.0, size=num_points).astype(np.float32)
     result = run(points, importance, num_clusters, start=start)
-    # Neighbouring floats share a bin of the histogram.
-    num_distinct = 5 if num_points == EXACT else 4
-    assert float(result.distortion) <= (0 if num_points == EXACT else 1e-12)
-    assert int(result.num_used) == num_distinct
-    assert int(result.num_empty) == num_clusters - num_distinct
+    assert float(result.distortion) == 0
+    # Two of them are neighbouring floats.
+    assert int(result.num_used) == 5
+    assert int(result.num_empty) == num_clusters - 5
     quantized = np.asarray(result.centroids)[np.asarray(result.assignments)]
-    np.testing.assert_allclose(quantized, points, rtol=0 if num_points == EXACT else 1e-7)
+    np.testing.assert_array_equal(quantized, points)
 
 
 @pytest.mark.parametrize("values", [[2.5], [2.5] * 40, [-1.0, 3.0] * 20])

@@ -2,24 +2,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quantizer_oracles import heavy_tailed
+from quantizer_oracles import heavy_tailed, restored
 
 from jaxcomp.quantizers import histogram_moments, pad_bins
 from jaxcomp.quantizers.moments import (
     PointBins,
+    anchored_sums,
     count_below,
     histogram_with_edges,
-    paired_cumsum,
+    middle_bin,
     pairwise_sum,
     running_maximum,
     running_sum,
 )
 
 NUM_BINS = 256
-
-
-def in_float64(moments):
-    return jax.tree.map(lambda leaf: np.asarray(leaf).astype(np.float64), moments)
 
 
 @pytest.mark.parametrize("is_weighted", [True, False])
@@ -34,7 +31,7 @@ def test_totals_match_the_points(num_points, is_weighted, strict_promotion):
     assert int(moments.num_points.sum()) == num_points
     w, h = points.astype(np.float64), importance.astype(np.float64) if is_weighted else 1.0
     h = np.broadcast_to(h, w.shape)
-    m = in_float64(moments)
+    m = restored(moments)
     assert np.sum(m.mass) == pytest.approx(h.sum(), rel=1e-6)
     assert np.sum(m.mass * m.position) == pytest.approx(
         np.sum(h * w), abs=1e-6 * np.sum(h * abs(w))
@@ -50,7 +47,7 @@ def test_totals_match_the_points(num_points, is_weighted, strict_promotion):
 
 def test_few_points_are_kept_exactly():
     points = np.array([0.5, -1.0, 0.5, 2.0, 0.5, -1.0], np.float32)
-    moments = histogram_moments(points, np.array([1, 2, 3, 4, 5, 6], np.float32))
+    moments = restored(histogram_moments(points, np.array([1, 2, 3, 4, 5, 6], np.float32)))
     np.testing.assert_array_equal(moments.position, [-1, 0.5, 2, 2, 2, 2])
     np.testing.assert_array_equal(moments.num_points, [2, 3, 1, 0, 0, 0])
     np.testing.assert_array_equal(moments.mass, [8, 9, 4, 0, 0, 0])
@@ -62,7 +59,7 @@ def test_few_values_of_many_points_are_kept_exactly():
     rng = np.random.default_rng(0)
     points = rng.choice(values, 20_000)
     importance = rng.gamma(1.0, size=points.size).astype(np.float32)
-    moments = histogram_moments(points, importance, num_bins=NUM_BINS)
+    moments = restored(histogram_moments(points, importance, num_bins=NUM_BINS))
     np.testing.assert_array_equal(moments.position[moments.num_points > 0], values)
     np.testing.assert_array_equal(moments.second, 0)
 
@@ -70,7 +67,7 @@ def test_few_values_of_many_points_are_kept_exactly():
 def test_an_outlier_does_not_swallow_the_bins():
     points = np.random.default_rng(0).standard_normal(20_000).astype(np.float32)
     points[0] = 1e4
-    moments = in_float64(histogram_moments(points, num_bins=4096))
+    moments = restored(histogram_moments(points, num_bins=4096))
     # Equal bins would be 2.4 standard deviations wide.
     assert np.sum(moments.second) < 1e-3 * np.sum(points[1:].astype(np.float64) ** 2)
 
@@ -78,7 +75,7 @@ def test_an_outlier_does_not_swallow_the_bins():
 @pytest.mark.parametrize("value", [0.0, -3.25, 1e30])
 def test_constant_group(value):
     points = np.full(1000, value, np.float32)
-    moments = histogram_moments(points, num_bins=NUM_BINS)
+    moments = restored(histogram_moments(points, num_bins=NUM_BINS))
     assert int(jnp.sum(moments.num_points > 0)) == 1
     np.testing.assert_array_equal(moments.position[moments.num_points > 0], np.float32(value))
     np.testing.assert_array_equal(moments.second, 0)
@@ -87,7 +84,7 @@ def test_constant_group(value):
 
 def test_range_that_overflows():
     points = np.linspace(-3e38, 3e38, 1000).astype(np.float32)
-    moments = histogram_moments(points, num_bins=NUM_BINS)
+    moments = restored(histogram_moments(points, num_bins=NUM_BINS))
     assert np.all(np.isfinite(moments.position))
     assert int(jnp.sum(moments.num_points > 0)) == NUM_BINS
 
@@ -109,8 +106,8 @@ def test_padding():
     moments = histogram_moments(points, importance)
     padded = pad_bins(moments, 13)
     assert padded.position.shape == (13,)
-    np.testing.assert_array_equal(padded.position[10:], points.max())
-    for name in ("num_points", "mass", "second"):
+    np.testing.assert_array_equal(restored(padded).position[10:], points.max())
+    for name in ("num_points", "mass", "deviation"):
         np.testing.assert_array_equal(getattr(padded, name)[10:], 0)
     with pytest.raises(ValueError, match="num_bins must be at least the 10 bins there are, got 9"):
         pad_bins(moments, 9)
@@ -121,18 +118,23 @@ def test_masses_do_not_drift(value):
     # One by one in float32, 3e6 times 0.1 is 2 % off.
     exact = 3_000_000 * float(np.float32(value))
     points = np.tile(np.array([0.0, 1.0], np.float32), 1_500_000)
-    moments = histogram_moments(points, np.full(points.size, value, np.float32), num_bins=2)
+    weights = np.full(points.size, value, np.float32)
+    moments = restored(histogram_moments(points, weights, num_bins=2))
     np.testing.assert_allclose(moments.mass, exact / 2, rtol=1e-6)
 
 
-def test_paired_sums_are_accurate_where_plain_ones_are_not():
+@pytest.mark.parametrize("anchor", [0, 3, 50])
+def test_anchored_sums_leave_out_what_lies_further_out(anchor, x64):
     rng = np.random.default_rng(0)
-    values = (rng.standard_t(1.5, (4096, 2)) ** 4).astype(np.float32)
-    pairs = np.asarray(jax.jit(paired_cumsum)(values)).astype(np.float64)
-    exact = np.concatenate([np.zeros((1, 2)), np.cumsum(values.astype(np.float64), axis=0)])
-    largest = np.abs(exact).max()
-    assert np.abs(pairs[:, :2] + pairs[:, 2:] - exact).max() < 1e-13 * largest
-    assert np.abs(pairs[:, :2] - exact).max() > 1e-9 * largest
+    values = rng.standard_normal((50, 2))
+    sums = np.asarray(jax.jit(anchored_sums)(jnp.asarray(values), jnp.int32(anchor)))
+    for start, stop in ((0, 50), (1, 4), (3, 3), (2, 47), (20, 30)):
+        expected = values[start:stop].sum(axis=0)
+        np.testing.assert_allclose(sums[stop] - sums[start], expected, rtol=1e-12, atol=1e-13)
+    values[0] = values[-1] = 1e30
+    sums = np.asarray(jax.jit(anchored_sums)(jnp.asarray(values), jnp.int32(25)))
+    np.testing.assert_allclose(sums[40] - sums[5], values[5:40].sum(axis=0), rtol=1e-12)
+    assert float(middle_bin(jnp.asarray([1.0, 0, 4, 1, 1]))) == 2
 
 
 @pytest.mark.parametrize("length", [1, 2, 37])
@@ -202,8 +204,8 @@ def test_bins_do_not_overlap():
     assert np.all(highest[:-1] <= lowest[1:])
     is_inside = (lowest <= moments.position) & (moments.position <= highest)
     assert np.all(is_inside | (moments.num_points == 0))
-    assert lowest[0] == points.min()
-    assert highest[-1] == points.max()
+    assert lowest[0] == moments.minimum
+    assert highest[-1] == moments.maximum
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
@@ -213,7 +215,7 @@ def test_one_bin_per_value_of_short_dtypes(dtype):
     moments, _ = histogram_with_edges(points, None, by_value=True)
     values, counts = np.unique(np.asarray(points.astype(jnp.float32)), return_counts=True)
     is_occupied = np.asarray(moments.num_points) > 0
-    np.testing.assert_array_equal(moments.position[is_occupied], values)
+    np.testing.assert_array_equal(restored(moments).position[is_occupied], values)
     np.testing.assert_array_equal(moments.num_points[is_occupied], counts)
     assert np.all(np.diff(moments.position) >= 0)
     with pytest.raises(TypeError, match="by_value needs points of a 16-bit dtype, got float32"):

@@ -12,7 +12,10 @@ from jax import lax
 from jaxtyping import Array, Float, UInt
 
 from jaxcomp.quantizers.moments import running_maximum, two_sum
+from jaxcomp.quantizers.scaling import group_exponent, normalise, ordered, restore
 
+# The largest centroid, in the units of the thresholds: smaller ones keep their midpoints.
+_LOG2_LARGEST = 64
 # Thresholds compared in one fused pass over the points; XLA stores the comparisons of much longer
 # runs, which costs K times the memory of the points.
 _CHUNK = 16
@@ -54,8 +57,11 @@ def nearest_thresholds(centroids: Float[Array, " clusters"]) -> Float[Array, " c
     Returns:
         (K - 1,), non-decreasing, +inf where no distinct centroid is left above.
     """
+    exponent = group_exponent(centroids) - _LOG2_LARGEST
+    centroids = normalise(centroids, exponent)
     is_distinct = centroids[1:] > centroids[:-1]
-    thresholds = jnp.where(is_distinct, midpoints(centroids), jnp.inf)
+    between = restore(midpoints(centroids), exponent, rounds_down=True)
+    thresholds = jnp.where(is_distinct, between, jnp.inf)
     # The minimum of each and all after it.
     return -running_maximum(-thresholds[::-1])[::-1]
 
@@ -85,19 +91,28 @@ def _assign_group(
     dtype = assignment_dtype(num_thresholds + 1)
     is_double = jnp.float64 in (points.dtype, thresholds.dtype)
     exact = jnp.float64 if is_double else jnp.float32
-    points, thresholds = points.astype(exact), thresholds.astype(exact)
+    points, thresholds = points.astype(exact), ordered(thresholds.astype(exact))
     if num_thresholds == 0:
         return jnp.zeros(points.shape, dtype)
+    # They are in order already; a loop's result is not computed again for every point.
+    thresholds = running_maximum(thresholds)
     if num_thresholds >= _SEARCH_FROM:
-        return jnp.searchsorted(thresholds, points, side="left").astype(dtype)
+        return jnp.searchsorted(thresholds, ordered(points), side="left").astype(dtype)
     count = partial(_count_below, points, dtype=dtype)
     if num_thresholds <= 2 * _CHUNK:
         return count(thresholds)
     extra = -num_thresholds % _CHUNK
-    chunks = jnp.pad(thresholds, (0, extra), constant_values=jnp.inf).reshape(-1, _CHUNK)
+    last = jnp.iinfo(thresholds.dtype).max
+    chunks = jnp.pad(thresholds, (0, extra), constant_values=last).reshape(-1, _CHUNK)
     start = jnp.zeros(points.shape, dtype)
-    return lax.scan(lambda total, chunk: (total + count(chunk), None), start, chunks)[0]
+
+    def add(total, chunk):
+        # Tied to the chunk: else a copy of all points in integers is kept beside them.
+        some, chunk = lax.optimization_barrier((points, chunk))
+        return total + _count_below(some, chunk, dtype=dtype), None
+
+    return lax.scan(add, start, chunks)[0]
 
 
 def _count_below(points, thresholds, *, dtype):
-    return jnp.sum(points[:, None] > thresholds[None, :], axis=-1, dtype=dtype)
+    return jnp.sum(ordered(points)[:, None] > thresholds[None, :], axis=-1, dtype=dtype)

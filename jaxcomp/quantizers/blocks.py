@@ -13,14 +13,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxcomp.quantizers.checks import check_codebook_size, check_points
+from jaxcomp.quantizers.checks import check_codebook_size, check_floating, check_points
 from jaxcomp.quantizers.lloyd import (
     QuantizationResult,
     distortion_of_points,
     quantize_points,
     solve_kmeans,
 )
-from jaxcomp.quantizers.moments import histogram_moments
+from jaxcomp.quantizers.moments import bins_for, histogram_moments
 from jaxcomp.transformations import always_compiled, with_codebook_held_fixed
 
 # Points quantized together: bounds the memory.
@@ -72,7 +72,7 @@ def block_kmeans(
         num_clusters: K >= 1, an int or an array of (R / r, C / c) of them (then `max_clusters` is
             required); traced.
         max_clusters: size of the codebooks, static; defaults to `num_clusters`.
-        num_bins: bins of each histogram, static.
+        num_bins: bins of each histogram, static; 16 for each of `max_clusters` if that is more.
 
     Returns:
         As `kmeans`, with leading axes (R / r, C / c), but assignments laid out like the matrix.
@@ -81,7 +81,7 @@ def block_kmeans(
         TypeError, ValueError: as `kmeans`; ValueError also if the matrix has not two axes or the
             blocks do not fit.
     """
-    matrix, sample_weight = check_points(matrix, sample_weight)
+    matrix = check_floating(matrix, "matrix")
     if matrix.ndim != 2:
         raise ValueError(f"matrix must have two axes, got shape {matrix.shape}.")
     if any(size < 1 for size in block_shape) or any(
@@ -90,6 +90,8 @@ def block_kmeans(
         raise ValueError(
             f"block_shape must divide the shape of the matrix, {matrix.shape}, got {block_shape}."
         )
+    grid = (matrix.shape[0] // block_shape[0], matrix.shape[1] // block_shape[1])
+    matrix, sample_weight = check_points(matrix, sample_weight, grouped=partial(_blocks, grid=grid))
     num_clusters, max_clusters = check_codebook_size(num_clusters, max_clusters)
     return _block_kmeans(
         matrix,
@@ -97,7 +99,7 @@ def block_kmeans(
         num_clusters,
         block_shape=tuple(block_shape),
         max_clusters=max_clusters,
-        num_bins=num_bins,
+        num_bins=bins_for(num_bins, max_clusters),
     )
 
 

@@ -3,11 +3,15 @@
 Values are checked only where they are known: inside `jit` and `vmap` they are tracers and pass.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Shaped
+
+from jaxcomp.quantizers.scaling import is_negative, is_zero
 
 
 def is_concrete(value: object) -> bool:
@@ -37,9 +41,19 @@ def check_finite(values: Array, name: str) -> None:
 
 
 def check_points(
-    points: Float[Array, "... points"], sample_weight: Shaped[Array, "... points"] | None
+    points: Float[Array, "... points"],
+    sample_weight: Shaped[Array, "... points"] | None,
+    *,
+    grouped: Callable[[Array], Array] | None = None,
 ) -> tuple[Array, Array | None]:
-    """Return points and weights as arrays; see `kmeans` for what is refused."""
+    """Return points and weights as arrays; see `kmeans` for what is refused.
+
+    Args:
+        points: (..., N).
+        sample_weight: broadcastable to `points`, or None.
+        grouped: brings weights of the shape of `points` into groups along the last axis; None if
+            they are.
+    """
     points = check_floating(points, "points")
     if points.ndim == 0 or points.size == 0:
         raise ValueError(
@@ -62,7 +76,10 @@ def check_points(
         )
     check_finite(sample_weight, "sample_weight")
     if is_concrete(sample_weight):
-        _check_weights(sample_weight)
+        if grouped is None:
+            _check_weights(sample_weight)
+        else:
+            _check_weights(grouped(jnp.broadcast_to(sample_weight, points.shape)))
     return points, sample_weight
 
 
@@ -89,8 +106,8 @@ def _num_not_finite(values: Array) -> Array:
 @jax.jit
 def _weight_problems(weights: Array) -> tuple[Array, Array]:
     return (
-        jnp.sum(weights < 0, dtype=jnp.int32),
-        jnp.sum(jnp.all(jnp.atleast_1d(weights) == 0, axis=-1), dtype=jnp.int32),
+        jnp.sum(is_negative(weights), dtype=jnp.int32),
+        jnp.sum(jnp.all(jnp.atleast_1d(is_zero(weights)), axis=-1), dtype=jnp.int32),
     )
 
 

@@ -7,7 +7,12 @@ R places: a fraction of the programme over all bins. Nothing is proved, but the 
 same bins is what it finds on nearly every distribution (`benchmarks/README.md` has the figures):
 moving all cuts together crosses the valleys in which Lloyd's iteration stays.
 
-In float64 inside: costs come from differences of prefix sums.
+For more than 256 clusters a grid would have too few places for each. The windows begin at cuts that
+share out the cube root of the density evenly then, as those of the best fine quantizer do, or at
+equal cells, whichever costs less: no step from there raises the cost.
+
+In float64 inside. Costs are differences of sums from the median outwards, so that one bin far out
+leaves the others their digits.
 
 Axes: `B` bins, `K` clusters, `G` places of the grid, `R` places of a window.
 
@@ -15,18 +20,30 @@ Sources: Wu, J. Algorithms 12 (1991), 663-673 (the programme); Panter and Dite, 
 (1951) (the density of a grid that serves a fine quantizer).
 """
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxcomp.precision import first_least, in_float64
-from jaxcomp.quantizers.moments import count_below, pairwise_sum, running_maximum, running_sum
+from jaxcomp.quantizers.moments import (
+    anchored_sums,
+    count_below,
+    middle_bin,
+    pairwise_sum,
+    running_maximum,
+    running_sum,
+)
 from jaxcomp.transformations import counted_loop
 
-# Places of the coarse grid: for each cluster, at least and at most.
+# Places of the coarse grid: for each cluster, at least and at most; and up to how many clusters.
 _GRID_PER_CLUSTER = 8
 _SMALLEST_GRID = 128
 _LARGEST_GRID = 512
+_GRID_UP_TO = 256
+# Widest gaps between bins that are places too: two for each cluster, at most.
+_MOST_GAPS = 64
 # Steps that a cut may move to either side at once.
 _REACH = 8
 
@@ -49,82 +66,151 @@ def coarse_to_fine_centroids(
 
     Returns:
         (max_clusters,) ascending, the default floating dtype; entries from K on repeat the last
-        one, and centres repeat where fewer bins than K have mass.
+        one. The centres are distinct unless fewer bins than K have mass.
     """
     num_bins = position.shape[0]
     num_clusters = num_clusters.astype(jnp.int32)
-    # A mass and a range of about 1: squares neither over- nor underflow.
-    span = position[-1] * 0.5 - position[0] * 0.5
-    unit = jnp.where(span > 0, span, 1)
-    largest = jnp.max(mass)
-    mass = mass / jnp.where(largest > 0, largest, 1)
-    offset = (position * 0.5 - position[0] * 0.5) / unit
-    total = pairwise_sum(mass)
-    centre = pairwise_sum(mass * offset) / jnp.where(total > 0, total, 1)
-    offset = offset - centre
-    columns = jnp.stack([mass, mass * offset, mass * offset * offset], axis=-1)
-    sums = jnp.pad(running_sum(columns), [(1, 0), (0, 0)])
-
-    num_places = min(max(_GRID_PER_CLUSTER * max_clusters, _SMALLEST_GRID), _LARGEST_GRID)
-    grid = _grid(offset, mass, max(1, min(num_places, num_bins) // 2))
-    cuts = grid[_best_places(sums[grid], num_clusters, max_clusters)]
+    bins = _heavy_bins(position, mass)
     is_inner = jnp.arange(max_clusters + 1, dtype=jnp.int32) < num_clusters
-    first_step = max(1, 2 * num_bins // num_places)
+    by_density = max_clusters > _GRID_UP_TO
+    if by_density:
+        first_step = max(1, num_bins // (2 * max_clusters))
+        cuts = _cuts_by_density(bins, num_clusters, max_clusters)
+    else:
+        num_places = min(max(_GRID_PER_CLUSTER * max_clusters, _SMALLEST_GRID), _LARGEST_GRID)
+        first_step = max(1, 2 * num_bins // num_places)
+        num_gaps = min(2 * max_clusters, _MOST_GAPS, num_bins)
+        grid = _grid(bins, max(1, min(num_places, num_bins) // 2), num_gaps)
+        cuts = grid[_best_places(bins, grid, num_clusters, max_clusters)]
+    evenly = _equal_cells(bins, num_clusters, max_clusters)
+    cuts, evenly = (_distinct(c, bins.number, num_clusters) for c in (cuts, evenly))
+    costs = [pairwise_sum(_cost(bins, c[:-1], c[1:])) for c in (cuts, evenly)]
+    cuts = jnp.where(costs[1] < costs[0], evenly, cuts)
 
     def refine(level, cuts):
-        return _move(sums, cuts, jnp.maximum(first_step >> level, 1), is_inner)
+        return _move(bins, cuts, jnp.maximum(first_step >> level, 1), is_inner)
 
-    levels = jnp.int32(first_step.bit_length())
+    # Once more where there was no grid.
+    levels = jnp.int32(first_step.bit_length() + by_density)
     cuts = counted_loop(jnp.int32(0), levels, refine, cuts)
-    of_run = sums[cuts[1:]] - sums[cuts[:-1]]
+    of_run = bins.sums[cuts[1:]] - bins.sums[cuts[:-1]]
     has_mass = of_run[:, 0] > 0
-    mean = centre + of_run[:, 1] / jnp.where(has_mass, of_run[:, 0], 1)
-    mean = position[0] + 2 * unit * mean
+    mean = bins.centre + of_run[:, 1] / jnp.where(has_mass, of_run[:, 0], 1)
+    # Rounding must not push a mean out of its own run.
+    lowest = bins.position[jnp.minimum(cuts[:-1], num_bins - 1)]
+    highest = bins.position[jnp.maximum(cuts[1:] - 1, 0)]
+    mean = jnp.clip(mean, lowest, jnp.maximum(lowest, highest))
     mean = running_maximum(jnp.where(has_mass, mean, position[0]))
-    mean = jnp.clip(mean, position[0], position[-1])
-    # Differences of prefix sums do not see neighbours one rounding apart: where there are clusters
-    # for all bins each has its own.
+    # Where there are clusters for all bins each has its own.
+    k = jnp.arange(max_clusters, dtype=jnp.int32)
+    each = bins.position[jnp.minimum(k, jnp.maximum(bins.number - 1, 0))]
+    return jnp.where(bins.number <= num_clusters, each, mean)
+
+
+class _Bins(NamedTuple):
+    """The bins with mass first, in order; the others, at the last position, after them."""
+
+    position: Float[Array, " bins"]
+    mass: Float[Array, " bins"]
+    number: Int[Array, ""]
+    centre: Float[Array, ""]
+    sums: Float[Array, "bins_plus_1 3"]  # of mass, first and second moment about the centre
+
+
+def _heavy_bins(position: Float[Array, " bins"], mass: Float[Array, " bins"]) -> _Bins:
+    num_bins = position.shape[0]
     is_heavy = mass > 0
     rank = running_sum(is_heavy.astype(jnp.int32))
-    slot = jnp.where(is_heavy & (rank <= max_clusters), rank - 1, max_clusters)
-    each = jnp.full_like(mean, -jnp.inf).at[slot].set(position, mode="drop")
-    return jnp.where(rank[-1] <= num_clusters, running_maximum(each), mean)
+    place = jnp.where(is_heavy, rank - 1, num_bins)
+    last = jnp.max(jnp.where(is_heavy, position, position[0]))
+    position = jnp.full_like(position, last).at[place].set(position, mode="drop")
+    mass = jnp.zeros_like(mass).at[place].set(mass, mode="drop")
+    largest = jnp.max(mass)
+    mass = mass / jnp.where(largest > 0, largest, 1)
+    middle = middle_bin(mass)
+    centre = position[jnp.minimum(middle, num_bins - 1)]
+    offset = position - centre
+    columns = jnp.stack([mass, mass * offset, mass * offset * offset], axis=-1)
+    return _Bins(position, mass, rank[-1], centre, anchored_sums(columns, middle))
 
 
-def _cost(start: Float[Array, "*runs 3"], stop: Float[Array, "*runs 3"]) -> Float[Array, "*runs"]:
-    """Return the spread of the runs between two entries of the prefix sums."""
-    run = stop - start
+def _distinct(
+    cuts: Int[Array, " clusters_plus_1"], number: Int[Array, ""], num_clusters: Int[Array, ""]
+) -> Int[Array, " clusters_plus_1"]:
+    """Move cuts apart: every run gets a bin with mass, if there are enough."""
+    k = jnp.arange(cuts.shape[0], dtype=jnp.int32)
+    apart = running_maximum(cuts - k) + k
+    apart = jnp.clip(apart, 0, jnp.maximum(number - num_clusters + k, 0))
+    return jnp.where(k < num_clusters, jnp.where(k == 0, 0, apart), number)
+
+
+def _density_below(bins: _Bins) -> Float[Array, " bins"]:
+    """Return the sum of the cube roots of the density up to each bin, any scale."""
+    gap = jnp.pad(bins.position[1:] - bins.position[:-1], 1)
+    # A bin is as wide as the gap to its nearer neighbour: the void around a bin far out is no bin.
+    width = jnp.minimum(gap[1:], gap[:-1])
+    return running_sum(jnp.cbrt(bins.mass) * jnp.square(jnp.cbrt(width)))
+
+
+def _cuts_by_density(
+    bins: _Bins, num_clusters: Int[Array, ""], max_clusters: int
+) -> Int[Array, " clusters_plus_1"]:
+    share = _density_below(bins)
+    k = jnp.arange(max_clusters + 1, dtype=jnp.int32).astype(share.dtype)
+    return count_below(share, share[-1] * (k / num_clusters.astype(share.dtype)))
+
+
+def _equal_cells(
+    bins: _Bins, num_clusters: Int[Array, ""], max_clusters: int
+) -> Int[Array, " clusters_plus_1"]:
+    first, last = bins.position[0], bins.position[-1]
+    k = jnp.arange(max_clusters + 1, dtype=jnp.int32).astype(first.dtype)
+    return count_below(bins.position, first + (last - first) * (k / num_clusters.astype(k.dtype)))
+
+
+def _cost(
+    bins: _Bins, start: Int[Array, "*runs"], stop: Int[Array, "*runs"]
+) -> Float[Array, "*runs"]:
+    """Return the spread of the runs of bins `start <= i < stop`."""
+    run = bins.sums[stop] - bins.sums[start]
     mass = run[..., 0]
     spread = run[..., 2] - run[..., 1] * run[..., 1] / jnp.where(mass > 0, mass, 1)
-    return jnp.where(mass > 0, jnp.maximum(spread, 0), 0)
+    # One bin costs nothing; far out the difference of its sums would be rounding, and that more
+    # than all the others cost.
+    return jnp.where((mass > 0) & (stop - start > 1), jnp.maximum(spread, 0), 0)
 
 
-def _grid(
-    position: Float[Array, " bins"], mass: Float[Array, " bins"], half: int
-) -> Int[Array, " places"]:
-    """Return where to cut on the coarse grid: half as the density asks for, half evenly."""
-    num_bins = position.shape[0]
-    gap = jnp.pad(position[1:] - position[:-1], 1)
-    width = gap[1:] + gap[:-1]
-    share = running_sum(jnp.cbrt(mass * width * width))
+def _grid(bins: _Bins, half: int, num_gaps: int) -> Int[Array, " places"]:
+    """Return where to cut on the coarse grid: half as the density asks for, half evenly.
+
+    And at the widest gaps: a cluster that holds one bin far out and others costs so much that no
+    digit is left to choose the other cuts by.
+    """
+    share = _density_below(bins)
     steps = jnp.arange(half + 1, dtype=jnp.int32)
     by_density = count_below(share, share[-1] * (steps.astype(share.dtype) / half))
     # Not (steps * B) // half, which may overflow.
-    evenly = steps * (num_bins // half) + (steps * (num_bins % half)) // half
-    ends = jnp.array([0, num_bins], jnp.int32)
-    return jnp.sort(jnp.concatenate([ends, by_density, evenly]))
+    evenly = steps * (bins.number // half) + (steps * (bins.number % half)) // half
+    gap = jnp.pad(bins.position[1:] - bins.position[:-1], (1, 0)).astype(jnp.float32)
+    _, at_gaps = lax.top_k(gap, num_gaps)
+    ends = jnp.stack([jnp.zeros_like(bins.number), bins.number])
+    places = jnp.concatenate([ends, by_density, evenly, at_gaps.astype(jnp.int32)])
+    return jnp.sort(jnp.minimum(places, bins.number))
 
 
 def _best_places(
-    sums: Float[Array, "places 3"], num_clusters: Int[Array, ""], max_clusters: int
+    bins: _Bins,
+    grid: Int[Array, " places"],
+    num_clusters: Int[Array, ""],
+    max_clusters: int,
 ) -> Int[Array, " clusters_plus_1"]:
     """Cut the grid into at most K runs, the best way; entry k is where run k begins."""
-    num_places = sums.shape[0]
+    num_places = grid.shape[0]
     index = jnp.arange(num_places, dtype=jnp.int32)
-    # From place i (the second axis) to place j. float32 is enough to choose by.
-    cost = _cost(sums[None, :], sums[:, None])
-    cost = jnp.where(index[None, :] <= index[:, None], cost, jnp.inf).astype(jnp.float32)
-    none = jnp.where(index == 0, 0, jnp.inf).astype(jnp.float32)
+    # From place i (the second axis) to place j.
+    cost = _cost(bins, grid[None, :], grid[:, None])
+    cost = jnp.where(index[None, :] <= index[:, None], cost, jnp.inf)
+    none = jnp.where(index == 0, 0.0, jnp.inf).astype(cost.dtype)
 
     def layer(best, _):
         return jnp.min(best[None, :] + cost, axis=1), best
@@ -145,20 +231,23 @@ def _best_places(
 
 
 def _move(
-    sums: Float[Array, "bins_plus_1 3"],
+    bins: _Bins,
     cuts: Int[Array, " clusters_plus_1"],
     step: Int[Array, ""],
     is_inner: Bool[Array, " clusters_plus_1"],
 ) -> Int[Array, " clusters_plus_1"]:
     """Move all cuts together to the best places within `_REACH` steps of where they are."""
-    num_bins = sums.shape[0] - 1
     offset = jnp.arange(-_REACH, _REACH + 1, dtype=jnp.int32) * step
     is_inner = is_inner & (jnp.arange(cuts.shape[0], dtype=jnp.int32) > 0)
-    places = jnp.clip(cuts[:, None] + jnp.where(is_inner[:, None], offset[None, :], 0), 0, num_bins)
-    at = sums[places]
+    places = cuts[:, None] + jnp.where(is_inner[:, None], offset[None, :], 0)
+    places = jnp.clip(places, 0, bins.number)
     # Of the run from the first to the second of its axes.
-    cost = _cost(at[:-1, :, None], at[1:, None, :])
-    cost = jnp.where(places[:-1, :, None] <= places[1:, None, :], cost, jnp.inf)
+    cost = _cost(bins, places[:-1, :, None], places[1:, None, :])
+    # No run is empty, if no run has to be.
+    has_bins = places[:-1, :, None] < places[1:, None, :]
+    was_empty = (cuts[:-1] >= cuts[1:])[:, None, None]
+    may_be_empty = was_empty & (places[:-1, :, None] <= places[1:, None, :])
+    cost = jnp.where(has_bins | may_be_empty, cost, jnp.inf)
 
     def forward(best, of_run):
         total = best[:, None] + of_run

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from jaxcomp.precision import first_least
 from jaxcomp.quantizers.moments import running_sum
 
 PenaltyForm = Literal["none", "monotone", "published", "linear"]
@@ -112,7 +113,7 @@ def _monotone_update(clusters: Clusters, beta: Float[Array, ""]) -> Float[Array,
     def ends(diameter):
         lower = low.mean + beta * low.inverse_mass * diameter
         upper = high.mean - beta * high.inverse_mass * diameter
-        return jnp.argmin(lower), jnp.argmax(upper)
+        return first_least(lower, axis=0), first_least(-upper, axis=0)
 
     def climb(state):
         _, num_steps, diameter, _ = state
@@ -141,9 +142,9 @@ def _published_update(clusters: Clusters, beta: Float[Array, ""]) -> Float[Array
     beta = 0 it is plain K-means to the last bit. The result may be out of order, and the objective
     may rise.
     """
-    index = jnp.arange(clusters.mass.shape[0])
-    first = jnp.argmax(clusters.has_mass)
-    last = index[-1] - jnp.argmax(clusters.has_mass[::-1])
+    index = jnp.arange(clusters.mass.shape[0], dtype=jnp.int32)
+    first = jnp.min(jnp.where(clusters.has_mass, index, index[-1]))
+    last = jnp.max(jnp.where(clusters.has_mass, index, 0))
     gap = clusters.mean[last] - clusters.mean[first]
     low_slope = beta / jnp.where(clusters.has_mass[first], clusters.mass[first], 1)
     high_slope = beta / jnp.where(clusters.has_mass[last], clusters.mass[last], 1)

@@ -37,13 +37,21 @@ from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 from jaxcomp.quantizers.assignment import assignment_dtype
 from jaxcomp.quantizers.checks import check_floating, check_points, is_concrete
 from jaxcomp.quantizers.moments import (
+    MOMENTS_SIGNATURE,
     Moments,
+    PointBins,
+    about_one,
     accumulation_dtype,
+    bins_of_points,
     histogram_moments,
+    importance_in_units,
     pairwise_sum,
+    points_in_units,
     running_maximum,
     running_sum,
+    sums_of_bins,
 )
+from jaxcomp.quantizers.scaling import group_exponent, normalise, restore, restore_as
 from jaxcomp.transformations import always_compiled, without_derivative
 
 EntropyMethod = Literal["lagrangian", "uniform"]
@@ -57,8 +65,6 @@ _NUM_STEPS = 64
 _DEAD_ZONES = (0.5, 0.57, 0.65, 0.75)
 # Octaves of importance below the mean that are told apart.
 _OCTAVES_BELOW_MEAN = 8
-# Points per partial sum: no float32 accumulator sees more additions than this.
-_BLOCK = 1 << 16
 _UNROLL = 4
 
 
@@ -232,9 +238,11 @@ def solve_entropy_constrained(
         max_clusters=max_clusters,
         centroid_dtype=jnp.dtype(centroid_dtype or moments.position.dtype),
     )
-    signature = "(b),(b),(b),(b),(),(),(m)->(m),(m),(m),(m),(m,k),(m,k),(m,k),(m),(m),(m)"
+    signature = f"{MOMENTS_SIGNATURE},(m)->(m),(m),(m),(m),(m,k),(m,k),(m,k),(m),(m),(m)"
     multipliers = jnp.asarray(multipliers).astype(moments.position.dtype)
-    return RateDistortionCurve(*jnp.vectorize(solve, signature=signature)(*moments, multipliers))
+    return RateDistortionCurve(
+        *jnp.vectorize(solve, signature=signature)(*about_one(moments), multipliers)
+    )
 
 
 @partial(jax.jit, static_argnames=("num_bins", "num_levels"))
@@ -249,7 +257,8 @@ def joint_moments(
     """Reduce every group of points to a histogram over value and importance together.
 
     Intervals of value are equal in `asinh((w - mean) / spread)`: even where the weights are, wider
-    in proportion to the distance further out. Intervals of importance are equal in log h, from
+    in proportion to the distance further out; they are cut again where values lie on very different
+    scales (`bins_of_points`). Intervals of importance are equal in log h, from
     2^-8 of the mean (what is less important counts as one) to the maximum.
 
     Args:
@@ -268,14 +277,17 @@ def joint_moments(
     if sample_weight is None:
         return histogram_moments(points, num_bins=num_cells)
     points = jnp.asarray(points)
-    dtype = accumulation_dtype(points.dtype)
-    weights = jnp.broadcast_to(jnp.asarray(sample_weight).astype(dtype), points.shape)
+    batch_shape = points.shape[:-1]
+    weights, mass_exponent = importance_in_units(sample_weight, points)
+    scaled, exponent = points_in_units(points)
+    scaled, weights = (part.reshape(-1, points.shape[-1]) for part in (scaled, weights))
     if points.shape[-1] <= num_cells:
-        build: Callable[..., tuple[Array, ...]] = _points_as_cells
+        found = _points_as_cells(scaled, weights)
     else:
-        build = partial(_joint_cells, num_bins=num_bins, num_levels=num_levels)
-    cells = jnp.vectorize(build, signature="(n),(n)->(b),(b),(b),(b),(),()")
-    return Moments(*cells(points.astype(dtype), weights))
+        found = _joint_cells(scaled, weights, num_bins=num_bins, num_levels=num_levels)
+    minimum, maximum = jnp.min(scaled, axis=-1), jnp.max(scaled, axis=-1)
+    moments = Moments(*found, minimum, maximum, exponent.ravel(), mass_exponent.ravel())
+    return jax.tree.map(lambda leaf: leaf.reshape(*batch_shape, *leaf.shape[1:]), moments)
 
 
 @always_compiled
@@ -304,10 +316,10 @@ def assign_by_cost(
     """
     points = jnp.asarray(points)
     dtype = accumulation_dtype(points.dtype)
-    weights = jnp.asarray(1.0 if sample_weight is None else sample_weight).astype(dtype)
+    weights = None if sample_weight is None else jnp.asarray(sample_weight)
     return _assign_by_cost(
-        points.astype(dtype),
-        jnp.broadcast_to(weights, points.shape),
+        points,
+        weights,
         jnp.asarray(centroids).astype(dtype),
         jnp.asarray(length_bits).astype(dtype),
         jnp.asarray(multiplier).astype(dtype),
@@ -316,94 +328,86 @@ def assign_by_cost(
 
 @jax.jit
 def _assign_by_cost(points, weights, centroids, length_bits, multiplier):
-    def assign_group(points, weights, centroids, length_bits, multiplier):
-        return _cheapest(points, weights, _Code(centroids, length_bits), multiplier)
+    values = points.astype(centroids.dtype)
+    exponent = group_exponent(values)
+    values = normalise(values, exponent)
+    if weights is None:
+        weights, mass_exponent = jnp.ones_like(values), jnp.zeros_like(exponent)
+    else:
+        weights, mass_exponent = importance_in_units(weights, points)
+    largest = jnp.finfo(multiplier.dtype).max / 2**20
 
-    index = jnp.vectorize(assign_group, signature="(n),(n),(k),(k),()->(n)")(
-        points, weights, centroids, length_bits, multiplier
+    def assign_group(values, weights, exponent, mass_exponent, centroids, length_bits, multiplier):
+        price = normalise(multiplier, 2 * exponent + mass_exponent, axis=())
+        code = _Code(normalise(centroids, exponent), length_bits)
+        return _cheapest(values, weights, code, jnp.minimum(price, largest))
+
+    index = jnp.vectorize(assign_group, signature="(n),(n),(),(),(k),(k),()->(n)")(
+        values, weights, exponent, mass_exponent, centroids, length_bits, multiplier
     )
     return index.astype(assignment_dtype(centroids.shape[-1]))
 
 
 def _points_as_cells(
-    points: Float[Array, " points"], weights: Float[Array, " points"]
+    points: Float[Array, "groups points"], weights: Float[Array, "groups points"]
 ) -> tuple[Array, ...]:
-    position, mass = lax.sort((points, weights), dimension=0, num_keys=1)
-    ones = jnp.ones(points.shape, jnp.int32)
-    return position, ones, mass, jnp.zeros_like(mass), position[0], position[-1]
+    position, mass = lax.sort((points, weights), dimension=1, num_keys=1)
+    return position, jnp.ones(points.shape, jnp.int32), mass, jnp.zeros_like(mass)
 
 
 def _joint_cells(
-    points: Float[Array, " points"],
-    weights: Float[Array, " points"],
+    points: Float[Array, "groups points"],
+    weights: Float[Array, "groups points"],
     *,
     num_bins: int,
     num_levels: int,
 ) -> tuple[Array, ...]:
-    num_points, num_cells = points.shape[0], num_bins * num_levels
-    minimum, maximum = jnp.min(points), jnp.max(points)
-    # Halved, since the range of finite points can overflow.
-    centre = pairwise_sum(points / num_points)
-    offset = points * 0.5 - centre * 0.5
-    spread = pairwise_sum(jnp.abs(offset) / num_points)
-    place = jnp.arcsinh(offset / jnp.where(spread > 0, spread, 1))
-    value_bin = _equal_intervals(place, jnp.min(place), jnp.max(place), num_bins)
-    mean = pairwise_sum(weights / num_points)
+    num_points, num_cells = points.shape[-1], num_bins * num_levels
+    maximum = jnp.max(points, axis=-1, keepdims=True)
+    centre = pairwise_sum(points / num_points)[:, None]
+    offset = points - centre
+    spread = pairwise_sum(jnp.abs(offset) / num_points)[:, None]
+    place = jnp.arcsinh(0.5 * offset / jnp.where(spread > 0, spread, 1))
+    value_bin = _equal_intervals(place, jnp.min(place, axis=-1), jnp.max(place, axis=-1), num_bins)
+    # Cut again where the values lie on very different scales.
+    value_bin, _ = bins_of_points(points, weights, value_bin, num_bins=num_bins)
+    mean = pairwise_sum(weights / num_points)[:, None]
     importance = jnp.log2(jnp.where(weights > 0, weights / jnp.where(mean > 0, mean, 1), 1e-30))
-    lowest = jnp.asarray(-_OCTAVES_BELOW_MEAN, importance.dtype)
-    level = _equal_intervals(importance, lowest, jnp.max(importance), num_levels)
-    cell = value_bin * num_levels + level
-
-    num_in_cell = _sum_in_blocks(jnp.ones_like(cell), cell, num_cells)
-    mass = _sum_in_blocks(weights, cell, num_cells)
-    lowest_point = jax.ops.segment_min(points, cell, num_cells)
-    lowest_point = jnp.where(num_in_cell > 0, lowest_point, maximum)
-    # From the lowest point of the cell, so that equal points have offset 0 and their mean is exact.
-    moment = _sum_in_blocks(weights * (points - lowest_point[cell]), cell, num_cells)
-    position = lowest_point + jnp.where(mass > 0, moment / jnp.where(mass > 0, mass, 1), 0)
-    position = jnp.minimum(position, maximum)
-    deviation = points - position[cell]
-    second = _sum_in_blocks(weights * deviation * deviation, cell, num_cells)
+    lowest = jnp.full(points.shape[:1], -_OCTAVES_BELOW_MEAN, importance.dtype)
+    level = _equal_intervals(importance, lowest, jnp.max(importance, axis=-1), num_levels)
+    bins = PointBins.of(value_bin * num_levels + level, num_cells)
+    sums = sums_of_bins(points, weights, bins)
+    is_occupied = sums.count > 0
+    position = jnp.where(is_occupied, jnp.minimum(sums.lowest + sums.mean, maximum), maximum)
     # Cells without points, all at the largest point, come behind those that are there.
-    is_empty = (num_in_cell == 0).astype(jnp.int32)
-    position, _, num_in_cell, mass, second = lax.sort(
-        (position, is_empty, num_in_cell, mass, second), dimension=0, num_keys=2
+    is_empty = (~is_occupied).astype(jnp.int32)
+    position, _, number, mass, deviation = lax.sort(
+        (position, is_empty, sums.count, sums.mass, sums.deviation), dimension=1, num_keys=2
     )
-    return position, num_in_cell, mass, second, minimum, maximum
+    return position, number, mass, deviation
 
 
 def _equal_intervals(
-    values: Float[Array, " points"],
-    low: Float[Array, ""],
-    high: Float[Array, ""],
+    values: Float[Array, "groups points"],
+    low: Float[Array, " groups"],
+    high: Float[Array, " groups"],
     number: int,
-) -> Int[Array, " points"]:
+) -> Int[Array, "groups points"]:
     width = high - low
-    place = (values - low) / jnp.where(width > 0, width, 1) * number
+    scale = number / jnp.where(width > 0, width, 1)
+    place = (values - low[:, None]) * scale[:, None]
     return jnp.clip(place.astype(jnp.int32), 0, number - 1)
-
-
-def _sum_in_blocks(
-    values: Shaped[Array, " points"], cell: Int[Array, " points"], num_cells: int
-) -> Shaped[Array, " cells"]:
-    """Sum the values of every cell, block by block: a float32 total of 2e7 ones stops at 2^24."""
-    block = min(_BLOCK, values.shape[0])
-    extra = -values.shape[0] % block
-
-    def add(total, part):
-        return total + jax.ops.segment_sum(part[0], part[1], num_cells), None
-
-    parts = tuple(jnp.pad(part, (0, extra)).reshape(-1, block) for part in (values, cell))
-    return lax.scan(add, jnp.zeros((num_cells,), values.dtype), parts)[0]
 
 
 def _solve_group(
     position: Float[Array, " cells"],
     num_points: Int[Array, " cells"],
     mass: Float[Array, " cells"],
-    second: Float[Array, " cells"],
+    cell_deviation: Float[Array, " cells"],
     minimum: Float[Array, ""],
     maximum: Float[Array, ""],
+    exponent: Int[Array, ""],
+    mass_exponent: Int[Array, ""],
     multipliers: Float[Array, " multipliers"],
     *,
     num_iterations: Int[Array, ""],
@@ -412,32 +416,27 @@ def _solve_group(
     max_clusters: int,
     centroid_dtype: jnp.dtype,
 ) -> tuple[Array, ...]:
-    # In powers of two near the largest: squares of huge or tiny weights stay in range.
     number = jnp.maximum(num_points, 1).astype(mass.dtype)
-    value_unit = _power_of_two(jnp.maximum(jnp.abs(minimum), jnp.abs(maximum)))
-    mass_unit = _power_of_two(jnp.max(mass))
     is_occupied = num_points > 0
     # Bins without points are moved onto the next one below, where they make no symbol.
     position = running_maximum(jnp.where(is_occupied, position, minimum))
-    position = position / value_unit
-    mass = mass / mass_unit
-
-    def in_units(value: Array) -> Array:
-        # One after the other: the product of the units alone may overflow.
-        return value * value_unit * mass_unit * value_unit
-
+    del maximum
     cells = _Cells(
         position=position,
         num_points=num_points,
         mass=mass,
         importance=mass / number,
-        second=pairwise_sum(second / value_unit / mass_unit / value_unit),
+        second=pairwise_sum(mass * cell_deviation * cell_deviation),
     )
+    unit = 2 * exponent + mass_exponent
+
+    def in_units(value: Array) -> Array:
+        return restore(value, jnp.broadcast_to(unit, value.shape), axis=())
 
     # What is reported refers to centroids as they are stored.
     def store(centroids: Array) -> tuple[Array, Array]:
-        stored = (centroids * value_unit).astype(centroid_dtype)
-        return stored, stored.astype(position.dtype) / value_unit
+        stored = restore_as(centroids, exponent, centroid_dtype)
+        return stored, normalise(stored.astype(position.dtype), exponent)
 
     total_points = pairwise_sum(num_points).astype(mass.dtype)
     total_mass = pairwise_sum(mass)
@@ -447,7 +446,9 @@ def _solve_group(
     if multiplier_scale == "relative":
         scaled = multipliers * (variance / total_points)
     else:
-        scaled = multipliers / value_unit / mass_unit / value_unit
+        largest = jnp.finfo(multipliers.dtype).max / 2**60
+        scaled = normalise(multipliers, jnp.broadcast_to(unit, multipliers.shape), axis=())
+        scaled = jnp.minimum(scaled, largest)
 
     grids = _uniform_grids(cells, mean, max_clusters)
     costs = grids.distortion[None, :] + (scaled * total_points)[:, None] * grids.rate_bits[None, :]
@@ -644,11 +645,3 @@ def _finish(
         jnp.where(is_live, counts[order], 0),
         num_used,
     )
-
-
-def _power_of_two(largest: Float[Array, ""]) -> Float[Array, ""]:
-    """Return a power of two near a number >= 0; 1 for 0."""
-    _, exponent = jnp.frexp(jnp.where(largest > 0, largest, 1))
-    # Kept away from the ends of the range, where its square or inverse would not be a number.
-    limit = jnp.finfo(largest.dtype).maxexp // 2 - 4
-    return jnp.ldexp(jnp.ones_like(largest), jnp.clip(exponent - 1, -limit, limit))

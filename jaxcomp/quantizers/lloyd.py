@@ -5,8 +5,11 @@ the curvature h predicts. In one dimension the importances h move the centres, n
 the centre: assignment is to the nearest one, ties to the lower index.
 
 On a histogram of moments a bin goes whole to the cluster of its position, and a cluster is a run
-of bins, whose sums come from prefix sums: an iteration costs O(K log B), whatever N. Neither K nor
-the penalty is static, so that a sweep over both compiles once.
+of bins, whose sums are differences of two entries of a table: an iteration costs O(K log B),
+whatever N. Neither K nor the penalty is static, so that a sweep over both compiles once.
+
+In float64 inside, in the units of the moments: no result depends on the scale of the weights or of
+their importances, and one weight of 1e30 leaves the others their digits.
 
 Axes: `...` groups, `N` points, `B` bins, `K` clusters (`max_clusters` of them, the first
 `num_clusters` in use).
@@ -16,13 +19,14 @@ Sources: Lloyd, IEEE Trans. Inf. Theory 28 (1982); Choi, El-Khamy, Lee, arXiv:16
 """
 
 from functools import partial
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
+from jaxcomp.precision import in_float64
 from jaxcomp.quantizers.assignment import assign, midpoints, nearest_thresholds
 from jaxcomp.quantizers.buckets import Bucketed, bucketed, without_copies
 from jaxcomp.quantizers.checks import (
@@ -40,15 +44,22 @@ from jaxcomp.quantizers.diameter import (
     update_centres,
 )
 from jaxcomp.quantizers.moments import (
+    MOMENTS_SIGNATURE,
     Moments,
     accumulation_dtype,
+    anchored_sums,
+    bins_for,
     count_below,
     histogram_moments,
-    paired_cumsum,
+    importance_in_units,
+    middle_bin,
     pairwise_sum,
+    points_in_units,
     running_maximum,
     running_sum,
+    sum_of_squares,
 )
+from jaxcomp.quantizers.scaling import normalise, restore, restore_as, split
 from jaxcomp.transformations import (
     always_compiled,
     with_codebook_held_fixed,
@@ -69,7 +80,8 @@ class Codebook(NamedTuple):
             from `num_clusters` on repeat the last one.
         thresholds: (..., K - 1): a point w goes to cluster `#{t : w > t}`; +inf where no cluster
             is left.
-        distortion: (...) weighted distortion of the histogram, bins taken whole.
+        distortion: (...) weighted distortion of the histogram, bins taken whole. Infinite or 0 if
+            it is out of the range of floats, as `penalty` and `beta`; nothing depends on them.
         penalty: (...) what the diameter penalty adds to it.
         beta: (...) the absolute penalty multiplier.
         num_used: (...) int32, distinct centres with points.
@@ -98,6 +110,7 @@ class QuantizationResult(NamedTuple):
         assignments: (..., N), smallest unsigned dtype: `centroids[assignments]` are the
             quantized points.
         distortion: (...) `sum h (w - c)^2` over the raw points, weight units squared times h.
+            Infinite or 0 if that is out of the range of floats; nothing depends on it.
         num_used: (...) int32, distinct centres with points; `num_clusters` may be more.
         counts: (..., K) int32, points of each cluster.
         objective: (...) distortion plus penalty term.
@@ -118,15 +131,10 @@ class QuantizationResult(NamedTuple):
 
 
 class _Prefix(NamedTuple):
-    """What sums over runs of bins are read from; row i of `sums` covers the first i bins.
+    """What sums over runs of bins are read from; the difference of rows is the run between them."""
 
-    Masses are in units of `mass_unit`, a power of two near the total: curvatures of 1e-36 would
-    otherwise underflow when multiplied by a weight.
-    """
-
-    mass_unit: Float[Array, ""]
     position: Float[Array, " bins"]
-    sums: Float[Array, "bins_plus_1 4"]  # of mass and first moment about the centre: hi, then lo
+    sums: Float[Array, "bins_plus_1 2"]  # of mass and first moment about the centre
     centre: Float[Array, ""]
     next_position: Float[Array, " bins_plus_1"]
     previous_position: Float[Array, " bins_plus_1"]
@@ -208,7 +216,7 @@ def solve_kmeans(
         jnp.asarray(num_clusters).astype(jnp.int32),
         jnp.asarray(diameter_penalty).astype(dtype),
     ]
-    signature = "(b),(b),(b),(b),(),(),(),()"
+    signature = f"{MOMENTS_SIGNATURE},(),()"
     if initial_centroids is not None:
         arguments.append(jnp.asarray(initial_centroids).astype(dtype))
         signature += ",(k)"
@@ -216,42 +224,74 @@ def solve_kmeans(
     return Codebook(*jnp.vectorize(solve, signature=f"{signature}->{outputs}")(*arguments))
 
 
-def _solve_group(
-    position: Float[Array, " bins"],
-    num_points: Int[Array, " bins"],
-    mass: Float[Array, " bins"],
-    second: Float[Array, " bins"],
-    minimum: Float[Array, ""],
-    maximum: Float[Array, ""],
-    num_clusters: Int[Array, ""],
-    diameter_penalty: Float[Array, ""],
-    initial_centroids: Float[Array, " clusters"] | None = None,
-    *,
-    num_iterations: Int[Array, ""],
+def _solve_group(*arguments: Array, penalty_form: PenaltyForm, **options) -> tuple[Array, ...]:
+    moments = Moments(*arguments[: len(Moments._fields)])
+    dtype = moments.position.dtype
+    num_clusters, diameter_penalty, *initial = arguments[len(Moments._fields) :]
+    initial = [normalise(centroids, moments.exponent) for centroids in initial]
+    centroids, thresholds, distortion, penalty, beta, *diagnostics = _solve_in_units(
+        *moments,
+        num_clusters,
+        diameter_penalty,
+        *initial,
+        penalty_form=penalty_form,
+        dtype=dtype,
+        **options,
+    )
+    of_mass = moments.mass_exponent
+    of_distortion = of_mass + 2 * moments.exponent
+    of_beta = of_mass + (moments.exponent if penalty_form == "linear" else 0)
+
+    def restored(parts, exponent):
+        return restore(parts[0], parts[1] + exponent, axis=())
+
+    return (
+        centroids,
+        thresholds,
+        restored(distortion, of_distortion),
+        restored(penalty, of_distortion),
+        restored(beta, of_beta),
+        *diagnostics,
+    )
+
+
+@in_float64("max_clusters", "penalty_form", "penalty_scale", "start", "centroid_dtype", "dtype")
+def _solve_in_units(
+    *arguments: Float[Array, "..."],
+    num_iterations: Float[Array, ""],
     max_clusters: int,
     penalty_form: PenaltyForm,
     penalty_scale: PenaltyScale,
     start: Start,
     centroid_dtype: jnp.dtype,
-) -> tuple[Array, ...]:
-    moments = Moments(position, num_points, mass, second, minimum, maximum)
+    dtype: jnp.dtype,
+) -> tuple[Any, ...]:
+    """Solve one group; distortion, penalty and beta come as numbers and their exponents."""
+    moments = Moments(*arguments[: len(Moments._fields)])
+    num_clusters, diameter_penalty, *initial = arguments[len(Moments._fields) :]
+    moments = moments._replace(
+        num_points=moments.num_points.astype(jnp.int32),
+        exponent=moments.exponent.astype(jnp.int32),
+        mass_exponent=moments.mass_exponent.astype(jnp.int32),
+    )
+    num_iterations = num_iterations.astype(jnp.int32)
     prefix = _prefix_sums(moments)
     beta = _absolute_penalty(moments, prefix, diameter_penalty, penalty_form, penalty_scale)
-    scaled_beta = beta / prefix.mass_unit
-    is_live = jnp.arange(max_clusters) < jnp.clip(num_clusters, 1, max_clusters)
-    num_live = jnp.sum(is_live, dtype=jnp.int32)
-    if initial_centroids is not None:
-        first = jnp.sort(jnp.where(is_live, initial_centroids, jnp.inf))
+    num_live = jnp.clip(num_clusters.astype(jnp.int32), 1, max_clusters)
+    is_live = jnp.arange(max_clusters, dtype=jnp.int32) < num_live
+    if initial:
+        first = jnp.sort(jnp.where(is_live, initial[0], jnp.inf))
     elif start == "quantiles":
         first = quantile_start(moments, num_live, max_clusters)
     else:
-        first = coarse_to_fine_centroids(position, mass, num_live, max_clusters=max_clusters)
-        first = first.astype(position.dtype)
+        first = coarse_to_fine_centroids(
+            moments.position, moments.mass, num_live, max_clusters=max_clusters
+        )
     first = _repeat_last(first, is_live, num_live)
 
     def step(state):
         centroids, iteration, _ = state
-        new = _update(prefix, centroids, is_live, scaled_beta, penalty_form)
+        new = _update(prefix, centroids, is_live, beta, penalty_form)
         new = _repeat_last(new, is_live, num_live)
         return new, iteration + 1, jnp.all(new == centroids)
 
@@ -260,16 +300,20 @@ def _solve_group(
         step,
         (first, jnp.int32(0), jnp.asarray(False)),
     )
-    centroids = centroids.astype(centroid_dtype)
-    rounded = centroids.astype(position.dtype)
+    # What is reported refers to centroids as they are stored.
+    stored = restore_as(centroids.astype(dtype), moments.exponent, centroid_dtype)
+    rounded = normalise(stored.astype(dtype), moments.exponent)
     thresholds = nearest_thresholds(rounded)
-    distortion, diameter, num_used = _evaluate(moments, rounded, thresholds)
+    distortion, diameter, num_used = _evaluate(
+        moments, rounded.astype(jnp.float64), thresholds.astype(jnp.float64)
+    )
+    penalty = penalty_term(diameter, beta, penalty_form=penalty_form)
     return (
-        centroids,
-        thresholds,
-        distortion,
-        penalty_term(diameter, beta, penalty_form=penalty_form),
-        beta,
+        stored,
+        restore(thresholds, moments.exponent, rounds_down=True),
+        split(distortion, dtype),
+        split(penalty, dtype),
+        split(beta, dtype),
         num_used,
         num_live - num_used,
         iterations,
@@ -283,15 +327,9 @@ def _repeat_last(centroids, is_live, num_live):
 
 
 def _prefix_sums(moments: Moments) -> _Prefix:
-    position = moments.position
-    total = pairwise_sum(moments.mass)
-    _, exponent = jnp.frexp(jnp.where(total > 0, total, 1))
-    mass_unit = jnp.ldexp(jnp.ones_like(total), exponent - 1)
-    mass = moments.mass / mass_unit
-    # Near the weighted mean the first moments are smallest, and so is their rounding error.
-    low = moments.minimum
-    offset = pairwise_sum(mass * (position - low)) / jnp.where(total > 0, total / mass_unit, 1)
-    centre = low + offset
+    position, mass = moments.position, moments.mass
+    middle = middle_bin(mass)
+    centre = position[middle]
     has_mass = mass > 0
     infinity = jnp.full((1,), jnp.inf, position.dtype)
     # Both neighbours from one pass: the next one is the previous one in the mirrored order.
@@ -300,9 +338,8 @@ def _prefix_sums(moments: Moments) -> _Prefix:
     previous = running_maximum(jnp.where(has_mass, signed, -jnp.inf))
     previous_position, next_position = previous[:, 0], -previous[::-1, 1]
     return _Prefix(
-        mass_unit=mass_unit,
         position=position,
-        sums=paired_cumsum(jnp.stack([mass, mass * (position - centre)], axis=-1)),
+        sums=anchored_sums(jnp.stack([mass, mass * (position - centre)], axis=-1), middle),
         centre=centre,
         next_position=jnp.concatenate([next_position, infinity]),
         previous_position=jnp.concatenate([-infinity, previous_position]),
@@ -341,14 +378,17 @@ def _absolute_penalty(
     penalty_scale: PenaltyScale,
 ) -> Float[Array, ""]:
     if penalty_scale == "absolute":
-        return diameter_penalty
+        unit = moments.mass_exponent + (moments.exponent if penalty_form == "linear" else 0)
+        return normalise(diameter_penalty, unit, axis=())
     total = pairwise_sum(moments.mass)
     if penalty_form != "linear":
         return diameter_penalty * total
     deviation = moments.position - prefix.centre
-    squares = moments.mass * deviation * deviation + moments.second
-    variance = pairwise_sum(squares / jnp.where(total > 0, total, 1))
-    return diameter_penalty * total * jnp.sqrt(variance)
+    squares = deviation * deviation + moments.deviation * moments.deviation
+    # About the centre; the mean is as far from it as the first moment says.
+    first = pairwise_sum(moments.mass * deviation)
+    variance = pairwise_sum(moments.mass * squares) * total - first * first
+    return diameter_penalty * jnp.sqrt(jnp.maximum(variance, 0))
 
 
 def _update(
@@ -384,9 +424,7 @@ def _cluster_sums(prefix: _Prefix, thresholds: Float[Array, " clusters-1"]) -> C
     start = jnp.concatenate([jnp.zeros((1,), jnp.int32), cuts])
     stop = jnp.concatenate([cuts, jnp.full((1,), num_bins, jnp.int32)])
     before, upto = prefix.sums[start], prefix.sums[stop]
-    difference = upto - before
-    mass = difference[:, 0] + difference[:, 2]
-    moment = difference[:, 1] + difference[:, 3]
+    mass, moment = (upto - before).T
     lowest, highest = prefix.next_position[start], prefix.previous_position[stop]
     # Whether any bin of the run has mass is decided without rounding.
     has_mass = lowest <= highest
@@ -406,16 +444,19 @@ def _evaluate(
     bins = assign(moments.position, thresholds).astype(jnp.int32)
     nearest = centroids[bins]
     deviation = moments.position - nearest
-    distortion = pairwise_sum(moments.mass * deviation * deviation + moments.second)
+    squares = deviation * deviation + moments.deviation * moments.deviation
+    distortion = pairwise_sum(moments.mass * squares)
     diameter = diameter_in_use(nearest, moments.mass)
     counts = jax.ops.segment_sum(moments.num_points, bins, centroids.shape[0])
     return distortion, diameter, jnp.sum(counts > 0, dtype=jnp.int32)
 
 
 def diameter_in_use(
-    quantized: Float[Array, "... points"], mass: Float[Array, "... points"]
+    quantized: Float[Array, "... points"], mass: Float[Array, "... points"] | None
 ) -> Float[Array, "..."]:
     """Return the distance of the outermost centres that serve any mass; 0 if none does."""
+    if mass is None:
+        return jnp.max(quantized, axis=-1) - jnp.min(quantized, axis=-1)
     low = jnp.min(jnp.where(mass > 0, quantized, jnp.inf), axis=-1)
     high = jnp.max(jnp.where(mass > 0, quantized, -jnp.inf), axis=-1)
     return jnp.where(low <= high, high - low, 0)
@@ -474,7 +515,8 @@ def kmeans(
         penalty_form: "none", "monotone", "published" or "linear"; see `solve_kmeans`.
         penalty_scale: "relative" or "absolute"; see `solve_kmeans`.
         num_iterations: most centre updates.
-        num_bins: bins of the histogram for N > `num_bins`, static.
+        num_bins: bins of the histogram for N > `num_bins`, static; 16 for each of `max_clusters`
+            if that is more.
         start: "coarse_to_fine" or "quantiles"; see `solve_kmeans`. Static.
         initial_centroids: (..., max_clusters) to start from instead; `plus_plus_start` draws some.
 
@@ -490,6 +532,7 @@ def kmeans(
     points, sample_weight = check_points(points, sample_weight)
     num_clusters, max_clusters = check_codebook_size(num_clusters, max_clusters)
     check_penalty(diameter_penalty)
+    num_bins = bins_for(num_bins, max_clusters)
     result = _kmeans(
         bucketed(points, sample_weight, num_bins=num_bins),
         num_clusters,
@@ -584,18 +627,22 @@ def quantize_points(
     Returns:
         The result, with distortion, diameter and counts of the points themselves.
     """
-    dtype = codebook.thresholds.dtype
-    points = jnp.broadcast_to(points, (*codebook.num_used.shape, points.shape[-1]))
-    assignments = assign(points, codebook.thresholds)
+    shape = (*codebook.num_used.shape, points.shape[-1])
+    assignments = assign(jnp.broadcast_to(points, shape), codebook.thresholds)
     index = assignments.astype(jnp.int32)
-    quantized = jnp.take_along_axis(codebook.centroids, index, axis=-1).astype(dtype)
-    deviation = points.astype(dtype) - quantized
+    scaled, exponent = points_in_units(points)
+    exponent = jnp.broadcast_to(exponent, shape[:-1])
+    centroids = normalise(codebook.centroids.astype(scaled.dtype), exponent)
+    # They are in order already; a loop's result is not computed again for every point.
+    centroids = jnp.moveaxis(running_maximum(jnp.moveaxis(centroids, -1, 0)), 0, -1)
+    quantized = jnp.take_along_axis(centroids, index, axis=-1)
     if sample_weight is None:
-        mass = jnp.ones_like(deviation)
+        mass, mass_exponent = None, jnp.zeros_like(exponent)
     else:
-        mass = jnp.broadcast_to(sample_weight.astype(dtype), points.shape)
-    distortion = pairwise_sum(mass * deviation * deviation)
-    diameter = diameter_in_use(quantized, mass)
+        mass, mass_exponent = importance_in_units(sample_weight, points)
+    square, of_square = sum_of_squares(mass, jnp.broadcast_to(scaled, shape) - quantized)
+    distortion = restore(square, of_square + 2 * exponent + mass_exponent, axis=())
+    diameter = restore(diameter_in_use(quantized, mass), exponent, axis=())
     counts = _count_assignments(index, codebook.centroids.shape[-1], num_padding)
     num_used = jnp.sum(counts > 0, axis=-1, dtype=jnp.int32)
     return QuantizationResult(

@@ -1,4 +1,4 @@
-"""Globally optimal scalar quantizers, for every number of clusters from one solve.
+"""Optimal scalar quantizers within a reported gap, for every number of clusters from one solve.
 
 The best clusters of scalars are intervals, and the cost of an interval is Monge, so that a dynamic
 programme over the bins of a histogram of moments finds the best K intervals for K = 1, 2, ... one
@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxcomp.precision import in_float64
 from jaxcomp.quantizers.assignment import nearest_thresholds
@@ -45,19 +45,23 @@ from jaxcomp.quantizers.interval_search import (
 )
 from jaxcomp.quantizers.lloyd import Codebook
 from jaxcomp.quantizers.moments import (
+    MOMENTS_SIGNATURE,
     BinEdges,
     Moments,
     histogram_with_edges,
+    middle_bin,
     pairwise_sum,
     running_maximum,
 )
 from jaxcomp.quantizers.runs import Runs, read_runs, run_table
-from jaxcomp.quantizers.scaling import group_exponent, restore
+from jaxcomp.quantizers.scaling import ordered, restore, restore_as, split
 from jaxcomp.transformations import always_compiled, without_derivative
 
 # Relative error, in roundings, of the masses of a histogram; what sums of 10^7 points show is a
 # tenth of it.
 _MASS_ERROR = 16
+# Share of its root by which a distortion may be off where bins lie far from all others.
+_FAR_SHARE = 2.0**-40
 # Bins solved together when there are many groups: bounds the memory.
 _BINS_AT_ONCE = 1 << 15
 
@@ -114,7 +118,8 @@ class OptimalCodebooks(NamedTuple):
         centroids = jnp.take_along_axis(table, row[..., None, None], axis=-2)[..., 0, :]
         exact = centroids.astype(distortion.dtype)
         thresholds = jnp.vectorize(nearest_thresholds, signature="(k)->(j)")(exact)
-        num_used = 1 + jnp.sum(exact[..., 1:] > exact[..., :-1], axis=-1, dtype=jnp.int32)
+        rank = ordered(exact)
+        num_used = 1 + jnp.sum(rank[..., 1:] > rank[..., :-1], axis=-1, dtype=jnp.int32)
         zero = jnp.zeros(row.shape, distortion.dtype)
         return Codebook(
             centroids=centroids,
@@ -183,43 +188,51 @@ def solve_optimal(
             for leaf in (
                 moments.position,
                 moments.mass,
-                moments.second,
+                moments.deviation,
                 moments.minimum,
                 moments.maximum,
                 *edges,
             )
         ),
         max_clusters=max_clusters,
-        stored_eps=float(jnp.finfo(dtype).eps),
+        dtype=dtype,
         has_one_value_per_bin=has_one_value_per_bin,
     )
+    unit = (moments.mass_exponent + 2 * moments.exponent)[..., None]
 
-    def batched(values, to):
-        return values.astype(to).reshape(*batch_shape, *values.shape[1:])
+    def batched(values):
+        return values.reshape(*batch_shape, *values.shape[1:])
 
+    def restored(parts):
+        number, exponent = map(batched, parts)
+        return restore(number, exponent + unit, axis=())
+
+    table = restore_as(
+        batched(table).astype(dtype),
+        moments.exponent[..., None],
+        jnp.dtype(centroid_dtype or dtype),
+    )
     return OptimalCodebooks(
-        distortion=batched(distortion, dtype),
-        gap_bound=batched(gap, dtype),
-        centroid_table=batched(table, jnp.dtype(centroid_dtype or dtype)),
+        distortion=restored(distortion), gap_bound=restored(gap), centroid_table=table
     )
 
 
 def _edges_from_neighbours(moments: Moments) -> BinEdges:
     """Bound the points of every bin by the bins around it; a bin without spread is its mean."""
 
-    def of_group(position, num_points, mass, second, minimum, maximum):
+    def of_group(position, num_points, mass, deviation, minimum, maximum, *_):
         signed = jnp.stack([position, -position[::-1]], axis=-1)
         is_occupied = num_points > 0
         is_occupied = jnp.stack([is_occupied, is_occupied[::-1]], axis=-1)
         limit = running_maximum(jnp.where(is_occupied, signed, -jnp.inf))
         below = jnp.concatenate([minimum[None], limit[:-1, 0]])
         above = jnp.concatenate([-limit[:-1, 1][::-1], maximum[None]])
-        is_one = (mass > 0) & (second == 0)
+        is_one = (mass > 0) & (deviation == 0)
         lowest = jnp.where(is_one, position, jnp.maximum(below, minimum))
         highest = jnp.where(is_one, position, jnp.minimum(above, maximum))
         return jnp.minimum(lowest, position), jnp.maximum(highest, position)
 
-    signature = "(b),(b),(b),(b),(),()->(b),(b)"
+    signature = f"{MOMENTS_SIGNATURE}->(b),(b)"
     return BinEdges(*jnp.vectorize(of_group, signature=signature)(*moments))
 
 
@@ -228,15 +241,15 @@ class _Group(NamedTuple):
 
     position: Float[Array, "... bins"]
     mass: Float[Array, "... bins"]
-    second: Float[Array, "... bins"]
+    deviation: Float[Array, "... bins"]
     minimum: Float[Array, "..."]
     maximum: Float[Array, "..."]
     lowest: Float[Array, "... bins"]
     highest: Float[Array, "... bins"]
 
 
-class _Scaled(NamedTuple):
-    """Bins of one group about its mean, in units in which no square over- or underflows.
+class _Centred(NamedTuple):
+    """Bins of one group about its median: only what lies near the others keeps many digits there.
 
     Attributes:
         bins: padded to a length the search takes, by bins without mass.
@@ -244,8 +257,7 @@ class _Scaled(NamedTuple):
         error: norm of what rounding may have moved the points by, `sqrt(sum h delta^2)`.
         rounding: relative error of the masses and of what is returned.
         second_error: what all second moments of the bins may be off by together.
-        centre: what 0 stands for, in these units.
-        exponent: a length of 1 stands for 2^exponent, a mass of 1 for 2^mass_exponent.
+        centre: what 0 stands for.
     """
 
     bins: Runs
@@ -255,35 +267,11 @@ class _Scaled(NamedTuple):
     rounding: float
     second_error: Float[Array, ""]
     centre: Float[Array, ""]
-    exponent: Int[Array, ""]
-    mass_exponent: Int[Array, ""]
 
 
-def _times(values: Float[Array, "..."], exponent: Int[Array, ""]) -> Float[Array, "..."]:
-    """Return the values times a power of two.
-
-    Not `jnp.ldexp`, which newer versions of JAX expand where the program is compiled, in 32 bits.
-    """
-    return restore(values, exponent, axis=tuple(range(values.ndim)))
-
-
-def _scale(group: _Group, *, stored_eps: float, has_one_value_per_bin: bool) -> _Scaled:
-    largest = jnp.maximum(jnp.abs(group.minimum), jnp.abs(group.maximum))
-    # Squares of 2^60 and of 2^-50 are far from both ends: most data stay as they are.
-    exponent = group_exponent(largest, axis=())
-    exponent = jnp.where(exponent > 60, exponent - 60, jnp.where(exponent < -50, exponent, 0))
-
-    # Powers by their exponents: a compiler may turn x / u / u into x / (u * u), which is 0 / 0.
-    def scaled(values):
-        return _times(values, -exponent)
-
-    position, total = scaled(group.position), pairwise_sum(group.mass)
-    mass_exponent = group_exponent(total, axis=())
-    mass = _times(group.mass, -mass_exponent)
-    weighted = pairwise_sum(mass * position) / jnp.where(
-        total > 0, _times(total, -mass_exponent), 1
-    )
-    centre = jnp.clip(weighted, scaled(group.minimum), scaled(group.maximum))
+def _centred(group: _Group, *, stored_eps: float, has_one_value_per_bin: bool) -> _Centred:
+    position, mass = group.position, group.mass
+    centre = position[jnp.minimum(middle_bin(mass), position.shape[0] - 1)]
     offset = position - centre
     # A mean moves by eps of itself whenever runs are merged, and did when it was stored, except
     # that of a bin of equal points.
@@ -291,41 +279,67 @@ def _scale(group: _Group, *, stored_eps: float, has_one_value_per_bin: bool) -> 
     eps = jnp.finfo(position.dtype).eps
     moved = (4 + num_bins.bit_length()) * eps * jnp.abs(offset)
     width = jnp.zeros_like(position)
+    is_one = group.lowest == group.highest
     if not has_one_value_per_bin:
-        width = scaled(group.highest) - scaled(group.lowest)
-        is_one = group.lowest == group.highest
+        width = group.highest - group.lowest
         moved = moved + jnp.where(is_one, 0, stored_eps * jnp.abs(position))
+    # Means move only in runs of several bins. One value far from all others costs so much in such
+    # a run that what moves it is a small part of that.
+    moved = jnp.where(is_one & _is_far(group, moved), 0, moved)
     extra = num_bins - position.shape[0]
-    last = scaled(group.maximum) - centre
+    last = group.maximum - centre
 
     def pad(values, filler):
         return jnp.concatenate([values, jnp.full((extra,), filler, values.dtype)])
 
-    return _Scaled(
+    return _Centred(
         bins=Runs(
             mass=pad(mass, 0),
             mean=pad(offset, last),
-            spread=pad(_times(group.second, -(2 * exponent + mass_exponent)), 0),
+            spread=pad(mass * group.deviation * group.deviation, 0),
         ),
-        lowest=pad(scaled(group.lowest) - centre, last),
-        highest=pad(scaled(group.highest) - centre, last),
+        lowest=pad(group.lowest - centre, last),
+        highest=pad(group.highest - centre, last),
         error=jnp.sqrt(pairwise_sum(mass * moved * moved)),
         rounding=(_MASS_ERROR + 4) * stored_eps,
         second_error=2 * stored_eps * pairwise_sum(mass * width * width),
         centre=centre,
-        exponent=exponent,
-        mass_exponent=mass_exponent,
     )
 
 
-@in_float64("max_clusters", "stored_eps", "has_one_value_per_bin")
+def _is_far(group: _Group, moved: Float[Array, " bins"]) -> Bool[Array, " bins"]:
+    """Return which bins move by at most `_FAR_SHARE` of the root of what joining them costs.
+
+    A run that holds bin i holds a neighbour of it as well, and costs at least the spread of the
+    two; of all such pairs in a run, a third at least are disjoint, and their spreads add up.
+    """
+    num_bins = moved.shape[0]
+    place = jnp.arange(num_bins, dtype=jnp.int32)
+    has_mass = group.mass > 0
+
+    def spread(mass, lowest, highest):
+        """Return the spread of each bin, over its mass, with the one before that has mass."""
+        last = running_maximum(jnp.where(mass > 0, place, -1))
+        last = jnp.pad(last[:-1], (1, 0), constant_values=-1)
+        other = jnp.maximum(last, 0)
+        gap = jnp.maximum(lowest - highest[other], 0)
+        share = mass[other] / jnp.where(mass + mass[other] > 0, mass + mass[other], 1)
+        return jnp.where(last >= 0, share * gap * gap, jnp.inf)
+
+    below = spread(group.mass, group.lowest, group.highest)
+    above = spread(group.mass[::-1], -group.highest[::-1], -group.lowest[::-1])[::-1]
+    cost = jnp.minimum(below, above)
+    return has_mass & (moved * moved <= _FAR_SHARE * _FAR_SHARE * cost)
+
+
+@in_float64("max_clusters", "dtype", "has_one_value_per_bin")
 def _solve_groups(
     *arrays: Float[Array, "groups ..."],
     max_clusters: int,
-    stored_eps: float,
+    dtype: jnp.dtype,
     has_one_value_per_bin: bool,
-) -> tuple[Array, Array, Array]:
-    """Solve many groups, a few at a time.
+) -> tuple[tuple[Array, Array], tuple[Array, Array], Array]:
+    """Solve many groups, a few at a time; distortions as numbers and their exponents.
 
     In float64: the costs of one programme span as many orders of magnitude as the points do, and
     the bound is worth what rounding leaves of it.
@@ -333,15 +347,18 @@ def _solve_groups(
     solve = partial(
         _solve_group,
         max_clusters=max_clusters,
-        stored_eps=stored_eps,
+        stored_eps=float(jnp.finfo(dtype).eps),
         has_one_value_per_bin=has_one_value_per_bin,
     )
     groups = _Group(*arrays)
     if groups.position.shape[0] == 1:
         found = solve(jax.tree.map(lambda leaf: leaf[0], groups))
-        return jax.tree.map(lambda leaf: leaf[None], found)
-    num_bins = padded_length(groups.position.shape[-1])
-    return lax.map(solve, groups, batch_size=max(1, _BINS_AT_ONCE // num_bins))
+        found = jax.tree.map(lambda leaf: leaf[None], found)
+    else:
+        num_bins = padded_length(groups.position.shape[-1])
+        found = lax.map(solve, groups, batch_size=max(1, _BINS_AT_ONCE // num_bins))
+    distortion, gap, table = found
+    return split(distortion, dtype), split(gap, dtype), table
 
 
 def _solve_group(
@@ -351,7 +368,7 @@ def _solve_group(
     stored_eps: float,
     has_one_value_per_bin: bool,
 ) -> tuple[Array, Array, Array]:
-    scaled = _scale(group, stored_eps=stored_eps, has_one_value_per_bin=has_one_value_per_bin)
+    scaled = _centred(group, stored_eps=stored_eps, has_one_value_per_bin=has_one_value_per_bin)
     bins = scaled.bins
     table = run_table(bins)
     whole = BinCosts(bins, bins, bins, bins.spread)
@@ -395,38 +412,35 @@ def _with_entry_0(values: Float[Array, " clusters"]) -> Float[Array, " clusters_
 
 
 def _distortion_and_gap(scaled, distortion, least):
-    """Return the distortion and the bound on the gap in the units of the points.
+    """Return the distortion and the bound on the gap.
 
     One cost is off by at most `roundings_of_cost` of itself. A row can miss its best cut where a
     row below it that it trusted took a cut that was as good but for rounding, by the tie and twice
     the rounding of both costs on every level, and each of the K rows that a partition ends on may.
     Points that rounding moved by delta change the root of any distortion by at most the norm of
-    delta; second moments were taken about another point of the bin than its mean.
+    delta; second moments were taken about another point of the bin than its mean. Bins far from
+    all others add a share of the root to that norm: see `_is_far`.
     """
     num_bins, num_clusters = scaled.bins.mass.shape[0], distortion.shape[0]
     eps = jnp.finfo(distortion.dtype).eps / 2
     k = jnp.arange(1, num_clusters + 1, dtype=jnp.int32).astype(distortion.dtype)
     of_cost = roundings_of_cost(num_bins)
     slack = k * (4 * num_levels(num_bins) + 3) * (of_cost + 8) * eps
-    root = jnp.sqrt(jnp.maximum(least * (1 - slack), 0)) - scaled.error
+    root = jnp.sqrt(jnp.maximum(least * (1 - slack), 0)) * (1 - 2 * _FAR_SHARE) - scaled.error
     bound = jnp.where(root > 0, root * root, 0) * (1 - scaled.rounding)
     gap = jnp.maximum(distortion - bound, 0) + scaled.rounding * distortion + scaled.second_error
-
-    def in_units(values):
-        return _times(values, 2 * scaled.exponent + scaled.mass_exponent)
-
-    return in_units(distortion), in_units(gap)
+    return distortion, gap
 
 
 def _centroids(
-    scaled: _Scaled,
+    scaled: _Centred,
     runs: Runs,
     begins: Int[Array, "clusters clusters_plus_1"],
     group: _Group,
 ) -> Float[Array, "clusters_plus_1 clusters"]:
     """Return the means of the runs; those without mass repeat a neighbour."""
     has_mass = runs.mass > 0
-    mean = _times(runs.mean + scaled.centre, scaled.exponent)
+    mean = runs.mean + scaled.centre
     # Rounding must not push a mean out of its own points: a run of equal points is met exactly.
     signed = jnp.stack([group.highest, -group.lowest[::-1]], axis=-1)
     is_heavy = jnp.stack([group.mass > 0, group.mass[::-1] > 0], axis=-1)

@@ -1,4 +1,4 @@
-"""K-means with a penalty on the diameter of the codebook, solved globally in one dimension.
+"""K-means with a penalty on the diameter of the codebook, solved within a reported gap.
 
 The objective is `sum h (w - c)^2 + beta (max c - min c)^2`, bins of the histogram taken whole. With
 the outer centres a < b fixed the penalty is a constant: the first cluster takes the points up to
@@ -41,8 +41,15 @@ from jaxcomp.quantizers.lloyd import (
     quantile_start,
     solve_kmeans,
 )
-from jaxcomp.quantizers.moments import Moments, pairwise_sum, running_sum
+from jaxcomp.quantizers.moments import (
+    Moments,
+    about_one,
+    middle_bin,
+    pairwise_sum,
+    running_sum,
+)
 from jaxcomp.quantizers.runs import Runs, read_runs, run_table
+from jaxcomp.quantizers.scaling import normalise, restore
 from jaxcomp.transformations import always_compiled, counted_loop, without_derivative
 
 # Cells of the grid that are refined for each penalty, the best ones.
@@ -68,8 +75,10 @@ class DiameterSolution(NamedTuple):
 class DiameterSolver(NamedTuple):
     """What one solve knows of a group (or many): any K up to `max_clusters`, any penalty.
 
+    All costs and positions are in the units of `moments`; what `solve` returns is not.
+
     Attributes:
-        moments: the histogram that was solved on.
+        moments: the histogram that was solved on, its largest point in [1, 2).
         outer: (..., A) the grid of outer centres.
         outer_cost: (..., max_clusters + 1, A, A) the least distortion of at most K clusters whose
             outer centres are a (rows) and b (columns); +inf where there is none.
@@ -151,7 +160,7 @@ def optimal_diameter_kmeans(
     num_bins: int = 512,
     num_outer: int = 64,
 ) -> DiameterSolver:
-    """Prepare the global optimum of K-means with a squared penalty on the diameter.
+    """Prepare K-means with a squared penalty on the diameter, solved within a reported gap.
 
     One solve serves every K up to `max_clusters` and every penalty; ask its method `solve`. Use the
     centroids as `initial_centroids` of `kmeans` to refine them on the points. O(A K B^2). All
@@ -191,7 +200,7 @@ def _optimal_diameter_kmeans(bucket, *, max_clusters, num_bins, num_outer):
 def solve_optimal_diameter(
     moments: Moments, *, max_clusters: int, num_outer: int = 64
 ) -> DiameterSolver:
-    """Prepare the global optimum on moments; see `optimal_diameter_kmeans`.
+    """Prepare the solution on moments; see `optimal_diameter_kmeans`.
 
     Args:
         moments: of (...) groups, solved one after the other.
@@ -218,15 +227,17 @@ def solve_optimal_diameter(
 
 
 def _prepare_group(moments: Moments, *, max_clusters: int, num_outer: int) -> DiameterSolver:
+    moments = about_one(moments)
     position, mass = moments.position, moments.mass
     num_bins = position.shape[0]
     dtype = position.dtype
-    run_cost = _run_costs(Runs(mass, position, moments.second))
+    second = mass * moments.deviation * moments.deviation
+    run_cost = _run_costs(Runs(mass, position, second))
     # Bins follow the cube root of the density, as the centres do: equally many between two values.
     place = (2 * jnp.arange(num_outer, dtype=jnp.int32) + 1) * num_bins // (2 * num_outer)
     outer = position[place]
     deviation = position[None, :] - outer[:, None]
-    costs = mass[None, :] * deviation * deviation + moments.second[None, :]
+    costs = mass[None, :] * deviation * deviation + second[None, :]
     upto = jnp.pad(running_sum(costs.T).T, [(0, 0), (1, 0)])
     from_there = jnp.pad(running_sum(costs[:, ::-1].T).T[:, ::-1], [(0, 0), (0, 1)])
     count = jnp.arange(num_bins + 1, dtype=jnp.int32)[None, :]
@@ -239,14 +250,12 @@ def _prepare_group(moments: Moments, *, max_clusters: int, num_outer: int) -> Di
     first = jnp.where(count >= last_below[:, None], upto, jnp.inf)
     last = jnp.where(count <= first_above[:, None], from_there, jnp.inf)
 
-    total = pairwise_sum(mass)
-    mean = pairwise_sum(mass * (position - moments.minimum)) / jnp.where(total > 0, total, 1)
-    mean = mean + moments.minimum
-    largest = pairwise_sum(mass * jnp.abs(position - mean))
+    centre = position[middle_bin(mass)]
+    largest = pairwise_sum(mass * jnp.abs(position - centre))
     # Light outer clusters move at small multipliers: more of those.
     fraction = jnp.arange(2 * num_outer, dtype=jnp.int32).astype(dtype) / (2 * num_outer - 1)
     multiplier = largest * fraction * fraction * fraction
-    dual_first, dual_last = _dual_ends(moments, mean, multiplier)
+    dual_first, dual_last = _dual_ends(moments, centre, multiplier)
 
     def layer(previous, _):
         grid = _least_sums(previous[:num_outer], last.T)
@@ -285,13 +294,13 @@ def _run_costs(bins: Runs) -> Float[Array, "bins_plus_1 bins_plus_1"]:
     return jnp.where(begin <= end, spread, jnp.inf)
 
 
-def _dual_ends(moments: Moments, mean: Array, multiplier: Array) -> tuple[Array, Array]:
+def _dual_ends(moments: Moments, centre: Array, multiplier: Array) -> tuple[Array, Array]:
     """Return what the first i bins cost as the first cluster, less `lam a`; the last likewise.
 
-    Weights are measured from the mean, which cancels in `lam (b - a)`.
+    Weights are measured from the median, which cancels in `lam (b - a)`.
     """
-    offset = moments.position - mean
-    bins = Runs(moments.mass, offset, moments.second)
+    offset = moments.position - centre
+    bins = Runs(moments.mass, offset, moments.mass * moments.deviation * moments.deviation)
     below = _prefix_runs(bins)
     # The last cluster is the first one of the mirrored weights.
     mirrored = Runs(bins.mass[::-1], -offset[::-1], bins.spread[::-1])
@@ -349,6 +358,10 @@ def _solve(solver, num_clusters, diameter_penalty, num_iterations, *, penalty_sc
     beta = jnp.broadcast_to(diameter_penalty, shape)
     if penalty_scale == "relative":
         beta = beta * jnp.broadcast_to(total, shape)
+    else:
+        of_mass = jnp.broadcast_to(solver.moments.mass_exponent, shape)
+        largest = jnp.finfo(beta.dtype).max / 2**40
+        beta = jnp.minimum(normalise(beta, of_mass, axis=()), largest)
     # Groups by number, so that the tables are read where they are.
     groups = jnp.arange(max(solver.single_cost.size, 1), dtype=jnp.int32).reshape(batch_shape)
     flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[len(batch_shape) :]), solver)
@@ -380,6 +393,9 @@ def _solve_cell(solver, num_clusters, beta, num_iterations) -> DiameterSolution:
     # Never above Lloyd from the quantiles or from nearly the best codebook without a penalty, nor
     # above one cluster.
     moments = solver.moments
+    unit, of_mass = moments.exponent, moments.mass_exponent
+    # In its own units, where no number that decides is out of range.
+    moments = moments._replace(exponent=jnp.zeros_like(unit), mass_exponent=jnp.zeros_like(unit))
     quantiles = quantile_start(moments, k, max_clusters)
     plain = coarse_to_fine_centroids(
         moments.position, moments.mass, k, max_clusters=max_clusters
@@ -404,7 +420,20 @@ def _solve_cell(solver, num_clusters, beta, num_iterations) -> DiameterSolution:
     codebook = jax.tree.map(lambda leaf: leaf[best], codebooks)
     objective = objectives[best]
     bound = _lower_bound(solver, k, beta)
-    return DiameterSolution(codebook, objective, jnp.maximum(objective - bound, 0))
+
+    def restored(cost):
+        return restore(cost, 2 * unit + of_mass, axis=())
+
+    codebook = codebook._replace(
+        centroids=restore(codebook.centroids, unit),
+        thresholds=restore(codebook.thresholds, unit, rounds_down=True),
+        distortion=restored(codebook.distortion),
+        penalty=restored(codebook.penalty),
+        beta=restore(codebook.beta, of_mass, axis=()),
+    )
+    return DiameterSolution(
+        codebook, restored(objective), restored(jnp.maximum(objective - bound, 0))
+    )
 
 
 def _lower_bound(solver, k, beta):
@@ -432,7 +461,7 @@ def _centroids_of_cell(solver, k, cell):
     a, b = solver.outer[row], solver.outer[column]
     position, mass = solver.moments.position, solver.moments.mass
     deviation = position - b
-    costs = mass * deviation * deviation + solver.moments.second
+    costs = mass * (deviation * deviation + solver.moments.deviation * solver.moments.deviation)
     from_there = jnp.pad(running_sum(costs[::-1])[::-1], [(0, 1)])
     is_above = (position >= b) & (mass > 0)
     index = jnp.arange(num_bins + 1, dtype=jnp.int32)

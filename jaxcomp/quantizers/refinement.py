@@ -19,7 +19,13 @@ from jaxcomp.quantizers.lloyd import (
     distortion_of_points,
     quantize_points,
 )
-from jaxcomp.quantizers.moments import Moments, PointBins, accumulation_dtype
+from jaxcomp.quantizers.moments import (
+    Moments,
+    PointBins,
+    importance_in_units,
+    points_in_units,
+)
+from jaxcomp.quantizers.scaling import normalise, restore, restore_as
 from jaxcomp.transformations import (
     always_compiled,
     with_codebook_held_fixed,
@@ -64,7 +70,7 @@ def plus_plus_start(
     data = jax.random.key_data(jax.random.split(key, shape))
     wrap = partial(jax.random.wrap_key_data, impl=jax.random.key_impl(key))
 
-    def draw(position, mass, number, words):
+    def draw(position, mass, exponent, number, words):
         keys = jax.random.split(wrap(words), max_clusters)
         largest = jnp.max(mass)
         mass = mass / jnp.where(largest > 0, largest, 1)
@@ -85,11 +91,11 @@ def plus_plus_start(
         places = jnp.arange(max_clusters, dtype=jnp.int32)
         _, centres = lax.scan(step, jnp.zeros_like(position), (places, keys))
         centres = jnp.sort(centres)
-        return jnp.where(places < number, centres, centres[number - 1])
+        return restore(jnp.where(places < number, centres, centres[number - 1]), exponent)
 
-    signature = "(b),(b),(),(w)->(k)"
+    signature = "(b),(b),(),(),(w)->(k)"
     return jnp.vectorize(draw, signature=signature)(
-        moments.position, moments.mass, num_clusters, data
+        moments.position, moments.mass, moments.exponent, num_clusters, data
     )
 
 
@@ -133,16 +139,16 @@ def polish_kmeans(
 
 @jax.jit
 def _polish(points, sample_weight, centroids, num_iterations):
-    dtype = accumulation_dtype(points.dtype)
     num_clusters = centroids.shape[-1]
     batch_shape = points.shape[:-1]
-    groups = points.astype(dtype).reshape(-1, points.shape[-1])
+    groups, exponent = points_in_units(points.reshape(-1, points.shape[-1]))
+    dtype = groups.dtype
     weights = jnp.ones_like(groups)
     if sample_weight is not None:
-        weights = jnp.broadcast_to(sample_weight.astype(dtype), points.shape)
-        weights = weights.reshape(groups.shape)
+        weights = importance_in_units(sample_weight, points)[0].reshape(groups.shape)
     centroids = jnp.broadcast_to(centroids, (*batch_shape, num_clusters))
-    start = jnp.sort(centroids.astype(dtype).reshape(-1, num_clusters), axis=-1)
+    start = normalise(centroids.astype(dtype).reshape(-1, num_clusters), exponent)
+    start = jnp.sort(start, axis=-1)
 
     def thresholds_of(centres):
         return jnp.vectorize(nearest_thresholds, signature="(k)->(j)")(centres)
@@ -162,7 +168,7 @@ def _polish(points, sample_weight, centroids, num_iterations):
         step,
         (start, jnp.int32(0), jnp.asarray(False)),
     )
-    stored = centres.astype(points.dtype).reshape(*batch_shape, num_clusters)
+    stored = restore_as(centres, exponent, points.dtype).reshape(*batch_shape, num_clusters)
     zero = jnp.zeros(batch_shape, dtype)
     none = jnp.zeros(batch_shape, jnp.int32)
     codebook = Codebook(

@@ -73,10 +73,57 @@ def normalise(
 
 
 def restore(
-    values: Float[Array, "..."], exponent: Int[Array, "..."], *, axis: Axis = -1
+    values: Float[Array, "..."],
+    exponent: Int[Array, "..."],
+    *,
+    axis: Axis = -1,
+    rounds_down: bool = False,
 ) -> Float[Array, "..."]:
-    """Return `values * 2^exponent`, the inverse of `normalise`; see there."""
-    return _scaled(values, _limited(exponent), axis)
+    """Return `values * 2^exponent`, the inverse of `normalise`.
+
+    Args:
+        values: as in `normalise`.
+        exponent: as in `normalise`.
+        axis: as in `normalise`.
+        rounds_down: round what is not representable to the next number below instead: a threshold
+            t then still has the same numbers above it.
+    """
+    return _scaled(values, _limited(exponent), axis, rounds_down=rounds_down)
+
+
+def restore_as(
+    values: Float[Array, "... values"], exponent: Int[Array, "..."], dtype: jnp.dtype
+) -> Float[Array, "... values"]:
+    """Return `values * 2^exponent` along the last axis in another dtype, such as a codebook's."""
+    if dtype == jnp.bfloat16:
+        # The range of float32, whose subnormal numbers a conversion would take for 0.
+        return restore(values.astype(dtype), exponent)
+    return restore(values, exponent).astype(dtype)
+
+
+def split(
+    values: Float[Array, "..."], dtype: jnp.dtype
+) -> tuple[Float[Array, "..."], Int[Array, "..."]]:
+    """Return `m` in [1, 2) and `e` with `values = m * 2^e`, m rounded to another dtype.
+
+    So a number in float64 comes out of it that would be out of range.
+
+    Args:
+        values: (...), float16, bfloat16, float32 or float64.
+        dtype: of m; float32 or longer.
+
+    Returns:
+        (...) m, 0 for 0, and (...) int32 e.
+    """
+    exponent = group_exponent(values, axis=())
+    return normalise(values, exponent, axis=()).astype(dtype), exponent
+
+
+def ordered(values: Float[Array, "..."]) -> Int[Array, "..."]:
+    """Return signed integers in the order of the values, equal for 0 and -0; not for NaN."""
+    info = _info(values.dtype)
+    bits = lax.bitcast_convert_type(values, info.signed)
+    return jnp.where(bits < 0, info.signed.type(jnp.iinfo(info.signed).min) - bits, bits)
 
 
 def is_zero(values: Shaped[Array, "..."]) -> Bool[Array, "..."]:
@@ -153,7 +200,13 @@ def _limited(exponent: Int[Array, "..."]) -> Int[Array, "..."]:
     return jnp.clip(exponent.astype(jnp.int32), -_REACH, _REACH)
 
 
-def _scaled(values: Float[Array, "..."], shift: Int[Array, "..."], axis: Axis) -> Array:
+def _scaled(
+    values: Float[Array, "..."],
+    shift: Int[Array, "..."],
+    axis: Axis,
+    *,
+    rounds_down: bool = False,
+) -> Array:
     """Return `values * 2^shift`."""
     info = _info(values.dtype)
     axes = (axis,) if isinstance(axis, int) else axis
@@ -178,14 +231,17 @@ def _scaled(values: Float[Array, "..."], shift: Int[Array, "..."], axis: Axis) -
     whole = fraction | magnitude.dtype.type(1 << info.num_fraction)
     kept = lax.shift_right_logical(whole, places)
     rest = whole & ((one << places) - one)
-    half = one << (places - one)
-    is_up = (rest > half) | ((rest == half) & ((kept & one) == one))
+    sign = lax.bitcast_convert_type(values, info.unsigned) & magnitude.dtype.type(
+        1 << (info.num_bits - 1)
+    )
+    if rounds_down:
+        is_up = (rest > 0) & (sign != 0)
+    else:
+        half = one << (places - one)
+        is_up = (rest > half) | ((rest == half) & ((kept & one) == one))
     small = kept + is_up.astype(kept.dtype)
     large = jnp.full_like(magnitude, info.special << info.num_fraction)
     result = jnp.where(field <= 0, small, jnp.where(field >= info.special, large, normal))
     is_fixed = (magnitude == 0) | (magnitude >= large)
     result = jnp.where(is_fixed, magnitude, result)
-    sign = lax.bitcast_convert_type(values, info.unsigned) & magnitude.dtype.type(
-        1 << (info.num_bits - 1)
-    )
     return lax.bitcast_convert_type(result | sign, values.dtype)

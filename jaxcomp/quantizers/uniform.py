@@ -23,7 +23,13 @@ from jaxcomp.quantizers.lloyd import (
     distortion_of_points,
     quantize_bucket,
 )
-from jaxcomp.quantizers.moments import Moments, pairwise_sum
+from jaxcomp.quantizers.moments import (
+    MOMENTS_SIGNATURE,
+    Moments,
+    bins_for,
+    sum_of_squares,
+)
+from jaxcomp.quantizers.scaling import normalise, restore, restore_as
 from jaxcomp.transformations import (
     always_compiled,
     with_codebook_held_fixed,
@@ -74,7 +80,7 @@ def solve_uniform(
         reconstruction=reconstruction,
         centroid_dtype=jnp.dtype(centroid_dtype or moments.position.dtype),
     )
-    signature = "(b),(b),(b),(b),(),(),()->(k),(j),(),(),(),(),(),(),()"
+    signature = f"{MOMENTS_SIGNATURE},()->(k),(j),(),(),(),(),(),(),()"
     return Codebook(
         *jnp.vectorize(solve, signature=signature)(
             *moments, jnp.asarray(num_clusters).astype(jnp.int32)
@@ -86,9 +92,11 @@ def _solve_group(
     position: Float[Array, " bins"],
     num_points: Int[Array, " bins"],
     mass: Float[Array, " bins"],
-    second: Float[Array, " bins"],
+    deviation: Float[Array, " bins"],
     minimum: Float[Array, ""],
     maximum: Float[Array, ""],
+    exponent: Int[Array, ""],
+    mass_exponent: Int[Array, ""],
     num_clusters: Int[Array, ""],
     *,
     max_clusters: int,
@@ -98,12 +106,10 @@ def _solve_group(
     dtype = position.dtype
     num_live = jnp.clip(num_clusters, 1, max_clusters)
     k = jnp.arange(max_clusters, dtype=jnp.int32)
-    # Halved, since the range of finite points can overflow.
-    low, span = minimum * 0.5, maximum * 0.5 - minimum * 0.5
 
     def at(place):
         fraction = place.astype(dtype) / (2 * num_live).astype(dtype)
-        return 2 * (low + span * fraction)
+        return minimum + (maximum - minimum) * fraction
 
     edges = at(2 * k[:-1] + 2)
     thresholds = jnp.where(k[:-1] + 1 < num_live, edges, jnp.inf)
@@ -119,14 +125,16 @@ def _solve_group(
         highest = jax.ops.segment_max(jnp.where(has_mass, position, -jnp.inf), cells, max_clusters)
         means = jnp.clip(means, lowest, jnp.maximum(lowest, highest))
         centroids = jnp.where(lowest <= highest, means, centroids)
-    centroids = jnp.where(k < num_live, centroids, centroids[num_live - 1]).astype(centroid_dtype)
-    deviation = position - centroids.astype(dtype)[cells]
+    centroids = jnp.where(k < num_live, centroids, centroids[num_live - 1])
+    stored = restore_as(centroids, exponent, centroid_dtype)
+    distance = position - normalise(stored.astype(dtype), exponent)[cells]
+    square, of_square = sum_of_squares(mass, distance, deviation)
     num_used = jnp.sum(counts > 0, dtype=jnp.int32)
     zero = jnp.zeros((), dtype)
     return (
-        centroids,
-        thresholds,
-        pairwise_sum(mass * deviation * deviation + second),
+        stored,
+        restore(thresholds, exponent, rounds_down=True),
+        restore(square, of_square + 2 * exponent + mass_exponent, axis=()),
         zero,
         zero,
         num_used,
@@ -158,7 +166,8 @@ def uniform(
             `max_clusters` is required).
         max_clusters: size of the returned codebook, static; defaults to `num_clusters`.
         reconstruction: "centroid" (weighted mean of the cell) or "midpoint".
-        num_bins: bins of the histogram for N > `num_bins`, static.
+        num_bins: bins of the histogram for N > `num_bins`, static; 16 for each of `max_clusters`
+            if that is more.
 
     Returns:
         Centroids, assignments, distortion and diagnostics; `converged` is True, nothing iterates.
@@ -169,6 +178,7 @@ def uniform(
     """
     points, sample_weight = check_points(points, sample_weight)
     num_clusters, max_clusters = check_codebook_size(num_clusters, max_clusters)
+    num_bins = bins_for(num_bins, max_clusters)
     result = _uniform(
         bucketed(points, sample_weight, num_bins=num_bins),
         num_clusters,

@@ -435,8 +435,9 @@ class _Solver:
         mass, position = (np.asarray(part, np.float64) for part in (moments.mass, moments.position))
         total = mass.sum(axis=1)
         mean = (mass * position).sum(axis=1) / np.where(total > 0, total, 1)
-        second = np.asarray(moments.second, np.float64).sum(axis=1)
-        spread = (mass * (position - mean[:, None]) ** 2).sum(axis=1) + second
+        inner = np.asarray(moments.deviation, np.float64) ** 2
+        spread = (mass * ((position - mean[:, None]) ** 2 + inner)).sum(axis=1)
+        spread = np.ldexp(spread, np.asarray(2 * moments.exponent + moments.mass_exponent))
         number = np.array([weights.size for weights in self.layers.values()], np.float64)
         layer_weight = self.layer_weight(cells[0].weighting)
         pooled = (layer_weight @ spread) / number.sum() / layer_weight

@@ -1,0 +1,93 @@
+"""Outliers, scales and many clusters: what no scalar quantizer may lose weights to."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcomp.quantizers import block_kmeans, kmeans, optimal_kmeans, uniform
+
+NUM_POINTS, NUM_BINS, K = 20_000, 512, 8
+
+
+def weights():
+    return np.random.default_rng(0).standard_normal(NUM_POINTS).astype(np.float32)
+
+
+def squared_error(points, centroids):
+    points, centroids = np.asarray(points, np.float64), np.unique(np.asarray(centroids, np.float64))
+    index = np.searchsorted((centroids[1:] + centroids[:-1]) / 2, points)
+    return np.sum((points - centroids[index]) ** 2)
+
+
+OUTLIERS = [(1e2,), (-1e6,), (1e12,), (-3.4e38, 3.4e38), (1e5, -1e9, 1e20)]
+
+
+@pytest.mark.parametrize("outliers", OUTLIERS)
+def test_outliers_cost_one_centre_each(outliers):
+    points = weights()
+    rest = points[len(outliers) :].copy()
+    points[: len(outliers)] = outliers
+    best = optimal_kmeans(jnp.asarray(rest), max_clusters=K, num_bins=NUM_BINS)
+    achievable = float(best.distortion[K - len(outliers)])
+    found = kmeans(jnp.asarray(points), num_clusters=K, num_bins=NUM_BINS)
+    assert squared_error(rest, found.centroids) < 1.01 * achievable
+    assert float(found.distortion) == pytest.approx(
+        squared_error(points, found.centroids), rel=1e-5
+    )
+    optimal = optimal_kmeans(jnp.asarray(points), max_clusters=K, num_bins=NUM_BINS)
+    assert squared_error(rest, optimal.centroids(K)) < 1.01 * achievable
+    assert float(optimal.gap_bound[K]) < 0.02 * achievable
+
+
+@pytest.mark.parametrize("exponent", [-90, -126, 60, 120])
+def test_powers_of_two_change_nothing(exponent):
+    points = jnp.asarray(weights())
+    scaled = jnp.asarray(np.ldexp(weights(), exponent))
+    for importance in (None, np.float32(2.0**-140)):
+        weight = None if importance is None else jnp.full(points.shape, importance)
+        for quantize in (kmeans, uniform):
+            plain = quantize(points, num_clusters=K, num_bins=NUM_BINS)
+            found = quantize(scaled, weight, num_clusters=K, num_bins=NUM_BINS)
+            expected = np.ldexp(np.asarray(plain.centroids), exponent)
+            # Where the result is subnormal it is rounded.
+            np.testing.assert_allclose(found.centroids, expected, rtol=0, atol=2e-45)
+            if exponent > -126:
+                np.testing.assert_array_equal(found.assignments, plain.assignments)
+
+
+def test_both_ends_of_the_range():
+    points = jnp.asarray([3e38, -3e38, 0.0])
+    np.testing.assert_array_equal(kmeans(points, num_clusters=3).centroids, jnp.sort(points))
+
+
+@pytest.mark.parametrize("num_clusters", [2, 300, 3000, 65_536])
+def test_never_worse_than_uniform(num_clusters):
+    points = np.random.default_rng(1).uniform(size=NUM_POINTS).astype(np.float32)
+    found = kmeans(jnp.asarray(points), num_clusters=num_clusters)
+    cells = uniform(jnp.asarray(points), num_clusters=num_clusters)
+    assert float(found.distortion) <= float(cells.distortion)
+    # No two centres are equal while a cell can be split.
+    assert int(found.num_used) == min(num_clusters, np.unique(points).size)
+
+
+def test_a_group_without_importance_counts_alike_in_jit():
+    points = jnp.arange(9.0)
+    found = jax.jit(lambda w, h: kmeans(w, h, num_clusters=3).centroids)(points, jnp.zeros(9))
+    np.testing.assert_allclose(found, [1, 4, 7])
+
+
+def test_weights_of_blocks_are_checked_by_block():
+    with pytest.raises(ValueError, match="0 throughout a group, got 1 such groups"):
+        block_kmeans(
+            jnp.arange(8.0).reshape(2, 4),
+            jnp.asarray([[0.0, 0, 1, 1], [0, 0, 1, 1]]),
+            block_shape=(2, 2),
+            num_clusters=2,
+        )
+    block_kmeans(
+        jnp.ones((2, 4)),
+        jnp.asarray([[0.0, 0, 0, 0], [1, 1, 1, 1]]),
+        block_shape=(2, 2),
+        num_clusters=2,
+    )
