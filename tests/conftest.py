@@ -1,9 +1,11 @@
 """Shared fixtures: strict promotion around kernels, and a count of compilations."""
 
+import gc
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -39,6 +41,20 @@ import pytest  # noqa: E402
 # The same examples on every run of the same sources, and no clock in a test.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
+
+
+# Linux grants a process 65,530 mappings of memory by default, and a compiled program holds dozens.
+_MOST_MAPPINGS = 25_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _room_for_programs() -> Iterator[None]:
+    """Forget compiled programs after a module once they are many; compiling fails at the limit."""
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > _MOST_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
