@@ -225,9 +225,10 @@ def _reordered(
 
 def with_readable_leaves(params: Params) -> Params:
     """Return the tree with its leaves in a form that JAX reads; see `readable_leaves`."""
-    leaves = leaves_by_path(params)
     changed = {
-        path: leaf for path, leaf in readable_leaves(params).items() if leaf is not leaves[path]
+        path: readable
+        for path, leaf in leaves_by_path(params).items()
+        if (readable := _readable(path, leaf)) is not leaf
     }
     return replace_leaves(params, changed) if changed else params
 

@@ -6,10 +6,8 @@ cannot be fixed is written down.
 """
 
 import platform
-from collections.abc import Callable
-from functools import wraps
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +15,6 @@ import numpy as np
 
 from jaxcomp import __version__
 from jaxcomp.types import PRNGKey
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 KEY_IMPLEMENTATION = "threefry2x32"
 """How the random numbers of every run are made; the only implementation that gives the same ones
@@ -84,18 +80,3 @@ def numerical_options() -> dict[str, Any]:
     """Return the options of JAX that change random numbers or the precision of arithmetic."""
     # A later JAX may know an option no longer: then it shapes nothing.
     return {name: getattr(jax.config, name, None) for name in _OPTIONS}
-
-
-def with_transfers(function: _Function) -> _Function:
-    """Decorate a function that moves arrays between host and device as part of its work.
-
-    Under `jax_transfer_guard="disallow"` it works too: the guard is there to find transfers in the
-    caller's own loops.
-    """
-
-    @wraps(function)
-    def guarded(*args: Any, **kwargs: Any) -> Any:
-        with jax.transfer_guard("allow"):
-            return function(*args, **kwargs)
-
-    return guarded  # type: ignore[return-value]

@@ -53,7 +53,7 @@ from jaxcomp.quantizers import (
 )
 from jaxcomp.quantizers.checks import check_penalty, is_concrete
 from jaxcomp.quantizers.diameter import PENALTY_FORMS, PenaltyForm
-from jaxcomp.quantizers.moments import accumulation_dtype, bins_for, pairwise_sum
+from jaxcomp.quantizers.moments import accumulation_dtype, bins_for, sum_of_squares
 from jaxcomp.quantizers.scaling import (
     group_exponent,
     is_negative,
@@ -90,8 +90,6 @@ _LEVEL_DEFAULTS: dict[LevelName, int | None] = {"num_clusters": 16, "num_bits": 
 # Octaves around 1 in which no square of a weight or an error is out of range, so that weights of
 # such size are quantized as they are.
 _ORDINARY_OCTAVES = 30
-# Powers of two up to this one, and their inverses, are normal numbers of float32.
-_LARGEST_SHIFT = 126
 
 
 class KeptLeaf(NamedTuple):
@@ -964,29 +962,20 @@ def _measure(
 ) -> Measures:
     """Compare weights with what became of them, both in the units of the problem."""
     importance = problem.importance
-    measured = _measured(problem.weights, values, None if importance is None else importance.values)
+    sums = _measured(problem.weights, values, None if importance is None else importance.values)
+    (distortion, of_distortion), (squared_error, of_error), (energy, of_energy) = sums
     weighing = jnp.int32(0) if importance is None else importance.exponent
-    shift = jnp.int32(problem.exponent)
-    distortion, squared_error, energy = measured.sums
+    # Sums of squares: twice the power of two.
+    shift = 2 * jnp.int32(problem.exponent)
     return Measures(
         distortion,
         squared_error,
         energy,
         converged,
-        # Sums of squares: twice the power of two.
-        distortion_exponent=2 * (measured.weighted_exponent + shift) + weighing,
-        error_exponent=2 * (measured.error_exponent + shift),
-        energy_exponent=2 * (measured.energy_exponent + shift),
+        distortion_exponent=of_distortion + shift + weighing,
+        error_exponent=of_error + shift,
+        energy_exponent=of_energy + shift,
     )
-
-
-class _Measured(NamedTuple):
-    """Distortion, squared error and energy, and the power of two each was divided by, halved."""
-
-    sums: tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]
-    weighted_exponent: Int[Array, ""]
-    error_exponent: Int[Array, ""]
-    energy_exponent: Int[Array, ""]
 
 
 @jax.jit
@@ -994,7 +983,8 @@ def _measured(
     weights: Float[Array, "*shape"],
     values: Float[Array, "*shape"],
     importance: Float[Array, "*shape"] | None,
-) -> _Measured:
+) -> list[tuple[Float[Array, ""], Int[Array, ""]]]:
+    """Return distortion, squared error and energy, each a number times a power of two."""
     dtype = accumulation_dtype(weights.dtype)
     before, after = weights.astype(dtype).ravel(), values.astype(dtype).ravel()
     error = before - after
@@ -1002,20 +992,7 @@ def _measured(
     weighted = error
     if importance is not None:
         weighted = jnp.sqrt(importance.astype(dtype).ravel()) * error
-    (distortion, squared_error, energy), exponents = zip(
-        *(_sum_of_squares(part) for part in (weighted, error, before)), strict=True
-    )
-    return _Measured((distortion, squared_error, energy), *exponents)
-
-
-def _sum_of_squares(values: Float[Array, " N"]) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """Sum squares in units of a power of two near the largest value, and return it too."""
-    # Weights come in units in which no value that counts is subnormal: a product will do, and costs
-    # a tenth of what `normalise` does.
-    largest = jnp.max(jnp.abs(values), keepdims=True)
-    exponent = jnp.clip(group_exponent(largest), -_LARGEST_SHIFT, _LARGEST_SHIFT)
-    units = values * restore(jnp.ones((), values.dtype), -exponent, axis=())
-    return pairwise_sum(units * units), exponent
+    return [sum_of_squares(None, part) for part in (weighted, error, before)]
 
 
 def _decode(leaf: QuantizedLeaf | KeptLeaf, layout: _LeafLayout) -> Any:

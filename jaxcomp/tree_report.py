@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxcomp.paths import shorten
-from jaxcomp.rate import CodeSize
+from jaxcomp.rate import CodeSize, compression_ratio
 
 Method: TypeAlias = Literal["kmeans", "uniform", "round_to_nearest", "magnitude_pruning"]
 """How the selected leaves are quantized."""
@@ -141,7 +141,7 @@ class Report(Sequence[LayerReport]):
     @property
     def ratio(self) -> float:
         """Original over estimated bits, kept leaves in both; 1 for a tree without any."""
-        return _ratio(self.original_bits, self.size_bits)
+        return compression_ratio(self.original_bits, self.size_bits)
 
     @property
     def distortion(self) -> float:
@@ -210,7 +210,7 @@ def layer_report(
         codebook_bits=codebook,
         size_bits=entropy + codebook,
         description_bits=description,
-        ratio=_ratio(8 * dtype.itemsize * num_weights, entropy + codebook),
+        ratio=compression_ratio(8 * dtype.itemsize * num_weights, entropy + codebook),
         distortion=distortion.value(),
         is_weighted=is_weighted,
         signal_to_noise_db=_decibel(energy, noise),
@@ -238,12 +238,6 @@ def _num_weights(report: Report) -> int:
 
 def _original_bits(layer: LayerReport) -> int:
     return 8 * np.dtype(layer.dtype).itemsize * layer.num_weights
-
-
-def _ratio(original_bits: float, size_bits: float) -> float:
-    if size_bits > 0:
-        return original_bits / size_bits
-    return math.inf if original_bits > 0 else 1.0
 
 
 class _Scaled(NamedTuple):
@@ -354,7 +348,7 @@ def _format_total(report: Report) -> list[str]:
         mean(layer.entropy_bits_per_weight * layer.num_weights for layer in report),
         _format_bytes(math.fsum(layer.codebook_bits for layer in report)),
         _format_bytes(size),
-        f"{_ratio(report.original_bits - report.kept_bits, size):.2f}",
+        f"{compression_ratio(report.original_bits - report.kept_bits, size):.2f}",
         f"{report.distortion:.4g}",
         "",
     ]

@@ -1,4 +1,4 @@
-"""What decides numbers beside the settings: keys, options, and the guard of transfers."""
+"""What decides numbers beside the settings: keys and options."""
 
 import json
 
@@ -8,13 +8,7 @@ import numpy as np
 import pytest
 
 from jaxcomp.quantizers import histogram_moments, plus_plus_start
-from jaxcomp.reproducibility import (
-    environment,
-    key_from_plain,
-    key_to_plain,
-    random_key,
-    with_transfers,
-)
+from jaxcomp.reproducibility import environment, key_from_plain, key_to_plain, random_key
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31, 2**32 - 1])
@@ -58,14 +52,3 @@ def test_the_environment_is_plain_and_says_what_shapes_numbers():
     assert {"jax", "jaxlib", "numpy", "jaxcomp", "python"} <= set(told["versions"])
     with jax.enable_x64(True):
         assert environment()["options"] == told["options"] | {"jax_enable_x64": True}
-
-
-def test_a_guarded_function_may_transfer():
-    @with_transfers
-    def doubled(array):
-        return jnp.asarray(array) * 2
-
-    with jax.transfer_guard("disallow"):
-        assert doubled(np.ones(3)).shape == (3,)
-        with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
-            jnp.ones(3) + np.ones(3, np.float32)

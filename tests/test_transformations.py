@@ -13,7 +13,7 @@ import pytest
 
 import jaxcomp
 from jaxcomp import bounds, curvature, quantizers
-from jaxcomp.transformations import counted_loop
+from jaxcomp.transformations import all_transfers, counted_loop
 
 RNG = np.random.default_rng(0)
 POINTS = jnp.asarray(RNG.normal(size=24), jnp.float32)
@@ -270,3 +270,14 @@ def test_index_of_a_loop_is_int32(is_wide):
         assert jax.jit(lambda stop: counted_loop(0, stop, last, start))(3) == 2
         with jax.disable_jit():
             assert counted_loop(jnp.int32(1), jnp.int32(3), last, start) == 2
+
+
+def test_a_guarded_function_may_transfer():
+    @all_transfers
+    def doubled(array):
+        return jnp.asarray(array) * 2
+
+    with jax.transfer_guard("disallow"):
+        assert doubled(np.ones(3)).shape == (3,)
+        with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+            jnp.ones(3) + np.ones(3, np.float32)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from jaxcomp.data.files import Located, locate_batches, read_bytes
+from jaxcomp.data.files import Located, locate_batches, read_batches, read_bytes
 from jaxcomp.data.records import planes_to_images
 
 TRAIN_NAMES = tuple(f"data_batch_{index}" for index in range(1, 6))
@@ -49,10 +49,7 @@ def read_dataset(paths: dict[str, Path]) -> tuple[np.ndarray, np.ndarray, np.nda
     Raises:
         ValueError: one sentence, see `read_batch`.
     """
-    batches = [read_batch(paths[name]) for name in TRAIN_NAMES if name in paths]
-    pool_images = np.concatenate([images for images, _ in batches])
-    pool_labels = np.concatenate([labels for _, labels in batches])
-    return pool_images, pool_labels, *read_batch(paths[TEST_NAME])
+    return read_batches(paths, TRAIN_NAMES, TEST_NAME, read_batch)
 
 
 def read_batch(

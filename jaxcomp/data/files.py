@@ -2,9 +2,11 @@
 
 import gzip
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 _GZIP_MAGIC = b"\x1f\x8b"
 
@@ -62,6 +64,29 @@ def locate_batches(folder: Path, train_names: Sequence[str], test_name: str) -> 
     if test_name not in paths:
         missing.append(test_name)
     return Located(paths, tuple(missing))
+
+
+def read_batches(
+    paths: Mapping[str, Path],
+    train_names: Sequence[str],
+    test_name: str,
+    read: Callable[[Path], tuple[np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Read the files that `locate_batches` found, the training files in the order of their names.
+
+    Args:
+        paths: standard name -> file.
+        train_names: standard names of the training files, of which those in `paths` are read.
+        test_name: standard name of the test file.
+        read: images and labels of one file.
+
+    Returns:
+        Pool images and labels, joined, then test images and labels, as `read` gives them.
+    """
+    batches = [read(paths[name]) for name in train_names if name in paths]
+    pool_images = np.concatenate([images for images, _ in batches])
+    pool_labels = np.concatenate([labels for _, labels in batches])
+    return pool_images, pool_labels, *read(paths[test_name])
 
 
 def read_bytes(path: Path) -> bytes:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from jaxcomp.data.files import Located, locate_batches, read_bytes
+from jaxcomp.data.files import Located, locate_batches, read_batches, read_bytes
 
 TRAIN_NAMES = tuple(f"data_batch_{index}.bin" for index in range(1, 6))
 TEST_NAME = "test_batch.bin"
@@ -35,10 +35,7 @@ def read_dataset(paths: dict[str, Path]) -> tuple[np.ndarray, np.ndarray, np.nda
     Raises:
         ValueError: one sentence, see `read_records`.
     """
-    batches = [read_records(paths[name]) for name in TRAIN_NAMES if name in paths]
-    pool_images = np.concatenate([images for images, _ in batches])
-    pool_labels = np.concatenate([labels for _, labels in batches])
-    return pool_images, pool_labels, *read_records(paths[TEST_NAME])
+    return read_batches(paths, TRAIN_NAMES, TEST_NAME, read_records)
 
 
 def read_records(

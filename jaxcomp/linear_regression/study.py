@@ -66,7 +66,8 @@ from jaxcomp.linear_regression.simulation import (
     simulate,
 )
 from jaxcomp.progress import Progress, Report
-from jaxcomp.reproducibility import random_key, with_transfers
+from jaxcomp.reproducibility import random_key
+from jaxcomp.transformations import all_transfers
 
 LN2 = math.log(2)
 
@@ -308,7 +309,7 @@ class StudyResult:
             )
 
 
-@with_transfers
+@all_transfers
 def run(
     config: StudyConfig,
     *,

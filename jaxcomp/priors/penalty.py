@@ -24,6 +24,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
 from jaxcomp.precision import in_float64
+from jaxcomp.priors.checks import check_curvature
 from jaxcomp.priors.families import Gaussian, Laplace
 
 # Beside 1, nothing is left of half a unit in the last place of float64.
@@ -54,7 +55,7 @@ def l2_rate_nats(
         ValueError: if a known eigenvalue is negative or not finite, or a precision not positive
             and finite.
     """
-    _check_eigenvalues(hessian_eigenvalues)
+    check_curvature("hessian_eigenvalues", hessian_eigenvalues)
     _check_positive("prior_precision", prior_precision)
     return _rate(hessian_eigenvalues, prior_precision)
 
@@ -90,7 +91,7 @@ def prior_precision_from_rate(
         ValueError: if all eigenvalues are zero, one is negative, a rate is not positive and
             finite, or a known precision is beyond the range of float64.
     """
-    _check_eigenvalues(hessian_eigenvalues)
+    check_curvature("hessian_eigenvalues", hessian_eigenvalues)
     _check_positive("rate_nats", rate_nats)
     if isinstance(hessian_eigenvalues, Tracer):
         return _inverse_rate(hessian_eigenvalues, rate_nats)[0]
@@ -185,17 +186,6 @@ def laplace_from_l1(l1_penalty: float, num_examples: float) -> Laplace:
     _check_positive("l1_penalty", l1_penalty)
     _check_positive("num_examples", num_examples)
     return Laplace(_total_penalty(l1_penalty, num_examples, power=-1.0))
-
-
-def _check_eigenvalues(eigenvalues: Any) -> None:
-    if not isinstance(eigenvalues, Tracer):
-        values = np.asarray(eigenvalues, np.float64)
-        bad = values[~((values >= 0) & np.isfinite(values))]
-        if bad.size:
-            raise ValueError(
-                f"hessian_eigenvalues must be finite and at least 0, got {bad.flat[0]:g}; apply a "
-                "policy for negative curvature first."
-            )
 
 
 def _check_positive(name: str, value: Any) -> None:

@@ -19,6 +19,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jaxcomp.precision import in_float64, narrow, result_dtype
+from jaxcomp.priors.checks import check_curvature
 from jaxcomp.types import Params
 
 
@@ -56,7 +57,7 @@ def optimal_step(
         ValueError: if a known curvature is negative or not finite, or `prior_scale` not positive.
     """
     for leaf in jax.tree.leaves(curvature):
-        _check_curvature(leaf)
+        check_curvature("curvature", leaf)
     if (
         prior_scale is not None
         and not isinstance(prior_scale, Tracer)
@@ -67,18 +68,6 @@ def optimal_step(
     leaves, structure = jax.tree.flatten(curvature)
     chosen = [_choose(h, limit, per_weight=per_weight, result=result_dtype(h)) for h in leaves]
     return StepChoice(*(jax.tree.unflatten(structure, part) for part in zip(*chosen, strict=True)))
-
-
-def _check_curvature(curvature: Any) -> None:
-    if isinstance(curvature, Tracer):
-        return
-    values = np.asarray(curvature, np.float64)
-    bad = values[~((values >= 0) & np.isfinite(values))]
-    if bad.size:
-        raise ValueError(
-            f"curvature must be finite and at least 0, got {bad.flat[0]:g}; apply a policy for "
-            "negative curvature first."
-        )
 
 
 @in_float64("per_weight", "result")

@@ -36,6 +36,7 @@ from jaxcomp.quantizers.checks import (
 )
 from jaxcomp.quantizers.lloyd import PENALTY_SCALES, PenaltyScale
 from jaxcomp.quantizers.moments import accumulation_dtype
+from jaxcomp.quantizers.scaling import group_exponent, restore
 from jaxcomp.transformations import always_compiled, with_codebook_held_fixed
 from jaxcomp.types import PRNGKey
 
@@ -520,11 +521,10 @@ def _solve_group(
 
 def _power_of_two(values: Float[Array, "..."]) -> Float[Array, ""]:
     """Return a power of two near the largest magnitude; 1 if all are 0."""
-    largest = jnp.max(jnp.abs(values))
-    _, exponent = jnp.frexp(jnp.where(largest > 0, largest, 1))
+    exponent = group_exponent(values, axis=tuple(range(values.ndim)))
     # Kept away from the ends of the range, where its square or inverse would not be a number.
     limit = jnp.finfo(values.dtype).maxexp - 2
-    return jnp.ldexp(jnp.ones_like(largest), jnp.clip(exponent - 1, -limit, limit))
+    return restore(jnp.ones((), values.dtype), jnp.clip(exponent, -limit, limit), axis=())
 
 
 def _repeat_last(centroids, is_live, num_live):

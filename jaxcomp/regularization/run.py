@@ -22,7 +22,8 @@ from jaxcomp.regularization.config import Cell, RegularizationConfig
 from jaxcomp.regularization.measure import Measured, measure
 from jaxcomp.regularization.results import NOUN, RegularizationResult
 from jaxcomp.regularization.rounding import PENALTIES, count_rounded_models
-from jaxcomp.reproducibility import random_key, with_transfers
+from jaxcomp.reproducibility import random_key
+from jaxcomp.transformations import all_transfers
 from jaxcomp.types import Params, PredictFn
 
 # Streams of random numbers; each is folded into the run's seed.
@@ -47,7 +48,7 @@ class RegularizationDirectory(RunDirectory):
         self.save_rows(cell.id, measured.rows)
 
 
-@with_transfers
+@all_transfers
 def run(
     config: RegularizationConfig,
     *,

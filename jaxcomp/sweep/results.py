@@ -25,7 +25,7 @@ from jaxcomp.drawing import own_look
 from jaxcomp.experiments.directory import RunDirectory, loading, read_table, seal, write_table
 from jaxcomp.experiments.reporting import brief
 from jaxcomp.paths import leaves_by_path
-from jaxcomp.reproducibility import key_from_plain, key_to_plain, with_transfers
+from jaxcomp.reproducibility import key_from_plain, key_to_plain
 from jaxcomp.sweep import plots
 from jaxcomp.sweep.cells import Cell
 from jaxcomp.sweep.claims import (
@@ -40,6 +40,7 @@ from jaxcomp.sweep.engine import Network, Subject, change
 from jaxcomp.sweep.overview import plot_sweep
 from jaxcomp.sweep.report import headlines, report_markdown
 from jaxcomp.sweep.summary import cell_means, rows_where
+from jaxcomp.transformations import all_transfers
 from jaxcomp.tree_files import (
     array_of_dtype,
     describe_tree,
@@ -184,7 +185,7 @@ class SweepResult:
         score = reached[criterion].to_numpy(float)
         return reached.iloc[score.argmax() if criterion.endswith("accuracy") else score.argmin()]
 
-    @with_transfers
+    @all_transfers
     def params(
         self,
         cell: str | pd.Series,
@@ -282,7 +283,7 @@ class SweepResult:
         return [*files, claims, report, *pictures]
 
     @classmethod
-    @with_transfers
+    @all_transfers
     def load(cls, directory: Path | str) -> "SweepResult":
         """Read a finished run back.
 

@@ -22,7 +22,7 @@ from jaxcomp.caches import network_cache
 from jaxcomp.experiments.samples import Examples, draw_samples
 from jaxcomp.paths import leaves_by_path
 from jaxcomp.progress import Progress
-from jaxcomp.reproducibility import random_key, with_transfers
+from jaxcomp.reproducibility import random_key
 from jaxcomp.selection import Select, selected_paths, uncompressible
 from jaxcomp.sweep import cells as grid
 from jaxcomp.sweep.cells import Cell
@@ -50,6 +50,7 @@ from jaxcomp.sweep.engine import (
 from jaxcomp.sweep.given import Given, fingerprint_of
 from jaxcomp.sweep.results import SweepDirectory, SweepResult
 from jaxcomp.sweep.weighting import measure_curvature
+from jaxcomp.transformations import all_transfers
 from jaxcomp.types import Params, PredictFn
 from jaxcomp.uses import LeafUse, find_uses, output_layer
 
@@ -69,7 +70,7 @@ class Options:
     seed: int
 
 
-@with_transfers
+@all_transfers
 def run(
     config: SweepConfig,
     *,
@@ -126,7 +127,7 @@ def run(
         return _finish(directory, outcome, started)
 
 
-@with_transfers
+@all_transfers
 def evaluate(
     predict_fn: PredictFn,
     params: Params,
