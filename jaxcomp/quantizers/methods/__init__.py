@@ -1,0 +1,31 @@
+"""Methods of compression as objects: what each is, its operating points, codes, and their cost."""
+
+from jaxcomp.quantizers.methods.base import Encoded, Method
+from jaxcomp.quantizers.methods.entropy_constrained import EntropyConstrained
+from jaxcomp.quantizers.methods.integers import RoundToNearest
+from jaxcomp.quantizers.methods.intervals import KMeans, Optimal, Uniform
+from jaxcomp.quantizers.methods.pruning import MagnitudePruning
+from jaxcomp.quantizers.methods.vector import Vector
+
+METHODS: tuple[type[Method], ...] = (
+    KMeans,
+    Optimal,
+    EntropyConstrained,
+    Vector,
+    Uniform,
+    RoundToNearest,
+    MagnitudePruning,
+)
+
+__all__ = [
+    "METHODS",
+    "Encoded",
+    "EntropyConstrained",
+    "KMeans",
+    "MagnitudePruning",
+    "Method",
+    "Optimal",
+    "RoundToNearest",
+    "Uniform",
+    "Vector",
+]

@@ -1,0 +1,240 @@
+"""What a method of compression is: from a tensor to operating points, codes and weights again.
+
+A method is a frozen dataclass: hashable, static, the one place that says what a quantizer is called,
+what its one parameter is and what its codes cost. Arrays that it takes and gives are in ordinary
+units: weights far from 1 come divided by a power of two (`jaxcomp.compressed.problems`).
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from jaxcomp.coding.sizes import CodeSize
+from jaxcomp.numerics.checks import is_concrete
+from jaxcomp.numerics.scaling import group_exponent, normalise, restore
+from jaxcomp.quantizers.curves import Curve
+from jaxcomp.quantizers.histograms import accumulation_dtype
+from jaxcomp.quantizers.scales import SCALES, Rows, Scale, deviations, spread
+from jaxcomp.types import AnyArray
+
+Needs: TypeAlias = Literal["nothing", "diagonal", "blocks"]
+
+
+class Encoded(NamedTuple):
+    """A tensor after one operating point of a method.
+
+    Attributes:
+        codes: integers shaped like the tensor (one for each vector of a vector quantizer), or the
+            weights that are left.
+        codebook: (K,) or (K, m), in the dtype of the weights (float32 beside scales); None where
+            codes are numbers themselves.
+        scales: (R,), see `jaxcomp.quantizers.scales`; None for none.
+        counts: (symbols,) int32, how often each code occurs.
+        converged: whether the iteration reached a fixed point; True where nothing iterates.
+    """
+
+    codes: Shaped[Array, "..."]
+    codebook: Float[AnyArray, "clusters ..."] | None
+    scales: Float[AnyArray, " rows"] | None
+    counts: Int[Any, " symbols"]
+    converged: Any
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to compress a tensor; its subclasses are the methods there are.
+
+    The first field of each is its *parameter*, the one number that says how far it goes. None
+    leaves it to a budget, or to the method's default.
+
+    Attributes:
+        scale: "tensor", one scale for all weights, or "channel", one for each index of the last
+            axis of a tensor with two axes or more.
+        group_size: weights of a channel that share a scale; None for all of them.
+        channel_axis: axis of the channels, of a layer of a stack without that of the layers.
+    """
+
+    name: ClassVar[str]
+    label: ClassVar[str]
+    parameter_name: ClassVar[str]
+    parameter_header: ClassVar[str]
+    default: ClassVar[float]
+    needs: ClassVar[Needs] = "diagonal"
+    # Whether `codes` are the weights that are left, as they were.
+    keeps_weights: ClassVar[bool] = False
+
+    scale: Scale = field(default="tensor", kw_only=True)
+    group_size: int | None = field(default=None, kw_only=True)
+    channel_axis: int = field(default=-1, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.scale not in SCALES:
+            raise ValueError(f"scale must be one of {SCALES}, got {self.scale!r}.")
+        if self.group_size is not None:
+            check_count("group_size", self.group_size)
+        if not isinstance(self.channel_axis, int | np.integer):
+            raise TypeError(f"channel_axis must be an integer, got {self.channel_axis!r}.")
+        if self.parameter is not None:
+            self.check(self.parameter)
+
+    @property
+    def parameter(self) -> Any:
+        """The method's own parameter; None if a budget is to choose it."""
+        return getattr(self, self.parameter_name)
+
+    def at(self, parameter: Any) -> Self:
+        """Return the method with another parameter, None for one that a budget chooses."""
+        return replace(self, **{self.parameter_name: parameter})
+
+    @property
+    def rows(self) -> Rows | None:
+        """How tensors are cut into rows with a scale each; None if there is no scale."""
+        if self.scale == "tensor" and self.group_size is None:
+            return None
+        return Rows(self.scale, self.group_size, self.channel_axis)
+
+    def check(self, parameter: Any) -> None:
+        """Refuse a parameter that the method does not have."""
+        raise NotImplementedError
+
+    def candidates(self) -> np.ndarray:
+        """Return the parameters among which a budget chooses."""
+        raise NotImplementedError
+
+    def describe(self, parameter: float) -> str:
+        """Say what a parameter means, in a word or two."""
+        raise NotImplementedError
+
+    def curve(
+        self,
+        weights: Float[Array, "*shape"],
+        importance: Float[Array, "*shape"] | None,
+        parameters: Shaped[np.ndarray, " points"],
+    ) -> Curve:
+        """Return the operating points of a tensor.
+
+        Args:
+            weights: finite, of ordinary size.
+            importance: h >= 0 of every weight; None for 1.
+            parameters: (M,) to look at.
+        """
+        raise NotImplementedError
+
+    def encode(
+        self,
+        weights: Float[Array, "*shape"],
+        importance: Float[Array, "*shape"] | None,
+        curve: Curve,
+        place: int,
+    ) -> Encoded:
+        """Apply one point of the curve of a tensor to it."""
+        raise NotImplementedError
+
+    def decode(
+        self,
+        codes: Shaped[Array, "..."],
+        codebook: Float[AnyArray, "clusters ..."] | None,
+        scales: Float[AnyArray, " rows"] | None,
+        *,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+    ) -> Float[AnyArray, "*shape"]:
+        """Return the weights that codes stand for."""
+        if isinstance(codebook if scales is None else scales, np.ndarray) and is_concrete(codes):
+            # Wider than what JAX has at the moment.
+            codes = np.asarray(codes)
+        values = codes if codebook is None else _look_up(codebook, codes)
+        values = self._join(values, shape)
+        if scales is None:
+            return values
+        rows = self.rows
+        assert rows is not None
+        if isinstance(scales, np.ndarray) and isinstance(values, np.ndarray):
+            each = np.asarray(spread(jnp.ones(scales.shape), rows=rows, shape=shape), scales.dtype)
+            index = spread(jnp.arange(len(scales), dtype=jnp.float32), rows=rows, shape=shape)
+            each = scales[np.asarray(index).astype(np.int64)]
+            return (values * each).astype(dtype)
+        return _rescaled(values, jnp.asarray(scales), rows=rows, shape=shape, dtype=dtype)
+
+    def _join(self, values: Any, shape: tuple[int, ...]) -> Any:
+        return values.reshape(shape)
+
+    def size(
+        self,
+        counts: Int[np.ndarray, "layers symbols"],
+        *,
+        parameter: Float[np.ndarray, " layers"],
+        num_scales: int,
+        value_bits: int,
+    ) -> CodeSize:
+        """Return the sizes of the layers of a tensor, by what its codes occur; see `coding.sizes`.
+
+        Args:
+            counts: (layers, symbols).
+            parameter: (layers,), the operating points.
+            num_scales: of a layer, 32 bits each.
+            value_bits: bits of one weight of the original.
+        """
+        raise NotImplementedError
+
+    def scaled(
+        self, weights: Float[Array, "*shape"], importance: Float[Array, "*shape"] | None
+    ) -> tuple[
+        Float[Array, "*shape"], Float[Array, "*shape"] | None, Float[Array, " rows"] | None
+    ]:
+        """Divide weights by the deviations of their rows; an error counts what it did before."""
+        if self.rows is None:
+            return weights, importance, None
+        scales = deviations(weights, rows=self.rows)
+        each = spread(scales, rows=self.rows, shape=weights.shape)
+        units = weights.astype(accumulation_dtype(weights.dtype)) / each
+        squared = each * each
+        return units, squared if importance is None else importance * squared, scales
+
+
+def _look_up(codebook: Any, codes: Any) -> Any:
+    if isinstance(codebook, np.ndarray) and isinstance(codes, np.ndarray):
+        return codebook[codes.astype(np.int64)]
+    return jnp.asarray(codebook)[codes.astype(jnp.int32)]
+
+
+def _rescaled(
+    values: Shaped[Array, "*shape"],
+    scales: Float[Array, " rows"],
+    *,
+    rows: Rows,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+) -> Float[Array, "*shape"]:
+    # In units of the largest scale: the product of a code and a subnormal scale would be 0.
+    exponent = group_exponent(scales)
+    units = spread(normalise(scales, exponent), rows=rows, shape=shape)
+    product = values.astype(units.dtype) * units
+    return restore(product, exponent, axis=tuple(range(len(shape)))).astype(dtype)
+
+
+def check_count(name: str, value: Any, least: int = 1, most: int | None = None) -> None:
+    """Refuse what is not a whole number in a range.
+
+    Raises:
+        TypeError: if it is no integer.
+        ValueError: if it is out of range.
+    """
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {value!r}.")
+    if value < least or (most is not None and value > most):
+        allowed = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} must be {allowed}, got {value}.")
+
+
+def power_of_two(number: int) -> int:
+    """Return the least power of two that is not smaller."""
+    return 1 << (int(number) - 1).bit_length()
+
+
+def all_true(number: int) -> Bool[np.ndarray, " points"]:
+    """Points of a method that does not iterate have all converged."""
+    return np.ones(number, bool)

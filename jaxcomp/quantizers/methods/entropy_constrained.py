@@ -1,0 +1,168 @@
+"""Quantization for an entropy coder: the least distortion at a number of bits."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
+
+from jaxcomp.coding import sizes
+from jaxcomp.quantizers.curves import Curve
+from jaxcomp.quantizers.histograms import Moments, pad_bins
+from jaxcomp.quantizers.methods.base import Encoded, Method, check_count
+from jaxcomp.quantizers.scalar.entropy_constrained import (
+    assign_by_cost,
+    joint_moments,
+    solve_entropy_constrained,
+)
+
+
+@dataclass(frozen=True)
+class EntropyConstrained(Method):
+    """The least distortion for the bits of an entropy coder: cheap symbols attract weights.
+
+    Attributes:
+        multiplier: distortion that a bit is worth, relative to the distortion per weight of a
+            single value; > 0. At high rate R bits it is `2 ln 2 4^-R`. None without a budget is
+            that of 4 bits.
+        num_symbols: most symbols.
+        num_iterations: most updates, >= 1.
+        num_bins: intervals of value of the histogram.
+        num_levels: intervals of importance of the histogram.
+    """
+
+    name: ClassVar[str] = "entropy_constrained"
+    label: ClassVar[str] = "entropy-constrained"
+    parameter_name: ClassVar[str] = "multiplier"
+    parameter_header: ClassVar[str] = "slope"
+    default: ClassVar[float] = float(2 * np.log(2) * 4.0**-4)
+
+    multiplier: float | None = None
+    num_symbols: int = 128
+    num_iterations: int = 50
+    num_bins: int = 1024
+    num_levels: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_symbols", "num_iterations", "num_bins", "num_levels"):
+            check_count(name, getattr(self, name))
+
+    def check(self, parameter: Any) -> None:
+        is_number = isinstance(parameter, float | int | np.number)
+        if not is_number or isinstance(parameter, bool):
+            raise TypeError(f"multiplier must be a number, got {parameter!r}.")
+        if not (np.isfinite(parameter) and parameter >= 0):
+            raise ValueError(f"multiplier must be finite and at least 0, got {parameter!r}.")
+
+    def candidates(self) -> np.ndarray:
+        return 2 * np.log(2) * 4.0 ** -np.arange(7, -1.25, -0.25)
+
+    def describe(self, parameter: float) -> str:
+        return f"slope {parameter:.3g}"
+
+    def curve(
+        self,
+        weights: Float[Array, "*shape"],
+        importance: Float[Array, "*shape"] | None,
+        parameters: Shaped[np.ndarray, " points"],
+    ) -> Curve:
+        units, h, scales = self.scaled(weights, importance)
+        moments = _moments(
+            units.reshape(-1),
+            None if h is None else h.reshape(-1),
+            num_bins=self.num_bins,
+            num_levels=self.num_levels,
+        )
+        found = solve_entropy_constrained(
+            moments,
+            jnp.asarray(parameters, jnp.float32),
+            max_clusters=self.num_symbols,
+            num_iterations=self.num_iterations,
+            centroid_dtype=units.dtype,
+        )
+        used = np.asarray(found.num_used)
+        side = 8.0 * units.dtype.itemsize * used + (0 if scales is None else 32.0 * scales.size)
+        return Curve(
+            parameter=np.asarray(parameters, np.float64),
+            rate_bits=np.asarray(found.rate_bits, np.float64),
+            side_bits=side,
+            distortion=np.asarray(found.distortion, np.float64),
+            converged=np.asarray(found.converged),
+            codebook=tuple(
+                np.asarray(part) for part in (found.centroids, found.length_bits, found.multiplier)
+            ),
+        )
+
+    def encode(
+        self,
+        weights: Float[Array, "*shape"],
+        importance: Float[Array, "*shape"] | None,
+        curve: Curve,
+        place: int,
+    ) -> Encoded:
+        units, h, scales = self.scaled(weights, importance)
+        centroids, length_bits, multiplier = (part[place] for part in curve.codebook)
+        codes, counts = _encode(
+            units.reshape(-1),
+            None if h is None else h.reshape(-1),
+            centroids,
+            length_bits,
+            multiplier,
+        )
+        # Symbols that occur come first.
+        size = int(np.max(np.flatnonzero(np.asarray(counts)), initial=0)) + 1
+        return Encoded(
+            codes.reshape(weights.shape),
+            centroids[:size],
+            scales,
+            np.asarray(counts)[:size],
+            curve.converged[place],
+        )
+
+    def size(
+        self,
+        counts: Int[np.ndarray, "layers symbols"],
+        *,
+        parameter: Float[np.ndarray, " layers"],
+        num_scales: int,
+        value_bits: int,
+    ) -> sizes.CodeSize:
+        del parameter
+        bits = value_bits if self.rows is None else 32
+        size = sizes.code_size(counts, num_clusters=counts.shape[-1], centroid_bits=bits)
+        return sizes.with_scales(size, num_scales)
+
+
+@partial(jax.jit, static_argnames=("num_bins", "num_levels"))
+def _moments(
+    points: Float[Array, " points"],
+    importance: Float[Array, " points"] | None,
+    *,
+    num_bins: int,
+    num_levels: int,
+) -> Moments:
+    found = joint_moments(points, importance, num_bins=num_bins, num_levels=num_levels)
+    return pad_bins(found, num_bins * num_levels)
+
+
+@jax.jit
+def _encode(
+    points: Float[Array, " points"],
+    importance: Float[Array, " points"] | None,
+    centroids: Float[Any, " symbols"],
+    length_bits: Float[Any, " symbols"],
+    multiplier: Float[Any, ""],
+) -> tuple[Array, Array]:
+    codes = assign_by_cost(
+        points,
+        importance,
+        jnp.asarray(centroids),
+        jnp.asarray(length_bits),
+        jnp.asarray(multiplier),
+    )
+    index = codes.astype(jnp.int32)
+    return codes, jax.ops.segment_sum(jnp.ones_like(index), index, centroids.shape[0])

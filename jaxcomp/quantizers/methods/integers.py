@@ -1,0 +1,107 @@
+"""Rounding to the nearest integer."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
+
+from jaxcomp.coding import sizes
+from jaxcomp.quantizers.curves import Curve
+from jaxcomp.quantizers.methods.base import Encoded, Method, Needs, all_true, check_count
+from jaxcomp.quantizers.rounding import RoundedWeights, round_to_nearest
+from jaxcomp.quantizers.scales import Rows, Scale
+
+
+@dataclass(frozen=True)
+class RoundToNearest(Method):
+    """Symmetric integers times a scale, by default one for each channel; what hardware runs.
+
+    Attributes:
+        num_bits: 2 to 8.
+    """
+
+    name: ClassVar[str] = "round_to_nearest"
+    label: ClassVar[str] = "integers"
+    parameter_name: ClassVar[str] = "num_bits"
+    parameter_header: ClassVar[str] = "bits"
+    default: ClassVar[float] = 8
+    needs: ClassVar[Needs] = "nothing"
+
+    num_bits: int | None = None
+    scale: Scale = field(default="channel", kw_only=True)
+
+    @property
+    def rows(self) -> Rows:
+        return Rows(self.scale, self.group_size, self.channel_axis)
+
+    def check(self, parameter: Any) -> None:
+        check_count("num_bits", parameter, 2, 8)
+
+    def candidates(self) -> np.ndarray:
+        return np.arange(2, 9)
+
+    def describe(self, parameter: float) -> str:
+        return f"{int(parameter)} bits"
+
+    def curve(
+        self,
+        weights: Float[Array, "*shape"],
+        importance: Float[Array, "*shape"] | None,
+        parameters: Shaped[np.ndarray, " points"],
+    ) -> Curve:
+        rates, sides, distortions = [], [], []
+        for num_bits in parameters:
+            rounded = self._round(weights, int(num_bits))
+            counts = _count(rounded.codes, int(num_bits))
+            error = (rounded.values - weights).astype(jnp.float32)
+            squared = error * error if importance is None else importance * error * error
+            rates.append(sizes.empirical_entropy_bits(counts))
+            sides.append(32.0 * rounded.scales.size)
+            distortions.append(float(jnp.sum(squared)))
+        return Curve(
+            parameter=np.asarray(parameters, np.float64),
+            rate_bits=np.asarray(rates),
+            side_bits=np.asarray(sides),
+            distortion=np.asarray(distortions),
+            converged=all_true(len(parameters)),
+        )
+
+    def encode(
+        self,
+        weights: Float[Array, "*shape"],
+        importance: Float[Array, "*shape"] | None,
+        curve: Curve,
+        place: int,
+    ) -> Encoded:
+        num_bits = int(curve.parameter[place])
+        rounded = self._round(weights, num_bits)
+        counts = _count(rounded.codes, num_bits)
+        return Encoded(rounded.codes, None, rounded.scales, counts, True)
+
+    def size(
+        self,
+        counts: Int[np.ndarray, "layers symbols"],
+        *,
+        parameter: Float[np.ndarray, " layers"],
+        num_scales: int,
+        value_bits: int,
+    ) -> sizes.CodeSize:
+        del value_bits
+        return sizes.rounded_size(counts, num_bits=int(parameter[0]), num_scales=num_scales)
+
+    def _round(self, weights: Float[Array, "*shape"], num_bits: int) -> RoundedWeights:
+        rows = self.rows.split(weights)
+        rounded = round_to_nearest(rows, num_bits=num_bits, channel_axis=0)
+        return RoundedWeights(
+            self.rows.join(rounded.codes, weights.shape),
+            rounded.scales,
+            self.rows.join(rounded.values, weights.shape),
+        )
+
+
+def _count(codes: Int[Array, "..."], num_bits: int) -> Int[np.ndarray, " codes"]:
+    """Count every code, from -2 ** (num_bits - 1) on."""
+    shifted = np.asarray(codes).astype(np.int64).ravel() + 2 ** (num_bits - 1)
+    return np.bincount(shifted, minlength=2**num_bits).astype(np.int32)

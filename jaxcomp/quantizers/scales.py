@@ -1,0 +1,83 @@
+"""Scales of a tensor: one for all, one for each channel, or one for each group of a channel.
+
+What is divided by its scale shares one codebook, so that channels of different spread lose no
+resolution to each other. Rows are channels, or the groups of consecutive weights that a channel is
+cut into.
+
+Axes: `R` rows, `C` columns: the weights of a row, the last ones of a channel filled up with zeros.
+"""
+
+import math
+from functools import partial
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
+
+from jaxcomp.numerics.scaling import group_exponent, normalise, restore
+from jaxcomp.numerics.sums import pairwise_sum
+from jaxcomp.quantizers.histograms import accumulation_dtype
+
+Scale = Literal["tensor", "channel"]
+SCALES: tuple[str, ...] = get_args(Scale)
+
+
+class Rows(NamedTuple):
+    """How a tensor is cut into rows that have a scale each; static.
+
+    Attributes:
+        scale: "tensor" or "channel". A tensor of fewer than two axes has one scale for all.
+        group_size: weights of a channel that share a scale; None for all of them.
+        channel_axis: axis of the channels.
+    """
+
+    scale: Scale = "channel"
+    group_size: int | None = None
+    channel_axis: int = -1
+
+    def split(self, values: Shaped[Array, "*shape"]) -> Shaped[Array, "rows columns"]:
+        """Return the rows of a tensor."""
+        if not self._has_channels(values.shape):
+            channels = values.reshape(1, -1)
+        else:
+            channels = jnp.moveaxis(values, self.channel_axis, 0)
+            channels = channels.reshape(channels.shape[0], -1)
+        if self.group_size is None:
+            return channels
+        channels = jnp.pad(channels, [(0, 0), (0, -channels.shape[1] % self.group_size)])
+        return channels.reshape(-1, self.group_size)
+
+    def join(
+        self, rows: Shaped[Array, "rows columns"], shape: tuple[int, ...]
+    ) -> Shaped[Array, "*shape"]:
+        """Undo `split`."""
+        if not self._has_channels(shape):
+            return rows.reshape(-1)[: math.prod(shape)].reshape(shape)
+        axis = self.channel_axis % len(shape)
+        others = (*shape[:axis], *shape[axis + 1 :])
+        channels = rows.reshape(shape[axis], -1)[:, : math.prod(others)]
+        return jnp.moveaxis(channels.reshape(shape[axis], *others), 0, axis)
+
+    def _has_channels(self, shape: tuple[int, ...]) -> bool:
+        return self.scale == "channel" and len(shape) >= 2
+
+
+@partial(jax.jit, static_argnames=("rows",))
+def deviations(weights: Float[Array, "*shape"], *, rows: Rows) -> Float[Array, " rows"]:
+    """Return the root of the mean square of every row, 1 for rows of zeros; float32 (float64)."""
+    parts = rows.split(weights.astype(accumulation_dtype(weights.dtype)))
+    num_weights = pairwise_sum(rows.split(jnp.ones(weights.shape, parts.dtype)))
+    exponent = group_exponent(parts)
+    units = normalise(parts, exponent)
+    root = jnp.sqrt(pairwise_sum(units * units) / num_weights)
+    return restore(jnp.where(root > 0, root, 1), jnp.where(root > 0, exponent, 0), axis=())
+
+
+@partial(jax.jit, static_argnames=("rows", "shape"))
+def spread(
+    scales: Float[Array, " rows"], *, rows: Rows, shape: tuple[int, ...]
+) -> Float[Array, "*shape"]:
+    """Return the scale of every weight."""
+    num_columns = rows.group_size or math.prod(shape) // scales.shape[0]
+    return rows.join(jnp.broadcast_to(scales[:, None], (scales.shape[0], num_columns)), shape)
