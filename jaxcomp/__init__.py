@@ -1,6 +1,7 @@
 """How far can a trained model be compressed, what does each bit cost, and does it generalise?
 
-`quantize` compresses the weights of any JAX model; the submodules hold what it is made of
+`compress` compresses the weights of any JAX model, `curve` says what each size would cost; the
+submodules hold what it is made of
 (`curvature`, `quantizers`, `coding`, `compressed`), how compressed networks are judged
 (`evaluation`, `bounds`), the theory computed (`rate_distortion`, `linear_regression`), and the
 laboratory (`experiments`). All of them are imported when they are first used: `import jaxcomp`
@@ -27,23 +28,24 @@ if TYPE_CHECKING:
         trees,
         types,
     )
-    from jaxcomp.compressed.tree import QuantizedTree, quantize
+    from jaxcomp.compressed import CompressedTree, compress, curve
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "QuantizedTree",
+    "CompressedTree",
     "__version__",
     "adapters",
     "bits_back",
     "bounds",
     "coding",
+    "compress",
     "compressed",
     "curvature",
+    "curve",
     "evaluation",
     "experiments",
     "linear_regression",
-    "quantize",
     "quantizers",
     "rate_distortion",
     "training",
@@ -52,12 +54,12 @@ __all__ = [
 ]
 
 
-_FROM_COMPRESSED = ("QuantizedTree", "quantize")
+_FROM_COMPRESSED = ("CompressedTree", "compress", "curve")
 
 
 def __getattr__(name: str) -> Any:
     if name in _FROM_COMPRESSED:
-        value = getattr(importlib.import_module(f"{__name__}.compressed.tree"), name)
+        value = getattr(importlib.import_module(f"{__name__}.compressed"), name)
         globals()[name] = value  # asked for once
         return value
     if name in __all__:

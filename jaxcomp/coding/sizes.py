@@ -120,6 +120,20 @@ def code_size(
     )
 
 
+def with_scales(size: CodeSize, num_scales: int, *, scale_bits: int = 32) -> CodeSize:
+    """Add scales that are stored beside a codebook.
+
+    Args:
+        size: of groups.
+        num_scales: of each group.
+        scale_bits: bits of one.
+    """
+    extra = float(scale_bits * num_scales)
+    return size._replace(
+        codebook_bits=size.codebook_bits + extra, description_bits=size.description_bits + extra
+    )
+
+
 def rounded_size(
     counts: Int[Any, "... codes"],
     *,

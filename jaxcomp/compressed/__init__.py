@@ -1,6 +1,16 @@
 """A compressed model: codes and codebooks of its tensors, their sizes, and its weights again."""
 
+from jaxcomp.compressed.compress import compress, curve
 from jaxcomp.compressed.report import LayerReport, Report
-from jaxcomp.compressed.tree import QuantizedTree, quantize
+from jaxcomp.compressed.tensors import CompressedTensor, KeptLeaf
+from jaxcomp.compressed.tree import CompressedTree
 
-__all__ = ["LayerReport", "QuantizedTree", "Report", "quantize"]
+__all__ = [
+    "CompressedTensor",
+    "CompressedTree",
+    "KeptLeaf",
+    "LayerReport",
+    "Report",
+    "compress",
+    "curve",
+]

@@ -1,4 +1,4 @@
-"""What quantization did to a model, layer by layer: sizes, errors, diagnostics, and their table.
+"""What compression did to a model, layer by layer: sizes, errors, diagnostics, and their table.
 
 Numbers of one leaf become a `LayerReport`, those of a tree a `Report`, which prints as text.
 Everything here is on the host. Sizes are in bits (bytes in the text) and estimates, see
@@ -6,37 +6,31 @@ Everything here is on the host. Sizes are in bits (bytes in the text) and estima
 rise in nats that a curvature h (nats per squared weight) predicts; h = 1 without curvature.
 """
 
+import html
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxcomp.coding.sizes import CodeSize, compression_ratio
+from jaxcomp.quantizers.methods import METHODS, Method
 from jaxcomp.trees.paths import shorten
 
-Method: TypeAlias = Literal["kmeans", "uniform", "round_to_nearest", "magnitude_pruning"]
-"""How the selected leaves are quantized."""
-
-# Headers of the columns `level` and `num_used`.
-_LEVEL_HEADERS: dict[Method, tuple[str, str]] = {
-    "kmeans": ("K", "used"),
-    "uniform": ("K", "used"),
-    "round_to_nearest": ("bits", "used"),
-    "magnitude_pruning": ("zeros", "left"),
-}
+_METHODS = {method.name: method for method in METHODS}
 
 
 class Measures(NamedTuple):
-    """What quantization did to one leaf; scalars, float32 (float64 for float64 weights).
+    """What compression did to one leaf; scalars, float32 (float64 for float64 weights).
 
     Sums of squares are each in units of a power of two of its own, since those of weights of 1e-30
     or 1e30 are no float32. Of a stack of layers each has a leading axis.
 
     Attributes:
-        distortion: `sum h (w - c)^2`, h the curvature, or 1 without one.
+        distortion: `sum h (w - c)^2`, h the importance, or 1 without one.
         squared_error: `sum (w - c)^2`.
         energy: `sum w^2`.
         converged: bool, whether the K-means iteration reached a fixed point; True where nothing
@@ -56,7 +50,7 @@ class Measures(NamedTuple):
 
 
 class LayerReport(NamedTuple):
-    """One quantized leaf in numbers; `pandas.DataFrame(tree.report())` makes a table of them.
+    """One compressed leaf in numbers; `report.to_frame()` makes a table of them.
 
     Attributes:
         path: where it stands; the first place of a tied leaf.
@@ -66,7 +60,8 @@ class LayerReport(NamedTuple):
         computed_in: dtype of the sums behind the numbers here; float32 for float64 weights while
             JAX has only 32 bits.
         num_weights: entries.
-        level: num_clusters or num_bits as asked for; for pruning the fraction of zeros reached.
+        method: name of the method.
+        parameter: of the method: clusters, bits, slope; for pruning the share of zeros reached.
         num_used: distinct centroids with weights, integer codes that occur, or weights left; of a
             stack the least, the most, and the sum over its layers.
         num_codebooks: layers of a stack, each with a codebook of its own; 1 for any other leaf.
@@ -89,7 +84,8 @@ class LayerReport(NamedTuple):
     dtype: str
     computed_in: str
     num_weights: int
-    level: float
+    method: str
+    parameter: float
     num_used: int
     num_codebooks: int
     fixed_bits_per_weight: float
@@ -106,17 +102,15 @@ class LayerReport(NamedTuple):
 
 @dataclass(frozen=True)
 class Report(Sequence[LayerReport]):
-    """Per-layer table of a quantized tree: a sequence of `LayerReport`, printed as a text table.
+    """Per-layer table of a compressed tree: a sequence of `LayerReport`, printed as a text table.
 
     Attributes:
-        method: how the leaves were quantized.
-        layers: the quantized leaves in the order of the tree, tied ones once.
+        layers: the compressed leaves in the order of the tree, tied ones once.
         num_kept: leaves kept as they are, tied ones once.
         kept_bits: their size at full precision.
         kept: why, and the paths of those that are kept for this reason.
     """
 
-    method: Method
     layers: tuple[LayerReport, ...]
     num_kept: int
     kept_bits: int
@@ -145,7 +139,7 @@ class Report(Sequence[LayerReport]):
 
     @property
     def distortion(self) -> float:
-        """Sum over the layers; with a curvature, over the layers it weighs."""
+        """Sum over the layers; with an importance, over the layers it weighs."""
         is_weighted = any(layer.is_weighted for layer in self.layers)
         return math.fsum(
             layer.distortion for layer in self.layers if layer.is_weighted == is_weighted
@@ -161,8 +155,49 @@ class Report(Sequence[LayerReport]):
             return math.nan
         return self.distortion / 2
 
+    @property
+    def bits_per_weight(self) -> float:
+        """Codes and side bits of the compressed leaves over their weights; NaN without any."""
+        if not self.layers:
+            return math.nan
+        return math.fsum(layer.size_bits for layer in self) / _num_weights(self)
+
+    def to_frame(self) -> Any:
+        """Return a `pandas.DataFrame`, a row for each compressed leaf."""
+        import pandas as pd
+
+        return pd.DataFrame(self.layers, columns=list(LayerReport._fields))
+
+    def to_json(self) -> str:
+        """Return everything as JSON: the leaves in `layers`, and the totals; infinity as null."""
+        layers = [
+            {name: _plain(value) for name, value in layer._asdict().items()} for layer in self
+        ]
+        names = ("num_kept", "kept_bits", "original_bits", "size_bits", "ratio", "distortion")
+        totals = {name: _plain(getattr(self, name)) for name in names}
+        kept = {reason: list(paths) for reason, paths in self.kept.items()}
+        return json.dumps({"layers": layers, **totals, "kept": kept}, allow_nan=False)
+
     def __str__(self) -> str:
         return _format_table(self)
+
+    def _repr_html_(self) -> str:
+        """Return the table for notebooks."""
+        rows = _rows(self)
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in rows[0])
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+            for row in rows[1:]
+        )
+        notes = "".join(f"<p>{html.escape(line)}</p>" for line in _notes(self))
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}"
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON can hold."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return list(value) if isinstance(value, tuple) else value
 
 
 def layer_report(
@@ -172,7 +207,8 @@ def layer_report(
     paths: tuple[str, ...],
     shape: tuple[int, ...],
     dtype: np.dtype,
-    level: float,
+    method: Method,
+    parameter: float,
     num_used: int,
     is_weighted: bool,
     num_codebooks: int = 1,
@@ -185,7 +221,8 @@ def layer_report(
         paths: of the leaf, several if it is tied.
         shape: of the leaf.
         dtype: of the leaf.
-        level: see `LayerReport`, as are the others.
+        method: of the leaf.
+        parameter: see `LayerReport`, as are the others.
         num_used: see there.
         is_weighted: see there.
         num_codebooks: see there.
@@ -202,7 +239,8 @@ def layer_report(
         dtype=dtype.name,
         computed_in=np.asarray(measures.energy).dtype.name,
         num_weights=num_weights,
-        level=level,
+        method=method.name,
+        parameter=parameter,
         num_used=num_used,
         num_codebooks=num_codebooks,
         fixed_bits_per_weight=fixed / num_weights,
@@ -270,12 +308,13 @@ def _decibel(energy: _Scaled, noise: _Scaled) -> float:
     return 10 * (math.log10(energy.number / noise.number) + octaves)
 
 
-def _format_table(report: Report) -> str:
+def _rows(report: Report) -> list[list[str]]:
+    names = list(dict.fromkeys(layer.method for layer in report))
     header = [
         "leaf",
         "shape",
         "dtype",
-        *_LEVEL_HEADERS[report.method],
+        *_parameter_headers(names),
         "fixed b/w",
         "entropy b/w",
         "codebook",
@@ -284,10 +323,21 @@ def _format_table(report: Report) -> str:
         "distortion",
         "SNR dB",
     ]
-    rows = [header, *(_format_layer(layer, report.method) for layer in report)]
+    rows = [header, *(_format_layer(layer, names) for layer in report)]
     if report.layers:
-        rows.append(_format_total(report))
-    lines = _align(rows)
+        rows.append(_format_total(report, len(_parameter_headers(names))))
+    return rows
+
+
+def _parameter_headers(names: Sequence[str]) -> list[str]:
+    if len(names) != 1:
+        return ["method", "used"]
+    method = _METHODS[names[0]]
+    return [method.parameter_header, "left" if method.keeps_weights else "used"]
+
+
+def _format_table(report: Report) -> str:
+    lines = _align(_rows(report))
     rule = "-" * len(lines[0])
     lines.insert(1, rule)
     if report.layers:
@@ -307,13 +357,19 @@ def _align(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _format_layer(layer: LayerReport, method: Method) -> list[str]:
+def _format_layer(layer: LayerReport, names: Sequence[str]) -> list[str]:
+    method = _METHODS[layer.method]
+    said = method().describe(layer.parameter)
+    if len(names) > 1:
+        said = f"{method.label}, {said}"
+    else:
+        said = said.split()[-1] if said.split()[0].isalpha() else said.split()[0]
     tied = f" (+{len(layer.tied_paths)} tied)" if layer.tied_paths else ""
     return [
         shorten([layer.path]) + tied,
         _format_shape(layer),
         layer.dtype,
-        f"{layer.level:.1%}" if method == "magnitude_pruning" else f"{layer.level:,}",
+        said,
         f"{layer.num_used:,}",
         f"{layer.fixed_bits_per_weight:.2f}",
         f"{layer.entropy_bits_per_weight:.2f}",
@@ -331,7 +387,7 @@ def _format_shape(layer: LayerReport) -> str:
     return "x".join(map(str, layer.shape)) or "scalar"
 
 
-def _format_total(report: Report) -> list[str]:
+def _format_total(report: Report, num_columns: int) -> list[str]:
     num_weights = _num_weights(report)
     size = math.fsum(layer.size_bits for layer in report)
 
@@ -342,8 +398,7 @@ def _format_total(report: Report) -> list[str]:
         "total",
         f"{num_weights:,} weights",
         "",
-        "",
-        "",
+        *[""] * num_columns,
         mean(layer.fixed_bits_per_weight * layer.num_weights for layer in report),
         mean(layer.entropy_bits_per_weight * layer.num_weights for layer in report),
         _format_bytes(math.fsum(layer.codebook_bits for layer in report)),
@@ -372,12 +427,12 @@ def _notes(report: Report) -> list[str]:
     if not math.isnan(report.predicted_loss_rise_nats):
         lines.append(
             f"predicted rise of the loss {report.predicted_loss_rise_nats:.4g} "
-            "(half the weighted distortion; nats if the curvature was)"
+            "(half the weighted distortion; nats if the importance was a curvature in nats)"
         )
         unweighted = [layer.path for layer in report if not layer.is_weighted]
         if unweighted:
             lines.append(
-                "no positive curvature, weighted alike and left out of the total distortion: "
+                "no positive importance, weighted alike and left out of the total distortion: "
                 + ", ".join(unweighted)
             )
     joined = [layer.path for layer in report if layer.num_codebooks == 1 and len(layer.shape) == 3]
@@ -386,13 +441,13 @@ def _notes(report: Report) -> list[str]:
             f"one codebook for all three axes: {shorten(joined, 3)}; name those in `stacked` whose "
             "first axis is one of layers"
         )
-    if report.method in ("kmeans", "uniform"):
-        lines += [
-            f"{layer.path} uses {layer.num_used:,} of {layer.level:,} clusters: it has few "
-            "distinct weights, or clusters are empty"
-            for layer in report
-            if layer.num_used < layer.level
-        ]
+    lines += [
+        f"{layer.path} uses {layer.num_used:,} of {int(layer.parameter):,} clusters: it has few "
+        "distinct weights, or clusters are empty"
+        for layer in report
+        if _METHODS[layer.method].parameter_name == "num_clusters"
+        and layer.num_used < layer.parameter
+    ]
     num_stopped = sum(not layer.converged for layer in report)
     if num_stopped:
         lines.append(f"stopped by num_iterations before a fixed point: {num_stopped} layers")

@@ -8,10 +8,22 @@ loss that the curvature h predicts.
 from jaxcomp.quantizers.allocation import Allocation, allocate_rates, lower_convex_hull
 from jaxcomp.quantizers.assignment import assign
 from jaxcomp.quantizers.blocks import block_kmeans
+from jaxcomp.quantizers.curves import Curve
 from jaxcomp.quantizers.histograms import (
     Moments,
     histogram_moments,
     pad_bins,
+)
+from jaxcomp.quantizers.methods import (
+    METHODS,
+    EntropyConstrained,
+    KMeans,
+    MagnitudePruning,
+    Method,
+    Optimal,
+    RoundToNearest,
+    Uniform,
+    Vector,
 )
 from jaxcomp.quantizers.pruning import prune_by_magnitude
 from jaxcomp.quantizers.rounding import RoundedWeights, round_to_nearest
@@ -41,15 +53,25 @@ from jaxcomp.quantizers.vector import (
 )
 
 __all__ = [
+    "METHODS",
     "Allocation",
     "Codebook",
+    "Curve",
     "DiameterSolution",
     "DiameterSolver",
+    "EntropyConstrained",
+    "KMeans",
+    "MagnitudePruning",
+    "Method",
     "Moments",
+    "Optimal",
     "OptimalCodebooks",
     "QuantizationResult",
     "RateDistortionCurve",
+    "RoundToNearest",
     "RoundedWeights",
+    "Uniform",
+    "Vector",
     "VectorQuantizationResult",
     "allocate_rates",
     "assign",

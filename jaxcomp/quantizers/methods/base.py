@@ -182,9 +182,7 @@ class Method:
 
     def scaled(
         self, weights: Float[Array, "*shape"], importance: Float[Array, "*shape"] | None
-    ) -> tuple[
-        Float[Array, "*shape"], Float[Array, "*shape"] | None, Float[Array, " rows"] | None
-    ]:
+    ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"] | None, Float[Array, " rows"] | None]:
         """Divide weights by the deviations of their rows; an error counts what it did before."""
         if self.rows is None:
             return weights, importance, None

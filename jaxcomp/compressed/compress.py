@@ -1,0 +1,499 @@
+"""Compress a model of one's own: any pytree of weights in, a compressed tree or its curves out.
+
+Every leaf that is selected is compressed on its own (layer by layer if it is a stack of them) by a
+method of `jaxcomp.quantizers.methods`; everything else is kept as it is. First statistics of the
+weights make curves of operating points; a budget picks a point of each; the weights are visited
+once more to be given their codes.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from jaxcomp.compressed.budgets import Budget, budget_of, choose
+from jaxcomp.compressed.importance import importance_by_leaf
+from jaxcomp.compressed.problems import Importance, Problem, exponents_of, measure, problem_of
+from jaxcomp.compressed.tensors import (
+    CompressedTensor,
+    KeptLeaf,
+    TensorLayout,
+    packed,
+    size_of,
+)
+from jaxcomp.compressed.tree import CompressedTree, TreeLayout, array_bits
+from jaxcomp.curvature import DiagonalEstimate
+from jaxcomp.long_call import LongCall
+from jaxcomp.numerics.checks import is_concrete
+from jaxcomp.numerics.scaling import is_zero
+from jaxcomp.numerics.transformations import always_compiled
+from jaxcomp.quantizers.curves import Curve
+from jaxcomp.quantizers.methods import EntropyConstrained, Method
+from jaxcomp.trees.leaves import Constant, is_array, warn_of_wide, with_readable_leaves
+from jaxcomp.trees.paths import leaves_by_path, matching_paths, shorten
+from jaxcomp.trees.selection import Select, decide, stacked_paths
+from jaxcomp.trees.tied import Group, group_tied
+from jaxcomp.types import AnyArray, Params
+
+DEFAULT = EntropyConstrained(scale="channel")
+
+# How often a choice is repeated to keep to a budget that the first one missed.
+_MOST_CHOICES = 6
+
+
+@always_compiled
+def compress(
+    params: Params,
+    method: Method | Mapping[str, Method] = DEFAULT,
+    *,
+    importance: DiagonalEstimate | PyTree | None = None,
+    bits_per_weight: float | None = None,
+    size_bytes: float | None = None,
+    ratio: float | None = None,
+    max_distortion: float | None = None,
+    select: Select = None,
+    stacked: Select = None,
+) -> CompressedTree:
+    """Compress the weights of a model, each leaf with codes of its own.
+
+    A leaf's *path* is its key path joined by `/`, such as `params/Dense_0/kernel`, or
+    `blocks/0/kernel/value` in an NNX state. Arrays that stand at several paths (tied weights: the
+    same array object, or views of NumPy or tensors of PyTorch that cover the same memory) are
+    compressed, stored and counted once, if `select` names any of the paths. What is not floating or
+    has fewer than 16 bits, empty leaves and random keys are kept as they are, whatever `select`
+    says. A stack of layers (a leading axis of layers, as `nn.scan` makes it) gets a codebook for
+    each layer, at one operating point for all of them.
+
+    A terminal shows how far a long call is. For use outside `jit`.
+
+    Args:
+        params: any pytree: nested dicts, Linen variables, an NNX state or module, an Equinox
+            module, lists, named tuples; with arrays of JAX or NumPy, tensors of PyTorch, and
+            anything else among its leaves.
+        method: one of `jaxcomp.quantizers` (`KMeans(16)`, `RoundToNearest(8)`, ...), or a mapping
+            from glob patterns of paths to methods: the first pattern that matches counts, and
+            `"*"`, wherever it stands, covers the rest. A method without its parameter, such as
+            `KMeans()`, leaves it to the budget, or to its default. By default entropy-constrained
+            quantization with a scale for each channel, at the slope of 4 bits.
+        importance: importance h of each weight, a pytree with a non-negative real array of the
+            leaf's shape at the path of every selected leaf (other leaves may be None or missing),
+            or a `DiagonalEstimate`, whose mean goes through the default `CurvaturePolicy`. None
+            weighs all alike. At the places of a tied leaf importances add up, unless they are one
+            array as well.
+        bits_per_weight: budget: codes and side bits (codebooks, scales) of the compressed leaves
+            over their weights, shared between leaves by one slope. Estimated by entropy, as all
+            sizes here.
+        size_bytes: budget: estimated size of the whole tree, kept leaves included.
+        ratio: budget: original over estimated size of the whole tree, kept leaves in both.
+        max_distortion: budget: `sum h (w - c)^2` over the tree; the bits are least.
+        select: which leaves: a predicate `(path, leaf) -> bool`, a glob pattern of paths or
+            several. By default weight matrices, kernels and embeddings: leaves with two axes or
+            more that by name and shape are no bias, gain, statistic, position or token
+            (`jaxcomp.trees.selection.compressible`); the report says what was kept and why.
+        stacked: which leaves are stacks of layers along their leading axis, likewise; by default
+            those whose names or biases show it (`jaxcomp.trees.selection.stacked_paths`). A stack
+            that shows neither has to be named here.
+
+    Returns:
+        The compressed tree: `params()` gives weights back, `report()` says what it cost.
+
+    Raises:
+        TypeError: inside `jit`; or if an argument has a wrong type.
+        ValueError: on a leaf that no pattern of a mapping covers, a pattern that matches nothing,
+            two budgets or one that cannot be met, NaN or infinite weights or importance, negative
+            importance or none but zeros in a leaf, importance that lacks a selected leaf or has
+            another shape, two leaves with the same path.
+
+    Warns:
+        UserWarning: if leaves are float64 while JAX has 32 bits: computed in float32.
+
+    Source: Choi, El-Khamy, Lee, arXiv:1612.01543 (weighted and entropy-constrained quantization of
+    networks); Shoham and Gersho, IEEE Trans. ASSP 36 (1988) (one slope for all).
+    """
+    selected = _select(params, method, importance, select, stacked)
+    kept_bits = sum(array_bits(leaf.value) for leaf in selected.kept.values())
+    num_weights = sum(tensor.num_weights for tensor in selected.tensors)
+    budget = budget_of(
+        {
+            "bits_per_weight": bits_per_weight,
+            "size_bytes": size_bytes,
+            "ratio": ratio,
+            "max_distortion": max_distortion,
+        },
+        num_weights=num_weights,
+        original_bits=kept_bits + sum(tensor.original_bits for tensor in selected.tensors),
+        kept_bits=kept_bits,
+    )
+    names = sorted({tensor.method.name for tensor in selected.tensors})
+    total = len(selected.tensors) * (1 if budget is None else 2)
+    with LongCall(f"compressing by {' and '.join(names)}", total) as report:
+        if budget is None:
+            found = []
+            for done, tensor in enumerate(selected.tensors):
+                report(done, total, shorten(tensor.paths, 1))
+                curves = tensor.curves([tensor.parameter()])
+                found.append(tensor.apply(curves, 0))
+        else:
+            found = _within(selected.tensors, budget, report)
+    leaves: list[CompressedTensor | KeptLeaf] = []
+    layouts: list[TensorLayout] = []
+    compressed = iter(zip(selected.tensors, found, strict=True))
+    for number, group in enumerate(selected.groups):
+        if number in selected.kept:
+            leaves.append(selected.kept[number])
+            layouts.append(TensorLayout(group.paths, selected.reasons[number]))
+        else:
+            tensor, stored = next(compressed)
+            leaves.append(stored)
+            layouts.append(tensor.layout)
+    layout = TreeLayout(jax.tree.structure(selected.params), selected.slots, tuple(layouts))
+    return CompressedTree(tuple(leaves), layout)
+
+
+@always_compiled
+def curve(
+    params: Params,
+    method: Method | Mapping[str, Method] = DEFAULT,
+    *,
+    importance: DiagonalEstimate | PyTree | None = None,
+    select: Select = None,
+    stacked: Select = None,
+) -> dict[str, Curve]:
+    """Return every operating point of every leaf that `compress` would compress; apply none.
+
+    Args:
+        params: as in `compress`.
+        method: likewise; a method with its parameter has one point.
+        importance: likewise.
+        select: likewise.
+        stacked: likewise.
+
+    Returns:
+        The curves by path (the first of a tied leaf), all layers of a stack together. Rates and
+        distortions are those of the histogram that codebooks are solved on.
+
+    Raises:
+        TypeError, ValueError: as `compress`.
+    """
+    selected = _select(params, method, importance, select, stacked)
+    found = {}
+    with LongCall("measuring curves", len(selected.tensors)) as report:
+        for done, tensor in enumerate(selected.tensors):
+            report(done, len(selected.tensors), shorten(tensor.paths, 1))
+            found[tensor.paths[0]] = tensor.joined(tensor.curves(tensor.points()))
+    return found
+
+
+class _Tensor(NamedTuple):
+    """A leaf to be compressed: its layers (one, if it is no stack) as problems."""
+
+    problems: list[Problem]
+    method: Method
+    layout: TensorLayout
+    value: Any
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return self.layout.paths
+
+    @property
+    def num_weights(self) -> int:
+        return int(np.prod(self.layout.shape, dtype=np.int64))
+
+    @property
+    def original_bits(self) -> int:
+        assert self.layout.dtype is not None
+        return 8 * self.layout.dtype.itemsize * self.num_weights
+
+    def parameter(self) -> Any:
+        """The method's own parameter, or its default."""
+        own = self.method.parameter
+        return self.method.default if own is None else own
+
+    def points(self) -> np.ndarray:
+        """Parameters that a budget may choose."""
+        own = self.method.parameter
+        return self.method.candidates() if own is None else np.asarray([own])
+
+    def curves(self, parameters: Any) -> list[Curve]:
+        """The curve of every layer, distortions in original units."""
+        curves = []
+        for problem in self.problems:
+            h = problem.importance
+            found = self.method.curve(
+                problem.weights, None if h is None else h.values, np.asarray(parameters)
+            )
+            unit = 2 * problem.exponent + (0 if h is None else int(h.exponent))
+            curves.append(found._replace(distortion=np.ldexp(found.distortion, unit)))
+        return curves
+
+    def joined(self, curves: Sequence[Curve]) -> Curve:
+        """The curve of the whole leaf: all layers at one point."""
+        if len(curves) == 1:
+            return curves[0]
+        rates = np.mean([own.rate_bits for own in curves], axis=0)
+        return Curve(
+            parameter=curves[0].parameter,
+            rate_bits=rates,
+            side_bits=np.sum([own.side_bits for own in curves], axis=0),
+            distortion=np.sum([own.distortion for own in curves], axis=0),
+            converged=np.all([own.converged for own in curves], axis=0),
+        )
+
+    def apply(self, curves: Sequence[Curve], place: int) -> CompressedTensor:
+        """Give the weights their codes."""
+        stored = [
+            _encode(problem, own, place, self.method)
+            for problem, own in zip(self.problems, curves, strict=True)
+        ]
+        leaf = _stack(stored) if self.layout.is_stack else stored[0]
+        leaf = leaf._replace(codes=packed(leaf.codes, _one_codebook(leaf, self.layout)))
+        return _placed(leaf, self.value)
+
+
+class _Selected(NamedTuple):
+    """A tree taken apart: tensors to compress, leaves to keep."""
+
+    params: Params
+    groups: list[Group]
+    slots: tuple[Any, ...]
+    reasons: dict[int, str]
+    kept: dict[int, KeptLeaf]
+    tensors: list[_Tensor]
+
+
+def _select(
+    params: Params, method: Any, importance: Any, select: Select, stacked: Select
+) -> _Selected:
+    params = with_readable_leaves(params)
+    named = leaves_by_path(params)
+    decisions = decide(params, select)
+    groups, slots = group_tied(named)
+    chosen = [
+        number
+        for number, group in enumerate(groups)
+        if any(decisions[path].is_compressed for path in group.paths)
+    ]
+    selected = [groups[number] for number in chosen]
+    for group in selected:
+        if not is_concrete(group.value):
+            raise TypeError(
+                f"compress needs known weights, but the leaf {group.paths[0]!r} is traced; call it "
+                "outside jit, and params() inside."
+            )
+    warn_of_wide({group.paths[0]: group.value for group in selected})
+    stacks = set(
+        stacked_paths(params, stacked, [path for group in selected for path in group.paths])
+    )
+    methods = _method_by_leaf(method, [group.paths for group in selected])
+    exponents = exponents_of("params", {group.paths[0]: group.value for group in selected})
+    importances = importance_by_leaf(importance, selected)
+    tensors = []
+    for number, group, own, exponent, h in zip(
+        chosen, selected, methods, exponents, importances, strict=True
+    ):
+        is_stack = group.paths[0] in stacks
+        layout = TensorLayout(
+            paths=group.paths,
+            reason=decisions[groups[number].paths[0]].reason,
+            method=own.at(None),
+            shape=group.value.shape,
+            dtype=np.dtype(group.value.dtype),
+            is_weighted=h is not None,
+            is_stack=is_stack,
+        )
+        problems = _layers(group, h) if is_stack else [problem_of(group.value, h, exponent)]
+        tensors.append(_Tensor(problems, own, layout, group.value))
+    kept = {
+        number: _kept(group.value) for number, group in enumerate(groups) if number not in chosen
+    }
+    reasons = {number: decisions[groups[number].paths[0]].reason for number in kept}
+    return _Selected(params, groups, tuple(slots), reasons, kept, tensors)
+
+
+def _kept(value: Any) -> KeptLeaf:
+    return KeptLeaf(value if is_array(value) or not is_concrete(value) else Constant(value))
+
+
+def _layers(group: Group, importance: Importance | None) -> list[Problem]:
+    """The problems of the layers of a stack."""
+    layers = {f"{group.paths[0]}[{number}]": layer for number, layer in enumerate(group.value)}
+    parts = [None] * len(layers) if importance is None else importance.by_layer()
+    exponents = exponents_of("params", layers)
+    return [
+        problem_of(layer, part, exponent)
+        for layer, part, exponent in zip(layers.values(), parts, exponents, strict=True)
+    ]
+
+
+def _method_by_leaf(method: Any, leaves: list[tuple[str, ...]]) -> list[Method]:
+    """Return the method of every leaf, given by all its paths; first matching pattern wins."""
+    if not isinstance(method, Mapping):
+        _check_method(method, "method")
+        return [method] * len(leaves)
+    all_paths = [path for paths in leaves for path in paths]
+    for pattern, value in method.items():
+        if not isinstance(pattern, str):
+            raise TypeError(f"the keys of method must be glob patterns of paths, got {pattern!r}.")
+        _check_method(value, f"method[{pattern!r}]")
+        if pattern != "*" and not matching_paths(all_paths, pattern):
+            raise ValueError(
+                f"the pattern {pattern!r} in method matches no selected leaf: they are "
+                f"{shorten(paths[0] for paths in leaves)}."
+            )
+    # The default stands behind all others, so that none is shadowed.
+    ordered = sorted(method.items(), key=lambda item: item[0] == "*")
+    matched = [(set(matching_paths(all_paths, pattern)), value) for pattern, value in ordered]
+    methods = []
+    for paths in leaves:
+        matching = [value for found, value in matched if found.intersection(paths)]
+        if not matching:
+            raise ValueError(
+                f"method has no pattern that matches the selected leaf {paths[0]!r}; add one, or "
+                "'*' for all others."
+            )
+        methods.append(matching[0])
+    return methods
+
+
+def _check_method(method: Any, label: str) -> None:
+    if not isinstance(method, Method):
+        known = "KMeans(16), RoundToNearest(8) or EntropyConstrained()"
+        raise TypeError(
+            f"{label} must be a method of jaxcomp.quantizers, such as {known}, got {method!r}."
+        )
+
+
+def _within(tensors: list[_Tensor], budget: Budget, report: Any) -> list[CompressedTensor]:
+    """Apply the points that keep to a budget, by what the codes really cost."""
+    total = 2 * len(tensors)
+    curves, joined = [], []
+    for done, tensor in enumerate(tensors):
+        report(done, total, shorten(tensor.paths, 1))
+        curves.append(tensor.curves(tensor.points()))
+        joined.append(tensor.joined(curves[-1]))
+    rates = [own.size_bits(t.num_weights) for own, t in zip(joined, tensors, strict=True)]
+    costs = [own.distortion for own in joined]
+    applied: dict[tuple[int, int], CompressedTensor] = {}
+    best: list[CompressedTensor] | None = None
+    for _ in range(_MOST_CHOICES):
+        places = choose(rates, costs, budget)
+        for number, place in enumerate(places.tolist()):
+            if (number, place) in applied:
+                continue
+            report(len(tensors) + number, total, shorten(tensors[number].paths, 1))
+            leaf = tensors[number].apply(curves[number], place)
+            applied[number, place] = leaf
+            # From now on this point counts with what it really is.
+            size = size_of(leaf, tensors[number].layout)
+            rates[number] = _with(
+                rates[number], place, float(size.entropy_bits + size.codebook_bits)
+            )
+            costs[number] = _with(costs[number], place, _distortion(leaf))
+        found = [applied[number, place] for number, place in enumerate(places.tolist())]
+        at = rates if budget.bits is not None else costs
+        reached = float(sum(own[place] for own, place in zip(at, places.tolist(), strict=True)))
+        if reached <= budget.limit * (1 + 1e-9):
+            best = found
+            break
+    if best is None:
+        raise ValueError(
+            f"{budget.name} = {budget.value:g} could not be met by these methods; allow a little "
+            "more."
+        )
+    return best
+
+
+def _with(values: Float[np.ndarray, " points"], place: int, value: float) -> np.ndarray:
+    values = values.copy()
+    values[place] = value
+    return values
+
+
+def _distortion(leaf: CompressedTensor) -> float:
+    exponent = np.asarray(leaf.measures.distortion_exponent)
+    return float(np.sum(np.ldexp(np.asarray(leaf.measures.distortion, np.float64), exponent)))
+
+
+def _encode(problem: Problem, own: Curve, place: int, method: Method) -> CompressedTensor:
+    h = problem.importance
+    encoded = method.encode(problem.weights, None if h is None else h.values, own, place)
+    codes, codebook, scales = encoded.codes, encoded.codebook, encoded.scales
+    if scales is not None:
+        scales = problem.in_original_units(scales)
+        stored = (codebook, problem.in_units(scales))
+    elif codebook is not None:
+        codebook = problem.in_original_units(codebook)
+        stored = (problem.in_units(codebook), None)
+    else:
+        stored = (None, None)
+    values = method.decode(
+        codes, *stored, shape=problem.weights.shape, dtype=np.dtype(problem.weights.dtype)
+    )
+    if method.keeps_weights:
+        codes = _pruned(problem.original, codes)
+    return CompressedTensor(
+        codes=codes,
+        codebook=None if codebook is None else _array(codebook),
+        scales=scales,
+        counts=jnp.asarray(encoded.counts),
+        parameter=jnp.asarray(own.parameter[place], jnp.float32),
+        measures=measure(problem, values, jnp.asarray(encoded.converged)),
+    )
+
+
+def _array(values: Any) -> Any:
+    """Arrays wider than JAX has stay with NumPy."""
+    return values if np.dtype(values.dtype).itemsize > 4 else jnp.asarray(values)
+
+
+def _pruned(original: Any, left: Array) -> Float[AnyArray, "*shape"]:
+    """Return the weights as they were, zeros where none is left."""
+    is_zeroed = np.asarray(is_zero(left))
+    if isinstance(original, np.ndarray):
+        return np.where(is_zeroed, np.zeros((), original.dtype), original)
+    return jnp.where(is_zeroed, jnp.zeros((), original.dtype), original)
+
+
+def _stack(parts: Sequence[CompressedTensor]) -> CompressedTensor:
+    """Join the layers of a stack; codebooks and counts of the longest."""
+
+    def padded(values: Any, size: int, *, repeats: bool) -> Any:
+        if values is None or values.shape[0] == size:
+            return values
+        widths = [(0, size - values.shape[0])] + [(0, 0)] * (values.ndim - 1)
+        xp = np if isinstance(values, np.ndarray) else jnp
+        return xp.pad(values, widths, mode="edge") if repeats else xp.pad(values, widths)
+
+    symbols = max(part.counts.shape[0] for part in parts)
+    clusters = max(0 if part.codebook is None else part.codebook.shape[0] for part in parts)
+    parts = [
+        part._replace(
+            codebook=padded(part.codebook, clusters, repeats=True),
+            counts=padded(part.counts, symbols, repeats=False),
+        )
+        for part in parts
+    ]
+
+    def join(*leaves: Any) -> Any:
+        return np.stack(leaves) if isinstance(leaves[0], np.ndarray) else jnp.stack(leaves)
+
+    return jax.tree.map(join, *parts)
+
+
+def _one_codebook(leaf: CompressedTensor, layout: TensorLayout) -> Any:
+    if leaf.codebook is None:
+        return None
+    return leaf.codebook[0] if layout.is_stack else leaf.codebook
+
+
+def _placed(leaf: CompressedTensor, value: Any) -> CompressedTensor:
+    """Give what is shaped like the weights their sharding, if they are spread over devices."""
+    if not isinstance(value, jax.Array) or len(value.sharding.device_set) < 2:
+        return leaf
+    if leaf.codes.shape != value.shape:
+        return leaf
+    return leaf._replace(codes=jax.device_put(leaf.codes, value.sharding))

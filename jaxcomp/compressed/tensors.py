@@ -1,0 +1,152 @@
+"""A tensor in codes: what is stored of it, and the weights that it stands for.
+
+Axes: `layers` of a stack, absent for a tensor that is none; `K` clusters, `R` rows with a scale.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
+
+from jaxcomp.coding.sizes import CodeSize
+from jaxcomp.compressed.report import LayerReport, Measures, layer_report
+from jaxcomp.numerics.checks import is_concrete
+from jaxcomp.quantizers.methods import Method
+from jaxcomp.trees.leaves import Constant
+from jaxcomp.types import AnyArray
+
+
+class KeptLeaf(NamedTuple):
+    """A leaf that is not compressed, as it came; what is no array is held as a `Constant`."""
+
+    value: Any
+
+
+class CompressedTensor(NamedTuple):
+    """What is stored of a compressed leaf.
+
+    Attributes:
+        codes: shaped like the leaf, in the shortest dtype that holds them, of 2, 4, 8, 16 or 32
+            bits (a vector quantizer has one code for each vector); or the weights that are left
+            after pruning.
+        codebook: (K,) ascending, or (K, m), in the dtype of the weights, or float32 beside scales;
+            (layers, K) of a stack. None where the codes are numbers themselves.
+        scales: (R,) or (layers, R), see `jaxcomp.quantizers.scales`; None for none.
+        counts: (symbols,) or (layers, symbols) int32, how often each code occurs.
+        parameter: () or (layers,) float32, the operating point of the method.
+        measures: error and diagnostics; (layers,) each, of a stack.
+    """
+
+    codes: Shaped[Array, "..."]
+    codebook: Float[AnyArray, "*layers clusters"] | None
+    scales: Float[AnyArray, "*layers rows"] | None
+    counts: Int[Array, "*layers symbols"]
+    parameter: Float[Array, "*layers"]
+    measures: Measures
+
+
+class TensorLayout(NamedTuple):
+    """Static part of one leaf: where it stands (several paths if tied), what it was.
+
+    Of a kept leaf only paths and reason are set. The method is without its parameter, so that trees
+    of different operating points share one compilation.
+    """
+
+    paths: tuple[str, ...]
+    reason: str
+    method: Method | None = None
+    shape: tuple[int, ...] = ()
+    dtype: np.dtype | None = None
+    is_weighted: bool = False
+    is_stack: bool = False
+
+
+def decode(leaf: CompressedTensor | KeptLeaf, layout: TensorLayout) -> Any:
+    """Return the weights of a leaf, with the sharding of its codes."""
+    if isinstance(leaf, KeptLeaf):
+        return leaf.value.value if isinstance(leaf.value, Constant) else leaf.value
+    method, dtype = layout.method, layout.dtype
+    assert method is not None
+    assert dtype is not None
+    shape = layout.shape[1:] if layout.is_stack else layout.shape
+
+    def values_of(codes: Any, codebook: Any, scales: Any) -> Any:
+        return method.decode(codes, codebook, scales, shape=shape, dtype=dtype)
+
+    stored = (leaf.codes, leaf.codebook, leaf.scales)
+    if not layout.is_stack:
+        values = values_of(*stored)
+    elif any(isinstance(part, np.ndarray) for part in stored):
+        layers = [
+            values_of(*(None if part is None else part[number] for part in stored))
+            for number in range(layout.shape[0])
+        ]
+        values = np.stack(layers)
+    else:
+        values = jax.vmap(values_of)(*stored)
+    return _like(leaf.codes, values)
+
+
+def _like(stored: Any, values: Any) -> Any:
+    """Give weights the sharding of their codes, if those are spread over devices."""
+    is_known = isinstance(values, jax.Array) and isinstance(stored, jax.Array)
+    if not is_known or not is_concrete(values) or len(stored.sharding.device_set) < 2:
+        return values
+    return jax.device_put(values, stored.sharding)
+
+
+def packed(codes: Shaped[Array, "..."], codebook: Any) -> Shaped[Array, "..."]:
+    """Return codes in the shortest dtype that JAX has for them; signed without a codebook."""
+    if jnp.issubdtype(codes.dtype, jnp.floating):
+        return codes
+    if codebook is None:
+        return codes  # int8; which of them occur does not decide their dtype
+    for dtype, number in ((jnp.uint2, 4), (jnp.uint4, 16)):
+        if codebook.shape[0] <= number:
+            return codes.astype(dtype)
+    return codes
+
+
+def size_of(leaf: CompressedTensor, layout: TensorLayout) -> CodeSize:
+    """Return the size of a leaf in bits, all layers of a stack together."""
+    assert layout.method is not None
+    assert layout.dtype is not None
+    counts = np.asarray(leaf.counts)
+    scales = leaf.scales
+    size = layout.method.size(
+        counts.reshape(-1, counts.shape[-1]),
+        parameter=np.asarray(leaf.parameter, np.float64).reshape(-1),
+        num_scales=0 if scales is None else scales.shape[-1],
+        value_bits=8 * layout.dtype.itemsize,
+    )
+    return CodeSize(*(np.sum(part) for part in size))
+
+
+def report_of(leaf: CompressedTensor, layout: TensorLayout) -> LayerReport:
+    """Return the numbers of a leaf; its arrays must be known."""
+    assert layout.method is not None
+    assert layout.dtype is not None
+    counts = np.asarray(leaf.counts)
+    counts = counts.reshape(-1, counts.shape[-1])
+    parameter = float(np.mean(np.asarray(leaf.parameter)))
+    used = np.count_nonzero(counts, axis=-1)
+    num_used = int(used.min())
+    if layout.method.keeps_weights:
+        num_zeros, num_used = (int(number) for number in counts.sum(axis=0))
+        parameter = num_zeros / (num_zeros + num_used)
+    elif leaf.codebook is None:
+        num_used = int(used.max())
+    return layer_report(
+        size_of(leaf, layout),
+        leaf.measures,
+        method=layout.method,
+        paths=layout.paths,
+        shape=layout.shape,
+        dtype=layout.dtype,
+        parameter=parameter,
+        num_used=num_used,
+        num_codebooks=len(counts),
+        is_weighted=layout.is_weighted,
+    )
