@@ -42,10 +42,12 @@ from provenance import commit
 
 import jaxcomp
 from jaxcomp import quantizers
+from jaxcomp.compressed.budgets import Budget, choose
 from jaxcomp.curvature import gauss_newton_diagonal, over_batches
 from jaxcomp.evaluation import metrics
 from jaxcomp.experiments import data, networks
-from jaxcomp.experiments.caches import network_cache
+from jaxcomp.experiments.caches import keep_compiled_programs, network_cache
+from jaxcomp.trees.paths import leaves_by_path
 
 BITS = (2.0, 3.0, 4.0)
 SCALES: dict[str, dict[str, Any]] = {
@@ -310,48 +312,58 @@ def without_data(params: Any) -> dict[str, Any]:
     }
 
 
-def methods() -> Iterator[tuple[str, str, quantizers.Method]]:
-    """Yield name, scale and method."""
-    kinds = (
-        quantizers.KMeans,
-        quantizers.Optimal,
-        quantizers.EntropyConstrained,
-        quantizers.Vector,
-        quantizers.Uniform,
-        quantizers.RoundToNearest,
-    )
-    for kind in kinds:
+def methods(names: list[str]) -> Iterator[tuple[str, quantizers.Method]]:
+    """Yield every method of these names with each of its scales, and what the scale is called."""
+    for kind in quantizers.METHODS:
         for scale, options in SCALES.items():
-            yield kind.label, scale, kind(**options)
-    yield quantizers.MagnitudePruning.label, "tensor", quantizers.MagnitudePruning()
+            has_scale = kind is not quantizers.MagnitudePruning
+            if kind.name in names and (has_scale or scale == "tensor"):
+                yield scale, kind(**options)
 
 
-def compress(network: Trained, case: tuple[str, str, Any], importance: str, bits: float) -> Row:
-    """Compress a network once and score what became of it."""
-    label, scale, method = case
+def compress(network: Trained, scale: str, method: quantizers.Method, name: str) -> Iterator[Row]:
+    """Compress a network to every budget and score what became of it; its curves are made once."""
     start = time.perf_counter()
-    tree = jaxcomp.compress(
-        network.params, method, importance=network.importances[importance], bits_per_weight=bits
-    )
-    params = jax.block_until_ready(tree.params())
-    seconds = time.perf_counter() - start
-    report = tree.report()
-    pairs = list(zip(jax.tree.leaves(network.params), jax.tree.leaves(params), strict=True))
-    error = sum(float(jnp.sum((before - after) ** 2)) for before, after in pairs)
-    energy = sum(
-        float(jnp.sum(before**2)) for before, after in pairs if not jnp.array_equal(before, after)
-    )
-    return Row(
-        label,
-        scale,
-        importance,
-        bits,
-        report.bits_per_weight,
-        report.size_bits / 8,
-        error / energy,
-        network.scores(params),
-        seconds,
-    )
+    h = network.importances[name]
+    curves = jaxcomp.curve(network.params, method, importance=h)
+    shapes = leaves_by_path(network.params)
+    num_weights = [shapes[path].size for path in curves]
+    sizes = [own.size_bits(n) for own, n in zip(curves.values(), num_weights, strict=True)]
+    distortions = [own.distortion for own in curves.values()]
+    for bits in BITS:
+        budget = Budget("bits_per_weight", bits, bits=bits * sum(num_weights))
+        try:
+            places = choose(sizes, distortions, budget)
+        except ValueError:  # a method that cannot go as low
+            continue
+        chosen = {
+            path: method.at(parameter_of(method, own.parameter[place]))
+            for (path, own), place in zip(curves.items(), places, strict=True)
+        }
+        tree = jaxcomp.compress(network.params, chosen, importance=h)
+        params = jax.block_until_ready(tree.params())
+        report = tree.report()
+        before, after = leaves_by_path(network.params), leaves_by_path(params)
+        error = sum(float(jnp.sum((before[path] - after[path]) ** 2)) for path in curves)
+        energy = sum(float(jnp.sum(before[path] ** 2)) for path in curves)
+        yield Row(
+            method.label,
+            scale,
+            name,
+            bits,
+            report.bits_per_weight,
+            report.size_bits / 8,
+            error / energy,
+            network.scores(params),
+            time.perf_counter() - start,
+        )
+        start = time.perf_counter()
+
+
+def parameter_of(method: quantizers.Method, value: float) -> float | int:
+    """A parameter as the method takes it: most are whole numbers."""
+    is_real = isinstance(method, quantizers.EntropyConstrained | quantizers.MagnitudePruning)
+    return float(value) if is_real else int(value)
 
 
 def markdown(rows: list[Row]) -> str:
@@ -381,18 +393,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     known = {"minilm": minilm, "lenet": lenet, "conv": conv}
     parser.add_argument("--network", choices=known, default="lenet")
+    names = [kind.name for kind in quantizers.METHODS]
+    parser.add_argument("--methods", nargs="+", choices=names, default=names)
+    parser.add_argument("--importances", nargs="+", help="by default all that there are")
     parser.add_argument("--out", type=Path, help="also write all numbers as JSON here")
     options = parser.parse_args()
+    keep_compiled_programs()
     network = known[options.network]()
     original = network.scores(network.params)
     rows = []
-    for case in methods():
-        for importance in network.importances:
-            for bits in BITS:
-                try:
-                    rows.append(compress(network, case, importance, bits))
-                except ValueError as error:  # a method that cannot go as low
-                    sys.stderr.write(f"{case[0]}, {case[1]}, {bits:g} bits: {error}\n")
+    for scale, method in methods(options.methods):
+        for importance in options.importances or network.importances:
+            for row in compress(network, scale, method, importance):
+                rows.append(row)
+                sys.stderr.write(f"{row}\n")
     sys.stdout.write(f"{options.network}: {original}\n\n{markdown(rows)}\n")
     if options.out is not None:
         report = {

@@ -30,7 +30,7 @@ class EntropyConstrained(Method):
             that of 4 bits.
         num_symbols: most symbols.
         num_iterations: most updates, >= 1.
-        num_bins: intervals of value of the histogram.
+        num_bins: intervals of value of the histogram; twice as many where all weights count alike.
         num_levels: intervals of importance of the histogram.
     """
 
@@ -75,7 +75,8 @@ class EntropyConstrained(Method):
             units.reshape(-1),
             None if h is None else h.reshape(-1),
             num_bins=self.num_bins,
-            num_levels=self.num_levels,
+            # Without importances there are no levels to tell apart.
+            num_levels=min(2, self.num_levels) if h is None else self.num_levels,
         )
         found = solve_entropy_constrained(
             moments,
