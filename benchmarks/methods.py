@@ -15,9 +15,9 @@ the bytes of the whole tree, the error `sum (w - c)^2` over `sum w^2`, and what 
   there is of it, trained here or taken from the cache of networks.
 
 Every method gets the same budget, but one whose parameter is a whole number may use less of it: the
-bits it used are in the table. `importance` is that of `compress`: without data all weights alike
-("none") or every weight by the mean square of its channel or tensor, so that relative errors count
-alike; with data the Gauss-Newton diagonal of 1,000 examples.
+bits it used are in the table. What counts alike when bits are shared: the relative error of all
+"layers" (`importance=None`), of all "channels" of all layers, or the squared error of all
+"weights"; with data, the Gauss-Newton diagonal of 1,000 examples is the importance.
 """
 
 import argparse
@@ -55,6 +55,7 @@ SCALES: dict[str, dict[str, Any]] = {
     "channel": {"scale": "channel"},
     "group of 64": {"scale": "channel", "group_size": 64},
 }
+LAYERS = "layers"
 NUM_SENTENCES = 256
 NUM_TOKENS = 24
 NUM_CURVATURE = 1000
@@ -238,7 +239,7 @@ def conv() -> Trained:
     rows = np.arange(len(images))[: 10 * (len(images) // 10)]
     found = networks.train(
         network,
-        networks.TrainingConfig(epochs=30, batch_size=50, learning_rate=0.05, weight_decay=5e-4),
+        networks.TrainingConfig(epochs=10, batch_size=20, learning_rate=0.05, weight_decay=5e-4),
         inputs=np.asarray(images),
         train_indices=rows[None],
         train_labels=dataset.pool_labels[rows][None],
@@ -300,16 +301,12 @@ def classifier(
 def without_data(params: Any) -> dict[str, Any]:
     """Return the importances that need no data."""
 
-    def relative(axis: Any, weights: jax.Array) -> jax.Array:
-        across = tuple(range(weights.ndim - 1)) if axis == "channel" else None
-        energy = jnp.mean(weights * weights, axis=across, keepdims=True)
+    def channels(weights: jax.Array) -> jax.Array:
+        across = tuple(range(weights.ndim - 1))
+        energy = weights.size * jnp.mean(weights * weights, axis=across, keepdims=True)
         return jnp.broadcast_to(1 / jnp.where(energy > 0, energy, 1), weights.shape)
 
-    return {
-        "none": None,
-        "relative, tensor": jax.tree.map(partial(relative, "tensor"), params),
-        "relative, channel": jax.tree.map(partial(relative, "channel"), params),
-    }
+    return {LAYERS: None, "weights": None, "channels": jax.tree.map(channels, params)}
 
 
 def methods(names: list[str]) -> Iterator[tuple[str, quantizers.Method]]:
@@ -329,7 +326,10 @@ def compress(network: Trained, scale: str, method: quantizers.Method, name: str)
     shapes = leaves_by_path(network.params)
     num_weights = [shapes[path].size for path in curves]
     sizes = [own.size_bits(n) for own, n in zip(curves.values(), num_weights, strict=True)]
-    distortions = [own.distortion for own in curves.values()]
+    energies = [float(jnp.sum(shapes[path] ** 2)) if name == LAYERS else 1.0 for path in curves]
+    distortions = [
+        own.distortion / energy for own, energy in zip(curves.values(), energies, strict=True)
+    ]
     for bits in BITS:
         budget = Budget("bits_per_weight", bits, bits=bits * sum(num_weights))
         try:
@@ -369,7 +369,7 @@ def parameter_of(method: quantizers.Method, value: float) -> float | int:
 def markdown(rows: list[Row]) -> str:
     """One line for each method, scale and importance, budgets side by side."""
     names = list(rows[0].scores)
-    header = ["method", "scale", "importance"]
+    header = ["method", "scale", "alike"]
     for bits in BITS:
         header += [f"{bits:g} bits: used", "kB", "error", *names]
     lines = [header, [":--"] * 3 + ["--:"] * (len(header) - 3)]

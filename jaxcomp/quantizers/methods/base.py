@@ -106,6 +106,18 @@ class Method:
         """Return the parameters among which a budget chooses."""
         raise NotImplementedError
 
+    def defaults(
+        self, num_weights: Int[np.ndarray, " tensors"], num_layers: Int[np.ndarray, " tensors"]
+    ) -> list[Any]:
+        """Return the parameters of tensors that neither a budget nor an importance tells apart.
+
+        Args:
+            num_weights: of each tensor, or of a layer where it is a stack of them.
+            num_layers: of each tensor; 1 where it is no stack.
+        """
+        del num_layers
+        return [self.default] * len(num_weights)
+
     def describe(self, parameter: float) -> str:
         """Say what a parameter means, in a word or two."""
         raise NotImplementedError
