@@ -81,14 +81,16 @@ def compress(
             from glob patterns of paths to methods: the first pattern that matches counts, and
             `"*"`, wherever it stands, covers the rest. A method without its parameter, such as
             `KMeans()`, leaves it to the budget, or to its default. By default entropy-constrained
-            quantization with one codebook a leaf, about 4 bits per weight without a budget. @@
+            quantization with one codebook a leaf, about 4 bits per weight without a budget. Of
+            what was measured without data it lost least: at 3 bits per weight the embeddings of
+            MiniLM keep a cosine of 0.971; of integers, 0.960 (`benchmarks/methods.py`).
         importance: importance h of each weight, a pytree with a non-negative real array of the
             leaf's shape at the path of every selected leaf (other leaves may be None or missing),
             or a `DiagonalEstimate`, whose mean goes through the default `CurvaturePolicy`. None,
             without data, weighs the weights of a layer alike, and a budget in bits lets the
             relative errors `sum (w - c)^2 / sum w^2` of all layers count alike. (An array of ones
-            lets the errors of all weights count alike, which serves networks worse.) At the places
-            of a tied leaf importances add up, unless they are one array as well.
+            lets the errors of all weights count alike: there 0.916.) At the places of a tied leaf
+            importances add up, unless they are one array as well.
         bits_per_weight: budget: codes and side bits (codebooks, scales) of the compressed leaves
             over their weights, shared between leaves by one slope. Estimated by entropy, as all
             sizes here.
