@@ -36,6 +36,7 @@ from jaxcomp.evaluation import metrics
 from jaxcomp.evaluation.calibration import fit_temperature
 from jaxcomp.evaluation.statistics import Interval, holm, model_interval
 from jaxcomp.experiments import data, sweep
+from jaxcomp.quantizers import KMeans
 
 WEIGHTINGS = (
     "none",
@@ -154,15 +155,12 @@ def sampled_labels_table(
             kernel = partial(gauss_newton_diagonal, predict, params, **sampling)
             curvature = over_batches(kernel, batches)
             for num_clusters, scores in by_clusters.items():
-                quantized = jaxcomp.quantize(
-                    params,
-                    curvature=curvature,
-                    num_clusters=num_clusters,
-                    num_iterations=config.num_iterations,
-                    num_bins=config.num_bins,
+                method = KMeans(
+                    num_clusters, num_iterations=config.num_iterations, num_bins=config.num_bins
                 )
+                quantized = jaxcomp.compress(params, method, importance=curvature)
                 logits = [
-                    logits_of(predict, quantized.dequantize(), part[0])
+                    logits_of(predict, quantized.params(), part[0])
                     for part in (train, selection, test)
                 ]
                 scores.append(score(logits, [train[1], selection[1], test[1]]))

@@ -36,7 +36,7 @@ class Encoded(NamedTuple):
         converged: whether the iteration reached a fixed point; True where nothing iterates.
     """
 
-    codes: Shaped[Array, "..."]
+    codes: Any
     codebook: Float[AnyArray, "clusters ..."] | None
     scales: Float[AnyArray, " rows"] | None
     counts: Int[Any, " symbols"]
@@ -135,7 +135,7 @@ class Method:
 
     def decode(
         self,
-        codes: Shaped[Array, "..."],
+        codes: Any,
         codebook: Float[AnyArray, "clusters ..."] | None,
         scales: Float[AnyArray, " rows"] | None,
         *,
