@@ -5,7 +5,7 @@
 Trains the networks of the published setting (or takes them from the cache), compresses them by
 K-means under every weighting, without a penalty, and prints Markdown. Losses in nats per example,
 accuracy in %; `test` and `accuracy` are on the test set, `tempered` is its loss at the temperature
-that fits the selection sample. Nothing is chosen: every cell that was run is in the tables.
+that fits the selection sample. Nothing is chosen: every variant that was run is in the tables.
 
 Differences are paired: the same networks on the same examples. The number behind ± is half of the
 95 % interval of the mean over networks (Student's t). It covers the choice of networks, not that

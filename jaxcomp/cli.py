@@ -149,7 +149,7 @@ def sweep(
         Preset,
         typer.Option(
             help="quick: digits, 5 networks, a minute. paper: the published experiment on MNIST, "
-            "20 networks, 120 quantized cells. Every other option overrides the preset."
+            "20 networks, 120 quantized variants. Every other option overrides the preset."
         ),
     ] = Preset.quick,
     dataset: Annotated[
@@ -297,7 +297,7 @@ def sweep(
 ) -> None:
     """Train networks, compress their weights at many rates, and say what of it is real.
 
-    Every cell shows the training loss, the test loss raw and after temperature scaling, the
+    Every variant shows the training loss, the test loss raw and after temperature scaling, the
     generalization gap and the accuracy against the compression ratio; claims come with 95 %
     intervals, and what compresses nothing (temperature, shrinkage, clipping, noise, early
     stopping) stands beside them. Stop with Ctrl-C and run the same command to go on.

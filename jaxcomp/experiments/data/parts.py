@@ -8,7 +8,7 @@ sample shares no example with any training sample, and the test set, which is no
 pool, shares none with either.
 
 Label noise is the experiment's corruption of what is learned: it changes the labels of the
-training samples only. The selection sample plays the trusted held-out set on which cells and
+training samples only. The selection sample plays the trusted held-out set on which variants and
 temperatures are chosen, and the test set measures the truth; both keep their clean labels.
 
 Each draw has a stream of its own, addressed by the seed, its purpose and the model index, so

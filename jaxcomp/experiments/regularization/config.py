@@ -21,7 +21,7 @@ MAX_DECIMALS = 5
 MIN_STEP = 2.0**-16
 
 
-class Cell(NamedTuple):
+class Variant(NamedTuple):
     """One way to train: a penalty at a strength, or a rival."""
 
     kind: Kind
@@ -123,7 +123,7 @@ class RegularizationConfig:
                 f"l2 must be below 2 (1 + momentum) / learning_rate = {limit:g}, where training "
                 f"becomes unstable, got {max(self.l2):g}."
             )
-        names = [cell.id for cell in self.cells()]
+        names = [variant.id for variant in self.variants()]
         if len(set(names)) < len(names):
             repeated = sorted({name for name in names if names.count(name) > 1})
             raise ValueError(
@@ -138,15 +138,15 @@ class RegularizationConfig:
         if self.num_problems < 100:
             raise ValueError(f"num_problems must be at least 100, got {self.num_problems}.")
 
-    def cells(self) -> list[Cell]:
+    def variants(self) -> list[Variant]:
         """Every way to train, in the order of the table."""
         return [
-            Cell("none"),
-            *(Cell("l2", strength) for strength in self.l2),
-            *(Cell("l1", strength) for strength in self.l1),
-            *(Cell("dropout", rate) for rate in self.dropout),
-            Cell("early stopping"),
-            Cell("temperature"),
+            Variant("none"),
+            *(Variant("l2", strength) for strength in self.l2),
+            *(Variant("l1", strength) for strength in self.l1),
+            *(Variant("dropout", rate) for rate in self.dropout),
+            Variant("early stopping"),
+            Variant("temperature"),
         ]
 
     def to_dict(self) -> dict[str, Any]:

@@ -226,8 +226,8 @@ def _levels(
         if kind not in kinds or rows.empty:
             continue
         if kind == "dropout":
-            means = rows.groupby("cell")["selection_loss"].mean()
-            rows = rows.loc[rows["cell"] == means.idxmin()]
+            means = rows.groupby("variant")["selection_loss"].mean()
+            rows = rows.loc[rows["variant"] == means.idxmin()]
         axis.axhline(
             factor * rows[column].mean(), color=drawing.GREY, linestyle=dashes, linewidth=1.0
         )

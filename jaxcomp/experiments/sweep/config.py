@@ -164,9 +164,9 @@ def preset(name: str, **overrides: Any) -> SweepConfig:
     """Return the settings of a preset with some of them replaced.
 
     Args:
-        name: `quick`: digits, 5 networks, some 80 cells, about a minute. `paper`: the
+        name: `quick`: digits, 5 networks, some 80 variants, about a minute. `paper`: the
             published experiment (MNIST, 6,000 training draws, 20 networks, 25 epochs), 120
-            quantized cells; with `label_noise` above 0 the regime where memorised labels
+            quantized variants; with `label_noise` above 0 the regime where memorised labels
             leave something to gain: 3,000 draws, no dropout, 60 epochs.
         **overrides: fields of `SweepConfig`. Data sets other than the preset's bring sample
             sizes that fit them, unless sizes are given.

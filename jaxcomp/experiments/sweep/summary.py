@@ -1,6 +1,6 @@
 """The table of a sweep made short: what its pictures and its report both show.
 
-Cells with their numbers for every network, cells strung into curves, choices made on the
+Variants with their numbers for every network, variants strung into curves, choices made on the
 selection sample, and the words that methods go by. Knows nothing of drawing or printing.
 """
 
@@ -24,19 +24,19 @@ __all__ = [
     "BASELINE_NAMES",
     "CONTROL_NAMES",
     "CRITERIA",
-    "CellSummary",
     "Curve",
     "Family",
     "Level",
     "Summary",
-    "best_cell",
-    "cell_means",
+    "VariantSummary",
+    "best_variant",
     "claims_of",
     "criterion_of",
     "curves_by_weighting",
     "one_setting",
     "picture_name",
     "summarize",
+    "variant_means",
 ]
 
 BASELINE_NAMES = {
@@ -54,8 +54,8 @@ CONTROL_NAMES = {
 CRITERIA = ("selection_loss", "selection_loss_tempered")
 
 SETTING_COLUMNS = ("dataset", "model", "label_noise")
-CELL_COLUMNS = (
-    "cell",
+VARIANT_COLUMNS = (
+    "variant",
     "kind",
     "method",
     "weighting",
@@ -76,14 +76,14 @@ SHOWN_COLUMNS = (
 )
 # A table without the column has the same size of codebook in every layer.
 ALLOCATION_COLUMN = "allocation"
-REQUIRED_COLUMNS = (*SETTING_COLUMNS, *CELL_COLUMNS, *SHOWN_COLUMNS, *CRITERIA)
+REQUIRED_COLUMNS = (*SETTING_COLUMNS, *VARIANT_COLUMNS, *SHOWN_COLUMNS, *CRITERIA)
 
 # With up to three penalties nothing is left out.
 _MAX_PENALTIES = 3
 
 
 class Level(NamedTuple):
-    """A quantity of one cell over the networks."""
+    """A quantity of one variant over the networks."""
 
     mean: float
     """Mean; NaN if any network's value is not finite."""
@@ -96,11 +96,11 @@ class Level(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class CellSummary:
-    """One cell of the sweep and its numbers for every network.
+class VariantSummary:
+    """One variant of the sweep and its numbers for every network.
 
     Attributes:
-        name: id of the cell, as in the table.
+        name: id of the variant, as in the table.
         kind: original, compressed or control.
         method: what was done to the weights.
         weighting: of K-means, e.g. none or gauss_newton.
@@ -130,7 +130,7 @@ class CellSummary:
     def mean(self, column: str) -> float:
         """Mean over networks; NaN if the table lacks the column or a value is not finite.
 
-        A cell is not judged by its better networks alone.
+        A variant is not judged by its better networks alone.
         """
         if column not in self._means:
             values = self.values.get(column)
@@ -154,10 +154,10 @@ class CellSummary:
         interval = model_interval(values)
         return Level(interval.estimate, interval.low, interval.high, float(values.std(ddof=1)))
 
-    def level_against(self, original: "CellSummary", column: str) -> Level:
+    def level_against(self, original: "VariantSummary", column: str) -> Level:
         """Mean with the interval of the difference to the same networks' originals around it.
 
-        Networks differ more from each other than most cells differ from their original: this
+        Networks differ more from each other than most variants differ from their original: this
         interval leaves the first out, and excludes the originals' mean where the difference is
         significant on its own.
         """
@@ -178,23 +178,23 @@ class CellSummary:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """K-means cells that differ in K only, sorted by ratio.
+    """K-means variants that differ in K only, sorted by ratio.
 
     Attributes:
         weighting: e.g. none or gauss_newton.
         penalty_form: none, monotone, published or linear.
         diameter_penalty: relative strength; 0 without a penalty.
-        cells: one for every K.
+        variants: one for every K.
     """
 
     weighting: str
     penalty_form: str
     diameter_penalty: float
-    cells: tuple[CellSummary, ...]
+    variants: tuple[VariantSummary, ...]
 
     @property
     def key(self) -> tuple[str, str, float]:
-        """What all of its cells have in common."""
+        """What all of its variants have in common."""
         return self.weighting, self.penalty_form, self.diameter_penalty
 
     @property
@@ -205,19 +205,19 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """Cells of a method other than K-means at equal K, with one weighting and one allocation.
+    """Variants of a method other than K-means at equal K, with one weighting and one allocation.
 
     Attributes:
         method: optimal, entropy_constrained or vector; kmeans with optimal allocation.
         allocation: equal or optimal.
         weighting: e.g. none or gauss_newton.
-        cells: all of them, sorted by ratio.
+        variants: all of them, sorted by ratio.
     """
 
     method: str
     allocation: str
     weighting: str
-    cells: tuple[CellSummary, ...]
+    variants: tuple[VariantSummary, ...]
 
     @property
     def label(self) -> str:
@@ -226,9 +226,9 @@ class Family:
         return f"{method_label(self.method, self.allocation)}, {weighting}"
 
     @property
-    def plain(self) -> tuple[CellSummary, ...]:
+    def plain(self) -> tuple[VariantSummary, ...]:
         """Those without a penalty."""
-        return tuple(cell for cell in self.cells if cell.diameter_penalty == 0)
+        return tuple(variant for variant in self.variants if variant.diameter_penalty == 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,8 +242,8 @@ class Summary:
         subject: the same without the number of networks, e.g. `mnist, mlp, 30 % label noise`.
         num_models: networks.
         columns: of the table.
-        original: the cell of the uncompressed networks.
-        cells: all cells, in the table's order.
+        original: the variant of the uncompressed networks.
+        variants: all variants, in the table's order.
     """
 
     name: str
@@ -251,38 +251,44 @@ class Summary:
     subject: str
     num_models: int
     columns: frozenset[str]
-    original: CellSummary
-    cells: tuple[CellSummary, ...]
+    original: VariantSummary
+    variants: tuple[VariantSummary, ...]
 
-    def of(self, kind: str, method: str | None = None) -> list[CellSummary]:
-        """Cells of one kind (and method), sorted by ratio."""
-        return [cell for cell in self._by_kind.get(kind, ()) if method in (None, cell.method)]
+    def of(self, kind: str, method: str | None = None) -> list[VariantSummary]:
+        """Variants of one kind (and method), sorted by ratio."""
+        return [
+            variant for variant in self._by_kind.get(kind, ()) if method in (None, variant.method)
+        ]
 
-    def cell(self, name: str) -> CellSummary | None:
-        """The cell of a name; None if there is none."""
+    def variant(self, name: str) -> VariantSummary | None:
+        """The variant of a name; None if there is none."""
         return self._by_name.get(name)
 
     @cached_property
-    def _by_kind(self) -> dict[str, list[CellSummary]]:
-        groups: dict[str, list[CellSummary]] = {}
-        for cell in sorted(self.cells, key=lambda cell: cell.ratio):
-            groups.setdefault(cell.kind, []).append(cell)
+    def _by_kind(self) -> dict[str, list[VariantSummary]]:
+        groups: dict[str, list[VariantSummary]] = {}
+        for variant in sorted(self.variants, key=lambda variant: variant.ratio):
+            groups.setdefault(variant.kind, []).append(variant)
         return groups
 
     @cached_property
-    def _by_name(self) -> dict[str, CellSummary]:
-        return {cell.name: cell for cell in self.cells}
+    def _by_name(self) -> dict[str, VariantSummary]:
+        return {variant.name: variant for variant in self.variants}
 
     @cached_property
     def curves(self) -> list[Curve]:
         """K-means curves with equal K: by weighting, without a penalty first, then by strength."""
-        cells = [cell for cell in self.of("compressed", "kmeans") if cell.allocation == "equal"]
-        forms = list(dict.fromkeys(["none", *(cell.penalty_form for cell in cells)]))
-        weightings = list(dict.fromkeys([*WEIGHTINGS, *(cell.weighting for cell in cells)]))
-        groups: dict[tuple[str, str, float], list[CellSummary]] = {}
-        for cell in cells:
-            key = (cell.weighting, cell.penalty_form, cell.diameter_penalty)
-            groups.setdefault(key, []).append(cell)
+        variants = [
+            variant for variant in self.of("compressed", "kmeans") if variant.allocation == "equal"
+        ]
+        forms = list(dict.fromkeys(["none", *(variant.penalty_form for variant in variants)]))
+        weightings = list(
+            dict.fromkeys([*WEIGHTINGS, *(variant.weighting for variant in variants)])
+        )
+        groups: dict[tuple[str, str, float], list[VariantSummary]] = {}
+        for variant in variants:
+            key = (variant.weighting, variant.penalty_form, variant.diameter_penalty)
+            groups.setdefault(key, []).append(variant)
         curves = [Curve(*key, tuple(members)) for key, members in groups.items()]
         return sorted(
             curves,
@@ -296,11 +302,14 @@ class Summary:
     @cached_property
     def families(self) -> list[Family]:
         """All other codebooks and allocations: by method, allocation, weighting."""
-        groups: dict[tuple[str, str, str], list[CellSummary]] = {}
-        for cell in self.of("compressed"):
-            if cell.method in METHODS and (cell.method, cell.allocation) != ("kmeans", "equal"):
-                key = (cell.method, cell.allocation, cell.weighting)
-                groups.setdefault(key, []).append(cell)
+        groups: dict[tuple[str, str, str], list[VariantSummary]] = {}
+        for variant in self.of("compressed"):
+            if variant.method in METHODS and (variant.method, variant.allocation) != (
+                "kmeans",
+                "equal",
+            ):
+                key = (variant.method, variant.allocation, variant.weighting)
+                groups.setdefault(key, []).append(variant)
         methods = list(METHODS)
         weightings = list(dict.fromkeys([*WEIGHTINGS, *(key[2] for key in groups)]))
         order = sorted(
@@ -308,18 +317,20 @@ class Summary:
         )
         return [Family(*key, tuple(groups[key])) for key in order]
 
-    def main_curves(self, keep_cells: Collection[str] = ()) -> list[Curve]:
+    def main_curves(self, keep_variants: Collection[str] = ()) -> list[Curve]:
         """Curves without the penalties that are too many to tell apart.
 
         For every weighting and form of penalty those best on the selection sample (raw and
-        tempered) and those of the cells to keep stay; where there is one form only, the smallest
+        tempered) and those of the variants to keep stay; where there is one form only, the smallest
         and the largest as well. Of three or fewer penalties, all do.
         """
         groups: dict[tuple[str, str], list[Curve]] = {}
         for curve in self.curves:
             groups.setdefault(curve.key[:2], []).append(curve)
         kept = {
-            curve.key for members in groups.values() for curve in self._main_of(members, keep_cells)
+            curve.key
+            for members in groups.values()
+            for curve in self._main_of(members, keep_variants)
         }
         return [curve for curve in self.curves if curve.key in kept]
 
@@ -339,18 +350,20 @@ class Summary:
         A strong penalty can merge all centroids of a layer: the ratio is then in the thousands and
         the network knows nothing, which would squeeze everything else together. So would K = 1.
         """
-        cells = [
-            cell
-            for cell in self.of("compressed")
-            if cell.method != "magnitude_pruning" and cell.num_clusters != 1 and cell.ratio > 0
+        variants = [
+            variant
+            for variant in self.of("compressed")
+            if variant.method != "magnitude_pruning"
+            and variant.num_clusters != 1
+            and variant.ratio > 0
         ]
         # An entropy coder alone can spend next to nothing.
         plain = [
-            cell.ratio
-            for cell in cells
-            if cell.diameter_penalty == 0 and cell.method != "entropy_constrained"
+            variant.ratio
+            for variant in variants
+            if variant.diameter_penalty == 0 and variant.method != "entropy_constrained"
         ]
-        ratios = [cell.ratio for cell in cells]
+        ratios = [variant.ratio for variant in variants]
         if not ratios:
             return 0.9, 10.0
         highest = max(plain or ratios)
@@ -359,19 +372,21 @@ class Summary:
         margin = max(1.12, math.sqrt(2.5 * low / high))
         return low / margin, high * margin
 
-    def _main_of(self, family: list[Curve], keep_cells: Collection[str]) -> list[Curve]:
+    def _main_of(self, family: list[Curve], keep_variants: Collection[str]) -> list[Curve]:
         """The main ones of the curves that share a weighting and a form of penalty."""
         if not self.has_several_forms and len(family) <= _MAX_PENALTIES:
             return family
-        cells = [cell for curve in family for cell in curve.cells]
-        wanted = {best.name for criterion in CRITERIA if (best := best_cell(cells, criterion))}
-        wanted |= set(keep_cells)
+        variants = [variant for curve in family for variant in curve.variants]
+        wanted = {
+            best.name for criterion in CRITERIA if (best := best_variant(variants, criterion))
+        }
+        wanted |= set(keep_variants)
         return [
             curve
             for curve in family
             if not curve.is_penalised
             or (not self.has_several_forms and curve in (family[0], family[-1]))
-            or any(cell.name in wanted for cell in curve.cells)
+            or any(variant.name in wanted for variant in curve.variants)
         ]
 
 
@@ -421,22 +436,22 @@ def rows_where(table: pd.DataFrame, **values: object) -> pd.DataFrame:
     return table.loc[keep]
 
 
-def cell_means(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean over networks of every numeric column, one row per cell, in the table's order.
+def variant_means(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean over networks of every numeric column, one row per variant, in the table's order.
 
-    A NaN of one network makes the mean NaN: a cell is not judged by its better networks alone.
+    A NaN of one network makes the mean NaN: a variant is not judged by its better networks alone.
     """
     numeric = list(table.select_dtypes(["number", "bool"]).columns)
-    cells: Any = table.groupby("cell", sort=False)
-    texts = cells[[c for c in table.columns if c not in numeric and c != "cell"]].first()
-    means = pd.concat([texts, cells[numeric].mean(skipna=False)], axis=1).reset_index()
+    variants: Any = table.groupby("variant", sort=False)
+    texts = variants[[c for c in table.columns if c not in numeric and c != "variant"]].first()
+    means = pd.concat([texts, variants[numeric].mean(skipna=False)], axis=1).reset_index()
     return means.reindex(columns=table.columns)
 
 
-def best_cell(cells: Iterable[CellSummary], criterion: str) -> CellSummary | None:
-    """Return the cell with the lowest mean `criterion`; None if no cell has a finite one."""
-    usable = [cell for cell in cells if not math.isnan(cell.mean(criterion))]
-    return min(usable, key=lambda cell: cell.mean(criterion), default=None)
+def best_variant(variants: Iterable[VariantSummary], criterion: str) -> VariantSummary | None:
+    """Return the variant with the lowest mean `criterion`; None if no variant has a finite one."""
+    usable = [variant for variant in variants if not math.isnan(variant.mean(criterion))]
+    return min(usable, key=lambda variant: variant.mean(criterion), default=None)
 
 
 def criterion_of(column: str) -> str:
@@ -464,22 +479,22 @@ def _summarize_setting(setting: Setting, columns: Mapping[str, np.ndarray]) -> S
     numeric = [
         name
         for name, values in columns.items()
-        if values.dtype.kind in "fiub" and name not in (*SETTING_COLUMNS, *CELL_COLUMNS)
+        if values.dtype.kind in "fiub" and name not in (*SETTING_COLUMNS, *VARIANT_COLUMNS)
     ]
-    allocation = columns.get(ALLOCATION_COLUMN, np.full(len(columns["cell"]), "equal", object))
+    allocation = columns.get(ALLOCATION_COLUMN, np.full(len(columns["variant"]), "equal", object))
     if "train_accuracy" in columns:
         gap = columns["train_accuracy"] - columns["accuracy"]
         columns, numeric = {**columns, "zero_one_gap": gap}, [*numeric, "zero_one_gap"]
     rows: dict[str, list[int]] = {}
-    for row, name in enumerate(columns["cell"].tolist()):
+    for row, name in enumerate(columns["variant"].tolist()):
         rows.setdefault(str(name), []).append(row)
-    cells: list[CellSummary] = []
+    variants: list[VariantSummary] = []
     seeds = columns["model_seed"]
     for name, found in rows.items():
         members = sorted(found, key=lambda row: int(seeds[row]))
-        first = {column: columns[column][members[0]] for column in CELL_COLUMNS}
-        cells.append(
-            CellSummary(
+        first = {column: columns[column][members[0]] for column in VARIANT_COLUMNS}
+        variants.append(
+            VariantSummary(
                 name=name,
                 kind=str(first["kind"]),
                 method=str(first["method"]),
@@ -493,7 +508,7 @@ def _summarize_setting(setting: Setting, columns: Mapping[str, np.ndarray]) -> S
                 allocation=str(allocation[members[0]]),
             )
         )
-    original = next((cell for cell in cells if cell.kind == "original"), None)
+    original = next((variant for variant in variants if variant.kind == "original"), None)
     if original is None:
         raise ValueError(
             f"the table has no rows of the original networks of {setting.name}: pass all rows."
@@ -506,7 +521,7 @@ def _summarize_setting(setting: Setting, columns: Mapping[str, np.ndarray]) -> S
         num_models=num_models,
         columns=frozenset(columns),
         original=original,
-        cells=tuple(cells),
+        variants=tuple(variants),
     )
 
 

@@ -54,7 +54,7 @@ from jaxcomp.quantizers.scalar.lloyd import (
 )
 from jaxcomp.quantizers.scalar.runs import Runs, read_runs, run_table
 
-# Cells of the grid that are refined for each penalty, the best ones.
+# Entries of the grid that are refined for each penalty, the best ones.
 _NUM_STARTS = 8
 # Cuts taken together in one pass.
 _UNROLL = 8
@@ -368,13 +368,13 @@ def _solve(solver, num_clusters, diameter_penalty, num_iterations, *, penalty_sc
     groups = jnp.arange(max(solver.single_cost.size, 1), dtype=jnp.int32).reshape(batch_shape)
     flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[len(batch_shape) :]), solver)
 
-    def cell(arguments):
+    def solve_one(arguments):
         group, k, penalty = arguments
         one = jax.tree.map(lambda leaf: leaf[group], flat)
-        return _solve_cell(one, k, penalty, num_iterations)
+        return _solve_one(one, k, penalty, num_iterations)
 
     found = lax.map(
-        cell,
+        solve_one,
         (
             jnp.broadcast_to(groups, shape).ravel(),
             jnp.broadcast_to(num_clusters, shape).ravel(),
@@ -384,14 +384,14 @@ def _solve(solver, num_clusters, diameter_penalty, num_iterations, *, penalty_sc
     return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), found)
 
 
-def _solve_cell(solver, num_clusters, beta, num_iterations) -> DiameterSolution:
+def _solve_one(solver, num_clusters, beta, num_iterations) -> DiameterSolution:
     num_outer = solver.outer.shape[0]
     max_clusters = solver.outer_cost.shape[0] - 1
     k = jnp.clip(num_clusters, 1, max_clusters)
     diameter = solver.outer[None, :] - solver.outer[:, None]
     total = solver.outer_cost[k] + beta * diameter * diameter
-    _, cells = lax.top_k(-total.ravel(), min(_NUM_STARTS, num_outer**2))
-    starts = jax.vmap(partial(_centroids_of_cell, solver, k))(cells)
+    _, entries = lax.top_k(-total.ravel(), min(_NUM_STARTS, num_outer**2))
+    starts = jax.vmap(partial(_centroids_of_entry, solver, k))(entries)
     # Never above Lloyd from the quantiles or from nearly the best codebook without a penalty, nor
     # above one cluster.
     moments = solver.moments
@@ -455,11 +455,11 @@ def _lower_bound(solver, k, beta):
     return jnp.maximum(jnp.where(k > 1, jnp.minimum(single, several), single), 0)
 
 
-def _centroids_of_cell(solver, k, cell):
-    """Follow the cuts of one cell of the grid and return its centres."""
+def _centroids_of_entry(solver, k, entry):
+    """Follow the cuts of one entry of the grid and return its centres."""
     num_outer, num_bins = solver.outer.shape[0], solver.moments.mass.shape[0]
     max_clusters = solver.outer_cost.shape[0] - 1
-    row, column = cell // num_outer, cell % num_outer
+    row, column = entry // num_outer, entry % num_outer
     a, b = solver.outer[row], solver.outer[column]
     position, mass = solver.moments.position, solver.moments.mass
     deviation = position - b

@@ -12,11 +12,11 @@ import pytest
 from jaxcomp import quantizers, storage
 from jaxcomp.coding import sizes
 from jaxcomp.experiments import sweep
-from jaxcomp.experiments.sweep import cells, codebooks, engine, plots
-from jaxcomp.experiments.sweep.cells import Cell, compressed_cells
+from jaxcomp.experiments.sweep import codebooks, engine, plots, variants
 from jaxcomp.experiments.sweep.codebooks import Codebooks, measure_intervals, solve_codebooks
 from jaxcomp.experiments.sweep.compress import compress
 from jaxcomp.experiments.sweep.config import SweepConfig
+from jaxcomp.experiments.sweep.variants import Variant, compressed_variants
 
 KEY = jax.random.key(0)
 CLUSTERS = (2, 4, 8)
@@ -47,16 +47,16 @@ def grid(**axes):
         "num_clusters": CLUSTERS,
         "baselines": False,
     }
-    return compressed_cells(**{**settings, **axes})
+    return compressed_variants(**{**settings, **axes})
 
 
 @pytest.fixture(autouse=True, scope="module")
 def small():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cells, "MULTIPLIERS", MULTIPLIERS)
+        patch.setattr(variants, "MULTIPLIERS", MULTIPLIERS)
         patch.setattr(codebooks, "ENTROPY_BINS", BINS // codebooks.ENTROPY_LEVELS)
         patch.setattr(codebooks, "ENTROPY_SYMBOLS", 24)
-        patch.setattr(engine, "MAX_CHUNK_CELLS", 4)
+        patch.setattr(engine, "MAX_CHUNK_VARIANTS", 4)
         patch.setattr(plots, "save_figures", lambda *_, **__: [])  # drawing takes longer than this
         yield
 
@@ -91,17 +91,17 @@ def flat(problem, path, weighting):
     return weights, np.asarray(importance[path], np.float64).ravel()
 
 
-def changed(problem, cell):
+def changed(problem, variant):
     layers, _, solved, _ = problem
-    result = compress(layers, cell, solved, key=KEY)
+    result = compress(layers, variant, solved, key=KEY)
     return result, {path: np.asarray(v, np.float64).ravel() for path, v in result.layers.items()}
 
 
-def distortions(problem, cell):
-    _, values = changed(problem, cell)
+def distortions(problem, variant):
+    _, values = changed(problem, variant)
     found = {}
     for path, after in values.items():
-        weights, mass = flat(problem, path, cell.weighting)
+        weights, mass = flat(problem, path, variant.weighting)
         found[path] = np.sum(mass * (after - weights) ** 2)
     return found
 
@@ -128,8 +128,8 @@ def least_distortion(weights, mass, num_clusters):
 @pytest.mark.parametrize("weighting", ["none", "fisher"])
 def test_optimal_codebooks_are_optimal_and_never_worse_than_lloyd(problem, weighting):
     for k in CLUSTERS:
-        optimal = distortions(problem, Cell("compressed", "optimal", weighting, num_clusters=k))
-        lloyd = distortions(problem, Cell("compressed", "kmeans", weighting, num_clusters=k))
+        optimal = distortions(problem, Variant("compressed", "optimal", weighting, num_clusters=k))
+        lloyd = distortions(problem, Variant("compressed", "kmeans", weighting, num_clusters=k))
         for path in SHAPES:
             least = least_distortion(*flat(problem, path, weighting), k)
             assert optimal[path] == pytest.approx(least, rel=1e-4)
@@ -139,9 +139,9 @@ def test_optimal_codebooks_are_optimal_and_never_worse_than_lloyd(problem, weigh
 @pytest.mark.parametrize("weighting", ["none", "fisher"])
 def test_optimal_penalised_codebooks_are_never_worse_than_the_iteration(problem, weighting):
     def objectives(method, k):
-        cell = Cell("compressed", method, weighting, "monotone", PENALTY, k)
-        _, values = changed(problem, cell)
-        for path, distortion in distortions(problem, cell).items():
+        variant = Variant("compressed", method, weighting, "monotone", PENALTY, k)
+        _, values = changed(problem, variant)
+        for path, distortion in distortions(problem, variant).items():
             beta = PENALTY * flat(problem, path, weighting)[1].sum()
             yield distortion + beta * np.ptp(values[path]) ** 2
 
@@ -159,15 +159,15 @@ def test_optimal_penalised_codebooks_are_never_worse_than_the_iteration(problem,
 def test_entropy_constrained_weights_take_the_cheapest_symbol(problem, weighting, allocation):
     codes = problem[2].entropy_codes
     for parameter in MULTIPLIERS:
-        cell = Cell(
+        variant = Variant(
             "compressed",
             "entropy_constrained",
             weighting,
             parameter=parameter,
             allocation=allocation,
         )
-        row = codes.rows[cell.id]
-        result, values = changed(problem, cell)
+        row = codes.rows[variant.id]
+        result, values = changed(problem, variant)
         bits = 0.0
         for number, path in enumerate(SHAPES):
             weights, mass = flat(problem, path, weighting)
@@ -200,7 +200,7 @@ def test_multipliers_are_relative_to_each_layer_or_one_for_all(problem):
             mean = np.average(points, weights=mass)
             spread[place], number[place] = np.sum(mass * (points - mean) ** 2), len(points)
         for parameter in MULTIPLIERS:
-            equal = Cell("compressed", "entropy_constrained", weighting, parameter=parameter)
+            equal = Variant("compressed", "entropy_constrained", weighting, parameter=parameter)
             allocated = dataclasses.replace(equal, allocation="optimal")
             np.testing.assert_allclose(
                 codes.multiplier[codes.rows[equal.id]], parameter * spread / number, rtol=1e-4
@@ -215,9 +215,9 @@ def test_multipliers_are_relative_to_each_layer_or_one_for_all(problem):
 def test_vectors_are_the_nearest_centres_of_their_pairs(problem, weighting):
     codes = problem[2].vectors
     for k in CLUSTERS:
-        cell = Cell("compressed", "vector", weighting, num_clusters=k, parameter=2.0)
-        row = codes.rows[cell.id]
-        result, values = changed(problem, cell)
+        variant = Variant("compressed", "vector", weighting, num_clusters=k, parameter=2.0)
+        row = codes.rows[variant.id]
+        result, values = changed(problem, variant)
         counts = []
         for number, path in enumerate(SHAPES):
             weights, mass = flat(problem, path, weighting)
@@ -250,11 +250,13 @@ def test_shared_bits_lower_the_distortion_at_no_more_bits(problem, method, weigh
     for k in CLUSTERS:
         totals = []
         for allocation in ALLOCATIONS:
-            cell = Cell("compressed", method, weighting, num_clusters=k, allocation=allocation)
-            result, _ = changed(problem, cell)
+            variant = Variant(
+                "compressed", method, weighting, num_clusters=k, allocation=allocation
+            )
+            result, _ = changed(problem, variant)
             assert result.sizes is not None
             bits = result.sizes.entropy_bits + result.sizes.codebook_bits
-            total = sum(weight[p] * d for p, d in distortions(problem, cell).items())
+            total = sum(weight[p] * d for p, d in distortions(problem, variant).items())
             totals.append((bits, total))
         (equal_bits, equal), (bits, shared) = totals
         assert bits <= equal_bits * (1 + 1e-9)
@@ -287,9 +289,9 @@ def test_codebooks_come_back_from_a_file(problem, tmp_path):
     storage.save_arrays(tmp_path / "codebooks.npz", *solved.to_arrays())
     loaded = Codebooks.from_arrays(*storage.load_arrays(tmp_path / "codebooks.npz"))
     assert loaded.ids == solved.ids
-    assert sorted(solved.ids) == sorted(cell.id for cell in grid())
-    for cell in grid(num_clusters=(4,)):
-        before, after = (compress(layers, cell, part, key=KEY) for part in (solved, loaded))
+    assert sorted(solved.ids) == sorted(variant.id for variant in grid())
+    for variant in grid(num_clusters=(4,)):
+        before, after = (compress(layers, variant, part, key=KEY) for part in (solved, loaded))
         jax.tree.map(np.testing.assert_array_equal, before.layers, after.layers)
         assert before.sizes == after.sizes
     arrays, metadata = solved.to_arrays()
@@ -344,19 +346,21 @@ def test_a_sweep_over_methods_resumes_and_gives_its_networks_back(evaluated):
     # The last chunks are made again, with the codebooks from their file.
     manifest = json.loads((out / "manifest.json").read_text())
     (out / "manifest.json").write_text(json.dumps({**manifest, "status": "running"}))
-    for chunk in sorted((out / "cells").iterdir())[-6:]:
+    for chunk in sorted((out / "variants").iterdir())[-6:]:
         chunk.unlink()
     resumed = evaluate()
     pd.testing.assert_frame_equal(resumed.table, table, check_exact=True)
     loaded = sweep.SweepResult.load(out)
-    for cell in table.loc[table["kind"] == "compressed", "cell"]:
+    for variant in table.loc[table["kind"] == "compressed", "variant"]:
         jax.tree.map(
-            np.testing.assert_array_equal, loaded.params(cell), jax.device_get(result.params(cell))
+            np.testing.assert_array_equal,
+            loaded.params(variant),
+            jax.device_get(result.params(variant)),
         )
 
 
-def test_what_a_cell_predicts_is_what_its_quantizer_minimised(evaluated):
-    rows = evaluated[2].table.set_index("cell")["predicted_rise_nats"]
+def test_what_a_variant_predicts_is_what_its_quantizer_minimised(evaluated):
+    rows = evaluated[2].table.set_index("variant")["predicted_rise_nats"]
     for k in CLUSTERS:
         lloyd, optimal, shared = (
             rows[f"{name}/gauss_newton/K{k}{end}"]
@@ -366,16 +370,16 @@ def test_what_a_cell_predicts_is_what_its_quantizer_minimised(evaluated):
         assert shared <= optimal * (1 + 1e-5)
 
 
-def test_cells_of_methods_have_unique_readable_names():
+def test_variants_of_methods_have_unique_readable_names():
     found = grid()
-    ids = [cell.id for cell in found]
+    ids = [variant.id for variant in found]
     assert len(set(ids)) == len(ids)
     assert {
         "kmeans/none/K4", "kmeans/none/K4/allocated", "optimal/fisher/monotone-0.02/K8",
         "entropy_constrained/none/0.173/allocated", "vector/none/K4/2",
     } <= set(ids)  # fmt: skip
     assert not any("monotone" in name and "allocated" in name for name in ids)
-    plain = [cell.id for cell in grid(method=("kmeans",), allocation=("equal",))]
+    plain = [variant.id for variant in grid(method=("kmeans",), allocation=("equal",))]
     assert plain == [name for name in ids if name in plain]
 
 

@@ -196,16 +196,16 @@ def test_vmap_over_clusters_and_penalty_equals_the_loop():
     points, importance = heavy_tailed(EXACT)
     clusters, penalty = jnp.array([1, 2, 7]), jnp.array([0.0, 0.2])
 
-    def cell(num_clusters, diameter_penalty):
+    def solved(num_clusters, diameter_penalty):
         return run(points, importance, num_clusters, diameter_penalty=diameter_penalty)
 
-    over_penalty = jax.vmap(cell, in_axes=(None, 0))
+    over_penalty = jax.vmap(solved, in_axes=(None, 0))
     mapped = jax.jit(jax.vmap(over_penalty, in_axes=(0, None)))(clusters, penalty)
-    broadcast = cell(clusters[:, None], penalty)
+    broadcast = solved(clusters[:, None], penalty)
 
     for i, num_clusters in enumerate(clusters):
         for j, diameter_penalty in enumerate(penalty):
-            single = cell(num_clusters, diameter_penalty)
+            single = solved(num_clusters, diameter_penalty)
             for grid in (mapped, broadcast):
                 chosen = jax.tree.map(lambda leaf, i=i, j=j: leaf[i, j], grid)
                 np.testing.assert_array_equal(chosen.assignments, single.assignments)
