@@ -5,7 +5,7 @@
 Trains the networks of the published setting (or takes them from the cache), compresses them by
 K-means under every weighting, without a penalty, and prints Markdown. Losses in nats per example,
 accuracy in %; `test` and `accuracy` are on the test set, `tempered` is its loss at the temperature
-that fits the selection sample. Nothing is chosen: every variant that was run is in the tables.
+that fits the validation set. Nothing is chosen: every variant that was run is in the tables.
 
 Differences are paired: the same networks on the same examples. The number behind ± is half of the
 95 % interval of the mean over networks (Student's t). It covers the choice of networks, not that
@@ -118,14 +118,14 @@ def sampled_labels_table(
         dataset,
         num_models=config.num_models,
         train_size=config.train_size,
-        selection_size=config.selection_size,
+        validation_size=config.validation_size,
         replacement=config.replacement,
         label_noise=config.label_noise[0],
         seed=config.seed,
     )
     scale = data.standardization(dataset.pool_images, dataset.max_value)
     pool = data.to_inputs(dataset.pool_images, dataset.max_value, scale)
-    selection = pool[drawn.selection_indices], dataset.pool_labels[drawn.selection_indices]
+    validation = pool[drawn.validation_indices], dataset.pool_labels[drawn.validation_indices]
     test_inputs = data.to_inputs(dataset.test_images, dataset.max_value, scale)
     test = test_inputs, dataset.test_labels
     predict = networks.build(
@@ -163,9 +163,9 @@ def sampled_labels_table(
                 )
                 logits = [
                     logits_of(predict, quantized.dequantize(), part[0])
-                    for part in (train, selection, test)
+                    for part in (train, validation, test)
                 ]
-                scores.append(score(logits, [train[1], selection[1], test[1]]))
+                scores.append(score(logits, [train[1], validation[1], test[1]]))
     return {
         case: {
             num_clusters: {name: np.array([row[name] for row in scores]) for name in SCORES}
@@ -184,8 +184,8 @@ def logits_of(predict_fn, params, inputs):
 @jax.jit
 def score(logits, labels) -> dict[str, Any]:
     """The scores of one network from its logits on the three parts."""
-    (train, selection, test), (train_labels, selection_labels, test_labels) = logits, labels
-    temperature = fit_temperature(selection, selection_labels)
+    (train, validation, test), (train_labels, validation_labels, test_labels) = logits, labels
+    temperature = fit_temperature(validation, validation_labels)
     tempered = metrics.cross_entropy(test / temperature, test_labels)
     return {
         "train_loss": jnp.mean(metrics.cross_entropy(train, train_labels)),

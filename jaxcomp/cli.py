@@ -173,10 +173,10 @@ def sweep(
             rich_help_panel=_DATA,
         ),
     ] = None,
-    selection_size: Annotated[
+    validation_size: Annotated[
         int | None,
         typer.Option(
-            help="Examples of the selection sample: every choice and every temperature is made "
+            help="Examples of the validation set: every choice and every temperature is made "
             "on it; the test set is looked at once.",
             rich_help_panel=_DATA,
         ),
@@ -306,7 +306,7 @@ def sweep(
         "dataset": dataset,
         "train_size": train_size,
         "replacement": replacement,
-        "selection_size": selection_size,
+        "validation_size": validation_size,
         "label_noise": label_noise,
         "model": model,
         "width": width,
@@ -404,10 +404,10 @@ def regularization(
             rich_help_panel=_DATA,
         ),
     ] = None,
-    selection_size: Annotated[
+    validation_size: Annotated[
         int | None,
         typer.Option(
-            help="Examples of the selection sample: strengths, temperatures and the early stop are "
+            help="Examples of the validation set: strengths, temperatures and the early stop are "
             "chosen on it; the test set is looked at once. Default: 400 on digits, 5000 on mnist.",
             rich_help_panel=_DATA,
         ),
@@ -503,7 +503,7 @@ def regularization(
     """
     overrides: dict[str, Any] = {
         "train_size": train_size,
-        "selection_size": selection_size,
+        "validation_size": validation_size,
         "label_noise": label_noise,
         "width": width,
         "num_models": models,

@@ -97,13 +97,13 @@ def _row(
         "model_seed": number,
         "train_loss": train_loss,
         "test_loss": test,
-        "selection_loss": test * jitter[0] + 0.004,
+        "validation_loss": test * jitter[0] + 0.004,
         "generalization_gap": test - train_loss,
         "train_accuracy": min(1.0, 0.9995 - 0.25 * (1 - math.exp(-1.1 * rise))),
         "accuracy": accuracy,
-        "selection_accuracy": accuracy * jitter[1],
+        "validation_accuracy": accuracy * jitter[1],
         "temperature": 1.0 + 0.9 * (1 - shrinkage),
-        "selection_loss_tempered": tempered * jitter[2] + 0.003,
+        "validation_loss_tempered": tempered * jitter[2] + 0.003,
         "test_loss_tempered": tempered,
         "brier_score": 1.6 * wrong,
         "brier_score_tempered": 1.5 * wrong,
@@ -164,13 +164,13 @@ def synthetic_claims(table: pd.DataFrame) -> list[Claim]:
     compressed = means[kinds == "compressed"]
     original = means.loc["original"]
     rows = (
-        ("raw loss", "loss", "test_loss", "selection_loss", "holds"),
-        ("tempered loss", "loss_tempered", "test_loss_tempered", "selection_loss_tempered",
+        ("raw loss", "loss", "test_loss", "validation_loss", "holds"),
+        ("tempered loss", "loss_tempered", "test_loss_tempered", "validation_loss_tempered",
          "no practical difference"),
-        ("accuracy", "accuracy", "accuracy", "selection_accuracy", "not shown"),
-        ("penalty, raw loss", "loss", "test_loss", "selection_loss", "holds"),
+        ("accuracy", "accuracy", "accuracy", "validation_accuracy", "not shown"),
+        ("penalty, raw loss", "loss", "test_loss", "validation_loss", "holds"),
         ("penalty, tempered loss", "loss_tempered", "test_loss_tempered",
-         "selection_loss_tempered", "opposite"),
+         "validation_loss_tempered", "opposite"),
     )  # fmt: skip
     return [
         _claim(name, quantity, column, criterion, verdict, compressed, original, table)
@@ -231,7 +231,7 @@ def _claim(
         sentence=(
             f"{words[verdict]}: {name} from {original[column]:.4f} to "
             f"{compressed.loc[variant, column]:.4f}. Variant: {variant}, "
-            f"chosen among {len(scores)} on the selection sample; 5 networks; "
+            f"chosen among {len(scores)} on the validation set; 5 networks; "
             "p is corrected for 5 claims. It is beaten by the best "
             "control, which compresses nothing (the original with a temperature), by 0.0500 nats "
             "[+0.0400, +0.0600]."

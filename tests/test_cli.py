@@ -23,7 +23,7 @@ from jaxcomp.experiments.sweep import engine
 
 SMALL = [
     "sweep", "--models", "2", "--epochs", "2", "--width", "0.0625", "--train-size", "100",
-    "--selection-size", "50", "--num-clusters", "2", "--num-clusters", "8",
+    "--validation-size", "50", "--num-clusters", "2", "--num-clusters", "8",
     "--diameter-penalty", "0.01", "--num-probes", "2", "--weighting", "none", "--quiet",
 ]  # fmt: skip
 
@@ -106,7 +106,7 @@ def assert_one_sentence(result, message):
         (["sweep", "--label-noise", "1.5"], "label_noise must lie in"),
         (["sweep", "--seed", "-1"], "seed must be at least 0, got -1"),
         (["sweep", "--train-size", "5000", "--no-replacement"], "5,?000"),
-        (["sweep", "--selection-size", "5000"], "5000 leaves nothing to train on"),
+        (["sweep", "--validation-size", "5000"], "5000 leaves nothing to train on"),
         (["sweep", "--dataset", "mnist"], "no data folder was given; .*JAXCOMP_DATA_DIR.*download"),
         (["sweep", "--dataset", "mnist", "--data-dir", "nowhere"], "there is no folder nowhere"),
         (["sweep", "--dataset", "cifar10", "--data-dir", "."], "was not found in the folder"),

@@ -1,6 +1,6 @@
 """What a run shows, claim by claim, and what it does not.
 
-Strengths, rates of dropout, the early stop and temperatures are chosen on the *selection sample*;
+Strengths, rates of dropout, the early stop and temperatures are chosen on the *validation set*;
 the test set is looked at once, for what was chosen. Test losses are compared in pairs, the same
 networks (weights at the start, examples, order) and the same test examples; intervals cross both
 (`jaxcomp.evaluation.statistics.crossed_mean`), and p covers the choice on the same networks
@@ -142,8 +142,8 @@ class _Variants:
     def scores(self, variants: Sequence[str], column: str) -> Float[np.ndarray, "C M"]:
         return np.stack([self.of(variant, column) for variant in variants])
 
-    def best(self, kind: str, column: str = "selection_loss") -> str | None:
-        """The variant of a kind that is best on the selection sample."""
+    def best(self, kind: str, column: str = "validation_loss") -> str | None:
+        """The variant of a kind that is best on the validation set."""
         names = self.kind(kind)
         return names[choose(self.scores(names, column))] if names else None
 
@@ -260,7 +260,7 @@ def _descriptions(variants: _Variants) -> list[_Draft]:
             f"{variants.label(variant)}{how} "
             f"({variants.of(variant, 'description_weight_bits').mean():,.0f} of weights, "
             f"{variants.of(variant, 'description_label_bits').mean():,.0f} of labels given them)"
-            for variant, how in ((shortest, ""), (chosen, ", which the selection sample chose"))
+            for variant, how in ((shortest, ""), (chosen, ", which the validation set chose"))
         ]
         remark = (
             f"The {num_labels[0]:,.0f} training labels take {alone.mean():,.0f} bits without a "
@@ -328,7 +328,7 @@ def _test_losses(variants: _Variants, losses: Losses) -> list[_Draft]:
                 )
         # A temperature costs nothing, so the other rivals may have one as well.
         for kind in ("early stopping", "dropout"):
-            rival = variants.best(kind, "selection_loss_tempered")
+            rival = variants.best(kind, "validation_loss_tempered")
             if rival is not None:
                 told = variants.label(rival)
                 drafts.append(
@@ -375,7 +375,7 @@ def _loss_claim(
             f"{with_temperature}{symbol} and {rival} differ by less than {percent(PRACTICAL)}",
             f"{with_temperature}{symbol} is not shown to have a lower test loss than {rival}",
         )
-    column = "selection_loss_tempered" if quantity == "loss_tempered" else "selection_loss"
+    column = "validation_loss_tempered" if quantity == "loss_tempered" else "validation_loss"
     beside = np.asarray(losses[reference][quantity], np.float64)
 
     def difference(place: int) -> Float[np.ndarray, "M N"]:
@@ -383,7 +383,7 @@ def _loss_claim(
 
     decided = decide_choice(variants.scores(names, column), difference, confidence=CONFIDENCE)
     chosen = names[decided.place]
-    remark = f"{variants.label(chosen)} was chosen among {len(names)} on the selection sample."
+    remark = f"{variants.label(chosen)} was chosen among {len(names)} on the validation set."
     if len(names) > 1 and decided.place in (0, len(names) - 1):
         remark += " It is at the end of the range: a wider one may do better."
     value = float(np.mean(losses[chosen][quantity], dtype=np.float64))

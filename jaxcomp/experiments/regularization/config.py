@@ -51,7 +51,7 @@ class RegularizationConfig:
         num_models: networks for every strength; the m-th starts from the same weights and learns
             the same examples in the same order at every strength, so that differences are paired.
         train_size: distinct examples drawn for each network.
-        selection_size: examples on which strengths, temperatures and the early stop are chosen.
+        validation_size: examples on which strengths, temperatures and the early stop are chosen.
         label_noise: probability that a training label is wrong.
         standardize: pixels with the pool's mean and deviation, or in [0, 1].
         epochs: passes over the training sample.
@@ -77,7 +77,7 @@ class RegularizationConfig:
     width: float = 0.5
     num_models: int = 8
     train_size: int = 600
-    selection_size: int = 400
+    validation_size: int = 400
     label_noise: float = 0.0
     standardize: bool = True
     epochs: int = 60
@@ -102,7 +102,7 @@ class RegularizationConfig:
             found = () if name == "dropout" and not value else as_tuple(value, name)
             object.__setattr__(self, name, tuple(sorted(set(found))))
         check_names("dataset", (self.dataset,), DATASETS)
-        counts = ("num_models", "train_size", "selection_size", "epochs", "batch_size")
+        counts = ("num_models", "train_size", "validation_size", "epochs", "batch_size")
         check_counts(self, (*counts, "num_steps", "curvature_examples", "num_problems"))
         check_positive(self, ("width", "learning_rate", "step"))
         for name in ("l2", "l1"):

@@ -58,7 +58,7 @@ def measure(
     labels = jnp.asarray(np.stack([part.labels for part in train]))
     steps = 2.0 ** -np.arange(1, config.num_steps + 1)
     scores = _scores(
-        variables, inputs, labels, *samples.selection, *samples.test, predict_fn=predict_fn
+        variables, inputs, labels, *samples.validation, *samples.test, predict_fn=predict_fn
     )
     scores = jax.tree.map(np.asarray, scores)
     rounded_loss, rounded_error = jax.tree.map(
@@ -88,7 +88,7 @@ def measure(
         row |= {name: float(scores[name][number]) for name in _SCORES}
         if variant.kind == "temperature":
             row |= {
-                "selection_loss": row["selection_loss_tempered"],
+                "validation_loss": row["validation_loss_tempered"],
                 "test_loss": row["test_loss_tempered"],
             }
         row["gap"] = row["test_loss"] - row["train_loss"]
@@ -113,8 +113,8 @@ def measure(
 _SCORES = (
     "train_loss",
     "train_accuracy",
-    "selection_loss",
-    "selection_loss_tempered",
+    "validation_loss",
+    "validation_loss_tempered",
     "test_loss",
     "test_loss_tempered",
     "test_accuracy",
@@ -127,18 +127,18 @@ def _scores(
     variables: Params,
     inputs: Float[Array, "M n ..."],
     labels: Int[Array, "M n"],
-    selection_inputs: Float[Array, "selection ..."],
-    selection_labels: Int[Array, "selection"],
+    validation_inputs: Float[Array, "validation ..."],
+    validation_labels: Int[Array, "validation"],
     test_inputs: Float[Array, "test ..."],
     test_labels: Int[Array, "test"],
     *,
     predict_fn: PredictFn,
 ) -> dict[str, Array]:
-    """Losses, accuracies and temperatures; the selection sample fits its own temperature."""
+    """Losses, accuracies and temperatures; the validation set fits its own temperature."""
     train_logits = jax.vmap(predict_fn)(variables, inputs)
-    selection_logits = jax.vmap(predict_fn, in_axes=(0, None))(variables, selection_inputs)
+    validation_logits = jax.vmap(predict_fn, in_axes=(0, None))(variables, validation_inputs)
     test_logits = jax.vmap(predict_fn, in_axes=(0, None))(variables, test_inputs)
-    temperature = fit_temperature(selection_logits, selection_labels)
+    temperature = fit_temperature(validation_logits, validation_labels)
     scale = (1 / temperature)[:, None, None]
     test_losses = metrics.cross_entropy(test_logits, test_labels)
     tempered = metrics.cross_entropy(test_logits * scale, test_labels)
@@ -149,9 +149,9 @@ def _scores(
     return {
         "train_loss": mean(metrics.cross_entropy(train_logits, labels)),
         "train_accuracy": mean(metrics.correct(train_logits, labels)),
-        "selection_loss": mean(metrics.cross_entropy(selection_logits, selection_labels)),
-        "selection_loss_tempered": mean(
-            metrics.cross_entropy(selection_logits * scale, selection_labels)
+        "validation_loss": mean(metrics.cross_entropy(validation_logits, validation_labels)),
+        "validation_loss_tempered": mean(
+            metrics.cross_entropy(validation_logits * scale, validation_labels)
         ),
         "test_loss": mean(test_losses),
         "test_loss_tempered": mean(tempered),

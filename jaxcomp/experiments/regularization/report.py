@@ -26,7 +26,7 @@ from jaxcomp.experiments.reporting import (
 )
 from jaxcomp.experiments.verdicts import p_words
 
-HOW = "strengths were chosen on the selection sample, the test set was looked at once"
+HOW = "strengths were chosen on the validation set, the test set was looked at once"
 NOTES = (
     "Means over networks. Bits a weight and bytes at one step for all; implied: the prior that the "
     "penalty says; Gaussian and spike: fitted and charged; bytes: a stream that was "

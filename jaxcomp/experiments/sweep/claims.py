@@ -3,11 +3,11 @@
 A sweep has many variants, and the best of many looks good by luck. So a claim is decided as
 follows.
 
-- The variant it speaks of, every temperature and the best control are chosen on the *selection
-  sample*; the test set is looked at once, for that variant.
+- The variant it speaks of, every temperature and the best control are chosen on the *validation
+  set*; the test set is looked at once, for that variant.
 - The effect is the mean over networks and test examples of compressed minus reference, from the
   loss matrices. Its interval crosses both (`jaxcomp.evaluation.statistics.crossed_mean`).
-- The selection sample holds other examples but the *same networks*. A variant chosen because it
+- The validation set holds other examples but the *same networks*. A variant chosen because it
   happens to suit these networks suits them on the test set as well: with 48 variants and 10
   networks that alone makes a test at 5 % reject a true null up to half the time. Therefore p is the
   larger of two: the crossed test of the chosen variant, and the same test when each half of the
@@ -46,7 +46,7 @@ class VariantLosses(NamedTuple):
     loss: NDArray[np.floating[Any]]
     """`(M, N)` cross-entropy in nats."""
     loss_tempered: NDArray[np.floating[Any]]
-    """`(M, N)` the same with each network's temperature, fitted on the selection sample."""
+    """`(M, N)` the same with each network's temperature, fitted on the validation set."""
     correct: NDArray[np.bool_]
     """`(M, N)` bool: the highest logit is the label's. A temperature does not change it."""
 
@@ -61,7 +61,7 @@ class Claim(NamedTuple):
     setting: str
     """Name of the data set, model and label noise."""
     variant: str
-    """The compressed variant, chosen on the selection sample."""
+    """The compressed variant, chosen on the validation set."""
     description: str
     """The same in words, e.g. `K-means, K = 8`."""
     reference: tuple[str, ...]
@@ -103,7 +103,7 @@ class Claim(NamedTuple):
     num_examples: int
     """N, test examples."""
     control: str | None
-    """The best control on the selection sample, which compresses nothing; None if none was run."""
+    """The best control on the validation set, which compresses nothing; None if none was run."""
     control_variant: str | None
     """Its variant."""
     control_effect: float | None
@@ -129,7 +129,7 @@ class SmallestNetwork(NamedTuple):
     setting: str
     """Name of the data set, model and label noise."""
     variant: str
-    """The candidate, chosen on the selection sample."""
+    """The candidate, chosen on the validation set."""
     description: str
     """The same in words."""
     ratio: float
@@ -168,7 +168,7 @@ class CalibrationShare(NamedTuple):
     setting: str
     """Name of the data set, model and label noise."""
     variant: str
-    """The compressed variant with the lowest raw loss on the selection sample."""
+    """The compressed variant with the lowest raw loss on the validation set."""
     raw: Interval
     """Change of the raw test loss against the original, nats."""
     tempered: Interval
@@ -181,7 +181,7 @@ class CalibrationShare(NamedTuple):
 
 
 _SEPARATOR = " | "
-# Of the margin: a rise that large on the selection sample leaves room for chance on the test set.
+# Of the margin: a rise that large on the validation set leaves room for chance on the test set.
 _TOLERATED = 0.25
 _OPTIONAL_FIELDS = (
     "relative_effect",
@@ -203,17 +203,17 @@ _DESCRIPTION_COLUMNS = (
 )
 # A table without the column has the same size of codebook in every layer.
 _ALLOCATION = "allocation"
-_SELECTION_COLUMNS: dict[Quantity, str] = {
-    "loss": "selection_loss",
-    "loss_tempered": "selection_loss_tempered",
-    "accuracy": "selection_accuracy",
+_VALIDATION_COLUMNS: dict[Quantity, str] = {
+    "loss": "validation_loss",
+    "loss_tempered": "validation_loss_tempered",
+    "accuracy": "validation_accuracy",
 }
 _COLUMNS = (
     "variant",
     "model_seed",
     *_DESCRIPTION_COLUMNS,
     "size_bits_estimated",
-    *_SELECTION_COLUMNS.values(),
+    *_VALIDATION_COLUMNS.values(),
 )
 
 
@@ -223,7 +223,7 @@ class _Variant(NamedTuple):
     name: str
     is_about: dict[str, Any]
     sizes: NDArray[np.float64]  # (M,) bits
-    selection: dict[Quantity, NDArray[np.float64]]  # each (M,)
+    validation: dict[Quantity, NDArray[np.float64]]  # each (M,)
 
     @property
     def bits(self) -> float:
@@ -238,10 +238,10 @@ class _Candidate(NamedTuple):
     reference: tuple[tuple[float, _Variant], ...]
     is_outside: bool = False
 
-    def selection_difference(self, quantity: Quantity) -> NDArray[np.float64]:
-        """Variant minus reference on the selection sample, (M,)."""
-        return self.variant.selection[quantity] - sum(
-            weight * variant.selection[quantity] for weight, variant in self.reference
+    def validation_difference(self, quantity: Quantity) -> NDArray[np.float64]:
+        """Variant minus reference on the validation set, (M,)."""
+        return self.variant.validation[quantity] - sum(
+            weight * variant.validation[quantity] for weight, variant in self.reference
         )
 
 
@@ -290,14 +290,14 @@ def evaluate_claims(
     The claims: (1) compression lowers the raw test loss; (2) it does when original and compressed
     network both have their best temperature; (3) it raises the accuracy; (4) the diameter penalty
     beats the same weighting without it at equal bits, raw and tempered. Claims 1 to 3 speak of
-    the compressed variant with the best mean of that quantity on the selection sample (the first in
+    the compressed variant with the best mean of that quantity on the validation set (the first in
     the table if there are several).
 
     Claim 4 compares a penalised K-means variant with the unpenalised K-means variants of its
     weighting. The baseline at equal bits mixes the two whose mean `size_bits_estimated` enclose the
     variant's, in the proportion that gives its mean size: what a coin would reach that picks one of
     the two quantizers for each network. Beyond the last unpenalised variant the nearest one is
-    taken, and the sentence says so. The penalised variant that is best on the selection sample is
+    taken, and the sentence says so. The penalised variant that is best on the validation set is
     tested.
 
     Claims without candidates (no compressed variant, no penalised one) are not made and do not
@@ -379,7 +379,7 @@ def smallest_without_loss(
     """Find the smallest compressed network at no loss, and test it once.
 
     A test of non-inferiority. The candidate is the smallest variant whose tempered loss on the
-    selection sample, mean over the networks, rises by at most a quarter of the margin (a quarter,
+    validation set, mean over the networks, rises by at most a quarter of the margin (a quarter,
     so that chance on the test set seldom undoes it); if there is none, the variant that rises
     least. It is tested once: on the test set the interval of its mean change has to stay below the
     margin.
@@ -407,8 +407,8 @@ def smallest_without_loss(
         return None
     # By size: the first that is good enough is the smallest.
     candidates.sort(key=lambda candidate: candidate.variant.bits)
-    allowed = _TOLERATED * margin * float(setting.original.selection["loss_tempered"].mean())
-    rises = [c.selection_difference("loss_tempered").mean() for c in candidates]
+    allowed = _TOLERATED * margin * float(setting.original.validation["loss_tempered"].mean())
+    rises = [c.validation_difference("loss_tempered").mean() for c in candidates]
     chosen = next(
         (c for c, rise in zip(candidates, rises, strict=True) if rise <= allowed),
         candidates[int(np.argmin(rises))],
@@ -556,9 +556,9 @@ def _read_variant(name: str, rows: list[int], columns: Mapping[str, NDArray[Any]
             column: columns[column][rows[0]] for column in (*_DESCRIPTION_COLUMNS, _ALLOCATION)
         },
         sizes=columns["size_bits_estimated"][rows].astype(np.float64),
-        selection={
+        validation={
             quantity: columns[column][rows].astype(np.float64)
-            for quantity, column in _SELECTION_COLUMNS.items()
+            for quantity, column in _VALIDATION_COLUMNS.items()
         },
     )
 
@@ -567,7 +567,7 @@ def _checked_losses(
     losses: Callable[[str], VariantLosses], original: _Variant
 ) -> Callable[[str], VariantLosses]:
     """Load each variant once and refuse matrices that do not belong together."""
-    shape = (original.selection["loss"].size, np.shape(losses(original.name).loss)[-1])
+    shape = (original.validation["loss"].size, np.shape(losses(original.name).loss)[-1])
 
     @functools.cache
     def load(name: str) -> VariantLosses:
@@ -668,11 +668,11 @@ def _interpolated(variant: _Variant, curve: list[_Variant]) -> _Candidate:
 
 
 def _usable(candidates: list[_Candidate], quantity: Quantity) -> list[_Candidate]:
-    return [c for c in candidates if np.all(np.isfinite(c.selection_difference(quantity)))]
+    return [c for c in candidates if np.all(np.isfinite(c.validation_difference(quantity)))]
 
 
 def _best(candidates: Sequence[_Candidate], quantity: Quantity) -> int:
-    """Index of the variant that is best on the selection sample, mean over the networks."""
+    """Index of the variant that is best on the validation set, mean over the networks."""
     return choose(_scores(candidates, quantity))
 
 
@@ -682,7 +682,7 @@ def _scores(candidates: Sequence[_Candidate], quantity: Quantity) -> NDArray[np.
     By its own value, not by its advantage over the reference: a penalty that helps most where both
     networks are ruined answers nobody's question.
     """
-    values = [candidate.variant.selection[quantity] for candidate in candidates]
+    values = [candidate.variant.validation[quantity] for candidate in candidates]
     return -_claimed_sign(quantity) * np.asarray(values)
 
 
@@ -853,7 +853,7 @@ def _sentence(
 def _choice_words(answer: _Answer, num_claims: int) -> list[str]:
     num_candidates, num_models = len(answer.question.candidates), answer.interval.num_models
     choice = (
-        f"chosen among {num_candidates} variants on the selection sample"
+        f"chosen among {num_candidates} variants on the validation set"
         if num_candidates > 1
         else "the only variant"
     )

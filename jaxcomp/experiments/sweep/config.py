@@ -50,7 +50,7 @@ class SweepConfig:
         num_models: independent networks for each setting.
         train_size: examples drawn for each network's training sample.
         replacement: whether they are drawn with replacement, as published.
-        selection_size: examples of the selection sample, from the rest of the training pool.
+        validation_size: examples of the validation set, from the rest of the training pool.
         label_noise: probability that a training label is replaced by another class.
         standardize: whether pixels get the training pool's mean and deviation, as published;
             otherwise they lie in [0, 1].
@@ -88,7 +88,7 @@ class SweepConfig:
     num_models: int = 5
     train_size: int = 600
     replacement: bool = True
-    selection_size: int = 400
+    validation_size: int = 400
     label_noise: tuple[float, ...] = (0.0,)
     standardize: bool = True
     epochs: int = 25
@@ -216,7 +216,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "dataset": ("mnist",),
         "num_models": 20,
         "train_size": 6000,
-        "selection_size": 5000,
+        "validation_size": 5000,
         "num_iterations": 30,
         "num_clusters": (2, 3, 4, 6, 8, 12, 16, 32),
         "diameter_penalty": (0.0, 0.003, 0.01, 0.03, 0.05, 0.1, 0.3),
@@ -244,7 +244,7 @@ def _check(config: SweepConfig) -> None:
         (
             "num_models",
             "train_size",
-            "selection_size",
+            "validation_size",
             "epochs",
             "batch_size",
             "curvature_examples",

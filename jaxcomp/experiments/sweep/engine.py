@@ -3,7 +3,7 @@
 A chunk of variants is evaluated in few large jitted calls: the changed networks are stacked, the
 examples of all three parts are laid end to end and walked through in blocks, and every score is
 computed from the logits. What is fitted by looking at data (a temperature, and later the variant
-that a claim speaks of) is fitted on the selection part only.
+that a claim speaks of) is fitted on the validation set only.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,7 +48,7 @@ class Parts(NamedTuple):
     """Three disjoint parts: what was learned, what choices are made on, and one look."""
 
     train: Examples
-    selection: Examples
+    validation: Examples
     test: Examples
 
 
@@ -354,9 +354,9 @@ def _stack(trees: list[Params]) -> Params:
 
 @jax.jit
 def _score(
-    train: Array, selection: Array, test: Array, train_y: Array, selection_y: Array, test_y: Array
+    train: Array, validation: Array, test: Array, train_y: Array, validation_y: Array, test_y: Array
 ) -> dict[str, Float[Array, " C"]]:
-    temperature = fit_temperature(selection, selection_y)
+    temperature = fit_temperature(validation, validation_y)
     scale = temperature[:, None, None]
 
     def loss(logits: Array, labels: Array) -> Float[Array, " C"]:
@@ -372,11 +372,11 @@ def _score(
         "train_loss_tempered": loss(train / scale, train_y),
         "test_loss": on_test.loss[0],
         "test_loss_tempered": on_test.loss[1],
-        "selection_loss": loss(selection, selection_y),
-        "selection_loss_tempered": loss(selection / scale, selection_y),
+        "validation_loss": loss(validation, validation_y),
+        "validation_loss_tempered": loss(validation / scale, validation_y),
         "train_accuracy": accuracy(train, train_y),
         "accuracy": on_test.accuracy[0],
-        "selection_accuracy": accuracy(selection, selection_y),
+        "validation_accuracy": accuracy(validation, validation_y),
         "temperature": temperature,
         "brier_score": on_test.brier_score[0],
         "brier_score_tempered": on_test.brier_score[1],
@@ -401,7 +401,7 @@ def _at_temperature(scores: Row) -> Row:
     raw = (
         "train_loss",
         "test_loss",
-        "selection_loss",
+        "validation_loss",
         "brier_score",
         "calibration_error",
     )

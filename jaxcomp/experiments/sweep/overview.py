@@ -68,7 +68,7 @@ def plot_sweep(
 
     Means over networks. Curves are the first ways to compress, without a penalty; grey dots are
     all other variants. Bands and bars are 95 % intervals of the difference to the same networks'
-    originals. The control is the one best on the selection sample, and so are the star, which a
+    originals. The control is the one best on the validation set, and so are the star, which a
     claim is about, and the smallest network at no loss.
 
     Args:
@@ -140,7 +140,7 @@ def _others(summary: Summary, curves: Sequence[_Curve]) -> list[VariantSummary]:
 
 
 def _best_control(summary: Summary, column: str) -> VariantSummary | None:
-    """What compresses nothing and is best on the selection sample."""
+    """What compresses nothing and is best on the validation set."""
     controls = summary.of("control")
     if column == "test_loss_tempered":
         # The tempered loss has a temperature already.
@@ -318,7 +318,7 @@ def _legend(
     if num_others := len(_others(summary, curves)):
         entries.append(sample(f"{num_others} other variants", OTHERS, marker="o"))
     if claims:
-        star = sample("best variant, chosen on the selection sample", drawing.STAR, marker="*")
+        star = sample("best variant, chosen on the validation set", drawing.STAR, marker="*")
         star.handle.set(markersize=11, markeredgecolor=INK)
         entries.append(star)
     if smallest is not None and smallest.holds:

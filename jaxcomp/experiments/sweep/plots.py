@@ -164,9 +164,9 @@ def plot_details(table: pd.DataFrame, *, claims: Sequence[Claim] | None = None) 
     their level. Bars and coloured bands are 95 % t-intervals of the difference to the same
     networks' originals, which is what matters and is known far better than any level. Controls,
     which compress nothing, are thin grey lines with a letter at their end (where a control has a
-    strength, the one best on the selection sample; Gaussian noise at the ratio of the plain
+    strength, the one best on the validation set; Gaussian noise at the ratio of the plain
     K-means whose distortion it has). Of more than three penalties the smallest, the largest and
-    those best on the selection sample are drawn. The axes show the region around the originals;
+    those best on the validation set are drawn. The axes show the region around the originals;
     what lies beyond is counted at the edge.
 
     Args:
@@ -318,7 +318,7 @@ def _details_figure(summary: Summary, claims: Sequence[Claim]) -> Figure:
     frame = _Frame(summary, summary.main_curves({claim.variant for claim in claims}))
     explanation = (
         "Grey lines: controls, which compress nothing. What is called best, and every temperature, "
-        "was chosen on the selection sample."
+        "was chosen on the validation set."
     )
     if summary.num_models > 1:
         explanation = (
@@ -628,7 +628,7 @@ def _draw_panel(axis: Axes, panel: Panel, frame: _Frame, claims: Sequence[Claim]
 
 
 def _controls(summary: Summary, panel: Panel) -> dict[str, float]:
-    """Mean of every control drawn as a line, at its strength best on the selection sample."""
+    """Mean of every control drawn as a line, at its strength best on the validation set."""
     found = {}
     for method in CONTROL_LETTERS:
         if method == "temperature" and panel.column in COLUMNS_WITHOUT_TEMPERATURE:

@@ -53,7 +53,7 @@ LEGEND = (
     "accuracy is a better network; a lower raw loss alone is not."
 )
 FIXED_CLUSTERS = (2, 4, 8, 16, 32)
-_HOW = "variants were chosen on the selection sample, the test set was looked at once"
+_HOW = "variants were chosen on the validation set, the test set was looked at once"
 
 
 class Column(NamedTuple):
@@ -243,7 +243,7 @@ def _sections(summary: Summary) -> list[Section]:
     """Choose the rows of the compact table, at most some 25."""
     chosen: list[Line] = []
     for curve in summary.main_curves():
-        best = best_variant(curve.variants, "selection_loss")
+        best = best_variant(curve.variants, "validation_loss")
         if best is not None:
             chosen.append(Line(_curve_label(curve, summary), best))
     fixed: list[Line] = []
@@ -254,7 +254,7 @@ def _sections(summary: Summary) -> list[Section]:
                 fixed.append(Line(_curve_label(plain, summary), variant))
     sections = [
         Section("", [Line("original", summary.original)]),
-        Section("K-means, K with the lowest raw loss on the selection sample", chosen),
+        Section("K-means, K with the lowest raw loss on the validation set", chosen),
         Section("K-means at fixed K", fixed),
         Section("Other quantizers", list(_baselines(summary))),
         Section("Controls: nothing is compressed", list(_controls(summary))),
@@ -272,22 +272,22 @@ def _curve_label(curve: Curve, summary: Summary) -> str:
 
 def _baselines(summary: Summary) -> Iterator[Line]:
     for family in summary.families:
-        best = best_variant(family.variants, "selection_loss")
+        best = best_variant(family.variants, "validation_loss")
         if best is not None:
             yield Line(family.label, best)
-    best = best_variant(summary.of("compressed", "uniform"), "selection_loss")
+    best = best_variant(summary.of("compressed", "uniform"), "validation_loss")
     if best is not None:
         yield Line(f"{BASELINE_NAMES['uniform']}, best K", best)
     for variant in summary.of("compressed", "round_to_nearest"):
         yield Line(f"int{variant.parameter:g} per channel", variant)
-    best = best_variant(summary.of("compressed", "magnitude_pruning"), "selection_loss")
+    best = best_variant(summary.of("compressed", "magnitude_pruning"), "validation_loss")
     if best is not None:
         yield Line(f"{100 * best.parameter:g} % of weights pruned", best)
 
 
 def _controls(summary: Summary) -> Iterator[Line]:
     for method, name in CONTROL_NAMES.items():
-        best = best_variant(summary.of("control", method), "selection_loss")
+        best = best_variant(summary.of("control", method), "validation_loss")
         if best is None:
             continue
         if method == "last_layer_scaled":
@@ -347,7 +347,7 @@ def _limit_numbers(line: Line) -> list[str]:
 def _noise_of_chosen(summary: Summary) -> VariantSummary | None:
     """Noise as strong as the error of the chosen K: of all noise, the weakest is always best."""
     plain = summary.plain_curve()
-    chosen = best_variant(plain.variants, "selection_loss") if plain is not None else None
+    chosen = best_variant(plain.variants, "validation_loss") if plain is not None else None
     if chosen is None:
         return None
     noise = summary.of("control", "gaussian_noise")

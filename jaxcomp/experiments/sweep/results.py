@@ -156,15 +156,15 @@ class SweepResult:
 
     def best(
         self,
-        criterion: str = "selection_loss",
+        criterion: str = "validation_loss",
         *,
         min_ratio: float = 1.0,
         setting: str | None = None,
     ) -> pd.Series:
-        """Return the compressed variant that is best on the selection sample, mean over networks.
+        """Return the compressed variant that is best on the validation set, mean over networks.
 
         Args:
-            criterion: `selection_loss`, `selection_loss_tempered` or `selection_accuracy`.
+            criterion: `validation_loss`, `validation_loss_tempered` or `validation_accuracy`.
                 The test set is not a criterion: a choice made on it would spoil the claim.
             min_ratio: least compression ratio allowed.
             setting: name of the setting, if the sweep has several.
@@ -175,7 +175,7 @@ class SweepResult:
         Raises:
             ValueError: on another criterion, an ambiguous setting, or a ratio never reached.
         """
-        allowed = ("selection_loss", "selection_loss_tempered", "selection_accuracy")
+        allowed = ("validation_loss", "validation_loss_tempered", "validation_accuracy")
         if criterion not in allowed:
             raise ValueError(f"criterion must be one of {', '.join(allowed)}, got {criterion!r}.")
         table = rows_where(self.table, setting=self._setting(setting), kind="compressed")

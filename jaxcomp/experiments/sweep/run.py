@@ -133,7 +133,7 @@ def evaluate(
     predict_fn: PredictFn,
     params: Params,
     train: tuple[Any, Any],
-    selection: tuple[Any, Any],
+    validation: tuple[Any, Any],
     test: tuple[Any, Any],
     *,
     select: Select = None,
@@ -168,7 +168,7 @@ def evaluate(
         params: any pytree; arrays of JAX or NumPy among its leaves, tensors of PyTorch, and
             anything else, which is left alone.
         train: `(inputs, labels)` that the network learned from; labels are integers.
-        selection: examples that choices and temperatures are made on.
+        validation: examples that choices and temperatures are made on.
         test: examples that only the final numbers see.
         select: which leaves are compressed (see `jaxcomp.trees.selection`); by default those with
             two axes or more that `predict_fn` uses as factors of matrix products and convolutions,
@@ -227,7 +227,7 @@ def evaluate(
         controls=controls,
     )
     parts = Parts(
-        _examples(train, "train"), _examples(selection, "selection"), _examples(test, "test")
+        _examples(train, "train"), _examples(validation, "validation"), _examples(test, "test")
     )
     _check_parts(parts)
     given = Given.from_params(predict_fn, params)
@@ -251,7 +251,7 @@ def evaluate(
     layers = subject.layers
     _check_weights(subject)
     num_classes = jax.eval_shape(predict_fn, params, parts.test.inputs[:1]).shape[-1]
-    for label, part in zip(("train", "selection", "test"), parts, strict=True):
+    for label, part in zip(("train", "validation", "test"), parts, strict=True):
         if part.labels.min() < 0 or part.labels.max() >= num_classes:
             raise ValueError(
                 f"{label} labels lie in [{part.labels.min()}, {part.labels.max()}] but the "
@@ -438,7 +438,7 @@ def _train(
         download=download,
         num_models=config.num_models,
         train_size=config.train_size,
-        selection_size=config.selection_size,
+        validation_size=config.validation_size,
         replacement=config.replacement,
         label_noise=setting.label_noise,
         standardize=config.standardize,
@@ -466,8 +466,8 @@ def _train(
         inputs=samples.pool,
         train_indices=samples.train_indices,
         train_labels=samples.train_labels,
-        selection_inputs=samples.selection.inputs,
-        selection_labels=samples.selection.labels,
+        validation_inputs=samples.validation.inputs,
+        validation_labels=samples.validation.labels,
         seed=config.seed,
         model_ids=tuple(range(config.num_models)),
         cache_dir=cache,
@@ -499,7 +499,7 @@ def _train(
         )
 
     def parts_of(number: int) -> Parts:
-        return Parts(samples.train(number), samples.selection, samples.test)
+        return Parts(samples.train(number), samples.validation, samples.test)
 
     return subjects, parts_of
 
@@ -593,7 +593,7 @@ def _examples(part: tuple[Any, Any], name: str) -> Examples:
 
 
 def _check_parts(parts: Parts) -> None:
-    for first, second in ((parts.train, parts.selection), (parts.train, parts.test)):
+    for first, second in ((parts.train, parts.validation), (parts.train, parts.test)):
         if first.inputs.shape[1:] != second.inputs.shape[1:]:
             raise ValueError(
                 f"inputs of the three parts must have the same shape, got "

@@ -1,7 +1,7 @@
 """The table of a sweep made short: what its pictures and its report both show.
 
 Variants with their numbers for every network, variants strung into curves, choices made on the
-selection sample, and the words that methods go by. Knows nothing of drawing or printing.
+validation set, and the words that methods go by. Knows nothing of drawing or printing.
 """
 
 import math
@@ -51,7 +51,7 @@ CONTROL_NAMES = {
     "early_stopping": "early stopping",
     "gaussian_noise": "Gaussian noise",
 }
-CRITERIA = ("selection_loss", "selection_loss_tempered")
+CRITERIA = ("validation_loss", "validation_loss_tempered")
 
 SETTING_COLUMNS = ("dataset", "model", "label_noise")
 VARIANT_COLUMNS = (
@@ -320,7 +320,7 @@ class Summary:
     def main_curves(self, keep_variants: Collection[str] = ()) -> list[Curve]:
         """Curves without the penalties that are too many to tell apart.
 
-        For every weighting and form of penalty those best on the selection sample (raw and
+        For every weighting and form of penalty those best on the validation set (raw and
         tempered) and those of the variants to keep stay; where there is one form only, the smallest
         and the largest as well. Of three or fewer penalties, all do.
         """
@@ -455,8 +455,8 @@ def best_variant(variants: Iterable[VariantSummary], criterion: str) -> VariantS
 
 
 def criterion_of(column: str) -> str:
-    """The quantity of the selection sample by which a choice is made for a column shown."""
-    return "selection_loss_tempered" if column.endswith("_tempered") else "selection_loss"
+    """The quantity of the validation set by which a choice is made for a column shown."""
+    return "validation_loss_tempered" if column.endswith("_tempered") else "validation_loss"
 
 
 def claims_of(claims: Sequence[Claim] | None, name: str, num_settings: int) -> list[Claim]:

@@ -41,8 +41,8 @@ def made_up(*, num_models=6, fall=1.0, gain=0.1, spike=2.0, seed=0):
                     "bytes_gaussian": 80.0, "bytes_laplace": 81.0, "bytes_spike": 79.0,
                     "bytes_smaller": 50 + rng.standard_normal() - 20 * (variant.kind == "l1"),
                     "zero_share": float(variant.kind == "l1"), "zero_cell_share": 0.5,
-                    "selection_loss": loss.mean() + 0.001 * rng.standard_normal(),
-                    "selection_loss_tempered": loss.mean() - 0.01,
+                    "validation_loss": loss.mean() + 0.001 * rng.standard_normal(),
+                    "validation_loss_tempered": loss.mean() - 0.01,
                 }
             )  # fmt: skip
     return pd.DataFrame(rows), losses
@@ -94,8 +94,8 @@ def test_what_is_false_fails_as_plainly():
     table, losses = made_up(fall=-1.0, gain=-0.2, spike=-2.0)
     # Only the strength that hurts is there to choose.
     table = table.loc[~table["variant"].isin(["l2-0.001"])]
-    table.loc[table["variant"] == "l2-0.1", "selection_loss"] = 9.0
-    table.loc[table["variant"] == "l2-0.1", "selection_loss_tempered"] = 9.0
+    table.loc[table["variant"] == "l2-0.1", "validation_loss"] = 9.0
+    table.loc[table["variant"] == "l2-0.1", "validation_loss_tempered"] = 9.0
     claims = by_name(evaluate_claims(table, losses))
     for name, start in (
         ("fewer bits, fitted prior", "Under a fitted Gaussian code, more L2 means more bits: +"),

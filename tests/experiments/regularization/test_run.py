@@ -25,7 +25,7 @@ CONFIG = RegularizationConfig(
     width=1 / 16,
     num_models=2,
     train_size=80,
-    selection_size=60,
+    validation_size=60,
     epochs=4,
     batch_size=10,
     l2=(0.001, 0.1),
@@ -38,8 +38,9 @@ CONFIG = RegularizationConfig(
 )
 OPTIONS = [
     "regularization", "--width", "0.0625", "--models", "2", "--train-size", "80",
-    "--selection-size", "60", "--epochs", "4", "--batch-size", "10", "--l2", "0.001", "--l2", "0.1",
-    "--l1", "0.001", "--l1", "0.02", "--dropout", "0.2", "--decimals", "1", "--num-problems", "200",
+    "--validation-size", "60", "--epochs", "4", "--batch-size", "10", "--l2", "0.001",
+    "--l2", "0.1", "--l1", "0.001", "--l1", "0.02", "--dropout", "0.2", "--decimals", "1",
+    "--num-problems", "200",
     "--quiet",
 ]  # fmt: skip
 

@@ -17,7 +17,7 @@ from jaxcomp.experiments.sweep.claims import (
     smallest_without_loss,
 )
 
-NUM_SELECTION = 400
+NUM_VALIDATION = 400
 
 # variant: kind, method, weighting, penalty_form, diameter_penalty, num_clusters, parameter, bits
 ORIGINAL = {"original": ("original", "original", "original", "none", 0.0, 0, np.nan, 3200.0)}
@@ -53,7 +53,7 @@ class Sweep:
         rng = np.random.default_rng(seed)
         effects = effects or {}
         rows, self.losses = [], {}
-        shape = (num_models, num_examples + NUM_SELECTION)
+        shape = (num_models, num_examples + NUM_VALIDATION)
         original = {
             quantity: level + 0.3 * rng.standard_normal(shape)
             for quantity, level in (("loss", 1.0), ("loss_tempered", 0.8))
@@ -69,9 +69,9 @@ class Sweep:
             rate = 0.8 + shift.get("accuracy", 0.0) + spread * rng.uniform(-1, 1, (num_models, 1))
             columns["correct"] = rng.random(shape) < rate
             self.losses[name] = VariantLosses(
-                **{field: values[:, NUM_SELECTION:] for field, values in columns.items()}
+                **{field: values[:, NUM_VALIDATION:] for field, values in columns.items()}
             )
-            selected = {k: values[:, :NUM_SELECTION].mean(axis=1) for k, values in columns.items()}
+            selected = {k: values[:, :NUM_VALIDATION].mean(axis=1) for k, values in columns.items()}
             rows.extend(
                 ("mnist", "mlp", 0.3, name, *about, seed, *(selected[k][seed] for k in columns))
                 for seed in range(num_models)
@@ -97,15 +97,15 @@ COLUMNS = (
     "parameter",
     "size_bits_estimated",
     "model_seed",
-    "selection_loss",
-    "selection_loss_tempered",
-    "selection_accuracy",
+    "validation_loss",
+    "validation_loss_tempered",
+    "validation_accuracy",
 )
 
 
 def test_null_is_rejected_at_most_at_the_error_rate():
     # The hard null: no variant differs on average, but every network has variants it likes, and
-    # likes them on the selection sample and on the test set alike. Any size of effect counts.
+    # likes them on the validation set and on the test set alike. Any size of effect counts.
     num_draws, num_found, num_found_naively = 1000, 0, 0
     for seed in range(num_draws):
         sweep = Sweep(seed, ORIGINAL | PLAIN | PENALISED, spread=0.1)
@@ -127,20 +127,20 @@ def test_null_is_rejected_at_most_at_the_error_rate():
     assert num_found_naively / num_draws > bound
 
 
-def test_selection_sample_does_not_bias_the_effect_on_the_test_set():
-    chosen, test_effects, selection_effects = set(), [], []
+def test_validation_set_does_not_bias_the_effect_on_the_test_set():
+    chosen, test_effects, validation_effects = set(), [], []
     for seed in range(200):
         sweep = Sweep(seed, ORIGINAL | PLAIN | OTHERS, noise=0.5)
         claim = sweep.claims()["raw loss"]
-        means = sweep.table.groupby("variant")["selection_loss"].mean()
+        means = sweep.table.groupby("variant")["validation_loss"].mean()
         chosen.add(claim.variant)
         test_effects.append(claim.effect)
-        selection_effects.append(means[claim.variant] - means["original"])
+        validation_effects.append(means[claim.variant] - means["original"])
     standard_error = np.std(test_effects) / np.sqrt(len(test_effects))
     assert len(chosen) == 5
     assert abs(np.mean(test_effects)) < 4 * standard_error
-    # What looking at the selection sample alone would have promised.
-    assert np.mean(selection_effects) < -4 * standard_error
+    # What looking at the validation set alone would have promised.
+    assert np.mean(validation_effects) < -4 * standard_error
 
 
 def test_planted_effects_are_found_with_sign_and_size():
@@ -181,7 +181,7 @@ def test_planted_effects_are_found_with_sign_and_size():
         assert claim.setting == "mnist-mlp-noise0.3"
         assert words[name] in claim.sentence
         assert "5 networks" in claim.sentence
-        assert "on the selection sample" in claim.sentence
+        assert "on the validation set" in claim.sentence
     expected_p = holm([claim.p_value for claim in claims.values()])
     np.testing.assert_allclose([claim.p_adjusted for claim in claims.values()], expected_p)
 
@@ -194,7 +194,7 @@ def test_effect_and_interval_are_those_of_the_loss_matrix():
     assert (claim.effect, claim.low, claim.high) == interval[:3]
     assert claim.p_value == interval.p_value  # both halves of the networks choose this variant
     best = (
-        sweep.table.query("kind == 'control'").groupby("variant")["selection_loss"].mean().idxmin()
+        sweep.table.query("kind == 'control'").groupby("variant")["validation_loss"].mean().idxmin()
     )
     against = crossed_mean(losses[plain].loss - losses[best].loss, confidence=0.9)
     assert claim.control_variant == best
@@ -207,7 +207,7 @@ def test_each_half_of_the_networks_is_tested_in_the_variant_of_the_other(seed, a
     sweep = Sweep(seed, ORIGINAL | PLAIN, num_models=4, spread=0.05)
     claim = sweep.claims()["raw loss"]
     selected = sweep.table.pivot_table(
-        index="model_seed", columns="variant", values="selection_loss"
+        index="model_seed", columns="variant", values="validation_loss"
     )
     advantage = selected.drop(columns="original").sub(selected["original"], axis=0)
     even, odd = advantage[::2].mean().idxmin(), advantage[1::2].mean().idxmin()
@@ -328,7 +328,7 @@ def test_variants_that_are_not_finite_or_of_another_kind_are_passed_over():
     effects = {"only": {"loss": -0.5}, "plain-4": {"loss": -0.4}, "plain-8": {"loss": -0.2}}
     sweep = Sweep(7, ORIGINAL | PLAIN | others, effects=effects)
     diverged = (sweep.table["variant"] == "plain-4") & (sweep.table["model_seed"] == 0)
-    sweep.table.loc[diverged, "selection_loss"] = np.nan
+    sweep.table.loc[diverged, "validation_loss"] = np.nan
     claims = sweep.claims()
     assert claims["raw loss"].variant == "plain-8"
     assert claims["raw loss"].num_candidates == 2

@@ -72,7 +72,7 @@ def test_the_fourth_line_says_what_a_temperature_gives(table, summary):
     original = table[table["kind"] == "original"]
     raw, tempered = original["test_loss"].mean(), original["test_loss_tempered"].mean()
     means = table[table["kind"] == "compressed"].groupby("variant").mean(numeric_only=True)
-    best = means.loc[means["selection_loss"].idxmin(), "test_loss"]
+    best = means.loc[means["validation_loss"].idxmin(), "test_loss"]
     assert headline(summary, [], None).calibration == (
         f"one temperature alone takes the raw test loss from {raw:.3f} to {tempered:.3f} "
         f"({100 * (tempered / raw - 1):+.0f} %), the best variant to {best:.3f}"

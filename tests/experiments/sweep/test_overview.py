@@ -9,7 +9,7 @@ from synthetic_sweep import METHODS, QUICK, synthetic_claims, synthetic_smallest
 
 from jaxcomp.experiments.sweep.overview import plot_sweep
 
-PANELS = {"test_loss": "selection_loss", "test_loss_tempered": "selection_loss_tempered"}
+PANELS = {"test_loss": "validation_loss", "test_loss_tempered": "validation_loss_tempered"}
 
 
 @pytest.fixture(scope="module")

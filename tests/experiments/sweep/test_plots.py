@@ -147,8 +147,8 @@ def test_originals_are_a_line(table, figure):
         assert np.isclose(levels_of(axis), factor * original[column].mean()).any()
 
 
-def test_controls_are_lines_at_the_strength_best_on_the_selection_sample(table, figure):
-    for panel, criterion in ((1, "selection_loss"), (2, "selection_loss_tempered")):
+def test_controls_are_lines_at_the_strength_best_on_the_validation_set(table, figure):
+    for panel, criterion in ((1, "validation_loss"), (2, "validation_loss_tempered")):
         for method in ("last_layer_scaled", "weights_clipped", "early_stopping"):
             variants = table[table["method"] == method].groupby("variant").mean(numeric_only=True)
             best = variants.loc[variants[criterion].idxmin()]
@@ -229,7 +229,7 @@ def test_of_many_penalties_the_ends_and_the_best_are_drawn():
         means = variants.groupby("variant").mean(numeric_only=True)
         best = [
             means.loc[means[criterion].idxmin(), "diameter_penalty"]
-            for criterion in ("selection_loss", "selection_loss_tempered")
+            for criterion in ("validation_loss", "validation_loss_tempered")
         ]
         expected = sorted({0.003, 0.3, *best} - {0.0})
         group = texts[start + 2 : start + 2 + len(expected)]

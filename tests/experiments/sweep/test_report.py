@@ -81,10 +81,10 @@ def test_original_row_has_means_and_deviations(table, claims):
         ("weights clipped at", {"method": "weights_clipped"}),
     ],
 )
-def test_strengths_are_chosen_on_the_selection_sample(table, claims, label, identity):
+def test_strengths_are_chosen_on_the_validation_set(table, claims, label, identity):
     rows = table[np.logical_and.reduce([table[k] == v for k, v in identity.items()])]
     means = rows.groupby("variant").mean(numeric_only=True)
-    best = table[table["variant"] == means["selection_loss"].idxmin()]
+    best = table[table["variant"] == means["validation_loss"].idxmin()]
     row = row_of(printed(table, claims), label)
     assert number(best["test_loss"], 3) in row
     assert number(best["accuracy"], 2, 100) in row
@@ -108,7 +108,7 @@ def test_every_method_has_a_line_with_its_best_variant(claims):
             & (table["allocation"] == allocation)
             & (table["weighting"] == "gauss_newton")
         ]
-        best = rows.groupby("variant")["selection_loss"].mean().idxmin()
+        best = rows.groupby("variant")["validation_loss"].mean().idxmin()
         row = row_of(text, f"{label}, Gauss-Newton")
         assert number(table.loc[table["variant"] == best, "test_loss"], 3) in row
     assert "vector alloc" not in text

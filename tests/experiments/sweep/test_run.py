@@ -25,7 +25,7 @@ CONFIG = SweepConfig(
     width=0.125,
     num_models=2,
     train_size=200,
-    selection_size=100,
+    validation_size=100,
     epochs=4,
     weighting=("none", "hutchinson", "fisher"),
     num_probes=4,
@@ -132,7 +132,7 @@ def test_temperature_row_is_the_tempered_original(finished):
 
 def test_the_winning_network_comes_back_with_the_numbers_of_the_table(finished):
     out, result = finished
-    best = result.best("selection_loss")
+    best = result.best("validation_loss")
     params = result.params(best, model_seed=1)
     row = result.table[
         (result.table["variant"] == best["variant"]) & (result.table["model_seed"] == 1)
@@ -181,13 +181,13 @@ def test_claims_see_the_losses_of_the_table(finished, cache, monkeypatch, varian
         np.testing.assert_allclose(rows[column], matrix.mean(axis=1), rtol=2e-5)
 
 
-def test_best_looks_at_the_selection_sample_only(finished):
+def test_best_looks_at_the_validation_set_only(finished):
     _, result = finished
     compressed = result.table[result.table["kind"] == "compressed"]
-    means = compressed.groupby("variant")["selection_loss"].mean()
-    assert result.best("selection_loss")["variant"] == means.idxmin()
-    assert result.best("selection_loss", min_ratio=10)["ratio_estimated"] >= 10
-    with pytest.raises(ValueError, match="criterion must be one of selection_loss"):
+    means = compressed.groupby("variant")["validation_loss"].mean()
+    assert result.best("validation_loss")["variant"] == means.idxmin()
+    assert result.best("validation_loss", min_ratio=10)["ratio_estimated"] >= 10
+    with pytest.raises(ValueError, match="criterion must be one of validation_loss"):
         result.best("test_loss")
     with pytest.raises(ValueError, match="no variant reaches a ratio of 1000"):
         result.best(min_ratio=1000)
@@ -366,7 +366,7 @@ def own_network():
         "hidden": {"kernel": jax.random.normal(key, (64, 32)) / 8, "bias": jnp.zeros(32)},
         "output": {"kernel": jnp.zeros((32, 10)), "bias": jnp.zeros(10)},
     }
-    train, selection, test = slice(0, 600), slice(600, 900), slice(900, None)
+    train, validation, test = slice(0, 600), slice(600, 900), slice(900, None)
 
     def loss(params):
         logits = jax.nn.log_softmax(predict(params, images[train]))
@@ -379,7 +379,7 @@ def own_network():
 
         return jax.lax.scan(step, params, None, length=200)[0]
 
-    return descend(params), [(images[part], labels[part]) for part in (train, selection, test)]
+    return descend(params), [(images[part], labels[part]) for part in (train, validation, test)]
 
 
 def _evaluate(own_network, **overrides):
@@ -493,12 +493,12 @@ def test_axes_take_one_value_or_several(own_network, monkeypatch):
 
 
 def test_bad_networks_and_parts_get_one_sentence(own_network):
-    params, (train, selection, test) = own_network
+    params, (train, validation, test) = own_network
     inputs, labels = test
 
     def check(error, message, predict_fn=predict, params=params, parts=None, **settings):
         with pytest.raises(error, match=message):
-            sweep.evaluate(predict_fn, params, *(parts or (train, selection, test)), **settings)
+            sweep.evaluate(predict_fn, params, *(parts or (train, validation, test)), **settings)
 
     broken = jax.tree.map(lambda leaf: leaf.at[0].set(jnp.nan), params)
     check(ValueError, "hidden/kernel holds 32 weights that are NaN or infinite", params=broken)
@@ -506,20 +506,20 @@ def test_bad_networks_and_parts_get_one_sentence(own_network):
     check(
         ValueError,
         "test must hold as many inputs as labels",
-        parts=(train, selection, (inputs, labels[1:])),
+        parts=(train, validation, (inputs, labels[1:])),
     )
-    check(ValueError, "and at least one", parts=(train, selection, (inputs[:0], labels[:0])))
+    check(ValueError, "and at least one", parts=(train, validation, (inputs[:0], labels[:0])))
     check(
         TypeError,
         "test labels must be a vector of integers",
-        parts=(train, selection, (inputs, labels / 2)),
+        parts=(train, validation, (inputs, labels / 2)),
     )
     check(
         ValueError,
         "the network has 10 classes: labels must be 0 to 9",
-        parts=(train, selection, (inputs, labels + 5)),
+        parts=(train, validation, (inputs, labels + 5)),
     )
-    check(ValueError, "same shape", parts=(train, selection, (inputs[:, :5], labels)))
+    check(ValueError, "same shape", parts=(train, validation, (inputs[:, :5], labels)))
     check(ValueError, "predict_fn must return logits", predict_fn=lambda p, x: predict(p, x).sum())
     check(ValueError, "num_clusters must lie between 1", num_clusters=(0,))
     check(ValueError, "sensitivity_clusters must lie between 1", sensitivity_clusters=(0, 4))
@@ -527,7 +527,7 @@ def test_bad_networks_and_parts_get_one_sentence(own_network):
     check(
         ValueError,
         f"loss of network 0 is not finite: .* 1 of the {len(inputs)} test examples",
-        parts=(train, selection, (bad_inputs, labels)),
+        parts=(train, validation, (bad_inputs, labels)),
     )
     check(ValueError, "name becomes part of file names: .* got '../a'", name="../a")
     check(ValueError, "unknown weighting 'hessian'", weighting=("hessian",))
