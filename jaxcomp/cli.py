@@ -246,7 +246,7 @@ def sweep(
             rich_help_panel=_GRID,
         ),
     ] = None,
-    weighting: Annotated[
+    importance: Annotated[
         list[str] | None,
         typer.Option(
             help="What weighs a weight's squared error in K-means: none, gauss_newton (exact "
@@ -319,7 +319,7 @@ def sweep(
         "weight_decay": weight_decay,
         "method": method,
         "allocation": allocation,
-        "weighting": weighting,
+        "importance": importance,
         "penalty_form": penalty_form,
         "num_clusters": num_clusters,
         "diameter_penalty": diameter_penalty,

@@ -18,7 +18,7 @@ from jaxcomp.experiments.sweep.variants import (
 )
 
 QUICK = {
-    "weighting": ("none", "gauss_newton"),
+    "importance": ("none", "gauss_newton"),
     "penalty_form": ("monotone",),
     "diameter_penalty": (0.01, 0.05, 0.2),
     "num_clusters": (2, 4, 8, 16, 32),
@@ -88,7 +88,7 @@ def _row(
         "variant": variant.id,
         "kind": variant.kind,
         "method": variant.method,
-        "weighting": variant.weighting,
+        "importance": variant.importance,
         "penalty_form": variant.penalty_form,
         "diameter_penalty": variant.diameter_penalty,
         "num_clusters": variant.num_clusters,
@@ -128,12 +128,12 @@ def _compression(variant: Variant) -> tuple[float, float, float, float, float]:
     """Rise of the training loss, shrinkage of the logits, bits, codebook bits, real gain."""
     k, penalty, parameter = variant.num_clusters, variant.diameter_penalty, variant.parameter
     if variant.method == "kmeans":
-        better = {"none": 1.0, "gauss_newton": 0.55, "fisher": 0.65}[variant.weighting]
+        better = {"none": 1.0, "gauss_newton": 0.55, "fisher": 0.65}[variant.importance]
         rise = 14 * better * k**-3.1 + 0.25 * penalty**1.5
         shrinkage = min(0.75, 1.1 / k + 1.1 * penalty**0.5)
         bits = max(0.15, 0.78 * math.log2(k) * (1 - 0.25 * penalty) + 0.1 * (k > 2))
         gain = max(0.0, 1 - abs(math.log(max(penalty, 1e-9) / 0.06)) / 1.5)
-        return rise, shrinkage, bits, 96.0 * k, gain * (0.4 + 0.6 * (variant.weighting != "none"))
+        return rise, shrinkage, bits, 96.0 * k, gain * (0.4 + 0.6 * (variant.importance != "none"))
     if variant.method in ("optimal", "vector"):
         bits = (0.5 if variant.method == "vector" else 0.8) * math.log2(k)
         return 12 * k**-3.1, 1 / k, bits, 96.0 * k, 0.1

@@ -24,7 +24,7 @@ from jaxcomp.experiments.sweep import engine
 SMALL = [
     "sweep", "--models", "2", "--epochs", "2", "--width", "0.0625", "--train-size", "100",
     "--validation-size", "50", "--num-clusters", "2", "--num-clusters", "8",
-    "--diameter-penalty", "0.01", "--num-probes", "2", "--weighting", "none", "--quiet",
+    "--diameter-penalty", "0.01", "--num-probes", "2", "--importance", "none", "--quiet",
 ]  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def test_help_teaches():
     assert top.exit_code == sweep.exit_code == 0
     assert "jaxcomp sweep" in top.stdout
     for option in (
-        "--preset", "--dataset", "--data-dir", "--model", "--weighting", "--penalty-form",
+        "--preset", "--dataset", "--data-dir", "--model", "--importance", "--penalty-form",
         "--num-clusters", "--diameter-penalty", "--models", "--train-size", "--label-noise",
         "--epochs", "--seed", "--out", "--resume", "--device", "--method", "--allocation",
     ):  # fmt: skip
@@ -97,7 +97,7 @@ def assert_one_sentence(result, message):
     [
         (["sweep", "--dataset", "imagenet"], "unknown dataset 'imagenet': choose from digits"),
         (["sweep", "--model", "resnet"], "unknown model 'resnet': choose from mlp, vgg"),
-        (["sweep", "--weighting", "hessian"], "unknown weighting 'hessian': choose from none"),
+        (["sweep", "--importance", "hessian"], "unknown importance 'hessian': choose from none"),
         (["sweep", "--method", "lloyd"], "unknown method 'lloyd': choose from kmeans, optimal"),
         (["sweep", "--allocation", "fair"], "unknown allocation 'fair': choose from equal, opt"),
         (["sweep", "--penalty-form", "cubic"], "unknown penalty_form 'cubic': choose from mono"),

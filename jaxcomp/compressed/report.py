@@ -3,7 +3,7 @@
 Numbers of one leaf become a `LayerReport`, those of a tree a `Report`, which prints as text.
 Everything here is on the host. Sizes are in bits (bytes in the text) and estimates, see
 `jaxcomp.coding.sizes`, but for `description_bits`. Distortion is `sum h (w - c)^2`, twice the loss
-rise in nats that a curvature h (nats per squared weight) predicts; h = 1 without curvature.
+rise in nats that h, the importance (nats per squared weight), predicts; h = 1 without one.
 """
 
 import math
@@ -36,7 +36,7 @@ class Measures(NamedTuple):
     or 1e30 are no float32. Of a stack of layers each has a leading axis.
 
     Attributes:
-        distortion: `sum h (w - c)^2`, h the curvature, or 1 without one.
+        distortion: `sum h (w - c)^2`, h the importance, or 1 without one.
         squared_error: `sum (w - c)^2`.
         energy: `sum w^2`.
         converged: bool, whether the K-means iteration reached a fixed point; True where nothing
@@ -77,7 +77,7 @@ class LayerReport(NamedTuple):
         description_bits: length of a decodable prefix code (`jaxcomp.coding.sizes`); not estimated.
         ratio: original bits over `size_bits`.
         distortion: `sum h (w - c)^2`.
-        is_weighted: whether h in the distortion is a curvature; otherwise h = 1.
+        is_weighted: whether h in the distortion is an importance; otherwise h = 1.
         signal_to_noise_db: `10 log10(sum w^2 / sum (w - c)^2)`, infinite without error; right at
             any scale, also where the sums themselves are out of range.
         converged: whether the K-means iteration reached a fixed point.
@@ -145,7 +145,7 @@ class Report(Sequence[LayerReport]):
 
     @property
     def distortion(self) -> float:
-        """Sum over the layers; with a curvature, over the layers it weighs."""
+        """Sum over the layers; with an importance, over the layers it weighs."""
         is_weighted = any(layer.is_weighted for layer in self.layers)
         return math.fsum(
             layer.distortion for layer in self.layers if layer.is_weighted == is_weighted
@@ -155,7 +155,7 @@ class Report(Sequence[LayerReport]):
     def predicted_loss_rise_nats(self) -> float:
         """Half the weighted distortion, as a second-order expansion at a minimum predicts.
 
-        In nats if the curvature was that of a mean loss in nats; NaN without curvature.
+        In nats if the importance is the curvature of a mean loss in nats; NaN without importance.
         """
         if not any(layer.is_weighted for layer in self.layers):
             return math.nan
@@ -372,12 +372,12 @@ def _notes(report: Report) -> list[str]:
     if not math.isnan(report.predicted_loss_rise_nats):
         lines.append(
             f"predicted rise of the loss {report.predicted_loss_rise_nats:.4g} "
-            "(half the weighted distortion; nats if the curvature was)"
+            "(half the weighted distortion; nats if the importance is)"
         )
         unweighted = [layer.path for layer in report if not layer.is_weighted]
         if unweighted:
             lines.append(
-                "no positive curvature, weighted alike and left out of the total distortion: "
+                "no positive importance, weighted alike and left out of the total distortion: "
                 + ", ".join(unweighted)
             )
     joined = [layer.path for layer in report if layer.num_codebooks == 1 and len(layer.shape) == 3]

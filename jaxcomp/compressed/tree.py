@@ -352,7 +352,7 @@ def quantize(
     num_clusters: int | Mapping[str, int] | None = None,
     num_bits: int | Mapping[str, int] | None = None,
     sparsity: float | Mapping[str, float] | None = None,
-    curvature: DiagonalEstimate | PyTree | None = None,
+    importance: DiagonalEstimate | PyTree | None = None,
     select: Select = None,
     stacked: Select = None,
     diameter_penalty: float = 0.0,
@@ -388,10 +388,10 @@ def quantize(
         num_bits: 2 to 8 for `round_to_nearest`, 8 by default; by leaf likewise.
         sparsity: fraction in [0, 1] of a leaf's weights that `magnitude_pruning` sets to 0; by
             leaf likewise.
-        curvature: importance h of each weight, a pytree with a non-negative real array of the
+        importance: h of each weight, a pytree with a non-negative real array of the
             leaf's shape at the path of every selected leaf (other leaves may be None or
             missing), or a `DiagonalEstimate`, whose mean goes through the default
-            `CurvaturePolicy`. None weighs all alike. At the places of a tied leaf curvatures add
+            `CurvaturePolicy`. None weighs all alike. At the places of a tied leaf importances add
             up, unless they are one array as well. It moves the centroids of `kmeans` and
             `uniform`; for the other methods it only weighs the reported distortion.
         select: which leaves: a predicate `(path, leaf) -> bool`, a glob pattern of paths or
@@ -414,14 +414,14 @@ def quantize(
         TypeError: inside `jit`; or if an argument has a wrong type.
         ValueError: on an unknown method or form, a level out of range or of another method, a
             leaf that no pattern of a mapping covers, a pattern that matches nothing, NaN or
-            infinite weights or curvature, negative curvature or none but zeros in a leaf,
-            curvature that lacks a selected leaf or has another shape, two leaves with the same
+            infinite weights or importance, negative importance or none but zeros in a leaf,
+            importance that lacks a selected leaf or has another shape, two leaves with the same
             path.
 
     Warns:
         UserWarning: if leaves are float64 while JAX has 32 bits: computed in float32.
 
-    Source: Choi, El-Khamy, Lee, arXiv:1612.01543 (curvature-weighted K-means); Bu et al.,
+    Source: Choi, El-Khamy, Lee, arXiv:1612.01543 (Hessian-weighted K-means); Bu et al.,
     arXiv:1901.09421 (diameter penalty).
     """
     level_name, level = _level_of(
@@ -452,7 +452,7 @@ def quantize(
     )
     levels = _level_by_leaf(level_name, level, [group.paths for group in selected])
     exponents = _exponents("params", {group.paths[0]: group.value for group in selected})
-    importances = _importance_by_leaf(curvature, selected)
+    importances = _importance_by_leaf(importance, selected)
 
     leaves: list[QuantizedLeaf | KeptLeaf] = [_kept(group.value) for group in groups]
     layouts = [_LeafLayout(group.paths, decisions[group.paths[0]].reason) for group in groups]
@@ -771,23 +771,23 @@ def _check_level(name: LevelName, value: Any, *, label: str) -> None:
 
 
 def _importance_by_leaf(
-    curvature: DiagonalEstimate | PyTree | None, groups: list[_Group]
+    importance: DiagonalEstimate | PyTree | None, groups: list[_Group]
 ) -> list[_Importance | None]:
     """Return the importance of every leaf, None where it says nothing; all of it checked."""
-    if curvature is None:
+    if importance is None:
         return [None] * len(groups)
-    is_estimate = isinstance(curvature, DiagonalEstimate)
-    named = readable_leaves(curvature.mean if is_estimate else curvature)
+    is_estimate = isinstance(importance, DiagonalEstimate)
+    named = readable_leaves(importance.mean if is_estimate else importance)
     shapes = {
         path: group.value.shape if view is None else view.shape
         for group in groups
         for path, view in zip(group.paths, group.views, strict=True)
     }
-    found = {path: _curvature_at(named, path, shape) for path, shape in shapes.items()}
-    exponents = dict(zip(found, _exponents("curvature", found), strict=True))
+    found = {path: _importance_at(named, path, shape) for path, shape in shapes.items()}
+    exponents = dict(zip(found, _exponents("importance", found), strict=True))
     importances: list[_Importance | None] = []
     for group in groups:
-        # The loss changes through every place of a tied array; one array is one curvature.
+        # The loss changes through every place of a tied array; one array has one importance.
         places = {id(named[path]): path for path in group.paths}
         exponent = max(exponents[path] for path in places.values())
         dtype = accumulation_dtype(group.value.dtype)
@@ -798,19 +798,19 @@ def _importance_by_leaf(
             if isinstance(group.value, jax.Array):
                 units = jax.device_put(units, group.value.sharding)
             parts.append(units if view is None else view.undo(units))
-        importance = sum(parts[1:], start=parts[0])
+        summed = sum(parts[1:], start=parts[0])
         if is_estimate:
-            result = CurvaturePolicy().apply(importance)
+            result = CurvaturePolicy().apply(summed)
             values = None if bool(result.report.is_fallback) else result.importance
         else:
-            _check_importance(group.paths[0], importance)
-            values = importance
+            _check_importance(group.paths[0], summed)
+            values = summed
         importances.append(None if values is None else _Importance(values, jnp.int32(exponent)))
     return importances
 
 
 def _importance_in_units(value: Any, exponent: int, dtype: np.dtype) -> Float[Array, "*shape"]:
-    """Return curvature divided by a power of two."""
+    """Return importance divided by a power of two."""
     if isinstance(value, np.ndarray) and value.dtype.kind == "f":
         return jnp.asarray(np.ldexp(value, -exponent).astype(dtype))
     if value.dtype.itemsize < 2 or not jnp.issubdtype(value.dtype, jnp.floating):
@@ -819,23 +819,23 @@ def _importance_in_units(value: Any, exponent: int, dtype: np.dtype) -> Float[Ar
     return normalise(array, jnp.int32(exponent), axis=_all_axes(array)).astype(dtype)
 
 
-def _curvature_at(named: Mapping[str, Any], path: str, shape: tuple[int, ...]) -> Any:
+def _importance_at(named: Mapping[str, Any], path: str, shape: tuple[int, ...]) -> Any:
     if path not in named:
         raise ValueError(
-            f"curvature has no leaf {path!r}, which is quantized: it has {shorten(named)}; give "
+            f"importance has no leaf {path!r}, which is quantized: it has {shorten(named)}; give "
             "it the structure of params."
         )
     value = named[path]
     if jnp.shape(value) != shape:
         raise ValueError(
-            f"curvature at {path!r} must have the shape of the weights, {shape}, got "
+            f"importance at {path!r} must have the shape of the weights, {shape}, got "
             f"{jnp.shape(value)}."
         )
     array = value if isinstance(value, jax.Array | np.ndarray) else np.asarray(value)
     if jnp.issubdtype(array.dtype, jnp.integer):
         return array.astype(np.float32)
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(f"curvature at {path!r} must be real numbers, got {array.dtype}.")
+        raise TypeError(f"importance at {path!r} must be real numbers, got {array.dtype}.")
     return array.astype(np.float32) if array.dtype.itemsize < 2 else array
 
 
@@ -843,15 +843,15 @@ def _check_importance(path: str, importance: Array) -> None:
     num_negative = int(jnp.sum(is_negative(importance), dtype=jnp.int32))
     if num_negative:
         raise ValueError(
-            f"curvature must be at least 0, got {num_negative} negative among the "
+            f"importance must be at least 0, got {num_negative} negative among the "
             f"{importance.size} entries of {path!r}; pass "
-            "jaxcomp.curvature.CurvaturePolicy().apply(curvature).importance, or the "
+            "jaxcomp.curvature.CurvaturePolicy().apply(importance).importance, or the "
             "DiagonalEstimate itself."
         )
     if bool(jnp.all(is_zero(importance))):
         raise ValueError(
-            f"curvature is 0 throughout the leaf {path!r}, so it cannot weigh anything; pass "
-            "jaxcomp.curvature.CurvaturePolicy().apply(curvature).importance, which weighs such a "
+            f"importance is 0 throughout the leaf {path!r}, so it cannot weigh anything; pass "
+            "jaxcomp.curvature.CurvaturePolicy().apply(importance).importance, which weighs such a "
             "leaf alike, or leave it out by select."
         )
 

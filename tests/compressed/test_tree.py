@@ -227,12 +227,12 @@ class TestSelection:
 class TestValues:
     def test_kmeans_is_the_kernel_on_every_leaf(self):
         params = nested_dict()
-        curvature = jax.tree.map(lambda leaf: jnp.abs(leaf) + 0.1, params)
-        tree = quantize(params, num_clusters=5, curvature=curvature, diameter_penalty=0.01)
+        importance = jax.tree.map(lambda leaf: jnp.abs(leaf) + 0.1, params)
+        tree = quantize(params, num_clusters=5, importance=importance, diameter_penalty=0.01)
         for name in ("hidden", "out"):
             expected = kmeans(
                 params[name]["kernel"].reshape(-1),
-                curvature[name]["kernel"].reshape(-1),
+                importance[name]["kernel"].reshape(-1),
                 num_clusters=5,
                 diameter_penalty=0.01,
                 num_iterations=200,
@@ -250,7 +250,7 @@ class TestValues:
     def test_kmeans_is_a_fixed_point_of_weighted_lloyd(self):
         params = {"kernel": weights(1)}
         h = np.abs(np.asarray(weights(2), np.float64)) + 0.1
-        tree = quantize(params, num_clusters=5, curvature={"kernel": h.astype(np.float32)})
+        tree = quantize(params, num_clusters=5, importance={"kernel": h.astype(np.float32)})
         assert tree.report()[0].converged
         w = np.asarray(params["kernel"], np.float64)
         centroids = np.asarray(tree.centroids("kernel"), np.float64)
@@ -414,18 +414,18 @@ class TestScale:
             np.testing.assert_allclose(scaled.centroids("kernel"), expected, rtol=1e-5)
 
     @pytest.mark.parametrize("scale", [1e-60, 1e-42, 1e-30, 1e30, 1e200])
-    def test_nor_on_that_of_the_curvature(self, scale):
+    def test_nor_on_that_of_the_importance(self, scale):
         h = np.abs(np.asarray(weights(2), np.float64)) + 0.1
         params = {"kernel": weights(1)}
-        plain = quantize(params, num_clusters=5, curvature={"kernel": h.astype(np.float32)})
-        tree = quantize(params, num_clusters=5, curvature={"kernel": h * scale})
+        plain = quantize(params, num_clusters=5, importance={"kernel": h.astype(np.float32)})
+        tree = quantize(params, num_clusters=5, importance={"kernel": h * scale})
         np.testing.assert_allclose(tree.dequantize()["kernel"], plain.dequantize()["kernel"], 1e-5)
         expected = plain.report().distortion * scale
         assert tree.report().distortion == pytest.approx(expected, rel=1e-5)
         estimate = DiagonalEstimate({"kernel": (h * scale)}, None)
         if 1e-38 < scale < 1e38:
             estimate = jax.tree.map(jnp.asarray, estimate)
-        again = quantize(params, num_clusters=5, curvature=estimate)
+        again = quantize(params, num_clusters=5, importance=estimate)
         assert again.report()[0].is_weighted
 
     def test_small_errors_beside_a_large_weight_are_not_lost(self):
@@ -445,9 +445,9 @@ class TestStacks:
         h = [jnp.abs(weights(seed)) + 0.1 for seed in (4, 5, 6)]
         options = {"method": method, **LEVELS[method]}
         tree = quantize(
-            {"w": jnp.stack(layers)}, stacked="w", curvature={"w": jnp.stack(h)}, **options
+            {"w": jnp.stack(layers)}, stacked="w", importance={"w": jnp.stack(h)}, **options
         )
-        alone = quantize(layers, curvature=h, **options)
+        alone = quantize(layers, importance=h, **options)
         np.testing.assert_allclose(tree.dequantize()["w"], jnp.stack(alone.dequantize()), rtol=1e-6)
         compiled = jax.jit(lambda tree: tree.dequantize()["w"])(tree)
         np.testing.assert_array_equal(compiled, tree.dequantize()["w"])
@@ -520,11 +520,11 @@ class TestLeaves:
     def test_views_of_one_buffer_count_once(self):
         w = np.asarray(weights(1))
         views = {"embed": w, "head": w.T, "again": w.view(), "flat": w.reshape(-1)}
-        # The curvatures of all places add up: |w| + 1 here.
+        # The importances of all places add up: |w| + 1 here.
         h = {name: np.zeros_like(view) for name, view in views.items()}
         h |= {"embed": np.abs(w), "head": np.ones_like(w.T)}
-        tree = quantize(views, num_clusters=5, curvature=h)
-        one = quantize({"w": w.copy()}, num_clusters=5, curvature={"w": np.abs(w) + 1})
+        tree = quantize(views, num_clusters=5, importance=h)
+        one = quantize({"w": w.copy()}, num_clusters=5, importance={"w": np.abs(w) + 1})
         expected = one.dequantize()["w"]
         restored = tree.dequantize()
         assert tree.size_bits == one.size_bits
@@ -568,40 +568,40 @@ class TestCurvature:
         params = nested_dict()
         mean = jax.tree.map(lambda leaf: leaf + 0.5, params)  # some entries are negative
         estimate = DiagonalEstimate(mean, jax.tree.map(jnp.zeros_like, mean))
-        tree = quantize(params, curvature=estimate, num_clusters=5)
+        tree = quantize(params, importance=estimate, num_clusters=5)
         importance = CurvaturePolicy().apply(estimate).importance
-        expected = quantize(params, curvature=importance, num_clusters=5)
+        expected = quantize(params, importance=importance, num_clusters=5)
         assert_trees_equal(tree.dequantize(), expected.dequantize())
 
-    def test_a_leaf_without_positive_curvature_is_plain_and_said(self):
+    def test_a_leaf_without_positive_importance_is_plain_and_said(self):
         params = nested_dict()
         mean = jax.tree.map(jnp.ones_like, params)
         mean["out"]["kernel"] = jnp.zeros(SHAPE)
-        tree = quantize(params, curvature=DiagonalEstimate(mean, mean), num_clusters=5)
+        tree = quantize(params, importance=DiagonalEstimate(mean, mean), num_clusters=5)
         hidden, out = report = tree.report()
         assert (hidden.is_weighted, out.is_weighted) == (True, False)
         assert report.distortion == hidden.distortion
         assert "weighted alike and left out of the total distortion: out/kernel" in str(report)
 
-    def test_only_selected_leaves_need_curvature(self):
+    def test_only_selected_leaves_need_importance(self):
         params = nested_dict()
         ones = jnp.ones(SHAPE)
-        whole = quantize(params, curvature=jax.tree.map(jnp.ones_like, params), num_clusters=5)
+        whole = quantize(params, importance=jax.tree.map(jnp.ones_like, params), num_clusters=5)
         sparse = {"hidden": {"kernel": ones, "bias": None}, "out": {"kernel": ones}}
         assert_trees_equal(
-            whole.dequantize(), quantize(params, curvature=sparse, num_clusters=5).dequantize()
+            whole.dequantize(), quantize(params, importance=sparse, num_clusters=5).dequantize()
         )
 
-    def test_curvature_of_tied_places_adds_up(self):
+    def test_importance_of_tied_places_adds_up(self):
         shared = weights(1)
         tied = {"embed": shared, "head": shared}
         one, two = jnp.abs(weights(2)), jnp.abs(weights(3))
-        separate = quantize(tied, curvature={"embed": one, "head": two}, num_clusters=5)
-        summed = quantize({"kernel": shared}, curvature={"kernel": one + two}, num_clusters=5)
+        separate = quantize(tied, importance={"embed": one, "head": two}, num_clusters=5)
+        summed = quantize({"kernel": shared}, importance={"kernel": one + two}, num_clusters=5)
         np.testing.assert_array_equal(separate.dequantize()["embed"], summed.dequantize()["kernel"])
-        once = quantize(tied, curvature={"embed": one, "head": one}, num_clusters=5)
+        once = quantize(tied, importance={"embed": one, "head": one}, num_clusters=5)
         assert once.report().distortion == pytest.approx(
-            quantize({"k": shared}, curvature={"k": one}, num_clusters=5).report().distortion
+            quantize({"k": shared}, importance={"k": one}, num_clusters=5).report().distortion
         )
 
     @pytest.mark.parametrize("method", ["round_to_nearest", "magnitude_pruning"])
@@ -609,7 +609,7 @@ class TestCurvature:
         params = {"kernel": weights(1)}
         plain = quantize(params, method=method, **LEVELS[method])
         h = jnp.full(SHAPE, 3.0)
-        weighted = quantize(params, method=method, curvature={"kernel": h}, **LEVELS[method])
+        weighted = quantize(params, method=method, importance={"kernel": h}, **LEVELS[method])
         assert_trees_equal(plain.dequantize(), weighted.dequantize())
         assert weighted.report().distortion == pytest.approx(3 * plain.report().distortion)
         assert math.isnan(plain.report().predicted_loss_rise_nats)
@@ -636,26 +636,26 @@ class TestBadInput:
         assert quantize(params, num_clusters=5).paths == ("hidden/kernel", "out/kernel")
 
     @pytest.mark.parametrize("value", [math.nan, math.inf])
-    def test_curvature_that_is_not_finite(self, value):
-        curvature = with_bad_entry(value)
-        estimate = DiagonalEstimate(curvature, curvature)
-        for given in (curvature, estimate):
+    def test_importance_that_is_not_finite(self, value):
+        importance = with_bad_entry(value)
+        estimate = DiagonalEstimate(importance, importance)
+        for given in (importance, estimate):
             with pytest.raises(
-                ValueError, match=r"curvature must be finite, got 1 NaN .* entries of 'out/kernel'"
+                ValueError, match=r"importance must be finite, got 1 NaN .* entries of 'out/kernel'"
             ):
-                quantize(nested_dict(), curvature=given)
+                quantize(nested_dict(), importance=given)
 
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda c: c.update(out={}), "curvature has no leaf 'out/kernel', which is quantized"),
+            (lambda c: c.update(out={}), "importance has no leaf 'out/kernel', which is quantized"),
             (
                 lambda c: c["out"].update(kernel=jnp.ones((8, 12))),
-                r"curvature at 'out/kernel' must have the shape .* \(12, 8\), got \(8, 12\)",
+                r"importance at 'out/kernel' must have the shape .* \(12, 8\), got \(8, 12\)",
             ),
             (
                 lambda c: c["out"].update(kernel=jnp.zeros(SHAPE)),
-                "curvature is 0 throughout the leaf 'out/kernel'.*CurvaturePolicy",
+                "importance is 0 throughout the leaf 'out/kernel'.*CurvaturePolicy",
             ),
             (
                 lambda c: c["out"].update(kernel=jnp.ones(SHAPE).at[0, 0].set(-1)),
@@ -663,18 +663,18 @@ class TestBadInput:
             ),
         ],
     )
-    def test_curvature_that_does_not_fit(self, change, message):
-        curvature = jax.tree.map(jnp.ones_like, nested_dict())
-        change(curvature)
+    def test_importance_that_does_not_fit(self, change, message):
+        importance = jax.tree.map(jnp.ones_like, nested_dict())
+        change(importance)
         with pytest.raises(ValueError, match=message):
-            quantize(nested_dict(), curvature=curvature)
+            quantize(nested_dict(), importance=importance)
 
-    def test_curvature_of_a_wrong_type(self):
-        curvature = jax.tree.map(lambda leaf: leaf.astype(jnp.complex64), nested_dict())
+    def test_importance_of_a_wrong_type(self):
+        importance = jax.tree.map(lambda leaf: leaf.astype(jnp.complex64), nested_dict())
         with pytest.raises(
-            TypeError, match=r"curvature at 'hidden/kernel' must be real.*complex64"
+            TypeError, match=r"importance at 'hidden/kernel' must be real.*complex64"
         ):
-            quantize(nested_dict(), curvature=curvature)
+            quantize(nested_dict(), importance=importance)
 
     @pytest.mark.parametrize(
         ("options", "message"),

@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from jaxcomp.evaluation.statistics import Interval, crossed_mean, holm
 from jaxcomp.experiments.choice import choose, decide_choice
 from jaxcomp.experiments.sweep.config import Setting
+from jaxcomp.experiments.sweep.importance import importance_name
 from jaxcomp.experiments.sweep.methods import METHODS
-from jaxcomp.experiments.sweep.weighting import weighting_name
 from jaxcomp.experiments.verdicts import Verdict, decide, p_words, percent, signed
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ _SETTING_COLUMNS = ("dataset", "model", "label_noise")
 _DESCRIPTION_COLUMNS = (
     "kind",
     "method",
-    "weighting",
+    "importance",
     "penalty_form",
     "diameter_penalty",
     "num_clusters",
@@ -289,15 +289,15 @@ def evaluate_claims(
 
     The claims: (1) compression lowers the raw test loss; (2) it does when original and compressed
     network both have their best temperature; (3) it raises the accuracy; (4) the diameter penalty
-    beats the same weighting without it at equal bits, raw and tempered. Claims 1 to 3 speak of
+    beats the same K-means without it at equal bits, raw and tempered. Claims 1 to 3 speak of
     the compressed variant with the best mean of that quantity on the validation set (the first in
     the table if there are several).
 
     Claim 4 compares a penalised K-means variant with the unpenalised K-means variants of its
-    weighting. The baseline at equal bits mixes the two whose mean `size_bits_estimated` enclose the
-    variant's, in the proportion that gives its mean size: what a coin would reach that picks one of
-    the two quantizers for each network. Beyond the last unpenalised variant the nearest one is
-    taken, and the sentence says so. The penalised variant that is best on the validation set is
+    importance. The baseline at equal bits mixes the two whose mean `size_bits_estimated` enclose
+    the variant's, in the proportion that gives its mean size: what a coin would reach that picks
+    one of the two quantizers for each network. Beyond the last unpenalised variant the nearest one
+    is taken, and the sentence says so. The penalised variant that is best on the validation set is
     tested.
 
     Claims without candidates (no compressed variant, no penalised one) are not made and do not
@@ -602,15 +602,15 @@ def _questions(setting: _Setting) -> list[_Question]:
         question("accuracy", "Compression raises the test accuracy.", "accuracy", penalty=False),
         question(
             "penalty, raw loss",
-            "At equal bits, the diameter penalty lowers the test loss below that of the same "
-            "weighting without it.",
+            "At equal bits, the diameter penalty lowers the test loss below that of K-means "
+            "with the same importance and without it.",
             "loss",
             penalty=True,
         ),
         question(
             "penalty, tempered loss",
             "At equal bits and best temperatures, the diameter penalty lowers the test loss below "
-            "that of the same weighting without it.",
+            "that of K-means with the same importance and without it.",
             "loss_tempered",
             penalty=True,
         ),
@@ -625,7 +625,7 @@ def _against_original(setting: _Setting, quantity: Quantity) -> list[_Candidate]
 
 
 def _at_equal_bits(setting: _Setting, quantity: Quantity) -> list[_Candidate]:
-    """Pair each penalised K-means variant with the unpenalised curve of its weighting."""
+    """Pair each penalised K-means variant with the unpenalised curve of its importance."""
     variants = [
         c
         for c in setting.of_kind("compressed")
@@ -635,7 +635,7 @@ def _at_equal_bits(setting: _Setting, quantity: Quantity) -> list[_Candidate]:
     by_size: dict[str, dict[int, _Variant]] = {}
     for variant in variants:
         if not _is_penalised(variant):
-            curve = by_size.setdefault(str(variant.is_about["weighting"]), {})
+            curve = by_size.setdefault(str(variant.is_about["importance"]), {})
             # A penalty of strength 0, in whatever form, is the same quantizer again.
             curve.setdefault(int(variant.is_about["num_clusters"]), variant)
     curves = {
@@ -643,7 +643,7 @@ def _at_equal_bits(setting: _Setting, quantity: Quantity) -> list[_Candidate]:
         for name, curve in by_size.items()
     }
     for variant in filter(_is_penalised, variants):
-        curve = curves.get(str(variant.is_about["weighting"]), [])
+        curve = curves.get(str(variant.is_about["importance"]), [])
         if curve and math.isfinite(variant.bits):
             candidates.append(_interpolated(variant, curve))
     return _usable(candidates, quantity)
@@ -975,7 +975,7 @@ def _describe(variant: _Variant) -> str:
     about = variant.is_about
     clusters, parameter = int(about["num_clusters"]), float(about["parameter"])
     method = str(about["method"])
-    kmeans = weighting_name(str(about["weighting"])).sentence
+    kmeans = importance_name(str(about["importance"])).sentence
     kmeans = METHODS[method].sentence.format(kmeans) if method in METHODS else kmeans
     allocated = ", bits shared between layers" if about[_ALLOCATION] != "equal" else ""
     penalty = (

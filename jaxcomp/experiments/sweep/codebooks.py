@@ -108,7 +108,7 @@ class Codebooks(NamedTuple):
         intervals: of K-means, optimal and uniform variants.
         entropy_codes: of entropy-constrained variants.
         vectors: of vector variants.
-        importance: of every weight, by weighting and path, where an assignment depends on it.
+        importance: of every weight, by name and path, where an assignment depends on it.
     """
 
     intervals: Intervals
@@ -128,9 +128,9 @@ class Codebooks(NamedTuple):
             fields = getattr(self, name)._asdict()
             variants[name] = list(fields.pop("rows"))
             arrays |= {f"{name}/{field}": array for field, array in fields.items()}
-        for weighting, layers in self.importance.items():
+        for name, layers in self.importance.items():
             for path, weight in layers.items():
-                arrays[f"importance/{weighting}/{path}"] = np.asarray(weight)
+                arrays[f"importance/{name}/{path}"] = np.asarray(weight)
         return arrays, {"variants": variants}
 
     @classmethod
@@ -153,8 +153,8 @@ class Codebooks(NamedTuple):
         importance: dict[str, Layers] = {}
         for name, array in arrays.items():
             if name.startswith("importance/"):
-                _, weighting, path = name.split("/", 2)
-                importance.setdefault(weighting, {})[path] = jnp.asarray(array)
+                _, of, path = name.split("/", 2)
+                importance.setdefault(of, {})[path] = jnp.asarray(array)
         return cls(**parts, importance=importance)
 
 
@@ -186,7 +186,7 @@ def solve_codebooks(
 
     Args:
         layers: weights by path.
-        importance: for each weighting of the variants its importance by path, None for equal.
+        importance: by the name that variants give it and by path; None for equal ones.
         variants: those with a codebook are solved; noise needs the distortion of plain K-means.
         num_bins: B, bins of the histogram of moments.
         num_iterations: iterations at most, of those methods that iterate.
@@ -198,7 +198,7 @@ def solve_codebooks(
     by_id = {(needed := codebook_variant(variant)).id: needed for variant in variants}
     of = partial(_of_method, list(by_id.values()))
     entropy, vector = of("entropy_constrained"), of("vector")
-    stored = {variant.weighting for variant in (*entropy, *vector)}
+    stored = {variant.importance for variant in (*entropy, *vector)}
     return Codebooks(
         solver.intervals(of("kmeans", "uniform"), of("optimal")),
         solver.entropy_codes(entropy),
@@ -207,9 +207,9 @@ def solve_codebooks(
     )
 
 
-def importance_of(codebooks: Codebooks, weighting: str, layers: Layers) -> Layers:
-    """Importance of every weight; 1 where the weighting has none."""
-    known = codebooks.importance.get(weighting)
+def importance_of(codebooks: Codebooks, name: str, layers: Layers) -> Layers:
+    """Importance of every weight; 1 where there is none of that name."""
+    known = codebooks.importance.get(name)
     return _ones(layers) if known is None else known
 
 
@@ -244,9 +244,9 @@ class _Solver:
         self.centroid_dtype = dtypes.pop() if len(dtypes) == 1 else jnp.dtype(jnp.float32)
         self._layer_weight = layer_weight
 
-    def layer_weight(self, weighting: str) -> np.ndarray:
+    def layer_weight(self, name: str) -> np.ndarray:
         """What a unit of distortion counts in each layer, positive."""
-        if self.importance[weighting] is not None or self._layer_weight is None:
+        if self.importance[name] is not None or self._layer_weight is None:
             return np.ones(len(self.layers))
         weight = np.array([float(self._layer_weight[path]) for path in self.layers])
         # A layer the loss does not depend on still has to have some weight.
@@ -261,8 +261,8 @@ class _Solver:
             number = np.zeros((0, len(self.layers)), np.int32)
             return Intervals({}, empty, empty[..., :0], number, number.astype(bool))
         moments = {
-            weighting: _stacked(self.layers, weights, _histogram(self.num_bins), self.num_bins)
-            for weighting, weights in self.importance.items()
+            name: _stacked(self.layers, weights, _histogram(self.num_bins), self.num_bins)
+            for name, weights in self.importance.items()
         }
         max_clusters = max(variant.num_clusters for variant in everything)
         # Where a layer may have any size, the largest budget is shared too.
@@ -273,11 +273,11 @@ class _Solver:
         if optimal:
             self._solve_all_sizes(optimal, moments, max_clusters, max_solved, found)
         for method in ("kmeans", "optimal"):
-            for weighting in self.importance:
+            for name in self.importance:
                 allocated = [
                     variant
                     for variant in everything
-                    if (variant.method, variant.weighting) == (method, weighting)
+                    if (variant.method, variant.importance) == (method, name)
                     and variant.allocation == "optimal"
                 ]
                 if allocated:
@@ -291,16 +291,16 @@ class _Solver:
         max_clusters: int,
         found: "_Found",
     ) -> None:
-        """K-means and uniform grids, in one call per weighting and penalty form."""
+        """K-means and uniform grids, in one call per importance and penalty form."""
         equal = [replace(variant, allocation="equal") for variant in variants]
         groups: dict[tuple[str, str], list[Variant]] = {}
         for variant in {variant.id: variant for variant in equal}.values():
             # Plain K-means is the monotone form at penalty zero, to the last bit.
             form = "uniform" if variant.method == "uniform" else variant.penalty_form
-            key = (variant.weighting, "monotone" if form == "none" else form)
+            key = (variant.importance, "monotone" if form == "none" else form)
             groups.setdefault(key, []).append(variant)
         size = max((len(group) for group in groups.values()), default=0)
-        for (weighting, form), group in groups.items():
+        for (name, form), group in groups.items():
             padded = group + [group[-1]] * (size - len(group))
             clusters = jnp.array([variant.num_clusters for variant in padded], jnp.int32)
             penalty = jnp.array([variant.diameter_penalty for variant in padded], jnp.float32)
@@ -313,7 +313,7 @@ class _Solver:
                 )
             else:
                 codebooks = _solve_kmeans(
-                    moments[weighting],
+                    moments[name],
                     clusters,
                     penalty,
                     max_clusters=max_clusters,
@@ -331,13 +331,13 @@ class _Solver:
         max_solved: int,
         found: "_Found",
     ) -> None:
-        """Globally optimal codebooks: every K of a weighting from one solve."""
-        for weighting in dict.fromkeys(variant.weighting for variant in variants):
-            members = [variant for variant in variants if variant.weighting == weighting]
+        """Globally optimal codebooks: every K of an importance from one solve."""
+        for name in dict.fromkeys(variant.importance for variant in variants):
+            members = [variant for variant in variants if variant.importance == name]
             plain = [variant for variant in members if variant.diameter_penalty == 0]
             if plain:
                 every_size = _solve_optimal(
-                    moments[weighting],
+                    moments[name],
                     max_clusters=max_solved,
                     centroid_dtype=self.centroid_dtype,
                 )
@@ -345,13 +345,13 @@ class _Solver:
                 if not any(variant.allocation == "optimal" for variant in plain):
                     sizes = sorted({variant.num_clusters for variant in plain})
                 found.add(
-                    [Variant("compressed", "optimal", weighting, num_clusters=k) for k in sizes],
+                    [Variant("compressed", "optimal", name, num_clusters=k) for k in sizes],
                     [np.asarray(leaf)[np.array(sizes) - 1] for leaf in every_size],
                 )
             penalised = [variant for variant in members if variant.diameter_penalty > 0]
             if penalised:
                 bins = min(DIAMETER_BINS, self.num_bins)
-                coarse = _stacked(self.layers, self.importance[weighting], _histogram(bins), bins)
+                coarse = _stacked(self.layers, self.importance[name], _histogram(bins), bins)
                 codebooks = _solve_diameter(
                     coarse,
                     jnp.array([variant.num_clusters for variant in penalised], jnp.int32),
@@ -363,13 +363,13 @@ class _Solver:
 
     def _allocate(self, variants: Sequence[Variant], found: "_Found") -> None:
         """Give every layer the size at which it uses the bits of all layers best."""
-        method, weighting = variants[0].method, variants[0].weighting
-        rows = found.equal_rows(method, weighting)
+        method, name = variants[0].method, variants[0].importance
+        rows = found.equal_rows(method, name)
         codebook_sizes = list(rows)
         places = list(rows.values())
         rates, distortions = [], []
         for number, (path, weights) in enumerate(self.layers.items()):
-            importance = self.importance[weighting]
+            importance = self.importance[name]
             counts, distortion = measure_intervals(
                 weights,
                 None if importance is None else importance[path],
@@ -381,7 +381,7 @@ class _Solver:
             distortions.append(distortion)
         curves, costs = np.stack(rates), np.stack(distortions)
         equal = np.array([codebook_sizes.index(variant.num_clusters) for variant in variants])
-        layer_weight = self.layer_weight(weighting)
+        layer_weight = self.layer_weight(name)
         chosen = allocate_rates(
             curves, costs, budget_bits=curves[:, equal].sum(axis=0), layer_weight=layer_weight
         )
@@ -392,7 +392,7 @@ class _Solver:
         )
 
     def entropy_codes(self, variants: Sequence[Variant]) -> EntropyCodes:
-        """Solve the entropy-constrained codebooks, in one call per weighting."""
+        """Solve the entropy-constrained codebooks, in one call per importance."""
         num_layers = len(self.layers)
         if not variants:
             empty = np.zeros((0, num_layers, 1), np.float32)
@@ -400,9 +400,9 @@ class _Solver:
         build = partial(joint_moments, num_bins=ENTROPY_BINS, num_levels=ENTROPY_LEVELS)
         rows: dict[str, int] = {}
         parts = []
-        for weighting in dict.fromkeys(variant.weighting for variant in variants):
-            members = [variant for variant in variants if variant.weighting == weighting]
-            importance = self.importance[weighting]
+        for name in dict.fromkeys(variant.importance for variant in variants):
+            members = [variant for variant in variants if variant.importance == name]
+            importance = self.importance[name]
             moments = _stacked(
                 self.layers,
                 _ones(self.layers) if importance is None else importance,
@@ -439,7 +439,7 @@ class _Solver:
         spread = (mass * ((position - mean[:, None]) ** 2 + inner)).sum(axis=1)
         spread = np.ldexp(spread, np.asarray(2 * moments.exponent + moments.mass_exponent))
         number = np.array([weights.size for weights in self.layers.values()], np.float64)
-        layer_weight = self.layer_weight(variants[0].weighting)
+        layer_weight = self.layer_weight(variants[0].importance)
         pooled = (layer_weight @ spread) / number.sum() / layer_weight
         scale = {"equal": spread / number, "optimal": pooled}
         return np.stack(
@@ -456,7 +456,7 @@ class _Solver:
         max_clusters = max(variant.num_clusters for variant in variants)
         centroids, converged = [], []
         for variant in variants:
-            importance = self.importance[variant.weighting]
+            importance = self.importance[variant.importance]
             solved = _solve_vectors(
                 list(self.layers.values()),
                 list((_ones(self.layers) if importance is None else importance).values()),
@@ -514,12 +514,12 @@ class _Found:
         self.variants += variants
         self.parts.append(mixed)
 
-    def equal_rows(self, method: str, weighting: str) -> dict[int, int]:
+    def equal_rows(self, method: str, name: str) -> dict[int, int]:
         """Rows of the unpenalised codebooks of a method with the same K everywhere, by K."""
         return {
             variant.num_clusters: row
             for row, variant in enumerate(self.variants)
-            if (variant.method, variant.weighting) == (method, weighting)
+            if (variant.method, variant.importance) == (method, name)
             and variant.diameter_penalty == 0
             and variant.allocation == "equal"
         }

@@ -132,7 +132,7 @@ def _by_codebook(layers: Layers, variant: Variant, codebooks: Codebooks) -> Comp
 def _by_cost(layers: Layers, variant: Variant, codebooks: Codebooks) -> Compressed:
     codes = codebooks.entropy_codes
     row = codes.rows[variant.id]
-    importance = importance_of(codebooks, variant.weighting, layers)
+    importance = importance_of(codebooks, variant.importance, layers)
     values, counts = _cheapest(
         list(layers.values()),
         [importance[path] for path in layers],
@@ -151,7 +151,7 @@ def _by_cost(layers: Layers, variant: Variant, codebooks: Codebooks) -> Compress
 def _by_vectors(layers: Layers, variant: Variant, codebooks: Codebooks) -> Compressed:
     codes = codebooks.vectors
     row = codes.rows[variant.id]
-    importance = importance_of(codebooks, variant.weighting, layers)
+    importance = importance_of(codebooks, variant.importance, layers)
     values, counts = _nearest_vectors(
         list(layers.values()),
         [importance[path] for path in layers],

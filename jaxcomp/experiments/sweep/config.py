@@ -20,8 +20,8 @@ from jaxcomp.experiments.settings import (
     check_range,
     integer,
 )
+from jaxcomp.experiments.sweep.importance import ALLOWED, is_importance
 from jaxcomp.experiments.sweep.methods import ALLOCATIONS, METHODS
-from jaxcomp.experiments.sweep.weighting import ALLOWED, is_weighting
 
 PenaltyForm: TypeAlias = Literal["monotone", "published", "linear"]
 
@@ -37,7 +37,7 @@ MAX_SEARCHED_CLUSTERS = 1024
 class SweepConfig:
     """Settings of one sweep; the defaults are the `quick` preset.
 
-    The axes of the grid (`dataset`, `model`, `label_noise`, `method`, `allocation`, `weighting`,
+    The axes of the grid (`dataset`, `model`, `label_noise`, `method`, `allocation`, `importance`,
     `penalty_form`, `diameter_penalty`, `num_clusters`) take one value or a sequence of values. A
     *setting* is a triple (dataset, model, label noise): its networks are trained together and its
     claims are made together.
@@ -65,7 +65,7 @@ class SweepConfig:
         allocation: how bits are shared between layers: `equal`, the same K (or multiplier
             relative to the layer's spread) in all; `optimal`, for the least weighted distortion
             at as many bits in all. Penalised codebooks and vectors are always `equal`.
-        weighting: what weighs a squared error in K-means: `none`; `gauss_newton`, the exact
+        importance: what weighs a squared error in K-means: `none`; `gauss_newton`, the exact
             diagonal of the Gauss-Newton matrix, which for these networks is that of the Hessian;
             `hutchinson` (or `hutchinson-N` with N probes), a random estimate of it; `fisher`,
             the empirical Fisher diagonal; `adam`, the roots of Adam's second moments.
@@ -98,7 +98,7 @@ class SweepConfig:
     weight_decay: float = 1e-4
     method: tuple[str, ...] = ("kmeans",)
     allocation: tuple[str, ...] = ("equal",)
-    weighting: tuple[str, ...] = ("none", "gauss_newton")
+    importance: tuple[str, ...] = ("none", "gauss_newton")
     num_probes: int = 64
     curvature_examples: int = 1000
     penalty_form: tuple[str, ...] = ("monotone",)
@@ -204,7 +204,7 @@ _AXES = (
     "label_noise",
     "method",
     "allocation",
-    "weighting",
+    "importance",
     "penalty_form",
     "diameter_penalty",
     "num_clusters",
@@ -235,9 +235,9 @@ def _check(config: SweepConfig) -> None:
                 f"method {name!r} takes num_clusters up to {MAX_SEARCHED_CLUSTERS:,}, got "
                 f"{config.num_clusters[-1]:,}; leave one of them out."
             )
-    for name in config.weighting:
-        if not is_weighting(name):
-            raise ValueError(f"unknown weighting {name!r}: choose from {ALLOWED} (N >= 2).")
+    for name in config.importance:
+        if not is_importance(name):
+            raise ValueError(f"unknown importance {name!r}: choose from {ALLOWED} (N >= 2).")
     check_names("penalty_form", config.penalty_form, PENALTY_FORMS)
     check_counts(
         config,

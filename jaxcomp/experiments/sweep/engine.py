@@ -282,7 +282,7 @@ class Scorer:
             "variant": variant.id,
             "kind": variant.kind,
             "method": variant.method,
-            "weighting": variant.weighting,
+            "importance": variant.importance,
             "penalty_form": variant.penalty_form,
             "diameter_penalty": variant.diameter_penalty,
             "num_clusters": variant.num_clusters,

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from jaxcomp.experiments import drawing
 from jaxcomp.experiments.drawing import GREY, INK, SMALL, UNIFORM_COLOUR, Entry, sample
 from jaxcomp.experiments.sweep.claims import Claim, SmallestNetwork
+from jaxcomp.experiments.sweep.importance import importance_name
 from jaxcomp.experiments.sweep.methods import METHODS
 from jaxcomp.experiments.sweep.summary import (
     BASELINE_NAMES,
@@ -27,7 +28,6 @@ from jaxcomp.experiments.sweep.summary import (
     criterion_of,
     one_setting,
 )
-from jaxcomp.experiments.sweep.weighting import weighting_name
 from jaxcomp.experiments.verdicts import p_words, percent, signed
 
 __all__ = ["overview_figure", "plot_sweep"]
@@ -124,7 +124,7 @@ def _curves(summary: Summary) -> list[_Curve]:
     found = []
     for curve in summary.curves:
         if not curve.is_penalised:
-            name = weighting_name(curve.weighting)
+            name = importance_name(curve.importance)
             found.append(_Curve(f"K-means, {name.label}", name.colour, "o", curve.variants))
     for family in summary.families:
         looks = METHODS[family.method]

@@ -28,6 +28,7 @@ from jaxcomp.experiments.drawing import (
     sample,
 )
 from jaxcomp.experiments.sweep.claims import Claim, SmallestNetwork
+from jaxcomp.experiments.sweep.importance import IMPORTANCES, importance_name
 from jaxcomp.experiments.sweep.methods import METHODS, method_label
 from jaxcomp.experiments.sweep.overview import overview_figure
 from jaxcomp.experiments.sweep.summary import (
@@ -41,12 +42,11 @@ from jaxcomp.experiments.sweep.summary import (
     best_variant,
     claims_of,
     criterion_of,
-    curves_by_weighting,
+    curves_by_importance,
     one_setting,
     picture_name,
     summarize,
 )
-from jaxcomp.experiments.sweep.weighting import WEIGHTINGS, weighting_name
 from jaxcomp.experiments.verdicts import signed
 
 __all__ = ["plot_bound", "plot_details", "plot_limit", "plot_predicted_rise", "save_figures"]
@@ -130,18 +130,18 @@ class _Frame:
         return lines + [(curve.variants, self.styles[curve.key]) for curve in self.curves]
 
     def families(self) -> list[tuple[Family, Style]]:
-        """Other codebooks and allocations: colour and marker say the method, dashes the weighting.
+        """Other codebooks and allocations: colour and marker say the method, dashes the importance.
 
         Markers are open where layers share their bits.
         """
         families = self.summary.families
-        weightings = list(dict.fromkeys(family.weighting for family in families))
+        importances = list(dict.fromkeys(family.importance for family in families))
         return [
             (
                 family,
                 Style(
                     METHODS[family.method].colour,
-                    FAMILY_DASHES[weightings.index(family.weighting) % len(FAMILY_DASHES)],
+                    FAMILY_DASHES[importances.index(family.importance) % len(FAMILY_DASHES)],
                     METHODS[family.method].marker,
                     1.2,
                     family.allocation == "equal",
@@ -572,8 +572,8 @@ def _styles(curves: Sequence[Curve]) -> dict[tuple[str, str, float], Style]:
     dashes = ((0, (1, 1.2)), (0, (4, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)))
     markers = "v^sDpX"
     styles = {}
-    for weighting, members in curves_by_weighting(curves):
-        base = weighting_name(weighting).colour
+    for importance, members in curves_by_importance(curves):
+        base = importance_name(importance).colour
         penalised = [curve for curve in members if curve.is_penalised]
         for curve in members:
             if not curve.is_penalised:
@@ -645,14 +645,14 @@ def _limits(
     """Limits of the y axis that keep the region around the originals large.
 
     Logarithmic where the values span much and may. Otherwise everything that is a line and the best
-    variant of every weighting stay in sight, and so does whatever is better still; worse variants
+    variant of every importance stay in sight, and so does whatever is better still; worse variants
     do as far as they take less than half of the axis.
     """
     families: dict[tuple[str, str], list[VariantSummary]] = {}
     for variant in (
         variant for variants, _ in frame.lines() for variant in variants if frame.is_seen(variant)
     ):
-        families.setdefault((variant.method, variant.weighting), []).append(variant)
+        families.setdefault((variant.method, variant.importance), []).append(variant)
     values = _finite(_means([c for family in families.values() for c in family], panel.column))
     best = [best_variant(family, criterion_of(panel.column)) for family in families.values()]
     core = _finite([*lines, *_means([variant for variant in best if variant], panel.column)])
@@ -817,15 +817,15 @@ def _cluster_scale(axis: Axes, frame: _Frame) -> None:
     plain = frame.summary.plain_curve()
     if plain is not None:
         marks = [(variant.ratio, f"{variant.num_clusters}") for variant in plain.variants]
-        drawing.scale_below(axis, "K =", marks, weighting_name(plain.weighting).colour)
+        drawing.scale_below(axis, "K =", marks, importance_name(plain.importance).colour)
 
 
 def _curve_groups(frame: _Frame) -> list[tuple[str, list[Entry]]]:
-    """Legend entries of the K-means curves, one group per weighting."""
+    """Legend entries of the K-means curves, one group per importance."""
     groups: list[tuple[str, list[Entry]]] = []
-    all_curves = dict(curves_by_weighting(frame.summary.curves))
-    for weighting, shown in curves_by_weighting(frame.curves):
-        family = all_curves[weighting]
+    all_curves = dict(curves_by_importance(frame.summary.curves))
+    for importance, shown in curves_by_importance(frame.curves):
+        family = all_curves[importance]
         variants = [variant for curve in family for variant in curve.variants]
         best = {
             name: best_variant(variants, criterion)
@@ -853,7 +853,7 @@ def _curve_groups(frame: _Frame) -> list[tuple[str, list[Entry]]]:
         if num_hidden:
             more = "penalty" if num_hidden == 1 else "penalties"
             entries.append(remark(f"{num_hidden} more {more} in the table"))
-        groups.append((f"K-means, {weighting_name(weighting).label}", entries))
+        groups.append((f"K-means, {importance_name(importance).label}", entries))
     return groups
 
 
@@ -932,9 +932,9 @@ def _scatter_groups(
         for variant in variants
         if (variant.method, variant.allocation) == ("kmeans", "equal")
     ]
-    for name in dict.fromkeys([*WEIGHTINGS, *(variant.weighting for variant in kmeans)]):
-        members = [variant for variant in kmeans if variant.weighting == name]
-        label, colour = f"K-means, {weighting_name(name).label}", weighting_name(name).colour
+    for name in dict.fromkeys([*IMPORTANCES, *(variant.importance for variant in kmeans)]):
+        members = [variant for variant in kmeans if variant.importance == name]
+        label, colour = f"K-means, {importance_name(name).label}", importance_name(name).colour
         plain = [variant for variant in members if variant.diameter_penalty == 0]
         penalised = [variant for variant in members if variant.diameter_penalty > 0]
         yield label, colour, "o", True, plain

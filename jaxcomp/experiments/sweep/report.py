@@ -31,6 +31,7 @@ from jaxcomp.experiments.reporting import (
 )
 from jaxcomp.experiments.sweep.claims import Claim, SmallestNetwork
 from jaxcomp.experiments.sweep.headline import headline
+from jaxcomp.experiments.sweep.importance import importance_name
 from jaxcomp.experiments.sweep.summary import (
     BASELINE_NAMES,
     CONTROL_NAMES,
@@ -42,7 +43,6 @@ from jaxcomp.experiments.sweep.summary import (
     picture_name,
     summarize,
 )
-from jaxcomp.experiments.sweep.weighting import weighting_name
 
 __all__ = ["headlines", "print_report", "report_markdown"]
 
@@ -263,11 +263,11 @@ def _sections(summary: Summary) -> list[Section]:
 
 
 def _curve_label(curve: Curve, summary: Summary) -> str:
-    weighting = weighting_name(curve.weighting).label
+    importance = importance_name(curve.importance).label
     if not curve.is_penalised:
-        return f"{weighting}, no penalty"
+        return f"{importance}, no penalty"
     form = curve.penalty_form if summary.has_several_forms else "penalty"
-    return f"{weighting}, {form} {curve.diameter_penalty:g}"
+    return f"{importance}, {form} {curve.diameter_penalty:g}"
 
 
 def _baselines(summary: Summary) -> Iterator[Line]:
@@ -309,7 +309,7 @@ def _limit_lines(summary: Summary, num_clusters: Sequence[int] = ()) -> list[Lin
         num_clusters: the only K wanted; all if there are none.
     """
     groups = [
-        (f"K-means, {weighting_name(curve.weighting).label}", curve.variants)
+        (f"K-means, {importance_name(curve.importance).label}", curve.variants)
         for curve in summary.curves
         if not curve.is_penalised
     ]

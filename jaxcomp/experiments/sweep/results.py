@@ -345,7 +345,7 @@ def variant_of(row: Mapping[Hashable, Any]) -> Variant:
     return Variant(
         row["kind"],
         row["method"],
-        row["weighting"],
+        row["importance"],
         row["penalty_form"],
         float(row["diameter_penalty"]),
         int(row["num_clusters"]),

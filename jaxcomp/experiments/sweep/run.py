@@ -45,9 +45,9 @@ from jaxcomp.experiments.sweep.engine import (
     stack_losses,
 )
 from jaxcomp.experiments.sweep.given import Given, fingerprint_of
+from jaxcomp.experiments.sweep.importance import measure_curvature
 from jaxcomp.experiments.sweep.results import SweepDirectory, SweepResult
 from jaxcomp.experiments.sweep.variants import Variant
-from jaxcomp.experiments.sweep.weighting import measure_curvature
 from jaxcomp.numerics.transformations import all_transfers
 from jaxcomp.progress import Progress
 from jaxcomp.trees.paths import leaves_by_path
@@ -63,7 +63,7 @@ _CURVATURE, _NOISE, _START = 1, 2, 3
 class Options:
     """What the engine needs to know beside networks, parts and variants."""
 
-    weighting: tuple[str, ...]
+    importance: tuple[str, ...]
     num_probes: int
     curvature_examples: int
     num_bins: int
@@ -103,7 +103,7 @@ def run(
     """
     started = time.perf_counter()
     options = Options(
-        config.weighting,
+        config.importance,
         config.num_probes,
         config.curvature_examples,
         config.num_bins,
@@ -139,7 +139,7 @@ def evaluate(
     select: Select = None,
     method: Sequence[str] | str = ("kmeans",),
     allocation: Sequence[str] | str = ("equal",),
-    weighting: Sequence[str] | str = ("none", "gauss_newton"),
+    importance: Sequence[str] | str = ("none", "gauss_newton"),
     penalty_form: Sequence[str] | str = ("monotone",),
     diameter_penalty: Sequence[float] | float = (0.0, 0.003, 0.01, 0.05),
     num_clusters: Sequence[int] | int = (2, 3, 4, 6, 8, 16, 32),
@@ -175,7 +175,7 @@ def evaluate(
             or looks rows up in. A stack of layers that it scans is compressed layer by layer.
         method: of kmeans, optimal, entropy_constrained, vector; as all axes one or several.
         allocation: of equal, optimal: how layers share the bits (see `SweepConfig`).
-        weighting: of none, gauss_newton, hutchinson, fisher, adam.
+        importance: of none, gauss_newton, hutchinson, fisher, adam.
         penalty_form: of monotone, published, linear.
         diameter_penalty: relative strengths; 0 is always included.
         num_clusters: codebook sizes K.
@@ -215,7 +215,7 @@ def evaluate(
     config = SweepConfig(
         method=cast("tuple[str, ...]", method),
         allocation=cast("tuple[str, ...]", allocation),
-        weighting=cast("tuple[str, ...]", weighting),
+        importance=cast("tuple[str, ...]", importance),
         penalty_form=cast("tuple[str, ...]", penalty_form),
         diameter_penalty=cast("tuple[float, ...]", diameter_penalty),
         num_clusters=cast("tuple[int, ...]", num_clusters),
@@ -267,7 +267,7 @@ def evaluate(
         sensitivity = sorted_clusters(sensitivity_clusters, "sensitivity_clusters")
         variants += grid.sensitivity_variants(layers, num_clusters=sensitivity)
     options = Options(
-        config.weighting, num_probes, curvature_examples, num_bins, num_iterations, seed
+        config.importance, num_probes, curvature_examples, num_bins, num_iterations, seed
     )
     settings = {
         "name": name,
@@ -397,7 +397,7 @@ def _scorer(
         subject.predict_fn,
         subject.params,
         (inputs[: options.curvature_examples], labels[: options.curvature_examples]),
-        options.weighting,
+        options.importance,
         # By name, not as patterns: a path may hold a character that a pattern gives a meaning.
         select=lambda path, leaf: path in subject.paths,
         num_probes=options.num_probes,
@@ -508,7 +508,7 @@ def _variants(config: SweepConfig, subject: Subject) -> list[Variant]:
     variants = [
         grid.ORIGINAL,
         *grid.compressed_variants(
-            weighting=config.weighting,
+            importance=config.importance,
             penalty_form=config.penalty_form,
             diameter_penalty=config.diameter_penalty,
             num_clusters=config.num_clusters,

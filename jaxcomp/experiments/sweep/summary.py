@@ -17,8 +17,8 @@ from jaxtyping import Float
 from jaxcomp.evaluation.statistics import model_interval
 from jaxcomp.experiments.sweep.claims import Claim
 from jaxcomp.experiments.sweep.config import Setting
+from jaxcomp.experiments.sweep.importance import IMPORTANCES, importance_name
 from jaxcomp.experiments.sweep.methods import METHODS, method_label
-from jaxcomp.experiments.sweep.weighting import WEIGHTINGS, weighting_name
 
 __all__ = [
     "BASELINE_NAMES",
@@ -32,7 +32,7 @@ __all__ = [
     "best_variant",
     "claims_of",
     "criterion_of",
-    "curves_by_weighting",
+    "curves_by_importance",
     "one_setting",
     "picture_name",
     "summarize",
@@ -58,7 +58,7 @@ VARIANT_COLUMNS = (
     "variant",
     "kind",
     "method",
-    "weighting",
+    "importance",
     "penalty_form",
     "diameter_penalty",
     "num_clusters",
@@ -103,7 +103,7 @@ class VariantSummary:
         name: id of the variant, as in the table.
         kind: original, compressed or control.
         method: what was done to the weights.
-        weighting: of K-means, e.g. none or gauss_newton.
+        importance: of K-means, e.g. none or gauss_newton.
         penalty_form: none, monotone, published, linear.
         diameter_penalty: its relative strength.
         num_clusters: K; 0 where it does not apply.
@@ -118,7 +118,7 @@ class VariantSummary:
     name: str
     kind: str
     method: str
-    weighting: str
+    importance: str
     penalty_form: str
     diameter_penalty: float
     num_clusters: int
@@ -181,13 +181,13 @@ class Curve:
     """K-means variants that differ in K only, sorted by ratio.
 
     Attributes:
-        weighting: e.g. none or gauss_newton.
+        importance: e.g. none or gauss_newton.
         penalty_form: none, monotone, published or linear.
         diameter_penalty: relative strength; 0 without a penalty.
         variants: one for every K.
     """
 
-    weighting: str
+    importance: str
     penalty_form: str
     diameter_penalty: float
     variants: tuple[VariantSummary, ...]
@@ -195,7 +195,7 @@ class Curve:
     @property
     def key(self) -> tuple[str, str, float]:
         """What all of its variants have in common."""
-        return self.weighting, self.penalty_form, self.diameter_penalty
+        return self.importance, self.penalty_form, self.diameter_penalty
 
     @property
     def is_penalised(self) -> bool:
@@ -205,25 +205,25 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """Variants of a method other than K-means at equal K, with one weighting and one allocation.
+    """Variants of a method other than K-means at equal K, with one importance and one allocation.
 
     Attributes:
         method: optimal, entropy_constrained or vector; kmeans with optimal allocation.
         allocation: equal or optimal.
-        weighting: e.g. none or gauss_newton.
+        importance: e.g. none or gauss_newton.
         variants: all of them, sorted by ratio.
     """
 
     method: str
     allocation: str
-    weighting: str
+    importance: str
     variants: tuple[VariantSummary, ...]
 
     @property
     def label(self) -> str:
         """What it is called in tables and pictures."""
-        weighting = weighting_name(self.weighting).label
-        return f"{method_label(self.method, self.allocation)}, {weighting}"
+        importance = importance_name(self.importance).label
+        return f"{method_label(self.method, self.allocation)}, {importance}"
 
     @property
     def plain(self) -> tuple[VariantSummary, ...]:
@@ -277,23 +277,23 @@ class Summary:
 
     @cached_property
     def curves(self) -> list[Curve]:
-        """K-means curves with equal K: by weighting, without a penalty first, then by strength."""
+        """K-means curves with equal K: by importance, without a penalty first, then by strength."""
         variants = [
             variant for variant in self.of("compressed", "kmeans") if variant.allocation == "equal"
         ]
         forms = list(dict.fromkeys(["none", *(variant.penalty_form for variant in variants)]))
-        weightings = list(
-            dict.fromkeys([*WEIGHTINGS, *(variant.weighting for variant in variants)])
+        importances = list(
+            dict.fromkeys([*IMPORTANCES, *(variant.importance for variant in variants)])
         )
         groups: dict[tuple[str, str, float], list[VariantSummary]] = {}
         for variant in variants:
-            key = (variant.weighting, variant.penalty_form, variant.diameter_penalty)
+            key = (variant.importance, variant.penalty_form, variant.diameter_penalty)
             groups.setdefault(key, []).append(variant)
         curves = [Curve(*key, tuple(members)) for key, members in groups.items()]
         return sorted(
             curves,
             key=lambda curve: (
-                weightings.index(curve.weighting),
+                importances.index(curve.importance),
                 forms.index(curve.penalty_form),
                 curve.diameter_penalty,
             ),
@@ -301,26 +301,26 @@ class Summary:
 
     @cached_property
     def families(self) -> list[Family]:
-        """All other codebooks and allocations: by method, allocation, weighting."""
+        """All other codebooks and allocations: by method, allocation, importance."""
         groups: dict[tuple[str, str, str], list[VariantSummary]] = {}
         for variant in self.of("compressed"):
             if variant.method in METHODS and (variant.method, variant.allocation) != (
                 "kmeans",
                 "equal",
             ):
-                key = (variant.method, variant.allocation, variant.weighting)
+                key = (variant.method, variant.allocation, variant.importance)
                 groups.setdefault(key, []).append(variant)
         methods = list(METHODS)
-        weightings = list(dict.fromkeys([*WEIGHTINGS, *(key[2] for key in groups)]))
+        importances = list(dict.fromkeys([*IMPORTANCES, *(key[2] for key in groups)]))
         order = sorted(
-            groups, key=lambda key: (methods.index(key[0]), key[1], weightings.index(key[2]))
+            groups, key=lambda key: (methods.index(key[0]), key[1], importances.index(key[2]))
         )
         return [Family(*key, tuple(groups[key])) for key in order]
 
     def main_curves(self, keep_variants: Collection[str] = ()) -> list[Curve]:
         """Curves without the penalties that are too many to tell apart.
 
-        For every weighting and form of penalty those best on the validation set (raw and
+        For every importance and form of penalty those best on the validation set (raw and
         tempered) and those of the variants to keep stay; where there is one form only, the smallest
         and the largest as well. Of three or fewer penalties, all do.
         """
@@ -373,7 +373,7 @@ class Summary:
         return low / margin, high * margin
 
     def _main_of(self, family: list[Curve], keep_variants: Collection[str]) -> list[Curve]:
-        """The main ones of the curves that share a weighting and a form of penalty."""
+        """The main ones of the curves that share an importance and a form of penalty."""
         if not self.has_several_forms and len(family) <= _MAX_PENALTIES:
             return family
         variants = [variant for curve in family for variant in curve.variants]
@@ -469,10 +469,10 @@ def picture_name(stem: str, name: str, num_settings: int) -> str:
     return stem if num_settings == 1 else f"{stem}-{name}"
 
 
-def curves_by_weighting(curves: Sequence[Curve]) -> Iterator[tuple[str, list[Curve]]]:
-    """Yield each weighting with its curves, in the order given."""
-    for weighting in dict.fromkeys(curve.weighting for curve in curves):
-        yield weighting, [curve for curve in curves if curve.weighting == weighting]
+def curves_by_importance(curves: Sequence[Curve]) -> Iterator[tuple[str, list[Curve]]]:
+    """Yield each importance with its curves, in the order given."""
+    for importance in dict.fromkeys(curve.importance for curve in curves):
+        yield importance, [curve for curve in curves if curve.importance == importance]
 
 
 def _summarize_setting(setting: Setting, columns: Mapping[str, np.ndarray]) -> Summary:
@@ -498,7 +498,7 @@ def _summarize_setting(setting: Setting, columns: Mapping[str, np.ndarray]) -> S
                 name=name,
                 kind=str(first["kind"]),
                 method=str(first["method"]),
-                weighting=str(first["weighting"]),
+                importance=str(first["importance"]),
                 penalty_form=str(first["penalty_form"]),
                 diameter_penalty=float(first["diameter_penalty"]),
                 num_clusters=int(first["num_clusters"]),

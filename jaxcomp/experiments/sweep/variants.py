@@ -47,8 +47,8 @@ class Variant:
     Attributes:
         kind: original, compressed, control or sensitivity.
         method: what is done.
-        weighting: importance of a squared error (none, gauss_newton, ...); elsewhere the method
-            or kind.
+        importance: what weighs a squared error (none, gauss_newton, ...); elsewhere the method or
+            kind.
         penalty_form: of the diameter: none, monotone, published, linear.
         diameter_penalty: its relative strength.
         num_clusters: K of every layer; 0 where it does not apply. For `gaussian_noise`, the K
@@ -63,7 +63,7 @@ class Variant:
 
     kind: Kind
     method: Method
-    weighting: str
+    importance: str
     penalty_form: str = "none"
     diameter_penalty: float = 0.0
     num_clusters: int = 0
@@ -76,7 +76,7 @@ class Variant:
         """Readable name, unique within a setting, e.g. `kmeans/fisher/monotone-0.05/K8`."""
         parts: list[str] = [self.method]
         if self.method in METHODS:
-            parts.append(self.weighting)
+            parts.append(self.importance)
         if self.penalty_form != "none":
             parts.append(f"{self.penalty_form}-{short_number(self.diameter_penalty)}")
         if self.num_clusters:
@@ -101,7 +101,7 @@ def short_number(value: float) -> str:
 
 def compressed_variants(
     *,
-    weighting: Sequence[str],
+    importance: Sequence[str],
     penalty_form: Sequence[str],
     diameter_penalty: Sequence[float],
     num_clusters: Sequence[int],
@@ -116,24 +116,24 @@ def compressed_variants(
     """
     variants: list[Variant] = []
     for name in method:
-        for weight in weighting:
+        for weighed in importance:
             match name:
                 case "kmeans":
                     variants += _kmeans_variants(
-                        "kmeans", weight, penalty_form, diameter_penalty, num_clusters, allocation
+                        "kmeans", weighed, penalty_form, diameter_penalty, num_clusters, allocation
                     )
                 case "optimal":
                     # Only the squared penalty has a global solver.
                     forms = [form for form in penalty_form if form == "monotone"]
                     variants += _kmeans_variants(
-                        "optimal", weight, forms, diameter_penalty, num_clusters, allocation
+                        "optimal", weighed, forms, diameter_penalty, num_clusters, allocation
                     )
                 case "entropy_constrained":
                     variants += [
                         Variant(
                             "compressed",
                             "entropy_constrained",
-                            weight,
+                            weighed,
                             parameter=multiplier,
                             allocation=shared,
                         )
@@ -145,7 +145,7 @@ def compressed_variants(
                         Variant(
                             "compressed",
                             "vector",
-                            weight,
+                            weighed,
                             num_clusters=k,
                             parameter=float(VECTOR_SIZE),
                         )
@@ -168,7 +168,7 @@ def compressed_variants(
 
 def _kmeans_variants(
     method: Literal["kmeans", "optimal"],
-    weighting: str,
+    importance: str,
     penalty_form: Sequence[str],
     diameter_penalty: Sequence[float],
     num_clusters: Sequence[int],
@@ -183,7 +183,7 @@ def _kmeans_variants(
     ]
     kinds += [("none", 0.0, "optimal")] if "optimal" in allocation else []
     return [
-        Variant("compressed", method, weighting, form, strength, k, allocation=shared)
+        Variant("compressed", method, importance, form, strength, k, allocation=shared)
         for form, strength, shared in kinds
         for k in num_clusters
     ]

@@ -466,7 +466,7 @@ def diameter_in_use(
 
 def distortion_of_points(
     points: Float[Array, "... points"],
-    sample_weight: Shaped[Array, "... points"] | None,
+    importance: Shaped[Array, "... points"] | None,
     result: QuantizationResult,
 ) -> Float[Array, "..."]:
     """Return `sum h (w - c)^2` as it is written, for derivatives."""
@@ -475,8 +475,8 @@ def distortion_of_points(
     index = result.assignments.astype(jnp.int32)
     quantized = jnp.take_along_axis(result.centroids, index, axis=-1).astype(points.dtype)
     squares = jnp.square(points - quantized)
-    if sample_weight is not None:
-        squares = jnp.broadcast_to(sample_weight, squares.shape).astype(squares.dtype) * squares
+    if importance is not None:
+        squares = jnp.broadcast_to(importance, squares.shape).astype(squares.dtype) * squares
     return jnp.sum(squares, axis=-1)
 
 
@@ -484,7 +484,7 @@ def distortion_of_points(
 @with_codebook_held_fixed(distortion_of_points)
 def kmeans(
     points: Float[Array, "... points"],
-    sample_weight: Shaped[Array, "... points"] | None = None,
+    importance: Shaped[Array, "... points"] | None = None,
     *,
     num_clusters: Int[Array, "..."] | int,
     max_clusters: int | None = None,
@@ -509,7 +509,7 @@ def kmeans(
 
     Args:
         points: (..., N) floating, finite.
-        sample_weight: h >= 0, broadcastable to `points`; None means 1. Every group needs some.
+        importance: h >= 0, broadcastable to `points`; None means 1. Every group needs some.
         num_clusters: K >= 1. An int, or an array that broadcasts against the leading axes (then
             `max_clusters` is required); changing it compiles nothing if `max_clusters` stays.
         max_clusters: size of the returned codebook, static; defaults to `num_clusters`.
@@ -531,12 +531,12 @@ def kmeans(
             are all 0, no points, K < 1 or K > `max_clusters`, a negative penalty, an unknown
             option. Values are checked only where they are known, outside `jit` and `vmap`.
     """
-    points, sample_weight = check_points(points, sample_weight)
+    points, importance = check_points(points, importance)
     num_clusters, max_clusters = check_codebook_size(num_clusters, max_clusters)
     check_penalty(diameter_penalty)
     num_bins = bins_for(num_bins, max_clusters)
     result = _kmeans(
-        bucketed(points, sample_weight, num_bins=num_bins),
+        bucketed(points, importance, num_bins=num_bins),
         num_clusters,
         jnp.asarray(diameter_penalty, accumulation_dtype(points.dtype)),
         jnp.asarray(num_iterations, jnp.int32),
@@ -609,7 +609,7 @@ def quantize_bucket(
 
 def quantize_points(
     points: Float[Array, "... points"],
-    sample_weight: Shaped[Array, "... points"] | None,
+    importance: Shaped[Array, "... points"] | None,
     codebook: Codebook,
     num_clusters: Int[Array, "..."] | int,
     *,
@@ -620,7 +620,7 @@ def quantize_points(
 
     Args:
         points: (..., N).
-        sample_weight: broadcastable to `points`, or None.
+        importance: broadcastable to `points`, or None.
         codebook: leading axes as `points`.
         num_clusters: K of each group, for `num_empty`.
         penalty_form: the form the codebook was made with.
@@ -638,10 +638,10 @@ def quantize_points(
     # They are in order already; a loop's result is not computed again for every point.
     centroids = jnp.moveaxis(running_maximum(jnp.moveaxis(centroids, -1, 0)), 0, -1)
     quantized = jnp.take_along_axis(centroids, index, axis=-1)
-    if sample_weight is None:
+    if importance is None:
         mass, mass_exponent = None, jnp.zeros_like(exponent)
     else:
-        mass, mass_exponent = importance_in_units(sample_weight, points)
+        mass, mass_exponent = importance_in_units(importance, points)
     square, of_square = sum_of_squares(mass, jnp.broadcast_to(scaled, shape) - quantized)
     distortion = restore(square, of_square + 2 * exponent + mass_exponent, axis=())
     diameter = restore(diameter_in_use(quantized, mass), exponent, axis=())

@@ -468,7 +468,7 @@ def _centroids(
 @without_derivative
 def optimal_kmeans(
     points: Float[Array, "... points"],
-    sample_weight: Shaped[Array, "... points"] | None = None,
+    importance: Shaped[Array, "... points"] | None = None,
     *,
     max_clusters: int,
     num_bins: int = 4096,
@@ -482,7 +482,7 @@ def optimal_kmeans(
 
     Args:
         points: (..., N) floating, finite.
-        sample_weight: h >= 0, broadcastable to `points`; None means 1. Every group needs some.
+        importance: h >= 0, broadcastable to `points`; None means 1. Every group needs some.
         max_clusters: largest K, static.
         num_bins: bins of the histogram for N > `num_bins`, static. Time grows a little faster
             than they do, the gap falls with their square.
@@ -496,12 +496,12 @@ def optimal_kmeans(
         ValueError: as `kmeans`, on unusable points or weights, `max_clusters < 1`,
             `num_bins < 1`. Values are checked only outside `jit` and `vmap`.
     """
-    points, sample_weight = check_points(points, sample_weight)
+    points, importance = check_points(points, importance)
     if not isinstance(max_clusters, int | np.integer):
         raise TypeError(
             f"max_clusters must be a Python integer, got {type(max_clusters).__name__}."
         )
-    bucket = bucketed(points, sample_weight, num_bins=num_bins)
+    bucket = bucketed(points, importance, num_bins=num_bins)
     return _optimal_kmeans(bucket, max_clusters=int(max_clusters), num_bins=num_bins)
 
 

@@ -156,7 +156,7 @@ class DiameterSolver(NamedTuple):
 @without_derivative
 def optimal_diameter_kmeans(
     points: Float[Array, "... points"],
-    sample_weight: Shaped[Array, "... points"] | None = None,
+    importance: Shaped[Array, "... points"] | None = None,
     *,
     max_clusters: int,
     num_bins: int = 512,
@@ -170,7 +170,7 @@ def optimal_diameter_kmeans(
 
     Args:
         points: (..., N) floating, finite.
-        sample_weight: h >= 0, broadcastable to `points`; None means 1. Every group needs some.
+        importance: h >= 0, broadcastable to `points`; None means 1. Every group needs some.
         max_clusters: largest K, static.
         num_bins: bins of the histogram for N > `num_bins`, static.
         num_outer: A, values of either outer centre; the bound uses 2 A multipliers. Static.
@@ -182,9 +182,9 @@ def optimal_diameter_kmeans(
         TypeError, ValueError: as `kmeans`, on unusable points or weights; ValueError if
             `max_clusters`, `num_bins` or `num_outer` is below 1.
     """
-    points, sample_weight = check_points(points, sample_weight)
+    points, importance = check_points(points, importance)
     return _optimal_diameter_kmeans(
-        bucketed(points, sample_weight, num_bins=num_bins),
+        bucketed(points, importance, num_bins=num_bins),
         max_clusters=max_clusters,
         num_bins=num_bins,
         num_outer=num_outer,

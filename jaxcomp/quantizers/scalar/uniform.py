@@ -148,7 +148,7 @@ def _solve_group(
 @with_codebook_held_fixed(distortion_of_points)
 def uniform(
     points: Float[Array, "... points"],
-    sample_weight: Shaped[Array, "... points"] | None = None,
+    importance: Shaped[Array, "... points"] | None = None,
     *,
     num_clusters: Int[Array, "..."] | int,
     max_clusters: int | None = None,
@@ -161,7 +161,7 @@ def uniform(
 
     Args:
         points: (..., N) floating, finite.
-        sample_weight: h >= 0, broadcastable to `points`; None means 1.
+        importance: h >= 0, broadcastable to `points`; None means 1.
         num_clusters: K >= 1, an int or an array that broadcasts against the leading axes (then
             `max_clusters` is required).
         max_clusters: size of the returned codebook, static; defaults to `num_clusters`.
@@ -176,11 +176,11 @@ def uniform(
         TypeError: if the points are not floating or `num_clusters` is not an integer.
         ValueError: as `kmeans`, on unusable points, weights, K or options.
     """
-    points, sample_weight = check_points(points, sample_weight)
+    points, importance = check_points(points, importance)
     num_clusters, max_clusters = check_codebook_size(num_clusters, max_clusters)
     num_bins = bins_for(num_bins, max_clusters)
     result = _uniform(
-        bucketed(points, sample_weight, num_bins=num_bins),
+        bucketed(points, importance, num_bins=num_bins),
         num_clusters,
         max_clusters=max_clusters,
         reconstruction=reconstruction,

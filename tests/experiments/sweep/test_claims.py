@@ -19,7 +19,7 @@ from jaxcomp.experiments.sweep.claims import (
 
 NUM_VALIDATION = 400
 
-# variant: kind, method, weighting, penalty_form, diameter_penalty, num_clusters, parameter, bits
+# variant: kind, method, importance, penalty_form, diameter_penalty, num_clusters, parameter, bits
 ORIGINAL = {"original": ("original", "original", "original", "none", 0.0, 0, np.nan, 3200.0)}
 PLAIN = {
     "plain-4": ("compressed", "kmeans", "none", "none", 0.0, 4, np.nan, 200.0),
@@ -90,7 +90,7 @@ COLUMNS = (
     "variant",
     "kind",
     "method",
-    "weighting",
+    "importance",
     "penalty_form",
     "diameter_penalty",
     "num_clusters",
@@ -274,7 +274,7 @@ def test_penalty_is_compared_at_equal_bits(bits, reference, weights, words):
     assert claims["penalty, tempered loss"].verdict == "opposite"
 
 
-def test_penalty_is_compared_with_the_same_weighting_only():
+def test_penalty_is_compared_with_the_same_importance_only():
     variants = {
         "zero-8": ("compressed", "kmeans", "none", "monotone", 0.0, 8, np.nan, 300.0),
         "fisher-8": ("compressed", "kmeans", "fisher", "none", 0.0, 8, np.nan, 280.0),

@@ -26,7 +26,7 @@ PENALTY = 0.02
 MULTIPLIERS = (0.0217, 0.173)
 BINS = 160  # more than weights: scalar quantizers are solved on the weights themselves
 SHAPES = {"hidden/kernel": (16, 9), "output/kernel": (9, 7)}  # an odd number in the second
-# One weighting: what a layer counts where it has no importance.
+# One importance: what a layer counts where it has no importance.
 LAYER_WEIGHT = {"hidden/kernel": 0.02, "output/kernel": 1.5}
 SOLVERS = (
     codebooks._solve_kmeans,
@@ -41,7 +41,7 @@ def grid(**axes):
     settings = {
         "method": METHODS,
         "allocation": ALLOCATIONS,
-        "weighting": ("none", "fisher"),
+        "importance": ("none", "fisher"),
         "penalty_form": ("monotone",),
         "diameter_penalty": (0.0, PENALTY),
         "num_clusters": CLUSTERS,
@@ -82,11 +82,11 @@ def problem(small):
     return layers, importance, solved, compiled
 
 
-def flat(problem, path, weighting):
+def flat(problem, path, importance):
     """Weights and importances of one layer, (N,) in float64."""
     layers, importance, *_ = problem
     weights = np.asarray(layers[path], np.float64).ravel()
-    if weighting == "none":
+    if importance == "none":
         return weights, np.ones_like(weights)
     return weights, np.asarray(importance[path], np.float64).ravel()
 
@@ -101,13 +101,13 @@ def distortions(problem, variant):
     _, values = changed(problem, variant)
     found = {}
     for path, after in values.items():
-        weights, mass = flat(problem, path, variant.weighting)
+        weights, mass = flat(problem, path, variant.importance)
         found[path] = np.sum(mass * (after - weights) ** 2)
     return found
 
 
 def test_one_program_per_method(problem):
-    # Two weightings, two layers, all K.
+    # Two importances, two layers, all K.
     assert all(count <= 1 for count in problem[3]), problem[3]
 
 
@@ -125,24 +125,24 @@ def least_distortion(weights, mass, num_clusters):
     return best[-1]
 
 
-@pytest.mark.parametrize("weighting", ["none", "fisher"])
-def test_optimal_codebooks_are_optimal_and_never_worse_than_lloyd(problem, weighting):
+@pytest.mark.parametrize("importance", ["none", "fisher"])
+def test_optimal_codebooks_are_optimal_and_never_worse_than_lloyd(problem, importance):
     for k in CLUSTERS:
-        optimal = distortions(problem, Variant("compressed", "optimal", weighting, num_clusters=k))
-        lloyd = distortions(problem, Variant("compressed", "kmeans", weighting, num_clusters=k))
+        optimal = distortions(problem, Variant("compressed", "optimal", importance, num_clusters=k))
+        lloyd = distortions(problem, Variant("compressed", "kmeans", importance, num_clusters=k))
         for path in SHAPES:
-            least = least_distortion(*flat(problem, path, weighting), k)
+            least = least_distortion(*flat(problem, path, importance), k)
             assert optimal[path] == pytest.approx(least, rel=1e-4)
             assert optimal[path] <= lloyd[path] * (1 + 1e-5)
 
 
-@pytest.mark.parametrize("weighting", ["none", "fisher"])
-def test_optimal_penalised_codebooks_are_never_worse_than_the_iteration(problem, weighting):
+@pytest.mark.parametrize("importance", ["none", "fisher"])
+def test_optimal_penalised_codebooks_are_never_worse_than_the_iteration(problem, importance):
     def objectives(method, k):
-        variant = Variant("compressed", method, weighting, "monotone", PENALTY, k)
+        variant = Variant("compressed", method, importance, "monotone", PENALTY, k)
         _, values = changed(problem, variant)
         for path, distortion in distortions(problem, variant).items():
-            beta = PENALTY * flat(problem, path, weighting)[1].sum()
+            beta = PENALTY * flat(problem, path, importance)[1].sum()
             yield distortion + beta * np.ptp(values[path]) ** 2
 
     pairs = [
@@ -155,14 +155,14 @@ def test_optimal_penalised_codebooks_are_never_worse_than_the_iteration(problem,
 
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
-@pytest.mark.parametrize("weighting", ["none", "fisher"])
-def test_entropy_constrained_weights_take_the_cheapest_symbol(problem, weighting, allocation):
+@pytest.mark.parametrize("importance", ["none", "fisher"])
+def test_entropy_constrained_weights_take_the_cheapest_symbol(problem, importance, allocation):
     codes = problem[2].entropy_codes
     for parameter in MULTIPLIERS:
         variant = Variant(
             "compressed",
             "entropy_constrained",
-            weighting,
+            importance,
             parameter=parameter,
             allocation=allocation,
         )
@@ -170,7 +170,7 @@ def test_entropy_constrained_weights_take_the_cheapest_symbol(problem, weighting
         result, values = changed(problem, variant)
         bits = 0.0
         for number, path in enumerate(SHAPES):
-            weights, mass = flat(problem, path, weighting)
+            weights, mass = flat(problem, path, importance)
             is_used = np.isfinite(codes.length_bits[row, number])
             centroids = codes.centroids[row, number, is_used].astype(np.float64)
             lengths = codes.length_bits[row, number, is_used]
@@ -192,15 +192,15 @@ def test_entropy_constrained_weights_take_the_cheapest_symbol(problem, weighting
 
 def test_multipliers_are_relative_to_each_layer_or_one_for_all(problem):
     codes = problem[2].entropy_codes
-    for weighting in ("none", "fisher"):
-        weight = np.array(list(LAYER_WEIGHT.values())) if weighting == "none" else np.ones(2)
+    for importance in ("none", "fisher"):
+        weight = np.array(list(LAYER_WEIGHT.values())) if importance == "none" else np.ones(2)
         spread, number = np.zeros(2), np.zeros(2)
         for place, path in enumerate(SHAPES):
-            points, mass = flat(problem, path, weighting)
+            points, mass = flat(problem, path, importance)
             mean = np.average(points, weights=mass)
             spread[place], number[place] = np.sum(mass * (points - mean) ** 2), len(points)
         for parameter in MULTIPLIERS:
-            equal = Variant("compressed", "entropy_constrained", weighting, parameter=parameter)
+            equal = Variant("compressed", "entropy_constrained", importance, parameter=parameter)
             allocated = dataclasses.replace(equal, allocation="optimal")
             np.testing.assert_allclose(
                 codes.multiplier[codes.rows[equal.id]], parameter * spread / number, rtol=1e-4
@@ -211,16 +211,16 @@ def test_multipliers_are_relative_to_each_layer_or_one_for_all(problem):
             )
 
 
-@pytest.mark.parametrize("weighting", ["none", "fisher"])
-def test_vectors_are_the_nearest_centres_of_their_pairs(problem, weighting):
+@pytest.mark.parametrize("importance", ["none", "fisher"])
+def test_vectors_are_the_nearest_centres_of_their_pairs(problem, importance):
     codes = problem[2].vectors
     for k in CLUSTERS:
-        variant = Variant("compressed", "vector", weighting, num_clusters=k, parameter=2.0)
+        variant = Variant("compressed", "vector", importance, num_clusters=k, parameter=2.0)
         row = codes.rows[variant.id]
         result, values = changed(problem, variant)
         counts = []
         for number, path in enumerate(SHAPES):
-            weights, mass = flat(problem, path, weighting)
+            weights, mass = flat(problem, path, importance)
             # A weight without a partner: whatever its partner is, it weighs nothing.
             pairs, weight = (
                 np.append(a, [0] * (a.size % 2)).reshape(-1, 2) for a in (weights, mass)
@@ -243,15 +243,15 @@ def test_vectors_are_the_nearest_centres_of_their_pairs(problem, weighting):
 
 
 @pytest.mark.parametrize("method", ["kmeans", "optimal"])
-@pytest.mark.parametrize("weighting", ["none", "fisher"])
-def test_shared_bits_lower_the_distortion_at_no_more_bits(problem, method, weighting):
-    weight = LAYER_WEIGHT if weighting == "none" else dict.fromkeys(SHAPES, 1.0)
+@pytest.mark.parametrize("importance", ["none", "fisher"])
+def test_shared_bits_lower_the_distortion_at_no_more_bits(problem, method, importance):
+    weight = LAYER_WEIGHT if importance == "none" else dict.fromkeys(SHAPES, 1.0)
     gains = []
     for k in CLUSTERS:
         totals = []
         for allocation in ALLOCATIONS:
             variant = Variant(
-                "compressed", method, weighting, num_clusters=k, allocation=allocation
+                "compressed", method, importance, num_clusters=k, allocation=allocation
             )
             result, _ = changed(problem, variant)
             assert result.sizes is not None
@@ -264,7 +264,7 @@ def test_shared_bits_lower_the_distortion_at_no_more_bits(problem, method, weigh
         gains.append(1 - shared / equal)
     # The second layer counts 75 times the first where weights have no importance of their own,
     # and may have more clusters than any K of the grid.
-    assert gains[-1] > (0.1 if weighting == "none" and method == "optimal" else -1e-5)
+    assert gains[-1] > (0.1 if importance == "none" and method == "optimal" else -1e-5)
 
 
 def test_curves_are_measured_on_the_weights_themselves():
@@ -322,7 +322,7 @@ def evaluated(problem, tmp_path_factory):
             *parts,
             method=METHODS,
             allocation=ALLOCATIONS,
-            weighting=("none", "gauss_newton"),
+            importance=("none", "gauss_newton"),
             diameter_penalty=PENALTY,
             num_clusters=CLUSTERS,
             sensitivity_clusters=(),

@@ -28,8 +28,8 @@ def problem():
         layers[path] = jax.random.normal(weights, shape)
         importance[path] = jax.random.exponential(gains, shape)
     variants = [
-        Variant("compressed", "kmeans", weighting, form, penalty, k)
-        for weighting in ("none", "fisher")
+        Variant("compressed", "kmeans", importance, form, penalty, k)
+        for importance in ("none", "fisher")
         for form, penalty in (("none", 0.0), ("monotone", 0.02), ("linear", 0.02))
         for k in (3, 8)
     ]
@@ -57,7 +57,7 @@ def test_a_grid_solved_at_once_equals_one_quantizer_at_a_time(problem):
             else:
                 alone = quantizers.kmeans(
                     weights.ravel(),
-                    importance[path].ravel() if variant.weighting == "fisher" else ones,
+                    importance[path].ravel() if variant.importance == "fisher" else ones,
                     num_clusters=variant.num_clusters,
                     start="quantiles",
                     max_clusters=8,

@@ -89,8 +89,8 @@ for name, place in places.items():
     params = put(host)
     # Curvature where the weights are not, in one leaf at least.
     curvature = {key: jax.device_put(w**2 + 0.1, devices[3]) for key, w in host.items()}
-    tree = quantize(params, curvature=curvature, **methods[name])
-    wanted = quantize(host, curvature=curvature, **methods[name]).dequantize()
+    tree = quantize(params, importance=curvature, **methods[name])
+    wanted = quantize(host, importance=curvature, **methods[name]).dequantize()
     restored = tree.dequantize()
     for key in "ab":
         np.testing.assert_allclose(restored[key], wanted[key], rtol=1e-5)

@@ -80,8 +80,8 @@ def test_title_says_what_was_trained(table):
 @pytest.mark.parametrize(
     "identity",
     [
-        {"method": "kmeans", "weighting": "none", "diameter_penalty": 0.0},
-        {"method": "kmeans", "weighting": "gauss_newton", "diameter_penalty": 0.05},
+        {"method": "kmeans", "importance": "none", "diameter_penalty": 0.0},
+        {"method": "kmeans", "importance": "gauss_newton", "diameter_penalty": 0.05},
         {"method": "uniform"},
     ],
 )
@@ -163,7 +163,7 @@ def test_temperature_is_left_out_where_it_changes_nothing(figure):
 
 
 def test_noise_stands_at_the_ratio_of_its_k(table, figure):
-    ratios = curve_of(table, method="kmeans", weighting="none", diameter_penalty=0.0)
+    ratios = curve_of(table, method="kmeans", importance="none", diameter_penalty=0.0)
     noise = curve_of(table, method="gaussian_noise").set_index("num_clusters")
     noise = noise.loc[ratios["num_clusters"]]
     assert is_drawn(
@@ -224,8 +224,8 @@ def test_of_many_penalties_the_ends_and_the_best_are_drawn():
     table = synthetic_table(PAPER | {"num_clusters": (4, 16)}, num_models=2)
     texts = legend_texts(plot_details(table))
     starts = [texts.index(f"K-means, {name}") for name in ("unweighted", "Gauss-Newton")]
-    for weighting, start in zip(("none", "gauss_newton"), starts, strict=True):
-        variants = table[(table["method"] == "kmeans") & (table["weighting"] == weighting)]
+    for importance, start in zip(("none", "gauss_newton"), starts, strict=True):
+        variants = table[(table["method"] == "kmeans") & (table["importance"] == importance)]
         means = variants.groupby("variant").mean(numeric_only=True)
         best = [
             means.loc[means[criterion].idxmin(), "diameter_penalty"]
@@ -329,12 +329,12 @@ def test_other_methods_are_lines_of_their_own_look():
         ("entropy alloc", "entropy_constrained", "optimal"),
         ("vector pairs", "vector", "equal"),
     ):
-        for weighting, label in (("none", "unweighted"), ("gauss_newton", "Gauss-Newton")):
+        for importance, label in (("none", "unweighted"), ("gauss_newton", "Gauss-Newton")):
             curve = curve_of(
                 table,
                 method=method,
                 allocation=allocation,
-                weighting=weighting,
+                importance=importance,
                 diameter_penalty=0.0,
             )
             wanted = curve[["ratio_estimated", "test_loss"]].to_numpy()
@@ -365,7 +365,7 @@ def test_no_legend_is_cut():
     for grid, plots in (
         (METHODS | {"num_clusters": (4,)}, (plot_details, plot_bound)),
         (PAPER | forms, (plot_details,)),
-        (SMALL | {"weighting": ("none", "gauss_newton", "fisher")}, (plot_bound,)),
+        (SMALL | {"importance": ("none", "gauss_newton", "fisher")}, (plot_bound,)),
     ):
         table = synthetic_table(grid, num_models=2)
         for plot in plots:

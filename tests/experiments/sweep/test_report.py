@@ -74,8 +74,8 @@ def test_original_row_has_means_and_deviations(table, claims):
 @pytest.mark.parametrize(
     ("label", "identity"),
     [
-        ("unweighted, no penalty", {"weighting": "none", "diameter_penalty": 0.0}),
-        ("Gauss-Newton, penalty 0.05", {"weighting": "gauss_newton", "diameter_penalty": 0.05}),
+        ("unweighted, no penalty", {"importance": "none", "diameter_penalty": 0.0}),
+        ("Gauss-Newton, penalty 0.05", {"importance": "gauss_newton", "diameter_penalty": 0.05}),
         ("uniform grid, best K", {"method": "uniform"}),
         ("last layer times", {"method": "last_layer_scaled"}),
         ("weights clipped at", {"method": "weights_clipped"}),
@@ -106,7 +106,7 @@ def test_every_method_has_a_line_with_its_best_variant(claims):
         rows = table[
             (table["method"] == method)
             & (table["allocation"] == allocation)
-            & (table["weighting"] == "gauss_newton")
+            & (table["importance"] == "gauss_newton")
         ]
         best = rows.groupby("variant")["validation_loss"].mean().idxmin()
         row = row_of(text, f"{label}, Gauss-Newton")
@@ -344,7 +344,7 @@ def test_summary_keeps_settings_apart_and_leaves_out_single_layers(table):
     assert [s.name for s in summaries] == ["mnist-mlp-noise0", "mnist-mlp-noise0.3"]
     assert [len(s.variants) for s in summaries] == [table["variant"].nunique()] * 2
     curves = summaries[0].curves
-    assert [curve.weighting for curve in curves] == ["none"] * 4 + ["gauss_newton"] * 4
+    assert [curve.importance for curve in curves] == ["none"] * 4 + ["gauss_newton"] * 4
     assert [curve.diameter_penalty for curve in curves] == [0.0, 0.01, 0.05, 0.2] * 2
     for curve in curves:
         ratios = [variant.ratio for variant in curve.variants]

@@ -27,7 +27,7 @@ CONFIG = SweepConfig(
     train_size=200,
     validation_size=100,
     epochs=4,
-    weighting=("none", "hutchinson", "fisher"),
+    importance=("none", "hutchinson", "fisher"),
     num_probes=4,
     curvature_examples=100,
     diameter_penalty=(0.0, 0.05),
@@ -66,7 +66,7 @@ def test_every_variant_of_every_network_has_a_row(finished):
     assert table.groupby("variant")["model_seed"].nunique().eq(2).all()
     assert set(table["kind"]) == {"original", "compressed", "control"}
     kmeans = table[table["method"] == "kmeans"]
-    assert len(kmeans) == 2 * 3 * 3 * 2  # networks, K, weightings, penalties
+    assert len(kmeans) == 2 * 3 * 3 * 2  # networks, K, importances, penalties
 
 
 def test_numbers_are_finite_and_consistent(finished):
@@ -81,7 +81,7 @@ def test_numbers_are_finite_and_consistent(finished):
         table["generalization_gap"], table["test_loss"] - table["train_loss"], atol=1e-12
     )
     original = table[table["kind"] == "original"]
-    assert (original["weighting"] == "original").all()
+    assert (original["importance"] == "original").all()
     assert (original["ratio_estimated"] == 1).all()
     assert (original["measured_rise_nats"] == 0).all()
     assert (table[table["kind"] == "control"]["ratio_estimated"] == 1).all()
@@ -113,7 +113,7 @@ def test_every_quantizer_is_above_the_limit(finished):
 def test_finer_codebooks_approach_the_original(finished):
     _, result = finished
     plain = result.table[
-        (result.table["weighting"] == "none") & (result.table["diameter_penalty"] == 0)
+        (result.table["importance"] == "none") & (result.table["diameter_penalty"] == 0)
     ]
     rise = plain.groupby("num_clusters")["measured_rise_nats"].mean().abs()
     assert rise[16] < rise[2]
@@ -424,7 +424,7 @@ def test_names_of_weights_are_no_patterns():
         part,
         part,
         num_clusters=2,
-        weighting="gauss_newton",
+        importance="gauss_newton",
         diameter_penalty=0.0,
         baselines=False,
         controls=False,
@@ -483,7 +483,7 @@ def test_axes_take_one_value_or_several(own_network, monkeypatch):
         run_module, "_sweep", lambda _, __, ___, variants, *____: seen.append(variants)
     )
     monkeypatch.setattr(run_module, "_finish", lambda *_: None)
-    one = {"weighting": "none", "num_clusters": 4, "diameter_penalty": 0.05}
+    one = {"importance": "none", "num_clusters": 4, "diameter_penalty": 0.05}
     _evaluate(own_network, **one, penalty_form="linear", sensitivity_clusters=2)
     several = {name: [value] for name, value in one.items()}
     _evaluate(own_network, **several, penalty_form=["linear"], sensitivity_clusters=[2])
@@ -530,7 +530,7 @@ def test_bad_networks_and_parts_get_one_sentence(own_network):
         parts=(train, validation, (bad_inputs, labels)),
     )
     check(ValueError, "name becomes part of file names: .* got '../a'", name="../a")
-    check(ValueError, "unknown weighting 'hessian'", weighting=("hessian",))
+    check(ValueError, "unknown importance 'hessian'", importance=("hessian",))
     check(ValueError, "last_layer 'head' is not compressed", last_layer="head")
     check(ValueError, "matches no leaf", select="conv*")
 
@@ -538,7 +538,7 @@ def test_bad_networks_and_parts_get_one_sentence(own_network):
 def test_a_network_with_more_clusters_than_weights_uses_fewer(own_network):
     result = _evaluate(own_network, num_clusters=(4, 1024), controls=False, baselines=False)
     rows = result.table[
-        (result.table["num_clusters"] == 1024) & (result.table["weighting"] == "none")
+        (result.table["num_clusters"] == 1024) & (result.table["importance"] == "none")
     ]
     plain = rows[rows["diameter_penalty"] == 0].iloc[0]
     # 320 distinct weights in the last layer.
@@ -558,7 +558,7 @@ def test_half_precision_weights_are_swept_stored_and_given_back(own_network, tmp
         *parts,
         num_clusters=(4,),
         diameter_penalty=(0.0,),
-        weighting=("none",),
+        importance=("none",),
         sensitivity_clusters=(),
         num_probes=2,
         curvature_examples=50,
@@ -612,7 +612,7 @@ def test_odd_trees_are_swept_stored_and_given_back(tmp_path):
     part = rng.normal(size=(30, 4)).astype(np.float32), rng.integers(0, 3, 30)
     settings = {
         "num_clusters": 2,
-        "weighting": "gauss_newton",
+        "importance": "gauss_newton",
         "diameter_penalty": 0.0,
         "sensitivity_clusters": 2,
         "baselines": False,

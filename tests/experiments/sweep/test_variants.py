@@ -8,7 +8,7 @@ from jaxcomp.experiments.sweep.config import preset
 
 def _compressed(config):
     return variants.compressed_variants(
-        weighting=config.weighting,
+        importance=config.importance,
         penalty_form=config.penalty_form,
         diameter_penalty=config.diameter_penalty,
         num_clusters=config.num_clusters,
@@ -19,7 +19,7 @@ def _compressed(config):
 def test_the_paper_grid_has_120_codebook_variants():
     grid = _compressed(preset("paper"))
     codebooks = [variant for variant in grid if variant.method in ("kmeans", "uniform")]
-    # 8 K x {uniform, none, weighted} and 8 K x 6 penalties x 2 weightings.
+    # 8 K x {uniform, none, weighted} and 8 K x 6 penalties x 2 importances.
     assert len(codebooks) == 8 * 3 + 8 * 6 * 2
     assert {variant.parameter for variant in grid if variant.method == "round_to_nearest"} == {
         8.0,
@@ -53,12 +53,12 @@ def test_id_reads_as_the_variant():
     assert math.isnan(variant.parameter)
 
 
-def test_unpenalised_kmeans_is_there_once_for_each_weighting():
+def test_unpenalised_kmeans_is_there_once_for_each_importance():
     grid = _compressed(preset("quick", penalty_form=["monotone", "linear"], num_clusters=4))
     plain = [
         variant for variant in grid if variant.method == "kmeans" and variant.diameter_penalty == 0
     ]
-    assert [(variant.weighting, variant.penalty_form) for variant in plain] == [
+    assert [(variant.importance, variant.penalty_form) for variant in plain] == [
         ("none", "none"),
         ("gauss_newton", "none"),
     ]

@@ -376,7 +376,7 @@ def test_float64(x64):
 
 
 @pytest.mark.parametrize("factor", [1e-30, 1e-12, 1e12, 1e30])
-def test_tiny_and_huge_curvature(factor):
+def test_tiny_and_huge_importance(factor):
     points, importance = heavy_tailed(EXACT)
     base = run(points, importance, 6, diameter_penalty=0.1)
     result = run(points, importance * np.float32(factor), 6, diameter_penalty=0.1)
@@ -413,11 +413,11 @@ def test_any_small_group(values, importance, num_clusters, penalty):
         ({"points": []}, ValueError, r"at least one point per group, got shape \(0,\)"),
         ({"points": 1.0}, ValueError, r"at least one point per group, got shape \(\)"),
         ({"points": [1.0, np.nan, np.inf]}, ValueError, "points must be finite, got 2 NaN or"),
-        ({"sample_weight": [1.0, np.nan]}, ValueError, "sample_weight must be finite, got 1 NaN"),
-        ({"sample_weight": [1.0, -1.0]}, ValueError, "sample_weight must be at least 0, got 1"),
-        ({"sample_weight": [0.0, 0.0]}, ValueError, "must not be 0 throughout a group, got 1"),
-        ({"sample_weight": [1.0] * 3}, ValueError, r"shape of points, \(2,\), or .* got \(3,\)"),
-        ({"sample_weight": [1j, 1]}, TypeError, "sample_weight must be real, got complex64"),
+        ({"importance": [1.0, np.nan]}, ValueError, "importance must be finite, got 1 NaN"),
+        ({"importance": [1.0, -1.0]}, ValueError, "importance must be at least 0, got 1"),
+        ({"importance": [0.0, 0.0]}, ValueError, "must not be 0 throughout a group, got 1"),
+        ({"importance": [1.0] * 3}, ValueError, r"shape of points, \(2,\), or .* got \(3,\)"),
+        ({"importance": [1j, 1]}, TypeError, "importance must be real, got complex64"),
         ({"num_clusters": 0}, ValueError, "num_clusters must be at least 1, got 0"),
         ({"num_clusters": 5, "max_clusters": 4}, ValueError, "at most max_clusters = 4, got 5"),
         ({"num_clusters": 2.5}, TypeError, "num_clusters must be an integer, got float"),
