@@ -56,14 +56,14 @@ def solve_grid(
 ) -> Float[Array, "clusters penalties centroids"]:
     """All problems from one histogram of moments."""
     moments = histogram_moments(points, importance, num_bins=num_bins)
-    codebooks = solve_kmeans(
+    solutions = solve_kmeans(
         moments,
         jnp.asarray(NUM_CLUSTERS)[:, None],
         jnp.asarray(PENALTIES)[None, :],
         max_clusters=max(NUM_CLUSTERS),
         num_iterations=NUM_ITERATIONS,
     )
-    return codebooks.centroids
+    return solutions.codebook.centroids
 
 
 def solve_grid_on_raw_points(

@@ -46,8 +46,8 @@ from jaxcomp.numerics.scaling import (
 )
 from jaxcomp.numerics.transformations import always_compiled
 from jaxcomp.quantizers import (
-    Codebook,
     Moments,
+    Solution,
     assign,
     histogram_moments,
     pad_bins,
@@ -860,7 +860,7 @@ def _cluster(
     problem: _Problem,
     num_clusters: int,
     *,
-    solve: Callable[..., Codebook],
+    solve: Callable[..., Solution],
     num_bins: int,
     keep_distinct: bool,
 ) -> ClusteredLeaf:
@@ -880,14 +880,14 @@ def _cluster(
         # sizes and nearly all K share one compilation of the solver.
         max_clusters = _power_of_two(size)
         num_bins = bins_for(num_bins, max_clusters)
-        codebook = solve(
+        solution = solve(
             _moments(points, importance, num_bins=num_bins),
             size,
             max_clusters=max_clusters,
             centroid_dtype=points.dtype,
         )
+        codebook, converged = solution.codebook, solution.converged
         centroids, thresholds = codebook.centroids[:size], codebook.thresholds[: size - 1]
-        converged = codebook.converged
     stored = problem.in_original_units(centroids)
     assignments, counts, rounded = _encode(points, problem.in_units(stored), thresholds)
     return ClusteredLeaf(

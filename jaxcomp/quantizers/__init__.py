@@ -23,7 +23,7 @@ from jaxcomp.quantizers.scalar.entropy_constrained import (
     joint_moments,
     solve_entropy_constrained,
 )
-from jaxcomp.quantizers.scalar.lloyd import Codebook, QuantizationResult, kmeans, solve_kmeans
+from jaxcomp.quantizers.scalar.lloyd import kmeans, solve_kmeans
 from jaxcomp.quantizers.scalar.optimal import OptimalCodebooks, optimal_kmeans, solve_optimal
 from jaxcomp.quantizers.scalar.optimal_diameter import (
     DiameterSolution,
@@ -33,6 +33,7 @@ from jaxcomp.quantizers.scalar.optimal_diameter import (
 )
 from jaxcomp.quantizers.scalar.polish import plus_plus_start, polish_kmeans
 from jaxcomp.quantizers.scalar.uniform import solve_uniform, uniform
+from jaxcomp.quantizers.solution import Codebook, QuantizationResult, Solution
 from jaxcomp.quantizers.vector import (
     VectorQuantizationResult,
     join_vectors,
@@ -50,6 +51,7 @@ __all__ = [
     "QuantizationResult",
     "RateDistortionCurve",
     "RoundedWeights",
+    "Solution",
     "VectorQuantizationResult",
     "allocate_rates",
     "assign",

@@ -19,11 +19,11 @@ from jaxcomp.quantizers.histograms import (
     bins_for,
     histogram_moments,
 )
-from jaxcomp.quantizers.scalar.lloyd import (
+from jaxcomp.quantizers.scalar.lloyd import solve_kmeans
+from jaxcomp.quantizers.solution import (
     QuantizationResult,
     distortion_of_points,
     quantize_points,
-    solve_kmeans,
 )
 
 # Points quantized together: bounds the memory.
@@ -117,10 +117,16 @@ def _block_kmeans(matrix, importance, num_clusters, *, block_shape, max_clusters
     def quantize(arguments):
         points, weight, k = arguments
         moments = histogram_moments(points, weight, num_bins=num_bins)
-        codebook = solve_kmeans(
+        solution = solve_kmeans(
             moments, k, max_clusters=max_clusters, penalty_form="none", centroid_dtype=points.dtype
         )
-        return quantize_points(points, weight, codebook, k, penalty_form="none")
+        return quantize_points(
+            points,
+            weight,
+            solution.codebook,
+            num_iterations=solution.num_iterations,
+            converged=solution.converged,
+        )
 
     weight = importance
     if weight is not None:

@@ -21,8 +21,8 @@ from jaxtyping import Array, Float, Int
 from jaxcomp.coding import sizes
 from jaxcomp.experiments.sweep.variants import VECTOR_SIZE, Variant
 from jaxcomp.quantizers import (
-    Codebook,
     Moments,
+    Solution,
     allocate_rates,
     histogram_moments,
     joint_moments,
@@ -647,8 +647,8 @@ def _solve_diameter(
     centroid_dtype: jnp.dtype,
 ) -> tuple[Array, Array, Array]:
     solver = solve_optimal_diameter(moments, max_clusters=max_clusters)
-    found = solver.solve(num_clusters[:, None], diameter_penalty[:, None]).codebook
-    centroids, thresholds, _ = _rounded_parts(found.centroids.astype(centroid_dtype))
+    found = solver.solve(num_clusters[:, None], diameter_penalty[:, None]).solution
+    centroids, thresholds, _ = _rounded_parts(found.codebook.centroids.astype(centroid_dtype))
     return centroids, thresholds, found.converged
 
 
@@ -678,8 +678,9 @@ def _solve_vectors(
     return centroids, jnp.stack([layer.converged for layer in found])
 
 
-def _parts(codebook: Codebook) -> tuple[Array, Array, Array]:
-    return _wide(codebook.centroids), codebook.thresholds, codebook.converged
+def _parts(solution: Solution) -> tuple[Array, Array, Array]:
+    codebook = solution.codebook
+    return _wide(codebook.centroids), codebook.thresholds, solution.converged
 
 
 def _rounded_parts(centroids: Float[Array, "C L K"]) -> tuple[Array, Array, Array]:

@@ -32,7 +32,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxcomp.numerics.checks import check_points
 from jaxcomp.numerics.precision import in_float64
-from jaxcomp.numerics.scaling import ordered, restore, restore_as, split
+from jaxcomp.numerics.scaling import restore, restore_as, split
 from jaxcomp.numerics.sums import (
     middle_bin,
     pairwise_sum,
@@ -56,8 +56,8 @@ from jaxcomp.quantizers.scalar.interval_search import (
     padded_length,
     roundings_of_cost,
 )
-from jaxcomp.quantizers.scalar.lloyd import Codebook
 from jaxcomp.quantizers.scalar.runs import Runs, read_runs, run_table
+from jaxcomp.quantizers.solution import Codebook
 
 # Relative error, in roundings, of the masses of a histogram; what sums of 10^7 points show is a
 # tenth of it.
@@ -116,24 +116,10 @@ class OptimalCodebooks(NamedTuple):
             jnp.clip(num_clusters, 1, largest), np.broadcast_shapes(num_clusters.shape, batch)
         )
         table = jnp.broadcast_to(self.centroid_table, (*row.shape, *self.centroid_table.shape[-2:]))
-        distortion = jnp.broadcast_to(self.distortion, (*row.shape, largest + 1))
         centroids = jnp.take_along_axis(table, row[..., None, None], axis=-2)[..., 0, :]
-        exact = centroids.astype(distortion.dtype)
+        exact = centroids.astype(self.distortion.dtype)
         thresholds = jnp.vectorize(nearest_thresholds, signature="(k)->(j)")(exact)
-        rank = ordered(exact)
-        num_used = 1 + jnp.sum(rank[..., 1:] > rank[..., :-1], axis=-1, dtype=jnp.int32)
-        zero = jnp.zeros(row.shape, distortion.dtype)
-        return Codebook(
-            centroids=centroids,
-            thresholds=thresholds,
-            distortion=jnp.take_along_axis(distortion, row[..., None], axis=-1)[..., 0],
-            penalty=zero,
-            beta=zero,
-            num_used=num_used,
-            num_empty=row - num_used,
-            num_iterations=jnp.zeros(row.shape, jnp.int32),
-            converged=jnp.ones(row.shape, bool),
-        )
+        return Codebook(centroids, thresholds, row)
 
 
 def _check_one_of(num_clusters: int, max_clusters: int) -> None:

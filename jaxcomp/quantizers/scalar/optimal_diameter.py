@@ -46,13 +46,12 @@ from jaxcomp.quantizers.padding import bucketed
 from jaxcomp.quantizers.scalar.coarse_to_fine import coarse_to_fine_centroids
 from jaxcomp.quantizers.scalar.lloyd import (
     PENALTY_SCALES,
-    Codebook,
     PenaltyScale,
-    bucket_moments,
     quantile_start,
     solve_kmeans,
 )
 from jaxcomp.quantizers.scalar.runs import Runs, read_runs, run_table
+from jaxcomp.quantizers.solution import Solution, bucket_moments
 
 # Entries of the grid that are refined for each penalty, the best ones.
 _NUM_STARTS = 8
@@ -64,13 +63,12 @@ class DiameterSolution(NamedTuple):
     """The best codebook found for one K and penalty (or many, with leading axes).
 
     Attributes:
-        codebook: its distortion and penalty are those of the histogram, bins taken whole.
-        objective: (...) their sum.
-        gap_bound: (...) no quantizer of the bins has an objective below `objective - gap_bound`.
+        solution: codebook and costs of the histogram, bins taken whole.
+        gap_bound: (...) no quantizer of the bins has an objective below
+            `solution.objective - gap_bound`.
     """
 
-    codebook: Codebook
-    objective: Float[Array, "..."]
+    solution: Solution
     gap_bound: Float[Array, "..."]
 
 
@@ -121,7 +119,7 @@ class DiameterSolver(NamedTuple):
             num_iterations: most updates of all centres after the search, traced.
 
         Returns:
-            Codebook, objective and the bound on what is left.
+            The solution and the bound on what is left.
 
         Raises:
             TypeError: if `num_clusters` is not an integer.
@@ -416,26 +414,24 @@ def _solve_one(solver, num_clusters, beta, num_iterations) -> DiameterSolution:
         penalty_scale="absolute",
         num_iterations=num_iterations,
     )
-    codebooks = jax.vmap(lambda start: descend(initial_centroids=start))(starts)
-    objectives = codebooks.distortion + codebooks.penalty
-    best = jnp.argmin(objectives)
-    codebook = jax.tree.map(lambda leaf: leaf[best], codebooks)
-    objective = objectives[best]
+    found = jax.vmap(lambda start: descend(initial_centroids=start))(starts)
+    best = jnp.argmin(found.objective)
+    found = jax.tree.map(lambda leaf: leaf[best], found)
     bound = _lower_bound(solver, k, beta)
 
     def restored(cost):
         return restore(cost, 2 * unit + of_mass, axis=())
 
-    codebook = codebook._replace(
-        centroids=restore(codebook.centroids, unit),
-        thresholds=restore(codebook.thresholds, unit, rounds_down=True),
-        distortion=restored(codebook.distortion),
-        penalty=restored(codebook.penalty),
-        beta=restore(codebook.beta, of_mass, axis=()),
+    codebook = found.codebook._replace(
+        centroids=restore(found.codebook.centroids, unit),
+        thresholds=restore(found.codebook.thresholds, unit, rounds_down=True),
     )
-    return DiameterSolution(
-        codebook, restored(objective), restored(jnp.maximum(objective - bound, 0))
+    solution = found._replace(
+        codebook=codebook,
+        distortion=restored(found.distortion),
+        objective=restored(found.objective),
     )
+    return DiameterSolution(solution, restored(jnp.maximum(found.objective - bound, 0)))
 
 
 def _lower_bound(solver, k, beta):

@@ -25,7 +25,7 @@ from jaxcomp.quantizers.histograms import (
     importance_in_units,
     points_in_units,
 )
-from jaxcomp.quantizers.scalar.lloyd import (
+from jaxcomp.quantizers.solution import (
     Codebook,
     QuantizationResult,
     distortion_of_points,
@@ -169,17 +169,15 @@ def _polish(points, importance, centroids, num_iterations):
         (start, jnp.int32(0), jnp.asarray(False)),
     )
     stored = restore_as(centres, exponent, points.dtype).reshape(*batch_shape, num_clusters)
-    zero = jnp.zeros(batch_shape, dtype)
-    none = jnp.zeros(batch_shape, jnp.int32)
     codebook = Codebook(
-        centroids=stored,
-        thresholds=thresholds_of(stored.astype(dtype)),
-        distortion=zero,
-        penalty=zero,
-        beta=zero,
-        num_used=none,
-        num_empty=none,
+        stored,
+        thresholds_of(stored.astype(dtype)),
+        jnp.full(batch_shape, num_clusters, jnp.int32),
+    )
+    return quantize_points(
+        points,
+        importance,
+        codebook,
         num_iterations=jnp.broadcast_to(iterations, batch_shape),
         converged=jnp.broadcast_to(converged, batch_shape),
     )
-    return quantize_points(points, importance, codebook, num_clusters, penalty_form="none")

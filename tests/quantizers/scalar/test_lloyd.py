@@ -88,24 +88,22 @@ def test_sums_of_a_heavy_tail_are_accurate():
     moments = histogram_moments(points, importance)
     start = quantile_start(points, 256)
 
-    codebook = solve_kmeans(
-        moments, 256, max_clusters=256, num_iterations=1, initial_centroids=start
-    )
+    found = solve_kmeans(moments, 256, max_clusters=256, num_iterations=1, initial_centroids=start)
 
     values = restored(moments)
     position, mass, second = values.position, values.mass, values.second
     cluster = np.searchsorted((start[1:] + start[:-1]) / 2, position, side="left")
     total = np.bincount(cluster, mass, 256)
     mean = np.bincount(cluster, mass * position, 256) / total
-    np.testing.assert_allclose(codebook.centroids, mean, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(found.codebook.centroids, mean, rtol=1e-6, atol=1e-8)
     # The test sees the difference: plain float32 prefix sums are far off.
     edges = np.concatenate([[0], np.cumsum(np.bincount(cluster, minlength=256))])
     plain = [np.append(0, np.cumsum(v.astype(np.float32))) for v in (mass, mass * position)]
     plain_mass, plain_moment = (np.diff(prefix[edges]) for prefix in plain)
     assert np.abs(plain_moment / plain_mass / mean - 1).max() > 1e-4
     # The objective of the histogram is that of its own codebook.
-    expected = distortion(position, mass, np.asarray(codebook.centroids)) + second.sum()
-    assert float(codebook.distortion) == pytest.approx(expected, rel=2e-6)
+    expected = distortion(position, mass, np.asarray(found.codebook.centroids)) + second.sum()
+    assert float(found.distortion) == pytest.approx(expected, rel=2e-6)
 
 
 def test_distortion_of_many_points_is_accurate():
@@ -121,19 +119,22 @@ def test_objective_never_rises(form, num_points):
     points, importance = heavy_tailed(num_points, seed=3)
     moments = histogram_moments(points, importance, num_bins=EXACT)
     position, mass = restored(moments).position, restored(moments).mass
+    spread = np.sqrt(distortion(position, mass, [np.average(position, weights=mass)]) / mass.sum())
     for penalty in (0.01, 0.3, 3.0):
+        beta = penalty * mass.sum() * (spread if form == "linear" else 1)
         values = []
         for num_iterations in range(12):
-            codebook = solve_kmeans(
+            found = solve_kmeans(
                 moments,
                 7,
-                penalty,
+                beta,
                 max_clusters=MAX_CLUSTERS,
                 penalty_form=form,
+                penalty_scale="absolute",
                 num_iterations=num_iterations,
             )
-            centroids = np.asarray(codebook.centroids)
-            values.append(objective(position, mass, centroids, float(codebook.beta), form))
+            centroids = np.asarray(found.codebook.centroids)
+            values.append(objective(position, mass, centroids, beta, form))
         # Centres in float32: a step misses its minimum by rounding, to second order only.
         assert np.all(np.diff(values) <= 1e-6 * values[0]), (penalty, values)
 

@@ -150,10 +150,8 @@ def test_codebooks_of_traced_numbers():
     codebook = jax.jit(lambda r, k: r.codebook(k))(result, jnp.array([1, 3, 8]))
     for row, k in enumerate((1, 3, 8)):
         np.testing.assert_array_equal(codebook.centroids[row, :k], result.centroids(k))
-        assert float(codebook.distortion[row]) == float(result.distortion[k])
         assert np.all(np.isinf(codebook.thresholds[row, k - 1 :]))
-    np.testing.assert_array_equal(codebook.num_used, [1, 3, 8])
-    np.testing.assert_array_equal(codebook.num_empty, 0)
+    np.testing.assert_array_equal(codebook.num_clusters, [1, 3, 8])
 
 
 @pytest.mark.parametrize("num_points", [EXACT, BINNED])
