@@ -79,7 +79,7 @@ OTHERS = {
     "rounding": lambda w, h: quantizers.round_to_nearest(matrix(w), num_bits=3),
     "pruning": lambda w, h: quantizers.prune_by_magnitude(w, 0.5),
     "straight through": lambda w, h: training.quantize_ste(w, CENTRES),
-    "looked up": lambda w, h: quantizers.look_up(CENTRES, INDEX),
+    "looked up": lambda w, h: training.look_up(CENTRES, INDEX),
     "assignment by cost": lambda w, h: quantizers.assign_by_cost(w, h, CENTRES, LENGTHS, 0.1),
     "tree": lambda w, h: jaxcomp.quantize({"w": matrix(w)}, num_clusters=3).dequantize(),
     "catoni": lambda w, h: bounds.catoni(0.1, 50.0, num_examples=1000, delta=0.05),
