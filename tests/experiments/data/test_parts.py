@@ -156,7 +156,7 @@ def test_training_samples_are_uniform_with_replacement() -> None:
         ({"label_noise": float("nan")}, "label_noise must be a probability .* got nan"),
         (
             {"validation_size": 60},
-            "A validation set of 60 leaves nothing .* own has 60 examples; reduce the validation",
+            "A validation set of 60 leaves nothing .* own has 60 examples; reduce the size",
         ),
         (
             {"train_size": 51},

@@ -82,11 +82,11 @@ def problem(small):
     return layers, importance, solved, compiled
 
 
-def flat(problem, path, importance):
+def flat(problem, path, name):
     """Weights and importances of one layer, (N,) in float64."""
     layers, importance, *_ = problem
     weights = np.asarray(layers[path], np.float64).ravel()
-    if importance == "none":
+    if name == "none":
         return weights, np.ones_like(weights)
     return weights, np.asarray(importance[path], np.float64).ravel()
 

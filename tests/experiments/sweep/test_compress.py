@@ -28,8 +28,8 @@ def problem():
         layers[path] = jax.random.normal(weights, shape)
         importance[path] = jax.random.exponential(gains, shape)
     variants = [
-        Variant("compressed", "kmeans", importance, form, penalty, k)
-        for importance in ("none", "fisher")
+        Variant("compressed", "kmeans", name, form, penalty, k)
+        for name in ("none", "fisher")
         for form, penalty in (("none", 0.0), ("monotone", 0.02), ("linear", 0.02))
         for k in (3, 8)
     ]
