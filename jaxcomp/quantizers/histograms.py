@@ -116,7 +116,7 @@ def accumulation_dtype(dtype: jnp.dtype) -> jnp.dtype:
 @without_derivative
 def histogram_moments(
     points: Float[Array, "... points"],
-    sample_weight: Shaped[Array, "... points"] | None = None,
+    importance: Shaped[Array, "... points"] | None = None,
     *,
     num_bins: int = 4096,
     num_padding: Int[Array, ""] | None = None,
@@ -131,7 +131,7 @@ def histogram_moments(
     Args:
         points: (..., N), floating. Finite. What is 1e57 times smaller than the largest point of its
             group counts as 0.
-        sample_weight: importances h >= 0, broadcastable to `points`; None means 1. A group whose
+        importance: importances h >= 0, broadcastable to `points`; None means 1. A group whose
             importances are all 0 (which is refused where values are known, outside `jit`) counts as
             if all were 1. What is 1e-37 of the largest of the group counts as 0.
         num_bins: most bins of the result, static. B = min(N, num_bins).
@@ -145,16 +145,14 @@ def histogram_moments(
         ValueError: while tracing, if there are no points or `num_bins < 1`.
         TypeError: while tracing, if the points are not floating.
     """
-    return histogram_with_edges(points, sample_weight, num_bins=num_bins, num_padding=num_padding)[
-        0
-    ]
+    return histogram_with_edges(points, importance, num_bins=num_bins, num_padding=num_padding)[0]
 
 
 @partial(jax.jit, static_argnames=("num_bins", "by_value"))
 @without_derivative
 def histogram_with_edges(
     points: Float[Array, "... points"],
-    sample_weight: Shaped[Array, "... points"] | None = None,
+    importance: Shaped[Array, "... points"] | None = None,
     *,
     num_bins: int = 4096,
     by_value: bool = False,
@@ -164,7 +162,7 @@ def histogram_with_edges(
 
     Args:
         points: (..., N), floating. Finite.
-        sample_weight: importances h >= 0, broadcastable to `points`; None means 1.
+        importance: importances h >= 0, broadcastable to `points`; None means 1.
         num_bins: as in `histogram_moments`.
         by_value: one bin for every distinct value, whatever `num_bins`; for dtypes of 16 bits,
             static. B = min(N, 65536).
@@ -192,8 +190,8 @@ def histogram_with_edges(
         raise TypeError(f"by_value needs points of a 16-bit dtype, got {points.dtype}.")
     groups = points.reshape(-1, points.shape[-1])
     weights = mass_exponent = None
-    if sample_weight is not None:
-        weights, mass_exponent = importance_in_units(sample_weight, points)
+    if importance is not None:
+        weights, mass_exponent = importance_in_units(importance, points)
         weights = weights.reshape(groups.shape)
         mass_exponent = mass_exponent.ravel()
     if by_value and points.shape[-1] > _NUM_SHORT:
@@ -229,30 +227,28 @@ def points_in_units(
 
 
 def importance_in_units(
-    sample_weight: Shaped[Array, "..."], points: Float[Array, "... points"]
+    importance: Shaped[Array, "..."], points: Float[Array, "... points"]
 ) -> tuple[Float[Array, "... points"], Int[Array, "..."]]:
     """Return importances with the largest of each group in [1, 2), and the exponent of the unit.
 
     Args:
-        sample_weight: h >= 0, broadcastable to `points`; any real dtype. 0 throughout a group means
+        importance: h >= 0, broadcastable to `points`; any real dtype. 0 throughout a group means
             1 throughout.
         points: (..., N).
 
     Returns:
         (..., N) float32, or float64 if the points are; (...) int32.
     """
-    sample_weight = jnp.asarray(sample_weight)
+    importance = jnp.asarray(importance)
     dtype = accumulation_dtype(points.dtype)
-    if sample_weight.dtype == bool:
+    if importance.dtype == bool:
         # What marks padding, and nothing else.
-        marks = jnp.broadcast_to(sample_weight, points.shape).astype(dtype)
+        marks = jnp.broadcast_to(importance, points.shape).astype(dtype)
         return marks, jnp.zeros(points.shape[:-1], jnp.int32)
-    if sample_weight.dtype != jnp.float64:
-        sample_weight = sample_weight.astype(jnp.float32)
+    if importance.dtype != jnp.float64:
+        importance = importance.astype(jnp.float32)
     # Before they are spread out and rounded to another dtype, which may have a shorter range.
-    groups = jnp.broadcast_to(
-        sample_weight, (*points.shape[:-1], *(sample_weight.shape[-1:] or (1,)))
-    )
+    groups = jnp.broadcast_to(importance, (*points.shape[:-1], *(importance.shape[-1:] or (1,))))
     exponent = group_exponent(groups)
     scaled = normalise(groups, exponent).astype(dtype)
     is_nothing = jnp.all(is_zero(groups), axis=-1, keepdims=True)

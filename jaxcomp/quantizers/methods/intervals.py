@@ -24,6 +24,7 @@ from jaxcomp.quantizers.scalar.lloyd import solve_kmeans
 from jaxcomp.quantizers.scalar.optimal import solve_optimal
 from jaxcomp.quantizers.scalar.optimal_diameter import solve_optimal_diameter
 from jaxcomp.quantizers.scalar.uniform import solve_uniform
+from jaxcomp.quantizers.solution import Solution
 
 # Sizes of codebooks a budget chooses among.
 _CANDIDATES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -205,7 +206,7 @@ class KMeans(_Intervals):
             num_iterations=self.num_iterations,
             centroid_dtype=dtype,
         )
-        return found.centroids, found.thresholds, found.distortion, found.converged
+        return _parts(found)
 
 
 @dataclass(frozen=True)
@@ -286,7 +287,7 @@ class Uniform(_Intervals):
         found = solve_uniform(
             moments, jnp.asarray(num_clusters), max_clusters=max_clusters, centroid_dtype=dtype
         )
-        return found.centroids, found.thresholds, found.distortion, found.converged
+        return _parts(found)
 
 
 @partial(jax.jit, static_argnames=("num_bins",))
@@ -299,6 +300,11 @@ def _moments(
     found = pad_bins(histogram_moments(points, importance, num_bins=num_bins), num_bins)
     # A leading axis, for the points of a curve.
     return jax.tree.map(lambda leaf: leaf[None], found)
+
+
+def _parts(found: Solution) -> tuple[Array, Array, Array, Array]:
+    codebook = found.codebook
+    return codebook.centroids, codebook.thresholds, found.distortion, found.converged
 
 
 @jax.jit
@@ -318,8 +324,8 @@ def _solve_optimal(
 ) -> tuple[Array, Array, Array, Array]:
     if is_penalised:
         solver = solve_optimal_diameter(moments, max_clusters=max_clusters)
-        found = solver.solve(num_clusters, diameter_penalty).codebook
-        centroids = found.centroids.astype(dtype)
+        found = solver.solve(num_clusters, diameter_penalty).solution
+        centroids = found.codebook.centroids.astype(dtype)
         thresholds = jnp.vectorize(nearest_thresholds, signature="(k)->(j)")(centroids)
         return centroids, thresholds, found.distortion, found.converged
     # No bound is read here: without its search the solve takes half of the time.
@@ -327,7 +333,8 @@ def _solve_optimal(
         moments, max_clusters=max_clusters, centroid_dtype=dtype, has_one_value_per_bin=True
     )
     found = best.codebook(num_clusters)
-    return found.centroids, found.thresholds, found.distortion, found.converged
+    distortion = jnp.take_along_axis(best.distortion, found.num_clusters[:, None], axis=-1)[:, 0]
+    return found.centroids, found.thresholds, distortion, jnp.ones(distortion.shape, bool)
 
 
 @jax.jit
