@@ -2,8 +2,10 @@
 
 import gc
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +43,59 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+# Programs of this run, for all its processes: a test elsewhere, or the same function in another
+# mode, may compile the same. Nothing stays for the next run.
+_PROGRAMS = "JAXCOMP_PROGRAMS_OF_TESTS"
+
+
+# Those that take longest; the others follow, so that no worker is left with one at the end.
+_DEAREST = (
+    "test_notebooks.py",
+    "test_quantizers_scales.py",
+    "test_transformations.py",
+    "test_cli.py",
+    "test_sweep_run.py",
+    "test_readme.py",
+    "test_quantizers_lloyd.py",
+    "test_quantizers_optimal.py",
+    "test_quantizers_optimal_diameter.py",
+    "test_rate_distortion_discrete.py",
+    "test_linear_regression_study.py",
+    "test_quantizers_coarse_to_fine.py",
+    "test_models_adapter.py",
+    "test_bits_back_training.py",
+    "test_bounds.py",
+    "test_linear_algebra.py",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Share programs between workers; give out files in the order below, not by their size."""
+    config.option.loadscopereorder = False
+    if _PROGRAMS not in os.environ:
+        folder = tempfile.mkdtemp(prefix="programs-")
+        os.environ[_PROGRAMS] = folder
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    for option, value in _kept_programs().items():
+        jax.config.update(option, value)
+
+
+def _kept_programs() -> dict[str, bool | int | str]:
+    """Options of JAX that keep every program where all processes of this run look for it."""
+    return {
+        "jax_enable_compilation_cache": True,
+        "jax_compilation_cache_dir": os.environ[_PROGRAMS],
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the dearest files first, each in its own order."""
+    order = {name: place for place, name in enumerate(_DEAREST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
 # The same examples on every run of the same sources, and no clock in a test.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
@@ -76,3 +131,10 @@ def x64() -> Iterator[None]:
     """Enable 64-bit types inside one test; restored even if the test fails."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def programs_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the processes that a test starts, and does not kill, share the programs of this run."""
+    for option, value in _kept_programs().items():
+        monkeypatch.setenv(option.upper(), str(value))
