@@ -1,4 +1,4 @@
-"""Shared fixtures: strict promotion around kernels, and a count of compilations."""
+"""How tests compile, and in which order they run; fixtures that many of them use."""
 
 import gc
 import os
@@ -47,30 +47,34 @@ import pytest  # noqa: E402
 # mode, may compile the same. Nothing stays for the next run.
 _PROGRAMS = "JAXCOMP_PROGRAMS_OF_TESTS"
 
-
 # Those that take longest; the others follow, so that no worker is left with one at the end.
+_TESTS = Path(__file__).parent
 _DEAREST = (
     "test_notebooks.py",
-    "test_quantizers_scales.py",
-    "test_transformations.py",
+    "quantizers/test_scales.py",
+    "numerics/test_transformations.py",
     "test_cli.py",
-    "test_sweep_run.py",
+    "experiments/sweep/test_run.py",
     "test_readme.py",
-    "test_quantizers_lloyd.py",
-    "test_quantizers_optimal.py",
-    "test_quantizers_optimal_diameter.py",
-    "test_rate_distortion_discrete.py",
-    "test_linear_regression_study.py",
-    "test_quantizers_coarse_to_fine.py",
-    "test_models_adapter.py",
-    "test_bits_back_training.py",
-    "test_bounds.py",
-    "test_linear_algebra.py",
+    "quantizers/scalar/test_lloyd.py",
+    "quantizers/scalar/test_optimal.py",
+    "quantizers/scalar/test_optimal_diameter.py",
+    "rate_distortion/test_discrete.py",
+    "experiments/linear_regression/test_study.py",
+    "quantizers/scalar/test_coarse_to_fine.py",
+    "quantizers/scalar/test_uniform.py",
+    "test_adapters.py",
+    "bits_back/test_training.py",
+    "bounds/test_bounds.py",
+    "numerics/test_linear_algebra.py",
 )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Share programs between workers; give out files in the order below, not by their size."""
+    missing = [name for name in _DEAREST if not (_TESTS / name).exists()]
+    if missing:
+        raise pytest.UsageError(f"tests/conftest.py names files that are not there: {missing}.")
     config.option.loadscopereorder = False
     if _PROGRAMS not in os.environ:
         folder = tempfile.mkdtemp(prefix="programs-")
@@ -92,8 +96,8 @@ def _kept_programs() -> dict[str, bool | int | str]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the dearest files first, each in its own order."""
-    order = {name: place for place, name in enumerate(_DEAREST)}
-    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    order = {_TESTS / name: place for place, name in enumerate(_DEAREST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 # The same examples on every run of the same sources, and no clock in a test.
