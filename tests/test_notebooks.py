@@ -23,7 +23,9 @@ def write_small_transformer(path):
         "intermediate.dense": (4 * width, width),
         "output.dense": (width, 4 * width),
     }
-    weights = {"embeddings.word_embeddings.weight": np.zeros((8, width), np.float32)}
+    weights: dict[str, np.ndarray] = {
+        "embeddings.word_embeddings.weight": np.zeros((8, width), np.float32)
+    }
     for place, (name, shape) in enumerate(shapes.items()):
         values = 0.04 * (1 + place % 2) * rng.standard_t(5, shape)
         weights[f"encoder.layer.0.{name}.weight"] = values.astype(np.float32)
