@@ -51,6 +51,7 @@ _PROGRAMS = "JAXCOMP_PROGRAMS_OF_TESTS"
 _TESTS = Path(__file__).parent
 _DEAREST = (
     "test_notebooks.py",
+    "compressed/test_compress.py",
     "quantizers/test_scales.py",
     "numerics/test_transformations.py",
     "test_cli.py",
