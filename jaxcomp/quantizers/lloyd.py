@@ -46,6 +46,7 @@ from jaxcomp.quantizers.diameter import (
 from jaxcomp.quantizers.moments import (
     MOMENTS_SIGNATURE,
     Moments,
+    PointBins,
     accumulation_dtype,
     anchored_sums,
     bins_for,
@@ -662,8 +663,6 @@ def _count_assignments(
     index: Int[Array, "... points"], num_clusters: int, num_padding: Int[Array, ""] | None
 ) -> Int[Array, "... clusters"]:
     groups = index.reshape(-1, index.shape[-1])
-    offset = jnp.arange(groups.shape[0], dtype=jnp.int32)[:, None] * num_clusters
-    ones = jnp.ones((groups.size,), jnp.int32)
-    flat = jax.ops.segment_sum(ones, (groups + offset).ravel(), groups.shape[0] * num_clusters)
-    counts = without_copies(flat.reshape(-1, num_clusters), groups[:, 0], num_padding)
+    counts = PointBins.of(groups, num_clusters).count()
+    counts = without_copies(counts, groups[:, 0], num_padding)
     return counts.reshape(*index.shape[:-1], num_clusters)
