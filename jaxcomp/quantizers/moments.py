@@ -233,8 +233,7 @@ def points_in_units(
     """
     points = points.astype(accumulation_dtype(points.dtype))
     exponent = group_exponent(points) - _LOG2_LARGEST
-    # Kept from being computed again by each of its readers.
-    return lax.optimization_barrier(normalise(points, exponent)), exponent
+    return _normalised_once(points, exponent), exponent
 
 
 def importance_in_units(
@@ -263,10 +262,21 @@ def importance_in_units(
         sample_weight, (*points.shape[:-1], *(sample_weight.shape[-1:] or (1,)))
     )
     exponent = group_exponent(groups)
-    scaled = normalise(groups, exponent).astype(dtype)
+    scaled = _normalised_once(groups, exponent).astype(dtype)
     is_nothing = jnp.all(is_zero(groups), axis=-1, keepdims=True)
     scaled = jnp.where(is_nothing, jnp.ones((), dtype), scaled)
-    return lax.optimization_barrier(jnp.broadcast_to(scaled, points.shape)), exponent
+    return jnp.broadcast_to(scaled, points.shape), exponent
+
+
+def _normalised_once(
+    values: Float[Array, "... points"], exponent: Int[Array, "..."]
+) -> Float[Array, "... points"]:
+    """As `normalise`, but computed once.
+
+    What XLA can fuse it computes again for each reader, and on CPU an optimization barrier does not
+    keep it from that; a branch does.
+    """
+    return lax.cond(jnp.all(exponent == 0), lambda values, _: values, normalise, values, exponent)
 
 
 def sum_of_squares(
