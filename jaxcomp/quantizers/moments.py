@@ -144,8 +144,8 @@ def histogram_moments(
             importances are all 0 (which is refused where values are known, outside `jit`) counts as
             if all were 1. What is 1e-37 of the largest of the group counts as 0.
         num_bins: most bins of the result, static. B = min(N, num_bins).
-        num_padding: how many of the last points are copies of the first one, of weight 0, that
-            are not to be counted; None for none. Traced.
+        num_padding: how many of the last points are copies of the first one that do not count;
+            where weights are given theirs are 0. None for none. Traced.
 
     Returns:
         The moments, float32 (float64 for float64 points).
@@ -354,9 +354,8 @@ def _exact_moments(
     first = points[:, :1]
     if weights is None:
         points = jnp.sort(points, axis=-1)
-        mass = jnp.ones_like(points)
     else:
-        points, mass = lax.sort((points, weights), dimension=1, num_keys=1)
+        points, weights = lax.sort((points, weights), dimension=1, num_keys=1)
     is_new = jnp.concatenate(
         [
             jnp.zeros((num_groups, 1), jnp.int32),
@@ -368,10 +367,11 @@ def _exact_moments(
     # Bins without points, all at the end, have minimum +inf.
     position = jnp.minimum(bins.minimum(points), points[:, -1:])
     place = jnp.sum(position < first, axis=-1, dtype=jnp.int32)
+    count = without_copies(bins.count(), place, num_padding)
     moments = Moments(
         position=position,
-        num_points=without_copies(bins.count(), place, num_padding),
-        mass=bins.sum(mass),
+        num_points=count,
+        mass=count.astype(points.dtype) if weights is None else bins.sum(weights),
         deviation=jnp.zeros_like(points),
         minimum=points[:, 0],
         maximum=points[:, -1],
@@ -425,7 +425,7 @@ def _binned_moments(
 ) -> tuple[Moments, BinEdges]:
     """Bins between the extremes, as fine as the mass asks for."""
     minimum, maximum = jnp.min(points, axis=-1), jnp.max(points, axis=-1)
-    index = _bins_by_density(points, weights, minimum, maximum, num_bins)
+    index = _bins_by_density(points, weights, minimum, maximum, num_bins, num_padding)
     index, sums = bins_of_points(points, weights, index, num_bins=num_bins, num_padding=num_padding)
     is_occupied = sums.num_points > 0
     # Rounding must not push a mean beyond the next bin's points.
@@ -610,16 +610,16 @@ def sums_of_bins(
     num_padding: Int[Array, ""] | None = None,
 ) -> BinSums:
     """Return the sums over every bin; points and weights in units."""
-    first = bins.flat.reshape(points.shape)[:, 0] % bins.num_bins
     lowest = bins.minimum(points)
-    count, *sums = lax.platform_dependent(
-        points, weights, lowest, cpu=bins.moments_by_scatter, default=bins.moments_by_products
+    count, mass, mean, deviation = lax.platform_dependent(
+        points,
+        weights,
+        lowest,
+        num_padding,
+        cpu=bins.moments_by_scatter,
+        default=bins.moments_by_products,
     )
-    count = without_copies(count, first, num_padding)
-    if weights is None:
-        # Copies weigh something here: there are none, or they are marked by weights.
-        sums[0] = count.astype(points.dtype)
-    return BinSums(count, sums[0], lowest, *sums[1:])
+    return BinSums(count, mass, lowest, mean, deviation)
 
 
 def _bins_by_density(
@@ -628,16 +628,21 @@ def _bins_by_density(
     minimum: Float[Array, " groups"],
     maximum: Float[Array, " groups"],
     num_bins: int,
+    num_padding: Int[Array, ""] | None,
 ) -> Int[Array, "groups points"]:
     """Return the bin of every point, which never falls as the point rises.
 
     A first histogram gives the density of mass; the bins follow its cube root, as the cells of the
-    best fine quantizer do. Its cells are even around the median and wider in proportion further
-    out (`_Logarithmic`). With equal ones ten million Student-t weights (3 degrees of freedom) would
-    be in a few of them, and the variance within the bins 3 to 5 times as large. Of large groups
-    every n-th point is enough for the density.
+    best fine quantizer do. Of large groups every n-th point is enough for it, and its cells are
+    even around the median and wider in proportion further out: of equal ones ten million Student-t
+    weights (3 degrees of freedom) would fill a few, and the variance within the bins would be 3 to
+    5 times as large.
     """
-    scale = _Logarithmic.of(points)
+    num_points = points.shape[-1]
+    least = max(_DENSITY_POINTS, _DENSITY_PER_BIN * num_bins)
+    stride = min(_MOST_STRIDE, max(1, num_points // least))
+    # Of small groups the bins are the same in whatever order the points come.
+    scale = _Scale.logarithmic(points) if stride > 1 else _Scale.linear(minimum, maximum)
     low, high = scale.place(minimum[:, None]), scale.place(maximum[:, None])
     # A power of two of places is a cell, so that at least `num_bins` cells are in use.
     log2_cells = (2 * num_bins - 1).bit_length()
@@ -648,13 +653,14 @@ def _bins_by_density(
         place = scale.place(some) - low
         return lax.shift_right_logical(place, jnp.broadcast_to(shift, place.shape)), place
 
-    least = max(_DENSITY_POINTS, _DENSITY_PER_BIN * num_bins)
-    stride = min(_MOST_STRIDE, max(1, points.shape[-1] // least))
-    sample = PointBins.of(cell_of(points[:, ::stride])[0], num_cells)
-    if weights is None:
-        mass = sample.count().astype(jnp.float32)
-    else:
+    some = points[:, ::stride]
+    sample = PointBins.of(cell_of(some)[0], num_cells)
+    if weights is not None:
         mass = sample.sum(weights[:, ::stride]).astype(jnp.float32)
+    elif num_padding is not None:
+        mass = sample.sum(_counts(some, (num_points - num_padding + stride - 1) // stride))
+    else:
+        mass = sample.count().astype(jnp.float32)
     largest = jnp.max(mass, axis=-1, keepdims=True)
     mass = mass / jnp.where(largest > 0, largest, 1)
     if stride > 1:
@@ -686,24 +692,29 @@ def _bins_by_density(
     return jnp.minimum(index, num_bins - 1).astype(jnp.int32)
 
 
-class _Logarithmic(NamedTuple):
-    """A scale that is even near the median and nearly logarithmic further out, to both sides.
+class _Scale(NamedTuple):
+    """A scale that is even near a centre and nearly logarithmic further out, to both sides.
 
     With y the distance in units of the spread, the place is the logarithm of 1 + y, linear between
     powers of two: the bits of that float32, read as an integer, which is the quickest way to it.
 
     Attributes:
-        centre: (groups, 1), about the median.
-        per_unit: (groups, 1), the inverse of the spread: a power of two near the median distance
-            of the points that are elsewhere.
+        centre: (groups, 1).
+        per_unit: (groups, 1), a power of two, the inverse of the spread.
     """
 
     centre: Float[Array, "groups 1"]
     per_unit: Float[Array, "groups 1"]
 
     @classmethod
-    def of(cls, points: Float[Array, "groups points"]) -> "_Logarithmic":
-        """Estimate centre and spread from a few of the points; both matter up to a factor of 2."""
+    def linear(cls, minimum: Float[Array, " groups"], maximum: Float[Array, " groups"]) -> "_Scale":
+        """Take the range as the spread: no point is further out."""
+        exponent = group_exponent((maximum - minimum)[:, None]) + 1
+        return cls(minimum[:, None], restore(jnp.ones_like(minimum)[:, None], -exponent))
+
+    @classmethod
+    def logarithmic(cls, points: Float[Array, "groups points"]) -> "_Scale":
+        """Take median and median distance from a few points; both matter up to a factor of 2."""
         few = jnp.sort(points[:, :: max(1, points.shape[-1] // _FEW)], axis=-1)
         centre = few[:, few.shape[-1] // 2][:, None]
         distance = jnp.abs(few - centre)
@@ -713,7 +724,7 @@ class _Logarithmic(NamedTuple):
         spread = jnp.take_along_axis(distance, jnp.maximum(middle - 1, 0), axis=-1)
         spread = jnp.where(jnp.isfinite(spread), spread, 1)
         # No distance, 2^66 at most, gets out of range.
-        exponent = jnp.clip(group_exponent(spread), -60, 66)
+        exponent = jnp.maximum(group_exponent(spread), -60)
         return cls(centre, restore(jnp.ones_like(centre), -exponent))
 
     def place(self, points: Float[Array, "groups points"]) -> Int[Array, "groups points"]:
@@ -751,7 +762,7 @@ class PointBins:
         """Count the points of every bin."""
 
         def by_scatter(flat: Array) -> Array:
-            return self._add_up(lambda one: (one,), 1)[0].astype(jnp.int32)
+            return self.add_up(lambda one: (one,), 1)[0].astype(jnp.int32)
 
         def at_once(flat: Array) -> Array:
             return self._reduce(jax.ops.segment_sum, jnp.ones_like(flat))
@@ -782,6 +793,7 @@ class PointBins:
         points: Float[Array, "groups points"],
         weights: Float[Array, "groups points"] | None,
         lowest: Float[Array, "groups bins"],
+        num_padding: Int[Array, ""] | None = None,
     ) -> tuple[Array, Array, Array, Array]:
         """As `moments_by_products`, on CPU only: in one pass, and in float64.
 
@@ -796,7 +808,9 @@ class PointBins:
 
         values = (points,) if weights is None else (points, weights)
         with jax.enable_x64(True):
-            totals = self._add_up(terms, 2 + len(values), *values, base=lowest)
+            totals = self.add_up(
+                terms, 2 + len(values), *values, base=lowest, num_padding=num_padding
+            )
             count, first, second, mass = totals if len(totals) == 4 else (*totals, totals[0])
             mean, deviation = _mean_and_deviation(first, second, mass)
             return (
@@ -811,15 +825,19 @@ class PointBins:
         points: Float[Array, "groups points"],
         weights: Float[Array, "groups points"] | None,
         lowest: Float[Array, "groups bins"],
+        num_padding: Int[Array, ""] | None = None,
     ) -> tuple[Array, Array, Array, Array]:
         """Return number, mass, weighted mean of `w - lowest` and deviation of every bin's points.
 
         About the lowest point and then about the mean: what that loses is an eps of the width of
         the bin, and a pass over the points with the mean looked up is saved.
         """
-        count = self.count()
+        first = self.flat.reshape(points.shape)[:, 0] % self.num_bins
+        count = without_copies(self.count(), first, num_padding)
         mass = count.astype(points.dtype)
-        if weights is not None:
+        if weights is None and num_padding is not None:
+            weights = _counts(points, points.shape[-1] - num_padding)
+        elif weights is not None:
             mass = self._mass_by_products(weights, count)
         offset = points - self.look_up(lowest)
         width = jnp.maximum(self.maximum(offset), 0)
@@ -839,7 +857,7 @@ class PointBins:
     def sum_by_scatter(self, values: Float[Array, "groups points"]) -> Float[Array, "groups bins"]:
         """Add the points one after the other, in float64: fast, and in order, on CPU only."""
         with jax.enable_x64(True):
-            (total,) = self._add_up(lambda one, value: (one * value,), 1, values)
+            (total,) = self.add_up(lambda one, value: (one * value,), 1, values)
             return lax.convert_element_type(total, values.dtype)
 
     def sum_by_products(self, values: Float[Array, "groups points"]) -> Float[Array, "groups bins"]:
@@ -877,12 +895,13 @@ class PointBins:
         """Return the entry of every point's bin."""
         return _entries(table.ravel(), self.flat).reshape(self.num_groups, -1)
 
-    def _add_up(
+    def add_up(
         self,
         terms: Callable[..., tuple[Array, ...]],
         num_terms: int,
         *values: Float[Array, "groups points"],
         base: Float[Array, "groups bins"] | None = None,
+        num_padding: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "groups bins"], ...]:
         """Add terms of every point to those of its bin, in float64: in order, on CPU only.
 
@@ -895,16 +914,13 @@ class PointBins:
             num_terms: how many terms.
             values: of the points.
             base: subtracted from the first of the values, by bin.
+            num_padding: as in `histogram_moments`.
         """
         length = self.flat.shape[0]
         chunk = min(_CHUNK, length)
         arrays = [self.flat, *(part.ravel() for part in values)]
 
-        def add(number: Array, totals: tuple[Array, ...]) -> tuple[Array, ...]:
-            # The last chunk begins early, so that it is whole.
-            start = jnp.minimum(number * chunk, length - chunk)
-            place, *parts = (lax.dynamic_slice(array, (start,), (chunk,)) for array in arrays)
-            one = jnp.arange(chunk, dtype=jnp.int32) + start >= number * chunk
+        def added(totals, place, one, *parts):
             parts = [part.astype(jnp.float64) for part in (one, *parts)]
             if base is not None:
                 parts[1] = parts[1] - _entries(base.ravel(), place).astype(jnp.float64)
@@ -913,10 +929,23 @@ class PointBins:
                 for total, term in zip(totals, terms(*parts), strict=True)
             )
 
+        def add(number: Array, totals: tuple[Array, ...]) -> tuple[Array, ...]:
+            # The last chunk begins early, so that it is whole.
+            start = jnp.minimum(number * chunk, length - chunk)
+            place, *parts = (lax.dynamic_slice(array, (start,), (chunk,)) for array in arrays)
+            one = jnp.arange(chunk, dtype=jnp.int32) + start >= number * chunk
+            return added(totals, place, one, *parts)
+
         with jax.enable_x64(True):
             zero = jnp.zeros((self.num_groups * self.num_bins,), jnp.float64)
             num_chunks = jnp.int32(-(-length // chunk))
             totals = counted_loop(jnp.int32(0), num_chunks, add, (zero,) * num_terms)
+            if num_padding is not None:
+                # All copies are like the last one.
+                last = [array.reshape(self.num_groups, -1)[:, -1] for array in arrays]
+                totals = added(
+                    totals, last[0], jnp.broadcast_to(-num_padding, last[0].shape), *last[1:]
+                )
             return tuple(total.reshape(self.num_groups, -1) for total in totals)
 
     def _mass_by_products(self, weights, count):
@@ -935,6 +964,14 @@ class PointBins:
 def _entries(table: Shaped[Array, " all_bins"], places: Int[Array, "..."]) -> Shaped[Array, "..."]:
     """Return entries of a table at places that are known to be inside."""
     return table.at[places].get(mode="promise_in_bounds", wrap_negative_indices=False)
+
+
+def _counts(
+    points: Float[Array, "groups points"], number: Int[Array, ""]
+) -> Float[Array, "groups points"]:
+    """Return 1 for the first so many points of every group, 0 for the others."""
+    is_point = jnp.arange(points.shape[-1], dtype=jnp.int32) < number
+    return jnp.broadcast_to(is_point.astype(points.dtype), points.shape)
 
 
 def _mean_and_deviation(
