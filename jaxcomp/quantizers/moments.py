@@ -683,13 +683,20 @@ def _bins_by_density(
     # Sums in a tree: rounding may let one fall.
     edge = running_maximum(edge.T).T
     start = jnp.pad(edge[:, :-1], [(0, 0), (1, 0)])
-    cell, place = cell_of(points)
-    cells = PointBins.of(cell, num_cells)
-    begin, end = cells.look_up(start), cells.look_up(edge)
-    inside = (place & (lax.shift_left(jnp.ones_like(shift), shift) - 1)).astype(jnp.float32)
-    # Not beyond the end of the cell, where the next one begins: bins must not overlap.
-    index = jnp.minimum(begin + inside * (1 / one) * (end - begin), end)
-    return jnp.minimum(index, num_bins - 1).astype(jnp.int32)
+
+    def spread_out(points: Array) -> Array:
+        cell, place = cell_of(points)
+        cells = PointBins.of(cell, num_cells)
+        begin, end = cells.look_up(start), cells.look_up(edge)
+        inside = (place & (lax.shift_left(jnp.ones_like(shift), shift) - 1)).astype(jnp.float32)
+        # Not beyond the end of the cell, where the next one begins: bins must not overlap.
+        index = jnp.minimum(begin + inside * (1 / one) * (end - begin), end)
+        return jnp.minimum(index, num_bins - 1).astype(jnp.int32)
+
+    # A branch, so that it is computed once (see `_normalised_once`).
+    return lax.cond(
+        jnp.all(high == low), lambda points: jnp.zeros(points.shape, jnp.int32), spread_out, points
+    )
 
 
 class _Scale(NamedTuple):
