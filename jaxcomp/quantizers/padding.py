@@ -33,13 +33,11 @@ class Bucketed(NamedTuple):
     num_padding: Int[Array, ""] | None
 
     def weights(self) -> Shaped[Array, "... points"] | None:
-        """Return the weights, 0 (or False, the others True) for copies; None where all weigh 1."""
-        if self.num_padding is None:
+        """Return the weights, 0 for copies; None where all points weigh 1."""
+        if self.num_padding is None or self.importance is None:
             return self.importance
         num_points = self.points.shape[-1]
         is_point = jnp.arange(num_points, dtype=jnp.int32) < num_points - self.num_padding
-        if self.importance is None:
-            return jnp.broadcast_to(is_point, self.points.shape)
         weights = jnp.broadcast_to(self.importance, self.points.shape)
         return jnp.where(is_point, weights, jnp.zeros((), weights.dtype))
 

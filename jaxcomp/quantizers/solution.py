@@ -6,17 +6,19 @@ its codebook and measures everything again on them.
 Axes: `...` groups, `N` points, `K` clusters.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
-from jaxcomp.numerics.scaling import normalise, restore
+from jaxcomp.numerics.scaling import normalise, restore, split
 from jaxcomp.numerics.sums import running_maximum
 from jaxcomp.quantizers.assignment import assign
 from jaxcomp.quantizers.histograms import (
     Moments,
+    PointBins,
     accumulation_dtype,
     histogram_moments,
     importance_in_units,
@@ -154,18 +156,16 @@ def quantize_points(
     centroids = normalise(codebook.centroids.astype(scaled.dtype), exponent)
     # They are in order already; a loop's result is not computed again for every point.
     centroids = jnp.moveaxis(running_maximum(jnp.moveaxis(centroids, -1, 0)), 0, -1)
-    quantized = jnp.take_along_axis(centroids, index, axis=-1)
-    if importance is None:
-        mass, mass_exponent = None, jnp.zeros_like(exponent)
-    else:
+    mass, mass_exponent = None, jnp.zeros_like(exponent)
+    if importance is not None:
         mass, mass_exponent = importance_in_units(importance, points)
-    square, of_square = sum_of_squares(mass, jnp.broadcast_to(scaled, shape) - quantized)
+    counts, has_mass, square, of_square = _measure(scaled, mass, centroids, index, num_padding)
     distortion = restore(square, of_square + 2 * exponent + mass_exponent, axis=())
     penalty = jnp.zeros_like(distortion)
     if beta is not None:
-        diameter = restore(diameter_in_use(quantized, mass), exponent, axis=())
+        used = diameter_in_use(centroids, has_mass.astype(centroids.dtype))
+        diameter = restore(used, exponent, axis=())
         penalty = penalty_term(diameter, beta, penalty_form=penalty_form)
-    counts = _count_assignments(index, codebook.centroids.shape[-1], num_padding)
     num_used = jnp.sum(counts > 0, axis=-1, dtype=jnp.int32)
     return QuantizationResult(
         centroids=codebook.centroids,
@@ -180,15 +180,54 @@ def quantize_points(
     )
 
 
-def _count_assignments(
-    index: Int[Array, "... points"], num_clusters: int, num_padding: Int[Array, ""] | None
-) -> Int[Array, "... clusters"]:
-    groups = index.reshape(-1, index.shape[-1])
-    offset = jnp.arange(groups.shape[0], dtype=jnp.int32)[:, None] * num_clusters
-    ones = jnp.ones((groups.size,), jnp.int32)
-    flat = jax.ops.segment_sum(ones, (groups + offset).ravel(), groups.shape[0] * num_clusters)
-    counts = without_copies(flat.reshape(-1, num_clusters), groups[:, 0], num_padding)
-    return counts.reshape(*index.shape[:-1], num_clusters)
+def _measure(
+    points: Float[Array, "... points"],
+    mass: Float[Array, "... points"] | None,
+    centroids: Float[Array, "... clusters"],
+    index: Int[Array, "... points"],
+    num_padding: Int[Array, ""] | None,
+) -> tuple[
+    Int[Array, "... clusters"], Bool[Array, "... clusters"], Float[Array, "..."], Int[Array, "..."]
+]:
+    """Return counts, which clusters have mass, and the distortion as a number and its exponent."""
+    batch_shape = index.shape[:-1]
+    index, centroids = (part.reshape(-1, part.shape[-1]) for part in (index, centroids))
+    bins = PointBins.of(index, centroids.shape[-1])
+    points, mass = jax.tree.map(
+        lambda part: jnp.broadcast_to(part, (*batch_shape, part.shape[-1])).reshape(index.shape),
+        (points, mass),
+    )
+
+    def in_one_pass(points, mass, centroids, num_padding):
+        def terms(one, distance, *masses):
+            total = one * masses[0] if masses else one
+            return (one, total * distance * distance, *(total for _ in masses))
+
+        values = (points,) if mass is None else (points, mass)
+        with jax.enable_x64(True):
+            # In float64 no square is out of range.
+            count, squares, *total = bins.add_up(
+                terms, 1 + len(values), *values, base=centroids, num_padding=num_padding
+            )
+            square = split(jnp.sum(squares, axis=-1), points.dtype)
+            return count.astype(jnp.int32), (total[0] if total else count) > 0, *square
+
+    def at_once(points, mass, centroids, num_padding):
+        count = without_copies(bins.count(), index[:, 0], num_padding)
+        has_mass = count > 0 if mass is None else bins.maximum(mass) > 0
+        distance = points - bins.look_up(centroids)
+        if num_padding is not None:
+            is_point = (
+                jnp.arange(points.shape[-1], dtype=jnp.int32) < points.shape[-1] - num_padding
+            )
+            distance = jnp.where(is_point[None, :], distance, 0)
+        return count, has_mass, *sum_of_squares(mass, distance)
+
+    measured = lax.platform_dependent(
+        points, mass, centroids, num_padding, cpu=in_one_pass, default=at_once
+    )
+    found = (part.reshape(*batch_shape, *part.shape[1:]) for part in measured)
+    return cast(Any, tuple(found))
 
 
 def diameter_in_use(
