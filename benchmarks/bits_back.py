@@ -8,7 +8,7 @@ prior, a payload of random words that is long enough.
 - `encode`, `decode`: whole messages, whitening, checks, checksums and tables included.
 - `coder_draw`, `coder_put_back`: `constriction` alone on Gaussians of one support that were
   prepared and sorted before the clock starts, the floor of any such code.
-- `prior_encode`, `prior_decode`: `jaxcomp.priors` on the same weights.
+- `prior_encode`, `prior_decode`: `jaxcomp.coding` on the same weights.
 
 Median and range of the repeats. The weights and the payload are compared outside the clock.
 """
@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 from constriction import stream
 
-from jaxcomp import bits_back, priors
+from jaxcomp import bits_back, coding
 
 STEPS = (0.02, 0.002, 0.00002)
 
 
-def make_problem(num_weights: int, seed: int) -> tuple[bits_back.Posterior, priors.Gaussian]:
+def make_problem(num_weights: int, seed: int) -> tuple[bits_back.Posterior, coding.Gaussian]:
     rng = np.random.default_rng(seed)
     sizes = np.split(np.arange(num_weights), [num_weights // 2, num_weights * 7 // 8])
     mean = [rng.normal(0, 0.1, len(part)).astype(np.float32) for part in sizes]
@@ -39,7 +39,7 @@ def make_problem(num_weights: int, seed: int) -> tuple[bits_back.Posterior, prio
         np.exp(rng.uniform(np.log(0.005), np.log(0.1), len(part))).astype(np.float32)
         for part in sizes
     ]
-    return bits_back.Posterior(mean, scale), priors.Gaussian(0.12)
+    return bits_back.Posterior(mean, scale), coding.Gaussian(0.12)
 
 
 def timed(run: Callable[[], Any], repeats: int, num_weights: int) -> tuple[Any, dict[str, float]]:
@@ -87,12 +87,12 @@ def main() -> None:
         )
         assert np.array_equal(decoded.payload, payload)
         words, prior_encoding = timed(
-            lambda decoded=decoded, step=step: priors.encode(decoded.weights, prior, step=step),
+            lambda decoded=decoded, step=step: coding.encode(decoded.weights, prior, step=step),
             repeats,
             num_weights,
         )
         back, prior_decoding = timed(
-            lambda words=words: priors.decode(words, prior, like=posterior.mean),
+            lambda words=words: coding.decode(words, prior, like=posterior.mean),
             repeats,
             num_weights,
         )

@@ -44,6 +44,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from provenance import commit
 
+from jaxcomp.adapters import CrossEntropyLoss, nnx_predict_fn
 from jaxcomp.curvature import (
     estimate_memory,
     fisher_diagonal,
@@ -53,8 +54,7 @@ from jaxcomp.curvature import (
     layer_hessians,
     over_batches,
 )
-from jaxcomp.data import load
-from jaxcomp.models import CrossEntropyLoss, nnx_predict_fn
+from jaxcomp.experiments.data import load
 
 SLOW_SECONDS = 2.0
 LENET = (784, 300, 100, 10)

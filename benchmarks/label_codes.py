@@ -32,7 +32,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcomp import bits_back, data, priors
+from jaxcomp import bits_back, coding
+from jaxcomp.experiments import data
 
 SETTINGS = {
     "digits": {
@@ -117,12 +118,12 @@ def prequential(inputs, labels, init_fn, settings) -> tuple[float, list[int]]:
 def two_part(code, labels, fitted) -> dict[str, float]:
     """Round the means to the best of several steps; the labels cost their cross-entropy."""
     mean = fitted.posterior.mean
-    fitted_prior = priors.fit(mean, priors.ScaleMixture, is_shared=False)
+    fitted_prior = coding.fit(mean, coding.ScaleMixture, is_shared=False)
     best = None
     for step in 2.0 ** -np.arange(0, 9):
-        rounded = priors.quantize(mean, step=step)
-        words = priors.encode(rounded, fitted_prior, step=step)
-        weight_bits = 32 * len(words) + priors.parameter_bits(fitted_prior)
+        rounded = coding.quantize(mean, step=step)
+        words = coding.encode(rounded, fitted_prior, step=step)
+        weight_bits = 32 * len(words) + coding.parameter_bits(fitted_prior)
         loss = float(code.loss_fn(rounded, (jnp.asarray(code.inputs), jnp.asarray(labels))))
         found = {
             "step": float(step),

@@ -36,7 +36,7 @@ from sklearn.cluster import KMeans
 
 from jaxcomp.quantizers import assign, histogram_moments, solve_kmeans
 from jaxcomp.quantizers.assignment import midpoints
-from jaxcomp.quantizers.diameter import Clusters, update_centres
+from jaxcomp.quantizers.scalar.diameter import Clusters, update_centres
 
 NUM_CLUSTERS = (2, 3, 4, 6, 8, 12, 16, 32)
 PENALTIES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)

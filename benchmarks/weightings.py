@@ -31,10 +31,11 @@ import numpy as np
 from provenance import commit
 
 import jaxcomp
-from jaxcomp import data, metrics, models, sweep
-from jaxcomp.calibration import fit_temperature
 from jaxcomp.curvature import gauss_newton_diagonal, over_batches
-from jaxcomp.statistics import Interval, holm, model_interval
+from jaxcomp.evaluation import metrics
+from jaxcomp.evaluation.calibration import fit_temperature
+from jaxcomp.evaluation.statistics import Interval, holm, model_interval
+from jaxcomp.experiments import data, sweep
 
 WEIGHTINGS = (
     "none",
@@ -127,7 +128,7 @@ def sampled_labels_table(
     selection = pool[drawn.selection_indices], dataset.pool_labels[drawn.selection_indices]
     test_inputs = data.to_inputs(dataset.test_images, dataset.max_value, scale)
     test = test_inputs, dataset.test_labels
-    predict = models.build(
+    predict = networks.build(
         config.model[0],
         input_shape=pool.shape[1:],
         num_classes=dataset.num_classes,

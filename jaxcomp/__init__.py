@@ -1,10 +1,10 @@
 """How far can a trained model be compressed, what does each bit cost, and does it generalise?
 
 `quantize` compresses the weights of any JAX model; the submodules hold what it is made of
-(`curvature`, `quantizers`, `rate`), the evaluation of compressed networks (`metrics`,
-`calibration`, `statistics`, `bounds`), the theory computed (`linear_regression`) and the
-experiments (`models`, `data`, `sweep`, `regularization`). All of them are imported when they are
-first used: `import jaxcomp` itself takes no time, not even that of JAX.
+(`curvature`, `quantizers`, `coding`, `compressed`), how compressed networks are judged
+(`evaluation`, `bounds`), the theory computed (`rate_distortion`, `linear_regression`), and the
+laboratory (`experiments`). All of them are imported when they are first used: `import jaxcomp`
+itself takes no time, not even that of JAX.
 """
 
 import importlib
@@ -12,56 +12,52 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxcomp import (
+        adapters,
         bits_back,
         bounds,
-        calibration,
+        coding,
+        compressed,
         curvature,
-        data,
+        evaluation,
+        experiments,
         linear_regression,
-        metrics,
-        models,
-        priors,
         quantizers,
-        rate,
         rate_distortion,
-        regularization,
-        statistics,
-        sweep,
+        training,
+        trees,
         types,
     )
-    from jaxcomp.tree import QuantizedTree, quantize
+    from jaxcomp.compressed.tree import QuantizedTree, quantize
 
 __version__ = "0.1.0"
 
 __all__ = [
     "QuantizedTree",
     "__version__",
+    "adapters",
     "bits_back",
     "bounds",
-    "calibration",
+    "coding",
+    "compressed",
     "curvature",
-    "data",
+    "evaluation",
+    "experiments",
     "linear_regression",
-    "metrics",
-    "models",
-    "priors",
     "quantize",
     "quantizers",
-    "rate",
     "rate_distortion",
-    "regularization",
-    "statistics",
-    "sweep",
+    "training",
+    "trees",
     "types",
 ]
 
 
-_FROM_TREE = ("QuantizedTree", "quantize")
+_FROM_COMPRESSED = ("QuantizedTree", "quantize")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _FROM_TREE:
-        value = getattr(importlib.import_module(f"{__name__}.tree"), name)
+    if name in _FROM_COMPRESSED:
+        value = getattr(importlib.import_module(f"{__name__}.compressed.tree"), name)
         globals()[name] = value  # asked for once
         return value
     if name in __all__:

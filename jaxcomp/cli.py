@@ -25,9 +25,9 @@ from jaxcomp import __version__
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from jaxcomp.linear_regression.study import StudyResult
-    from jaxcomp.regularization import RegularizationResult
-    from jaxcomp.sweep import SweepResult
+    from jaxcomp.experiments.linear_regression.study import StudyResult
+    from jaxcomp.experiments.regularization import RegularizationResult
+    from jaxcomp.experiments.sweep import SweepResult
 
 _HELP_OPTIONS = ["-h", "--help"]
 
@@ -329,8 +329,8 @@ def sweep(
     }
     with _one_sentence_errors(traceback):
         _start(device, compilation_cache)
-        from jaxcomp.sweep import config as settings
-        from jaxcomp.sweep import run
+        from jaxcomp.experiments.sweep import config as settings
+        from jaxcomp.experiments.sweep import run
 
         chosen = settings.preset(preset.value, **_given(overrides))
         directory = _directory(out, preset.value, chosen.to_dict())
@@ -355,19 +355,19 @@ def plot(
 
         kind = read_manifest(directory, "run").get("kind")
         if kind == "sweep":
-            from jaxcomp.sweep import SweepResult
+            from jaxcomp.experiments.sweep import SweepResult
 
             swept = SweepResult.load(directory)
             swept.save()
             _report(swept)
         elif kind == "regularization run":
-            from jaxcomp.regularization import RegularizationResult
+            from jaxcomp.experiments.regularization import RegularizationResult
 
             penalised = RegularizationResult.load(directory)
             penalised.save()
             _report_regularization(penalised)
         elif kind == "study":
-            from jaxcomp.linear_regression.study import StudyResult
+            from jaxcomp.experiments.linear_regression.study import StudyResult
 
             studied = StudyResult.load(directory)
             studied.save()
@@ -520,7 +520,7 @@ def regularization(
     }
     with _one_sentence_errors(traceback):
         _start(device, compilation_cache)
-        from jaxcomp import regularization as experiment
+        from jaxcomp.experiments import regularization as experiment
 
         config = experiment.preset(dataset, **_given(overrides))
         directory = _directory(out, f"regularization-{dataset}", config.to_dict())
@@ -622,7 +622,7 @@ def linear_regression(
     """
     with _one_sentence_errors(traceback):
         _start(device, compilation_cache)
-        from jaxcomp.linear_regression import study
+        from jaxcomp.experiments.linear_regression import study
 
         standard = study.StudyConfig()
         config = study.StudyConfig(
@@ -690,7 +690,7 @@ def _directory(out: Path | None, name: str, settings: Any) -> Path:
 
 
 def _report(result: "SweepResult") -> None:
-    from jaxcomp.sweep.report import print_report
+    from jaxcomp.experiments.sweep.report import print_report
 
     with _printing(result.directory) as console:
         print_report(
@@ -703,7 +703,7 @@ def _report(result: "SweepResult") -> None:
 
 
 def _report_regularization(result: "RegularizationResult") -> None:
-    from jaxcomp.regularization.report import print_report
+    from jaxcomp.experiments.regularization.report import print_report
 
     with _printing(result.directory) as console:
         print_report(
@@ -771,7 +771,7 @@ def _start(device: Device, compilation_cache: bool) -> None:
     # A guard against transfers is for the loops of a program that is being written.
     jax.config.update("jax_transfer_guard", "allow")
     if compilation_cache:
-        from jaxcomp.caches import keep_compiled_programs
+        from jaxcomp.experiments.caches import keep_compiled_programs
 
         keep_compiled_programs()
 

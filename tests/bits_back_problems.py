@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcomp import data
 from jaxcomp.bits_back import LabelCode, Posterior, VariationalConfig
+from jaxcomp.experiments import data
 
 NUM_HIDDEN = 12
 

@@ -9,8 +9,8 @@ import math
 import numpy as np
 import pandas as pd
 
-from jaxcomp.sweep.cells import ORIGINAL, Cell, compressed_cells, control_cells
-from jaxcomp.sweep.claims import Claim, SmallestNetwork
+from jaxcomp.experiments.sweep.cells import ORIGINAL, Cell, compressed_cells, control_cells
+from jaxcomp.experiments.sweep.claims import Claim, SmallestNetwork
 
 QUICK = {
     "weighting": ("none", "gauss_newton"),

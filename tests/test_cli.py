@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import jaxcomp
 from jaxcomp import cli
 from jaxcomp.cli import app
-from jaxcomp.sweep import engine
+from jaxcomp.experiments.sweep import engine
 
 SMALL = [
     "sweep", "--models", "2", "--epochs", "2", "--width", "0.0625", "--train-size", "100",
@@ -31,8 +31,8 @@ SMALL = [
 SLICED = """
 import sys
 from jaxcomp import cli
-from jaxcomp.models import training
-from jaxcomp.sweep import engine
+from jaxcomp.experiments.networks import training
+from jaxcomp.experiments.sweep import engine
 training.SEGMENT_SECONDS = training.CHECKPOINT_SECONDS = 0.0
 engine.MAX_CHUNK_CELLS = 4
 cli.main(sys.argv[1:])
@@ -286,7 +286,7 @@ def test_methods_and_allocations_reach_the_sweep(monkeypatch, tmp_path):
         seen.append(config)
         raise ValueError("enough")
 
-    monkeypatch.setattr("jaxcomp.sweep.run", run)
+    monkeypatch.setattr("jaxcomp.experiments.sweep.run", run)
     methods = [["--method", name] for name in ("optimal", "entropy_constrained", "vector")]
     allocations = [["--allocation", name] for name in ("equal", "optimal")]
     arguments = [word for pair in (*methods, *allocations) for word in pair]
@@ -299,7 +299,7 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, tmp_path):
     def pressed(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jaxcomp.sweep.run", pressed)
+    monkeypatch.setattr("jaxcomp.experiments.sweep.run", pressed)
     result = invoke(*SMALL, "--out", tmp_path / "run")
     assert result.exit_code == 130
     assert result.stderr == "stopped; the same command goes on from here.\n"

@@ -34,9 +34,9 @@ def test_import_is_light():
         "from jaxcomp import cli\n"
         "cli._print_help(['sweep', '--help'])\n"
         "print([name for name in ('jax', 'numpy', 'pydantic') if name in sys.modules])\n"
-        "print(jaxcomp.metrics.__name__, jaxcomp.quantizers.kmeans.__name__)\n"
-        "print(jaxcomp.quantize.__module__, jaxcomp.quantize is jaxcomp.tree.quantize)\n"
-        "print('jaxcomp.sweep' in sys.modules, 'jaxcomp.models' in sys.modules)\n"
+        "print(jaxcomp.evaluation.metrics.__name__, jaxcomp.quantizers.kmeans.__name__)\n"
+        "print(jaxcomp.quantize.__module__, jaxcomp.quantize is jaxcomp.compressed.tree.quantize)\n"
+        "print([name for name in sys.modules if name.startswith('jaxcomp.experiments.')])\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
@@ -44,7 +44,7 @@ def test_import_is_light():
     told = done.stdout.splitlines()
     assert told[0] == "[]"
     assert told[-4:] == [
-        "[]", "jaxcomp.metrics kmeans", "jaxcomp.tree True", "False False",
+        "[]", "jaxcomp.evaluation.metrics kmeans", "jaxcomp.compressed.tree True", "[]",
     ]  # fmt: skip
 
 
@@ -52,22 +52,20 @@ def test_public_names():
     assert set(jaxcomp.__all__) == {
         "QuantizedTree",
         "__version__",
+        "adapters",
         "bits_back",
         "bounds",
-        "calibration",
+        "coding",
+        "compressed",
         "curvature",
-        "data",
+        "evaluation",
+        "experiments",
         "linear_regression",
-        "metrics",
-        "models",
-        "priors",
         "quantize",
         "quantizers",
-        "rate",
         "rate_distortion",
-        "regularization",
-        "statistics",
-        "sweep",
+        "training",
+        "trees",
         "types",
     }
     assert set(jaxcomp.__all__) <= set(dir(jaxcomp))

@@ -39,8 +39,7 @@ from jaxcomp.bits_back.posterior import (
     discretized_kl,
     kl_nats,
 )
-from jaxcomp.priors.cells import MAX_INDEX, cell_table
-from jaxcomp.priors.coding import (
+from jaxcomp.coding.ans import (
     cell_centres,
     checked_words,
     checksum,
@@ -51,7 +50,8 @@ from jaxcomp.priors.coding import (
     scalar_steps,
     stream_module,
 )
-from jaxcomp.priors.families import Gaussian, PriorTree, StepTree, matched_priors
+from jaxcomp.coding.distributions import Gaussian, PriorTree, StepTree, matched_priors
+from jaxcomp.coding.tables import MAX_INDEX, cell_table
 from jaxcomp.types import AnyArray, Params
 
 _MARK = 0x4A424202  # "JBB" and the version of the format

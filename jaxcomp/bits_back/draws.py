@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import special
 
-from jaxcomp.priors.cells import MAX_INDEX
-from jaxcomp.priors.coding import stream_module
+from jaxcomp.coding.ans import stream_module
+from jaxcomp.coding.tables import MAX_INDEX
 
 SUPPORT_DEVIATIONS = 6.0
 

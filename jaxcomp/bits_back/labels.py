@@ -33,7 +33,7 @@ import optax
 from jaxtyping import Array, Float, Int, UInt8, UInt32
 
 from jaxcomp.bits_back.coder import Labels, Message, encode
-from jaxcomp.bits_back.posterior import LN2, Posterior
+from jaxcomp.bits_back.posterior import Posterior
 from jaxcomp.bits_back.training import (
     InitFn,
     VariationalConfig,
@@ -42,7 +42,8 @@ from jaxcomp.bits_back.training import (
     prior_bytes,
     prior_from_bytes,
 )
-from jaxcomp.priors.families import PriorTree
+from jaxcomp.coding.distributions import PriorTree
+from jaxcomp.numerics.units import LN2
 from jaxcomp.types import AnyArray, Params, PredictFn
 
 

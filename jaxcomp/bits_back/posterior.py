@@ -21,10 +21,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 from scipy import special
 
-from jaxcomp.precision import in_float64, narrow, result_dtype
-from jaxcomp.priors.code_lengths import log_cell_mass, log_gaussian_cell
-from jaxcomp.priors.coding import scalar_steps
-from jaxcomp.priors.families import (
+from jaxcomp.coding.ans import scalar_steps
+from jaxcomp.coding.distributions import (
     Gaussian,
     Prior,
     PriorTree,
@@ -33,10 +31,11 @@ from jaxcomp.priors.families import (
     StepTree,
     matched_priors,
 )
-from jaxcomp.priors.grid import leaf_dtype, nearest_multiple
+from jaxcomp.coding.grid import leaf_dtype, nearest_multiple
+from jaxcomp.coding.lengths import log_cell_mass, log_gaussian_cell
+from jaxcomp.numerics.precision import in_float64, narrow, result_dtype
+from jaxcomp.numerics.units import LN2
 from jaxcomp.types import Params
-
-LN2 = float(np.log(2.0))
 
 _WINDOW_DEVIATIONS = 7.0
 # A component at least so many joined cells wide is smooth; one has ended after so many deviations.

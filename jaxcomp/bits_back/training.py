@@ -35,7 +35,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
 from jaxcomp.bits_back.posterior import Posterior, kl_nats
-from jaxcomp.priors.families import Gaussian, PriorTree
+from jaxcomp.coding.distributions import Gaussian, PriorTree
 from jaxcomp.types import Batch, LossFn, Params, PRNGKey
 
 InitFn: TypeAlias = Callable[[PRNGKey], Params]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcomp.curvature.estimate import DiagonalEstimate, diagonal_dtype
-from jaxcomp.transformations import always_compiled
+from jaxcomp.numerics.transformations import always_compiled
 
 
 @always_compiled

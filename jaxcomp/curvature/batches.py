@@ -32,7 +32,7 @@ from jaxcomp.curvature.estimate import (
     starting_at,
     zero_diagonal,
 )
-from jaxcomp.transformations import explicit_transfers
+from jaxcomp.numerics.transformations import explicit_transfers
 from jaxcomp.types import Batch, Params
 
 DiagonalKernel = Callable[[Batch], DiagonalEstimate]

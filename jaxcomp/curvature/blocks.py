@@ -34,7 +34,7 @@ from jaxcomp.curvature.hutchinson import (
     probed_hessian,
     probed_products,
 )
-from jaxcomp.transformations import explicit_transfers
+from jaxcomp.numerics.transformations import explicit_transfers
 from jaxcomp.types import Batch, LossFn, Params, PRNGKey
 
 

@@ -23,7 +23,7 @@ from jax.tree_util import Partial
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxcomp.transformations import always_compiled
+from jaxcomp.numerics.transformations import always_compiled
 from jaxcomp.types import Batch, LossFn, Params
 
 F = TypeVar("F", bound=Callable[..., Any])

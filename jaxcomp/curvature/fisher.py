@@ -29,7 +29,7 @@ from jaxcomp.curvature.estimate import (
     scalar_loss,
 )
 from jaxcomp.curvature.per_example import open_function, sum_of_squares
-from jaxcomp.transformations import explicit_transfers
+from jaxcomp.numerics.transformations import explicit_transfers
 from jaxcomp.types import Batch, LossFn, Params
 
 

@@ -38,8 +38,8 @@ from jaxcomp.curvature.estimate import (
     sampled_by,
 )
 from jaxcomp.curvature.per_example import open_layers, sum_of_squares
-from jaxcomp.linear_algebra import eigh
-from jaxcomp.transformations import explicit_transfers
+from jaxcomp.numerics.linear_algebra import eigh
+from jaxcomp.numerics.transformations import explicit_transfers
 from jaxcomp.types import Batch, Params, PredictFn, PRNGKey
 
 OutputLoss = Callable[[Array, Any], Float[Array, ""]]

@@ -39,7 +39,7 @@ from jaxcomp.curvature.estimate import (
     sampled_by,
     scalar_loss,
 )
-from jaxcomp.transformations import explicit_transfers
+from jaxcomp.numerics.transformations import explicit_transfers
 from jaxcomp.types import Batch, LossFn, Params, PRNGKey
 
 ProbeDistribution: TypeAlias = Literal["rademacher", "gaussian"]

@@ -47,9 +47,9 @@ from jaxcomp.curvature.per_example import (
     sum_over_chunks,
     sum_over_columns,
 )
-from jaxcomp.paths import leaves_by_path, shorten
-from jaxcomp.selection import Select, selected_paths
-from jaxcomp.transformations import explicit_transfers
+from jaxcomp.numerics.transformations import explicit_transfers
+from jaxcomp.trees.paths import leaves_by_path, shorten
+from jaxcomp.trees.selection import Select, selected_paths
 from jaxcomp.types import Batch, Params, PredictFn
 
 
@@ -183,7 +183,7 @@ def _as_function(model_or_fn: Any, params: Params) -> Partial:
     bases = {base.__module__.partition(".")[0] for base in type(model_or_fn).__mro__}
     if "flax" in bases:
         # Not known to this package otherwise; whoever has a module has Flax.
-        from jaxcomp.models import predict_fn_of
+        from jaxcomp.adapters import predict_fn_of
 
         return as_predict_fn(predict_fn_of(model_or_fn, params))
     return as_predict_fn(model_or_fn)

@@ -20,7 +20,7 @@ from jaxcomp.curvature.estimate import (
     check_positive_count,
     diagonal_dtype,
 )
-from jaxcomp.transformations import explicit_transfers
+from jaxcomp.numerics.transformations import explicit_transfers
 
 
 @explicit_transfers

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxcomp.curvature.estimate import DiagonalEstimate, check_finite, diagonal_dtype
-from jaxcomp.linear_algebra import eigh
-from jaxcomp.transformations import always_compiled
+from jaxcomp.numerics.linear_algebra import eigh
+from jaxcomp.numerics.transformations import always_compiled
 from jaxcomp.types import Params
 
 

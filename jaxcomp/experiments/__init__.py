@@ -1,5 +1,19 @@
-"""What every experiment shares: its directory, its samples, its verdicts, its report.
+"""The laboratory: sweeps, the study of regularization, that of linear regression.
 
-An experiment (`sweep`, `regularization`, the study of `linear_regression`) is settings, work that
-is stored part by part, a table, claims and pictures. Here is what does not depend on which.
+An experiment is settings, work that is stored part by part, a table, claims and pictures. The
+modules here are what does not depend on which; the library never imports any of them.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxcomp.experiments import data, linear_regression, networks, regularization, sweep
+
+__all__ = ["data", "linear_regression", "networks", "regularization", "sweep"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from jaxcomp.statistics import Interval, crossed_mean
+from jaxcomp.evaluation.statistics import Interval, crossed_mean
 
 
 class Decided(NamedTuple):

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from jaxcomp import storage
-from jaxcomp.reproducibility import environment
+from jaxcomp.experiments.reproducibility import environment
 
 MANIFEST = "manifest.json"
 

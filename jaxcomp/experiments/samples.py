@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxcomp import data
+from jaxcomp.experiments import data
 
 
 class Examples(NamedTuple):

@@ -7,7 +7,7 @@ enough to matter; a small one that is certainly small is a finding too.
 import math
 from typing import Literal
 
-from jaxcomp.statistics import Interval
+from jaxcomp.evaluation.statistics import Interval
 
 Verdict = Literal["holds", "opposite", "no practical difference", "not shown"]
 """`holds` and `opposite`: significant, and large enough to matter, in the claimed or the other

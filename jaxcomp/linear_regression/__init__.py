@@ -7,8 +7,8 @@ Closed forms for the risks of least squares and of its compressed versions (`cha
 thousand, compresses their solutions with channels and real quantizers, and returns risks with
 standard errors (`simulate`).
 
-Tables, files and pictures are in `jaxcomp.linear_regression.study` and `.figure`, which nothing
-here imports.
+Tables, files and pictures are in `jaxcomp.experiments.linear_regression`, which nothing here
+imports.
 """
 
 from jaxcomp.linear_regression.closed_forms import (

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxcomp.precision import first_least
+from jaxcomp.numerics.precision import first_least
 
 # Multipliers between the lowest and the highest force, in equal ratios.
 _NUM_MULTIPLIERS = 4

@@ -35,7 +35,7 @@ DESIGNED = (*FIXED_RATE, "entropy_coded")
 """Codebooks from independent draws: equal cells; K-means; K-means weighted with the exact Hessian
 `(2/n) G`; the same with a penalty on the diameter; equal cells with an entropy code."""
 ADAPTIVE = ("adaptive_uniform", "adaptive_kmeans", "adaptive_hessian", "adaptive_diameter")
-"""Codebooks from the weights themselves, their bits counted by `jaxcomp.rate.code_size`."""
+"""Codebooks from the weights themselves, their bits counted by `jaxcomp.coding.sizes.code_size`."""
 
 # Cells of the entropy-coded grid: enough for 6 bits a weight over ten standard deviations.
 _CELLS = 255

@@ -28,6 +28,7 @@ from scipy import spatial, special
 
 from jaxcomp.linear_regression.closed_forms import Channel, channel_risks, gain_and_loss
 from jaxcomp.linear_regression.problem import Setting, check_num_examples, check_setting
+from jaxcomp.numerics.units import LN2
 
 _Numbers = NDArray[np.float64]
 
@@ -223,7 +224,7 @@ def ridge_log_density(
     ) / sigma2
     integral = _log_gig_integral(power, rate, inverse, constant, by_t)
     normal = -d / 2 * np.log(2 * np.pi * sigma2) - 0.5 * np.log(share) - pulled_v / s2
-    chi_squared = -n / 2 * math.log(2) - math.lgamma(n / 2)
+    chi_squared = -n / 2 * LN2 - math.lgamma(n / 2)
     return integral + normal + chi_squared + P["log_unit"]
 
 
@@ -305,7 +306,7 @@ def _log_ridge_mass(
     middle = log_length[log_length.size // 2]
     log_length = np.clip(log_length, middle - _FURTHEST_LENGTH, middle + _FURTHEST_LENGTH)[:, None]
     length = np.exp(log_length)
-    log_cosh = np.abs(x) + np.log1p(np.exp(-2 * np.abs(x))) - math.log(2)
+    log_cosh = np.abs(x) + np.log1p(np.exp(-2 * np.abs(x))) - LN2
     log_density = ridge_log_density(
         length * np.tanh(x), length * np.exp(-log_cosh), setting, penalty
     )
@@ -525,7 +526,7 @@ def _conditional_entropy(d: _Numbers, n: _Numbers) -> _Numbers:
     index = np.arange(int(d.max()) if d.size else 0)
     inside = index < d[..., None]
     argument = np.where(inside, (n[..., None] - index) / 2, 1.0)
-    log_det = d * math.log(2) + np.sum(np.where(inside, special.digamma(argument), 0.0), axis=-1)
+    log_det = d * LN2 + np.sum(np.where(inside, special.digamma(argument), 0.0), axis=-1)
     return d / 2 * math.log(2 * math.pi * math.e) - log_det / 2
 
 
@@ -579,9 +580,9 @@ def _log_gig_integral(
     factor = constant[..., None] + (by_t / mode)[..., None] * (1 + shrunk)
     logs = exponent + np.log(factor * np.cosh(steps))
     middle = power * np.log(mode) - at_mode[0] - at_mode[1] + np.log(deviation)
-    return special.logsumexp(logs, axis=-1) + middle + math.log(steps[1] - steps[0])
+    return np.asarray(special.logsumexp(logs, axis=-1)) + middle + math.log(steps[1] - steps[0])
 
 
 def _log_sphere(dim: int) -> float:
     """Log of the area of the unit sphere in R^dim; two points in R^1."""
-    return math.log(2) + dim / 2 * math.log(math.pi) - math.lgamma(dim / 2)
+    return LN2 + dim / 2 * math.log(math.pi) - math.lgamma(dim / 2)

@@ -18,7 +18,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jaxcomp.quantizers.checks import is_concrete
+from jaxcomp.numerics.checks import is_concrete
 
 Number = ArrayLike
 

@@ -10,7 +10,6 @@ minimiser W `L_S(What) = L_S(W) + (What-W)^T (G/n) (What-W)`; nothing is held ou
 Axes: `M` data sets, `C` compressors, `R` rates, `d` weights, `n` examples, `K` clusters.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -22,8 +21,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 from numpy.typing import NDArray
 
-from jaxcomp import rate
-from jaxcomp.linear_algebra import cholesky, cholesky_solve, solve_lower, solve_shifted
+from jaxcomp.coding import sizes
 from jaxcomp.linear_regression.closed_forms import CHANNELS, gain_and_loss
 from jaxcomp.linear_regression.codebooks import (
     ADAPTIVE,
@@ -37,6 +35,8 @@ from jaxcomp.linear_regression.codebooks import (
     merge,
 )
 from jaxcomp.linear_regression.problem import Problem, check_num_examples
+from jaxcomp.numerics.linear_algebra import cholesky, cholesky_solve, solve_lower, solve_shifted
+from jaxcomp.numerics.units import LN2
 
 Draws = Literal["examples", "statistics"]
 
@@ -765,9 +765,9 @@ def _summarize(
     )
     if samples.counts is not None:
         counts = np.asarray(samples.counts[:count])
-        sizes = rate.code_size(counts, num_clusters=counts.shape[-1])
+        size = sizes.code_size(counts, num_clusters=counts.shape[-1])
         places = [place for place, name in enumerate(names) if name in ADAPTIVE]
-        length[:, places] = sizes.description_bits * math.log(2)
+        length[:, places] = size.description_bits * LN2
     is_fixed = [name in (*FIXED_RATE, *ADAPTIVE) for name in names]
     shrinkage = shrinkage[:, np.asarray(is_fixed, int)]
     least_empirical, least_population = own[:, 0, None, None], own[:, 1, None, None]

@@ -11,8 +11,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, UInt
 
-from jaxcomp.quantizers.moments import running_maximum, two_sum
-from jaxcomp.quantizers.scaling import group_exponent, normalise, ordered, restore
+from jaxcomp.numerics.scaling import group_exponent, normalise, ordered, restore
+from jaxcomp.numerics.sums import (
+    running_maximum,
+    two_sum,
+)
 
 # The largest centroid, in the units of the thresholds: smaller ones keep their midpoints.
 _LOG2_LARGEST = 64

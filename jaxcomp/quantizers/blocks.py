@@ -13,15 +13,18 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxcomp.quantizers.checks import check_codebook_size, check_floating, check_points
-from jaxcomp.quantizers.lloyd import (
+from jaxcomp.numerics.checks import check_codebook_size, check_floating, check_points
+from jaxcomp.numerics.transformations import always_compiled, with_codebook_held_fixed
+from jaxcomp.quantizers.histograms import (
+    bins_for,
+    histogram_moments,
+)
+from jaxcomp.quantizers.scalar.lloyd import (
     QuantizationResult,
     distortion_of_points,
     quantize_points,
     solve_kmeans,
 )
-from jaxcomp.quantizers.moments import bins_for, histogram_moments
-from jaxcomp.transformations import always_compiled, with_codebook_held_fixed
 
 # Points quantized together: bounds the memory.
 _POINTS_AT_ONCE = 1 << 18

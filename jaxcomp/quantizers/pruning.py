@@ -9,9 +9,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, UInt
 
-from jaxcomp.precision import in_float64
-from jaxcomp.quantizers.checks import check_finite, check_floating, is_concrete
-from jaxcomp.transformations import always_compiled, counted_loop
+from jaxcomp.numerics.checks import check_finite, check_floating, is_concrete
+from jaxcomp.numerics.precision import in_float64
+from jaxcomp.numerics.transformations import always_compiled, counted_loop
 
 
 @always_compiled

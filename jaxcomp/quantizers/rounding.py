@@ -15,10 +15,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxcomp.quantizers.checks import check_finite, check_floating, is_concrete
-from jaxcomp.quantizers.moments import accumulation_dtype
-from jaxcomp.quantizers.scaling import group_exponent, normalise, restore
-from jaxcomp.transformations import always_compiled
+from jaxcomp.numerics.checks import check_finite, check_floating, is_concrete
+from jaxcomp.numerics.scaling import group_exponent, normalise, restore
+from jaxcomp.numerics.transformations import always_compiled
+from jaxcomp.quantizers.histograms import (
+    accumulation_dtype,
+)
 
 
 class RoundedWeights(NamedTuple):

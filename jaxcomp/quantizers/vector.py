@@ -25,19 +25,21 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
-from jaxcomp.linear_algebra import after, cholesky, eigh
-from jaxcomp.quantizers.assignment import assignment_dtype
-from jaxcomp.quantizers.checks import (
+from jaxcomp.numerics.checks import (
     check_codebook_size,
     check_finite,
     check_floating,
     check_penalty,
     is_concrete,
 )
-from jaxcomp.quantizers.lloyd import PENALTY_SCALES, PenaltyScale
-from jaxcomp.quantizers.moments import accumulation_dtype
-from jaxcomp.quantizers.scaling import group_exponent, restore
-from jaxcomp.transformations import always_compiled, with_codebook_held_fixed
+from jaxcomp.numerics.linear_algebra import after, cholesky, eigh
+from jaxcomp.numerics.scaling import group_exponent, restore
+from jaxcomp.numerics.transformations import always_compiled, with_codebook_held_fixed
+from jaxcomp.quantizers.assignment import assignment_dtype
+from jaxcomp.quantizers.histograms import (
+    accumulation_dtype,
+)
+from jaxcomp.quantizers.scalar.lloyd import PENALTY_SCALES, PenaltyScale
 from jaxcomp.types import PRNGKey
 
 VectorPenaltyForm = Literal["none", "monotone", "published"]

@@ -30,9 +30,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from jaxcomp.linear_algebra import cholesky, cholesky_solve
-from jaxcomp.precision import in_float64
-from jaxcomp.quantizers.checks import is_concrete
+from jaxcomp.numerics.checks import is_concrete
+from jaxcomp.numerics.linear_algebra import cholesky, cholesky_solve
+from jaxcomp.numerics.precision import in_float64
 
 # Plain iterations before the interior-point method: they settle the easy slopes at little cost.
 _NUM_PLAIN = 40

@@ -18,11 +18,11 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import stats
 
+from jaxcomp.numerics.units import LN2
 from jaxcomp.rate_distortion.discrete import check_multipliers
 from jaxcomp.rate_distortion.nested_grids import bounds_at_slopes
 from jaxcomp.rate_distortion.shannon import shannon_rate
 
-_LN2 = float(np.log(2.0))
 # Classes of h in which the entropy of the weights is estimated, and weights that one must hold.
 _NUM_CLASSES = 8
 _LEAST_IN_CLASS = 50
@@ -313,15 +313,15 @@ class _Entropy(NamedTuple):
 
 def _curve(w: _Array, h: _Array, slopes: _Array, gap_bits: float, entropy: _Entropy) -> LayerCurve:
     # The slope of the sums over N weights is that of one weight.
-    found = bounds_at_slopes(w, h, slopes, gap_nats=gap_bits * _LN2)
+    found = bounds_at_slopes(w, h, slopes, gap_nats=gap_bits * LN2)
     rate = np.array([point.rate_nats for point in found])
     distortion = np.array([point.distortion for point in found])
     least = np.array([point.lagrangian_nats for point in found])
-    gap = np.maximum(rate + slopes * distortion - least, 0.0) / _LN2
+    gap = np.maximum(rate + slopes * distortion - least, 0.0) / LN2
     return LayerCurve(
         num_weights=w.size,
         multipliers=slopes,
-        rate_bits=rate / _LN2,
+        rate_bits=rate / LN2,
         distortion=w.size * distortion,
         gap_bits=gap,
         converged=gap <= gap_bits,
@@ -364,7 +364,7 @@ def _multipliers(
     low, high = 0.2 / variance, 0.5 * 4.0**max_bits / variance
     if np.isfinite(entropy.nats):
         # At high rates D = 1 / (2 s), and the Shannon lower bound is nearly met.
-        exponent = 1 + 2 * _LN2 * max_bits - 2 * entropy.nats - entropy.mean_log_importance
+        exponent = 1 + 2 * LN2 * max_bits - 2 * entropy.nats - entropy.mean_log_importance
         high = max(4 * low, np.pi * np.exp(exponent))
     return np.append(0.0, np.geomspace(low, high, num_slopes - 1))
 
@@ -443,7 +443,7 @@ def distance_to_limit(curve: LayerCurve, rate_bits: Any, distortion: Any) -> Dis
     limit = lower_envelope(
         curve.rate_bits - curve.gap_bits,
         per_weight,
-        curve.multipliers / _LN2,
+        curve.multipliers / LN2,
         cost / curve.num_weights,
     )
     live = cost / curve.num_weights / curve.live_share
@@ -453,7 +453,7 @@ def distance_to_limit(curve: LayerCurve, rate_bits: Any, distortion: Any) -> Dis
         distortion=cost,
         limit_bits=limit,
         curve_bits=upper_hull(curve.rate_bits, per_weight, cost / curve.num_weights),
-        shannon_bits=curve.live_share * np.asarray(shannon, np.float64) / _LN2,
+        shannon_bits=curve.live_share * np.asarray(shannon, np.float64) / LN2,
         excess_bits=rate - limit,
     )
 

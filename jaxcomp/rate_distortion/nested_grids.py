@@ -44,6 +44,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy import fft
 
+from jaxcomp.numerics.units import LN2
+
 _Array = Float[np.ndarray, "..."]
 
 # For a gap of 0.02 bit: nodes of h per octave, spacings of a grid per standard deviation of its
@@ -72,7 +74,6 @@ _LEAST_USED = 1e-9
 # A cubic at -1 from its values at 0, 1, 2, 3.
 _BEYOND = np.array([4.0, -6.0, 4.0, -1.0])
 _TINY = 1e-300
-_LN2 = float(np.log(2.0))
 
 
 class Bounds(NamedTuple):
@@ -398,7 +399,7 @@ class _Problem:
         top, top_slope = self._looked_up(0, *fields)
         bottom, bottom_slope = self._looked_up(1, *fields)
         height = np.minimum(split.lowered, self.nodes[0])
-        step = _LN2 / split.per_octave
+        step = LN2 / split.per_octave
         upper = np.repeat(self.nodes, np.diff(split.start))
         t = np.clip(np.log(upper / height) / step, 0.0, 1.0)
         # ln Z falls with ln h by the mean exponent s h E (w - y)^2.

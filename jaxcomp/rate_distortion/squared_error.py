@@ -27,8 +27,8 @@ from jax import lax
 from jax.nn import logsumexp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxcomp.precision import in_float64
-from jaxcomp.quantizers.checks import check_finite, is_concrete
+from jaxcomp.numerics.checks import check_finite, is_concrete
+from jaxcomp.numerics.precision import in_float64
 from jaxcomp.rate_distortion.discrete import (
     best_constant,
     check_multipliers,

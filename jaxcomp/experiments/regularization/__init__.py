@@ -1,0 +1,27 @@
+"""In what sense does a penalty on the weights compress a model?
+
+`run` trains networks over a range of L2 and L1 strengths and measures, for each, what its weights
+cost as a code, what their loss is, and what theory says about both; rivals that penalise nothing
+(early stopping, dropout, temperature) stand beside them. `smaller_network` removes what an L1
+penalty has switched off.
+"""
+
+from jaxcomp.experiments.regularization.codes import Codes, measure_codes
+from jaxcomp.experiments.regularization.config import Cell, RegularizationConfig, preset
+from jaxcomp.experiments.regularization.results import RegularizationResult
+from jaxcomp.experiments.regularization.rounding import count_rounded_models
+from jaxcomp.experiments.regularization.run import run
+from jaxcomp.experiments.regularization.sparsity import SmallerNetwork, smaller_network
+
+__all__ = [
+    "Cell",
+    "Codes",
+    "RegularizationConfig",
+    "RegularizationResult",
+    "SmallerNetwork",
+    "count_rounded_models",
+    "measure_codes",
+    "preset",
+    "run",
+    "smaller_network",
+]

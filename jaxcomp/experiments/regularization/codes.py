@@ -1,0 +1,180 @@
+"""What the weights of a network cost: code lengths, real streams, whole descriptions.
+
+Four codes of one network, all parameters under one prior. `implied`: the prior that the penalty
+says, `N(0, 1 / (n l2))` or Laplace of scale `1 / (n l1)`, fixed before the data were seen.
+`gaussian`, `laplace`, `spike`: fitted to the weights, and then charged 32 bits for each of their
+parameters; the last has a point mass at zero.
+
+A *description* is the weights, rounded to a step, and the training labels given these weights:
+`bits of weights + n loss / ln 2`. A finer step costs the first and saves the second; the best of a
+grid of steps and fitted codes is taken, and the choice is charged.
+
+Bits. Axes: `M` networks, `T` steps, `F` fitted codes, `N` weights.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from jaxcomp import bounds, coding
+from jaxcomp.experiments.regularization.config import Cell
+from jaxcomp.types import Params
+
+FITTED: dict[str, type[coding.Prior]] = {
+    "gaussian": coding.Gaussian,
+    "laplace": coding.Laplace,
+    "spike": coding.SpikeAndSlab,
+}
+WORD_BITS = 32
+# What a stream holds beside the cells: at most two words that the coder has not filled.
+CODER_BITS = 2 * WORD_BITS
+
+
+class Codes(NamedTuple):
+    """What one network costs at one step."""
+
+    bits: dict[str, float]
+    """Ideal lengths by name, parameters of a fitted prior included; NaN for a prior that the
+    training does not imply."""
+    size_bytes: dict[str, int | float]
+    """Streams that were made and read back; the same names, NaN where there is none."""
+
+
+def implied_prior(cell: Cell, num_examples: int) -> coding.Prior | None:
+    """Return the prior that a penalty on a mean loss over n examples says; None without one."""
+    if cell.kind == "l2":
+        return coding.gaussian_from_weight_decay(cell.strength, num_examples)
+    if cell.kind == "l1":
+        return coding.laplace_from_l1(cell.strength, num_examples)
+    return None
+
+
+def fitted_prior(weights: Float[np.ndarray, "N"], name: str, step: float) -> coding.Prior:
+    """Fit a prior; weights that are all zero get the narrowest that the step can tell from it."""
+    family = FITTED[name]
+    if np.any(weights):
+        return coding.fit(weights, family, step=step)
+    if family is coding.SpikeAndSlab:
+        return coding.SpikeAndSlab(1 - 0.5 / len(weights), step)
+    return coding.Gaussian(step) if family is coding.Gaussian else coding.Laplace(step)
+
+
+def measure_codes(params: Params, cell: Cell, *, num_examples: int, step: float) -> Codes:
+    """Code one network every way, really, and decode it again.
+
+    Args:
+        params: pytree of float32 arrays.
+        cell: how it was trained: decides the implied prior.
+        num_examples: n of the mean loss.
+        step: to which weights are rounded.
+
+    Returns:
+        Lengths and sizes.
+
+    Raises:
+        RuntimeError: if a stream does not give the rounded weights back.
+    """
+    weights = flat(params)
+    rounded = np.asarray(coding.quantize(weights, step=step))
+    candidates = {"implied": implied_prior(cell, num_examples)}
+    candidates |= {name: fitted_prior(weights, name, step) for name in FITTED}
+    bits: dict[str, float] = {}
+    size_bytes: dict[str, int | float] = {}
+    for name, prior in candidates.items():
+        if prior is None:
+            bits[name] = size_bytes[name] = math.nan
+            continue
+        parameters = 0 if name == "implied" else coding.parameter_bits(prior)
+        bits[name] = code_bits(weights, prior, step) + parameters
+        words = coding.encode(weights, prior, step=step)
+        decoded = coding.decode(words, prior, like=weights)
+        if not np.array_equal(decoded, rounded):
+            raise RuntimeError(f"the {name} stream of {cell.id} does not decode to its weights.")
+        size_bytes[name] = words.nbytes + parameters // 8
+    return Codes(bits, size_bytes)
+
+
+def code_bits(weights: Float[np.ndarray, "N"], prior: coding.Prior, step: float) -> float:
+    """Return the ideal length of all weights."""
+    return float(np.sum(np.asarray(coding.code_length_bits(weights, prior, step=step), np.float64)))
+
+
+def fitted_bits(
+    weights: Float[np.ndarray, "N"], steps: Float[np.ndarray, "T"]
+) -> Float[np.ndarray, "F T"]:
+    """Return the lengths under every fitted code at every step, parameters included."""
+    found = np.empty((len(FITTED), len(steps)))
+    for row, name in enumerate(FITTED):
+        for column, step in enumerate(steps.tolist()):
+            prior = fitted_prior(weights, name, step)
+            found[row, column] = code_bits(weights, prior, step) + coding.parameter_bits(prior)
+    return found
+
+
+class Description(NamedTuple):
+    """The shortest description of training labels by way of a network."""
+
+    bits: float
+    """In all, the choice of code and step included."""
+    weight_bits: float
+    """Of the weights, with the choice."""
+    label_bits: float
+    """Of the labels, given the rounded weights."""
+    step: float
+    code: str
+    """Name of the fitted code."""
+
+
+def shortest_description(
+    weight_bits: Float[np.ndarray, "F T"],
+    label_bits: Float[np.ndarray, "T"],
+    steps: Float[np.ndarray, "T"],
+) -> Description:
+    """Return the best of all codes and steps."""
+    choice = math.log2(weight_bits.size)
+    total = weight_bits + label_bits + choice
+    total = np.where(np.isfinite(total), total, np.inf)
+    row, column = np.unravel_index(int(np.argmin(total)), total.shape)
+    return Description(
+        float(total[row, column]),
+        float(weight_bits[row, column] + choice),
+        float(label_bits[column]),
+        float(steps[column]),
+        list(FITTED)[row],
+    )
+
+
+def certificate(
+    weight_bits: Float[np.ndarray, "F T"],
+    train_errors: Float[np.ndarray, "T"],
+    *,
+    num_examples: int,
+    delta: float,
+) -> float:
+    """Bound the population error by the best of all codes and steps (`bounds.occam`).
+
+    The bound is for all files at once, so that looking for the best costs no more than the decoder
+    has to be told: which code and which step.
+
+    Args:
+        weight_bits: lengths of the rounded weights.
+        train_errors: 0-1 errors of the rounded networks on their n distinct examples.
+        num_examples: n.
+        delta: it holds with probability 1 - delta.
+
+    Returns:
+        The bound; 1 is vacuous.
+    """
+    size_bits: Any = weight_bits + CODER_BITS + math.log2(weight_bits.size)
+    size_bits = size_bits + np.asarray(bounds.self_delimiting_bits(np.ceil(size_bits / 8)))
+    errors: Any = np.broadcast_to(train_errors, size_bits.shape)
+    found = bounds.occam(errors, size_bits, num_examples=num_examples, delta=delta)
+    return float(np.min(np.asarray(found)))
+
+
+def flat(params: Params) -> Float[np.ndarray, "N"]:
+    """All parameters as one vector."""
+    return np.concatenate([np.ravel(np.asarray(leaf)) for leaf in jax.tree.leaves(params)])

@@ -1,0 +1,250 @@
+"""The experiment from end to end: train, measure, count, judge, write down.
+
+A run that dies goes on from its finished cells; the networks themselves are in the trainer's
+cache, so that nothing finished is computed twice, and the results are the same to the bit.
+"""
+
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pandas as pd
+
+from jaxcomp.coding.ans import stream_module
+from jaxcomp.experiments import networks
+from jaxcomp.experiments.caches import network_cache
+from jaxcomp.experiments.directory import Row, RunDirectory
+from jaxcomp.experiments.regularization.claims import add_differences, evaluate_claims
+from jaxcomp.experiments.regularization.config import Cell, RegularizationConfig
+from jaxcomp.experiments.regularization.measure import Measured, measure
+from jaxcomp.experiments.regularization.results import NOUN, RegularizationResult
+from jaxcomp.experiments.regularization.rounding import PENALTIES, count_rounded_models
+from jaxcomp.experiments.reproducibility import random_key
+from jaxcomp.experiments.samples import Samples, draw_samples
+from jaxcomp.numerics.transformations import all_transfers
+from jaxcomp.progress import Progress, Report
+from jaxcomp.types import Params, PredictFn
+
+# Streams of random numbers; each is folded into the run's seed.
+_ROUNDING = 1
+
+
+class RegularizationDirectory(RunDirectory):
+    """The files of a run: rows and test losses of finished cells."""
+
+    noun = NOUN
+    folders = ("cells", "losses")
+
+    def load(self, cell: Cell, num_models: int) -> Measured | None:
+        """A finished cell; None if a part is missing or damaged."""
+        rows = self.load_rows(cell.id, [cell.id] * num_models)
+        losses = self.load_arrays("losses", cell.id)
+        return None if rows is None or losses is None else Measured(rows, losses)
+
+    def save(self, cell: Cell, measured: Measured) -> None:
+        """Write a finished cell."""
+        self.save_arrays("losses", cell.id, measured.losses)
+        self.save_rows(cell.id, measured.rows)
+
+
+@all_transfers
+def run(
+    config: RegularizationConfig,
+    *,
+    out: Path | str | None = None,
+    data_dir: Path | str | None = None,
+    download: bool = False,
+    cache_dir: Path | str | None = None,
+    resume: bool = True,
+    quiet: bool = False,
+) -> RegularizationResult:
+    """Train networks at every strength and measure what their weights cost.
+
+    Args:
+        config: settings; `jaxcomp.experiments.regularization.preset` makes them.
+        out: directory of results, written as the run goes on, and continued from if it holds
+            the same settings; None keeps everything in memory.
+        data_dir: folder with data files (else the environment's `JAXCOMP_DATA_DIR`).
+        download: whether data may be fetched from OpenML.
+        cache_dir: where trained networks are kept; None for the user's cache.
+        resume: whether finished parts in `out` are used.
+        quiet: no progress on stderr.
+
+    Returns:
+        Tables and claims.
+
+    Raises:
+        ImportError: without `constriction` (install `jaxcomp[coding]`).
+        ValueError: on data that are missing or do not fit, an unusable `out`, or a network whose
+            loss stops being finite.
+    """
+    started = time.perf_counter()
+    stream_module()  # before anything is trained
+    path = None if out is None else Path(out)
+    with RegularizationDirectory(path, config.to_dict(), resume=resume) as directory:
+        if (result := directory.finished(RegularizationResult.load)) is not None:
+            return result
+        directory.describe()
+        with Progress(quiet=quiet) as progress:
+            cells = config.cells()
+            measured = _measure_all(
+                config, cells, directory, progress, data_dir, download, cache_dir
+            )
+            rounding = _count_rounded(config, directory)
+        table = pd.DataFrame([row for part in measured for row in part.rows])
+        table.insert(0, "dataset", config.dataset)
+        losses = {cell.id: part.losses for cell, part in zip(cells, measured, strict=True)}
+        table = add_differences(table, losses)
+        claims = evaluate_claims(table, losses)
+        times = directory.manifest["times"]
+        times["last session seconds"] = round(time.perf_counter() - started, 3)
+        result = RegularizationResult(
+            table, pd.DataFrame(rounding), claims, directory.manifest, directory.path
+        )
+        if directory.path is not None:
+            result.save()
+        directory.finish()
+        return result
+
+
+def _measure_all(
+    config: RegularizationConfig,
+    cells: list[Cell],
+    directory: RegularizationDirectory,
+    progress: Progress,
+    data_dir: Path | str | None,
+    download: bool,
+    cache_dir: Path | str | None,
+) -> list[Measured]:
+    """Measure every cell, or take it from the directory."""
+    started = time.perf_counter()
+    found = [directory.load(cell, config.num_models) for cell in cells]
+    measured = [part for part in found if part is not None]
+    if len(measured) == len(cells):
+        return measured
+    samples = draw_samples(
+        config.dataset,
+        data_dir=data_dir,
+        download=download,
+        num_models=config.num_models,
+        train_size=config.train_size,
+        selection_size=config.selection_size,
+        # Certificates speak of distinct examples.
+        replacement=False,
+        label_noise=config.label_noise,
+        standardize=config.standardize,
+        seed=config.seed,
+    )
+    if not directory.is_made_from(config.dataset, samples.fingerprint):
+        directory.discard()
+        found = [None] * len(cells)
+    report = progress.task("training networks", 1)
+    trained = _train(config, cells, samples, network_cache(cache_dir), report)
+    directory.manifest["times"]["training seconds"] = round(time.perf_counter() - started, 3)
+    report = progress.task("coding and measuring", len(cells))
+    measured = []
+    for place, cell in enumerate(cells):
+        part = found[place]
+        if part is None:
+            part = measure(*trained[cell], cell, samples, config)
+            directory.save(cell, part)
+        measured.append(part)
+        report(place + 1, len(cells), cell.label)
+    return measured
+
+
+def _train(
+    config: RegularizationConfig,
+    cells: list[Cell],
+    samples: Samples,
+    cache: Path | None,
+    report: Report,
+) -> dict[Cell, tuple[PredictFn, Params]]:
+    """Train the networks of every cell; those that penalties tell apart share one program."""
+    penalties = [cell for cell in cells if cell.kind in ("none", "l2", "l1")]
+    dropouts = [cell for cell in cells if cell.kind == "dropout"]
+    groups = [(0.0, penalties), *((cell.strength, [cell]) for cell in dropouts)]
+    num_done, num_all = 0, len(penalties) + len(dropouts)
+    found: dict[Cell, tuple[PredictFn, Params]] = {}
+
+    def build(rate: float) -> networks.Network:
+        return networks.build(
+            "mlp",
+            input_shape=samples.pool.shape[1:],
+            num_classes=samples.num_classes,
+            width=config.width,
+            dropout=rate,
+        )
+
+    # In evaluation mode all networks are the same function, compiled once.
+    predict_fn = build(0.0).predict
+    for rate, members in groups:
+
+        def tell(
+            done: int, total: int, message: str, before: int = num_done, count: int = len(members)
+        ) -> None:
+            # Steps of this group as a part of those of all groups, which are equally many a cell.
+            report(before * total // count + done, num_all * total // count, message)
+
+        trained = networks.train(
+            build(rate),
+            networks.TrainingConfig(
+                epochs=config.epochs,
+                batch_size=config.batch_size,
+                learning_rate=config.learning_rate,
+                momentum=config.momentum,
+                weight_decay=0.0,
+            ),
+            inputs=samples.pool,
+            train_indices=np.tile(samples.train_indices, (len(members), 1)),
+            train_labels=np.tile(samples.train_labels, (len(members), 1)),
+            selection_inputs=samples.selection.inputs,
+            selection_labels=samples.selection.labels,
+            seed=config.seed,
+            model_ids=list(range(config.num_models)) * len(members),
+            weight_decay=_repeated(members, "l2", config.num_models),
+            l1_penalty=_repeated(members, "l1", config.num_models),
+            cache_dir=cache,
+            fingerprint_extra={
+                "dataset": samples.fingerprint,
+                "standardize": config.standardize,
+            },
+            progress=tell,
+        )
+        num_done += len(members)
+        for place, cell in enumerate(members):
+            own = slice(place * config.num_models, (place + 1) * config.num_models)
+            found[cell] = (predict_fn, _slice(trained.variables, own))
+            if cell.kind == "none":
+                found[Cell("temperature")] = found[cell]
+                found[Cell("early stopping")] = (
+                    predict_fn,
+                    _slice(trained.early_stopped, own),
+                )
+    return found
+
+
+def _repeated(cells: list[Cell], kind: str, num_models: int) -> list[float]:
+    """Strength of one kind of penalty for every network of the cells."""
+    return [
+        cell.strength if cell.kind == kind else 0.0 for cell in cells for _ in range(num_models)
+    ]
+
+
+def _slice(variables: Params, own: slice) -> Params:
+    return jax.tree.map(lambda leaf: leaf[own], variables)
+
+
+def _count_rounded(config: RegularizationConfig, directory: RegularizationDirectory) -> list[Row]:
+    names = [f"{penalty:g}-{n}" for penalty in PENALTIES for n in config.decimals]
+    rows = directory.load_rows("rounding", names)
+    if rows is None:
+        counted = count_rounded_models(
+            jax.random.fold_in(random_key(config.seed), _ROUNDING),
+            decimals=config.decimals,
+            num_problems=config.num_problems,
+        )
+        rows = [{"cell": name, **row} for name, row in zip(names, counted, strict=True)]
+        directory.save_rows("rounding", rows)
+    return [{k: v for k, v in row.items() if k != "cell"} for row in rows]

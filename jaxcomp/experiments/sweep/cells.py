@@ -1,0 +1,213 @@
+"""The cells of a sweep: every way in which a trained network is changed and looked at again.
+
+A cell is of one `kind`: the `original`, a `compressed` network, or a `control` that changes the
+network without compressing it (so that an improvement can be told from shrinkage or
+calibration), or `sensitivity`: one layer compressed, the others left alone.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from jaxcomp.experiments.sweep.methods import METHODS
+from jaxcomp.quantizers import default_multipliers
+
+Kind: TypeAlias = Literal["original", "compressed", "control", "sensitivity"]
+Method: TypeAlias = Literal[
+    "original",
+    "kmeans",
+    "optimal",
+    "entropy_constrained",
+    "vector",
+    "uniform",
+    "round_to_nearest",
+    "magnitude_pruning",
+    "temperature",
+    "last_layer_scaled",
+    "weights_clipped",
+    "gaussian_noise",
+    "early_stopping",
+]
+
+INTEGER_BITS = (8, 4)
+SPARSITIES = (0.5, 0.75, 0.9)
+LAST_LAYER_SCALES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+CLIP_QUANTILES = (0.001, 0.005, 0.02, 0.05, 0.1)
+# From about 4.5 bits per weight down to none, each in as few digits as make a readable name.
+MULTIPLIERS = tuple(float(f"{value:.3g}") for value in default_multipliers()[3:13])
+# Weights that share an index in vector quantization.
+VECTOR_SIZE = 2
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One way to change a network.
+
+    Attributes:
+        kind: original, compressed, control or sensitivity.
+        method: what is done.
+        weighting: importance of a squared error (none, gauss_newton, ...); elsewhere the method
+            or kind.
+        penalty_form: of the diameter: none, monotone, published, linear.
+        diameter_penalty: its relative strength.
+        num_clusters: K of every layer; 0 where it does not apply. For `gaussian_noise`, the K
+            of the plain K-means whose distortion the noise has. With optimal allocation, the K
+            whose bits are shared between the layers.
+        parameter: bits of integer rounding, sparsity of pruning, scale of the last layer,
+            quantile of clipping, relative multiplier of entropy-constrained quantization,
+            weights in a vector; NaN where there is none.
+        layer: path of the only layer changed; empty for all of them.
+        allocation: equal, or optimal: bits are shared between the layers.
+    """
+
+    kind: Kind
+    method: Method
+    weighting: str
+    penalty_form: str = "none"
+    diameter_penalty: float = 0.0
+    num_clusters: int = 0
+    parameter: float = math.nan
+    layer: str = ""
+    allocation: str = "equal"
+
+    @property
+    def id(self) -> str:
+        """Readable name, unique within a setting, e.g. `kmeans/fisher/monotone-0.05/K8`."""
+        parts: list[str] = [self.method]
+        if self.method in METHODS:
+            parts.append(self.weighting)
+        if self.penalty_form != "none":
+            parts.append(f"{self.penalty_form}-{short_number(self.diameter_penalty)}")
+        if self.num_clusters:
+            parts.append(f"K{self.num_clusters}")
+        if not math.isnan(self.parameter):
+            parts.append(short_number(self.parameter))
+        if self.layer:
+            parts.append(f"only:{self.layer}")
+        if self.allocation != "equal":
+            parts.append("allocated")
+        return "/".join(parts)
+
+
+ORIGINAL = Cell("original", "original", "original")
+
+
+def short_number(value: float) -> str:
+    """Write a number in as few digits as tell it from all others."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
+def compressed_cells(
+    *,
+    weighting: Sequence[str],
+    penalty_form: Sequence[str],
+    diameter_penalty: Sequence[float],
+    num_clusters: Sequence[int],
+    baselines: bool,
+    method: Sequence[str] = ("kmeans",),
+    allocation: Sequence[str] = ("equal",),
+) -> list[Cell]:
+    """All compressed cells: every method over its axes, then the baselines.
+
+    Bits are shared between layers where there is no penalty and a weight has an index of its own;
+    everything else has the same K in every layer, whatever `allocation` says.
+    """
+    cells: list[Cell] = []
+    for name in method:
+        for weight in weighting:
+            match name:
+                case "kmeans":
+                    cells += _kmeans_cells(
+                        "kmeans", weight, penalty_form, diameter_penalty, num_clusters, allocation
+                    )
+                case "optimal":
+                    # Only the squared penalty has a global solver.
+                    forms = [form for form in penalty_form if form == "monotone"]
+                    cells += _kmeans_cells(
+                        "optimal", weight, forms, diameter_penalty, num_clusters, allocation
+                    )
+                case "entropy_constrained":
+                    cells += [
+                        Cell(
+                            "compressed",
+                            "entropy_constrained",
+                            weight,
+                            parameter=multiplier,
+                            allocation=shared,
+                        )
+                        for shared in allocation
+                        for multiplier in MULTIPLIERS
+                    ]
+                case "vector":
+                    cells += [
+                        Cell(
+                            "compressed",
+                            "vector",
+                            weight,
+                            num_clusters=k,
+                            parameter=float(VECTOR_SIZE),
+                        )
+                        for k in num_clusters
+                    ]
+    if baselines:
+        cells += [Cell("compressed", "uniform", "uniform", num_clusters=k) for k in num_clusters]
+        cells += [
+            Cell("compressed", "round_to_nearest", "round_to_nearest", parameter=float(bits))
+            for bits in INTEGER_BITS
+        ]
+        cells += [
+            Cell("compressed", "magnitude_pruning", "magnitude_pruning", parameter=sparsity)
+            for sparsity in SPARSITIES
+        ]
+    return cells
+
+
+def _kmeans_cells(
+    method: Literal["kmeans", "optimal"],
+    weighting: str,
+    penalty_form: Sequence[str],
+    diameter_penalty: Sequence[float],
+    num_clusters: Sequence[int],
+    allocation: Sequence[str],
+) -> list[Cell]:
+    kinds = [("none", 0.0, "equal")] if "equal" in allocation else []
+    kinds += [
+        (form, strength, "equal")
+        for form in penalty_form
+        for strength in diameter_penalty
+        if strength > 0
+    ]
+    kinds += [("none", 0.0, "optimal")] if "optimal" in allocation else []
+    return [
+        Cell("compressed", method, weighting, form, strength, k, allocation=shared)
+        for form, strength, shared in kinds
+        for k in num_clusters
+    ]
+
+
+def control_cells(
+    *, num_clusters: Sequence[int], has_early_stopping: bool, has_last_layer: bool
+) -> list[Cell]:
+    """Controls that compress nothing, `temperature` (which needs no forward pass) first."""
+    cells = [Cell("control", "temperature", "control")]
+    if has_last_layer:
+        cells += [
+            Cell("control", "last_layer_scaled", "control", parameter=scale)
+            for scale in LAST_LAYER_SCALES
+        ]
+    cells += [Cell("control", "weights_clipped", "control", parameter=q) for q in CLIP_QUANTILES]
+    cells += [Cell("control", "gaussian_noise", "control", num_clusters=k) for k in num_clusters]
+    if has_early_stopping:
+        cells.append(Cell("control", "early_stopping", "control"))
+    return cells
+
+
+def sensitivity_cells(layers: Sequence[str], *, num_clusters: Sequence[int]) -> list[Cell]:
+    """One layer at a time by plain K-means, the others left alone."""
+    return [
+        Cell("sensitivity", "kmeans", "none", num_clusters=k, layer=layer)
+        for layer in layers
+        for k in num_clusters
+    ]

@@ -1,0 +1,263 @@
+"""Settings of a sweep: what is trained, how it is compressed, on which data.
+
+Everything that can change a number of the result is a field of `SweepConfig`; where results
+and data files lie, and how loudly progress is told, is not. Two presets exist: `quick`, the
+ninety-second tour on data that ships with scikit-learn, and `paper`, the published experiment
+of Bu et al. (2021) on MNIST.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, TypeAlias, get_args
+
+from jaxcomp.experiments.settings import (
+    DATASETS,
+    SAMPLE_SIZES,
+    as_tuple,
+    check_counts,
+    check_names,
+    check_positive,
+    check_range,
+    integer,
+)
+from jaxcomp.experiments.sweep.methods import ALLOCATIONS, METHODS
+from jaxcomp.experiments.sweep.weighting import ALLOWED, is_weighting
+
+PenaltyForm: TypeAlias = Literal["monotone", "published", "linear"]
+
+MODELS = ("mlp", "vgg")
+PENALTY_FORMS: tuple[str, ...] = get_args(PenaltyForm)
+
+MAX_CLUSTERS = 65_536
+# The optimal solve holds the codebooks of every K up to the largest; vectors look at every centre.
+MAX_SEARCHED_CLUSTERS = 1024
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Settings of one sweep; the defaults are the `quick` preset.
+
+    The axes of the grid (`dataset`, `model`, `label_noise`, `method`, `allocation`, `weighting`,
+    `penalty_form`, `diameter_penalty`, `num_clusters`) take one value or a sequence of values. A
+    *setting* is a triple (dataset, model, label noise): its networks are trained together and its
+    claims are made together.
+
+    Attributes:
+        dataset: any of digits, mnist, fashion-mnist, cifar10.
+        model: any of mlp, vgg.
+        width: factor on every hidden width or channel count.
+        dropout: rate after the hidden layers of the mlp, while training.
+        num_models: independent networks for each setting.
+        train_size: examples drawn for each network's training sample.
+        replacement: whether they are drawn with replacement, as published.
+        selection_size: examples of the selection sample, from the rest of the training pool.
+        label_noise: probability that a training label is replaced by another class.
+        standardize: whether pixels get the training pool's mean and deviation, as published;
+            otherwise they lie in [0, 1].
+        epochs: passes over the training sample.
+        batch_size: examples a step.
+        learning_rate: of stochastic gradient descent with momentum.
+        momentum: of the same.
+        weight_decay: L2 penalty added to the gradient.
+        method: quantizers: `kmeans`, Lloyd's iteration as published; `optimal`, the global
+            optimum (under a penalty of the form `monotone` too); `entropy_constrained`, over ten
+            multipliers instead of `num_clusters`; `vector`, K-means of pairs of weights.
+        allocation: how bits are shared between layers: `equal`, the same K (or multiplier
+            relative to the layer's spread) in all; `optimal`, for the least weighted distortion
+            at as many bits in all. Penalised codebooks and vectors are always `equal`.
+        weighting: what weighs a squared error in K-means: `none`; `gauss_newton`, the exact
+            diagonal of the Gauss-Newton matrix, which for these networks is that of the Hessian;
+            `hutchinson` (or `hutchinson-N` with N probes), a random estimate of it; `fisher`,
+            the empirical Fisher diagonal; `adam`, the roots of Adam's second moments.
+        num_probes: of `hutchinson`.
+        curvature_examples: training examples that the curvature is measured on.
+        penalty_form: how the diameter of a codebook is penalised (THEORY of `quantizers`).
+        diameter_penalty: relative strengths; 0, plain K-means, is always part of the grid.
+        num_clusters: codebook sizes K, the same in every layer.
+        num_iterations: Lloyd iterations at most (30 as published).
+        num_bins: bins of the histogram of moments.
+        baselines: whether round-to-nearest, pruning and uniform quantization are included.
+        controls: whether the controls that compress nothing are included.
+        seed: of everything random.
+    """
+
+    dataset: tuple[str, ...] = ("digits",)
+    model: tuple[str, ...] = ("mlp",)
+    width: float = 1.0
+    dropout: float = 0.2
+    num_models: int = 5
+    train_size: int = 600
+    replacement: bool = True
+    selection_size: int = 400
+    label_noise: tuple[float, ...] = (0.0,)
+    standardize: bool = True
+    epochs: int = 25
+    batch_size: int = 10
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    method: tuple[str, ...] = ("kmeans",)
+    allocation: tuple[str, ...] = ("equal",)
+    weighting: tuple[str, ...] = ("none", "gauss_newton")
+    num_probes: int = 64
+    curvature_examples: int = 1000
+    penalty_form: tuple[str, ...] = ("monotone",)
+    diameter_penalty: tuple[float, ...] = (0.0, 0.003, 0.01, 0.05)
+    num_clusters: tuple[int, ...] = (2, 3, 4, 6, 8, 16, 32)
+    num_iterations: int = 100
+    num_bins: int = 4096
+    baselines: bool = True
+    controls: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Turn single values into tuples, sort what has an order, and check everything."""
+        for name in _AXES:
+            object.__setattr__(self, name, as_tuple(getattr(self, name), name))
+        clusters = sorted_clusters(self.num_clusters, "num_clusters")
+        penalties = tuple(sorted({0.0, *(float(b) for b in self.diameter_penalty)}))
+        object.__setattr__(self, "num_clusters", clusters)
+        object.__setattr__(self, "diameter_penalty", penalties)
+        object.__setattr__(self, "label_noise", tuple(float(p) for p in self.label_noise))
+        _check(self)
+
+    def settings(self) -> list["Setting"]:
+        """Every (dataset, model, label noise) of the grid, in a fixed order."""
+        return [
+            Setting(dataset, model, noise)
+            for dataset in self.dataset
+            for model in self.model
+            for noise in self.label_noise
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as plain values, for a manifest; `from_dict` reads them back."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "SweepConfig":
+        """Settings from `to_dict`; an unknown name is a `ValueError`."""
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(
+                f"unknown sweep settings {unknown}; this version knows {sorted(known)}."
+            )
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One (dataset, model, label noise): networks that are trained and judged together."""
+
+    dataset: str
+    model: str
+    label_noise: float
+
+    @property
+    def name(self) -> str:
+        """Short name that is safe in a file name, e.g. `mnist-mlp-noise0.3`."""
+        return f"{self.dataset}-{self.model}-noise{self.label_noise:g}"
+
+
+def preset(name: str, **overrides: Any) -> SweepConfig:
+    """Return the settings of a preset with some of them replaced.
+
+    Args:
+        name: `quick`: digits, 5 networks, some 80 cells, about a minute. `paper`: the
+            published experiment (MNIST, 6,000 training draws, 20 networks, 25 epochs), 120
+            quantized cells; with `label_noise` above 0 the regime where memorised labels
+            leave something to gain: 3,000 draws, no dropout, 60 epochs.
+        **overrides: fields of `SweepConfig`. Data sets other than the preset's bring sample
+            sizes that fit them, unless sizes are given.
+
+    Raises:
+        ValueError: on an unknown preset or field, or a value that is not allowed.
+    """
+    if name not in _PRESETS:
+        raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(_PRESETS)}.")
+    known = {f.name for f in fields(SweepConfig)}
+    unknown = sorted(set(overrides) - known)
+    if unknown:
+        raise ValueError(f"unknown sweep settings {unknown}; known are {sorted(known)}.")
+    values = dict(_PRESETS[name])
+    noise = as_tuple(overrides.get("label_noise", 0.0), "label_noise")
+    if name == "paper" and any(float(p) > 0 for p in noise):
+        values |= {"train_size": 3000, "dropout": 0.0, "epochs": 60}
+    datasets = as_tuple(overrides.get("dataset", values.get("dataset", ("digits",))), "dataset")
+    for dataset in datasets:
+        values |= SAMPLE_SIZES.get(dataset, {}) if dataset not in values.get("dataset", ()) else {}
+    return SweepConfig(**{**values, **overrides})
+
+
+def sorted_clusters(value: Sequence[int] | int, name: str) -> tuple[int, ...]:
+    """Return codebook sizes, ascending and each once; a size out of range is a `ValueError`."""
+    clusters = tuple(sorted({integer(k, name) for k in as_tuple(value, name)}))
+    if clusters[0] < 1 or clusters[-1] > MAX_CLUSTERS:
+        raise ValueError(f"{name} must lie between 1 and {MAX_CLUSTERS:,}, got {clusters}.")
+    return clusters
+
+
+_AXES = (
+    "dataset",
+    "model",
+    "label_noise",
+    "method",
+    "allocation",
+    "weighting",
+    "penalty_form",
+    "diameter_penalty",
+    "num_clusters",
+)
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {"dataset": ("digits",)},
+    "paper": {
+        "dataset": ("mnist",),
+        "num_models": 20,
+        "train_size": 6000,
+        "selection_size": 5000,
+        "num_iterations": 30,
+        "num_clusters": (2, 3, 4, 6, 8, 12, 16, 32),
+        "diameter_penalty": (0.0, 0.003, 0.01, 0.03, 0.05, 0.1, 0.3),
+    },
+}
+
+
+def _check(config: SweepConfig) -> None:
+    check_names("dataset", config.dataset, DATASETS)
+    check_names("model", config.model, MODELS)
+    check_names("method", config.method, tuple(METHODS))
+    check_names("allocation", config.allocation, tuple(ALLOCATIONS))
+    for name in ("optimal", "vector"):
+        if name in config.method and config.num_clusters[-1] > MAX_SEARCHED_CLUSTERS:
+            raise ValueError(
+                f"method {name!r} takes num_clusters up to {MAX_SEARCHED_CLUSTERS:,}, got "
+                f"{config.num_clusters[-1]:,}; leave one of them out."
+            )
+    for name in config.weighting:
+        if not is_weighting(name):
+            raise ValueError(f"unknown weighting {name!r}: choose from {ALLOWED} (N >= 2).")
+    check_names("penalty_form", config.penalty_form, PENALTY_FORMS)
+    check_counts(
+        config,
+        (
+            "num_models",
+            "train_size",
+            "selection_size",
+            "epochs",
+            "batch_size",
+            "curvature_examples",
+            "num_iterations",
+        ),
+    )
+    if integer(config.num_probes, "num_probes") < 2:
+        raise ValueError(f"num_probes must be at least 2, got {config.num_probes}.")
+    if integer(config.num_bins, "num_bins") < 16:
+        raise ValueError(f"num_bins must be at least 16, got {config.num_bins}.")
+    check_range("diameter_penalty", config.diameter_penalty, 0.0, float("inf"))
+    check_range("label_noise", config.label_noise, 0.0, 1.0)
+    check_range("dropout", (config.dropout,), 0.0, 1.0)
+    check_range("momentum", (config.momentum,), 0.0, 1.0)
+    check_range("weight_decay", (config.weight_decay,), 0.0, float("inf"))
+    check_positive(config, ("width", "learning_rate"))

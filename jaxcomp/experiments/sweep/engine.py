@@ -1,0 +1,423 @@
+"""The engine of every sweep: one trained network, many cells, scored on three parts.
+
+A chunk of cells is evaluated in few large jitted calls: the changed networks are stacked, the
+examples of all three parts are laid end to end and walked through in blocks, and every score is
+computed from the logits. What is fitted by looking at data (a temperature, and later the cell
+that a claim speaks of) is fitted on the selection part only.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxcomp.bounds import mutual_information_bound
+from jaxcomp.coding.sizes import compression_ratio
+from jaxcomp.evaluation import metrics
+from jaxcomp.evaluation.calibration import fit_temperature
+from jaxcomp.experiments.samples import Examples
+from jaxcomp.experiments.sweep.cells import Cell
+from jaxcomp.experiments.sweep.claims import CellLosses
+from jaxcomp.experiments.sweep.codebooks import Codebooks, Layers
+from jaxcomp.experiments.sweep.compress import Compressed, compress, squared_errors
+from jaxcomp.experiments.sweep.limits import NO_LIMITS, limit_curve, limits_at
+from jaxcomp.numerics.units import LN2
+from jaxcomp.rate_distortion import LayerCurve
+from jaxcomp.trees.paths import leaves_by_path, replace_leaves
+from jaxcomp.types import Params, PredictFn
+
+Row = dict[str, Any]
+
+# A chunk of cells is one unit of work that survives: about this many floating-point operations,
+# a few seconds on two cores.
+CHUNK_FLOPS = 1.5e11
+MAX_CHUNK_CELLS = 16
+FLOAT_BITS = 32
+
+
+def _as_they_are(params: Params) -> Params:
+    return params
+
+
+class Parts(NamedTuple):
+    """Three disjoint parts: what was learned, what choices are made on, and one look."""
+
+    train: Examples
+    selection: Examples
+    test: Examples
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One trained network under test.
+
+    Attributes:
+        predict_fn: `(params, inputs) -> logits`, evaluation mode, hashable.
+        params: all of its arrays.
+        layers: names of the layers to compress: paths of leaves, or of a leaf that is a stack of
+            layers those of its layers, `path[0]` and so on.
+        early_stopped: arrays of the same network stopped early, if known.
+        last_layer: path of the layer that makes the logits, if known.
+        refresh_fn: `(params, inputs) -> params`, re-estimates batch statistics after a
+            change of the weights; None to keep them.
+        model_seed: which of several networks this is.
+        num_distinct: distinct training examples (draws with replacement repeat some).
+        stacks: leaves that are stacks of layers: path, and the axis of the layers.
+        as_given: `params -> params`, puts arrays back into the tree that was handed in.
+    """
+
+    predict_fn: PredictFn
+    params: Params
+    layers: tuple[str, ...]
+    early_stopped: Params | None = None
+    last_layer: str | None = None
+    refresh_fn: Callable[[Params, Any], Params] | None = None
+    model_seed: int = 0
+    num_distinct: int | None = None
+    stacks: tuple[tuple[str, int], ...] = ()
+    as_given: Callable[..., Params] = _as_they_are
+
+    def weights(self) -> Layers:
+        """The layers to compress, by name."""
+        return self.layers_of(leaves_by_path(self.params))
+
+    @cached_property
+    def paths(self) -> tuple[str, ...]:
+        """Paths of the leaves that hold the layers."""
+        inside = {name: path for path, axis in self.stacks for name in self._names(path, axis)}
+        return tuple(dict.fromkeys(inside.get(name, name) for name in self.layers))
+
+    def layers_of(self, leaves: Mapping[str, Any]) -> Layers:
+        """Return the layers, by name, of leaves by path (weights, or what is shaped like them)."""
+        axes = dict(self.stacks)
+        layers = {}
+        for path in self.paths:
+            leaf = jnp.asarray(leaves[path])
+            if path in axes:
+                names = self._names(path, axes[path])
+                layers |= dict(zip(names, jnp.moveaxis(leaf, axes[path], 0), strict=True))
+            else:
+                layers[path] = leaf
+        return layers
+
+    def leaves_of(self, layers: Layers) -> dict[str, Array]:
+        """Undo `layers_of`."""
+        axes = dict(self.stacks)
+        return {
+            path: jnp.stack([layers[name] for name in self._names(path, axes[path])], axes[path])
+            if path in axes
+            else layers[path]
+            for path in self.paths
+        }
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {path: jnp.shape(leaf) for path, leaf in leaves_by_path(self.params).items()}
+
+    def _names(self, path: str, axis: int) -> list[str]:
+        return [f"{path}[{number}]" for number in range(self._shapes[path][axis])]
+
+
+class Network(NamedTuple):
+    """A trained network and all its codebooks: enough to give every changed version back.
+
+    Attributes:
+        subject: the network.
+        codebooks: of every quantized cell.
+        key: of the noise control.
+    """
+
+    subject: Subject
+    codebooks: Codebooks
+    key: jax.Array
+
+
+class Evaluator:
+    """Scores stacks of changed networks of one kind on the three parts.
+
+    One instance serves all networks of a setting: shapes stay the same, so everything compiles
+    once.
+
+    Args:
+        subject: any of the networks; it gives the shapes.
+        parts: any of its parts.
+        num_chunk_cells: cells of a chunk; None picks it from the cost of one.
+    """
+
+    def __init__(self, subject: Subject, parts: Parts, num_chunk_cells: int | None = None):
+        self.predict_fn = subject.predict_fn
+        total = sum(len(part.labels) for part in parts)
+        is_convolutional = any(w.ndim > 2 for w in subject.weights().values())
+        self.block = min(256 if is_convolutional else 2048, total)
+        self.num_chunk_cells = num_chunk_cells or self._chunk_cells(subject, parts, total)
+
+    def logits(self, stacked: Params, inputs: np.ndarray) -> Float[np.ndarray, "C n classes"]:
+        """Logits of a stack of networks; the last block is filled up and cut off again."""
+        blocks = []
+        for start in range(0, len(inputs), self.block):
+            block = inputs[start : start + self.block]
+            missing = self.block - len(block)
+            if missing:
+                block = np.concatenate([block, np.zeros((missing, *block.shape[1:]), block.dtype)])
+            blocks.append(_predict_stack(self.predict_fn, stacked, block))
+        return np.concatenate([np.asarray(b) for b in blocks], axis=1)[:, : len(inputs)]
+
+    def check_finite(self, subject: Subject, parts: Parts) -> None:
+        """Refuse a network whose loss is not finite, before anything is measured at it."""
+        for name, part in parts._asdict().items():
+            logits = self.logits(_stack([subject.params]), part.inputs)[0]
+            num_bad = int(np.sum(~np.isfinite(logits).all(axis=-1)))
+            if num_bad:
+                raise ValueError(
+                    f"the loss of network {subject.model_seed} is not finite: its logits are NaN "
+                    f"or infinite for {num_bad} of the {len(logits)} {name} examples; check these "
+                    "inputs and the weights."
+                )
+
+    def _chunk_cells(self, subject: Subject, parts: Parts, total: int) -> int:
+        example = parts.test.inputs[: self.block]
+        lowered = jax.jit(self.predict_fn).lower(subject.params, example)
+        flops = (lowered.cost_analysis() or {}).get("flops", 0.0)
+        cost = max(float(flops), 1.0) * total / len(example)
+        return int(np.clip(CHUNK_FLOPS // cost, 1, MAX_CHUNK_CELLS))
+
+
+class Scorer:
+    """All rows of one network: compresses it cell by cell and scores chunk by chunk."""
+
+    def __init__(
+        self,
+        network: Network,
+        parts: Parts,
+        evaluator: Evaluator,
+        *,
+        reference: Layers | None = None,
+    ):
+        self.network = network
+        self.subject = network.subject
+        self.parts = parts
+        self.evaluator = evaluator
+        self.reference = reference
+        self.weights = network.subject.weights()
+
+    @cached_property
+    def inputs(self) -> np.ndarray:
+        """Inputs of all parts, end to end."""
+        return np.concatenate([part.inputs for part in self.parts])
+
+    @cached_property
+    def curve(self) -> LayerCurve | None:
+        """The rate-distortion limit of the network under the reference importance."""
+        if self.reference is None:
+            return None
+        return limit_curve(self.weights, self.reference)
+
+    def apply(self, cell: Cell) -> tuple[Params, Compressed]:
+        """Return the whole network after one cell, and what became of its layers."""
+        params, changed = change(self.network, cell)
+        if self.subject.refresh_fn is not None and cell.kind in ("compressed", "sensitivity"):
+            params = self.subject.refresh_fn(params, self.parts.train.inputs)
+        return params, changed
+
+    def score(self, cells: Sequence[Cell]) -> list[Row]:
+        """Score one chunk of cells; a short chunk is filled up, so that nothing recompiles."""
+        applied = [self.apply(cell) for cell in cells]
+        filled = [params for params, _ in applied]
+        filled += [filled[-1]] * (self.evaluator.num_chunk_cells - len(filled))
+        scores = self._scores(_stack(filled))
+        rows = []
+        for position, (cell, (_, changed)) in enumerate(zip(cells, applied, strict=True)):
+            row = {name: float(values[position]) for name, values in scores.items()}
+            rows.append(self._row(cell, changed, row))
+        return rows
+
+    def losses(self, cell: Cell, temperature: float) -> CellLosses:
+        """Per test example: loss, loss at a fitted temperature, and whether it is right."""
+        params, _ = self.apply(cell)
+        test = self.parts.test
+        logits = self.evaluator.logits(_stack([params]), test.inputs)[0]
+        losses = CellLosses(*map(np.asarray, _example_losses(logits, test.labels, temperature)))
+        return (
+            losses._replace(loss=losses.loss_tempered) if cell.method == "temperature" else losses
+        )
+
+    def _scores(self, stacked: Params) -> dict[str, np.ndarray]:
+        logits = self.evaluator.logits(stacked, self.inputs)
+        scores = _score(*_split(logits, self.parts), *_labels(self.parts))
+        return {name: np.asarray(values, np.float64) for name, values in scores.items()}
+
+    def _row(self, cell: Cell, changed: Compressed, scores: Row) -> Row:
+        num_weights = sum(w.size for w in self.weights.values())
+        biases = _num_floats(self.subject.params) - num_weights
+        original_bits = float(FLOAT_BITS * num_weights)
+        predicted = np.nan
+        if self.reference is not None and cell.method not in ("original", "temperature"):
+            _, weighted = squared_errors(self.weights, changed.layers, self.reference)
+            predicted = 0.5 * float(weighted)
+        if cell.method == "temperature":
+            scores = _at_temperature(scores)
+        sizes = changed.sizes
+        limits = NO_LIMITS
+        if sizes is None or cell.kind == "sensitivity":
+            fixed = entropy = description = original_bits
+            codebook = 0.0
+        else:
+            fixed, entropy = sizes.fixed_bits, sizes.entropy_bits
+            codebook, description = sizes.codebook_bits, sizes.description_bits
+            limits = limits_at(self.curve, entropy / num_weights, predicted)
+        size_bits = entropy + codebook
+        description += FLOAT_BITS * biases
+        num_examples = self.subject.num_distinct or len(self.parts.train.labels)
+        bound = mutual_information_bound(
+            description * LN2, num_examples=num_examples, sub_gaussian_scale=0.5
+        )
+        return {
+            "cell": cell.id,
+            "kind": cell.kind,
+            "method": cell.method,
+            "weighting": cell.weighting,
+            "penalty_form": cell.penalty_form,
+            "diameter_penalty": cell.diameter_penalty,
+            "num_clusters": cell.num_clusters,
+            "parameter": cell.parameter,
+            "allocation": cell.allocation,
+            "layer": cell.layer,
+            "model_seed": self.subject.model_seed,
+            **scores,
+            "generalization_gap": scores["test_loss"] - scores["train_loss"],
+            "predicted_rise_nats": predicted,
+            "fixed_bits_per_weight": fixed / num_weights,
+            "entropy_bits_per_weight": entropy / num_weights,
+            "limit_bits_per_weight": limits.limit,
+            "shannon_bits_per_weight": limits.shannon,
+            "excess_bits_per_weight": limits.excess,
+            "codebook_bits": codebook,
+            "size_bits_estimated": size_bits,
+            "description_bits": description,
+            "ratio_estimated": compression_ratio(original_bits, size_bits),
+            "ratio_with_biases": compression_ratio(
+                original_bits + FLOAT_BITS * biases, size_bits + FLOAT_BITS * biases
+            ),
+            "zero_one_bound": float(bound),
+            "num_used": changed.num_used,
+            "num_empty": changed.num_empty,
+            "converged": changed.converged,
+        }
+
+
+def change(network: Network, cell: Cell) -> tuple[Params, Compressed]:
+    """Return a network after one cell (batch statistics as they were), and its layers.
+
+    Raises:
+        ValueError: for the cell of early stopping, if the network has no such version.
+    """
+    subject, codebooks, key = network
+    weights = subject.weights()
+    changed = compress(weights, cell, codebooks, key=key, last_layer=subject.last_layer)
+    if cell.method != "early_stopping":
+        return replace_leaves(subject.params, subject.leaves_of(changed.layers)), changed
+    if subject.early_stopped is None:
+        raise ValueError("this network has no early-stopped version; choose another cell.")
+    leaves = leaves_by_path(subject.early_stopped)
+    return subject.early_stopped, changed._replace(layers=subject.layers_of(leaves))
+
+
+def stack_losses(per_model: Sequence[CellLosses]) -> CellLosses:
+    """Loss matrices (models, test examples) of one cell, for the claims."""
+    return CellLosses(*(np.stack(part) for part in zip(*per_model, strict=True)))
+
+
+def chunked(cells: Sequence[Cell], size: int) -> Iterator[tuple[int, Sequence[Cell]]]:
+    """Numbered chunks of at most `size` cells, in order."""
+    for number, start in enumerate(range(0, len(cells), size)):
+        yield number, cells[start : start + size]
+
+
+@partial(jax.jit, static_argnames=("predict_fn",))
+def _predict_stack(predict_fn: PredictFn, stacked: Params, inputs: Array) -> Array:
+    # Inputs are not batched over the networks: the first layer is one matrix product for all.
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(predict_fn, in_axes=(0, None))(stacked, inputs)
+
+
+@jax.jit
+def _stack(trees: list[Params]) -> Params:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+@jax.jit
+def _score(
+    train: Array, selection: Array, test: Array, train_y: Array, selection_y: Array, test_y: Array
+) -> dict[str, Float[Array, " C"]]:
+    temperature = fit_temperature(selection, selection_y)
+    scale = temperature[:, None, None]
+
+    def loss(logits: Array, labels: Array) -> Float[Array, " C"]:
+        return jnp.mean(metrics.cross_entropy(logits, labels), axis=-1)
+
+    def accuracy(logits: Array, labels: Array) -> Float[Array, " C"]:
+        return jnp.mean(metrics.correct(logits, labels), axis=-1)
+
+    # Raw and tempered side by side: one program for both.
+    on_test = metrics.scores(jnp.stack([test, test / scale]), test_y)
+    return {
+        "train_loss": loss(train, train_y),
+        "train_loss_tempered": loss(train / scale, train_y),
+        "test_loss": on_test.loss[0],
+        "test_loss_tempered": on_test.loss[1],
+        "selection_loss": loss(selection, selection_y),
+        "selection_loss_tempered": loss(selection / scale, selection_y),
+        "train_accuracy": accuracy(train, train_y),
+        "accuracy": on_test.accuracy[0],
+        "selection_accuracy": accuracy(selection, selection_y),
+        "temperature": temperature,
+        "brier_score": on_test.brier_score[0],
+        "brier_score_tempered": on_test.brier_score[1],
+        "calibration_error": on_test.calibration_error[0],
+        "calibration_error_tempered": on_test.calibration_error[1],
+    }
+
+
+@jax.jit
+def _example_losses(
+    logits: Float[Array, "n classes"], labels: Int[Array, " n"], temperature: Float[Array, ""]
+) -> tuple[Array, Array, Array]:
+    return (
+        metrics.cross_entropy(logits, labels),
+        metrics.cross_entropy(logits / temperature, labels),
+        metrics.correct(logits, labels),
+    )
+
+
+def _at_temperature(scores: Row) -> Row:
+    """Scores of the network whose logits are divided by its fitted temperature, which stays."""
+    raw = (
+        "train_loss",
+        "test_loss",
+        "selection_loss",
+        "brier_score",
+        "calibration_error",
+    )
+    return {**scores, **{name: scores[f"{name}_tempered"] for name in raw}}
+
+
+def _split(logits: np.ndarray, parts: Parts) -> list[np.ndarray]:
+    ends = np.cumsum([len(part.labels) for part in parts])
+    return np.split(logits, ends[:-1], axis=1)
+
+
+def _labels(parts: Parts) -> list[np.ndarray]:
+    return [part.labels for part in parts]
+
+
+def _num_floats(params: Params) -> int:
+    return sum(
+        leaf.size
+        for leaf in jax.tree.leaves(params)
+        if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+    )

@@ -1,0 +1,395 @@
+"""What a sweep leaves behind: a table, claims, pictures, and the networks themselves.
+
+A run directory holds, each file written whole or not at all::
+
+    manifest.json            settings, versions, device, times, status
+    cells/*.json             rows of finished chunks of cells (what a resumed run continues from)
+    networks/*.npz           the trained networks
+    codebooks/*.npz          every codebook of every network
+    table.csv, .parquet      one row per cell and network
+    claims.json, report.md   what holds and what does not
+    *.png, *.svg, *.pdf      pictures: `sweep` first, every quantity in `sweep-details`
+"""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from jaxcomp import storage
+from jaxcomp.experiments.directory import RunDirectory, loading, read_table, seal, write_table
+from jaxcomp.experiments.drawing import own_look
+from jaxcomp.experiments.reporting import brief
+from jaxcomp.experiments.reproducibility import key_from_plain, key_to_plain
+from jaxcomp.experiments.sweep import plots
+from jaxcomp.experiments.sweep.cells import Cell
+from jaxcomp.experiments.sweep.claims import (
+    Claim,
+    SmallestNetwork,
+    claim_from_dict,
+    claims_table,
+    smallest_from_dict,
+)
+from jaxcomp.experiments.sweep.codebooks import Codebooks
+from jaxcomp.experiments.sweep.engine import Network, Subject, change
+from jaxcomp.experiments.sweep.overview import plot_sweep
+from jaxcomp.experiments.sweep.report import headlines, report_markdown
+from jaxcomp.experiments.sweep.summary import cell_means, rows_where
+from jaxcomp.numerics.transformations import all_transfers
+from jaxcomp.trees.description import (
+    array_of_dtype,
+    describe_tree,
+    dtype_name,
+    plain_array,
+    rebuild_tree,
+)
+from jaxcomp.trees.paths import leaves_by_path
+from jaxcomp.types import Params
+
+
+class SweepDirectory(RunDirectory):
+    """The files of a sweep: finished chunks of cells, networks, and their codebooks."""
+
+    noun = "sweep"
+    folders = ("cells", "networks", "codebooks")
+
+    def __init__(self, path: Path | None, settings: dict[str, Any], *, resume: bool = True):
+        super().__init__(path, settings, resume=resume)
+        self.networks: dict[tuple[str, int], Network] = {}
+
+    def forget(self, name: str) -> None:
+        """Forget the results of one network."""
+        if self.path is not None:
+            for file in (f"cells/{name}-*.json", f"networks/{name}.npz", f"codebooks/{name}.npz"):
+                for found in self.path.glob(file):
+                    found.unlink()
+
+    def load_codebooks(self, name: str, subject: Subject) -> Codebooks | None:
+        """Codebooks of a network if both were stored, are intact and it is the same network.
+
+        Otherwise its results are forgotten: with other versions or on another machine training
+        may end elsewhere, and rows of two networks must not meet under one name.
+        """
+        if self.path is None:
+            return None
+        try:
+            stored, _ = storage.load_arrays(self.path / "networks" / f"{name}.npz")
+            codebooks = read_codebooks(self.path / "codebooks" / f"{name}.npz")
+        except ValueError:
+            stored, codebooks = {}, None
+        now = {place: plain_array(leaf) for place, leaf in _network_leaves(subject).items()}
+        if stored.keys() == now.keys() and all(
+            array.dtype == now[place].dtype and array.tobytes() == now[place].tobytes()
+            for place, array in stored.items()
+        ):
+            return codebooks
+        self.forget(name)
+        return None
+
+    def save_network(self, setting: str, name: str, network: Network) -> None:
+        """Write a network and its codebooks."""
+        subject = network.subject
+        if self.path is None:
+            return
+        leaves = _network_leaves(subject)
+        storage.save_arrays(
+            self.path / "networks" / f"{name}.npz",
+            {place: plain_array(leaf) for place, leaf in leaves.items()},
+            {
+                "setting": setting,
+                "model_seed": subject.model_seed,
+                "layers": list(subject.layers),
+                "stacks": [list(stack) for stack in subject.stacks],
+                "structure": describe_tree(subject.as_given(subject.params)),
+                "last_layer": subject.last_layer,
+                "refreshed": subject.refresh_fn is not None,
+                "key": key_to_plain(network.key),
+                "dtypes": {place: dtype_name(leaf) for place, leaf in leaves.items()},
+            },
+        )
+        storage.save_arrays(self.path / "codebooks" / f"{name}.npz", *network.codebooks.to_arrays())
+
+
+@dataclass(repr=False)
+class SweepResult:
+    """Table, claims and networks of a sweep.
+
+    Attributes:
+        table: one row per cell and network; losses and gaps in nats per example, accuracies and
+            the Brier score as fractions, sizes in bits (the name says so), ratios of the bits of
+            32-bit weights to the estimated bits.
+        claims: what the sweep shows, for every setting.
+        calibration: for every setting, which part of the fall of the raw loss one temperature
+            would have given, in a sentence.
+        smallest: for every setting, the smallest compressed network at no loss, with its test.
+        manifest: settings, versions, device, times.
+        sensitivity: one layer compressed at a time, if that was asked for.
+        directory: where the files are, if they were written.
+    """
+
+    table: pd.DataFrame
+    claims: list[Claim]
+    calibration: list[str]
+    smallest: list[SmallestNetwork]
+    manifest: dict[str, Any]
+    sensitivity: pd.DataFrame = field(default_factory=pd.DataFrame)
+    directory: Path | None = None
+    _networks: dict[tuple[str, int], Network] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """What was found, in five lines at most; the numbers are in `report()` and `table`."""
+        try:
+            found = headlines(self.table, self.claims, self.smallest)
+        except ValueError:
+            return f"SweepResult with a table of {len(self.table)} rows"
+        files = "" if self.directory is None else f", files in {self.directory}"
+        see = f".report(), .plot(), .table ({len(self.table)} rows), .claims ({len(self.claims)})"
+        return brief("SweepResult", found, see + files)
+
+    def best(
+        self,
+        criterion: str = "selection_loss",
+        *,
+        min_ratio: float = 1.0,
+        setting: str | None = None,
+    ) -> pd.Series:
+        """Return the compressed cell that is best on the selection sample, mean over networks.
+
+        Args:
+            criterion: `selection_loss`, `selection_loss_tempered` or `selection_accuracy`.
+                The test set is not a criterion: a choice made on it would spoil the claim.
+            min_ratio: least compression ratio allowed.
+            setting: name of the setting, if the sweep has several.
+
+        Returns:
+            The cell's columns; numbers are means over the networks.
+
+        Raises:
+            ValueError: on another criterion, an ambiguous setting, or a ratio never reached.
+        """
+        allowed = ("selection_loss", "selection_loss_tempered", "selection_accuracy")
+        if criterion not in allowed:
+            raise ValueError(f"criterion must be one of {', '.join(allowed)}, got {criterion!r}.")
+        table = rows_where(self.table, setting=self._setting(setting), kind="compressed")
+        means = cell_means(table)
+        reached = means.loc[means["ratio_estimated"] >= min_ratio]
+        if reached.empty:
+            raise ValueError(
+                f"no cell reaches a ratio of {min_ratio:g}: the largest is "
+                f"{means['ratio_estimated'].max():.1f}."
+            )
+        score = reached[criterion].to_numpy(float)
+        return reached.iloc[score.argmax() if criterion.endswith("accuracy") else score.argmin()]
+
+    @all_transfers
+    def params(
+        self,
+        cell: str | pd.Series,
+        *,
+        model_seed: int = 0,
+        setting: str | None = None,
+        like: Params | None = None,
+    ) -> Params:
+        """Return the parameters of one network after one cell.
+
+        Args:
+            cell: id of the cell, as in the table's column `cell` (or a row of `best`).
+            model_seed: which network.
+            setting: name of the setting, if the sweep has several.
+            like: for a loaded result, a tree of the structure that was compressed, such as the
+                parameters of a new model. Without it, dicts, lists and tuples come back as they
+                were, and what JAX knows by other types (named tuples, modules, states of Flax) as
+                nested dicts.
+
+        Returns:
+            A pytree like the network's own parameters.
+
+        Raises:
+            ValueError: on an unknown cell or network, where batch statistics were re-estimated
+                and the process that did so is gone, or if a loaded tree had functions among its
+                leaves and `like` is not given.
+        """
+        if isinstance(cell, pd.Series):
+            cell = str(cell["cell"])
+        name = self._setting(setting)
+        rows = rows_where(pd.concat([self.table, self.sensitivity]), setting=name, cell=cell)
+        if rows.empty:
+            raise ValueError(f"no cell {cell!r} in the table; its column `cell` lists them all.")
+        asked = cell_of(rows.to_dict("records")[0])
+        network = self._networks.get((name, model_seed))
+        if network is None:
+            known = sorted(seed for key, seed in self._networks if key == name)
+            raise ValueError(f"no network with model_seed {model_seed}: there are {known}.")
+        if network.subject.refresh_fn is not None and asked.kind in ("compressed", "sensitivity"):
+            raise ValueError(
+                "the batch statistics of this sweep's networks were re-estimated: apply the same "
+                "refresh_fn to the parameters of a sweep without it."
+            )
+        params, _ = change(network, asked)
+        if like is not None:
+            return rebuild_tree(None, leaves_by_path(params), like=like)
+        return network.subject.as_given(params)
+
+    @own_look()
+    def plot(self, setting: str | None = None) -> Figure:
+        """Draw the test loss, raw and tempered, against the compression ratio, for one setting."""
+        rows, claims, name = self._of(setting)
+        smallest = next((found for found in self.smallest if found.setting == name), None)
+        return plot_sweep(rows, claims=claims, smallest=smallest)
+
+    @own_look()
+    def plot_details(self, setting: str | None = None) -> Figure:
+        """Draw every quantity and every method against the ratio, for one setting."""
+        rows, claims, _ = self._of(setting)
+        return plots.plot_details(rows, claims=claims)
+
+    def report(self, *, with_pictures: bool = False) -> str:
+        """What was found, the numbers and the claims, as Markdown."""
+        return report_markdown(self.table, self.claims, self.smallest, with_pictures=with_pictures)
+
+    @own_look()
+    def save(self, directory: Path | str | None = None) -> list[Path]:
+        """Write tables, claims, report and pictures; return the files."""
+        folder = Path(directory) if directory is not None else self.directory
+        if folder is None:
+            raise ValueError("name a directory: this sweep was run without one.")
+        storage.ensure_writable_directory(folder)
+        files = write_table(self.table, folder)
+        is_read = [files[-1], folder / "claims.json"]
+        if not self.sensitivity.empty:
+            files.append(folder / "sensitivity.csv")
+            is_read.append(files[-1])
+            storage.write_bytes_atomic(files[-1], self.sensitivity.to_csv(index=False).encode())
+        claims = folder / "claims.json"
+        storage.write_json(
+            claims,
+            {
+                "claims": claims_table(self.claims),
+                "calibration": self.calibration,
+                "smallest": [found._asdict() for found in self.smallest],
+            },
+        )
+        if folder == self.directory:
+            seal(self.manifest, folder, is_read)
+        report = folder / "report.md"
+        storage.write_bytes_atomic(report, self.report(with_pictures=True).encode())
+        pictures = plots.save_figures(
+            self.table, folder, claims=self.claims, smallest=self.smallest
+        )
+        return [*files, claims, report, *pictures]
+
+    @classmethod
+    @all_transfers
+    def load(cls, directory: Path | str) -> "SweepResult":
+        """Read a finished run back.
+
+        Raises:
+            ValueError: if the directory holds no finished run or a file is damaged.
+        """
+        folder = Path(directory)
+        with loading(folder, SweepDirectory.noun) as manifest:
+            told = storage.read_json(folder / "claims.json")
+            networks = {}
+            for file in sorted((folder / "networks").glob("*.npz")):
+                network, setting = _read_network(file, folder / "codebooks" / file.name)
+                networks[setting, network.subject.model_seed] = network
+            table = read_table(folder / "table.parquet")
+            if set(zip(table["setting"], table["model_seed"], strict=True)) - set(networks):
+                raise ValueError("networks of the table are missing")
+            sensitivity = folder / "sensitivity.csv"
+            return cls(
+                table=table,
+                claims=[claim_from_dict(claim) for claim in told["claims"]],
+                calibration=list(told["calibration"]),
+                smallest=[smallest_from_dict(found) for found in told["smallest"]],
+                manifest=manifest,
+                sensitivity=read_table(sensitivity) if sensitivity.exists() else pd.DataFrame(),
+                directory=folder,
+                _networks=networks,
+            )
+
+    def with_subject(self, subject: Subject) -> "SweepResult":
+        """The same result, of a network that is at hand as it was handed in."""
+        networks = {
+            place: network._replace(subject=subject) for place, network in self._networks.items()
+        }
+        return replace(self, _networks=networks)
+
+    def _of(self, setting: str | None) -> tuple[pd.DataFrame, list[Claim], str]:
+        """Rows, claims and name of one setting."""
+        name = self._setting(setting)
+        claims = [claim for claim in self.claims if claim.setting == name]
+        return rows_where(self.table, setting=name), claims, name
+
+    def _setting(self, setting: str | None) -> str:
+        names = list(dict.fromkeys(self.table["setting"]))
+        if setting is None and len(names) == 1:
+            return names[0]
+        if setting is None or setting not in names:
+            raise ValueError(f"choose a setting of {', '.join(names)}; got {setting!r}.")
+        return setting
+
+
+def cell_of(row: Mapping[Hashable, Any]) -> Cell:
+    """The cell that a row of the table speaks of."""
+    return Cell(
+        row["kind"],
+        row["method"],
+        row["weighting"],
+        row["penalty_form"],
+        float(row["diameter_penalty"]),
+        int(row["num_clusters"]),
+        float(row["parameter"]),
+        row["layer"] if isinstance(row.get("layer"), str) else "",
+        row.get("allocation", "equal"),
+    )
+
+
+def _network_leaves(subject: Subject) -> dict[str, Any]:
+    """All arrays of a network by the names they are stored under."""
+    trees = {"params": subject.params, "early_stopped": subject.early_stopped}
+    return {
+        f"{root}/{path}": leaf
+        for root, tree in trees.items()
+        if tree is not None
+        for path, leaf in leaves_by_path(tree).items()
+    }
+
+
+def read_codebooks(file: Path) -> Codebooks:
+    """Codebooks from a file; a damaged one is a `ValueError`."""
+    return Codebooks.from_arrays(*storage.load_arrays(file))
+
+
+def _read_network(file: Path, codebooks: Path) -> tuple[Network, str]:
+    arrays, metadata = storage.load_arrays(file)
+    # Leaves by path are a tree of these paths; `as_given` makes it the one that was stored.
+    trees = {"params": {}, "early_stopped": {}}
+    for name, array in arrays.items():
+        root, _, path = name.partition("/")
+        trees[root][path] = array_of_dtype(array, metadata["dtypes"][name])
+    subject = Subject(
+        predict_fn=_no_predict_fn,
+        params=trees["params"],
+        layers=tuple(metadata["layers"]),
+        stacks=tuple((path, axis) for path, axis in metadata["stacks"]),
+        as_given=partial(rebuild_tree, metadata["structure"]),
+        early_stopped=trees["early_stopped"] or None,
+        last_layer=metadata["last_layer"],
+        refresh_fn=_no_refresh_fn if metadata["refreshed"] else None,
+        model_seed=metadata["model_seed"],
+    )
+    key = key_from_plain(metadata["key"])
+    return Network(subject, read_codebooks(codebooks), key), metadata["setting"]
+
+
+def _no_predict_fn(params: Params, inputs: Any) -> Any:
+    raise ValueError("a stored network has no predict_fn: use its parameters with your own.")
+
+
+def _no_refresh_fn(params: Params, inputs: Any) -> Any:
+    raise ValueError("a stored network has no refresh_fn: use its parameters with your own.")

@@ -1,0 +1,530 @@
+"""The table of a sweep made short: what its pictures and its report both show.
+
+Cells with their numbers for every network, cells strung into curves, choices made on the
+selection sample, and the words that methods go by. Knows nothing of drawing or printing.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from jaxcomp.evaluation.statistics import model_interval
+from jaxcomp.experiments.sweep.claims import Claim
+from jaxcomp.experiments.sweep.config import Setting
+from jaxcomp.experiments.sweep.methods import METHODS, method_label
+from jaxcomp.experiments.sweep.weighting import WEIGHTINGS, weighting_name
+
+__all__ = [
+    "BASELINE_NAMES",
+    "CONTROL_NAMES",
+    "CRITERIA",
+    "CellSummary",
+    "Curve",
+    "Family",
+    "Level",
+    "Summary",
+    "best_cell",
+    "cell_means",
+    "claims_of",
+    "criterion_of",
+    "curves_by_weighting",
+    "one_setting",
+    "picture_name",
+    "summarize",
+]
+
+BASELINE_NAMES = {
+    "uniform": "uniform grid",
+    "round_to_nearest": "round to nearest",
+    "magnitude_pruning": "magnitude pruning",
+}
+CONTROL_NAMES = {
+    "temperature": "temperature",
+    "last_layer_scaled": "last layer scaled",
+    "weights_clipped": "weights clipped",
+    "early_stopping": "early stopping",
+    "gaussian_noise": "Gaussian noise",
+}
+CRITERIA = ("selection_loss", "selection_loss_tempered")
+
+SETTING_COLUMNS = ("dataset", "model", "label_noise")
+CELL_COLUMNS = (
+    "cell",
+    "kind",
+    "method",
+    "weighting",
+    "penalty_form",
+    "diameter_penalty",
+    "num_clusters",
+    "parameter",
+    "model_seed",
+)
+SHOWN_COLUMNS = (
+    "train_loss",
+    "test_loss",
+    "test_loss_tempered",
+    "generalization_gap",
+    "accuracy",
+    "calibration_error",
+    "ratio_estimated",
+)
+# A table without the column has the same size of codebook in every layer.
+ALLOCATION_COLUMN = "allocation"
+REQUIRED_COLUMNS = (*SETTING_COLUMNS, *CELL_COLUMNS, *SHOWN_COLUMNS, *CRITERIA)
+
+# With up to three penalties nothing is left out.
+_MAX_PENALTIES = 3
+
+
+class Level(NamedTuple):
+    """A quantity of one cell over the networks."""
+
+    mean: float
+    """Mean; NaN if any network's value is not finite."""
+    low: float
+    """Lower end of the 95 % t-interval; NaN with fewer than two networks."""
+    high: float
+    """Upper end."""
+    deviation: float
+    """Standard deviation between networks (ddof 1); NaN with fewer than two networks."""
+
+
+@dataclass(frozen=True, eq=False)
+class CellSummary:
+    """One cell of the sweep and its numbers for every network.
+
+    Attributes:
+        name: id of the cell, as in the table.
+        kind: original, compressed or control.
+        method: what was done to the weights.
+        weighting: of K-means, e.g. none or gauss_newton.
+        penalty_form: none, monotone, published, linear.
+        diameter_penalty: its relative strength.
+        num_clusters: K; 0 where it does not apply.
+        parameter: bits, sparsity, scale, quantile, multiplier or weights in a vector; NaN where
+            there is none.
+        values: numeric columns of the table, each one number per network, and `zero_one_gap`,
+            training minus test accuracy.
+        model_seeds: the networks, ascending.
+        allocation: equal, or optimal: layers share their bits.
+    """
+
+    name: str
+    kind: str
+    method: str
+    weighting: str
+    penalty_form: str
+    diameter_penalty: float
+    num_clusters: int
+    parameter: float
+    values: Mapping[str, Float[np.ndarray, " models"]]
+    model_seeds: tuple[int, ...]
+    allocation: str = "equal"
+
+    def mean(self, column: str) -> float:
+        """Mean over networks; NaN if the table lacks the column or a value is not finite.
+
+        A cell is not judged by its better networks alone.
+        """
+        if column not in self._means:
+            values = self.values.get(column)
+            if values is None or not np.isfinite(values).all():
+                self._means[column] = math.nan
+            else:
+                self._means[column] = float(values.mean())
+        return self._means[column]
+
+    @cached_property
+    def _means(self) -> dict[str, float]:
+        """Means that were asked for: choices ask for the same one again and again."""
+        return {}
+
+    def level(self, column: str) -> Level:
+        """Mean, interval and spread over networks."""
+        mean = self.mean(column)
+        if math.isnan(mean) or len(self.values[column]) < 2:
+            return Level(mean, math.nan, math.nan, math.nan)
+        values = self.values[column]
+        interval = model_interval(values)
+        return Level(interval.estimate, interval.low, interval.high, float(values.std(ddof=1)))
+
+    def level_against(self, original: "CellSummary", column: str) -> Level:
+        """Mean with the interval of the difference to the same networks' originals around it.
+
+        Networks differ more from each other than most cells differ from their original: this
+        interval leaves the first out, and excludes the originals' mean where the difference is
+        significant on its own.
+        """
+        level = self.level(column)
+        if self.model_seeds != original.model_seeds or math.isnan(original.mean(column)):
+            return level
+        if math.isnan(level.mean) or len(self.model_seeds) < 2:
+            return level
+        interval = model_interval(self.values[column] - original.values[column])
+        low, high = interval.low - interval.estimate, interval.high - interval.estimate
+        return level._replace(low=level.mean + low, high=level.mean + high)
+
+    @property
+    def ratio(self) -> float:
+        """Mean of the estimated compression ratio."""
+        return self.mean("ratio_estimated")
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """K-means cells that differ in K only, sorted by ratio.
+
+    Attributes:
+        weighting: e.g. none or gauss_newton.
+        penalty_form: none, monotone, published or linear.
+        diameter_penalty: relative strength; 0 without a penalty.
+        cells: one for every K.
+    """
+
+    weighting: str
+    penalty_form: str
+    diameter_penalty: float
+    cells: tuple[CellSummary, ...]
+
+    @property
+    def key(self) -> tuple[str, str, float]:
+        """What all of its cells have in common."""
+        return self.weighting, self.penalty_form, self.diameter_penalty
+
+    @property
+    def is_penalised(self) -> bool:
+        """Whether there is a diameter penalty."""
+        return self.diameter_penalty > 0
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """Cells of a method other than K-means at equal K, with one weighting and one allocation.
+
+    Attributes:
+        method: optimal, entropy_constrained or vector; kmeans with optimal allocation.
+        allocation: equal or optimal.
+        weighting: e.g. none or gauss_newton.
+        cells: all of them, sorted by ratio.
+    """
+
+    method: str
+    allocation: str
+    weighting: str
+    cells: tuple[CellSummary, ...]
+
+    @property
+    def label(self) -> str:
+        """What it is called in tables and pictures."""
+        weighting = weighting_name(self.weighting).label
+        return f"{method_label(self.method, self.allocation)}, {weighting}"
+
+    @property
+    def plain(self) -> tuple[CellSummary, ...]:
+        """Those without a penalty."""
+        return tuple(cell for cell in self.cells if cell.diameter_penalty == 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """One setting (dataset, model, label noise) of a sweep.
+
+    Attributes:
+        name: short and safe in a file name.
+        description: what was trained, in a few words, e.g.
+            `mnist, mlp: 20 networks, 30 % label noise`.
+        subject: the same without the number of networks, e.g. `mnist, mlp, 30 % label noise`.
+        num_models: networks.
+        columns: of the table.
+        original: the cell of the uncompressed networks.
+        cells: all cells, in the table's order.
+    """
+
+    name: str
+    description: str
+    subject: str
+    num_models: int
+    columns: frozenset[str]
+    original: CellSummary
+    cells: tuple[CellSummary, ...]
+
+    def of(self, kind: str, method: str | None = None) -> list[CellSummary]:
+        """Cells of one kind (and method), sorted by ratio."""
+        return [cell for cell in self._by_kind.get(kind, ()) if method in (None, cell.method)]
+
+    def cell(self, name: str) -> CellSummary | None:
+        """The cell of a name; None if there is none."""
+        return self._by_name.get(name)
+
+    @cached_property
+    def _by_kind(self) -> dict[str, list[CellSummary]]:
+        groups: dict[str, list[CellSummary]] = {}
+        for cell in sorted(self.cells, key=lambda cell: cell.ratio):
+            groups.setdefault(cell.kind, []).append(cell)
+        return groups
+
+    @cached_property
+    def _by_name(self) -> dict[str, CellSummary]:
+        return {cell.name: cell for cell in self.cells}
+
+    @cached_property
+    def curves(self) -> list[Curve]:
+        """K-means curves with equal K: by weighting, without a penalty first, then by strength."""
+        cells = [cell for cell in self.of("compressed", "kmeans") if cell.allocation == "equal"]
+        forms = list(dict.fromkeys(["none", *(cell.penalty_form for cell in cells)]))
+        weightings = list(dict.fromkeys([*WEIGHTINGS, *(cell.weighting for cell in cells)]))
+        groups: dict[tuple[str, str, float], list[CellSummary]] = {}
+        for cell in cells:
+            key = (cell.weighting, cell.penalty_form, cell.diameter_penalty)
+            groups.setdefault(key, []).append(cell)
+        curves = [Curve(*key, tuple(members)) for key, members in groups.items()]
+        return sorted(
+            curves,
+            key=lambda curve: (
+                weightings.index(curve.weighting),
+                forms.index(curve.penalty_form),
+                curve.diameter_penalty,
+            ),
+        )
+
+    @cached_property
+    def families(self) -> list[Family]:
+        """All other codebooks and allocations: by method, allocation, weighting."""
+        groups: dict[tuple[str, str, str], list[CellSummary]] = {}
+        for cell in self.of("compressed"):
+            if cell.method in METHODS and (cell.method, cell.allocation) != ("kmeans", "equal"):
+                key = (cell.method, cell.allocation, cell.weighting)
+                groups.setdefault(key, []).append(cell)
+        methods = list(METHODS)
+        weightings = list(dict.fromkeys([*WEIGHTINGS, *(key[2] for key in groups)]))
+        order = sorted(
+            groups, key=lambda key: (methods.index(key[0]), key[1], weightings.index(key[2]))
+        )
+        return [Family(*key, tuple(groups[key])) for key in order]
+
+    def main_curves(self, keep_cells: Collection[str] = ()) -> list[Curve]:
+        """Curves without the penalties that are too many to tell apart.
+
+        For every weighting and form of penalty those best on the selection sample (raw and
+        tempered) and those of the cells to keep stay; where there is one form only, the smallest
+        and the largest as well. Of three or fewer penalties, all do.
+        """
+        groups: dict[tuple[str, str], list[Curve]] = {}
+        for curve in self.curves:
+            groups.setdefault(curve.key[:2], []).append(curve)
+        kept = {
+            curve.key for members in groups.values() for curve in self._main_of(members, keep_cells)
+        }
+        return [curve for curve in self.curves if curve.key in kept]
+
+    def plain_curve(self) -> Curve | None:
+        """The first curve without a penalty: unweighted K-means, if that is in the sweep."""
+        return next((curve for curve in self.curves if not curve.is_penalised), None)
+
+    @cached_property
+    def has_several_forms(self) -> bool:
+        """Whether penalties of several forms are in the sweep, so that they need naming."""
+        return len({curve.penalty_form for curve in self.curves if curve.is_penalised}) > 1
+
+    @cached_property
+    def ratio_range(self) -> tuple[float, float]:
+        """Range of ratios to show: that of all curves without a penalty, from integers upwards.
+
+        A strong penalty can merge all centroids of a layer: the ratio is then in the thousands and
+        the network knows nothing, which would squeeze everything else together. So would K = 1.
+        """
+        cells = [
+            cell
+            for cell in self.of("compressed")
+            if cell.method != "magnitude_pruning" and cell.num_clusters != 1 and cell.ratio > 0
+        ]
+        # An entropy coder alone can spend next to nothing.
+        plain = [
+            cell.ratio
+            for cell in cells
+            if cell.diameter_penalty == 0 and cell.method != "entropy_constrained"
+        ]
+        ratios = [cell.ratio for cell in cells]
+        if not ratios:
+            return 0.9, 10.0
+        highest = max(plain or ratios)
+        low, high = min(ratios), max(ratio for ratio in ratios if ratio < 1.5 * highest)
+        # At least a factor of two and a half, so that some ticks are in sight.
+        margin = max(1.12, math.sqrt(2.5 * low / high))
+        return low / margin, high * margin
+
+    def _main_of(self, family: list[Curve], keep_cells: Collection[str]) -> list[Curve]:
+        """The main ones of the curves that share a weighting and a form of penalty."""
+        if not self.has_several_forms and len(family) <= _MAX_PENALTIES:
+            return family
+        cells = [cell for curve in family for cell in curve.cells]
+        wanted = {best.name for criterion in CRITERIA if (best := best_cell(cells, criterion))}
+        wanted |= set(keep_cells)
+        return [
+            curve
+            for curve in family
+            if not curve.is_penalised
+            or (not self.has_several_forms and curve in (family[0], family[-1]))
+            or any(cell.name in wanted for cell in curve.cells)
+        ]
+
+
+def summarize(table: pd.DataFrame) -> list[Summary]:
+    """Return every setting of a table, in its order.
+
+    Rows of kind `sensitivity` (one layer at a time) belong to another table and are left out.
+
+    Args:
+        table: as `SweepResult.table`.
+
+    Raises:
+        ValueError: if it lacks a column or the rows of the originals.
+    """
+    missing = [name for name in REQUIRED_COLUMNS if name not in table.columns]
+    if missing:
+        raise ValueError(f"the table lacks the columns {missing}: pass the table of a SweepResult.")
+    columns: dict[str, Any] = {str(name): table[name].to_numpy() for name in table.columns}
+    rows: dict[tuple[str, str, float], list[int]] = {}
+    for row in np.flatnonzero(columns["kind"] != "sensitivity").tolist():
+        dataset, model, noise = (columns[name][row] for name in SETTING_COLUMNS)
+        rows.setdefault((str(dataset), str(model), float(noise)), []).append(row)
+    if not rows:
+        raise ValueError("the table has no rows of the original networks: pass all of its rows.")
+    return [
+        _summarize_setting(Setting(*key), {name: v[members] for name, v in columns.items()})
+        for key, members in rows.items()
+    ]
+
+
+def one_setting(table: pd.DataFrame) -> Summary:
+    """The summary of a table with one setting; several are a `ValueError`."""
+    summaries = summarize(table)
+    if len(summaries) != 1:
+        raise ValueError(
+            f"a picture shows one setting, the table has {[s.name for s in summaries]}: "
+            "filter its rows first, or use save_figures."
+        )
+    return summaries[0]
+
+
+def rows_where(table: pd.DataFrame, **values: object) -> pd.DataFrame:
+    """Return the rows whose columns have the given values."""
+    keep = pd.Series(True, index=table.index)
+    for column, value in values.items():
+        keep &= table[column] == value
+    return table.loc[keep]
+
+
+def cell_means(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean over networks of every numeric column, one row per cell, in the table's order.
+
+    A NaN of one network makes the mean NaN: a cell is not judged by its better networks alone.
+    """
+    numeric = list(table.select_dtypes(["number", "bool"]).columns)
+    cells: Any = table.groupby("cell", sort=False)
+    texts = cells[[c for c in table.columns if c not in numeric and c != "cell"]].first()
+    means = pd.concat([texts, cells[numeric].mean(skipna=False)], axis=1).reset_index()
+    return means.reindex(columns=table.columns)
+
+
+def best_cell(cells: Iterable[CellSummary], criterion: str) -> CellSummary | None:
+    """Return the cell with the lowest mean `criterion`; None if no cell has a finite one."""
+    usable = [cell for cell in cells if not math.isnan(cell.mean(criterion))]
+    return min(usable, key=lambda cell: cell.mean(criterion), default=None)
+
+
+def criterion_of(column: str) -> str:
+    """The quantity of the selection sample by which a choice is made for a column shown."""
+    return "selection_loss_tempered" if column.endswith("_tempered") else "selection_loss"
+
+
+def claims_of(claims: Sequence[Claim] | None, name: str, num_settings: int) -> list[Claim]:
+    """The claims about one setting; with one setting in all, every claim is about it."""
+    return [c for c in claims or () if num_settings == 1 or c.setting == name]
+
+
+def picture_name(stem: str, name: str, num_settings: int) -> str:
+    """File name of a picture without suffix; the setting's name is in it if there are several."""
+    return stem if num_settings == 1 else f"{stem}-{name}"
+
+
+def curves_by_weighting(curves: Sequence[Curve]) -> Iterator[tuple[str, list[Curve]]]:
+    """Yield each weighting with its curves, in the order given."""
+    for weighting in dict.fromkeys(curve.weighting for curve in curves):
+        yield weighting, [curve for curve in curves if curve.weighting == weighting]
+
+
+def _summarize_setting(setting: Setting, columns: Mapping[str, np.ndarray]) -> Summary:
+    numeric = [
+        name
+        for name, values in columns.items()
+        if values.dtype.kind in "fiub" and name not in (*SETTING_COLUMNS, *CELL_COLUMNS)
+    ]
+    allocation = columns.get(ALLOCATION_COLUMN, np.full(len(columns["cell"]), "equal", object))
+    if "train_accuracy" in columns:
+        gap = columns["train_accuracy"] - columns["accuracy"]
+        columns, numeric = {**columns, "zero_one_gap": gap}, [*numeric, "zero_one_gap"]
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(columns["cell"].tolist()):
+        rows.setdefault(str(name), []).append(row)
+    cells: list[CellSummary] = []
+    seeds = columns["model_seed"]
+    for name, found in rows.items():
+        members = sorted(found, key=lambda row: int(seeds[row]))
+        first = {column: columns[column][members[0]] for column in CELL_COLUMNS}
+        cells.append(
+            CellSummary(
+                name=name,
+                kind=str(first["kind"]),
+                method=str(first["method"]),
+                weighting=str(first["weighting"]),
+                penalty_form=str(first["penalty_form"]),
+                diameter_penalty=float(first["diameter_penalty"]),
+                num_clusters=int(first["num_clusters"]),
+                parameter=float(first["parameter"]),
+                values={column: columns[column][members].astype(float) for column in numeric},
+                model_seeds=tuple(int(seed) for seed in seeds[members]),
+                allocation=str(allocation[members[0]]),
+            )
+        )
+    original = next((cell for cell in cells if cell.kind == "original"), None)
+    if original is None:
+        raise ValueError(
+            f"the table has no rows of the original networks of {setting.name}: pass all rows."
+        )
+    num_models = len(set(seeds.tolist()))
+    return Summary(
+        name=str(columns["setting"][0]) if "setting" in columns else setting.name,
+        description=_describe(setting, num_models),
+        subject=_subject(setting),
+        num_models=num_models,
+        columns=frozenset(columns),
+        original=original,
+        cells=tuple(cells),
+    )
+
+
+def _describe(setting: Setting, num_models: int) -> str:
+    networks = "1 network" if num_models == 1 else f"{num_models} networks"
+    named, origin = _names(setting)
+    return f"{named}: {networks}, {origin}"
+
+
+def _subject(setting: Setting) -> str:
+    return ", ".join(_names(setting))
+
+
+def _names(setting: Setting) -> tuple[str, str]:
+    """What was trained, and on which labels."""
+    # A network that was trained elsewhere comes with no name of its data.
+    if setting.dataset == "given":
+        return setting.model, "trained elsewhere"
+    noise = setting.label_noise
+    labels = f"{100 * noise:g} % label noise" if noise > 0 else "clean labels"
+    return f"{setting.dataset}, {setting.model}", labels

@@ -1,0 +1,1 @@
+"""Arithmetic that knows nothing of models: sums, scales, precision, checks, transformations."""

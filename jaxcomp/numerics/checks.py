@@ -1,0 +1,162 @@
+"""Checks of quantizer input at the host boundary: one sentence per mistake.
+
+Values are checked only where they are known: inside `jit` and `vmap` they are tracers and pass.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int, Shaped
+
+from jaxcomp.numerics.scaling import is_negative, is_zero
+
+
+def is_concrete(value: object) -> bool:
+    """Return whether the value is known now, not a tracer."""
+    return not isinstance(value, Tracer)
+
+
+def check_floating(values: Array, name: str) -> Array:
+    """Return the values as an array, refuse any dtype that is not real floating."""
+    values = jnp.asarray(values)
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        raise TypeError(
+            f"{name} must be floating, got {values.dtype}; convert them or leave them unquantized."
+        )
+    return values
+
+
+def check_finite(values: Array, name: str) -> None:
+    """Refuse NaN and infinity, where the values are known."""
+    if not is_concrete(values):
+        return
+    # Also inside somebody's trace: values that are known there are checked there.
+    with jax.ensure_compile_time_eval():
+        num_bad = int(_num_not_finite(values))
+    if num_bad:
+        raise ValueError(f"{name} must be finite, got {num_bad} NaN or infinite of {values.size}.")
+
+
+def check_points(
+    points: Float[Array, "... points"],
+    sample_weight: Shaped[Array, "... points"] | None,
+    *,
+    grouped: Callable[[Array], Array] | None = None,
+) -> tuple[Array, Array | None]:
+    """Return points and weights as arrays; see `kmeans` for what is refused.
+
+    Args:
+        points: (..., N).
+        sample_weight: broadcastable to `points`, or None.
+        grouped: brings weights of the shape of `points` into groups along the last axis; None if
+            they are.
+    """
+    points = check_floating(points, "points")
+    if points.ndim == 0 or points.size == 0:
+        raise ValueError(
+            f"points must hold at least one point per group, got shape {points.shape}."
+        )
+    check_finite(points, "points")
+    if sample_weight is None:
+        return points, None
+    sample_weight = jnp.asarray(sample_weight)
+    if jnp.issubdtype(sample_weight.dtype, jnp.complexfloating):
+        raise TypeError(f"sample_weight must be real, got {sample_weight.dtype}.")
+    try:
+        fits = np.broadcast_shapes(sample_weight.shape, points.shape) == points.shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"sample_weight must have the shape of points, {points.shape}, or broadcast to it, "
+            f"got {sample_weight.shape}."
+        )
+    check_finite(sample_weight, "sample_weight")
+    if is_concrete(sample_weight):
+        if grouped is None:
+            _check_weights(sample_weight)
+        else:
+            _check_weights(grouped(jnp.broadcast_to(sample_weight, points.shape)))
+    return points, sample_weight
+
+
+def _check_weights(sample_weight: Shaped[Array, "... points"]) -> None:
+    with jax.ensure_compile_time_eval():
+        num_negative, num_massless = (int(n) for n in _weight_problems(sample_weight))
+    if num_negative:
+        raise ValueError(
+            f"sample_weight must be at least 0, got {num_negative} negative of "
+            f"{sample_weight.size}; apply a policy for negative curvature first."
+        )
+    if num_massless:
+        raise ValueError(
+            f"sample_weight must not be 0 throughout a group, got {num_massless} such groups; "
+            "pass None to weigh all points alike."
+        )
+
+
+@jax.jit
+def _num_not_finite(values: Array) -> Array:
+    return jnp.sum(~jnp.isfinite(values), dtype=jnp.int32)
+
+
+@jax.jit
+def _weight_problems(weights: Array) -> tuple[Array, Array]:
+    return (
+        jnp.sum(is_negative(weights), dtype=jnp.int32),
+        jnp.sum(jnp.all(jnp.atleast_1d(is_zero(weights)), axis=-1), dtype=jnp.int32),
+    )
+
+
+def check_codebook_size(
+    num_clusters: Int[Array, "..."] | int, max_clusters: int | None
+) -> tuple[Int[Array, "..."], int]:
+    """Return K as an array and the static size of the codebook; see `kmeans`."""
+    is_known = is_concrete(num_clusters)
+    if max_clusters is None:
+        if not is_known or np.ndim(num_clusters) != 0 or isinstance(num_clusters, jax.Array):
+            raise ValueError(
+                "max_clusters is required when num_clusters is an array or traced: pass the "
+                "largest number of clusters, which sizes the codebook."
+            )
+        max_clusters = int(num_clusters)
+    if not jnp.issubdtype(jnp.result_type(num_clusters), jnp.integer):
+        raise TypeError(f"num_clusters must be an integer, got {jnp.result_type(num_clusters)}.")
+    if is_known:
+        lowest, highest = int(np.min(num_clusters)), int(np.max(num_clusters))
+        if lowest < 1:
+            raise ValueError(f"num_clusters must be at least 1, got {lowest}.")
+        if highest > max_clusters:
+            raise ValueError(
+                f"num_clusters must be at most max_clusters = {max_clusters}, got {highest}."
+            )
+    return jnp.asarray(num_clusters, jnp.int32), max_clusters
+
+
+def check_penalty(diameter_penalty: Float[Array, "..."] | float) -> None:
+    """Refuse a negative or non-finite diameter penalty."""
+    if is_concrete(diameter_penalty):
+        values = np.asarray(diameter_penalty, np.float64)
+        if not np.all(np.isfinite(values) & (values >= 0)):
+            raise ValueError(
+                f"diameter_penalty must be finite and at least 0, got {np.min(values):g}."
+            )
+
+
+def check_initial_centroids(
+    initial_centroids: Float[Array, "... clusters"] | None, max_clusters: int
+) -> Array | None:
+    """Return the start as an array, refuse one of the wrong length or with NaN or infinity."""
+    if initial_centroids is None:
+        return None
+    initial_centroids = check_floating(initial_centroids, "initial_centroids")
+    if initial_centroids.shape[-1:] != (max_clusters,):
+        raise ValueError(
+            f"initial_centroids must have max_clusters = {max_clusters} entries along the last "
+            f"axis, got shape {initial_centroids.shape}."
+        )
+    check_finite(initial_centroids, "initial_centroids")
+    return initial_centroids

@@ -1,0 +1,90 @@
+"""Groups of nearly the same size as one size, so that a new size compiles nothing.
+
+A program is compiled for the shape of its input. Points known on the host are filled up to the
+next of eight sizes per power of two by copies of the first point that weigh nothing: at most an
+eighth more work, and minimum, maximum and sums are what they were. Only counts see the copies.
+
+Axes: `...` groups, `N` points.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Shaped
+
+from jaxcomp.numerics.checks import is_concrete
+
+# Sizes per power of two.
+_LOG2_SIZES = 3
+
+
+class Bucketed(NamedTuple):
+    """Points whose last ones may be copies of the first.
+
+    Attributes:
+        points: (..., N).
+        sample_weight: broadcastable to `points`; of copies, that of the last point or any; None
+            means 1. `weights` gives what counts.
+        num_padding: () int32, how many copies there are; None if there can be none.
+    """
+
+    points: Float[Array, "... points"]
+    sample_weight: Shaped[Array, "... points"] | None
+    num_padding: Int[Array, ""] | None
+
+    def weights(self) -> Shaped[Array, "... points"] | None:
+        """Return the weights, 0 for copies; None where all points weigh 1."""
+        if self.num_padding is None or self.sample_weight is None:
+            return self.sample_weight
+        num_points = self.points.shape[-1]
+        is_point = jnp.arange(num_points, dtype=jnp.int32) < num_points - self.num_padding
+        weights = jnp.broadcast_to(self.sample_weight, self.points.shape)
+        return jnp.where(is_point, weights, jnp.zeros((), weights.dtype))
+
+
+def bucketed(
+    points: Float[Array, "... points"],
+    sample_weight: Shaped[Array, "... points"] | None,
+    *,
+    num_bins: int,
+) -> Bucketed:
+    """Fill points up to the next size, where they are known; leave tracers as they are.
+
+    Args:
+        points: (..., N), N >= 1.
+        sample_weight: broadcastable to `points`, or None.
+        num_bins: as many points as there are bins are never filled up beyond that: they are kept
+            one by one.
+    """
+    if not is_concrete(points) or (sample_weight is not None and not is_concrete(sample_weight)):
+        return Bucketed(points, sample_weight, None)
+    num_points = points.shape[-1]
+    size = _next_size(num_points)
+    if num_points <= num_bins:
+        size = min(size, num_bins)
+    padding = size - num_points
+    if padding:
+        copies = jnp.broadcast_to(points[..., :1], (*points.shape[:-1], padding))
+        points = jnp.concatenate([points, copies], axis=-1)
+        if sample_weight is not None and sample_weight.ndim and sample_weight.shape[-1] > 1:
+            widths = [(0, 0)] * (sample_weight.ndim - 1) + [(0, padding)]
+            sample_weight = jnp.pad(sample_weight, widths)
+    return Bucketed(points, sample_weight, jnp.asarray(padding, jnp.int32))
+
+
+def _next_size(number: int) -> int:
+    """Return the least m 2^k >= number with m <= 2^(_LOG2_SIZES + 1)."""
+    shift = max(0, (number - 1).bit_length() - _LOG2_SIZES - 1)
+    return -(-number >> shift) << shift
+
+
+def without_copies(
+    counts: Int[Array, "groups bins"],
+    first: Int[Array, " groups"],
+    num_padding: Int[Array, ""] | None,
+) -> Int[Array, "groups bins"]:
+    """Take the copies of the first points out of counts; `first` is where the first points are."""
+    if num_padding is None:
+        return counts
+    group = jnp.arange(counts.shape[0], dtype=jnp.int32)
+    return counts.at[group, first].add(-num_padding)

@@ -1,0 +1,1 @@
+"""Quantizers of single weights, on histograms of moments."""

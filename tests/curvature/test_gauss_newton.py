@@ -1,0 +1,325 @@
+"""The Gauss-Newton diagonal against dense Jacobians, Hessians, identities and another library."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from curvature_problems import (
+    image_network,
+    image_problem,
+    leaf,
+    perceptron_batch,
+    perceptron_params,
+    relu_network,
+    tanh_network,
+    token_network,
+    token_problem,
+)
+from jax.flatten_util import ravel_pytree
+from jax.tree_util import Partial
+
+from jaxcomp.curvature import (
+    check_finite,
+    gauss_newton_diagonal,
+    linear_regression_hessian,
+    over_batches,
+)
+
+pytestmark = pytest.mark.usefixtures("strict_promotion")
+
+
+def output_hessian(outputs, loss):
+    """Hessian of the loss of one example in its outputs, by automatic differentiation."""
+    if loss == "softmax_cross_entropy":
+        return jax.hessian(lambda o: jax.nn.logsumexp(o))(outputs)
+    return jax.hessian(lambda o: jnp.sum(o * o))(outputs)
+
+
+def dense_diagonal(predict_fn, params, batch, loss="softmax_cross_entropy"):
+    """`diag(J^T H J) / n` from the whole Jacobian."""
+    flat, unravel = ravel_pytree(params)
+
+    def outputs(w):
+        return predict_fn(unravel(w), batch[0])
+
+    @jax.jit
+    def diagonal(w):
+        jacobian = jax.jacobian(outputs)(w)
+        hessian = jax.vmap(partial(output_hessian, loss=loss))(outputs(w))
+        return jnp.einsum("bcn,bcd,bdn->n", jacobian, hessian, jacobian) / len(batch[1])
+
+    return np.asarray(diagonal(flat))
+
+
+def flatten(tree):
+    return np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(tree)])
+
+
+@pytest.mark.parametrize(
+    ("predict_fn", "problem", "loss"),
+    [
+        (token_network, token_problem, "softmax_cross_entropy"),
+        (token_network, token_problem, "squared_error"),
+        (image_network, image_problem, "softmax_cross_entropy"),
+    ],
+)
+def test_equals_the_dense_product_in_float64(predict_fn, problem, loss, x64):
+    params, batch = problem(np.float64)
+    exact = dense_diagonal(predict_fn, params, batch, loss)
+
+    estimate = gauss_newton_diagonal(predict_fn, params, batch, loss=loss)
+
+    assert {x.dtype for x in jax.tree.leaves(estimate)} == {np.dtype(np.float64)}
+    np.testing.assert_allclose(flatten(estimate.mean), exact, rtol=1e-10, atol=1e-13)
+    np.testing.assert_array_equal(flatten(estimate.standard_error), 0.0)
+
+
+def test_squaring_position_by_position_is_wrong():
+    params, batch = token_problem()
+
+    @jax.jit
+    def per_position(weight, example):
+        # Each position has a copy of the shared weight, and so a gradient of its own.
+        def logits(copies):
+            tokens = jnp.tanh(jnp.einsum("pi,pio->po", example, copies))
+            tokens = jnp.tanh(tokens @ params["tied"]) @ params["tied"]
+            return jnp.mean(tokens, axis=0) * params["scale"]
+
+        copies = jnp.broadcast_to(weight, (4, *weight.shape))
+        jacobian = jax.jacobian(logits)(copies)
+        hessian = output_hessian(logits(copies), "softmax_cross_entropy")
+        return jnp.einsum("cpio,cd,dpio->io", jacobian, hessian, jacobian)
+
+    wrong = jnp.mean(jax.vmap(partial(per_position, params["shared"]))(batch[0]), axis=0)
+    right = gauss_newton_diagonal(token_network, params, batch).mean["shared"]
+    ratio = np.asarray(wrong) / np.asarray(right)
+    assert ratio.max() > 1.5
+    assert ratio.min() < 0.7
+
+
+def test_equals_the_hessian_of_a_piecewise_linear_network_and_of_no_other(x64):
+    params, batch = perceptron_params(dtype=np.float64), perceptron_batch(dtype=np.float64)
+    flat, unravel = ravel_pytree(params)
+
+    def hessian_diagonal(predict_fn):
+        def loss(w):
+            logits = predict_fn(unravel(w), batch[0])
+            chosen = jnp.take_along_axis(logits, batch[1].reshape(-1, 1), axis=1)[:, 0]
+            return jnp.mean(jax.nn.logsumexp(logits, axis=1) - chosen)
+
+        return np.diag(np.asarray(jax.jit(jax.hessian(loss))(flat)))
+
+    relu = flatten(gauss_newton_diagonal(relu_network, params, batch).mean)
+    np.testing.assert_allclose(relu, hessian_diagonal(relu_network), rtol=1e-9, atol=1e-14)
+    tanh = flatten(gauss_newton_diagonal(tanh_network, params, batch).mean)
+    assert np.max(np.abs(tanh - hessian_diagonal(tanh_network))) > 0.1 * np.max(tanh)
+
+
+def test_is_the_true_fisher_diagonal_and_that_of_gao_et_al(x64):
+    params, batch = perceptron_params(dtype=np.float64), perceptron_batch(dtype=np.float64)
+    flat, unravel = ravel_pytree(params)
+
+    def log_probabilities(w):
+        return jax.nn.log_softmax(tanh_network(unravel(w), batch[0]))
+
+    log_p = np.asarray(log_probabilities(flat))
+    jacobian = np.asarray(jax.jit(jax.jacobian(log_probabilities))(flat))
+    # Labels drawn from the model, all of them: E_y (d log p(y))^2.
+    fisher = np.einsum("bc,bcn->n", np.exp(log_p), jacobian**2) / len(log_p)
+    # Gao et al. (2019): E sum over classes of (d f_c)^2 / f_c, f the probabilities.
+    d_probability = np.exp(log_p)[:, :, None] * jacobian
+    gao = np.einsum("bcn,bc->n", d_probability**2, np.exp(-log_p)) / len(log_p)
+
+    estimate = flatten(gauss_newton_diagonal(tanh_network, params, batch).mean)
+    np.testing.assert_allclose(estimate, fisher, rtol=1e-9)
+    np.testing.assert_allclose(estimate, gao, rtol=1e-9)
+
+
+# DiagGGNExact of BackPACK 1.7.1 (torch 2.13.0, float64) for the problem of the test below:
+# Linear(3, 4), Tanh, Linear(4, 3, bias=False) with the transposed kernels, CrossEntropyLoss.
+BACKPACK = {
+    "bias": [0.0847289419, 0.1440128122, 0.1468322553, 0.1042295215],
+    "in": [
+        [0.0205159114, 0.0321302685, 0.0315425928, 0.0171002324],
+        [0.0033199152, 0.0062440835, 0.0068868338, 0.0079606573],
+        [0.0197134633, 0.0350294162, 0.0360560158, 0.0256469398],
+    ],
+    "out": [
+        [0.0423143181, 0.0394834227, 0.0519083637],
+        [0.0171711464, 0.0152381525, 0.0198678781],
+        [0.0144914672, 0.0134684501, 0.0173689717],
+        [0.0491659357, 0.0534179531, 0.0679523424],
+    ],
+}
+
+
+def test_equals_backpack(x64):
+    def fractions(*shape):
+        return ((np.arange(np.prod(shape)) * 7) % 11 - 5).reshape(shape) / 8
+
+    params = {"in": fractions(3, 4), "bias": fractions(4) / 2, "out": fractions(4, 3)[:, ::-1]}
+    params = jax.tree.map(jnp.asarray, params)
+    batch = jnp.asarray(fractions(6, 3)[::-1]), jnp.asarray([0, 2, 1, 1, 0, 2])
+    estimate = gauss_newton_diagonal(tanh_network, params, batch).mean
+    for path, expected in BACKPACK.items():
+        np.testing.assert_allclose(estimate[path], expected, atol=6e-11)
+
+
+def test_linear_model_with_squared_error_is_linear_regression():
+    rng = np.random.default_rng(5)
+    features = leaf(rng, 20, 4)
+    weights = leaf(rng, 4, 1)
+    estimate = gauss_newton_diagonal(
+        lambda w, x: x @ w, weights, (features, jnp.zeros(20)), loss="squared_error"
+    )
+    exact = np.diag(linear_regression_hessian(features))
+    np.testing.assert_allclose(np.asarray(estimate.mean)[:, 0], exact, rtol=1e-5)
+
+
+def logistic_loss(outputs, target):
+    """Cross-entropy of independent Bernoulli outputs."""
+    return jnp.sum(jax.nn.softplus(outputs) - target * outputs)
+
+
+def test_callable_loss_of_outputs_and_target(x64):
+    params, (inputs, _) = perceptron_params(dtype=np.float64), perceptron_batch(dtype=np.float64)
+    targets = jnp.asarray(np.random.default_rng(6).uniform(size=(12, 3)))
+    flat, unravel = ravel_pytree(params)
+    outputs = tanh_network(params, inputs)
+    jacobian = jax.jit(jax.jacobian(lambda w: tanh_network(unravel(w), inputs)))(flat)
+    jacobian = np.asarray(jacobian)
+    p = np.asarray(jax.nn.sigmoid(outputs))
+    exact = np.einsum("bcn,bc->n", jacobian**2, p * (1 - p)) / 12
+
+    estimate = gauss_newton_diagonal(tanh_network, params, (inputs, targets), loss=logistic_loss)
+    np.testing.assert_allclose(flatten(estimate.mean), exact, rtol=1e-8, atol=1e-14)
+
+
+@pytest.mark.parametrize("loss", ["softmax_cross_entropy", "squared_error"])
+def test_sampled_labels_agree_within_their_standard_errors(loss):
+    params, batch = perceptron_params(), perceptron_batch()
+    exact = flatten(gauss_newton_diagonal(tanh_network, params, batch, loss=loss).mean)
+    estimate = jax.vmap(
+        lambda key: gauss_newton_diagonal(
+            tanh_network, params, batch, loss=loss, num_label_samples=128, key=key
+        )
+    )(jax.random.split(jax.random.key(7), 8))
+    mean = np.concatenate([np.asarray(x).reshape(8, -1) for x in jax.tree.leaves(estimate.mean)], 1)
+    error = np.concatenate(
+        [np.asarray(x).reshape(8, -1) for x in jax.tree.leaves(estimate.standard_error)], 1
+    )
+    # Where each sample is the same to rounding there is no error to compare with.
+    is_random = error > 1e-4 * np.abs(exact)
+    z = ((mean - exact) / np.where(is_random, error, 1.0))[is_random]
+    np.testing.assert_allclose(
+        np.where(is_random, 1.0, mean / exact), np.ones_like(mean), rtol=1e-3
+    )
+    assert np.all(mean >= 0)
+    # 28 entries in 8 runs, entries of a run correlated: the mean square is known to about 20 %.
+    assert 0.5 < np.mean(z**2) < 1.7
+    assert np.max(np.abs(z)) < 5
+
+
+def test_does_not_depend_on_how_examples_are_split():
+    params, batch = perceptron_params(), perceptron_batch()
+    splits = {
+        "chunks": [batch],
+        "batches": [tuple(x[i : i + 5] for x in batch) for i in (0, 5, 10)],
+    }
+    for options in ({}, {"num_label_samples": 3, "key": jax.random.key(8)}):
+        kernel = partial(gauss_newton_diagonal, tanh_network, params, **options)
+        whole = kernel(batch)
+        chunked = over_batches(partial(kernel, examples_per_chunk=5), splits["chunks"])
+        split = over_batches(kernel, splits["batches"])
+        for other in (chunked, split):
+            scale = np.max(flatten(whole.mean))
+            np.testing.assert_allclose(
+                flatten(other.mean), flatten(whole.mean), rtol=1e-5, atol=1e-6 * scale
+            )
+            np.testing.assert_allclose(
+                flatten(other.standard_error),
+                flatten(whole.standard_error),
+                rtol=1e-4,
+                atol=1e-6 * scale,
+            )
+
+
+def test_half_precision_weights_and_leaves_that_are_not_floating():
+    params, batch = perceptron_params(), perceptron_batch()
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params) | {"step": jnp.arange(2)}
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), half)
+
+    def predict(p, x):
+        return relu_network({k: p[k] for k in ("in", "bias", "out")}, x.astype(p["in"].dtype))
+
+    estimate = gauss_newton_diagonal(predict, half, batch)
+    assert {x.dtype for x in jax.tree.leaves(estimate)} == {np.dtype(np.float32)}
+    np.testing.assert_array_equal(estimate.mean["step"], np.zeros(2))
+    del wide["step"]
+    exact = dense_diagonal(relu_network, wide, batch)
+    got = flatten({k: estimate.mean[k] for k in wide})
+    # Eight bits of mantissa, through two layers and a softmax.
+    assert np.linalg.norm(got - exact) < 0.05 * np.linalg.norm(exact)
+
+
+def test_vmap_over_models_equals_one_by_one_and_compiles_once():
+    batch = perceptron_batch()
+    models = [perceptron_params(seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *models)
+    together = jax.vmap(lambda p: gauss_newton_diagonal(relu_network, p, batch))(stacked).mean
+    for number, params in enumerate(models):
+        alone = gauss_newton_diagonal(relu_network, params, batch).mean
+        for path in alone:
+            np.testing.assert_allclose(together[path][number], alone[path], rtol=2e-5, atol=1e-7)
+
+
+def test_arrays_bound_to_the_function_are_traced():
+    params, batch = perceptron_params(), perceptron_batch()
+
+    def scaled(scale, params, inputs):
+        return scale * relu_network(params, inputs)
+
+    traces = []
+
+    def counted(scale, params, inputs):
+        traces.append(1)
+        return scaled(scale, params, inputs)
+
+    first = gauss_newton_diagonal(Partial(counted, jnp.float32(1.0)), params, batch).mean
+    num_traces = len(traces)
+    second = gauss_newton_diagonal(Partial(counted, jnp.float32(0.0)), params, batch).mean
+    assert len(traces) == num_traces
+    assert np.max(flatten(first)) > 0
+    np.testing.assert_array_equal(flatten(second)[:-12], 0.0)
+
+
+def test_bad_input_is_named():
+    params, batch = perceptron_params(), perceptron_batch()
+    run = partial(gauss_newton_diagonal, relu_network, params, batch)
+    with pytest.raises(ValueError, match="loss must be one of softmax_cross_entropy, squared"):
+        run(loss="hinge")
+    with pytest.raises(ValueError, match="num_label_samples needs a key"):
+        run(num_label_samples=4)
+    with pytest.raises(ValueError, match="key is for sampled labels"):
+        run(key=jax.random.key(0))
+    with pytest.raises(ValueError, match="num_label_samples must be an integer of at least 2"):
+        run(num_label_samples=1, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="examples_per_chunk must be an integer of at least 1"):
+        run(examples_per_chunk=0)
+    with pytest.raises(TypeError, match="predict_fn must be a function"):
+        gauss_newton_diagonal(3, params, batch)
+    with pytest.raises(ValueError, match=r"batch must be a pair \(inputs, targets\)"):
+        gauss_newton_diagonal(relu_network, params, batch[0])
+    with pytest.raises(ValueError, match="share the leading axis"):
+        gauss_newton_diagonal(relu_network, params, (batch[0], batch[1][:3]))
+    with pytest.raises(ValueError, match="predict_fn must return one array"):
+        gauss_newton_diagonal(lambda p, x: (x, x), params, batch)
+    with pytest.raises(ValueError, match=r"logits \(batch, classes\), got outputs of shape"):
+        gauss_newton_diagonal(lambda p, x: jnp.sum(x @ p["in"], axis=1), params, batch)
+    with pytest.raises(ValueError, match="loss must return a scalar"):
+        run(loss=lambda outputs, target: outputs)
+    bad = {**params, "in": params["in"].at[0, 0].set(jnp.nan)}
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        check_finite(gauss_newton_diagonal(relu_network, bad, batch))

@@ -1,0 +1,166 @@
+"""Hessians of layers against dense matrices of their inputs and of their models."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from curvature_problems import (
+    image_network,
+    image_problem,
+    perceptron_batch,
+    perceptron_params,
+    relu_network,
+    token_network,
+    token_problem,
+)
+from flax import linen, nnx
+from jax.flatten_util import ravel_pytree
+
+from jaxcomp import adapters
+from jaxcomp.curvature import find_layers, gauss_newton_diagonal, layer_hessians
+
+
+class Attention(nnx.Module):
+    def __init__(self, rngs):
+        self.embed = nnx.Linear(3, 4, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(
+            num_heads=2, in_features=4, qkv_features=4, decode=False, rngs=rngs
+        )
+        self.norm = nnx.LayerNorm(4, rngs=rngs)
+        self.head = nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, inputs):
+        hidden = self.embed(inputs)
+        hidden = hidden + self.attention(self.norm(hidden))
+        return self.head(nnx.gelu(hidden).mean(axis=1))
+
+
+class LinenNetwork(linen.Module):
+    @linen.compact
+    def __call__(self, inputs):
+        return linen.Dense(3)(linen.relu(linen.Conv(2, (2, 2))(inputs)).reshape(len(inputs), -1))
+
+
+def test_output_error_of_a_layer_is_the_quadratic_form():
+    params, batch = perceptron_params(), perceptron_batch(40)
+    found = layer_hessians(relu_network, params, [tuple(x[:25] for x in batch), batch[0][25:]])
+    assert list(found) == ["in", "out"]
+    hidden = jax.nn.relu(batch[0] @ params["in"] + params["bias"])
+    rng = np.random.default_rng(0)
+    for path, inputs in (("in", batch[0]), ("out", hidden)):
+        layer = found[path]
+        assert layer.num_examples == 40
+        assert layer.hessian.shape == (1, *2 * params[path].shape[:1])
+        error = jnp.asarray(rng.normal(size=params[path].shape), jnp.float32)
+        columns = layer.layout.to_matrices(error)[0]
+        predicted = 0.5 * jnp.einsum("io,ij,jo->", columns, layer.hessian[0], columns)
+        measured = jnp.sum((inputs @ error) ** 2) / 40
+        np.testing.assert_allclose(predicted, measured, rtol=1e-5)
+
+
+def test_convolutions_have_one_for_each_group_from_their_patches():
+    params, batch = image_problem()
+    found = layer_hessians(image_network, params, [batch])
+
+    def outputs(kernel):
+        return jax.lax.conv_general_dilated(
+            batch[0],
+            kernel,
+            (2, 1),
+            [(1, 2), (0, 1)],
+            rhs_dilation=(1, 2),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=2,
+        )
+
+    layer = found["grouped"]
+    assert layer.hessian.shape == (2, 12, 12)
+    error = jnp.asarray(np.random.default_rng(1).normal(size=(2, 3, 2, 4)), jnp.float32)
+    columns = layer.layout.to_matrices(error)
+    predicted = 0.5 * jnp.einsum("gio,gij,gjo->", columns, layer.hessian, columns)
+    np.testing.assert_allclose(predicted, jnp.sum(outputs(error) ** 2) / 3, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("predict_fn", "problem"),
+    [
+        (token_network, token_problem),
+        (image_network, image_problem),
+    ],
+)
+def test_blocks_of_each_output_have_the_gauss_newton_diagonal(predict_fn, problem):
+    params, batch = problem()
+    found = layer_hessians(predict_fn, params, [batch], per_output=True)
+    diagonal = gauss_newton_diagonal(predict_fn, params, batch).mean
+    for path, layer in found.items():
+        blocks = jnp.diagonal(layer.hessian, axis1=-2, axis2=-1)  # (G, O, I)
+        np.testing.assert_allclose(
+            layer.layout.from_matrices(jnp.swapaxes(blocks, 1, 2)),
+            diagonal[path],
+            rtol=1e-4,
+            atol=1e-6 * float(jnp.max(diagonal[path])),
+        )
+
+
+def test_blocks_of_a_relu_network_are_those_of_its_hessian(x64):
+    params, batch = perceptron_params(dtype=np.float64), perceptron_batch(dtype=np.float64)
+    flat, unravel = ravel_pytree(params["out"])
+
+    def loss(w):
+        logits = relu_network({**params, "out": unravel(w)}, batch[0])
+        return jnp.mean(jax.nn.logsumexp(logits, axis=1) - logits[jnp.arange(12), batch[1]])
+
+    hessian = jax.jit(jax.hessian(loss))(flat).reshape(4, 3, 4, 3)
+    found = layer_hessians(relu_network, params, [batch], per_output=True, select="out")
+    assert list(found) == ["out"]
+    for unit in range(3):
+        np.testing.assert_allclose(
+            found["out"].hessian[0, unit], hessian[:, unit, :, unit], rtol=1e-9, atol=1e-14
+        )
+
+
+def test_flax_models_of_both_kinds():
+    inputs = jnp.asarray(np.random.default_rng(2).normal(size=(5, 4, 3)), jnp.float32)
+    module = Attention(nnx.Rngs(0))
+    _, params = adapters.nnx_predict_fn(module)
+    layers = find_layers(module, params, inputs)
+    kinds = {path: layer.kind for path, layer in layers.items()}
+    assert {path for path, kind in kinds.items() if kind == "matrix"} == {
+        path for path in kinds if "kernel" in path
+    }
+    query = next(path for path in kinds if "query" in path and "kernel" in path)
+    assert (layers[query].num_positions, layers[query].layout.num_outputs) == (4, 4)
+    assert layer_hessians(module, params, [inputs])[query].hessian.shape == (1, 4, 4)
+
+    images = jnp.asarray(np.random.default_rng(3).normal(size=(2, 3, 3, 2)), jnp.float32)
+    network = LinenNetwork()
+    variables = network.init(jax.random.key(0), images)
+    found = layer_hessians(network, variables, [images])
+    assert {path: layer.hessian.shape for path, layer in found.items()} == {
+        "params/Conv_0/kernel": (1, 8, 8),
+        "params/Dense_0/kernel": (1, 18, 18),
+    }
+
+
+def test_does_not_depend_on_the_batches():
+    params, batch = token_problem()
+    whole = layer_hessians(token_network, params, [batch], per_output=True)
+    split = [tuple(x[i : i + 2] for x in batch) for i in (0, 2, 4)]
+    parts = layer_hessians(token_network, params, iter(split), per_output=True)
+    for path, layer in whole.items():
+        scale = float(jnp.max(jnp.abs(layer.hessian)))
+        np.testing.assert_allclose(parts[path].hessian, layer.hessian, atol=1e-6 * scale)
+
+
+def test_bad_input_is_named():
+    params, batch = token_problem()
+    with pytest.raises(ValueError, match="select names tied, whose only use is not a matrix"):
+        layer_hessians(token_network, params, [batch], select="tied")
+    with pytest.raises(ValueError, match="batches is empty"):
+        layer_hessians(token_network, params, [])
+    with pytest.raises(ValueError, match="loss must be one of"):
+        layer_hessians(token_network, params, [batch], loss="hinge", per_output=True)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        layer_hessians(token_network, params, [(batch[0] * jnp.inf, batch[1])])
+    with pytest.raises(TypeError, match="predict_fn must be a function"):
+        layer_hessians(3, params, [batch])

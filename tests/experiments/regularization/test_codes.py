@@ -1,0 +1,103 @@
+"""Codes of networks: lengths against scipy, streams that decode, descriptions by brute force."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxcomp import bounds, coding
+from jaxcomp.experiments.regularization import codes, measure_codes
+from jaxcomp.experiments.regularization.config import Cell
+
+RNG = np.random.default_rng(0)
+DENSE = {"a": RNG.normal(0, 0.1, (60, 50)).astype(np.float32)}
+SPARSE = {"a": np.where(RNG.random((60, 50)) < 0.9, 0, DENSE["a"]).astype(np.float32)}
+STEP = 1 / 64
+
+
+def test_lengths_and_streams():
+    cell = Cell("l2", 0.05)
+    found = measure_codes(DENSE, cell, num_examples=400, step=STEP)
+    rounded = np.rint(DENSE["a"] / STEP) * STEP
+    for name, scale in (("implied", (400 * 0.05) ** -0.5), ("gaussian", None)):
+        scale = scale or float(np.sqrt(np.mean(DENSE["a"].astype(float) ** 2)))
+        law = stats.norm(0, scale)
+        mass = law.cdf(rounded + STEP / 2) - law.cdf(rounded - STEP / 2)
+        parameters = 0 if name == "implied" else 32
+        assert found.bits[name] == pytest.approx(-np.log2(mass).sum() + parameters, rel=1e-4)
+        # Within 1 % and a constant: header, checksums, step, words of the coder.
+        assert found.size_bytes[name] == pytest.approx(found.bits[name] / 8, rel=0.01, abs=40)
+
+
+@pytest.mark.parametrize("step", [0.01, 0.001, 1e-4, 0.3, 100.0])
+def test_streams_decode_at_steps_that_are_no_powers_of_two(step):
+    # Next to the middle between multiples, as networks of some ten thousand weights have some.
+    middle = np.float32((np.arange(-40, 40) + 0.5) * step)
+    near = [np.nextafter(middle, np.float32(end)) for end in (-np.inf, np.inf)]
+    tree = {"w": np.concatenate([[np.float32(0.114999995)], middle, *near])}
+    found = measure_codes(tree, Cell("l2", 0.001), num_examples=600, step=step)
+    assert all(size > 0 for size in found.size_bytes.values())
+
+
+def test_zeros_shorten_a_stream_only_where_there_are_any():
+    dense = measure_codes(DENSE, Cell("none"), num_examples=400, step=STEP)
+    sparse = measure_codes(SPARSE, Cell("l1", 1e-3), num_examples=400, step=STEP)
+    assert math.isnan(dense.bits["implied"])
+    assert math.isnan(dense.size_bytes["implied"])
+    assert dense.bits["spike"] == pytest.approx(dense.bits["gaussian"], rel=0.01)
+    assert sparse.bits["spike"] < 0.5 * min(sparse.bits["gaussian"], sparse.bits["laplace"])
+    assert sparse.size_bytes["spike"] < 0.5 * sparse.size_bytes["gaussian"]
+
+
+def test_implied_priors():
+    assert float(codes.implied_prior(Cell("l2", 0.01), 100).scale) == pytest.approx(1.0)
+    assert float(codes.implied_prior(Cell("l1", 0.01), 100).scale) == pytest.approx(1.0)
+    assert codes.implied_prior(Cell("early stopping"), 100) is None
+
+
+@pytest.mark.parametrize("name", codes.FITTED)
+def test_weights_that_are_all_zero_cost_next_to_nothing(name):
+    weights = np.zeros(2000, np.float32)
+    bits = codes.code_bits(weights, codes.fitted_prior(weights, name, 0.1), 0.1)
+    assert 0 <= bits < 2 * len(weights)
+    if name == "spike":
+        assert bits < 2
+
+
+def test_the_shortest_description_is_the_least_sum():
+    steps = 2.0 ** -np.arange(1, 5)
+    weight_bits = RNG.uniform(100, 900, (3, 4))
+    label_bits = RNG.uniform(10, 300, 4)
+    found = codes.shortest_description(weight_bits, label_bits, steps)
+    sums = {
+        (name, step): weight_bits[f, t] + label_bits[t] + math.log2(12)
+        for f, name in enumerate(codes.FITTED)
+        for t, step in enumerate(steps)
+    }
+    assert found.bits == pytest.approx(min(sums.values()))
+    assert (found.code, found.step) == min(sums, key=sums.__getitem__)
+    assert found.bits == pytest.approx(found.weight_bits + found.label_bits)
+    broken = np.where(np.arange(4) == int(-math.log2(found.step)) - 1, np.nan, label_bits)
+    assert codes.shortest_description(weight_bits, broken, steps).bits > found.bits
+
+
+def test_the_certificate_charges_all_that_a_decoder_needs():
+    weight_bits, errors = np.array([[3000.0, 900.0]]), np.array([0.0, 0.1])
+    found = codes.certificate(weight_bits, errors, num_examples=2000, delta=0.05)
+    sizes = weight_bits[0] + 64 + 1
+    sizes = sizes + np.log2(np.ceil(sizes / 8)) + np.log2(np.ceil(sizes / 8) + 1)
+    wanted = [
+        float(bounds.occam(error, size, num_examples=2000, delta=0.05))
+        for error, size in zip(errors, sizes, strict=True)
+    ]
+    assert found == pytest.approx(min(wanted), rel=1e-6)
+    assert max(wanted) > found
+
+
+def test_fitted_bits_charge_the_prior():
+    weights = codes.flat(SPARSE)
+    table = codes.fitted_bits(weights, np.array([0.1]))
+    prior = coding.fit(weights, coding.Laplace)
+    expected = np.asarray(coding.code_length_bits(weights, prior, step=0.1)).sum() + 32
+    assert table[list(codes.FITTED).index("laplace"), 0] == pytest.approx(expected, rel=1e-5)

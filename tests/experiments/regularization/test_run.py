@@ -1,0 +1,321 @@
+"""The experiment end to end on a small scale: numbers against NumPy, resume, files, the command."""
+
+import importlib
+import json
+import math
+import shutil
+import sys
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import logsumexp
+from typer.testing import CliRunner
+
+from jaxcomp.cli import app
+from jaxcomp.curvature import gauss_newton_diagonal
+from jaxcomp.experiments import regularization, sweep
+from jaxcomp.experiments.regularization import RegularizationConfig, RegularizationResult, figure
+
+# The package gives the function its module's name.
+run_module = importlib.import_module("jaxcomp.experiments.regularization.run")
+
+CONFIG = RegularizationConfig(
+    width=1 / 16,
+    num_models=2,
+    train_size=80,
+    selection_size=60,
+    epochs=4,
+    batch_size=10,
+    l2=(0.001, 0.1),
+    l1=(0.001, 0.02),
+    dropout=(0.2,),
+    num_steps=4,
+    curvature_examples=80,
+    decimals=(1,),
+    num_problems=200,
+)
+OPTIONS = [
+    "regularization", "--width", "0.0625", "--models", "2", "--train-size", "80",
+    "--selection-size", "60", "--epochs", "4", "--batch-size", "10", "--l2", "0.001", "--l2", "0.1",
+    "--l1", "0.001", "--l1", "0.02", "--dropout", "0.2", "--decimals", "1", "--num-problems", "200",
+    "--quiet",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cache, one_format):
+    """A run, its result, and what was handed to `measure` for every cell."""
+    seen = {}
+
+    def remember(predict_fn, variables, cell, samples, config):
+        seen[cell.id] = (predict_fn, variables, samples)
+        return measure(predict_fn, variables, cell, samples, config)
+
+    out = tmp_path_factory.mktemp("runs") / "first"
+    measure = run_module.measure
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "measure", remember)
+        result = regularization.run(CONFIG, out=out, cache_dir=cache, quiet=True)
+    return out, result, seen
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    monkeypatch.setattr(figure, "save_figures", lambda *_: [])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_format():
+    """Drawing is what small runs spend their time on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figure, "FORMATS", ("png",))
+        yield
+
+
+def logits_of(params, inputs):
+    hidden = inputs.reshape(len(inputs), -1).astype(np.float64)
+    for name in ("hidden_0", "hidden_1", "output"):
+        hidden = hidden @ np.asarray(params[name]["kernel"], float) + np.asarray(
+            params[name]["bias"], float
+        )
+        hidden = hidden if name == "output" else np.maximum(hidden, 0)
+    return hidden
+
+
+def losses_of(logits, labels):
+    return logsumexp(logits, axis=1) - logits[np.arange(len(labels)), labels]
+
+
+def test_there_is_a_row_for_every_cell_and_network(finished):
+    out, result, _ = finished
+    ids = [cell.id for cell in CONFIG.cells()]
+    assert list(result.table["cell"]) == [name for name in ids for _ in range(2)]
+    assert list(result.table["model_seed"]) == [0, 1] * len(ids)
+    for name in ("table.csv", "claims.json", "report.md", "rounding.csv", "regularization.png"):
+        assert (out / name).exists()
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["status"] == "finished"
+    assert manifest["settings"] == CONFIG.to_dict()
+    assert RegularizationConfig.from_dict(manifest["settings"]) == CONFIG
+
+
+def test_a_result_is_told_in_five_lines(finished):
+    _, result, _ = finished
+    lines = repr(result).splitlines()
+    assert len(lines) == 5
+    assert lines[0].startswith("RegularizationResult: digits: 2 networks of ")
+    by_name = {claim.name: claim for claim in result.claims}
+    slope, described = by_name["fewer bits, fitted prior"], by_name["weights pay, L2"]
+    assert f"{abs(slope.effect):.2f} bits a weight" in lines[1]
+    assert f"{by_name['test loss, L2'].value:.3f}" in lines[2]
+    assert f"{described.value:.2f} bits a label" in lines[3]
+    assert f"labels alone {described.reference_value:.2f}" in lines[3]
+    assert result.report().index("**description:**") < result.report().index("### Claims")
+    assert result.manifest["status"] == "finished"
+    broken = RegularizationResult(result.table.iloc[:, :1], result.rounding, [], {})
+    assert repr(broken).startswith("RegularizationResult with a table of ")
+
+
+def test_numbers_are_those_of_numpy(finished):
+    _, result, seen = finished
+    for cell in ("none", "l2-0.1", "l1-0.02", "early-stopping"):
+        _, variables, samples = seen[cell]
+        rows = result.table.loc[result.table["cell"] == cell]
+        for number, row in enumerate(rows.to_dict("records")):
+            params = jax.tree.map(lambda leaf, m=number: np.asarray(leaf[m]), variables)["params"]
+            train = samples.train(number)
+            test = losses_of(logits_of(params, samples.test.inputs), samples.test.labels)
+            own = losses_of(logits_of(params, train.inputs), train.labels)
+            assert row["test_loss"] == pytest.approx(test.mean(), rel=1e-4)
+            assert row["train_loss"] == pytest.approx(own.mean(), rel=1e-4)
+            weights = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
+            assert row["zero_share"] == np.mean(weights == 0)
+            assert row["weight_rms"] == pytest.approx(np.sqrt(np.mean(weights.astype(float) ** 2)))
+            # The labels of the description, at its step.
+            step = row["description_step"]
+            rounded = jax.tree.map(lambda leaf, d=step: np.rint(leaf / d) * d, params)
+            bits = losses_of(logits_of(rounded, train.inputs), train.labels).sum() / math.log(2)
+            assert row["description_label_bits"] == pytest.approx(bits, rel=1e-3)
+            total = row["description_weight_bits"] + row["description_label_bits"]
+            assert row["description_bits"] == pytest.approx(total)
+
+
+def test_the_rate_is_that_of_the_penalty(finished):
+    _, result, seen = finished
+    predict_fn, variables, samples = seen["l2-0.1"]
+    row = result.table.loc[result.table["cell"] == "l2-0.1"].iloc[1]
+    own = jax.tree.map(lambda leaf: leaf[1], variables)
+    diagonal = gauss_newton_diagonal(predict_fn, own, tuple(samples.train(1))).mean
+    h = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(diagonal["params"])])
+    # n h / (n l2): the number of examples cancels.
+    rate = 0.5 * np.log1p(h.astype(float) / 0.1).sum()
+    assert row["rate_nats_implied"] == pytest.approx(rate, rel=1e-3)
+    assert row["gap_bound"] == pytest.approx(math.sqrt(rate / (2 * 80)), rel=1e-3)
+
+
+def test_what_each_kind_of_cell_is(finished):
+    _, result, seen = finished
+    table = result.table.groupby("cell", sort=False).mean(numeric_only=True)
+    # The proximal steps reach zeros, weight decay does not.
+    assert table.loc["l1-0.02", "zero_share"] > 0.4
+    assert table.loc["l2-0.1", "zero_share"] < 0.02
+    assert table.loc["l1-0.02", "live_weights"] <= table.loc["none", "live_weights"]
+    assert table.loc["l1-0.02", "bytes_smaller"] < table.loc["none", "bytes_smaller"]
+    assert table.loc["temperature", "test_loss"] == table.loc["none", "test_loss_tempered"]
+    assert table.loc["temperature", "weight_rms"] == table.loc["none", "weight_rms"]
+    assert table["bits_per_weight_implied"].notna().sum() == 4
+    assert table.loc["none", "loss_change"] == 0
+    # Networks of one number begin alike: with no time to differ they stay close.
+    first = [seen[cell][1]["params"]["hidden_0"]["kernel"] for cell in ("none", "l2-0.001")]
+    assert np.abs(np.asarray(first[0] - first[1])).mean() < 0.01
+
+
+def test_a_finished_run_is_read_back(finished, cache, monkeypatch):
+    out, result, _ = finished
+    monkeypatch.setattr(run_module, "draw_samples", None)  # nothing is trained or measured again
+    again = regularization.run(CONFIG, out=out, cache_dir=cache, quiet=True)
+    pd.testing.assert_frame_equal(again.table, result.table)
+    assert again.claims == result.claims
+    assert again.report() == result.report()
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_an_interrupted_run_continues_to_the_same_bytes(finished, tmp_path, cache, monkeypatch):
+    out, _, _ = finished
+    measure, calls = run_module.measure, []
+
+    def dies_at_every_fourth(*arguments):
+        calls.append(arguments[2].id)
+        if len(calls) % 4 == 0:
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    monkeypatch.setattr(run_module, "measure", dies_at_every_fourth)
+    interruptions = 0
+    while True:
+        try:
+            regularization.run(CONFIG, out=tmp_path / "cut", cache_dir=cache, quiet=True)
+            break
+        except KeyboardInterrupt:
+            interruptions += 1
+    assert interruptions >= 2
+    # Nothing finished was measured twice.
+    assert len(calls) == len(CONFIG.cells()) + interruptions
+    for name in ("table.csv", "claims.json", "report.md"):
+        assert (tmp_path / "cut" / name).read_bytes() == (out / name).read_bytes()
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize(
+    ("status", "damaged"),
+    [("running", ["cells/none.json", "losses/l1-0.02.npz"]), ("finished", ["table.parquet"])],
+)
+def test_what_is_damaged_is_made_again(tmp_path, finished, cache, status, damaged):
+    out, result, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    manifest = json.loads((out / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "status": status}))
+    for name in damaged:
+        (copy / name).write_bytes((copy / name).read_bytes()[:-40])
+    again = regularization.run(CONFIG, out=copy, cache_dir=cache, quiet=True)
+    pd.testing.assert_frame_equal(again.table, result.table, check_exact=True)
+    assert RegularizationResult.load(copy).claims == result.claims
+
+
+def test_pictures_show_the_table(finished):
+    _, result, _ = finished
+    drawn = result.plot()
+    means = result.table.loc[result.table["kind"] == "l2"].groupby("strength")["test_loss"].mean()
+    lines = [np.asarray(line.get_ydata(), float) for line in drawn.axes[2].get_lines()]
+    assert any(y.shape == means.shape and np.allclose(y, means) for y in lines)
+    counts = result.rounding["distinct_models"].to_numpy(float)
+    lines = [np.asarray(line.get_ydata(), float) for line in result.plot_rounding().axes[0].lines]
+    assert any(y.shape == counts.shape and np.allclose(y, counts) for y in lines)
+
+
+def test_directories_of_something_else_are_refused(finished, tmp_path):
+    out, _, _ = finished
+    with pytest.raises(ValueError, match="holds a regularization run, not a sweep"):
+        sweep.run(sweep.preset("quick"), out=out, quiet=True)
+    with pytest.raises(ValueError, match=r"other settings: seed \(0 there, 1 now\)"):
+        regularization.run(regularization.preset(**(CONFIG.to_dict() | {"seed": 1})), out=out)
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(ValueError, match="holds other files and no manifest"):
+        regularization.run(CONFIG, out=tmp_path)
+    with pytest.raises(ValueError, match="holds no regularization run"):
+        RegularizationResult.load(tmp_path)
+
+
+def test_the_command(finished, cache, tmp_path, monkeypatch):
+    out, _, _ = finished
+    monkeypatch.setenv("JAXCOMP_CACHE_DIR", str(cache))
+    with monkeypatch.context() as patch:
+        patch.setattr(figure, "save_figures", lambda *_: [])
+        first = CliRunner().invoke(app, [*OPTIONS, "--out", str(tmp_path / "run")])
+    assert first.exit_code == 0, first.output
+    assert "claims hold" in first.stdout
+    assert "different models remain" in " ".join(first.stdout.split())
+    again = CliRunner().invoke(app, ["plot", str(tmp_path / "run")])
+    assert again.exit_code == 0, again.output
+    assert again.stdout.split("files in")[0] == first.stdout.split("files in")[0]
+    assert (tmp_path / "run" / "regularization.png").exists()
+    told = CliRunner().invoke(app, ["regularization", "--help"]).stdout
+    for word in ("--l2", "--l1", "--dropout", "--step", "--decimals", "--data-dir", "Ctrl-C"):
+        assert word in told
+    assert (out / "rounding.png").exists()
+
+
+def test_without_the_coder_nothing_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "constriction", None)
+    found = CliRunner().invoke(app, [*OPTIONS, "--out", str(tmp_path / "run")])
+    assert found.exit_code == 2
+    assert found.stderr.strip() == (
+        "jaxcomp: Coding weights needs constriction, which is not installed; install "
+        "jaxcomp[coding]."
+    )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "imagenet"], "unknown dataset 'imagenet': choose from digits, mnist"),
+        (["--dataset", "mnist"], "no data folder was given"),
+        (["--l2", "0"], "l2 must hold positive strengths, got (0.0,); no penalty is always part"),
+        (["--l1", "nan"], "l1 must hold positive strengths, got (nan,)"),
+        (["--dropout", "1"], "dropout must lie in [0, 1), got 1.0"),
+        (["--step", "0"], "step must be positive and finite, got 0.0"),
+        (["--step", "1e-9"], "step must be at least 2^-16 = 1.53e-05, got 1e-09"),
+        (["--l2", "200"], "l2 must be below 2 (1 + momentum) / learning_rate = 190"),
+        (["--l1", "0.01", "--l1", "0.01000000001"], "got more than one l1-0.01."),
+        (["--models", "0"], "num_models must be at least 1, got 0"),
+        (["--decimals", "9"], "decimals must lie between 0 and 5, got (9,)"),
+        (["--num-problems", "5"], "num_problems must be at least 100, got 5"),
+        (["--label-noise", "1.5"], "label_noise must lie in [0, 1), got 1.5"),
+        (["--train-size", "5000"], "the training pool of digits has 1200"),
+        (["--batch-size", "5000"], "batch of 5000 examples is larger"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence_and_code_2(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("JAXCOMP_DATA_DIR", raising=False)
+    monkeypatch.setenv("JAXCOMP_CACHE_DIR", str(tmp_path))
+    result = CliRunner().invoke(app, ["regularization", "--quiet", *arguments])
+    assert result.exit_code == 2
+    assert message in result.stderr, result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_settings_of_data_sets_and_unknown_ones():
+    assert regularization.preset("mnist").train_size == 6000
+    assert regularization.preset("mnist", train_size=100).train_size == 100
+    with pytest.raises(ValueError, match=r"unknown settings \['lr'\]"):
+        regularization.preset(lr=0.1)

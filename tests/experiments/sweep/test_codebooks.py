@@ -1,0 +1,397 @@
+"""All methods and allocations of a sweep, against dynamic programmes and brute force in NumPy."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+
+from jaxcomp import quantizers, storage
+from jaxcomp.coding import sizes
+from jaxcomp.experiments import sweep
+from jaxcomp.experiments.sweep import cells, codebooks, engine, plots
+from jaxcomp.experiments.sweep.cells import Cell, compressed_cells
+from jaxcomp.experiments.sweep.codebooks import Codebooks, measure_intervals, solve_codebooks
+from jaxcomp.experiments.sweep.compress import compress
+from jaxcomp.experiments.sweep.config import SweepConfig
+
+KEY = jax.random.key(0)
+CLUSTERS = (2, 4, 8)
+METHODS = ("kmeans", "optimal", "entropy_constrained", "vector")
+ALLOCATIONS = ("equal", "optimal")
+PENALTY = 0.02
+MULTIPLIERS = (0.0217, 0.173)
+BINS = 160  # more than weights: scalar quantizers are solved on the weights themselves
+SHAPES = {"hidden/kernel": (16, 9), "output/kernel": (9, 7)}  # an odd number in the second
+# One weighting: what a layer counts where it has no importance.
+LAYER_WEIGHT = {"hidden/kernel": 0.02, "output/kernel": 1.5}
+SOLVERS = (
+    codebooks._solve_kmeans,
+    codebooks._solve_optimal,
+    codebooks._solve_diameter,
+    codebooks._solve_vectors,
+    quantizers.solve_entropy_constrained,
+)
+
+
+def grid(**axes):
+    settings = {
+        "method": METHODS,
+        "allocation": ALLOCATIONS,
+        "weighting": ("none", "fisher"),
+        "penalty_form": ("monotone",),
+        "diameter_penalty": (0.0, PENALTY),
+        "num_clusters": CLUSTERS,
+        "baselines": False,
+    }
+    return compressed_cells(**{**settings, **axes})
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cells, "MULTIPLIERS", MULTIPLIERS)
+        patch.setattr(codebooks, "ENTROPY_BINS", BINS // codebooks.ENTROPY_LEVELS)
+        patch.setattr(codebooks, "ENTROPY_SYMBOLS", 24)
+        patch.setattr(engine, "MAX_CHUNK_CELLS", 4)
+        patch.setattr(plots, "save_figures", lambda *_, **__: [])  # drawing takes longer than this
+        yield
+
+
+@pytest.fixture(scope="module")
+def problem(small):
+    layers, importance = {}, {}
+    rng = np.random.default_rng(0)
+    for path, shape in SHAPES.items():
+        layers[path] = jnp.asarray(rng.standard_t(4.0, shape), jnp.float32)
+        importance[path] = jnp.asarray(rng.exponential(size=shape) ** 2, jnp.float32)
+    before = [solver._cache_size() for solver in SOLVERS]
+    solved = solve_codebooks(
+        layers,
+        {"none": None, "fisher": importance},
+        grid(),
+        num_bins=BINS,
+        num_iterations=100,
+        layer_weight=LAYER_WEIGHT,
+        key=KEY,
+    )
+    compiled = [solver._cache_size() - count for solver, count in zip(SOLVERS, before, strict=True)]
+    return layers, importance, solved, compiled
+
+
+def flat(problem, path, weighting):
+    """Weights and importances of one layer, (N,) in float64."""
+    layers, importance, *_ = problem
+    weights = np.asarray(layers[path], np.float64).ravel()
+    if weighting == "none":
+        return weights, np.ones_like(weights)
+    return weights, np.asarray(importance[path], np.float64).ravel()
+
+
+def changed(problem, cell):
+    layers, _, solved, _ = problem
+    result = compress(layers, cell, solved, key=KEY)
+    return result, {path: np.asarray(v, np.float64).ravel() for path, v in result.layers.items()}
+
+
+def distortions(problem, cell):
+    _, values = changed(problem, cell)
+    found = {}
+    for path, after in values.items():
+        weights, mass = flat(problem, path, cell.weighting)
+        found[path] = np.sum(mass * (after - weights) ** 2)
+    return found
+
+
+def test_one_program_per_method(problem):
+    # Two weightings, two layers, all K.
+    assert all(count <= 1 for count in problem[3]), problem[3]
+
+
+def least_distortion(weights, mass, num_clusters):
+    """Dynamic programme over all partitions into intervals, O(K N^2)."""
+    order = np.argsort(weights)
+    w, h = weights[order], mass[order]
+    s0, s1, s2 = (np.append(0, np.cumsum(h * w**power)) for power in range(3))
+    m0, m1, m2 = (s[None, :] - s[:, None] for s in (s0, s1, s2))
+    cost = np.where(m0 > 0, m2 - m1**2 / np.where(m0 > 0, m0, 1), np.where(m0 == 0, 0, np.inf))
+    cost = np.where(np.tri(len(s0), k=-1, dtype=bool), np.inf, np.maximum(cost, 0))
+    best = cost[0]
+    for _ in range(num_clusters - 1):
+        best = np.min(best[:, None] + cost, axis=0)
+    return best[-1]
+
+
+@pytest.mark.parametrize("weighting", ["none", "fisher"])
+def test_optimal_codebooks_are_optimal_and_never_worse_than_lloyd(problem, weighting):
+    for k in CLUSTERS:
+        optimal = distortions(problem, Cell("compressed", "optimal", weighting, num_clusters=k))
+        lloyd = distortions(problem, Cell("compressed", "kmeans", weighting, num_clusters=k))
+        for path in SHAPES:
+            least = least_distortion(*flat(problem, path, weighting), k)
+            assert optimal[path] == pytest.approx(least, rel=1e-4)
+            assert optimal[path] <= lloyd[path] * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("weighting", ["none", "fisher"])
+def test_optimal_penalised_codebooks_are_never_worse_than_the_iteration(problem, weighting):
+    def objectives(method, k):
+        cell = Cell("compressed", method, weighting, "monotone", PENALTY, k)
+        _, values = changed(problem, cell)
+        for path, distortion in distortions(problem, cell).items():
+            beta = PENALTY * flat(problem, path, weighting)[1].sum()
+            yield distortion + beta * np.ptp(values[path]) ** 2
+
+    pairs = [
+        pair
+        for k in CLUSTERS
+        for pair in zip(objectives("optimal", k), objectives("kmeans", k), strict=True)
+    ]
+    assert all(optimal <= iterated * (1 + 1e-4) for optimal, iterated in pairs)
+    assert any(optimal < 0.995 * iterated for optimal, iterated in pairs)
+
+
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+@pytest.mark.parametrize("weighting", ["none", "fisher"])
+def test_entropy_constrained_weights_take_the_cheapest_symbol(problem, weighting, allocation):
+    codes = problem[2].entropy_codes
+    for parameter in MULTIPLIERS:
+        cell = Cell(
+            "compressed",
+            "entropy_constrained",
+            weighting,
+            parameter=parameter,
+            allocation=allocation,
+        )
+        row = codes.rows[cell.id]
+        result, values = changed(problem, cell)
+        bits = 0.0
+        for number, path in enumerate(SHAPES):
+            weights, mass = flat(problem, path, weighting)
+            is_used = np.isfinite(codes.length_bits[row, number])
+            centroids = codes.centroids[row, number, is_used].astype(np.float64)
+            lengths = codes.length_bits[row, number, is_used]
+            cost = mass[:, None] * (weights[:, None] - centroids) ** 2
+            index = np.argmin(cost + codes.multiplier[row, number] * lengths, axis=1)
+            np.testing.assert_array_equal(values[path], centroids[index])
+            # A fixed point: symbols as long as they are frequent, centred on their weights.
+            counts = np.bincount(index, minlength=len(centroids))
+            np.testing.assert_allclose(lengths, np.log2(len(index) / counts), atol=1e-4)
+            for symbol, centre in enumerate(centroids):
+                is_in = index == symbol
+                mean = np.average(weights[is_in], weights=mass[is_in])
+                assert centre == pytest.approx(mean, abs=1e-5)
+            bits += counts @ lengths
+        assert result.converged
+        assert result.sizes is not None
+        assert result.sizes.entropy_bits == pytest.approx(bits, rel=1e-5)
+
+
+def test_multipliers_are_relative_to_each_layer_or_one_for_all(problem):
+    codes = problem[2].entropy_codes
+    for weighting in ("none", "fisher"):
+        weight = np.array(list(LAYER_WEIGHT.values())) if weighting == "none" else np.ones(2)
+        spread, number = np.zeros(2), np.zeros(2)
+        for place, path in enumerate(SHAPES):
+            points, mass = flat(problem, path, weighting)
+            mean = np.average(points, weights=mass)
+            spread[place], number[place] = np.sum(mass * (points - mean) ** 2), len(points)
+        for parameter in MULTIPLIERS:
+            equal = Cell("compressed", "entropy_constrained", weighting, parameter=parameter)
+            allocated = dataclasses.replace(equal, allocation="optimal")
+            np.testing.assert_allclose(
+                codes.multiplier[codes.rows[equal.id]], parameter * spread / number, rtol=1e-4
+            )
+            one = parameter * (weight @ spread) / number.sum()
+            np.testing.assert_allclose(
+                codes.multiplier[codes.rows[allocated.id]] * weight, one, rtol=1e-4
+            )
+
+
+@pytest.mark.parametrize("weighting", ["none", "fisher"])
+def test_vectors_are_the_nearest_centres_of_their_pairs(problem, weighting):
+    codes = problem[2].vectors
+    for k in CLUSTERS:
+        cell = Cell("compressed", "vector", weighting, num_clusters=k, parameter=2.0)
+        row = codes.rows[cell.id]
+        result, values = changed(problem, cell)
+        counts = []
+        for number, path in enumerate(SHAPES):
+            weights, mass = flat(problem, path, weighting)
+            # A weight without a partner: whatever its partner is, it weighs nothing.
+            pairs, weight = (
+                np.append(a, [0] * (a.size % 2)).reshape(-1, 2) for a in (weights, mass)
+            )
+            centres = codes.centroids[row, number, :k].astype(np.float64)
+            cost = np.sum(weight[:, None] * (pairs[:, None] - centres) ** 2, axis=-1)
+            index = np.argmin(cost, axis=1)
+            np.testing.assert_array_equal(values[path], centres[index].ravel()[: weights.size])
+            counts.append(np.bincount(index, minlength=k))
+            if codes.converged[row, number]:
+                for cluster in np.flatnonzero(counts[-1]):
+                    is_in = index == cluster
+                    mean = (weight * pairs)[is_in].sum(0) / weight[is_in].sum(0)
+                    np.testing.assert_allclose(centres[cluster], mean, atol=1e-4)
+        size = sizes.code_size(np.stack(counts), num_clusters=k, centroid_bits=64)
+        assert result.sizes is not None
+        np.testing.assert_allclose(result.sizes, [np.sum(part) for part in size])
+        num_pairs = (16 * 9 + 9 * 7 + 1) // 2
+        assert result.sizes.fixed_bits == pytest.approx(num_pairs * np.log2(k))
+
+
+@pytest.mark.parametrize("method", ["kmeans", "optimal"])
+@pytest.mark.parametrize("weighting", ["none", "fisher"])
+def test_shared_bits_lower_the_distortion_at_no_more_bits(problem, method, weighting):
+    weight = LAYER_WEIGHT if weighting == "none" else dict.fromkeys(SHAPES, 1.0)
+    gains = []
+    for k in CLUSTERS:
+        totals = []
+        for allocation in ALLOCATIONS:
+            cell = Cell("compressed", method, weighting, num_clusters=k, allocation=allocation)
+            result, _ = changed(problem, cell)
+            assert result.sizes is not None
+            bits = result.sizes.entropy_bits + result.sizes.codebook_bits
+            total = sum(weight[p] * d for p, d in distortions(problem, cell).items())
+            totals.append((bits, total))
+        (equal_bits, equal), (bits, shared) = totals
+        assert bits <= equal_bits * (1 + 1e-9)
+        assert shared <= equal * (1 + 1e-5)
+        gains.append(1 - shared / equal)
+    # The second layer counts 75 times the first where weights have no importance of their own,
+    # and may have more clusters than any K of the grid.
+    assert gains[-1] > (0.1 if weighting == "none" and method == "optimal" else -1e-5)
+
+
+def test_curves_are_measured_on_the_weights_themselves():
+    rng = np.random.default_rng(1)
+    weights = rng.standard_normal((20, 5)).astype(np.float32)
+    weights[0] = weights[1]
+    importance = rng.exponential(size=weights.shape).astype(np.float32)
+    centroids = np.array([[-1, 0, 1], [-0.5, 0.25, 0.25]], np.float32)
+    thresholds = np.array([[-0.5, 0.5], [weights[1, 0], np.inf]], np.float32)
+    counts, distortion = measure_intervals(
+        jnp.asarray(weights), jnp.asarray(importance), centroids, thresholds
+    )
+    for row in range(2):
+        index = (weights.ravel()[:, None] > thresholds[row]).sum(axis=1)
+        np.testing.assert_array_equal(counts[row], np.bincount(index, minlength=3))
+        error = importance.ravel() * (weights.ravel() - centroids[row][index]).astype(float) ** 2
+        assert distortion[row] == pytest.approx(error.sum(), rel=1e-6)
+
+
+def test_codebooks_come_back_from_a_file(problem, tmp_path):
+    layers, _, solved, _ = problem
+    storage.save_arrays(tmp_path / "codebooks.npz", *solved.to_arrays())
+    loaded = Codebooks.from_arrays(*storage.load_arrays(tmp_path / "codebooks.npz"))
+    assert loaded.ids == solved.ids
+    assert sorted(solved.ids) == sorted(cell.id for cell in grid())
+    for cell in grid(num_clusters=(4,)):
+        before, after = (compress(layers, cell, part, key=KEY) for part in (solved, loaded))
+        jax.tree.map(np.testing.assert_array_equal, before.layers, after.layers)
+        assert before.sizes == after.sizes
+    arrays, metadata = solved.to_arrays()
+    del arrays["vectors/centroids"]
+    with pytest.raises(ValueError, match="codebooks lack 'vectors/centroids'; run the sweep"):
+        Codebooks.from_arrays(arrays, metadata)
+
+
+def predict(params, inputs):
+    hidden = jax.nn.relu(inputs @ params["hidden"]["kernel"])
+    return hidden @ params["output"]["kernel"]
+
+
+@pytest.fixture(scope="module")
+def evaluated(problem, tmp_path_factory):
+    """A sweep with every method, of a network with the layers of the problem."""
+    out = tmp_path_factory.mktemp("runs") / "methods"
+    params = {path.split("/")[0]: {"kernel": weights} for path, weights in problem[0].items()}
+    rng = np.random.default_rng(0)
+    inputs = rng.standard_normal((90, 16)).astype(np.float32)
+    labels = np.asarray(jnp.argmax(predict(params, inputs), axis=1), np.int32)
+    parts = [(inputs[part], labels[part]) for part in (slice(30), slice(30, 60), slice(60, 90))]
+
+    def evaluate():
+        return sweep.evaluate(
+            predict,
+            params,
+            *parts,
+            method=METHODS,
+            allocation=ALLOCATIONS,
+            weighting=("none", "gauss_newton"),
+            diameter_penalty=PENALTY,
+            num_clusters=CLUSTERS,
+            sensitivity_clusters=(),
+            controls=False,
+            baselines=False,
+            num_bins=BINS,
+            out=out,
+            quiet=True,
+        )
+
+    return evaluate, out, evaluate()
+
+
+def test_a_sweep_over_methods_resumes_and_gives_its_networks_back(evaluated):
+    evaluate, out, result = evaluated
+    table = result.table
+    assert set(table["method"]) == {"original", *METHODS}
+    assert set(table["allocation"]) == set(ALLOCATIONS)
+    numbers = table[["train_loss", "test_loss", "ratio_estimated", "description_bits"]]
+    assert np.isfinite(numbers.to_numpy()).all()
+    # The last chunks are made again, with the codebooks from their file.
+    manifest = json.loads((out / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps({**manifest, "status": "running"}))
+    for chunk in sorted((out / "cells").iterdir())[-6:]:
+        chunk.unlink()
+    resumed = evaluate()
+    pd.testing.assert_frame_equal(resumed.table, table, check_exact=True)
+    loaded = sweep.SweepResult.load(out)
+    for cell in table.loc[table["kind"] == "compressed", "cell"]:
+        jax.tree.map(
+            np.testing.assert_array_equal, loaded.params(cell), jax.device_get(result.params(cell))
+        )
+
+
+def test_what_a_cell_predicts_is_what_its_quantizer_minimised(evaluated):
+    rows = evaluated[2].table.set_index("cell")["predicted_rise_nats"]
+    for k in CLUSTERS:
+        lloyd, optimal, shared = (
+            rows[f"{name}/gauss_newton/K{k}{end}"]
+            for name, end in (("kmeans", ""), ("optimal", ""), ("optimal", "/allocated"))
+        )
+        assert optimal <= lloyd * (1 + 1e-5)
+        assert shared <= optimal * (1 + 1e-5)
+
+
+def test_cells_of_methods_have_unique_readable_names():
+    found = grid()
+    ids = [cell.id for cell in found]
+    assert len(set(ids)) == len(ids)
+    assert {
+        "kmeans/none/K4", "kmeans/none/K4/allocated", "optimal/fisher/monotone-0.02/K8",
+        "entropy_constrained/none/0.173/allocated", "vector/none/K4/2",
+    } <= set(ids)  # fmt: skip
+    assert not any("monotone" in name and "allocated" in name for name in ids)
+    plain = [cell.id for cell in grid(method=("kmeans",), allocation=("equal",))]
+    assert plain == [name for name in ids if name in plain]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"method": "lloyd"}, "unknown method 'lloyd': choose from kmeans, optimal, entropy"),
+        ({"allocation": "fair"}, "unknown allocation 'fair': choose from equal, optimal"),
+        ({"method": ()}, "method must be a value or a non-empty sequence"),
+        (
+            {"method": "optimal", "num_clusters": 2048},
+            "method 'optimal' takes num_clusters up to 1,024, got 2,048",
+        ),
+        ({"method": ("kmeans", "vector"), "num_clusters": 1025}, "method 'vector' takes num_clu"),
+    ],
+)
+def test_bad_methods_get_one_sentence(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        SweepConfig(**overrides)

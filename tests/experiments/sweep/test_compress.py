@@ -1,0 +1,164 @@
+"""From a cell to changed weights, against the quantizers called one layer at a time."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcomp import quantizers
+from jaxcomp.coding import sizes
+from jaxcomp.experiments.sweep.cells import ORIGINAL, Cell, control_cells
+from jaxcomp.experiments.sweep.codebooks import solve_codebooks
+from jaxcomp.experiments.sweep.compress import compress, squared_errors
+
+BINS = 256
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """Layers of different shapes, one below and two above the number of bins.
+
+    The two have as many weights as each other: the quantizers compile twice, not three times.
+    """
+    key = jax.random.key(3)
+    shapes = {"a/kernel": (30, 20), "b/kernel": (10, 4), "c/kernel": (5, 5, 4, 6)}
+    layers, importance = {}, {}
+    for number, (path, shape) in enumerate(shapes.items()):
+        weights, gains = jax.random.split(jax.random.fold_in(key, number))
+        layers[path] = jax.random.normal(weights, shape)
+        importance[path] = jax.random.exponential(gains, shape)
+    cells = [
+        Cell("compressed", "kmeans", weighting, form, penalty, k)
+        for weighting in ("none", "fisher")
+        for form, penalty in (("none", 0.0), ("monotone", 0.02), ("linear", 0.02))
+        for k in (3, 8)
+    ]
+    cells += [Cell("compressed", "uniform", "uniform", num_clusters=k) for k in (3, 8)]
+    codebooks = solve_codebooks(
+        layers, {"none": None, "fisher": importance}, cells, num_bins=BINS, num_iterations=20
+    )
+    return layers, importance, cells, codebooks
+
+
+def test_a_grid_solved_at_once_equals_one_quantizer_at_a_time(problem):
+    layers, importance, cells, codebooks = problem
+    for cell in cells:
+        changed = compress(layers, cell, codebooks, key=jax.random.key(0))
+        counts = []
+        for path, weights in layers.items():
+            ones = jnp.ones(weights.size)  # equal weights, and no program of their own
+            if cell.method == "uniform":
+                alone = quantizers.uniform(
+                    weights.ravel(),
+                    num_clusters=cell.num_clusters,
+                    max_clusters=8,
+                    num_bins=BINS,
+                )
+            else:
+                alone = quantizers.kmeans(
+                    weights.ravel(),
+                    importance[path].ravel() if cell.weighting == "fisher" else ones,
+                    num_clusters=cell.num_clusters,
+                    start="quantiles",
+                    max_clusters=8,
+                    diameter_penalty=cell.diameter_penalty,
+                    penalty_form="monotone" if cell.penalty_form == "none" else cell.penalty_form,
+                    num_iterations=20,
+                    num_bins=BINS,
+                )
+            expected = alone.centroids[alone.assignments].reshape(weights.shape)
+            np.testing.assert_allclose(changed.layers[path], expected, rtol=0, atol=2e-6)
+            counts.append(
+                np.bincount(np.asarray(alone.assignments), minlength=8)[: cell.num_clusters]
+            )
+        size = sizes.code_size(np.stack(counts), num_clusters=cell.num_clusters)
+        assert changed.sizes is not None
+        np.testing.assert_allclose(changed.sizes, [np.sum(part) for part in size])
+
+
+def test_one_layer_alone(problem):
+    layers, _, _, codebooks = problem
+    cell = Cell("sensitivity", "kmeans", "none", num_clusters=8, layer="b/kernel")
+    everywhere = Cell("compressed", "kmeans", "none", num_clusters=8)
+    changed = compress(layers, cell, codebooks, key=jax.random.key(0)).layers
+    full = compress(layers, everywhere, codebooks, key=jax.random.key(0)).layers
+    np.testing.assert_array_equal(changed["b/kernel"], full["b/kernel"])
+    assert changed["a/kernel"] is layers["a/kernel"]
+    assert changed["c/kernel"] is layers["c/kernel"]
+
+
+def test_noise_is_as_strong_as_plain_kmeans_layer_by_layer(problem):
+    layers, _, _, codebooks = problem
+    noise = Cell("control", "gaussian_noise", "control", num_clusters=3)
+    plain = Cell("compressed", "kmeans", "none", num_clusters=3)
+    keys = jax.random.split(jax.random.key(1), 50)
+    quantized = compress(layers, plain, codebooks, key=keys[0]).layers
+    drawn_layers = [compress(layers, noise, codebooks, key=key).layers for key in keys]
+    for path, weights in layers.items():
+        target = float(jnp.mean((quantized[path] - weights) ** 2))
+        drawn = [float(jnp.mean((noisy[path] - weights) ** 2)) for noisy in drawn_layers]
+        # A mean of 50 N squared normals has relative standard error sqrt(2 / (50 N)).
+        assert np.mean(drawn) == pytest.approx(target, rel=5 * np.sqrt(2 / (50 * weights.size)))
+
+
+def test_controls_do_what_they_say(problem):
+    layers, _, _, codebooks = problem
+    for cell in control_cells(num_clusters=[3], has_early_stopping=False, has_last_layer=True):
+        changed = compress(layers, cell, codebooks, key=jax.random.key(0), last_layer="b/kernel")
+        assert changed.sizes is None
+        if cell.method == "last_layer_scaled":
+            expected = np.float32(cell.parameter) * layers["b/kernel"]
+            np.testing.assert_array_equal(changed.layers["b/kernel"], expected)
+            assert changed.layers["a/kernel"] is layers["a/kernel"]
+        if cell.method == "weights_clipped":
+            weights = np.asarray(layers["a/kernel"])
+            low, high = np.quantile(weights, [cell.parameter, 1 - cell.parameter])
+            np.testing.assert_allclose(
+                changed.layers["a/kernel"], np.clip(weights, low, high), atol=1e-6
+            )
+
+
+def test_rounding_and_pruning_come_with_their_sizes(problem):
+    layers, _, _, codebooks = problem
+    num_weights = sum(w.size for w in layers.values())
+    rounded = compress(
+        layers,
+        Cell("compressed", "round_to_nearest", "round_to_nearest", parameter=4.0),
+        codebooks,
+        key=jax.random.key(0),
+    )
+    assert rounded.sizes is not None
+    assert rounded.sizes.fixed_bits == 4 * num_weights
+    assert rounded.sizes.codebook_bits == 32 * (20 + 4 + 6)
+    pruned = compress(
+        layers,
+        Cell("compressed", "magnitude_pruning", "magnitude_pruning", parameter=0.75),
+        codebooks,
+        key=jax.random.key(0),
+    )
+    for path, weights in layers.items():
+        assert np.mean(np.asarray(pruned.layers[path]) == 0) == pytest.approx(
+            0.75, abs=1 / weights.size
+        )
+
+
+def test_squared_errors_are_sums_over_all_layers(problem):
+    layers, importance, _, codebooks = problem
+    cell = Cell("compressed", "kmeans", "none", num_clusters=3)
+    changed = compress(layers, cell, codebooks, key=jax.random.key(0)).layers
+    plain, weighted = squared_errors(layers, changed, importance)
+    squares = {
+        path: (np.asarray(changed[path], np.float64) - np.asarray(weights)) ** 2
+        for path, weights in layers.items()
+    }
+    assert float(plain) == pytest.approx(sum(s.sum() for s in squares.values()), rel=1e-5)
+    expected = sum((squares[p] * np.asarray(importance[p])).sum() for p in layers)
+    assert float(weighted) == pytest.approx(float(expected), rel=1e-5)
+    assert squared_errors(layers, layers, importance)[1] == 0
+
+
+def test_nothing_to_solve_is_fine(problem):
+    layers, _, _, _ = problem
+    codebooks = solve_codebooks(layers, {"none": None}, [ORIGINAL], num_bins=BINS, num_iterations=5)
+    assert codebooks.ids == ()
+    assert compress(layers, ORIGINAL, codebooks, key=jax.random.key(0)).layers is layers

@@ -1,0 +1,532 @@
+"""Pictures of a sweep in detail: what is drawn where, against pandas and SciPy."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import _pylab_helpers
+from matplotlib.figure import Figure
+from pictures import (
+    all_texts,
+    assert_nothing_is_cut,
+    drawn_lines,
+    is_drawn,
+    legend_texts,
+    levels_of,
+)
+from scipy import stats
+from synthetic_sweep import METHODS, PAPER, QUICK, synthetic_claims, synthetic_table
+
+from jaxcomp.experiments import drawing
+from jaxcomp.experiments.sweep import summary
+from jaxcomp.experiments.sweep.plots import (
+    plot_bound,
+    plot_details,
+    plot_limit,
+    plot_predicted_rise,
+    save_figures,
+)
+
+SMALL = QUICK | {"num_clusters": (2, 4, 16), "diameter_penalty": (0.05,)}
+COLUMNS = (
+    "train_loss",
+    "test_loss",
+    "test_loss_tempered",
+    "generalization_gap",
+    "accuracy",
+    "calibration_error",
+)
+FACTORS = (1, 1, 1, 1, 100, 100)
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    return synthetic_table(SMALL, num_models=4)
+
+
+@pytest.fixture(scope="module")
+def figure(table: pd.DataFrame) -> Figure:
+    return plot_details(table)
+
+
+def curve_of(table: pd.DataFrame, **identity: object) -> pd.DataFrame:
+    rows = table[np.logical_and.reduce([table[k] == v for k, v in identity.items()])]
+    means = rows.groupby("cell")[["ratio_estimated", "num_clusters", *COLUMNS]].mean()
+    return means.sort_values("ratio_estimated")
+
+
+def test_every_quantity_has_a_panel_with_units(figure):
+    titles = [axis.get_title(loc="left") for axis in figure.axes]
+    assert titles == [
+        "a  Training loss",
+        "b  Test loss, raw",
+        "c  Test loss, tempered",
+        "d  Generalization gap",
+        "e  Test accuracy",
+        "f  Expected calibration error",
+    ]
+    units = [axis.get_ylabel().split("[")[1] for axis in figure.axes]
+    assert units == ["nats]"] * 4 + ["%]"] * 2
+    assert figure.axes[-1].get_xlabel() == "compression ratio (estimated)"
+
+
+def test_title_says_what_was_trained(table):
+    assert plot_details(table).get_suptitle() == "mnist, mlp: 4 networks, clean labels"
+    noisy = table.assign(label_noise=0.3)
+    assert plot_details(noisy).get_suptitle() == "mnist, mlp: 4 networks, 30 % label noise"
+
+
+@pytest.mark.parametrize(
+    "identity",
+    [
+        {"method": "kmeans", "weighting": "none", "diameter_penalty": 0.0},
+        {"method": "kmeans", "weighting": "gauss_newton", "diameter_penalty": 0.05},
+        {"method": "uniform"},
+    ],
+)
+def test_curves_are_means_over_networks_sorted_by_ratio(table, figure, identity):
+    means = curve_of(table, **identity)
+    assert len(means) == 3
+    for axis, column, factor in zip(figure.axes, COLUMNS, FACTORS, strict=True):
+        assert is_drawn(
+            axis, means["ratio_estimated"].to_numpy(), factor * means[column].to_numpy()
+        )
+
+
+def paired_interval(table: pd.DataFrame, cell: str, column: str) -> tuple[float, float]:
+    """Mean of the cell, with the interval of its difference to the same networks' originals."""
+    by_network = table.pivot(index="model_seed", columns="cell", values=column)
+    test = stats.ttest_rel(by_network[cell], by_network["original"])
+    interval = test.confidence_interval(0.95)
+    original = by_network["original"].mean()
+    return original + interval.low, original + interval.high
+
+
+def test_bands_are_intervals_of_the_difference_to_the_original(table, figure):
+    vertices = np.concatenate(
+        [path.vertices for band in figure.axes[1].collections for path in band.get_paths()]
+    )
+    ratio = table.loc[table["cell"] == "kmeans/none/K16", "ratio_estimated"].mean()
+    at = vertices[np.isclose(vertices[:, 0], ratio)]
+    for end in paired_interval(table, "kmeans/none/K16", "test_loss"):
+        assert np.isclose(at[:, 1], end).any()
+
+
+@pytest.mark.parametrize("cell", ["kmeans/gauss_newton/monotone-0.05/K4", "round_to_nearest/4"])
+def test_penalised_curves_and_points_have_bars(table, figure, cell):
+    low, high = paired_interval(table, cell, "accuracy")
+    bars = [
+        segment[:, 1]
+        for lines in figure.axes[4].collections
+        if hasattr(lines, "get_segments")
+        for segment in lines.get_segments()
+    ]
+    assert any(np.allclose(bar, [100 * low, 100 * high]) for bar in bars)
+
+
+def test_the_level_of_the_originals_is_said(table, figure):
+    rows = table.loc[table["kind"] == "original", "test_loss"]
+    low, high = stats.t.interval(0.95, len(rows) - 1, rows.mean(), stats.sem(rows))
+    level = f"original {rows.mean():.3f} [{low:.3f}, {high:.3f}]"
+    assert level in all_texts(figure.axes[1])
+
+
+def test_order_of_rows_does_not_matter(table, figure):
+    shuffled = table.sample(frac=1, random_state=0)
+    ends = [
+        np.concatenate([p.vertices for b in f.axes[1].collections for p in b.get_paths()])
+        for f in (figure, plot_details(shuffled))
+    ]
+    np.testing.assert_allclose(ends[0], ends[1], rtol=1e-12)
+
+
+def test_originals_are_a_line(table, figure):
+    original = table[table["kind"] == "original"]
+    for axis, column, factor in zip(figure.axes, COLUMNS, FACTORS, strict=True):
+        assert np.isclose(levels_of(axis), factor * original[column].mean()).any()
+
+
+def test_controls_are_lines_at_the_strength_best_on_the_selection_sample(table, figure):
+    for panel, criterion in ((1, "selection_loss"), (2, "selection_loss_tempered")):
+        for method in ("last_layer_scaled", "weights_clipped", "early_stopping"):
+            cells = table[table["method"] == method].groupby("cell").mean(numeric_only=True)
+            best = cells.loc[cells[criterion].idxmin()]
+            assert np.isclose(levels_of(figure.axes[panel]), best[COLUMNS[panel]]).any()
+    assert {"T", "S", "C", "E"} <= set(all_texts(figure.axes[1]))
+
+
+def test_temperature_is_left_out_where_it_changes_nothing(figure):
+    assert "T" in all_texts(figure.axes[0])
+    assert "T" not in all_texts(figure.axes[2])
+    assert "T" not in all_texts(figure.axes[4])
+
+
+def test_noise_stands_at_the_ratio_of_its_k(table, figure):
+    ratios = curve_of(table, method="kmeans", weighting="none", diameter_penalty=0.0)
+    noise = curve_of(table, method="gaussian_noise").set_index("num_clusters")
+    noise = noise.loc[ratios["num_clusters"]]
+    assert is_drawn(
+        figure.axes[1], ratios["ratio_estimated"].to_numpy(), noise["test_loss"].to_numpy()
+    )
+
+
+def test_exploding_losses_do_not_squash_the_rest(table, figure):
+    means = table.groupby("cell").mean(numeric_only=True)
+    assert means["test_loss"].max() > 4
+    original = table.loc[table["kind"] == "original", "test_loss"].mean()
+    low, high = figure.axes[1].get_ylim()
+    assert low < original < high < 3 * original
+    drawn = means[
+        means["ratio_estimated"].between(*figure.axes[1].get_xlim())
+        & ~means.index.str.contains("noise")
+    ]
+    num_above = int((drawn["test_loss"] > high).sum())
+    worst = drawn["test_loss"].max()
+    assert f"{num_above} variants above, to {worst:.3g} nats" in all_texts(figure.axes[1])
+    marks = [line for line in figure.axes[1].get_lines() if line.get_marker() == "^"]
+    beyond = [len(line.get_xdata()) for line in marks if not line.get_clip_on()]
+    assert sum(beyond) == num_above
+
+
+def test_training_loss_is_logarithmic_when_it_spans_decades(table, figure):
+    assert figure.axes[0].get_yscale() == "log"
+    calm = table[~table["cell"].str.contains("K2|K4|pruning|noise")]
+    assert plot_details(calm).axes[0].get_yscale() == "linear"
+
+
+def test_ratio_axis_has_ticks_that_read_as_ratios(figure):
+    figure.draw_without_rendering()
+    axis = figure.axes[-1]
+    assert axis.get_xscale() == "log"
+    ticks = [tick.get_text() for tick in axis.get_xticklabels()]
+    assert {"8x", "16x", "32x"} <= set(ticks)
+    assert {"K = 16", "4", "2"} <= set(all_texts(axis))
+
+
+def test_merged_centroids_do_not_stretch_the_axis(table):
+    merged = table.copy()
+    is_merged = merged["diameter_penalty"] == 0.05
+    merged.loc[is_merged, "ratio_estimated"] = 3000.0
+    drawn = plot_details(merged)
+    assert drawn.axes[0].get_xlim()[1] < 100
+    num_cells = merged.loc[is_merged, "cell"].nunique()
+    assert f"{num_cells} variants right of the axis" in legend_texts(drawn)
+
+
+def test_few_penalties_are_all_drawn(figure):
+    texts = legend_texts(figure)
+    assert sum(text.startswith("penalty 0.05") for text in texts) == 2
+    assert not any("more" in text for text in texts)
+
+
+def test_of_many_penalties_the_ends_and_the_best_are_drawn():
+    table = synthetic_table(PAPER | {"num_clusters": (4, 16)}, num_models=2)
+    texts = legend_texts(plot_details(table))
+    starts = [texts.index(f"K-means, {name}") for name in ("unweighted", "Gauss-Newton")]
+    for weighting, start in zip(("none", "gauss_newton"), starts, strict=True):
+        cells = table[(table["method"] == "kmeans") & (table["weighting"] == weighting)]
+        means = cells.groupby("cell").mean(numeric_only=True)
+        best = [
+            means.loc[means[criterion].idxmin(), "diameter_penalty"]
+            for criterion in ("selection_loss", "selection_loss_tempered")
+        ]
+        expected = sorted({0.003, 0.3, *best} - {0.0})
+        group = texts[start + 2 : start + 2 + len(expected)]
+        assert [text.split()[1] for text in group] == [f"{value:g}" for value in expected]
+        assert "(best raw" in group[expected.index(best[0])]
+        more = f"{6 - len(expected)} more penalties in the table"
+        assert texts[start + 2 + len(expected)] == more
+
+
+def test_claims_are_starred_and_their_verdicts_written(table):
+    claims = synthetic_claims(table)
+    drawn = plot_details(table, claims=claims)
+    raw = next(claim for claim in claims if claim.name == "raw loss")
+    cell = table[table["cell"] == raw.cell]
+    stars = [line for line in drawn.axes[1].get_lines() if line.get_marker() == "*"]
+    places = [np.array(line.get_xydata(), float)[0] for line in stars]
+    wanted = [cell["ratio_estimated"].mean(), cell["test_loss"].mean()]
+    assert any(np.allclose(place, wanted) for place in places)
+    for panel, start in (
+        (1, f"lower: holds, {raw.effect:+.4f} [".replace("-", "\N{MINUS SIGN}")),
+        (2, "lower: no practical difference, "),
+        (4, "higher: not shown, "),
+    ):
+        assert any(text.startswith(start) for text in all_texts(drawn.axes[panel]))
+    assert "variant that a claim is about" in legend_texts(drawn)
+
+
+def test_penalty_of_a_claim_is_drawn_even_if_it_is_one_of_many():
+    table = synthetic_table(PAPER | {"num_clusters": (4, 16)}, num_models=2)
+    claim = synthetic_claims(table)[0]._replace(cell="kmeans/none/monotone-0.05/K4")
+    assert not any(t.startswith("penalty 0.05") for t in legend_texts(plot_details(table)))
+    texts = legend_texts(plot_details(table, claims=[claim]))
+    assert any(t.startswith("penalty 0.05") for t in texts)
+
+
+def test_one_network_has_no_intervals(table):
+    one = table[table["model_seed"] == 0]
+    drawn = plot_details(one)
+    assert "1 network" in drawn.get_suptitle()
+    assert not any("interval" in text.get_text() for text in drawn.texts)
+
+
+def test_network_trained_elsewhere_is_named(table):
+    given = table.assign(dataset="given", model="my-network", setting="my-network")
+    assert plot_details(given).get_suptitle() == "my-network: 4 networks, trained elsewhere"
+
+
+def edge_tables(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    broken = table.copy()
+    broken.loc[broken["cell"] == "kmeans/none/K2", ["train_loss", "test_loss"]] = np.nan
+    broken.loc[broken["cell"] == "kmeans/gauss_newton/K2", "test_loss_tempered"] = np.inf
+    broken.loc[broken["cell"] == "kmeans/gauss_newton/K4", "ratio_estimated"] = np.inf
+    equal = table.assign(train_loss=0.0, accuracy=1.0, calibration_error=0.0)
+    return {
+        "original only": table[table["kind"] == "original"],
+        "no kmeans": table[table["method"] != "kmeans"],
+        "one cell": table[table["cell"].isin(["original", "kmeans/none/K4"])],
+        "broken numbers": broken,
+        "equal numbers": equal,
+        "with sensitivity": pd.concat([table, table.iloc[:4].assign(kind="sensitivity")]),
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "original only",
+        "no kmeans",
+        "one cell",
+        "broken numbers",
+        "equal numbers",
+        "with sensitivity",
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_thin_tables_can_be_drawn(table, name):
+    plot_details(edge_tables(table)[name]).draw_without_rendering()
+
+
+def test_forms_of_penalty_are_named_where_there_are_several():
+    grid = SMALL | {"num_clusters": (4, 16), "penalty_form": ("monotone", "linear")}
+    texts = legend_texts(plot_details(synthetic_table(grid, num_models=2)))
+    assert any(text.startswith("penalty 0.05, linear") for text in texts)
+    assert any(text.startswith("penalty 0.05, monotone") for text in texts)
+
+
+def test_other_methods_are_lines_of_their_own_look():
+    table = synthetic_table(METHODS | {"num_clusters": (2, 4, 16)}, num_models=2)
+    drawn = plot_details(table)
+    names = legend_texts(drawn)
+    looks = set()
+    for name, method, allocation in (
+        ("K-means alloc", "kmeans", "optimal"),
+        ("optimal", "optimal", "equal"),
+        ("optimal alloc", "optimal", "optimal"),
+        ("entropy-coded", "entropy_constrained", "equal"),
+        ("entropy alloc", "entropy_constrained", "optimal"),
+        ("vector pairs", "vector", "equal"),
+    ):
+        for weighting, label in (("none", "unweighted"), ("gauss_newton", "Gauss-Newton")):
+            curve = curve_of(
+                table,
+                method=method,
+                allocation=allocation,
+                weighting=weighting,
+                diameter_penalty=0.0,
+            )
+            wanted = curve[["ratio_estimated", "test_loss"]].to_numpy()
+            (line,) = (
+                line
+                for line in drawn.axes[1].get_lines()
+                if np.shape(line.get_xydata()) == wanted.shape
+                and np.allclose(line.get_xydata(), wanted)
+            )
+            looks.add(
+                (
+                    line.get_color(),
+                    line.get_marker(),
+                    str(line.get_markerfacecolor()),
+                    line.get_linestyle(),
+                )
+            )
+            assert f"{name}, {label}" in names
+    assert len(looks) == 12
+    assert {"K-means alloc", "optimal alloc", "entropy-coded", "vector pairs"} <= set(
+        legend_texts(plot_predicted_rise(table))
+    )
+    assert "vector pairs, unweighted" in legend_texts(plot_bound(table))
+
+
+def test_no_legend_is_cut():
+    forms = {"penalty_form": ("monotone", "linear", "published"), "num_clusters": (4, 16)}
+    for grid, plots in (
+        (METHODS | {"num_clusters": (4,)}, (plot_details, plot_bound)),
+        (PAPER | forms, (plot_details,)),
+        (SMALL | {"weighting": ("none", "gauss_newton", "fisher")}, (plot_bound,)),
+    ):
+        table = synthetic_table(grid, num_models=2)
+        for plot in plots:
+            assert_nothing_is_cut(plot(table))
+
+
+def test_a_long_name_fits():
+    named = synthetic_table(SMALL, num_models=1).assign(dataset="given", model="network" * 20)
+    assert_nothing_is_cut(plot_predicted_rise(named))
+
+
+def test_many_penalties_are_looked_through_once(monkeypatch):
+    """The work of choosing what is drawn grows with the cells, not with their square."""
+    counts = []
+    for num_penalties in (10, 40):
+        penalties = tuple(0.001 * 1.1**k for k in range(num_penalties))
+        grid = SMALL | {"diameter_penalty": penalties, "num_clusters": (4, 16)}
+        (found,) = summary.summarize(synthetic_table(grid, num_models=2))
+        asked = []
+        mean = summary.CellSummary.mean
+
+        def counted(self, column, mean=mean, asked=asked):
+            asked.append(column)
+            return mean(self, column)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(summary.CellSummary, "mean", counted)
+            assert len(found.main_curves()) < 12
+        counts.append(len(asked) / len(found.cells))
+    # A square would make it four times as much for each cell.
+    assert counts[1] < 2 * counts[0]
+
+
+def test_bound_is_marked_vacuous_above_one(table):
+    drawn = plot_bound(table)
+    (axis,) = drawn.axes
+    assert axis.get_yscale() == "log"
+    assert any(text.startswith("vacuous") for text in all_texts(axis))
+    assert np.isclose(levels_of(axis), 1.0).any()
+    cells = table[table["cell"].str.startswith("kmeans/none/K")]
+    means = cells.groupby("cell").mean(numeric_only=True).sort_values("ratio_estimated")
+    ratio = means["ratio_estimated"].to_numpy()
+    assert is_drawn(axis, ratio, means["zero_one_bound"].to_numpy())
+    gap = (means["train_accuracy"] - means["accuracy"]).to_numpy()
+    assert is_drawn(axis, ratio, gap)
+
+
+def test_bound_counts_gaps_that_a_logarithmic_axis_cannot_show(table):
+    better = table.copy()
+    better.loc[better["cell"] == "kmeans/none/K2", "train_accuracy"] = 0.0
+    texts = all_texts(plot_bound(better).axes[0])
+    assert any(text.startswith("1 variant with a measured gap below") for text in texts)
+
+
+def test_predicted_rise_is_compared_with_the_measured_one(table):
+    drawn = plot_predicted_rise(table)
+    (axis,) = drawn.axes
+    assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
+    cells = table[table["method"] == "uniform"].groupby("cell").mean(numeric_only=True)
+    points = np.concatenate(drawn_lines(axis))
+    for _, cell in cells.iterrows():
+        wanted = [cell["predicted_rise_nats"], cell["measured_rise_nats"]]
+        assert np.isclose(points, wanted).all(axis=1).any()
+    diagonal = [xy for xy in drawn_lines(axis) if len(xy) == 2 and np.allclose(xy[:, 0], xy[:, 1])]
+    assert len(diagonal) == 1
+
+
+def test_predicted_rise_says_what_it_leaves_out(table):
+    fallen = table.copy()
+    fallen.loc[fallen["cell"] == "kmeans/none/K16", "measured_rise_nats"] = -0.1
+    assert "1 variant without a rise left out" in legend_texts(plot_predicted_rise(fallen))
+
+
+def test_quantizers_are_drawn_above_the_limit(table):
+    limits = 0.3 * table["entropy_bits_per_weight"]
+    told = table.assign(
+        limit_bits_per_weight=limits,
+        shannon_bits_per_weight=0.5 * limits,
+        excess_bits_per_weight=table["entropy_bits_per_weight"] - limits,
+    )
+    figure = plot_limit(told)
+    plane, above = figure.axes
+    assert plane.get_yscale() == "log"
+    cells = told[told["method"] == "uniform"].groupby("cell").mean(numeric_only=True)
+    places = np.concatenate(drawn_lines(plane))
+    heights = np.concatenate(drawn_lines(above))
+    for _, cell in cells.iterrows():
+        bits, distortion = cell["entropy_bits_per_weight"], 2 * cell["predicted_rise_nats"]
+        assert np.isclose(places, [bits, distortion]).all(axis=1).any()
+        assert np.isclose(places, [cell["limit_bits_per_weight"], distortion]).all(axis=1).any()
+        assert np.isclose(heights, [bits, 0.7 * bits]).all(axis=1).any()
+    assert "3 variants not shown" in legend_texts(figure)
+    with pytest.raises(ValueError, match=r"lacks the columns \['limit_bits_per_weight'"):
+        plot_limit(table)
+    with pytest.raises(ValueError, match="no compressed cell of the table has a limit"):
+        plot_limit(told.assign(excess_bits_per_weight=np.nan))
+
+
+@pytest.mark.parametrize(
+    ("form", "start"), [("svg", b"<?xml"), ("pdf", b"%PDF"), ("png", b"\x89PNG")]
+)
+def test_equal_tables_give_equal_bytes(table, form, start):
+    rows = table[table["cell"].isin(["original", "kmeans/none/K4"])]
+    first, second = (drawing.encoded(plot_bound(rows), form) for _ in range(2))
+    assert first == second
+    assert first.startswith(start)
+
+
+def test_every_picture_is_saved(table, tmp_path):
+    rows = table[table["cell"].isin(["original", "uniform/K4", "kmeans/none/K4", "temperature"])]
+    files = save_figures(rows, tmp_path, formats=("png",))
+    stems = ("sweep", "sweep-details", "bound", "predicted-rise")
+    assert [file.name for file in files] == [f"{stem}.png" for stem in stems]
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
+
+
+def test_every_setting_gets_its_own_files(table, tmp_path):
+    rows = table[table["kind"] == "original"].drop(columns=["zero_one_bound"])
+    noisy = rows.assign(label_noise=0.3, setting="mnist-mlp-noise0.3")
+    files = save_figures(pd.concat([rows, noisy]), tmp_path, formats=("png",))
+    assert [file.name for file in files] == [
+        "sweep-mnist-mlp-noise0.png",
+        "sweep-details-mnist-mlp-noise0.png",
+        "sweep-mnist-mlp-noise0.3.png",
+        "sweep-details-mnist-mlp-noise0.3.png",
+    ]
+
+
+def test_figures_can_be_drawn_in_threads(table):
+    rows = table[table["cell"].isin(["original", "kmeans/none/K4"])]
+    with ThreadPoolExecutor(2) as pool:
+        images = list(pool.map(lambda _: plot_bound(rows)._repr_png_(), range(3)))
+    assert images[0] == images[1] == images[2]
+    assert images[0].startswith(b"\x89PNG")
+    assert _pylab_helpers.Gcf.get_all_fig_managers() == []
+
+
+def test_the_table_stays_as_it_is(table):
+    before = table.copy()
+    plot_details(table)
+    plot_bound(table)
+    pd.testing.assert_frame_equal(table, before)
+
+
+def test_tables_that_cannot_be_drawn(table, tmp_path):
+    noisy = table.assign(label_noise=0.3, setting="mnist-mlp-noise0.3")
+    with pytest.raises(ValueError, match=r"shows one setting, the table has .*noise0\.3"):
+        plot_details(pd.concat([table, noisy]))
+    with pytest.raises(ValueError, match=r"lacks the columns \['accuracy'\]: pass the table"):
+        plot_details(table.drop(columns="accuracy"))
+    with pytest.raises(ValueError, match="no rows of the original networks: pass all of its rows"):
+        plot_details(table.iloc[:0])
+    with pytest.raises(ValueError, match="no rows of the original networks of mnist-mlp-noise0"):
+        plot_details(table[table["kind"] != "original"])
+    with pytest.raises(ValueError, match=r"lacks the columns \['zero_one_bound'\] that this"):
+        plot_bound(table.drop(columns="zero_one_bound"))
+    with pytest.raises(ValueError, match="no cell of the table has a finite zero_one_bound"):
+        plot_bound(table.assign(zero_one_bound=np.nan))
+    with pytest.raises(ValueError, match=r"lacks the columns \['predicted_rise_nats'\] that this"):
+        plot_predicted_rise(table.drop(columns="predicted_rise_nats"))
+    with pytest.raises(ValueError, match="both a positive predicted and a positive measured rise"):
+        plot_predicted_rise(table.assign(measured_rise_nats=-1.0))
+    with pytest.raises(ValueError, match="written as png, svg, pdf; got 'jpg'"):
+        save_figures(table, tmp_path, formats=("jpg",))

@@ -1,0 +1,283 @@
+"""What JAX can do to a function, or set for all of them, works for every public kernel.
+
+One table of small calls; every test runs it in another mode, against the results of the default
+mode (which itself runs under strict promotion). The arrays of all modes have the same few shapes.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxcomp
+from jaxcomp import bounds, curvature, quantizers, training
+from jaxcomp.numerics.transformations import all_transfers, counted_loop
+
+RNG = np.random.default_rng(0)
+POINTS = jnp.asarray(RNG.normal(size=24), jnp.float32)
+IMPORTANCE = jnp.asarray(RNG.uniform(0.5, 2, size=24), jnp.float32)
+CENTRES = jnp.asarray([-1.0, 0.25, 1.0], jnp.float32)
+NETWORK = {
+    "a": jnp.asarray(RNG.normal(size=(3, 4)), jnp.float32),
+    "b": jnp.asarray(RNG.normal(size=(4, 2)), jnp.float32),
+}
+INPUTS = jnp.asarray(RNG.normal(size=(6, 3)), jnp.float32)
+LABELS = jnp.asarray(RNG.integers(0, 2, size=6), jnp.int32)
+KEY = jax.random.key(0)
+INDEX = jnp.arange(3, dtype=jnp.int32)
+LENGTHS = jnp.asarray([1.0, 2.0, 2.0], jnp.float32)
+MULTIPLIERS = jnp.asarray([0.1, 0.5], jnp.float32)
+
+
+def predict(params, inputs):
+    return jnp.tanh(inputs @ params["a"]) @ params["b"]
+
+
+def loss(params, batch):
+    inputs, labels = batch
+    log_probabilities = jax.nn.log_softmax(predict(params, inputs))
+    chosen = jnp.take_along_axis(log_probabilities, labels[:, None], axis=1)
+    return -jnp.mean(chosen)
+
+
+def matrix(values):
+    return values.reshape(4, 6)
+
+
+def vectors(values):
+    return values.reshape(12, 2)
+
+
+# Solvers of points and importances: codebooks.
+SOLVERS = {
+    "kmeans": lambda w, h: quantizers.kmeans(
+        w, h, num_clusters=3, num_bins=8, diameter_penalty=0.01
+    ),
+    "uniform": lambda w, h: quantizers.uniform(w, h, num_clusters=3),
+    "polish": lambda w, h: quantizers.polish_kmeans(w, h, initial_centroids=CENTRES),
+    "blocks": lambda w, h: quantizers.block_kmeans(
+        matrix(w), matrix(h), block_shape=(2, 6), num_clusters=3
+    ),
+    "vectors": lambda w, h: quantizers.vector_kmeans(
+        vectors(w), vectors(h), num_clusters=3, key=KEY
+    ),
+    "optimal": lambda w, h: quantizers.optimal_kmeans(w, h, max_clusters=3),
+    "optimal diameter": lambda w, h: quantizers.optimal_diameter_kmeans(
+        w, h, max_clusters=3, num_outer=4
+    ).solve(3, 0.01),
+    "entropy": lambda w, h: quantizers.entropy_constrained(
+        w, h, multipliers=MULTIPLIERS, max_clusters=4
+    ),
+}
+# Those whose distortion has a derivative, at a codebook held fixed.
+MEASURING = ("kmeans", "uniform", "polish", "blocks", "vectors")
+
+# Everything else of points and importances.
+OTHERS = {
+    "rounding": lambda w, h: quantizers.round_to_nearest(matrix(w), num_bits=3),
+    "pruning": lambda w, h: quantizers.prune_by_magnitude(w, 0.5),
+    "straight through": lambda w, h: training.quantize_ste(w, CENTRES),
+    "looked up": lambda w, h: training.look_up(CENTRES, INDEX),
+    "assignment by cost": lambda w, h: quantizers.assign_by_cost(w, h, CENTRES, LENGTHS, 0.1),
+    "tree": lambda w, h: jaxcomp.quantize({"w": matrix(w)}, num_clusters=3).dequantize(),
+    "catoni": lambda w, h: bounds.catoni(0.1, 50.0, num_examples=1000, delta=0.05),
+    "occam": lambda w, h: bounds.occam(0.1, 50.0, num_examples=1000, delta=0.05, tail="chernoff"),
+    "gaussian complexity": lambda w, h: bounds.gaussian_complexity(w, 0.1),
+}
+# Those that call a function of the caller.
+CURVATURE = {
+    "hutchinson": lambda: curvature.hutchinson_diagonal(
+        loss, NETWORK, (INPUTS, LABELS), KEY, num_probes=2
+    ),
+    "over batches": lambda: curvature.over_batches(
+        partial(curvature.gauss_newton_diagonal, predict, NETWORK), [(INPUTS, LABELS)] * 2
+    ),
+}
+
+
+def call(name):
+    if name in CURVATURE:
+        return CURVATURE[name]()
+    return (SOLVERS | OTHERS)[name](POINTS, IMPORTANCE)
+
+
+NAMES = [*SOLVERS, *OTHERS, *CURVATURE]
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """Results of the default mode, each computed once, under strict promotion."""
+    found = {}
+
+    def of(name):
+        if name not in found:
+            with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+                found[name] = jax.tree.map(np.asarray, call(name))
+        return found[name]
+
+    return of
+
+
+def assert_same(found, wanted, **tolerance):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(
+            np.asarray(a, np.float64), np.asarray(b, np.float64), **tolerance
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_without_jit(name, expected):
+    wanted = expected(name)
+    with jax.disable_jit():
+        assert_same(call(name), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_with_checks_for_nan(name, expected):
+    wanted = expected(name)
+    with jax.debug_nans(True):
+        assert_same(call(name), wanted)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_moves_its_own_numbers_to_the_device(name, expected):
+    wanted = expected(name)
+    with jax.transfer_guard("disallow"):
+        assert_same(call(name), wanted)
+
+
+def codebook(result):
+    """The numbers of a result without what measures the points."""
+    return jax.tree.leaves(result._replace(distortion=None, objective=None))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_codebooks_are_constants(name, expected):
+    result, tangent = jax.jvp(SOLVERS[name], (POINTS, IMPORTANCE), (POINTS, IMPORTANCE))
+    assert_same(result, expected(name))
+    for leaf in codebook(tangent) if name in MEASURING else jax.tree.leaves(tangent):
+        assert leaf.dtype == jax.dtypes.float0 or not np.any(leaf)
+
+
+def quantized(name, result):
+    centroids, index = np.asarray(result.centroids), np.asarray(result.assignments, int)
+    if name == "blocks":
+        # Two blocks, one above the other.
+        return np.concatenate([centroids[b, 0][index[2 * b : 2 * b + 2]] for b in (0, 1)]).ravel()
+    return centroids[index].ravel()
+
+
+@pytest.mark.parametrize("field", ["distortion", "objective"])
+@pytest.mark.parametrize("name", MEASURING)
+def test_what_is_measured_has_the_derivative_of_a_fixed_codebook(name, field, expected):
+    deviation = np.asarray(POINTS) - quantized(name, expected(name))
+    wanted = (2 * np.asarray(IMPORTANCE) * deviation, deviation**2)
+
+    def measure(w, h):
+        return jnp.sum(getattr(SOLVERS[name](w, h), field))
+
+    assert_same(jax.grad(measure, argnums=(0, 1))(POINTS, IMPORTANCE), wanted, rtol=1e-5, atol=1e-6)
+    rise = np.sum(wanted[0] * np.asarray(IMPORTANCE)) + np.sum(wanted[1] * np.asarray(POINTS))
+    tangent = jax.jvp(measure, (POINTS, IMPORTANCE), (IMPORTANCE, POINTS))[1]
+    np.testing.assert_allclose(tangent, rise, rtol=1e-4)
+
+
+def test_least_distortion_has_that_derivative_too():
+    # By the envelope theorem: differences move the centres with the points.
+    def least(w):
+        return quantizers.kmeans(w, num_clusters=3).distortion
+
+    step = 1e-2 * jnp.cos(jnp.arange(24, dtype=jnp.float32))
+    slope = jax.jvp(least, (POINTS,), (step,))[1]
+    difference = (least(POINTS + step) - least(POINTS - step)) / 2
+    np.testing.assert_allclose(slope, difference, rtol=1e-3)
+
+
+def pull(w):
+    """A loss that fits its codebook to the weights it quantizes."""
+    fit = quantizers.kmeans(w, num_clusters=3)
+    return jnp.sum(training.quantize_ste(w, fit.centroids) ** 2) + fit.distortion
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        jax.jit(jax.value_and_grad(pull)),
+        jax.value_and_grad(jax.checkpoint(jax.jit(pull))),
+        jax.value_and_grad(
+            lambda w: jax.lax.scan(lambda sum_, _: (sum_ + pull(w), None), 0.0, None, length=1)[0]
+        ),
+        lambda w: jax.tree.map(lambda x: x[0], jax.vmap(jax.value_and_grad(pull))(w[None])),
+        lambda w: (pull(w), jax.linear_transpose(jax.linearize(pull, w)[1], w)(1.0)[0]),
+    ],
+    ids=["jit", "checkpoint", "loop", "vmap", "linearize"],
+)
+def test_clustering_inside_a_loss(program):
+    value, gradient = program(POINTS)
+    fit = quantizers.kmeans(POINTS, num_clusters=3)
+    near = np.asarray(fit.centroids)[np.asarray(fit.assignments, int)]
+    deviation = np.asarray(POINTS) - near
+    np.testing.assert_allclose(value, np.sum(near**2) + np.sum(deviation**2), rtol=1e-5)
+    np.testing.assert_allclose(gradient, 2 * near + 2 * deviation, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["kmeans", "rounding", "pruning", "over batches"])
+def test_float32_stays_float32_beside_64_bit_types(name, expected, x64):
+    found, wanted = call(name), expected(name)
+    assert_same(found, wanted, rtol=1e-5, atol=1e-6)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert a.dtype == b.dtype
+
+
+def test_keys_of_another_implementation_than_the_default():
+    key = jax.random.key(1, impl="rbg")
+    moments = quantizers.histogram_moments(POINTS, IMPORTANCE)
+    start = quantizers.plus_plus_start(moments, 3, key, max_clusters=3)
+    assert len(set(start.tolist())) == 3
+    assert set(start.tolist()) <= set(POINTS.tolist())
+    found = quantizers.vector_kmeans(vectors(POINTS), num_clusters=3, key=key)
+    assert int(jnp.sum(found.counts)) == 12
+
+    def separable(params, batch):
+        return jnp.sum(batch * params**2)
+
+    # Signs give the diagonal of a diagonal matrix exactly, whatever they are.
+    estimate = curvature.hutchinson_diagonal(separable, POINTS, IMPORTANCE, key, num_probes=2)
+    np.testing.assert_allclose(estimate.mean, 2 * np.asarray(IMPORTANCE), rtol=1e-6)
+
+
+def test_solver_that_is_compiled_as_it_stands_runs_without_jit():
+    # Op by op, which takes some seconds.
+    moments = quantizers.histogram_moments(POINTS[:4], IMPORTANCE[:4])
+    wanted = quantizers.solve_kmeans(moments, 2, max_clusters=2)
+    with jax.disable_jit():
+        found = quantizers.solve_kmeans(moments, 2, max_clusters=2)
+    assert_same(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("is_wide", [False, True])
+def test_index_of_a_loop_is_int32(is_wide):
+    def last(index, state):
+        del state
+        assert index.dtype == jnp.int32
+        return index
+
+    with jax.enable_x64(is_wide):
+        start = jnp.int32(0)
+        assert counted_loop(0, 3, last, start) == 2
+        assert jax.jit(lambda stop: counted_loop(0, stop, last, start))(3) == 2
+        with jax.disable_jit():
+            assert counted_loop(jnp.int32(1), jnp.int32(3), last, start) == 2
+
+
+def test_a_guarded_function_may_transfer():
+    @all_transfers
+    def doubled(array):
+        return jnp.asarray(array) * 2
+
+    with jax.transfer_guard("disallow"):
+        assert doubled(np.ones(3)).shape == (3,)
+        with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+            jnp.ones(3) + np.ones(3, np.float32)

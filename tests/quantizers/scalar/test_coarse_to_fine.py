@@ -1,0 +1,109 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from quantizer_oracles import count_compilations, heavy_tailed, optimum
+
+from jaxcomp.quantizers import histogram_moments, kmeans, solve_kmeans, solve_optimal
+from jaxcomp.quantizers.scalar.coarse_to_fine import coarse_to_fine_centroids
+
+NUM_BINS, MAX_CLUSTERS = 512, 16
+
+
+def sources():
+    rng = np.random.default_rng(0)
+    size = 20_000
+    weights = rng.gamma(0.5, size=size)
+    return {
+        "normal": (rng.normal(size=size), weights),
+        "laplace": (rng.laplace(size=size), weights),
+        "student_t": heavy_tailed(size),
+        "two_modes": (np.append(rng.normal(5, 0.1, 6_000), rng.normal(-1, 1, 14_000)), None),
+        "mostly_zero": (np.where(rng.random(size) < 0.9, 0, rng.normal(size=size)), weights),
+        "log_normal": (np.exp(2 * rng.normal(size=size)), None),
+    }
+
+
+def excess(points, weights, clusters):
+    """Return by how much the codebooks are above the optimum on the same bins."""
+    points = jnp.asarray(points, jnp.float32)
+    weights = jnp.ones_like(points) if weights is None else jnp.asarray(weights, jnp.float32)
+    moments = histogram_moments(points, weights, num_bins=NUM_BINS)
+    best = solve_optimal(moments, max_clusters=MAX_CLUSTERS, has_one_value_per_bin=True)
+
+    def solve(number):
+        return solve_kmeans(
+            moments, number, max_clusters=MAX_CLUSTERS, penalty_form="none", num_iterations=0
+        )
+
+    found = jax.vmap(solve)(clusters)
+    return np.asarray(found.distortion / best.distortion[clusters]) - 1
+
+
+@pytest.mark.parametrize("source", list(sources()))
+def test_finds_the_optimum_on_the_same_bins(source, strict_promotion):
+    clusters = jnp.arange(1, MAX_CLUSTERS + 1, dtype=jnp.int32)
+    above = excess(*sources()[source], clusters)
+    # Nearest assignment by rounded centres: equal to a few roundings.
+    assert np.all(above > -1e-5)
+    assert np.median(above) < 1e-5
+    assert np.all(above < 1e-3)
+
+
+@pytest.mark.parametrize("num_clusters", [2, 5])
+def test_few_points_are_solved_exactly(num_clusters):
+    points, importance = heavy_tailed(60)
+    found = kmeans(points, importance, num_clusters=num_clusters)
+    best = optimum(points, importance, num_clusters)[-1]
+    assert float(found.distortion) == pytest.approx(best, rel=1e-5)
+
+
+def test_better_than_lloyd_from_quantiles_on_heavy_tails():
+    points, importance = heavy_tailed(20_000)
+    by_start = {
+        start: float(
+            kmeans(points, importance, num_clusters=16, num_bins=512, start=start).distortion
+        )
+        for start in ("coarse_to_fine", "quantiles")
+    }
+    assert by_start["coarse_to_fine"] < 0.8 * by_start["quantiles"]
+
+
+def test_traced_numbers_of_clusters_compile_once_and_equal_single_calls():
+    points, importance = heavy_tailed(3000)
+    moments = histogram_moments(points, importance, num_bins=NUM_BINS)
+    clusters = jnp.arange(1, MAX_CLUSTERS + 1, dtype=jnp.int32)
+
+    def solve(number):
+        return coarse_to_fine_centroids(
+            moments.position, moments.mass, number, max_clusters=MAX_CLUSTERS
+        )
+
+    solve(1)
+    with count_compilations() as count:
+        single = [solve(number) for number in range(1, MAX_CLUSTERS + 1)]
+    assert count() == 0
+    np.testing.assert_allclose(jax.vmap(solve)(clusters), single, rtol=1e-6, atol=1e-9)
+    for number, centroids in zip(clusters, single, strict=True):
+        assert centroids.dtype == jnp.float32
+        assert np.all(np.diff(centroids) >= 0)
+        assert np.all(centroids[number - 1 :] == centroids[number - 1])
+
+
+def test_bins_without_mass_and_fewer_bins_than_clusters():
+    position = np.array([-2.0, -2.0, 0.5, np.nextafter(np.float32(0.5), np.float32(1)), 9, 9])
+    mass = np.array([0.0, 1.0, 2.0, 1e-3, 0.0, 5.0])
+    found = coarse_to_fine_centroids(position, mass, 7, max_clusters=8)
+    np.testing.assert_array_equal(found[:4], position.astype(np.float32)[[1, 2, 3, 5]])
+    np.testing.assert_array_equal(found[4:], np.float32(9))
+    two = coarse_to_fine_centroids(position, mass, 2, max_clusters=8)
+    np.testing.assert_allclose(two, [-1 / 3.001, *[9] * 7], rtol=1e-3)
+    one = coarse_to_fine_centroids(np.array([3.0]), np.array([2.0]), 2, max_clusters=2)
+    np.testing.assert_array_equal(one, 3)
+
+
+def test_double_precision(x64):
+    points, importance = (part.astype(np.float64) for part in heavy_tailed(300))
+    moments = histogram_moments(points, importance)
+    found = coarse_to_fine_centroids(moments.position, moments.mass, 5, max_clusters=5)
+    assert found.dtype == jnp.float64
