@@ -6,6 +6,7 @@ weights make curves of operating points; a budget picks a point of each; the wei
 once more to be given their codes.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -29,8 +30,10 @@ from jaxcomp.curvature import DiagonalEstimate
 from jaxcomp.long_call import LongCall
 from jaxcomp.numerics.checks import is_concrete
 from jaxcomp.numerics.scaling import is_zero
+from jaxcomp.numerics.sums import pairwise_sum
 from jaxcomp.numerics.transformations import always_compiled
 from jaxcomp.quantizers.curves import Curve
+from jaxcomp.quantizers.histograms import accumulation_dtype
 from jaxcomp.quantizers.methods import EntropyConstrained, Method
 from jaxcomp.trees.leaves import Constant, is_array, warn_of_wide, with_readable_leaves
 from jaxcomp.trees.paths import leaves_by_path, matching_paths, shorten
@@ -38,7 +41,8 @@ from jaxcomp.trees.selection import Select, decide, stacked_paths
 from jaxcomp.trees.tied import Group, group_tied
 from jaxcomp.types import AnyArray, Params
 
-DEFAULT = EntropyConstrained(scale="channel")
+# What keeps most without data, by `benchmarks/methods.py`.
+DEFAULT = EntropyConstrained()
 
 # How often a choice is repeated to keep to a budget that the first one missed.
 _MOST_CHOICES = 6
@@ -77,12 +81,14 @@ def compress(
             from glob patterns of paths to methods: the first pattern that matches counts, and
             `"*"`, wherever it stands, covers the rest. A method without its parameter, such as
             `KMeans()`, leaves it to the budget, or to its default. By default entropy-constrained
-            quantization with a scale for each channel, at the slope of 4 bits.
+            quantization with one codebook a leaf, about 4 bits per weight without a budget. @@
         importance: importance h of each weight, a pytree with a non-negative real array of the
             leaf's shape at the path of every selected leaf (other leaves may be None or missing),
-            or a `DiagonalEstimate`, whose mean goes through the default `CurvaturePolicy`. None
-            weighs all alike. At the places of a tied leaf importances add up, unless they are one
-            array as well.
+            or a `DiagonalEstimate`, whose mean goes through the default `CurvaturePolicy`. None,
+            without data, weighs the weights of a layer alike, and a budget in bits lets the
+            relative errors `sum (w - c)^2 / sum w^2` of all layers count alike. (An array of ones
+            lets the errors of all weights count alike, which serves networks worse.) At the places
+            of a tied leaf importances add up, unless they are one array as well.
         bits_per_weight: budget: codes and side bits (codebooks, scales) of the compressed leaves
             over their weights, shared between leaves by one slope. Estimated by entropy, as all
             sizes here.
@@ -132,12 +138,13 @@ def compress(
     with LongCall(f"compressing by {' and '.join(names)}", total) as report:
         if budget is None:
             found = []
+            parameters = _own_parameters(selected.tensors, shared=importance is None)
             for done, tensor in enumerate(selected.tensors):
                 report(done, total, shorten(tensor.paths, 1))
-                curves = tensor.curves([tensor.parameter()])
-                found.append(tensor.apply(curves, 0))
+                found.append(tensor.apply(tensor.curves([parameters[done]]), 0))
         else:
-            found = _within(selected.tensors, budget, report)
+            is_relative = importance is None and budget.bits is not None
+            found = _within(selected.tensors, budget, is_relative, report)
     leaves: list[CompressedTensor | KeptLeaf] = []
     layouts: list[TensorLayout] = []
     compressed = iter(zip(selected.tensors, found, strict=True))
@@ -208,11 +215,6 @@ class _Tensor(NamedTuple):
         assert self.layout.dtype is not None
         return 8 * self.layout.dtype.itemsize * self.num_weights
 
-    def parameter(self) -> Any:
-        """The method's own parameter, or its default."""
-        own = self.method.parameter
-        return self.method.default if own is None else own
-
     def points(self) -> np.ndarray:
         """Parameters that a budget may choose."""
         own = self.method.parameter
@@ -229,6 +231,13 @@ class _Tensor(NamedTuple):
             unit = 2 * problem.exponent + (0 if h is None else int(h.exponent))
             curves.append(found._replace(distortion=np.ldexp(found.distortion, unit)))
         return curves
+
+    def energies(self) -> list[float]:
+        """The sum of the squared weights of every layer, in original units; 1 for zeros."""
+        return [
+            math.ldexp(float(_energy(problem.weights)), 2 * problem.exponent) or 1.0
+            for problem in self.problems
+        ]
 
     def joined(self, curves: Sequence[Curve]) -> Curve:
         """The curve of the whole leaf: all layers at one point."""
@@ -367,18 +376,42 @@ def _check_method(method: Any, label: str) -> None:
         )
 
 
-def _within(tensors: list[_Tensor], budget: Budget, report: Any) -> list[CompressedTensor]:
-    """Apply the points that keep to a budget, by what the codes really cost."""
+def _own_parameters(tensors: list[_Tensor], *, shared: bool) -> list[Any]:
+    """The methods' own parameters; where they have none, their defaults."""
+    parameters: list[Any] = [tensor.method.parameter for tensor in tensors]
+    for method in {tensor.method for tensor in tensors if tensor.method.parameter is None}:
+        places = [place for place, tensor in enumerate(tensors) if tensor.method == method]
+        sizes = np.asarray([tensors[place].problems[0].weights.size for place in places])
+        layers = np.asarray([len(tensors[place].problems) for place in places])
+        own = method.defaults(sizes, layers) if shared else [method.default] * len(places)
+        for place, parameter in zip(places, own, strict=True):
+            parameters[place] = parameter
+    return parameters
+
+
+def _within(
+    tensors: list[_Tensor], budget: Budget, is_relative: bool, report: Any
+) -> list[CompressedTensor]:
+    """Apply the points that keep to a budget, by what the codes really cost.
+
+    With `is_relative`, the error of every layer counts relative to the squares of its weights.
+    """
     total = 2 * len(tensors)
-    curves, joined = [], []
+    curves, joined, energies = [], [], []
     for done, tensor in enumerate(tensors):
         report(done, total, shorten(tensor.paths, 1))
         curves.append(tensor.curves(tensor.points()))
-        joined.append(tensor.joined(curves[-1]))
+        energies.append(np.asarray(tensor.energies() if is_relative else [1.0]))
+        relative = [
+            own._replace(distortion=own.distortion / energy)
+            for own, energy in zip(
+                curves[-1], np.resize(energies[-1], len(curves[-1])), strict=True
+            )
+        ]
+        joined.append(tensor.joined(relative))
     rates = [own.size_bits(t.num_weights) for own, t in zip(joined, tensors, strict=True)]
     costs = [own.distortion for own in joined]
     applied: dict[tuple[int, int], CompressedTensor] = {}
-    best: list[CompressedTensor] | None = None
     for _ in range(_MOST_CHOICES):
         places = choose(rates, costs, budget)
         for number, place in enumerate(places.tolist()):
@@ -392,19 +425,16 @@ def _within(tensors: list[_Tensor], budget: Budget, report: Any) -> list[Compres
             rates[number] = _with(
                 rates[number], place, float(size.entropy_bits + size.codebook_bits)
             )
-            costs[number] = _with(costs[number], place, _distortion(leaf))
+            cost = float(np.sum(_distortions(leaf) / energies[number]))
+            costs[number] = _with(costs[number], place, cost)
         found = [applied[number, place] for number, place in enumerate(places.tolist())]
         at = rates if budget.bits is not None else costs
         reached = float(sum(own[place] for own, place in zip(at, places.tolist(), strict=True)))
         if reached <= budget.limit * (1 + 1e-9):
-            best = found
-            break
-    if best is None:
-        raise ValueError(
-            f"{budget.name} = {budget.value:g} could not be met by these methods; allow a little "
-            "more."
-        )
-    return best
+            return found
+    raise ValueError(
+        f"{budget.name} = {budget.value:g} could not be met by these methods; allow a little more."
+    )
 
 
 def _with(values: Float[np.ndarray, " points"], place: int, value: float) -> np.ndarray:
@@ -413,9 +443,14 @@ def _with(values: Float[np.ndarray, " points"], place: int, value: float) -> np.
     return values
 
 
-def _distortion(leaf: CompressedTensor) -> float:
+def _distortions(leaf: CompressedTensor) -> Float[np.ndarray, "*layers"]:
     exponent = np.asarray(leaf.measures.distortion_exponent)
-    return float(np.sum(np.ldexp(np.asarray(leaf.measures.distortion, np.float64), exponent)))
+    return np.ldexp(np.asarray(leaf.measures.distortion, np.float64), exponent)
+
+
+@jax.jit
+def _energy(weights: Float[Array, "*shape"]) -> Float[Array, ""]:
+    return pairwise_sum(jnp.square(weights.astype(accumulation_dtype(weights.dtype))).ravel())
 
 
 def _encode(problem: Problem, own: Curve, place: int, method: Method) -> CompressedTensor:

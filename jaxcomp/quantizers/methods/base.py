@@ -6,8 +6,10 @@ ordinary units: weights far from 1 come divided by a power of two (`jaxcomp.comp
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
@@ -104,6 +106,18 @@ class Method:
         """Return the parameters among which a budget chooses."""
         raise NotImplementedError
 
+    def defaults(
+        self, num_weights: Int[np.ndarray, " tensors"], num_layers: Int[np.ndarray, " tensors"]
+    ) -> list[Any]:
+        """Return the parameters of tensors that neither a budget nor an importance tells apart.
+
+        Args:
+            num_weights: of each tensor, or of a layer where it is a stack of them.
+            num_layers: of each tensor; 1 where it is no stack.
+        """
+        del num_layers
+        return [self.default] * len(num_weights)
+
     def describe(self, parameter: float) -> str:
         """Say what a parameter means, in a word or two."""
         raise NotImplementedError
@@ -184,13 +198,11 @@ class Method:
         self, weights: Float[Array, "*shape"], importance: Float[Array, "*shape"] | None
     ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"] | None, Float[Array, " rows"] | None]:
         """Divide weights by the deviations of their rows; an error counts what it did before."""
-        if self.rows is None:
-            return weights, importance, None
-        scales = deviations(weights, rows=self.rows)
-        each = spread(scales, rows=self.rows, shape=weights.shape)
-        units = weights.astype(accumulation_dtype(weights.dtype)) / each
-        squared = each * each
-        return units, squared if importance is None else importance * squared, scales
+        return (
+            (weights, importance, None)
+            if self.rows is None
+            else _scaled(weights, importance, rows=self.rows)
+        )
 
 
 def _look_up(codebook: Any, codes: Any) -> Any:
@@ -199,6 +211,19 @@ def _look_up(codebook: Any, codes: Any) -> Any:
     return jnp.asarray(codebook)[codes.astype(jnp.int32)]
 
 
+# One program for a shape: operation by operation each would compile a dozen.
+@partial(jax.jit, static_argnames=("rows",))
+def _scaled(
+    weights: Float[Array, "*shape"], importance: Float[Array, "*shape"] | None, *, rows: Rows
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"], Float[Array, " rows"]]:
+    scales = deviations(weights, rows=rows)
+    each = spread(scales, rows=rows, shape=weights.shape)
+    units = weights.astype(accumulation_dtype(weights.dtype)) / each
+    squared = each * each
+    return units, squared if importance is None else importance * squared, scales
+
+
+@partial(jax.jit, static_argnames=("rows", "shape", "dtype"))
 def _rescaled(
     values: Shaped[Array, "*shape"],
     scales: Float[Array, " rows"],

@@ -27,10 +27,10 @@ class EntropyConstrained(Method):
     Attributes:
         multiplier: distortion that a bit is worth, relative to the distortion per weight of a
             single value; > 0. At high rate R bits it is `2 ln 2 4^-R`. None without a budget is
-            that of 4 bits.
+            that of 4 bits, on average over the tensors.
         num_symbols: most symbols.
         num_iterations: most updates, >= 1.
-        num_bins: intervals of value of the histogram.
+        num_bins: intervals of value of the histogram; twice as many where all weights count alike.
         num_levels: intervals of importance of the histogram.
     """
 
@@ -61,6 +61,20 @@ class EntropyConstrained(Method):
     def candidates(self) -> np.ndarray:
         return 2 * np.log(2) * 4.0 ** -np.arange(7, -1.25, -0.25)
 
+    def defaults(
+        self, num_weights: Int[np.ndarray, " tensors"], num_layers: Int[np.ndarray, " tensors"]
+    ) -> list[float]:
+        """Return the multipliers of 4 bits on average, relative errors of all layers alike.
+
+        A bit more for each of n weights lowers the relative error of their layer by an amount that
+        does not depend on n: one slope for all layers is a multiplier that grows like n.
+        """
+        shares = num_weights * num_layers / np.sum(num_weights * num_layers)
+        logs = np.log(np.maximum(num_weights, 1))
+        found = self.default * np.exp(logs - np.sum(shares * logs))
+        least, most = np.min(self.candidates()), np.max(self.candidates())
+        return [float(part) for part in np.clip(found, least, most)]
+
     def describe(self, parameter: float) -> str:
         return f"slope {parameter:.3g}"
 
@@ -75,7 +89,8 @@ class EntropyConstrained(Method):
             units.reshape(-1),
             None if h is None else h.reshape(-1),
             num_bins=self.num_bins,
-            num_levels=self.num_levels,
+            # Without importances there are no levels to tell apart.
+            num_levels=min(2, self.num_levels) if h is None else self.num_levels,
         )
         found = solve_entropy_constrained(
             moments,

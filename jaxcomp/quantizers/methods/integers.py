@@ -1,16 +1,19 @@
 """Rounding to the nearest integer."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxcomp.coding import sizes
+from jaxcomp.numerics.sums import pairwise_sum
 from jaxcomp.quantizers.curves import Curve
 from jaxcomp.quantizers.methods.base import Encoded, Method, Needs, all_true, check_count
-from jaxcomp.quantizers.rounding import RoundedWeights, round_to_nearest
+from jaxcomp.quantizers.rounding import round_to_nearest
 from jaxcomp.quantizers.scales import Rows, Scale
 
 
@@ -53,13 +56,10 @@ class RoundToNearest(Method):
     ) -> Curve:
         rates, sides, distortions = [], [], []
         for num_bits in parameters:
-            rounded = self._round(weights, int(num_bits))
-            counts = _count(rounded.codes, int(num_bits))
-            error = (rounded.values - weights).astype(jnp.float32)
-            squared = error * error if importance is None else importance * error * error
-            rates.append(sizes.empirical_entropy_bits(counts))
-            sides.append(32.0 * rounded.scales.size)
-            distortions.append(float(jnp.sum(squared)))
+            codes, scales, distortion = _round(weights, importance, int(num_bits), rows=self.rows)
+            rates.append(sizes.empirical_entropy_bits(_count(codes, int(num_bits))))
+            sides.append(32.0 * scales.size)
+            distortions.append(float(distortion))
         return Curve(
             parameter=np.asarray(parameters, np.float64),
             rate_bits=np.asarray(rates),
@@ -76,9 +76,8 @@ class RoundToNearest(Method):
         place: int,
     ) -> Encoded:
         num_bits = int(curve.parameter[place])
-        rounded = self._round(weights, num_bits)
-        counts = _count(rounded.codes, num_bits)
-        return Encoded(rounded.codes, None, rounded.scales, counts, True)
+        codes, scales, _ = _round(weights, importance, num_bits, rows=self.rows)
+        return Encoded(codes, None, scales, _count(codes, num_bits), True)
 
     def size(
         self,
@@ -91,14 +90,20 @@ class RoundToNearest(Method):
         del value_bits
         return sizes.rounded_size(counts, num_bits=int(parameter[0]), num_scales=num_scales)
 
-    def _round(self, weights: Float[Array, "*shape"], num_bits: int) -> RoundedWeights:
-        rows = self.rows.split(weights)
-        rounded = round_to_nearest(rows, num_bits=num_bits, channel_axis=0)
-        return RoundedWeights(
-            self.rows.join(rounded.codes, weights.shape),
-            rounded.scales,
-            self.rows.join(rounded.values, weights.shape),
-        )
+
+@partial(jax.jit, static_argnames=("rows",))
+def _round(
+    weights: Float[Array, "*shape"],
+    importance: Float[Array, "*shape"] | None,
+    num_bits: Int[Array, ""] | int,
+    *,
+    rows: Rows,
+) -> tuple[Int[Array, "*shape"], Float[Array, " rows"], Float[Array, ""]]:
+    """Return codes, scales and distortion."""
+    rounded = round_to_nearest(rows.split(weights), num_bits=num_bits, channel_axis=0)
+    error = (rows.join(rounded.values, weights.shape) - weights).astype(jnp.float32)
+    squared = error * error if importance is None else importance * error * error
+    return rows.join(rounded.codes, weights.shape), rounded.scales, pairwise_sum(squared.ravel())
 
 
 def _count(codes: Int[Array, "..."], num_bits: int) -> Int[np.ndarray, " codes"]:

@@ -1,0 +1,62 @@
+"""What a budget in bits weighs where nothing says what matters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcomp import compress
+from jaxcomp.quantizers import RoundToNearest
+
+
+def layers(unit: float) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(0)
+    shapes = {"first": (60, 40), "second": (40, 10), "third": (10, 10)}
+    drawn = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    drawn["second"] *= np.float32(unit)
+    return {name: jnp.asarray(value) for name, value in drawn.items()}
+
+
+def test_without_importance_relative_errors_of_layers_count_alike():
+    params = layers(2.0**-6)
+    importance = {
+        name: np.full(value.shape, 1 / np.sum(np.asarray(value, np.float64) ** 2))
+        for name, value in params.items()
+    }
+    found = compress(params, RoundToNearest(), bits_per_weight=4.0)
+    expected = compress(params, RoundToNearest(), importance=importance, bits_per_weight=4.0)
+    alike = compress(
+        params,
+        RoundToNearest(),
+        importance=jax.tree.map(jnp.ones_like, params),
+        bits_per_weight=4.0,
+    )
+    bits = [
+        [int(tree.tensor(name).parameter) for name in params] for tree in (found, expected, alike)
+    ]
+    assert bits[0] == bits[1]
+    assert bits[0][1] > bits[2][1]
+    # The fewer weights share an error, the finer they are.
+    assert bits[0][0] < bits[0][2]
+
+
+def test_without_importance_the_unit_of_a_layer_is_nothing():
+    found = [
+        compress(layers(unit), RoundToNearest(), bits_per_weight=4.0) for unit in (1.0, 2.0**-20)
+    ]
+    for name in layers(1.0):
+        np.testing.assert_array_equal(found[0].codes(name), found[1].codes(name))
+
+
+def test_without_budget_a_tree_takes_about_four_bits():
+    rng = np.random.default_rng(1)
+    params = {
+        "first": jnp.asarray(rng.normal(size=(200, 100)), jnp.float32),
+        "second": jnp.asarray(rng.normal(size=(100, 20)), jnp.float32),
+    }
+    report = compress(params).report()
+    rates = {layer.path: layer.entropy_bits_per_weight for layer in report}
+    # Ten times fewer weights: the root of ten times finer. Gaussian weights take 0.25 bit more
+    # than the bound at high rate (Gish and Pierce), so 4.25 bits on average.
+    assert abs(rates["second"] - rates["first"] - 0.5 * np.log2(10)) < 0.1
+    mean = (10 * rates["first"] + rates["second"]) / 11
+    assert abs(mean - 4.25) < 0.1
