@@ -1,14 +1,14 @@
-"""Time a grid of K-means cells on one layer: moments first, against Lloyd on the raw weights.
+"""Time a grid of K-means problems on one layer: moments first, against Lloyd on the raw weights.
 
     python benchmarks/quantizers.py [--num-points 200704] [--repeats 7] [--out result.json]
 
-One problem for all: Student-t weights (3 degrees of freedom) with Gamma importances, seeded, and
-every cell of 8 numbers of clusters x 6 diameter penalties, 30 Lloyd iterations from the quantiles.
+The same data for all: Student-t weights (3 degrees of freedom) with Gamma importances, seeded, and
+8 numbers of clusters x 6 diameter penalties, 30 Lloyd iterations from the quantiles.
 
-- `moments`: one histogram, then all cells by prefix sums (`solve_kmeans`).
+- `moments`: one histogram, then all problems by prefix sums (`solve_kmeans`).
 - `raw`: the same start and centre updates, the sums over the N points anew in every iteration,
-  cell after cell in one compiled program.
-- `scikit_learn`: `KMeans` with `sample_weight`, one cell without penalty from the same start.
+  one after the other in one compiled program.
+- `scikit_learn`: `KMeans` with `sample_weight`, one problem without penalty from the same start.
 
 Compilation is reported apart. Inputs lie on the device before the clock starts; median and range
 of the repeats. What each method found is compared outside the clock, on the raw weights in
@@ -54,27 +54,27 @@ def make_problem(num_points: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def solve_grid(
     points: Float[Array, " points"], importance: Float[Array, " points"], num_bins: int
 ) -> Float[Array, "clusters penalties centroids"]:
-    """All cells from one histogram of moments."""
+    """All problems from one histogram of moments."""
     moments = histogram_moments(points, importance, num_bins=num_bins)
-    codebooks = solve_kmeans(
+    solutions = solve_kmeans(
         moments,
         jnp.asarray(NUM_CLUSTERS)[:, None],
         jnp.asarray(PENALTIES)[None, :],
         max_clusters=max(NUM_CLUSTERS),
         num_iterations=NUM_ITERATIONS,
     )
-    return codebooks.centroids
+    return solutions.codebook.centroids
 
 
 def solve_grid_on_raw_points(
     points: Float[Array, " points"], importance: Float[Array, " points"]
 ) -> Float[Array, "clusters penalties centroids"]:
-    """All cells, one after the other, every iteration over all points."""
+    """All problems, one after the other, every iteration over all points."""
     max_clusters = max(NUM_CLUSTERS)
     ordered = jnp.sort(points)
     total = jnp.sum(importance)
 
-    def cell(arguments):
+    def lloyd(arguments):
         num_clusters, penalty = arguments
         index = jnp.arange(max_clusters)
         is_live = index < num_clusters
@@ -101,7 +101,7 @@ def solve_grid_on_raw_points(
     clusters, penalties = jnp.meshgrid(
         jnp.asarray(NUM_CLUSTERS), jnp.asarray(PENALTIES), indexing="ij"
     )
-    centroids = lax.map(cell, (clusters.ravel(), penalties.ravel()))
+    centroids = lax.map(lloyd, (clusters.ravel(), penalties.ravel()))
     return centroids.reshape(*clusters.shape, max_clusters)
 
 
@@ -146,7 +146,7 @@ def timed_program(function, arguments: tuple[Array, ...], repeats: int):
 
 
 def compare(problem, centroids: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """Compare the objectives of two grids of codebooks: ratios over all cells."""
+    """Compare the objectives of two grids of codebooks: ratios over all problems."""
     ratios = [
         objective(*problem, centroids[i, j], penalty)
         / objective(*problem, reference[i, j], penalty)
@@ -198,7 +198,7 @@ def main() -> None:
     ours = np.asarray(by_moments)[row, PENALTIES.index(0.0)]
     sklearn_report |= {
         "num_clusters": SCIKIT_LEARN_CLUSTERS,
-        "num_cells": 1,
+        "num_problems": 1,
         "repeats": options.raw_repeats,
         "moments_objective_over_this": objective(*problem, ours, 0.0)
         / objective(*problem, fitted, 0.0),
@@ -210,7 +210,7 @@ def main() -> None:
             "num_bins": options.num_bins,
             "num_clusters": NUM_CLUSTERS,
             "penalties": PENALTIES,
-            "num_cells": len(NUM_CLUSTERS) * len(PENALTIES),
+            "num_problems": len(NUM_CLUSTERS) * len(PENALTIES),
             "num_iterations": NUM_ITERATIONS,
             "dtype": "float32",
             "seed": options.seed,

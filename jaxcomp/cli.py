@@ -149,7 +149,7 @@ def sweep(
         Preset,
         typer.Option(
             help="quick: digits, 5 networks, a minute. paper: the published experiment on MNIST, "
-            "20 networks, 120 quantized cells. Every other option overrides the preset."
+            "20 networks, 120 quantized variants. Every other option overrides the preset."
         ),
     ] = Preset.quick,
     dataset: Annotated[
@@ -173,10 +173,10 @@ def sweep(
             rich_help_panel=_DATA,
         ),
     ] = None,
-    selection_size: Annotated[
+    validation_size: Annotated[
         int | None,
         typer.Option(
-            help="Examples of the selection sample: every choice and every temperature is made "
+            help="Examples of the validation set: every choice and every temperature is made "
             "on it; the test set is looked at once.",
             rich_help_panel=_DATA,
         ),
@@ -246,7 +246,7 @@ def sweep(
             rich_help_panel=_GRID,
         ),
     ] = None,
-    weighting: Annotated[
+    importance: Annotated[
         list[str] | None,
         typer.Option(
             help="What weighs a weight's squared error in K-means: none, gauss_newton (exact "
@@ -297,7 +297,7 @@ def sweep(
 ) -> None:
     """Train networks, compress their weights at many rates, and say what of it is real.
 
-    Every cell shows the training loss, the test loss raw and after temperature scaling, the
+    Every variant shows the training loss, the test loss raw and after temperature scaling, the
     generalization gap and the accuracy against the compression ratio; claims come with 95 %
     intervals, and what compresses nothing (temperature, shrinkage, clipping, noise, early
     stopping) stands beside them. Stop with Ctrl-C and run the same command to go on.
@@ -306,7 +306,7 @@ def sweep(
         "dataset": dataset,
         "train_size": train_size,
         "replacement": replacement,
-        "selection_size": selection_size,
+        "validation_size": validation_size,
         "label_noise": label_noise,
         "model": model,
         "width": width,
@@ -319,7 +319,7 @@ def sweep(
         "weight_decay": weight_decay,
         "method": method,
         "allocation": allocation,
-        "weighting": weighting,
+        "importance": importance,
         "penalty_form": penalty_form,
         "num_clusters": num_clusters,
         "diameter_penalty": diameter_penalty,
@@ -404,10 +404,10 @@ def regularization(
             rich_help_panel=_DATA,
         ),
     ] = None,
-    selection_size: Annotated[
+    validation_size: Annotated[
         int | None,
         typer.Option(
-            help="Examples of the selection sample: strengths, temperatures and the early stop are "
+            help="Examples of the validation set: strengths, temperatures and the early stop are "
             "chosen on it; the test set is looked at once. Default: 400 on digits, 5000 on mnist.",
             rich_help_panel=_DATA,
         ),
@@ -503,7 +503,7 @@ def regularization(
     """
     overrides: dict[str, Any] = {
         "train_size": train_size,
-        "selection_size": selection_size,
+        "validation_size": validation_size,
         "label_noise": label_noise,
         "width": width,
         "num_models": models,

@@ -1,9 +1,11 @@
-"""Shared fixtures: strict promotion around kernels, and a count of compilations."""
+"""How tests compile, and in which order they run; fixtures that many of them use."""
 
 import gc
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,24 +13,27 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # The command keeps compiled programs; a test that wants it says so.
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
+# Programs need not know which lines they come from: a twentieth of the time of compiling.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
 
 def _quick_compilation() -> str:
     """Flags with which XLA's CPU back end compiles in half the time; compiling is what tests cost.
 
-    It does not optimise, and fuses in the simpler of its two ways. A jaxlib that does not know a
-    flag ends the process, so they are tried in another one. (Set XLA_FLAGS yourself to test
-    optimised programs; workers inherit what the first process found.)
+    It does not optimise, fuses in the simpler of its two ways, and does not split a program into
+    parts for threads, of which there are no more than tests that run at once. A jaxlib that does
+    not know a flag ends the process, so they are tried in another one. (Set XLA_FLAGS yourself to
+    test optimised programs; workers inherit what the first process found.)
     """
     base = "--xla_backend_optimization_level=0"
-    both = f"{base} --xla_cpu_use_fusion_emitters=false"
+    quick = f"{base} --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     tried = subprocess.run(
         [sys.executable, "-c", "import jax; jax.devices()"],
-        env=os.environ | {"XLA_FLAGS": both},
+        env=os.environ | {"XLA_FLAGS": quick},
         capture_output=True,
         check=False,
     )
-    return both if tried.returncode == 0 else base
+    return quick if tried.returncode == 0 else base
 
 
 if "XLA_FLAGS" not in os.environ:
@@ -38,9 +43,71 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+# Programs of this run, for all its processes: a test elsewhere, or the same function in another
+# mode, may compile the same. Nothing stays for the next run.
+_PROGRAMS = "JAXCOMP_PROGRAMS_OF_TESTS"
+
+# Those that take longest; the others follow, so that no worker is left with one at the end.
+_TESTS = Path(__file__).parent
+_DEAREST = (
+    "test_notebooks.py",
+    "compressed/test_compress.py",
+    "quantizers/test_scales.py",
+    "numerics/test_transformations.py",
+    "test_cli.py",
+    "experiments/sweep/test_run.py",
+    "test_readme.py",
+    "quantizers/scalar/test_lloyd.py",
+    "quantizers/scalar/test_optimal.py",
+    "quantizers/scalar/test_optimal_diameter.py",
+    "rate_distortion/test_discrete.py",
+    "experiments/linear_regression/test_study.py",
+    "quantizers/scalar/test_coarse_to_fine.py",
+    "quantizers/scalar/test_uniform.py",
+    "test_adapters.py",
+    "bits_back/test_training.py",
+    "bounds/test_bounds.py",
+    "numerics/test_linear_algebra.py",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Share programs between workers; give out files in the order below, not by their size."""
+    missing = [name for name in _DEAREST if not (_TESTS / name).exists()]
+    if missing:
+        raise pytest.UsageError(f"tests/conftest.py names files that are not there: {missing}.")
+    config.option.loadscopereorder = False
+    if _PROGRAMS not in os.environ:
+        folder = tempfile.mkdtemp(prefix="programs-")
+        os.environ[_PROGRAMS] = folder
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    for option, value in _kept_programs().items():
+        jax.config.update(option, value)
+
+
+def _kept_programs() -> dict[str, bool | int | str]:
+    """Options of JAX that keep every program where all processes of this run look for it."""
+    return {
+        "jax_enable_compilation_cache": True,
+        "jax_compilation_cache_dir": os.environ[_PROGRAMS],
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the dearest files first, each in its own order."""
+    order = {_TESTS / name: place for place, name in enumerate(_DEAREST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
 # The same examples on every run of the same sources, and no clock in a test.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
+
+# Looking for cycles through all that JAX keeps took a twentieth of the time.
+gc.freeze()
+gc.set_threshold(100_000, 50, 50)
 
 
 # Linux grants a process 65,530 mappings of memory by default, and a compiled program holds dozens.
@@ -69,3 +136,10 @@ def x64() -> Iterator[None]:
     """Enable 64-bit types inside one test; restored even if the test fails."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def programs_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the processes that a test starts, and does not kill, share the programs of this run."""
+    for option, value in _kept_programs().items():
+        monkeypatch.setenv(option.upper(), str(value))

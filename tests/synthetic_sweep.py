@@ -9,11 +9,16 @@ import math
 import numpy as np
 import pandas as pd
 
-from jaxcomp.experiments.sweep.cells import ORIGINAL, Cell, compressed_cells, control_cells
 from jaxcomp.experiments.sweep.claims import Claim, SmallestNetwork
+from jaxcomp.experiments.sweep.variants import (
+    ORIGINAL,
+    Variant,
+    compressed_variants,
+    control_variants,
+)
 
 QUICK = {
-    "weighting": ("none", "gauss_newton"),
+    "importance": ("none", "gauss_newton"),
     "penalty_form": ("monotone",),
     "diameter_penalty": (0.01, 0.05, 0.2),
     "num_clusters": (2, 4, 8, 16, 32),
@@ -38,20 +43,20 @@ def synthetic_table(
     label_noise: float = 0.0,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """One row per cell and network."""
+    """One row per variant and network."""
     generator = np.random.default_rng(seed)
-    cells = [
+    variants = [
         ORIGINAL,
-        *compressed_cells(**grid),
-        *control_cells(
+        *compressed_variants(**grid),
+        *control_variants(
             num_clusters=grid["num_clusters"], has_early_stopping=True, has_last_layer=True
         ),
     ]
     networks = generator.normal(0, 1, (num_models, 3))
     rows = [
-        _row(cell, number, effects, label_noise, generator)
+        _row(variant, number, effects, label_noise, generator)
         for number, effects in enumerate(networks)
-        for cell in cells
+        for variant in variants
     ]
     name = f"{dataset}-{model}-noise{label_noise:g}"
     table = pd.DataFrame(rows)
@@ -61,17 +66,17 @@ def synthetic_table(
 
 
 def _row(
-    cell: Cell, number: int, effects: np.ndarray, noise: float, generator: np.random.Generator
+    variant: Variant, number: int, effects: np.ndarray, noise: float, generator: np.random.Generator
 ) -> dict:
     is_noisy = noise > 0
-    rise, shrinkage, bits, codebook, parameter_gain = _compression(cell)
+    rise, shrinkage, bits, codebook, parameter_gain = _compression(variant)
     rise *= math.exp(0.12 * effects[0] + 0.10 * generator.normal())
     raw, best, error = (1.35, 0.62, 0.175) if is_noisy else (0.32, 0.205, 0.053)
     train = 0.012 * math.exp(0.1 * effects[1]) + (0.02 if is_noisy else 0.0)
     gain = parameter_gain if is_noisy else 0.0
     test = best + (raw - best) * (1 - shrinkage) ** 2 + 0.9 * rise + 0.012 * effects[0]
     tempered = best * (1 - 0.08 * gain) + 0.55 * min(rise, 3.0) ** 0.9 + 0.006 * effects[0]
-    if cell.method == "temperature":
+    if variant.method == "temperature":
         test = tempered
     wrong = error * (1 - 0.17 * gain) + 0.22 * (1 - math.exp(-1.2 * rise)) + 0.002 * effects[1]
     calibration = 0.035 * (1 - shrinkage) + 0.06 * min(rise, 2.0) + 0.002
@@ -80,31 +85,31 @@ def _row(
     jitter = 1 + 0.004 * generator.normal(size=3)
     train_loss = train + rise + 0.08 * shrinkage**2 * (0.2 + is_noisy)
     return {
-        "cell": cell.id,
-        "kind": cell.kind,
-        "method": cell.method,
-        "weighting": cell.weighting,
-        "penalty_form": cell.penalty_form,
-        "diameter_penalty": cell.diameter_penalty,
-        "num_clusters": cell.num_clusters,
-        "parameter": cell.parameter,
-        "allocation": cell.allocation,
+        "variant": variant.id,
+        "kind": variant.kind,
+        "method": variant.method,
+        "importance": variant.importance,
+        "penalty_form": variant.penalty_form,
+        "diameter_penalty": variant.diameter_penalty,
+        "num_clusters": variant.num_clusters,
+        "parameter": variant.parameter,
+        "allocation": variant.allocation,
         "model_seed": number,
         "train_loss": train_loss,
         "test_loss": test,
-        "selection_loss": test * jitter[0] + 0.004,
+        "validation_loss": test * jitter[0] + 0.004,
         "generalization_gap": test - train_loss,
         "train_accuracy": min(1.0, 0.9995 - 0.25 * (1 - math.exp(-1.1 * rise))),
         "accuracy": accuracy,
-        "selection_accuracy": accuracy * jitter[1],
+        "validation_accuracy": accuracy * jitter[1],
         "temperature": 1.0 + 0.9 * (1 - shrinkage),
-        "selection_loss_tempered": tempered * jitter[2] + 0.003,
+        "validation_loss_tempered": tempered * jitter[2] + 0.003,
         "test_loss_tempered": tempered,
         "brier_score": 1.6 * wrong,
         "brier_score_tempered": 1.5 * wrong,
         "calibration_error": calibration,
         "calibration_error_tempered": 0.008 + 0.02 * min(rise, 2.0),
-        "predicted_rise_nats": 0.8 * rise**0.93 if cell.method != "original" else math.nan,
+        "predicted_rise_nats": 0.8 * rise**0.93 if variant.method != "original" else math.nan,
         "fixed_bits_per_weight": float(math.ceil(bits)),
         "entropy_bits_per_weight": bits,
         "codebook_bits": codebook,
@@ -113,59 +118,59 @@ def _row(
         "ratio_estimated": 32 * 268_000 / size,
         "ratio_with_biases": 32 * 268_700 / (size + 700 * 32),
         "zero_one_bound": math.sqrt(math.log(2) * (1.02 * size + 700 * 32) / (2 * 3_800)),
-        "num_used": float(cell.num_clusters),
+        "num_used": float(variant.num_clusters),
         "num_empty": 0.0,
         "converged": True,
     }
 
 
-def _compression(cell: Cell) -> tuple[float, float, float, float, float]:
+def _compression(variant: Variant) -> tuple[float, float, float, float, float]:
     """Rise of the training loss, shrinkage of the logits, bits, codebook bits, real gain."""
-    k, penalty, parameter = cell.num_clusters, cell.diameter_penalty, cell.parameter
-    if cell.method == "kmeans":
-        better = {"none": 1.0, "gauss_newton": 0.55, "fisher": 0.65}[cell.weighting]
+    k, penalty, parameter = variant.num_clusters, variant.diameter_penalty, variant.parameter
+    if variant.method == "kmeans":
+        better = {"none": 1.0, "gauss_newton": 0.55, "fisher": 0.65}[variant.importance]
         rise = 14 * better * k**-3.1 + 0.25 * penalty**1.5
         shrinkage = min(0.75, 1.1 / k + 1.1 * penalty**0.5)
         bits = max(0.15, 0.78 * math.log2(k) * (1 - 0.25 * penalty) + 0.1 * (k > 2))
         gain = max(0.0, 1 - abs(math.log(max(penalty, 1e-9) / 0.06)) / 1.5)
-        return rise, shrinkage, bits, 96.0 * k, gain * (0.4 + 0.6 * (cell.weighting != "none"))
-    if cell.method in ("optimal", "vector"):
-        bits = (0.5 if cell.method == "vector" else 0.8) * math.log2(k)
+        return rise, shrinkage, bits, 96.0 * k, gain * (0.4 + 0.6 * (variant.importance != "none"))
+    if variant.method in ("optimal", "vector"):
+        bits = (0.5 if variant.method == "vector" else 0.8) * math.log2(k)
         return 12 * k**-3.1, 1 / k, bits, 96.0 * k, 0.1
-    if cell.method == "entropy_constrained":
+    if variant.method == "entropy_constrained":
         bits = max(0.05, 1.5 - math.log2(parameter) / 2)
         return 2 * parameter**1.5, min(0.6, parameter), bits, 900.0, 0.1
-    if cell.method == "uniform":
+    if variant.method == "uniform":
         return 60 * k**-2.9, 0.9 / k, 0.62 * math.log2(k) + 0.05, 96.0 * k, 0.0
-    if cell.method == "round_to_nearest":
+    if variant.method == "round_to_nearest":
         return (0.0001, 0.0, 7.2, 33_000.0, 0.0) if parameter == 8 else (0.03, 0.05, 3.1, 33_000, 0)
-    if cell.method == "magnitude_pruning":
+    if variant.method == "magnitude_pruning":
         return 0.6 * parameter**9, 0.1, 32 * (1 - parameter) + 0.8, 0.0, 0.0
-    if cell.method == "last_layer_scaled":
+    if variant.method == "last_layer_scaled":
         return 0.03 * (1 - parameter) ** 2, 1 - parameter, 32.0, 0.0, 0.0
-    if cell.method == "weights_clipped":
+    if variant.method == "weights_clipped":
         return 0.5 * parameter, min(0.5, 8 * parameter), 32.0, 0.0, 0.3
-    if cell.method == "gaussian_noise":
+    if variant.method == "gaussian_noise":
         return 30 * k**-3.0, -0.4 / k, 32.0, 0.0, 0.0
-    if cell.method == "early_stopping":
+    if variant.method == "early_stopping":
         return 0.02, 0.45, 32.0, 0.0, 1.3
     return 0.0, 0.0, 32.0, 0.0, 0.0
 
 
 def synthetic_claims(table: pd.DataFrame) -> list[Claim]:
     """The five claims about a made-up table of one setting, each with a verdict of its own."""
-    means = table.groupby("cell", sort=False).mean(numeric_only=True)
-    kinds = table.groupby("cell", sort=False)["kind"].first()
+    means = table.groupby("variant", sort=False).mean(numeric_only=True)
+    kinds = table.groupby("variant", sort=False)["kind"].first()
     compressed = means[kinds == "compressed"]
     original = means.loc["original"]
     rows = (
-        ("raw loss", "loss", "test_loss", "selection_loss", "holds"),
-        ("tempered loss", "loss_tempered", "test_loss_tempered", "selection_loss_tempered",
+        ("raw loss", "loss", "test_loss", "validation_loss", "holds"),
+        ("tempered loss", "loss_tempered", "test_loss_tempered", "validation_loss_tempered",
          "no practical difference"),
-        ("accuracy", "accuracy", "accuracy", "selection_accuracy", "not shown"),
-        ("penalty, raw loss", "loss", "test_loss", "selection_loss", "holds"),
+        ("accuracy", "accuracy", "accuracy", "validation_accuracy", "not shown"),
+        ("penalty, raw loss", "loss", "test_loss", "validation_loss", "holds"),
         ("penalty, tempered loss", "loss_tempered", "test_loss_tempered",
-         "selection_loss_tempered", "opposite"),
+         "validation_loss_tempered", "opposite"),
     )  # fmt: skip
     return [
         _claim(name, quantity, column, criterion, verdict, compressed, original, table)
@@ -186,8 +191,8 @@ def _claim(
     scores = compressed[criterion]
     if name.startswith("penalty"):
         scores = scores[compressed["diameter_penalty"] > 0]
-    cell = str(scores.idxmax() if quantity == "accuracy" else scores.idxmin())
-    effect = float(compressed.loc[cell, column] - original[column])
+    variant = str(scores.idxmax() if quantity == "accuracy" else scores.idxmin())
+    effect = float(compressed.loc[variant, column] - original[column])
     words = {
         "holds": "Compression lowers it",
         "opposite": "Compression raises it",
@@ -198,13 +203,13 @@ def _claim(
         name=name,
         statement=f"Compression moves the {quantity}.",
         setting=str(table["setting"].iloc[0]),
-        cell=cell,
-        description=f"variant {cell}",
+        variant=variant,
+        description=f"variant {variant}",
         reference=("original",),
         reference_weights=(1.0,),
         num_candidates=len(compressed),
         quantity=quantity,
-        value=float(compressed.loc[cell, column]),
+        value=float(compressed.loc[variant, column]),
         reference_value=float(original[column]),
         effect=effect,
         low=effect - 0.004,
@@ -218,15 +223,16 @@ def _claim(
         num_models=int(table["model_seed"].nunique()),
         num_examples=10_000,
         control="temperature",
-        control_cell="temperature",
+        control_variant="temperature",
         control_effect=0.05,
         control_low=0.04,
         control_high=0.06,
         confidence=0.95,
         sentence=(
             f"{words[verdict]}: {name} from {original[column]:.4f} to "
-            f"{compressed.loc[cell, column]:.4f}. Cell: {cell}, chosen among {len(scores)} on the "
-            "selection sample; 5 networks; p is corrected for 5 claims. It is beaten by the best "
+            f"{compressed.loc[variant, column]:.4f}. Variant: {variant}, "
+            f"chosen among {len(scores)} on the validation set; 5 networks; "
+            "p is corrected for 5 claims. It is beaten by the best "
             "control, which compresses nothing (the original with a temperature), by 0.0500 nats "
             "[+0.0400, +0.0600]."
         ),
@@ -235,11 +241,11 @@ def _claim(
 
 def synthetic_smallest(table: pd.DataFrame) -> SmallestNetwork:
     """Plain K-means at K = 16 as the smallest network at no loss, with made-up numbers."""
-    means = table.groupby("cell").mean(numeric_only=True)
+    means = table.groupby("variant").mean(numeric_only=True)
     reference = float(means.loc["original", "test_loss_tempered"])
     return SmallestNetwork(
         setting=str(table["setting"].iloc[0]),
-        cell="kmeans/none/K16",
+        variant="kmeans/none/K16",
         description="K-means, K = 16",
         ratio=float(means.loc["kmeans/none/K16", "ratio_estimated"]),
         num_candidates=68,

@@ -18,23 +18,24 @@ from typer.testing import CliRunner
 import jaxcomp
 from jaxcomp import cli
 from jaxcomp.cli import app
+from jaxcomp.experiments.directory import FORMAT_VERSION
 from jaxcomp.experiments.sweep import engine
 
 SMALL = [
     "sweep", "--models", "2", "--epochs", "2", "--width", "0.0625", "--train-size", "100",
-    "--selection-size", "50", "--num-clusters", "2", "--num-clusters", "8",
-    "--diameter-penalty", "0.01", "--num-probes", "2", "--weighting", "none", "--quiet",
+    "--validation-size", "50", "--num-clusters", "2", "--num-clusters", "8",
+    "--diameter-penalty", "0.01", "--num-probes", "2", "--importance", "none", "--quiet",
 ]  # fmt: skip
 
 
-# Stops that a test can hit: a checkpoint after every step, and many small chunks of cells.
+# Stops that a test can hit: a checkpoint after every step, and many small chunks of variants.
 SLICED = """
 import sys
 from jaxcomp import cli
 from jaxcomp.experiments.networks import training
 from jaxcomp.experiments.sweep import engine
 training.SEGMENT_SECONDS = training.CHECKPOINT_SECONDS = 0.0
-engine.MAX_CHUNK_CELLS = 4
+engine.MAX_CHUNK_VARIANTS = 4
 cli.main(sys.argv[1:])
 """
 
@@ -43,7 +44,7 @@ cli.main(sys.argv[1:])
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXCOMP_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("JAXCOMP_DATA_DIR", raising=False)
-    monkeypatch.setattr(engine, "MAX_CHUNK_CELLS", 4)  # one program for all tests
+    monkeypatch.setattr(engine, "MAX_CHUNK_VARIANTS", 4)  # one program for all tests
 
 
 def invoke(*arguments):
@@ -55,7 +56,7 @@ def test_help_teaches():
     assert top.exit_code == sweep.exit_code == 0
     assert "jaxcomp sweep" in top.stdout
     for option in (
-        "--preset", "--dataset", "--data-dir", "--model", "--weighting", "--penalty-form",
+        "--preset", "--dataset", "--data-dir", "--model", "--importance", "--penalty-form",
         "--num-clusters", "--diameter-penalty", "--models", "--train-size", "--label-noise",
         "--epochs", "--seed", "--out", "--resume", "--device", "--method", "--allocation",
     ):  # fmt: skip
@@ -96,7 +97,7 @@ def assert_one_sentence(result, message):
     [
         (["sweep", "--dataset", "imagenet"], "unknown dataset 'imagenet': choose from digits"),
         (["sweep", "--model", "resnet"], "unknown model 'resnet': choose from mlp, vgg"),
-        (["sweep", "--weighting", "hessian"], "unknown weighting 'hessian': choose from none"),
+        (["sweep", "--importance", "hessian"], "unknown importance 'hessian': choose from none"),
         (["sweep", "--method", "lloyd"], "unknown method 'lloyd': choose from kmeans, optimal"),
         (["sweep", "--allocation", "fair"], "unknown allocation 'fair': choose from equal, opt"),
         (["sweep", "--penalty-form", "cubic"], "unknown penalty_form 'cubic': choose from mono"),
@@ -105,7 +106,7 @@ def assert_one_sentence(result, message):
         (["sweep", "--label-noise", "1.5"], "label_noise must lie in"),
         (["sweep", "--seed", "-1"], "seed must be at least 0, got -1"),
         (["sweep", "--train-size", "5000", "--no-replacement"], "5,?000"),
-        (["sweep", "--selection-size", "5000"], "5000 leaves nothing to train on"),
+        (["sweep", "--validation-size", "5000"], "5000 leaves nothing to train on"),
         (["sweep", "--dataset", "mnist"], "no data folder was given; .*JAXCOMP_DATA_DIR.*download"),
         (["sweep", "--dataset", "mnist", "--data-dir", "nowhere"], "there is no folder nowhere"),
         (["sweep", "--dataset", "cifar10", "--data-dir", "."], "was not found in the folder"),
@@ -245,7 +246,13 @@ def test_output_directories_that_cannot_be_used(tmp_path):
             assert_one_sentence(invoke(*arguments), "manifest.json was written by something else")
     (tmp_path / "manifest.json").write_text('{"settings": ')
     assert_one_sentence(invoke("plot", tmp_path), "manifest.json could not be read as JSON")
-    other = {"kind": "poem", "settings": {"what": "else"}, "status": "running", "times": {}}
+    other = {
+        "kind": "poem",
+        "format_version": FORMAT_VERSION,
+        "settings": {"what": "else"},
+        "status": "running",
+        "times": {},
+    }
     (tmp_path / "manifest.json").write_text(json.dumps(other))
     assert_one_sentence(invoke("plot", tmp_path), "holds a poem, which this version cannot draw")
     other["kind"] = "sweep"
@@ -312,9 +319,9 @@ def test_a_run_killed_in_training_and_in_scoring_continues_to_the_same_table(tmp
     monkeypatch.setenv("JAXCOMP_CACHE_DIR", str(networks))
     _kill_when(lambda: list(networks.glob("networks/*.checkpoint.npz")), "--out", cut)
     assert [path.suffixes for path in networks.glob("networks/*.npz")] == [[".checkpoint", ".npz"]]
-    _kill_when(lambda: list((cut / "cells").glob("*.json")), "--out", cut)
-    chunks = len(list((cut / "cells").glob("*.json")))
-    assert 1 <= chunks < len(list((whole / "cells").glob("*.json")))
+    _kill_when(lambda: list((cut / "variants").glob("*.json")), "--out", cut)
+    chunks = len(list((cut / "variants").glob("*.json")))
+    assert 1 <= chunks < len(list((whole / "variants").glob("*.json")))
     assert json.loads((cut / "manifest.json").read_text())["status"] == "running"
     assert invoke(*SMALL, "--out", cut).exit_code == 0
     for name in ("table.csv", "claims.json", "report.md"):

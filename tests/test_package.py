@@ -35,7 +35,7 @@ def test_import_is_light():
         "cli._print_help(['sweep', '--help'])\n"
         "print([name for name in ('jax', 'numpy', 'pydantic') if name in sys.modules])\n"
         "print(jaxcomp.evaluation.metrics.__name__, jaxcomp.quantizers.kmeans.__name__)\n"
-        "print(jaxcomp.quantize.__module__, jaxcomp.quantize is jaxcomp.compressed.tree.quantize)\n"
+        "print(jaxcomp.compress.__module__, jaxcomp.compress is jaxcomp.compressed.compress)\n"
         "print([name for name in sys.modules if name.startswith('jaxcomp.experiments.')])\n"
     )
     done = subprocess.run(
@@ -44,24 +44,25 @@ def test_import_is_light():
     told = done.stdout.splitlines()
     assert told[0] == "[]"
     assert told[-4:] == [
-        "[]", "jaxcomp.evaluation.metrics kmeans", "jaxcomp.compressed.tree True", "[]",
+        "[]", "jaxcomp.evaluation.metrics kmeans", "jaxcomp.compressed.compress True", "[]",
     ]  # fmt: skip
 
 
 def test_public_names():
     assert set(jaxcomp.__all__) == {
-        "QuantizedTree",
+        "CompressedTree",
         "__version__",
         "adapters",
         "bits_back",
         "bounds",
         "coding",
+        "compress",
         "compressed",
         "curvature",
+        "curve",
         "evaluation",
         "experiments",
         "linear_regression",
-        "quantize",
         "quantizers",
         "rate_distortion",
         "training",
@@ -81,11 +82,11 @@ def test_public_names_exist_and_are_documented(name):
             assert inspect.getdoc(member), f"jaxcomp.{name}.{inner} has no docstring"
 
 
-def test_methods_of_the_quantized_tree_are_documented():
-    public = [name for name in vars(jaxcomp.QuantizedTree) if not name.startswith("_")]
-    assert {"dequantize", "report", "size_bits", "ratio", "assignments", "centroids"} <= set(public)
+def test_methods_of_the_compressed_tree_are_documented():
+    public = [name for name in vars(jaxcomp.CompressedTree) if not name.startswith("_")]
+    assert {"params", "report", "size_bits", "ratio", "codes", "codebook"} <= set(public)
     for name in public:
-        assert inspect.getdoc(getattr(jaxcomp.QuantizedTree, name)), name
+        assert inspect.getdoc(getattr(jaxcomp.CompressedTree, name)), name
 
 
 def test_unknown_name():

@@ -108,7 +108,7 @@ def test_a_terminal_gets_live_bars(monkeypatch):
     stream = Terminal()
     with Progress(stream=stream) as progress:
         report = progress.task("scoring [1]", 4)
-        report(3, 4, "cell [bold]x")
+        report(3, 4, "variant [bold]x")
         assert not isinstance(sys.stdout, Terminal)
     text = stream.getvalue()
     assert "\x1b[" in text

@@ -51,7 +51,7 @@ def test_code_runs_as_printed(namespace):
     assert len(repr(names["result"]).splitlines()) == 5
     assert names["result"].manifest["status"] == "finished"
     # The patterns name layers that are there: 8 clusters in the first, 16 in the second.
-    clusters = {len(leaf.centroids) for leaf in names["tree"].leaves if hasattr(leaf, "centroids")}
+    clusters = {len(names["tree"].codebook(path)) for path in names["tree"].paths}
     assert clusters == {8, 16}
 
 

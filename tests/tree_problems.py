@@ -1,4 +1,4 @@
-"""Small trees of weights, a level for every method, and naive counting, shared by the tests."""
+"""Small trees of weights, a point of every method, and naive counting, shared by the tests."""
 
 from typing import Any
 
@@ -6,12 +6,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcomp.quantizers import (
+    EntropyConstrained,
+    KMeans,
+    MagnitudePruning,
+    Method,
+    Optimal,
+    RoundToNearest,
+    Uniform,
+    Vector,
+)
+
 SHAPE = (12, 8)  # nearly all leaves here: compiling is what these tests cost
-LEVELS: dict[str, dict[str, Any]] = {
-    "kmeans": {"num_clusters": 5},
-    "uniform": {"num_clusters": 5},
-    "round_to_nearest": {"num_bits": 4},
-    "magnitude_pruning": {"sparsity": 0.5},
+METHODS: dict[str, Method] = {
+    "kmeans": KMeans(5),
+    "optimal": Optimal(5),
+    "entropy_constrained": EntropyConstrained(0.02, num_bins=64, num_symbols=16),
+    "vector": Vector(5),
+    "uniform": Uniform(5),
+    "round_to_nearest": RoundToNearest(4),
+    "magnitude_pruning": MagnitudePruning(0.5),
+    "kmeans by channel": KMeans(5, scale="channel"),
+    "integers by group": RoundToNearest(3, group_size=4),
 }
 
 

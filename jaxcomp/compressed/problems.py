@@ -50,13 +50,13 @@ class Problem(NamedTuple):
     importance: Importance | None
     original: Float[AnyArray, "*shape"]
 
-    def in_original_units(self, values: Float[Array, "*values"]) -> Float[AnyArray, "*values"]:
+    def in_original_units(self, values: Float[AnyArray, "*values"]) -> Float[AnyArray, "*values"]:
         """Return numbers in these units as ordinary ones, in the dtype of the weights."""
         if is_wide(self.original.dtype):
             return np.ldexp(np.asarray(values, self.original.dtype), self.exponent)
         if self.exponent == 0:
             return values
-        return restore(values, jnp.int32(self.exponent), axis=all_axes(values))
+        return restore(jnp.asarray(values), jnp.int32(self.exponent), axis=all_axes(values))
 
     def in_units(self, values: Float[AnyArray, "*values"]) -> Float[Array, "*values"]:
         """Undo it, after the rounding that it may have brought."""
@@ -135,7 +135,7 @@ def _survey(leaves: list[Array]) -> list[tuple[Int[Array, ""], Int[Array, ""]]]:
 
 
 def measure(
-    problem: Problem, values: Float[Array, "*shape"], converged: Bool[Array, ""]
+    problem: Problem, values: Float[AnyArray, "*shape"], converged: Bool[Array, ""]
 ) -> Measures:
     """Compare weights with what became of them, both in the units of the problem."""
     importance = problem.importance

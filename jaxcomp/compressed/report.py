@@ -3,7 +3,7 @@
 Numbers of one leaf become a `LayerReport`, those of a tree a `Report`, which prints as text.
 Everything here is on the host. Sizes are in bits (bytes in the text) and estimates, see
 `jaxcomp.coding.sizes`, but for `description_bits`. Distortion is `sum h (w - c)^2`, twice the loss
-rise in nats that a curvature h (nats per squared weight) predicts; h = 1 without curvature.
+rise in nats that an importance h (nats per squared weight) predicts; h = 1 without one.
 """
 
 import html
@@ -72,7 +72,7 @@ class LayerReport(NamedTuple):
         description_bits: length of a decodable prefix code (`jaxcomp.coding.sizes`); not estimated.
         ratio: original bits over `size_bits`.
         distortion: `sum h (w - c)^2`.
-        is_weighted: whether h in the distortion is a curvature; otherwise h = 1.
+        is_weighted: whether h in the distortion is an importance; otherwise h = 1.
         signal_to_noise_db: `10 log10(sum w^2 / sum (w - c)^2)`, infinite without error; right at
             any scale, also where the sums themselves are out of range.
         converged: whether the K-means iteration reached a fixed point.
@@ -149,7 +149,7 @@ class Report(Sequence[LayerReport]):
     def predicted_loss_rise_nats(self) -> float:
         """Half the weighted distortion, as a second-order expansion at a minimum predicts.
 
-        In nats if the curvature was that of a mean loss in nats; NaN without curvature.
+        In nats if the importance was the curvature of a mean loss in nats; NaN without one.
         """
         if not any(layer.is_weighted for layer in self.layers):
             return math.nan

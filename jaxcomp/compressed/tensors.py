@@ -39,7 +39,7 @@ class CompressedTensor(NamedTuple):
         measures: error and diagnostics; (layers,) each, of a stack.
     """
 
-    codes: Shaped[Array, "..."]
+    codes: Shaped[AnyArray, "..."]
     codebook: Float[AnyArray, "*layers clusters"] | None
     scales: Float[AnyArray, "*layers rows"] | None
     counts: Int[Array, "*layers symbols"]
@@ -97,7 +97,7 @@ def _like(stored: Any, values: Any) -> Any:
     return jax.device_put(values, stored.sharding)
 
 
-def packed(codes: Shaped[Array, "..."], codebook: Any) -> Shaped[Array, "..."]:
+def packed(codes: Any, codebook: Any) -> Shaped[AnyArray, "..."]:
     """Return codes in the shortest dtype that JAX has for them; signed without a codebook."""
     if jnp.issubdtype(codes.dtype, jnp.floating):
         return codes

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from jaxcomp.compressed.report import Report, brief_totals
 from jaxcomp.compressed.tensors import (
@@ -95,7 +95,7 @@ class CompressedTree:
                 return leaf
         raise ValueError(f"there is no leaf {path!r}; compressed leaves are {shorten(self.paths)}.")
 
-    def codes(self, path: str) -> Int[Array, "..."]:
+    def codes(self, path: str) -> Int[AnyArray, "..."]:
         """Return the cluster or integer of every weight of a leaf, shaped like it.
 
         Raises:

@@ -1,6 +1,6 @@
 """Temperature scaling: the one scalar that makes over-confident logits honest.
 
-Axes: `n` examples, `c` classes, any number of leading axes (models, cells), each with a
+Axes: `n` examples, `c` classes, any number of leading axes (models, variants), each with a
 temperature of its own. Losses are in nats.
 
 Source: Guo, Pleiss, Sun and Weinberger, "On calibration of modern neural networks", ICML 2017,

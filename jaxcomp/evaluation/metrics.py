@@ -1,6 +1,6 @@
 """How good predictions are: loss, accuracy, Brier score and calibration error from logits.
 
-Axes: `n` examples, `c` classes, any number of leading axes (models, cells). Losses are in nats,
+Axes: `n` examples, `c` classes, any number of leading axes (models, variants). Losses are in nats,
 everything else is a pure number. Labels may be shared, `(n,)`, or carry leading axes of their own
 (each model has its own training sample), as long as they broadcast to `(..., n)`.
 

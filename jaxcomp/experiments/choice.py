@@ -1,6 +1,6 @@
 """Choosing the best of many on one sample, and testing it honestly on another.
 
-The selection sample holds other examples than the test set but the *same networks*: a candidate
+The validation set holds other examples than the test set but the *same networks*: a candidate
 that happens to suit these networks suits them on the test set as well. So p is the larger of two:
 that of the chosen candidate, and that of the same test when each half of the networks is evaluated
 in what the *other* half chose; it is 1 if the two effects differ in sign. One network has no
@@ -43,7 +43,7 @@ def decide_choice(
     """Choose the candidate with the lowest score and test its difference to a reference.
 
     Args:
-        scores: on the selection sample, lower is better.
+        scores: on the validation set, lower is better.
         difference_fn: candidate -> its losses on the test set minus the reference's.
         confidence: of the interval.
 

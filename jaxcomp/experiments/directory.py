@@ -22,6 +22,9 @@ from jaxcomp.experiments.reproducibility import environment
 
 MANIFEST = "manifest.json"
 
+FORMAT_VERSION = 2
+"""Of everything in a run directory; goes up when a file, a column or a setting changes its name."""
+
 Row: TypeAlias = dict[str, Any]
 _Result = TypeVar("_Result")
 
@@ -44,13 +47,13 @@ class RunDirectory:
         manifest: settings, versions, device, times and status, as `manifest.json` holds them.
 
     Raises:
-        ValueError: if the directory is not writable, belongs to other settings, holds other
-            files, or another run has it at this moment.
+        ValueError: if the directory is not writable, belongs to other settings or to another
+            version of the format, holds other files, or another run has it at this moment.
     """
 
     noun: ClassVar[str] = "run"
     """What messages call it."""
-    folders: ClassVar[tuple[str, ...]] = ("cells",)
+    folders: ClassVar[tuple[str, ...]] = ("variants",)
     """Where its finished parts are."""
 
     def __init__(self, path: Path | None, settings: dict[str, Any], *, resume: bool = True):
@@ -58,6 +61,7 @@ class RunDirectory:
         self._lock: storage.FolderLock | None = None
         self.manifest: dict[str, Any] = {
             "kind": self.noun,
+            "format_version": FORMAT_VERSION,
             "settings": settings,
             "status": "running",
             "times": {},
@@ -160,15 +164,15 @@ class RunDirectory:
                     if file.suffix in (".json", ".npz"):
                         file.unlink(missing_ok=True)
 
-    def load_rows(self, name: str, cells: Sequence[str]) -> list[Row] | None:
-        """Rows of a finished part, or None if it is missing, damaged or of other cells."""
-        if self.path is None or not (file := self.path / "cells" / f"{name}.json").exists():
+    def load_rows(self, name: str, variants: Sequence[str]) -> list[Row] | None:
+        """Rows of a finished part, or None if it is missing, damaged or of other variants."""
+        if self.path is None or not (file := self.path / "variants" / f"{name}.json").exists():
             return None
         try:
             rows = storage.read_json(file)["rows"]
         except (ValueError, KeyError, TypeError):
             return None
-        if [row.get("cell") for row in rows] != list(cells):
+        if [row.get("variant") for row in rows] != list(variants):
             return None
         return [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
 
@@ -176,7 +180,7 @@ class RunDirectory:
         """Write the rows of a finished part; NaN becomes null."""
         if self.path is not None:
             plain = [{k: _none_if_nan(v) for k, v in row.items()} for row in rows]
-            storage.write_json(self.path / "cells" / f"{name}.json", {"rows": plain})
+            storage.write_json(self.path / "variants" / f"{name}.json", {"rows": plain})
 
     def load_arrays(self, folder: str, name: str) -> dict[str, np.ndarray] | None:
         """Arrays of a finished part, or None if they are missing or damaged."""
@@ -240,7 +244,8 @@ def read_manifest(folder: Path, noun: str, *, finished: bool = False) -> dict[st
         finished: whether an unfinished run is refused.
 
     Raises:
-        ValueError: if the folder holds something else, or the run is not finished.
+        ValueError: if the folder holds something else or a run of another version of the format,
+            or the run is not finished.
     """
     if not (folder / MANIFEST).exists():
         raise ValueError(f"{folder} holds no {noun}: there is no {MANIFEST} in it.")
@@ -258,6 +263,13 @@ def read_manifest(folder: Path, noun: str, *, finished: bool = False) -> dict[st
         raise ValueError(
             f"{folder} holds no {noun}: its {MANIFEST} was written by something else; name "
             "another directory."
+        )
+    written = manifest.get("format_version", 1)
+    if written != FORMAT_VERSION:
+        raise ValueError(
+            f"{folder} holds a {manifest.get('kind', noun)} in version {written} of the format, "
+            f"this jaxcomp reads version {FORMAT_VERSION}: read it with the jaxcomp that wrote it, "
+            "or run again into another directory."
         )
     if finished and manifest["status"] != "finished":
         raise ValueError(f"the {noun} in {folder} is not finished: run the same command again.")

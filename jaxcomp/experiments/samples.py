@@ -1,4 +1,4 @@
-"""The data of one experiment: a pool with every network's training sample, selection and test.
+"""The data of one experiment: a pool with training samples, validation set and test set.
 
 Axes: `M` networks, `n` examples of a training sample, `P` examples of the pool.
 """
@@ -28,7 +28,7 @@ class Samples(NamedTuple):
     """Rows of the pool."""
     train_labels: Int[np.ndarray, "M n"]
     """Their labels, with label noise."""
-    selection: Examples
+    validation: Examples
     """Choices and temperatures are made on it."""
     test: Examples
     """Only final numbers see it."""
@@ -48,7 +48,7 @@ def draw_samples(
     download: bool,
     num_models: int,
     train_size: int,
-    selection_size: int,
+    validation_size: int,
     replacement: bool,
     label_noise: float,
     standardize: bool,
@@ -62,7 +62,7 @@ def draw_samples(
         download: whether missing files may be fetched.
         num_models: M.
         train_size: n.
-        selection_size: examples of the selection sample.
+        validation_size: examples of the validation set.
         replacement: whether a training sample may hold an example twice.
         label_noise: probability that a training label is wrong.
         standardize: pixels with the pool's mean and deviation, or in [0, 1].
@@ -79,7 +79,7 @@ def draw_samples(
         dataset,
         num_models=num_models,
         train_size=train_size,
-        selection_size=selection_size,
+        validation_size=validation_size,
         replacement=replacement,
         label_noise=label_noise,
         seed=seed,
@@ -90,7 +90,7 @@ def draw_samples(
         pool,
         drawn.train_indices,
         drawn.train_labels,
-        Examples(pool[drawn.selection_indices], dataset.pool_labels[drawn.selection_indices]),
+        Examples(pool[drawn.validation_indices], dataset.pool_labels[drawn.validation_indices]),
         Examples(
             data.to_inputs(dataset.test_images, dataset.max_value, scale), dataset.test_labels
         ),

@@ -7,10 +7,10 @@ from typing import Any
 DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10")
 
 SAMPLE_SIZES: dict[str, dict[str, int]] = {
-    "mnist": {"train_size": 6000, "selection_size": 5000},
-    "fashion-mnist": {"train_size": 6000, "selection_size": 5000},
-    "cifar10": {"train_size": 1500, "selection_size": 400},
-    "digits": {"train_size": 600, "selection_size": 400},
+    "mnist": {"train_size": 6000, "validation_size": 5000},
+    "fashion-mnist": {"train_size": 6000, "validation_size": 5000},
+    "cifar10": {"train_size": 1500, "validation_size": 400},
+    "digits": {"train_size": 600, "validation_size": 400},
 }
 """Sizes of the samples for a data set that is named without any."""
 

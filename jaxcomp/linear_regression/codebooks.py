@@ -137,7 +137,7 @@ def _design(
     moments = histogram_moments(jnp.broadcast_to(points, mass.shape), mass)
     grid = solve_uniform(
         jax.tree.map(lambda leaf: leaf[0], moments), num_clusters, max_clusters=max_clusters
-    )
+    ).codebook
     penalties = diameter_penalty * jnp.asarray([0.0, 0.0, 1.0], points.dtype)
     books = solve_kmeans(
         jax.tree.map(lambda leaf: leaf[:, None], moments),
@@ -145,7 +145,7 @@ def _design(
         penalties[:, None],
         max_clusters=max_clusters,
         start="quantiles",
-    )
+    ).codebook
     origin = jnp.mean(points)
     steps = _steps_of_entropy(points - origin, targets)
     cells = _cell(points - origin, steps)

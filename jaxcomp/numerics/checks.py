@@ -42,7 +42,7 @@ def check_finite(values: Array, name: str) -> None:
 
 def check_points(
     points: Float[Array, "... points"],
-    sample_weight: Shaped[Array, "... points"] | None,
+    importance: Shaped[Array, "... points"] | None,
     *,
     grouped: Callable[[Array], Array] | None = None,
 ) -> tuple[Array, Array | None]:
@@ -50,7 +50,7 @@ def check_points(
 
     Args:
         points: (..., N).
-        sample_weight: broadcastable to `points`, or None.
+        importance: broadcastable to `points`, or None.
         grouped: brings weights of the shape of `points` into groups along the last axis; None if
             they are.
     """
@@ -60,40 +60,40 @@ def check_points(
             f"points must hold at least one point per group, got shape {points.shape}."
         )
     check_finite(points, "points")
-    if sample_weight is None:
+    if importance is None:
         return points, None
-    sample_weight = jnp.asarray(sample_weight)
-    if jnp.issubdtype(sample_weight.dtype, jnp.complexfloating):
-        raise TypeError(f"sample_weight must be real, got {sample_weight.dtype}.")
+    importance = jnp.asarray(importance)
+    if jnp.issubdtype(importance.dtype, jnp.complexfloating):
+        raise TypeError(f"importance must be real, got {importance.dtype}.")
     try:
-        fits = np.broadcast_shapes(sample_weight.shape, points.shape) == points.shape
+        fits = np.broadcast_shapes(importance.shape, points.shape) == points.shape
     except ValueError:
         fits = False
     if not fits:
         raise ValueError(
-            f"sample_weight must have the shape of points, {points.shape}, or broadcast to it, "
-            f"got {sample_weight.shape}."
+            f"importance must have the shape of points, {points.shape}, or broadcast to it, "
+            f"got {importance.shape}."
         )
-    check_finite(sample_weight, "sample_weight")
-    if is_concrete(sample_weight):
+    check_finite(importance, "importance")
+    if is_concrete(importance):
         if grouped is None:
-            _check_weights(sample_weight)
+            _check_weights(importance)
         else:
-            _check_weights(grouped(jnp.broadcast_to(sample_weight, points.shape)))
-    return points, sample_weight
+            _check_weights(grouped(jnp.broadcast_to(importance, points.shape)))
+    return points, importance
 
 
-def _check_weights(sample_weight: Shaped[Array, "... points"]) -> None:
+def _check_weights(importance: Shaped[Array, "... points"]) -> None:
     with jax.ensure_compile_time_eval():
-        num_negative, num_massless = (int(n) for n in _weight_problems(sample_weight))
+        num_negative, num_massless = (int(n) for n in _weight_problems(importance))
     if num_negative:
         raise ValueError(
-            f"sample_weight must be at least 0, got {num_negative} negative of "
-            f"{sample_weight.size}; apply a policy for negative curvature first."
+            f"importance must be at least 0, got {num_negative} negative of "
+            f"{importance.size}; apply a policy for negative curvature first."
         )
     if num_massless:
         raise ValueError(
-            f"sample_weight must not be 0 throughout a group, got {num_massless} such groups; "
+            f"importance must not be 0 throughout a group, got {num_massless} such groups; "
             "pass None to weigh all points alike."
         )
 

@@ -16,7 +16,11 @@ _Parts = TypeVar("_Parts", bound=tuple[Array, ...])
 
 
 def pairwise_sum(values: Float[Array, "..."], *, axis: int = -1) -> Float[Array, "..."]:
-    """Sum over one axis in a tree of 32 branches: the rounding error grows with log N, not N."""
+    """Sum over one axis in a tree of 32 branches: the rounding error grows with log N, not N.
+
+    A number passes through 31 additions for each level of the tree, 135 for N = 10^7: the sum is
+    off by at most 135 half ulps of the sum of all magnitudes.
+    """
     values = jnp.moveaxis(values, axis, -1)
     while values.shape[-1] > 1:
         length = values.shape[-1]

@@ -35,7 +35,7 @@ from jaxcomp.quantizers.scalar.entropy_constrained import (
     joint_moments,
     solve_entropy_constrained,
 )
-from jaxcomp.quantizers.scalar.lloyd import Codebook, QuantizationResult, kmeans, solve_kmeans
+from jaxcomp.quantizers.scalar.lloyd import kmeans, solve_kmeans
 from jaxcomp.quantizers.scalar.optimal import OptimalCodebooks, optimal_kmeans, solve_optimal
 from jaxcomp.quantizers.scalar.optimal_diameter import (
     DiameterSolution,
@@ -45,6 +45,7 @@ from jaxcomp.quantizers.scalar.optimal_diameter import (
 )
 from jaxcomp.quantizers.scalar.polish import plus_plus_start, polish_kmeans
 from jaxcomp.quantizers.scalar.uniform import solve_uniform, uniform
+from jaxcomp.quantizers.solution import Codebook, QuantizationResult, Solution
 from jaxcomp.quantizers.vector import (
     VectorQuantizationResult,
     join_vectors,
@@ -70,6 +71,7 @@ __all__ = [
     "RateDistortionCurve",
     "RoundToNearest",
     "RoundedWeights",
+    "Solution",
     "Uniform",
     "Vector",
     "VectorQuantizationResult",

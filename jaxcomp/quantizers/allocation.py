@@ -32,9 +32,9 @@ class Allocation(NamedTuple):
 
     Attributes:
         places: (..., L) index into the curve of each layer.
-        rate_bits: (..., L) bits of each layer.
+        size_bits: (..., L) bits of each layer.
         distortion: (..., L) distortion of each layer, not multiplied by the weights of the layers.
-        total_rate_bits: (...) sum over the layers.
+        total_size_bits: (...) sum over the layers.
         total_distortion: (...) weighted sum over the layers.
         multiplier: (...) weighted distortion per bit: the slope at which the layers stopped; 0
             where everything is at its lowest distortion.
@@ -43,9 +43,9 @@ class Allocation(NamedTuple):
     """
 
     places: Int[np.ndarray, "... layers"]
-    rate_bits: Float[np.ndarray, "... layers"]
+    size_bits: Float[np.ndarray, "... layers"]
     distortion: Float[np.ndarray, "... layers"]
-    total_rate_bits: Float[np.ndarray, "..."]
+    total_size_bits: Float[np.ndarray, "..."]
     total_distortion: Float[np.ndarray, "..."]
     multiplier: Float[np.ndarray, "..."]
     lower_bound: Float[np.ndarray, "..."]
@@ -98,7 +98,7 @@ def lower_convex_hull(
 
 
 def allocate_rates(
-    rate_bits: Float[np.ndarray, "layers places"] | Sequence[Float[np.ndarray, " places"]],
+    size_bits: Float[np.ndarray, "layers places"] | Sequence[Float[np.ndarray, " places"]],
     distortion: Float[np.ndarray, "layers places"] | Sequence[Float[np.ndarray, " places"]],
     *,
     budget_bits: Float[np.ndarray, "..."] | float | None = None,
@@ -111,7 +111,7 @@ def allocate_rates(
     of bits.
 
     Args:
-        rate_bits: (L, M) bits of the whole layer at each place (bits per weight times the number
+        size_bits: (L, M) bits of the whole layer at each place (bits per weight times the number
             of weights, plus the codebook), >= 0, in any order. Curves of different lengths: a
             sequence of arrays, or padding with NaN.
         distortion: likewise, >= 0.
@@ -129,17 +129,17 @@ def allocate_rates(
         ValueError: on curves that do not fit or hold no place, negative entries, both budgets or
             none, or a budget that cannot be met: the message says what can.
     """
-    rate, cost = _pad(rate_bits, "rate_bits"), _pad(distortion, "distortion")
+    rate, cost = _pad(size_bits, "size_bits"), _pad(distortion, "distortion")
     if rate.shape != cost.shape:
         raise ValueError(
-            f"rate_bits and distortion must have one shape (layers, places), got {rate.shape} and "
+            f"size_bits and distortion must have one shape (layers, places), got {rate.shape} and "
             f"{cost.shape}."
         )
     is_place = np.isfinite(rate) & np.isfinite(cost)
     if not np.all(np.any(is_place, axis=1)):
         empty = int(np.argmin(np.any(is_place, axis=1)))
         raise ValueError(f"every layer needs a finite place on its curve, layer {empty} has none.")
-    for name, values in (("rate_bits", rate), ("distortion", cost)):
+    for name, values in (("size_bits", rate), ("distortion", cost)):
         if np.any(values[is_place] < 0):
             raise ValueError(f"{name} must be at least 0, got {values[is_place].min():g}.")
     weight = np.ones(len(rate)) if layer_weight is None else np.asarray(layer_weight, np.float64)
@@ -169,9 +169,9 @@ def allocate_rates(
     shape = budgets.shape
     return Allocation(
         places=places.reshape(*shape, -1),
-        rate_bits=chosen_rate.reshape(*shape, -1),
+        size_bits=chosen_rate.reshape(*shape, -1),
         distortion=(chosen_cost / weight).reshape(*shape, -1),
-        total_rate_bits=_totals(rate, places).reshape(shape),
+        total_size_bits=_totals(rate, places).reshape(shape),
         total_distortion=_totals(cost, places).reshape(shape),
         multiplier=multiplier.reshape(shape),
         lower_bound=bound.reshape(shape),

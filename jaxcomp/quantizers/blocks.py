@@ -19,11 +19,11 @@ from jaxcomp.quantizers.histograms import (
     bins_for,
     histogram_moments,
 )
-from jaxcomp.quantizers.scalar.lloyd import (
+from jaxcomp.quantizers.scalar.lloyd import solve_kmeans
+from jaxcomp.quantizers.solution import (
     QuantizationResult,
     distortion_of_points,
     quantize_points,
-    solve_kmeans,
 )
 
 # Points quantized together: bounds the memory.
@@ -40,22 +40,22 @@ def _blocks(
 
 def _distortion_of_blocks(
     matrix: Float[Array, "rows columns"],
-    sample_weight: Shaped[Array, "rows columns"] | None,
+    importance: Shaped[Array, "rows columns"] | None,
     result: QuantizationResult,
 ) -> Float[Array, "row_blocks column_blocks"]:
     """Return `sum h (w - c)^2` of every block as it is written, for derivatives."""
     grid = result.distortion.shape
-    if sample_weight is not None:
-        sample_weight = _blocks(jnp.broadcast_to(sample_weight, matrix.shape), grid)
+    if importance is not None:
+        importance = _blocks(jnp.broadcast_to(importance, matrix.shape), grid)
     result = result._replace(assignments=_blocks(result.assignments, grid))
-    return distortion_of_points(_blocks(matrix, grid), sample_weight, result)
+    return distortion_of_points(_blocks(matrix, grid), importance, result)
 
 
 @always_compiled
 @with_codebook_held_fixed(_distortion_of_blocks)
 def block_kmeans(
     matrix: Float[Array, "rows columns"],
-    sample_weight: Shaped[Array, "rows columns"] | None = None,
+    importance: Shaped[Array, "rows columns"] | None = None,
     *,
     block_shape: tuple[int, int],
     num_clusters: Int[Array, "row_blocks column_blocks"] | int,
@@ -70,7 +70,7 @@ def block_kmeans(
 
     Args:
         matrix: (R, C) floating, finite.
-        sample_weight: h >= 0, broadcastable to the matrix; None means 1. Every block needs some.
+        importance: h >= 0, broadcastable to the matrix; None means 1. Every block needs some.
         block_shape: (r, c), which must divide (R, C). Static.
         num_clusters: K >= 1, an int or an array of (R / r, C / c) of them (then `max_clusters` is
             required); traced.
@@ -94,11 +94,11 @@ def block_kmeans(
             f"block_shape must divide the shape of the matrix, {matrix.shape}, got {block_shape}."
         )
     grid = (matrix.shape[0] // block_shape[0], matrix.shape[1] // block_shape[1])
-    matrix, sample_weight = check_points(matrix, sample_weight, grouped=partial(_blocks, grid=grid))
+    matrix, importance = check_points(matrix, importance, grouped=partial(_blocks, grid=grid))
     num_clusters, max_clusters = check_codebook_size(num_clusters, max_clusters)
     return _block_kmeans(
         matrix,
-        sample_weight,
+        importance,
         num_clusters,
         block_shape=tuple(block_shape),
         max_clusters=max_clusters,
@@ -107,7 +107,7 @@ def block_kmeans(
 
 
 @partial(jax.jit, static_argnames=("block_shape", "max_clusters", "num_bins"))
-def _block_kmeans(matrix, sample_weight, num_clusters, *, block_shape, max_clusters, num_bins):
+def _block_kmeans(matrix, importance, num_clusters, *, block_shape, max_clusters, num_bins):
     (num_rows, num_columns), (rows, columns) = matrix.shape, block_shape
     grid = (num_rows // rows, num_columns // columns)
 
@@ -117,12 +117,18 @@ def _block_kmeans(matrix, sample_weight, num_clusters, *, block_shape, max_clust
     def quantize(arguments):
         points, weight, k = arguments
         moments = histogram_moments(points, weight, num_bins=num_bins)
-        codebook = solve_kmeans(
+        solution = solve_kmeans(
             moments, k, max_clusters=max_clusters, penalty_form="none", centroid_dtype=points.dtype
         )
-        return quantize_points(points, weight, codebook, k, penalty_form="none")
+        return quantize_points(
+            points,
+            weight,
+            solution.codebook,
+            num_iterations=solution.num_iterations,
+            converged=solution.converged,
+        )
 
-    weight = sample_weight
+    weight = importance
     if weight is not None:
         weight = blocks(jnp.broadcast_to(weight, matrix.shape))
     points = blocks(matrix)

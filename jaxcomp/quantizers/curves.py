@@ -44,7 +44,12 @@ class Curve(NamedTuple):
 def counts_of_intervals(
     moments: Moments, thresholds: Float[Array, "points clusters-1"]
 ) -> Int[Array, "points clusters"]:
-    """Count the weights of every cluster of many codebooks, bins of the histogram taken whole."""
+    """Count the weights of every cluster of many codebooks, bins of the histogram taken whole.
+
+    Args:
+        moments: of one group.
+        thresholds: (M, K - 1).
+    """
     position = restore(moments.position, moments.exponent)
 
     def count(own: Float[Array, " clusters-1"]) -> Int[Array, " clusters"]:

@@ -17,6 +17,7 @@ until no region has more of the variance than its share. Ordinary layers need no
 Axes: `...` groups, `N` points, `B` bins.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -26,9 +27,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from jaxcomp.numerics.scaling import group_exponent, is_zero, normalise
+from jaxcomp.numerics.scaling import group_exponent, is_zero, normalise, restore
 from jaxcomp.numerics.sums import pairwise_sum, running_maximum, running_sum
-from jaxcomp.numerics.transformations import always_compiled, without_derivative
+from jaxcomp.numerics.transformations import always_compiled, counted_loop, without_derivative
 from jaxcomp.quantizers.padding import without_copies
 
 # Share of the bins that is spread evenly over the range, whatever the density.
@@ -36,6 +37,11 @@ _EQUAL_SHARE = 0.1
 # At least this many points, and points per bin, give the density that bins follow.
 _DENSITY_POINTS = 1 << 17
 _DENSITY_PER_BIN = 8
+# At most every so manieth point.
+_MOST_STRIDE = 8
+# Points that give centre and spread of the first cells.
+_FEW = 64
+_BITS_OF_ONE = 127 << 23
 # Bit patterns of 16-bit dtypes.
 _NUM_SHORT = 1 << 16
 # The largest point of a group is 2^64 to 2^65 units: room above for sums, and below for weights
@@ -51,6 +57,8 @@ _MOST_ROUNDS = 40
 # Bins for each cluster that is asked for: a boundary between clusters is an edge of a bin, and
 # costs about a quarter of the square of the inverse of this.
 _BINS_PER_CLUSTER = 16
+# Points whose sums advance together on CPU: what is computed of them stays in the cache.
+_CHUNK = 1 << 13
 # Points per matrix product where histograms are made of those.
 _PRODUCT_BLOCK = 1 << 14
 
@@ -116,7 +124,7 @@ def accumulation_dtype(dtype: jnp.dtype) -> jnp.dtype:
 @without_derivative
 def histogram_moments(
     points: Float[Array, "... points"],
-    sample_weight: Shaped[Array, "... points"] | None = None,
+    importance: Shaped[Array, "... points"] | None = None,
     *,
     num_bins: int = 4096,
     num_padding: Int[Array, ""] | None = None,
@@ -131,12 +139,12 @@ def histogram_moments(
     Args:
         points: (..., N), floating. Finite. What is 1e57 times smaller than the largest point of its
             group counts as 0.
-        sample_weight: importances h >= 0, broadcastable to `points`; None means 1. A group whose
+        importance: importances h >= 0, broadcastable to `points`; None means 1. A group whose
             importances are all 0 (which is refused where values are known, outside `jit`) counts as
             if all were 1. What is 1e-37 of the largest of the group counts as 0.
         num_bins: most bins of the result, static. B = min(N, num_bins).
-        num_padding: how many of the last points are copies of the first one, of weight 0, that
-            are not to be counted; None for none. Traced.
+        num_padding: how many of the last points are copies of the first one that do not count;
+            where weights are given theirs are 0. None for none. Traced.
 
     Returns:
         The moments, float32 (float64 for float64 points).
@@ -145,16 +153,14 @@ def histogram_moments(
         ValueError: while tracing, if there are no points or `num_bins < 1`.
         TypeError: while tracing, if the points are not floating.
     """
-    return histogram_with_edges(points, sample_weight, num_bins=num_bins, num_padding=num_padding)[
-        0
-    ]
+    return histogram_with_edges(points, importance, num_bins=num_bins, num_padding=num_padding)[0]
 
 
 @partial(jax.jit, static_argnames=("num_bins", "by_value"))
 @without_derivative
 def histogram_with_edges(
     points: Float[Array, "... points"],
-    sample_weight: Shaped[Array, "... points"] | None = None,
+    importance: Shaped[Array, "... points"] | None = None,
     *,
     num_bins: int = 4096,
     by_value: bool = False,
@@ -164,7 +170,7 @@ def histogram_with_edges(
 
     Args:
         points: (..., N), floating. Finite.
-        sample_weight: importances h >= 0, broadcastable to `points`; None means 1.
+        importance: importances h >= 0, broadcastable to `points`; None means 1.
         num_bins: as in `histogram_moments`.
         by_value: one bin for every distinct value, whatever `num_bins`; for dtypes of 16 bits,
             static. B = min(N, 65536).
@@ -192,8 +198,8 @@ def histogram_with_edges(
         raise TypeError(f"by_value needs points of a 16-bit dtype, got {points.dtype}.")
     groups = points.reshape(-1, points.shape[-1])
     weights = mass_exponent = None
-    if sample_weight is not None:
-        weights, mass_exponent = importance_in_units(sample_weight, points)
+    if importance is not None:
+        weights, mass_exponent = importance_in_units(importance, points)
         weights = weights.reshape(groups.shape)
         mass_exponent = mass_exponent.ravel()
     if by_value and points.shape[-1] > _NUM_SHORT:
@@ -224,40 +230,48 @@ def points_in_units(
     """
     points = points.astype(accumulation_dtype(points.dtype))
     exponent = group_exponent(points) - _LOG2_LARGEST
-    # Kept from being computed again by each of its readers.
-    return lax.optimization_barrier(normalise(points, exponent)), exponent
+    return _normalised_once(points, exponent), exponent
 
 
 def importance_in_units(
-    sample_weight: Shaped[Array, "..."], points: Float[Array, "... points"]
+    importance: Shaped[Array, "..."], points: Float[Array, "... points"]
 ) -> tuple[Float[Array, "... points"], Int[Array, "..."]]:
     """Return importances with the largest of each group in [1, 2), and the exponent of the unit.
 
     Args:
-        sample_weight: h >= 0, broadcastable to `points`; any real dtype. 0 throughout a group means
+        importance: h >= 0, broadcastable to `points`; any real dtype. 0 throughout a group means
             1 throughout.
         points: (..., N).
 
     Returns:
         (..., N) float32, or float64 if the points are; (...) int32.
     """
-    sample_weight = jnp.asarray(sample_weight)
+    importance = jnp.asarray(importance)
     dtype = accumulation_dtype(points.dtype)
-    if sample_weight.dtype == bool:
+    if importance.dtype == bool:
         # What marks padding, and nothing else.
-        marks = jnp.broadcast_to(sample_weight, points.shape).astype(dtype)
+        marks = jnp.broadcast_to(importance, points.shape).astype(dtype)
         return marks, jnp.zeros(points.shape[:-1], jnp.int32)
-    if sample_weight.dtype != jnp.float64:
-        sample_weight = sample_weight.astype(jnp.float32)
+    if importance.dtype != jnp.float64:
+        importance = importance.astype(jnp.float32)
     # Before they are spread out and rounded to another dtype, which may have a shorter range.
-    groups = jnp.broadcast_to(
-        sample_weight, (*points.shape[:-1], *(sample_weight.shape[-1:] or (1,)))
-    )
+    groups = jnp.broadcast_to(importance, (*points.shape[:-1], *(importance.shape[-1:] or (1,))))
     exponent = group_exponent(groups)
-    scaled = normalise(groups, exponent).astype(dtype)
+    scaled = _normalised_once(groups, exponent).astype(dtype)
     is_nothing = jnp.all(is_zero(groups), axis=-1, keepdims=True)
     scaled = jnp.where(is_nothing, jnp.ones((), dtype), scaled)
-    return lax.optimization_barrier(jnp.broadcast_to(scaled, points.shape)), exponent
+    return jnp.broadcast_to(scaled, points.shape), exponent
+
+
+def _normalised_once(
+    values: Float[Array, "... points"], exponent: Int[Array, "..."]
+) -> Float[Array, "... points"]:
+    """As `normalise`, but computed once.
+
+    What XLA can fuse it computes again for each reader, and on CPU an optimization barrier does not
+    keep it from that; a branch does.
+    """
+    return lax.cond(jnp.all(exponent == 0), lambda values, _: values, normalise, values, exponent)
 
 
 def sum_of_squares(
@@ -335,9 +349,8 @@ def _exact_moments(
     first = points[:, :1]
     if weights is None:
         points = jnp.sort(points, axis=-1)
-        mass = jnp.ones_like(points)
     else:
-        points, mass = lax.sort((points, weights), dimension=1, num_keys=1)
+        points, weights = lax.sort((points, weights), dimension=1, num_keys=1)
     is_new = jnp.concatenate(
         [
             jnp.zeros((num_groups, 1), jnp.int32),
@@ -349,10 +362,11 @@ def _exact_moments(
     # Bins without points, all at the end, have minimum +inf.
     position = jnp.minimum(bins.minimum(points), points[:, -1:])
     place = jnp.sum(position < first, axis=-1, dtype=jnp.int32)
+    count = without_copies(bins.count(), place, num_padding)
     moments = Moments(
         position=position,
-        num_points=without_copies(bins.count(), place, num_padding),
-        mass=bins.sum(mass),
+        num_points=count,
+        mass=count.astype(points.dtype) if weights is None else bins.sum(weights),
         deviation=jnp.zeros_like(points),
         minimum=points[:, 0],
         maximum=points[:, -1],
@@ -406,7 +420,7 @@ def _binned_moments(
 ) -> tuple[Moments, BinEdges]:
     """Bins between the extremes, as fine as the mass asks for."""
     minimum, maximum = jnp.min(points, axis=-1), jnp.max(points, axis=-1)
-    index = _bins_by_density(points, weights, minimum, maximum, num_bins)
+    index = _bins_by_density(points, weights, minimum, maximum, num_bins, num_padding)
     index, sums = bins_of_points(points, weights, index, num_bins=num_bins, num_padding=num_padding)
     is_occupied = sums.num_points > 0
     # Rounding must not push a mean beyond the next bin's points.
@@ -486,34 +500,28 @@ def bins_of_points(
     Returns:
         (groups, N) bins, and the sums over them.
     """
-    num_groups = points.shape[0]
 
-    def step(state: _Round) -> _Round:
-        # No round cuts the first bins: a loop that ends at once, also where groups are mapped.
-        def cut(pending: tuple[Array, Array]) -> tuple[Array, Array]:
-            old = PointBins.of(pending[0], num_bins)
-            new = jnp.where(pending[1][:, None], _cut_again(points, state.sums, old), pending[0])
-            return new, jnp.zeros_like(pending[1])
-
-        is_cut = state.is_pending & (state.number > 0)
-        index, _ = lax.while_loop(lambda pending: jnp.any(pending[1]), cut, (state.bin_of, is_cut))
+    def measured(index: Array, before: _Round | None) -> _Round:
         sums = sums_of_bins(points, weights, PointBins.of(index, num_bins), num_padding)
         excess, root, occupied = _unevenness(sums)
-        is_better = (state.number == 0) | (root < 0.9 * state.root)
         is_sparse = _is_sparse(occupied, num_bins)
+        if before is None:
+            is_pending = (excess > most_excess) | (is_sparse & (root > 0))
+            return _Round(index, sums, is_pending, root, jnp.int32(1))
+        is_better = root < 0.9 * before.root
         is_pending = ((excess > most_excess) & is_better) | (is_sparse & (root > 0))
-        return _Round(index, sums, is_pending & state.is_pending, root, state.number + 1)
+        return _Round(index, sums, is_pending & before.is_pending, root, before.number + 1)
 
-    zero = jnp.zeros((num_groups, num_bins), points.dtype)
-    start = _Round(
-        bin_of=index,
-        sums=BinSums(jnp.zeros(zero.shape, jnp.int32), zero, zero, zero, zero),
-        is_pending=jnp.ones((num_groups,), bool),
-        root=zero[:, 0],
-        number=jnp.int32(0),
-    )
+    def cut(state: _Round) -> _Round:
+        # Groups that need no further round keep their bins.
+        new = _cut_again(points, state.sums, PointBins.of(state.bin_of, num_bins))
+        return measured(jnp.where(state.is_pending[:, None], new, state.bin_of), state)
+
+    # The first round is outside: in the loop the same sums take twice the time.
     found = lax.while_loop(
-        lambda state: jnp.any(state.is_pending) & (state.number < _MOST_ROUNDS), step, start
+        lambda state: jnp.any(state.is_pending) & (state.number < _MOST_ROUNDS),
+        cut,
+        measured(index, None),
     )
     return found.bin_of, found.sums
 
@@ -597,14 +605,16 @@ def sums_of_bins(
     num_padding: Int[Array, ""] | None = None,
 ) -> BinSums:
     """Return the sums over every bin; points and weights in units."""
-    first = bins.flat.reshape(points.shape)[:, 0] % bins.num_bins
-    count = without_copies(bins.count(), first, num_padding)
     lowest = bins.minimum(points)
-    # From the lowest point of the bin, so that equal points have offset 0 and their mean is exact.
-    offset = points - bins.look_up(lowest)
-    mass = count.astype(points.dtype) if weights is None else bins.mass(weights, count)
-    mean, deviation = bins.mean_and_deviation(offset, weights, mass)
-    return BinSums(num_points=count, mass=mass, lowest=lowest, mean=mean, deviation=deviation)
+    count, mass, mean, deviation = lax.platform_dependent(
+        points,
+        weights,
+        lowest,
+        num_padding,
+        cpu=bins.moments_by_scatter,
+        default=bins.moments_by_products,
+    )
+    return BinSums(count, mass, lowest, mean, deviation)
 
 
 def _bins_by_density(
@@ -613,44 +623,122 @@ def _bins_by_density(
     minimum: Float[Array, " groups"],
     maximum: Float[Array, " groups"],
     num_bins: int,
+    num_padding: Int[Array, ""] | None,
 ) -> Int[Array, "groups points"]:
     """Return the bin of every point, which never falls as the point rises.
 
-    A first histogram of equal cells gives the density of mass; the bins follow its cube root, as
-    the cells of the best fine quantizer do. Equal bins would be lost on the tails: with Student-t
-    weights and K = 16 Lloyd's iteration on 4,096 of them ends 3 to 6 % above the one on raw
-    points, on these bins 0.05 % above. Of large groups every n-th point is enough for the density.
+    A first histogram gives the density of mass; the bins follow its cube root, as the cells of the
+    best fine quantizer do. Of large groups every n-th point is enough for it, and its cells are
+    even around the median and wider in proportion further out: of equal ones ten million Student-t
+    weights (3 degrees of freedom) would fill a few, and the variance within the bins would be 3 to
+    5 times as large.
     """
-    low, high = minimum[:, None], maximum[:, None]
-    # A constant group has no range: all its points are in cell 0.
-    cells_per_unit = num_bins / (high - low)
-    cells_per_unit = jnp.where(jnp.isfinite(cells_per_unit), cells_per_unit, 0)
+    num_points = points.shape[-1]
+    least = max(_DENSITY_POINTS, _DENSITY_PER_BIN * num_bins)
+    stride = min(_MOST_STRIDE, max(1, num_points // least))
+    # Of small groups the bins are the same in whatever order the points come.
+    scale = _Scale.logarithmic(points) if stride > 1 else _Scale.linear(minimum, maximum)
+    low, high = scale.place(minimum[:, None]), scale.place(maximum[:, None])
+    # A power of two of places is a cell, so that at least `num_bins` cells are in use.
+    log2_cells = (2 * num_bins - 1).bit_length()
+    num_cells = 1 << log2_cells
+    shift = jnp.maximum(32 - log2_cells - lax.clz(high - low), 0)
 
-    def place_of(some):
-        place = (some - low) * cells_per_unit
-        return place, jnp.clip(place.astype(jnp.int32), 0, num_bins - 1)
+    def cell_of(some):
+        place = scale.place(some) - low
+        return lax.shift_right_logical(place, jnp.broadcast_to(shift, place.shape)), place
 
-    stride = max(1, points.shape[-1] // max(_DENSITY_POINTS, _DENSITY_PER_BIN * num_bins))
-    sample = PointBins.of(place_of(points[:, ::stride])[1], num_bins)
-    if weights is None:
-        mass = sample.count().astype(points.dtype)
+    some = points[:, ::stride]
+    sample = PointBins.of(cell_of(some)[0], num_cells)
+    if weights is not None:
+        mass = sample.sum(weights[:, ::stride]).astype(jnp.float32)
+    elif num_padding is not None:
+        mass = sample.sum(_counts(some, (num_points - num_padding + stride - 1) // stride))
     else:
-        mass = sample.sum(weights[:, ::stride])
+        mass = sample.count().astype(jnp.float32)
     largest = jnp.max(mass, axis=-1, keepdims=True)
-    density = jnp.cbrt(mass / jnp.where(largest > 0, largest, 1))
-    share = density / jnp.maximum(pairwise_sum(density)[:, None], 1)
+    mass = mass / jnp.where(largest > 0, largest, 1)
+    if stride > 1:
+        # Half of it spread over neighbours: in a tail most cells have no point of the sample.
+        blocks = mass.reshape(mass.shape[0], -1, min(2 * _BLOCK, num_cells))
+        even = jnp.broadcast_to(jnp.mean(blocks, axis=-1, keepdims=True), blocks.shape)
+        mass = 0.5 * mass + 0.5 * even.reshape(mass.shape)
+    length = (high - low).astype(jnp.float32)
+    one = lax.shift_left(jnp.ones_like(shift), shift).astype(jnp.float32)
+    begins = jnp.arange(num_cells + 1, dtype=jnp.float32)[None, :] * one
+    border = scale.value(low.astype(jnp.float32) + jnp.minimum(begins, length))
+    need = jnp.cbrt(mass) * jnp.square(jnp.cbrt(border[:, 1:] - border[:, :-1]))
+    total = pairwise_sum(need)[:, None]
+    is_inside = (begins[:, :-1] <= length).astype(jnp.float32)
     # A small part stays equal, for regions that matter little but are many.
-    share = (1 - _EQUAL_SHARE) * share + _EQUAL_SHARE / num_bins
+    share = (1 - _EQUAL_SHARE) * need / jnp.where(total > 0, total, 1)
+    share = share + _EQUAL_SHARE * is_inside / pairwise_sum(is_inside)[:, None]
     edge = running_sum(share.T).T
     edge = edge * (num_bins / edge[:, -1:])
+    # Sums in a tree: rounding may let one fall.
+    edge = running_maximum(edge.T).T
     start = jnp.pad(edge[:, :-1], [(0, 0), (1, 0)])
-    place, cell = place_of(points)
-    cells = PointBins.of(cell, num_bins)
-    begin, end = cells.look_up(start), cells.look_up(edge)
-    inside = place - cell.astype(points.dtype)
-    # Not beyond the end of the cell, where the next one begins: bins must not overlap.
-    index = jnp.minimum(begin + inside * (end - begin), end)
-    return jnp.clip(index.astype(jnp.int32), 0, num_bins - 1)
+
+    def spread_out(points: Array) -> Array:
+        cell, place = cell_of(points)
+        cells = PointBins.of(cell, num_cells)
+        begin, end = cells.look_up(start), cells.look_up(edge)
+        inside = (place & (lax.shift_left(jnp.ones_like(shift), shift) - 1)).astype(jnp.float32)
+        # Not beyond the end of the cell, where the next one begins: bins must not overlap.
+        index = jnp.minimum(begin + inside * (1 / one) * (end - begin), end)
+        return jnp.minimum(index, num_bins - 1).astype(jnp.int32)
+
+    # A branch, so that it is computed once (see `_normalised_once`).
+    return lax.cond(
+        jnp.all(high == low), lambda points: jnp.zeros(points.shape, jnp.int32), spread_out, points
+    )
+
+
+class _Scale(NamedTuple):
+    """A scale that is even near a centre and nearly logarithmic further out, to both sides.
+
+    With y the distance in units of the spread, the place is the logarithm of 1 + y, linear between
+    powers of two: the bits of that float32, read as an integer, which is the quickest way to it.
+
+    Attributes:
+        centre: (groups, 1).
+        per_unit: (groups, 1), a power of two, the inverse of the spread.
+    """
+
+    centre: Float[Array, "groups 1"]
+    per_unit: Float[Array, "groups 1"]
+
+    @classmethod
+    def linear(cls, minimum: Float[Array, " groups"], maximum: Float[Array, " groups"]) -> "_Scale":
+        """Take the range as the spread: no point is further out."""
+        exponent = group_exponent((maximum - minimum)[:, None]) + 1
+        return cls(minimum[:, None], restore(jnp.ones_like(minimum)[:, None], -exponent))
+
+    @classmethod
+    def logarithmic(cls, points: Float[Array, "groups points"]) -> "_Scale":
+        """Take median and median distance from a few points; both matter up to a factor of 2."""
+        few = jnp.sort(points[:, :: max(1, points.shape[-1] // _FEW)], axis=-1)
+        centre = few[:, few.shape[-1] // 2][:, None]
+        distance = jnp.abs(few - centre)
+        is_apart = distance > 0
+        distance = jnp.sort(jnp.where(is_apart, distance, jnp.inf), axis=-1)
+        middle = jnp.sum(is_apart, axis=-1, keepdims=True, dtype=jnp.int32) // 2
+        spread = jnp.take_along_axis(distance, jnp.maximum(middle - 1, 0), axis=-1)
+        spread = jnp.where(jnp.isfinite(spread), spread, 1)
+        # No distance, 2^66 at most, gets out of range.
+        exponent = jnp.maximum(group_exponent(spread), -60)
+        return cls(centre, restore(jnp.ones_like(centre), -exponent))
+
+    def place(self, points: Float[Array, "groups points"]) -> Int[Array, "groups points"]:
+        """Return int32 that never falls as the point rises, 0 at the centre."""
+        distance = ((points - self.centre) * self.per_unit).astype(jnp.float32)
+        bits = lax.bitcast_convert_type(1 + jnp.abs(distance), jnp.int32) - _BITS_OF_ONE
+        return jnp.where(distance < 0, -bits, bits)
+
+    def value(self, place: Float[Array, "groups places"]) -> Float[Array, "groups places"]:
+        """Return the distance from the centre at a place, signed, in units of the spread."""
+        bits = jnp.abs(place).astype(jnp.int32) + _BITS_OF_ONE
+        return jnp.copysign(lax.bitcast_convert_type(bits, jnp.float32) - 1, place)
 
 
 @dataclass(frozen=True)
@@ -674,7 +762,14 @@ class PointBins:
 
     def count(self) -> Int[Array, "groups bins"]:
         """Count the points of every bin."""
-        return self._reduce(jax.ops.segment_sum, jnp.ones_like(self.flat))
+
+        def by_scatter(flat: Array) -> Array:
+            return self.add_up(lambda one: (one,), 1)[0].astype(jnp.int32)
+
+        def at_once(flat: Array) -> Array:
+            return self._reduce(jax.ops.segment_sum, jnp.ones_like(flat))
+
+        return lax.platform_dependent(self.flat, cpu=by_scatter, default=at_once)
 
     def minimum(self, values: Float[Array, "groups points"]) -> Float[Array, "groups bins"]:
         """Return the minimum of every bin; infinite where there are no points."""
@@ -688,53 +783,71 @@ class PointBins:
         self, weights: Float[Array, "groups points"], count: Int[Array, "groups bins"]
     ) -> Float[Array, "groups bins"]:
         """Sum weights h >= 0 within each bin, without the drift of a sum of many equal numbers."""
+        return lax.platform_dependent(
+            weights,
+            count,
+            cpu=lambda weights, count: self.sum_by_scatter(weights),
+            default=self._mass_by_products,
+        )
 
-        def in_two_passes(weights: Array) -> Array:
-            number = jnp.maximum(count, 1).astype(weights.dtype)
-            rough = self.sum_by_products(weights) / number
-            # Signed deviations from the rough mean.
-            mass = rough * number + self.sum_by_products(weights - self.look_up(rough))
-            return jnp.where((count > 0) & (rough > 0), jnp.maximum(mass, 0), 0)
-
-        return lax.platform_dependent(weights, cpu=self.sum_by_scatter, default=in_two_passes)
-
-    def mean_and_deviation(
+    def moments_by_scatter(
         self,
-        offset: Float[Array, "groups points"],
+        points: Float[Array, "groups points"],
         weights: Float[Array, "groups points"] | None,
-        mass: Float[Array, "groups bins"],
-    ) -> tuple[Float[Array, "groups bins"], Float[Array, "groups bins"]]:
-        """Return weighted mean and root of the weighted variance of offsets >= 0 in every bin.
+        lowest: Float[Array, "groups bins"],
+        num_padding: Int[Array, ""] | None = None,
+    ) -> tuple[Array, Array, Array, Array]:
+        """As `moments_by_products`, on CPU only: in one pass, and in float64.
 
-        About 0 and then about the mean: what that loses is an eps of the width of the bin, and a
-        pass over the points with the mean looked up is saved.
+        No square is out of range there. Equal points have offset 0, so that their mean is exact.
         """
-        dtype = offset.dtype
-        inverse = jnp.where(mass > 0, 1 / jnp.where(mass > 0, mass, 1), 0)
+        dtype = points.dtype
 
-        def from_moments(first, second, inverse):
-            mean = first * inverse
-            return mean, jnp.sqrt(jnp.maximum(second * inverse - mean * mean, 0))
+        def terms(one, offset, *weight):
+            mass = one * weight[0] if weight else one
+            first = mass * offset
+            return (one, first, first * offset, *(mass for _ in weight))
 
-        def by_scatter(offset, weights, inverse):
-            # In float64 no square is out of range.
-            with jax.enable_x64(True):
-                offset, inverse = offset.astype(jnp.float64), inverse.astype(jnp.float64)
-                weighted = offset if weights is None else offset * weights.astype(jnp.float64)
-                first = self._reduce(jax.ops.segment_sum, weighted)
-                second = self._reduce(jax.ops.segment_sum, weighted * offset)
-                mean, deviation = from_moments(first, second, inverse)
-                return mean.astype(dtype), deviation.astype(dtype)
+        values = (points,) if weights is None else (points, weights)
+        with jax.enable_x64(True):
+            totals = self.add_up(
+                terms, 2 + len(values), *values, base=lowest, num_padding=num_padding
+            )
+            count, first, second, mass = totals if len(totals) == 4 else (*totals, totals[0])
+            mean, deviation = _mean_and_deviation(first, second, mass)
+            return (
+                count.astype(jnp.int32),
+                mass.astype(dtype),
+                mean.astype(dtype),
+                deviation.astype(dtype),
+            )
 
-        def by_products(offset, weights, inverse):
-            width = jnp.maximum(self.maximum(offset), 0)
-            share = offset * self.look_up(jnp.where(width > 0, 1 / width, 0))
-            weighted = share if weights is None else share * weights
-            first, second = self.sum_by_products(weighted), self.sum_by_products(weighted * share)
-            mean, deviation = from_moments(first, second, inverse)
-            return width * mean, width * deviation
+    def moments_by_products(
+        self,
+        points: Float[Array, "groups points"],
+        weights: Float[Array, "groups points"] | None,
+        lowest: Float[Array, "groups bins"],
+        num_padding: Int[Array, ""] | None = None,
+    ) -> tuple[Array, Array, Array, Array]:
+        """Return number, mass, weighted mean of `w - lowest` and deviation of every bin's points.
 
-        return lax.platform_dependent(offset, weights, inverse, cpu=by_scatter, default=by_products)
+        About the lowest point and then about the mean: what that loses is an eps of the width of
+        the bin, and a pass over the points with the mean looked up is saved.
+        """
+        first = self.flat.reshape(points.shape)[:, 0] % self.num_bins
+        count = without_copies(self.count(), first, num_padding)
+        mass = count.astype(points.dtype)
+        if weights is None and num_padding is not None:
+            weights = _counts(points, points.shape[-1] - num_padding)
+        elif weights is not None:
+            mass = self._mass_by_products(weights, count)
+        offset = points - self.look_up(lowest)
+        width = jnp.maximum(self.maximum(offset), 0)
+        share = offset * self.look_up(jnp.where(width > 0, 1 / width, 0))
+        weighted = share if weights is None else share * weights
+        first, second = self.sum_by_products(weighted), self.sum_by_products(weighted * share)
+        mean, deviation = _mean_and_deviation(first, second, mass)
+        return count, mass, width * mean, width * deviation
 
     def sum(self, values: Float[Array, "groups points"]) -> Float[Array, "groups bins"]:
         """Sum within each bin: a float32 total of 2e7 ones would stop at 2^24.
@@ -746,7 +859,7 @@ class PointBins:
     def sum_by_scatter(self, values: Float[Array, "groups points"]) -> Float[Array, "groups bins"]:
         """Add the points one after the other, in float64: fast, and in order, on CPU only."""
         with jax.enable_x64(True):
-            total = self._reduce(jax.ops.segment_sum, lax.convert_element_type(values, jnp.float64))
+            (total,) = self.add_up(lambda one, value: (one * value,), 1, values)
             return lax.convert_element_type(total, values.dtype)
 
     def sum_by_products(self, values: Float[Array, "groups points"]) -> Float[Array, "groups bins"]:
@@ -782,10 +895,93 @@ class PointBins:
 
     def look_up(self, table: Float[Array, "groups bins"]) -> Float[Array, "groups points"]:
         """Return the entry of every point's bin."""
-        found = table.ravel().at[self.flat].get(mode="promise_in_bounds")
-        return found.reshape(self.num_groups, -1)
+        return _entries(table.ravel(), self.flat).reshape(self.num_groups, -1)
+
+    def add_up(
+        self,
+        terms: Callable[..., tuple[Array, ...]],
+        num_terms: int,
+        *values: Float[Array, "groups points"],
+        base: Float[Array, "groups bins"] | None = None,
+        num_padding: Int[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "groups bins"], ...]:
+        """Add terms of every point to those of its bin, in float64: in order, on CPU only.
+
+        In chunks, so that no array as long as the points is written: to touch new memory costs
+        more than the sums.
+
+        Args:
+            terms: `(one, *values) -> terms` of a chunk of points; `one` is 0 for a point that is
+                not to be added, and a factor of every term.
+            num_terms: how many terms.
+            values: of the points.
+            base: subtracted from the first of the values, by bin.
+            num_padding: as in `histogram_moments`.
+        """
+        length = self.flat.shape[0]
+        chunk = min(_CHUNK, length)
+        arrays = [self.flat, *(part.ravel() for part in values)]
+
+        def added(totals, place, one, *parts):
+            parts = [part.astype(jnp.float64) for part in (one, *parts)]
+            if base is not None:
+                parts[1] = parts[1] - _entries(base.ravel(), place).astype(jnp.float64)
+            return tuple(
+                total.at[place].add(term, mode="promise_in_bounds", wrap_negative_indices=False)
+                for total, term in zip(totals, terms(*parts), strict=True)
+            )
+
+        def add(number: Array, totals: tuple[Array, ...]) -> tuple[Array, ...]:
+            # The last chunk begins early, so that it is whole.
+            start = jnp.minimum(number * chunk, length - chunk)
+            place, *parts = (lax.dynamic_slice(array, (start,), (chunk,)) for array in arrays)
+            one = jnp.arange(chunk, dtype=jnp.int32) + start >= number * chunk
+            return added(totals, place, one, *parts)
+
+        with jax.enable_x64(True):
+            zero = jnp.zeros((self.num_groups * self.num_bins,), jnp.float64)
+            num_chunks = jnp.int32(-(-length // chunk))
+            totals = counted_loop(jnp.int32(0), num_chunks, add, (zero,) * num_terms)
+            if num_padding is not None:
+                # All copies are like the last one.
+                last = [array.reshape(self.num_groups, -1)[:, -1] for array in arrays]
+                totals = added(
+                    totals, last[0], jnp.broadcast_to(-num_padding, last[0].shape), *last[1:]
+                )
+            return tuple(total.reshape(self.num_groups, -1) for total in totals)
+
+    def _mass_by_products(self, weights, count):
+        number = jnp.maximum(count, 1).astype(weights.dtype)
+        rough = self.sum_by_products(weights) / number
+        # Signed deviations from the rough mean.
+        mass = rough * number + self.sum_by_products(weights - self.look_up(rough))
+        return jnp.where((count > 0) & (rough > 0), jnp.maximum(mass, 0), 0)
 
     def _reduce(self, reduce, values):
         size = self.num_groups * self.num_bins
         reduced = reduce(values.ravel(), self.flat, size, mode="promise_in_bounds")
         return reduced.reshape(self.num_groups, self.num_bins)
+
+
+def _entries(table: Shaped[Array, " all_bins"], places: Int[Array, "..."]) -> Shaped[Array, "..."]:
+    """Return entries of a table at places that are known to be inside."""
+    return table.at[places].get(mode="promise_in_bounds", wrap_negative_indices=False)
+
+
+def _counts(
+    points: Float[Array, "groups points"], number: Int[Array, ""]
+) -> Float[Array, "groups points"]:
+    """Return 1 for the first so many points of every group, 0 for the others."""
+    is_point = jnp.arange(points.shape[-1], dtype=jnp.int32) < number
+    return jnp.broadcast_to(is_point.astype(points.dtype), points.shape)
+
+
+def _mean_and_deviation(
+    first: Float[Array, "groups bins"],
+    second: Float[Array, "groups bins"],
+    mass: Float[Array, "groups bins"],
+) -> tuple[Float[Array, "groups bins"], Float[Array, "groups bins"]]:
+    """Return mean and root of the variance of sums of offsets and of their squares."""
+    inverse = jnp.where(mass > 0, 1 / jnp.where(mass > 0, mass, 1), 0)
+    mean = first * inverse
+    return mean, jnp.sqrt(jnp.maximum(second * inverse - mean * mean, 0))

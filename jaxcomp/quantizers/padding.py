@@ -23,30 +23,28 @@ class Bucketed(NamedTuple):
 
     Attributes:
         points: (..., N).
-        sample_weight: broadcastable to `points`; of copies, that of the last point or any; None
+        importance: broadcastable to `points`; of copies, that of the last point or any; None
             means 1. `weights` gives what counts.
         num_padding: () int32, how many copies there are; None if there can be none.
     """
 
     points: Float[Array, "... points"]
-    sample_weight: Shaped[Array, "... points"] | None
+    importance: Shaped[Array, "... points"] | None
     num_padding: Int[Array, ""] | None
 
     def weights(self) -> Shaped[Array, "... points"] | None:
-        """Return the weights, 0 (or False, the others True) for copies; None where all weigh 1."""
-        if self.num_padding is None:
-            return self.sample_weight
+        """Return the weights, 0 for copies; None where all points weigh 1."""
+        if self.num_padding is None or self.importance is None:
+            return self.importance
         num_points = self.points.shape[-1]
         is_point = jnp.arange(num_points, dtype=jnp.int32) < num_points - self.num_padding
-        if self.sample_weight is None:
-            return jnp.broadcast_to(is_point, self.points.shape)
-        weights = jnp.broadcast_to(self.sample_weight, self.points.shape)
+        weights = jnp.broadcast_to(self.importance, self.points.shape)
         return jnp.where(is_point, weights, jnp.zeros((), weights.dtype))
 
 
 def bucketed(
     points: Float[Array, "... points"],
-    sample_weight: Shaped[Array, "... points"] | None,
+    importance: Shaped[Array, "... points"] | None,
     *,
     num_bins: int,
 ) -> Bucketed:
@@ -54,12 +52,12 @@ def bucketed(
 
     Args:
         points: (..., N), N >= 1.
-        sample_weight: broadcastable to `points`, or None.
+        importance: broadcastable to `points`, or None.
         num_bins: as many points as there are bins are never filled up beyond that: they are kept
             one by one.
     """
-    if not is_concrete(points) or (sample_weight is not None and not is_concrete(sample_weight)):
-        return Bucketed(points, sample_weight, None)
+    if not is_concrete(points) or (importance is not None and not is_concrete(importance)):
+        return Bucketed(points, importance, None)
     num_points = points.shape[-1]
     size = _next_size(num_points)
     if num_points <= num_bins:
@@ -68,10 +66,10 @@ def bucketed(
     if padding:
         copies = jnp.broadcast_to(points[..., :1], (*points.shape[:-1], padding))
         points = jnp.concatenate([points, copies], axis=-1)
-        if sample_weight is not None and sample_weight.ndim and sample_weight.shape[-1] > 1:
-            widths = [(0, 0)] * (sample_weight.ndim - 1) + [(0, padding)]
-            sample_weight = jnp.pad(sample_weight, widths)
-    return Bucketed(points, sample_weight, jnp.asarray(padding, jnp.int32))
+        if importance is not None and importance.ndim and importance.shape[-1] > 1:
+            widths = [(0, 0)] * (importance.ndim - 1) + [(0, padding)]
+            importance = jnp.pad(importance, widths)
+    return Bucketed(points, importance, jnp.asarray(padding, jnp.int32))
 
 
 def _next_size(number: int) -> int:

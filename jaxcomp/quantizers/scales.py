@@ -76,8 +76,8 @@ def deviations(weights: Float[Array, "*shape"], *, rows: Rows) -> Float[Array, "
 
 @partial(jax.jit, static_argnames=("rows", "shape"))
 def spread(
-    scales: Float[Array, " rows"], *, rows: Rows, shape: tuple[int, ...]
-) -> Float[Array, "*shape"]:
+    scales: Shaped[Array, " rows"], *, rows: Rows, shape: tuple[int, ...]
+) -> Shaped[Array, "*shape"]:
     """Return the scale of every weight."""
     num_columns = rows.group_size or math.prod(shape) // scales.shape[0]
     return rows.join(jnp.broadcast_to(scales[:, None], (scales.shape[0], num_columns)), shape)

@@ -1,9 +1,9 @@
-"""Vector K-means: groups of m consecutive weights share one index, in the curvature's own metric.
+"""Vector K-means: groups of m consecutive weights share one index, in their Hessian's metric.
 
 Distortion convention: `sum_i (w_i - c_{a(i)})^T H_i (w_i - c_{a(i)})`, twice the loss rise that the
 curvature predicts. H_i is a number times the identity ("scalar"), a diagonal or a full m x m
 matrix for every point; which one is told by the number of axes. Unlike in one dimension the
-curvature also chooses the centre: a point goes to the centre that is nearest in its own metric,
+importance also chooses the centre: a point goes to the centre that is nearest in its own metric,
 ties to the lowest index. (A scalar H_i leaves the choice to the Euclidean distance.)
 
 Points are visited in chunks: beside the points themselves, memory does not grow with N times K.
@@ -45,7 +45,7 @@ from jaxcomp.types import PRNGKey
 VectorPenaltyForm = Literal["none", "monotone", "published"]
 VECTOR_PENALTY_FORMS: tuple[str, ...] = get_args(VectorPenaltyForm)
 
-CurvatureForm = Literal["scalar", "diagonal", "full"]
+ImportanceForm = Literal["scalar", "diagonal", "full"]
 
 # Points a random start is drawn from, at least; all of them if there are fewer.
 _MIN_START_POINTS = 16_384
@@ -90,12 +90,12 @@ class _Chunks(NamedTuple):
 
     Attributes:
         points: (J, m, C).
-        curvature: (J, C), (J, m, C) or (J, m, m, C); 0 for padding.
+        importance: (J, C), (J, m, C) or (J, m, m, C); 0 for padding.
         is_point: (J, C), False for padding.
     """
 
     points: Float[Array, "chunks m size"]
-    curvature: Float[Array, "chunks ... size"]
+    importance: Float[Array, "chunks ... size"]
     is_point: Bool[Array, "chunks size"]
 
 
@@ -115,7 +115,7 @@ class _Sums(NamedTuple):
 
 def _distortion_of_vectors(
     points: Float[Array, "... points m"],
-    curvature: Shaped[Array, "..."] | None,
+    importance: Shaped[Array, "..."] | None,
     result: VectorQuantizationResult,
 ) -> Float[Array, "..."]:
     """Return `sum (w - c)^T H (w - c)` as it is written, for derivatives."""
@@ -124,12 +124,12 @@ def _distortion_of_vectors(
     quantized = jnp.take_along_axis(result.centroids, index, axis=-2).astype(dtype)
     deviation = jnp.broadcast_to(points, quantized.shape).astype(dtype) - quantized
     pull = deviation
-    if curvature is not None:
-        is_full = curvature.ndim > points.ndim
+    if importance is not None:
+        is_full = importance.ndim > points.ndim
         shape = (*deviation.shape, deviation.shape[-1]) if is_full else deviation.shape
-        curvature = curvature if curvature.ndim >= points.ndim else curvature[..., None]
-        curvature = jnp.broadcast_to(curvature, shape).astype(dtype)
-        pull = curvature * (deviation[..., None, :] if is_full else deviation)
+        importance = importance if importance.ndim >= points.ndim else importance[..., None]
+        importance = jnp.broadcast_to(importance, shape).astype(dtype)
+        pull = importance * (deviation[..., None, :] if is_full else deviation)
         pull = jnp.sum(pull, axis=-1) if is_full else pull
     return jnp.sum(deviation * pull, axis=(-2, -1))
 
@@ -138,7 +138,7 @@ def _distortion_of_vectors(
 @with_codebook_held_fixed(_distortion_of_vectors)
 def vector_kmeans(
     points: Float[Array, "... points m"],
-    curvature: Shaped[Array, "..."] | None = None,
+    importance: Shaped[Array, "..."] | None = None,
     *,
     num_clusters: Int[Array, "..."] | int,
     max_clusters: int | None = None,
@@ -150,20 +150,20 @@ def vector_kmeans(
     num_iterations: Int[Array, ""] | int = 30,
     chunk_size: int = 8192,
 ) -> VectorQuantizationResult:
-    """Quantize every group of vectors by K-means in the metric of its curvature.
+    """Quantize every group of vectors by K-means in the metric of its importance.
 
     Alternates assignment and centre update until a fixed point or `num_iterations`; centroids are
     rounded to the dtype of the points before the last assignment, from which everything reported
     is recomputed. Forms "none" and "monotone" never raise the objective.
 
     - "none": `c = S^-1 s`, S the sum of H and s the sum of H w of a cluster. Directions in which
-      a cluster has no curvature keep their coordinate.
+      a cluster has no importance keep their coordinate.
     - "published": `sum (w - c)^T H (w - c) + beta max |c_k - c_l|^2` by Algorithm 1 of the paper:
       points go to the *Euclidean*-nearest centre, the farthest pair of the previous centres is
       solved jointly. The objective may rise.
-    - "monotone": assignment in the curvature's metric; the step to the same joint solve is halved
-      until the objective does not rise, and beside it stand contractions of all centres towards
-      the common mean; the best of them is taken.
+    - "monotone": assignment in the metric of the importance; the step to the same joint solve is
+      halved until the objective does not rise, and beside it stand contractions of all centres
+      towards the common mean; the best of them is taken.
 
     A cluster that loses its mass keeps its centre and is reported; with a penalty it moves to the
     nearest centre in use, so that it can never widen the codebook. Under differentiation as
@@ -171,7 +171,7 @@ def vector_kmeans(
 
     Args:
         points: (..., N, m) floating, finite; meant for m from 2 to 16.
-        curvature: H, positive semi-definite: (..., N) numbers, (..., N, m) diagonals or
+        importance: H, positive semi-definite: (..., N) numbers, (..., N, m) diagonals or
             (..., N, m, m) symmetric matrices, each axis of the full length or 1; None means 1.
         num_clusters: K >= 1. An int, or an array that broadcasts against the leading axes (then
             `max_clusters` is required); changing it compiles nothing if `max_clusters` stays.
@@ -190,14 +190,14 @@ def vector_kmeans(
         Centroids, assignments, distortion and diagnostics.
 
     Raises:
-        TypeError: if the points are not floating, the curvature is not real or `num_clusters` is
+        TypeError: if the points are not floating, the importance is not real or `num_clusters` is
             not an integer.
-        ValueError: on NaN or infinite points or curvature, a shape that does not fit, curvature
-            that is not positive semi-definite (up to rounding), a group without curvature, K < 1
+        ValueError: on NaN or infinite points or importance, a shape that does not fit, importance
+            that is not positive semi-definite (up to rounding), a group without importance, K < 1
             or K > `max_clusters`, a negative penalty, an unknown option, no start or two. Values
             are checked only where they are known, outside `jit` and `vmap`.
     """
-    points, curvature, form = _check_vectors(points, curvature)
+    points, importance, form = _check_vectors(points, importance)
     num_clusters, max_clusters = check_codebook_size(num_clusters, max_clusters)
     check_penalty(diameter_penalty)
     if penalty_form not in VECTOR_PENALTY_FORMS:
@@ -221,7 +221,7 @@ def vector_kmeans(
         check_finite(initial_centroids, "initial_centroids")
     return _vector_kmeans(
         points,
-        curvature,
+        importance,
         num_clusters,
         jnp.asarray(diameter_penalty, accumulation_dtype(points.dtype)),
         jnp.asarray(num_iterations, jnp.int32),
@@ -241,8 +241,8 @@ def split_vectors(
 ) -> Shaped[Array, "... points m"]:
     """Cut the weights of a layer into groups of `vector_size` consecutive ones.
 
-    What is missing in the last group is filled with zeros. Cut the curvature of the weights in the
-    same way: its zeros are a diagonal curvature with which the filling weighs nothing
+    What is missing in the last group is filled with zeros. Cut the importance of the weights in the
+    same way: its zeros are a diagonal importance with which the filling weighs nothing
     (`split_vectors(jnp.ones_like(weights), m)` where all weights count alike).
 
     Args:
@@ -304,79 +304,79 @@ def join_vectors(
 
 
 def _check_vectors(
-    points: Array, curvature: Array | None
-) -> tuple[Array, Array | None, CurvatureForm]:
+    points: Array, importance: Array | None
+) -> tuple[Array, Array | None, ImportanceForm]:
     points = check_floating(points, "points")
     if points.ndim < 2 or points.size == 0:
         raise ValueError(
             f"points must have shape (..., N, m) with at least one entry, got {points.shape}."
         )
     check_finite(points, "points")
-    if curvature is None:
+    if importance is None:
         return points, None, "scalar"
-    curvature = jnp.asarray(curvature)
-    if jnp.issubdtype(curvature.dtype, jnp.complexfloating):
-        raise TypeError(f"curvature must be real, got {curvature.dtype}.")
-    curvature = curvature.astype(accumulation_dtype(points.dtype))
-    shapes: dict[int, tuple[CurvatureForm, tuple[int, ...]]] = {
+    importance = jnp.asarray(importance)
+    if jnp.issubdtype(importance.dtype, jnp.complexfloating):
+        raise TypeError(f"importance must be real, got {importance.dtype}.")
+    importance = importance.astype(accumulation_dtype(points.dtype))
+    shapes: dict[int, tuple[ImportanceForm, tuple[int, ...]]] = {
         points.ndim - 1: ("scalar", points.shape[:-1]),
         points.ndim: ("diagonal", points.shape),
         points.ndim + 1: ("full", (*points.shape, points.shape[-1])),
     }
-    form, shape = shapes.get(curvature.ndim, ("scalar", ()))
-    fits = curvature.ndim in shapes and all(
+    form, shape = shapes.get(importance.ndim, ("scalar", ()))
+    fits = importance.ndim in shapes and all(
         have == want or (have == 1 and not (form == "full" and axis >= points.ndim - 1))
-        for axis, (have, want) in enumerate(zip(curvature.shape, shape, strict=True))
+        for axis, (have, want) in enumerate(zip(importance.shape, shape, strict=True))
     )
     if not fits:
         allowed = ", ".join(f"{shape} ({form})" for form, shape in shapes.values())
         raise ValueError(
-            f"curvature must have one of the shapes {allowed}, or 1 along some of the axes of "
-            f"points, got {curvature.shape}."
+            f"importance must have one of the shapes {allowed}, or 1 along some of the axes of "
+            f"points, got {importance.shape}."
         )
-    check_finite(curvature, "curvature")
-    if is_concrete(curvature):
-        _check_semidefinite(curvature, form, points.ndim)
-    return points, curvature, form
+    check_finite(importance, "importance")
+    if is_concrete(importance):
+        _check_semidefinite(importance, form, points.ndim)
+    return points, importance, form
 
 
-def _check_semidefinite(curvature: Array, form: CurvatureForm, point_ndim: int) -> None:
+def _check_semidefinite(importance: Array, form: ImportanceForm, point_ndim: int) -> None:
     with jax.ensure_compile_time_eval():
-        num_bad, num_massless = (int(n) for n in _curvature_problems(curvature, form, point_ndim))
-    number = curvature.size // (curvature.shape[-1] ** 2 if form == "full" else 1)
+        num_bad, num_massless = (int(n) for n in _importance_problems(importance, form, point_ndim))
+    number = importance.size // (importance.shape[-1] ** 2 if form == "full" else 1)
     if num_bad and form == "full":
         raise ValueError(
-            f"curvature must be symmetric positive semi-definite, got {num_bad} matrices of "
+            f"importance must be symmetric positive semi-definite, got {num_bad} matrices of "
             f"{number} that are not; symmetrize them, and raise negative eigenvalues to 0 first."
         )
     if num_bad:
         raise ValueError(
-            f"curvature must be at least 0, got {num_bad} negative of {number}; apply a policy for "
-            "negative curvature first."
+            f"importance must be at least 0, got {num_bad} negative of {number}; apply a policy "
+            "for negative curvature first."
         )
     if num_massless:
         raise ValueError(
-            f"curvature must not be 0 throughout a group, got {num_massless} such groups; pass "
+            f"importance must not be 0 throughout a group, got {num_massless} such groups; pass "
             "None to weigh all points alike."
         )
 
 
 @partial(jax.jit, static_argnames=("form", "point_ndim"))
-def _curvature_problems(
-    curvature: Array, form: CurvatureForm, point_ndim: int
+def _importance_problems(
+    importance: Array, form: ImportanceForm, point_ndim: int
 ) -> tuple[Array, Array]:
-    axes = tuple(range(point_ndim - 2, curvature.ndim))
-    num_massless = jnp.sum(jnp.all(curvature == 0, axis=axes), dtype=jnp.int32)
+    axes = tuple(range(point_ndim - 2, importance.ndim))
+    num_massless = jnp.sum(jnp.all(importance == 0, axis=axes), dtype=jnp.int32)
     if form != "full":
-        return jnp.sum(curvature < 0, dtype=jnp.int32), num_massless
-    size = curvature.shape[-1]
-    diagonal = jnp.diagonal(curvature, axis1=-2, axis2=-1)
-    scale = jnp.max(jnp.abs(curvature), axis=(-2, -1), keepdims=True)
-    scaled = curvature / jnp.where(scale > 0, scale, 1)
+        return jnp.sum(importance < 0, dtype=jnp.int32), num_massless
+    size = importance.shape[-1]
+    diagonal = jnp.diagonal(importance, axis1=-2, axis2=-1)
+    scale = jnp.max(jnp.abs(importance), axis=(-2, -1), keepdims=True)
+    scaled = importance / jnp.where(scale > 0, scale, 1)
     # A sum of outer products in this precision is semi-definite only up to rounding.
-    slack = 8 * size * float(jnp.finfo(curvature.dtype).eps)
+    slack = 8 * size * float(jnp.finfo(importance.dtype).eps)
     asymmetry = jnp.max(jnp.abs(scaled - jnp.swapaxes(scaled, -1, -2)), axis=(-2, -1))
-    identity = jnp.broadcast_to(jnp.eye(size, dtype=curvature.dtype), curvature.shape)
+    identity = jnp.broadcast_to(jnp.eye(size, dtype=importance.dtype), importance.shape)
     factor = cholesky(scaled + slack * identity)
     is_bad = (asymmetry > slack) | ~jnp.all(jnp.isfinite(factor), axis=(-2, -1))
     is_bad |= jnp.any(diagonal < 0, axis=-1)
@@ -389,7 +389,7 @@ def _curvature_problems(
 )
 def _vector_kmeans(
     points,
-    curvature,
+    importance,
     num_clusters,
     diameter_penalty,
     num_iterations,
@@ -413,9 +413,9 @@ def _vector_kmeans(
         values = jnp.broadcast_to(values, (*batch, *values.shape[values.ndim - trailing :]))
         return values.reshape(num_groups, *values.shape[len(batch) :])
 
-    if curvature is not None:
-        shape = (*points.shape[:-1], *points.shape[-1:] * (curvature.ndim - points.ndim + 1))
-        curvature = flat(jnp.broadcast_to(curvature, shape), curvature.ndim - points.ndim + 2)
+    if importance is not None:
+        shape = (*points.shape[:-1], *points.shape[-1:] * (importance.ndim - points.ndim + 1))
+        importance = flat(jnp.broadcast_to(importance, shape), importance.ndim - points.ndim + 2)
     solve = partial(
         _solve_group,
         form=form,
@@ -426,7 +426,7 @@ def _vector_kmeans(
     )
     arguments: Any = (
         flat(points, 2),
-        curvature,
+        importance,
         flat(num_clusters, 0),
         flat(diameter_penalty, 0),
         jnp.broadcast_to(num_iterations, (num_groups,)),
@@ -444,14 +444,14 @@ def _vector_kmeans(
 
 def _solve_group(
     points: Float[Array, "points m"],
-    curvature: Float[Array, "points ..."] | None,
+    importance: Float[Array, "points ..."] | None,
     num_clusters: Int[Array, ""],
     diameter_penalty: Float[Array, ""],
     num_iterations: Int[Array, ""],
     key: PRNGKey | None,
     initial_centroids: Float[Array, "clusters m"] | None,
     *,
-    form: CurvatureForm,
+    form: ImportanceForm,
     max_clusters: int,
     penalty_form: VectorPenaltyForm,
     penalty_scale: PenaltyScale,
@@ -459,28 +459,28 @@ def _solve_group(
 ) -> VectorQuantizationResult:
     num_points, size = points.shape
     dtype = accumulation_dtype(points.dtype)
-    if curvature is None:
-        curvature = jnp.ones((num_points,), dtype)
+    if importance is None:
+        importance = jnp.ones((num_points,), dtype)
     # In powers of two near the largest entries: squares of huge or tiny weights stay in range.
-    point_unit, curvature_unit = _power_of_two(points.astype(dtype)), _power_of_two(curvature)
+    point_unit, importance_unit = _power_of_two(points.astype(dtype)), _power_of_two(importance)
     scaled_points = points.astype(dtype) / point_unit
-    scaled_curvature = curvature / curvature_unit
+    scaled_importance = importance / importance_unit
     is_live = jnp.arange(max_clusters) < jnp.clip(num_clusters, 1, max_clusters)
     num_live = jnp.sum(is_live, dtype=jnp.int32)
 
     if initial_centroids is None:
         assert key is not None
-        start = _random_start(key, scaled_points, scaled_curvature, max_clusters, form)
+        start = _random_start(key, scaled_points, scaled_importance, max_clusters, form)
     else:
         start = initial_centroids / point_unit
     start = _repeat_last(start, is_live, num_live)
-    chunks = _cut(scaled_points, scaled_curvature, chunk_size)
-    beta = diameter_penalty / curvature_unit
+    chunks = _cut(scaled_points, scaled_importance, chunk_size)
+    beta = diameter_penalty / importance_unit
     if penalty_scale == "relative":
-        beta = diameter_penalty * _total_mass(scaled_curvature, form, size)
+        beta = diameter_penalty * _total_mass(scaled_importance, form, size)
 
-    # The published algorithm does not look at the curvature to choose a centre.
-    metric: CurvatureForm = "scalar" if penalty_form == "published" else form
+    # The published algorithm does not look at the importance to choose a centre.
+    metric: ImportanceForm = "scalar" if penalty_form == "published" else form
     rounding = 4 * jnp.finfo(dtype).eps
 
     def step(state):
@@ -501,7 +501,7 @@ def _solve_group(
 
     def in_units(value: Array) -> Array:
         # One after the other: the product of the units alone may overflow.
-        return value * point_unit * curvature_unit * point_unit
+        return value * point_unit * importance_unit * point_unit
 
     distortion = in_units(cost)
     diameter = _farthest_pair(stored, has_mass)[2]
@@ -535,7 +535,7 @@ def _repeat_last(centroids, is_live, num_live):
 
 
 def _cut(
-    points: Float[Array, "points m"], curvature: Float[Array, "points ..."], chunk_size: int
+    points: Float[Array, "points m"], importance: Float[Array, "points ..."], chunk_size: int
 ) -> _Chunks:
     num_points = points.shape[0]
     chunk_size = min(chunk_size, num_points)
@@ -546,49 +546,49 @@ def _cut(
         values = values.reshape(-1, chunk_size, *values.shape[1:])
         return jnp.moveaxis(values, 1, -1)
 
-    return _Chunks(cut(points), cut(curvature), cut(jnp.ones((num_points,), bool)))
+    return _Chunks(cut(points), cut(importance), cut(jnp.ones((num_points,), bool)))
 
 
-def _total_mass(curvature: Array, form: CurvatureForm, size: int) -> Float[Array, ""]:
+def _total_mass(importance: Array, form: ImportanceForm, size: int) -> Float[Array, ""]:
     if form == "full":
-        return jnp.sum(jnp.trace(curvature, axis1=-2, axis2=-1)) / size
-    return jnp.sum(curvature) / (size if form == "diagonal" else 1)
+        return jnp.sum(jnp.trace(importance, axis1=-2, axis2=-1)) / size
+    return jnp.sum(importance) / (size if form == "diagonal" else 1)
 
 
-def _times(curvature: Array, deviation: Float[Array, "m size"], form: CurvatureForm) -> Array:
+def _times(importance: Array, deviation: Float[Array, "m size"], form: ImportanceForm) -> Array:
     """Return H times the deviation of every point, (m, C)."""
     if form == "scalar":
-        return curvature[None, :] * deviation
+        return importance[None, :] * deviation
     if form == "diagonal":
-        return curvature * deviation
-    return jnp.sum(curvature * deviation[None, :, :], axis=1)
+        return importance * deviation
+    return jnp.sum(importance * deviation[None, :, :], axis=1)
 
 
 def _distance(
-    curvature: Array, deviation: Float[Array, "m size"], metric: CurvatureForm
+    importance: Array, deviation: Float[Array, "m size"], metric: ImportanceForm
 ) -> Float[Array, " size"]:
-    """Return what a point compares centres by; a scalar curvature scales all distances alike."""
+    """Return what a point compares centres by; a scalar importance scales all distances alike."""
     if metric == "scalar":
         return jnp.sum(deviation * deviation, axis=0)
     if metric == "diagonal":
-        return jnp.sum(curvature * deviation * deviation, axis=0)
+        return jnp.sum(importance * deviation * deviation, axis=0)
     # One sum over both axes is one fused pass; as a product and a sum it takes ten times as long.
-    return jnp.sum(curvature * deviation[:, None, :] * deviation[None, :, :], axis=(0, 1))
+    return jnp.sum(importance * deviation[:, None, :] * deviation[None, :, :], axis=(0, 1))
 
 
 def _nearest(
     points: Float[Array, "m size"],
-    curvature: Array,
+    importance: Array,
     centroids: Float[Array, "clusters m"],
     is_live: Bool[Array, " clusters"],
-    metric: CurvatureForm,
+    metric: ImportanceForm,
 ) -> Int[Array, " size"]:
     """Return the nearest live centre of every point, ties to the lowest index, centre by centre."""
 
     def visit(best, candidate):
         lowest, index = best
         centre, is_allowed, number = candidate
-        distance = _distance(curvature, points - centre[:, None], metric)
+        distance = _distance(importance, points - centre[:, None], metric)
         is_better = (distance < lowest) & is_allowed
         return (jnp.where(is_better, distance, lowest), jnp.where(is_better, number, index)), None
 
@@ -604,18 +604,18 @@ def _cluster_sums(
     centroids: Float[Array, "clusters m"],
     is_live: Bool[Array, " clusters"],
     *,
-    form: CurvatureForm,
-    metric: CurvatureForm,
+    form: ImportanceForm,
+    metric: ImportanceForm,
 ) -> _Sums:
     num_clusters, size = centroids.shape
 
     def visit(total, chunk):
-        points, curvature, _ = chunk
-        index = _nearest(points, curvature, centroids, is_live, metric)
+        points, importance, _ = chunk
+        index = _nearest(points, importance, centroids, is_live, metric)
         # About the centre, so that a cluster at its mean is not moved by rounding.
         deviation = points - centroids[index].T
-        pull = _times(curvature, deviation, form)
-        mass = curvature.reshape(-1, curvature.shape[-1])
+        pull = _times(importance, deviation, form)
+        mass = importance.reshape(-1, importance.shape[-1])
         features = jnp.concatenate([pull, mass], axis=0)
         return total + sum_by_cluster(features, index, num_clusters), None
 
@@ -663,20 +663,20 @@ def _final(
     centroids: Float[Array, "clusters m"],
     is_live: Bool[Array, " clusters"],
     *,
-    form: CurvatureForm,
-    metric: CurvatureForm,
+    form: ImportanceForm,
+    metric: ImportanceForm,
 ) -> tuple[Array, Array, Array, Array]:
     """Return assignments, distortion, counts and which clusters have mass."""
     num_clusters = centroids.shape[0]
 
     def visit(total, chunk):
-        points, curvature, is_point = chunk
+        points, importance, is_point = chunk
         cost, counts, has_mass = total
-        index = _nearest(points, curvature, centroids, is_live, metric)
+        index = _nearest(points, importance, centroids, is_live, metric)
         deviation = points - centroids[index].T
-        costs = jnp.sum(deviation * _times(curvature, deviation, form), axis=0)
+        costs = jnp.sum(deviation * _times(importance, deviation, form), axis=0)
         counts += jax.ops.segment_sum(is_point.astype(jnp.int32), index, num_clusters)
-        weighs = jnp.any(curvature.reshape(-1, index.shape[0]) != 0, axis=0)
+        weighs = jnp.any(importance.reshape(-1, index.shape[0]) != 0, axis=0)
         found = jax.ops.segment_max(weighs.astype(jnp.int32), index, num_clusters)
         return (cost + jnp.sum(costs), counts, has_mass | (found > 0)), index
 
@@ -854,9 +854,9 @@ def _gather_empty(
 def _random_start(
     key: PRNGKey,
     points: Float[Array, "points m"],
-    curvature: Float[Array, "points ..."],
+    importance: Float[Array, "points ..."],
     max_clusters: int,
-    form: CurvatureForm,
+    form: ImportanceForm,
 ) -> Float[Array, "clusters m"]:
     """Weighted k-means++: each centre is a point, drawn by its distortion from those before."""
     sample_key, first_key, other_key = jax.random.split(key, 3)
@@ -864,16 +864,16 @@ def _random_start(
     num_drawn = max(_MIN_START_POINTS, 16 * max_clusters)
     if num_points > num_drawn:
         drawn = jax.random.randint(sample_key, (num_drawn,), 0, num_points, jnp.int32)
-        points, curvature = points[drawn], curvature[drawn]
+        points, importance = points[drawn], importance[drawn]
     if form == "full":
-        mass = jnp.trace(curvature, axis1=-2, axis2=-1)
+        mass = jnp.trace(importance, axis1=-2, axis2=-1)
     else:
-        mass = jnp.sum(curvature.reshape(points.shape[0], -1), axis=-1)
-    points, curvature = points.T, jnp.moveaxis(curvature, 0, -1)
+        mass = jnp.sum(importance.reshape(points.shape[0], -1), axis=-1)
+    points, importance = points.T, jnp.moveaxis(importance, 0, -1)
 
     def distortion(centre):
         deviation = points - centre[:, None]
-        return jnp.maximum(jnp.sum(deviation * _times(curvature, deviation, form), axis=0), 0)
+        return jnp.maximum(jnp.sum(deviation * _times(importance, deviation, form), axis=0), 0)
 
     def draw(lowest, key):
         # All distances 0: any point will do, and there is no better one.

@@ -70,7 +70,7 @@ class RateDistortionPoints(NamedTuple):
 def blahut_arimoto(
     probabilities: Float[Array, "... symbols"],
     distortion_matrix: Float[Array, "... symbols reproductions"],
-    multipliers: Float[Array, "... slopes"] | float,
+    slope_nats: Float[Array, "... slopes"] | float,
     *,
     gap_nats: float = 1e-6,
 ) -> RateDistortionPoints:
@@ -84,7 +84,7 @@ def blahut_arimoto(
         probabilities: (..., N), at least 0, sum 1 (to 1e-3; normalised here). Symbols of
             probability 0 do not matter.
         distortion_matrix: (..., N, M). Infinity forbids a reproduction.
-        multipliers: (..., S), or a number (then the results lack the axis S): minus the slope of
+        slope_nats: (..., S), or a number (then the results lack the axis S): minus the slope of
             the curve, s >= 0 in nats per unit of distortion. Infinity asks for the least
             distortion. At 0 the rate is 0 and the distortion that of the best constant code.
         gap_nats: largest gap to stop at, positive. Traced. Rounding is at about 1e-13 nats.
@@ -96,21 +96,21 @@ def blahut_arimoto(
     Raises:
         ValueError: on shapes that do not fit; where values are known, also on negative or NaN
             probabilities, rows that do not sum to 1, NaN or -infinity among the distances, a
-            symbol without any allowed reproduction, negative or NaN multipliers, `gap_nats` <= 0.
+            symbol without any allowed reproduction, negative or NaN slopes, `gap_nats` <= 0.
 
     Source: see the module.
     """
-    shapes = _checked_shapes(probabilities, distortion_matrix, multipliers)
-    _check_values(probabilities, distortion_matrix, multipliers, gap_nats)
-    is_one = np.ndim(multipliers) == 0
-    slopes: Any = jnp.reshape(multipliers, (1,)) if is_one else multipliers
+    shapes = _checked_shapes(probabilities, distortion_matrix, slope_nats)
+    _check_values(probabilities, distortion_matrix, slope_nats, gap_nats)
+    is_one = np.ndim(slope_nats) == 0
+    slopes: Any = jnp.reshape(slope_nats, (1,)) if is_one else slope_nats
     points = _solve(probabilities, distortion_matrix, slopes, gap_nats, shapes=shapes)
     return jax.tree.map(lambda leaf: jnp.squeeze(leaf, len(shapes)), points) if is_one else points
 
 
-def _checked_shapes(probabilities, distances, multipliers) -> tuple[int, ...]:
+def _checked_shapes(probabilities, distances, slope_nats) -> tuple[int, ...]:
     """Return the leading axes of all three."""
-    p, d, s = np.shape(probabilities), np.shape(distances), np.shape(multipliers)
+    p, d, s = np.shape(probabilities), np.shape(distances), np.shape(slope_nats)
     if not p or len(d) < 2 or d[-2] != p[-1] or d[-1] == 0 or p[-1] == 0:
         raise ValueError(
             "distortion_matrix must have one row per symbol and at least one column, "
@@ -121,7 +121,7 @@ def _checked_shapes(probabilities, distances, multipliers) -> tuple[int, ...]:
     except ValueError:
         raise ValueError(
             "the leading axes of probabilities (..., N), distortion_matrix (..., N, M) and "
-            f"multipliers (..., S) must broadcast, got shapes {p}, {d} and {s}."
+            f"slope_nats (..., S) must broadcast, got shapes {p}, {d} and {s}."
         ) from None
 
 
@@ -137,17 +137,17 @@ def check_probabilities(probabilities: Float[Array, "... symbols"]) -> None:
         raise ValueError(f"probabilities must sum to 1, got a sum that is off by {worst:g}.")
 
 
-def check_multipliers(multipliers: Float[Array, "... slopes"], gap_nats: float) -> None:
+def check_slopes(slope_nats: Float[Array, "... slopes"], gap_nats: float) -> None:
     """Refuse slopes and gaps that mean nothing, where they are known."""
-    if is_concrete(multipliers) and not np.all(np.asarray(multipliers) >= 0):
-        raise ValueError(f"multipliers must be at least 0, got {np.min(multipliers):g}.")
+    if is_concrete(slope_nats) and not np.all(np.asarray(slope_nats) >= 0):
+        raise ValueError(f"slope_nats must be at least 0, got {np.min(slope_nats):g}.")
     if is_concrete(gap_nats) and not np.all(np.asarray(gap_nats) > 0):
         raise ValueError(f"gap_nats must be positive, got {np.min(gap_nats):g}.")
 
 
-def _check_values(probabilities, distances, multipliers, gap_nats) -> None:
+def _check_values(probabilities, distances, slope_nats, gap_nats) -> None:
     check_probabilities(probabilities)
-    check_multipliers(multipliers, gap_nats)
+    check_slopes(slope_nats, gap_nats)
     if not is_concrete(distances):
         return
     d = np.asarray(distances, np.float64)
@@ -163,9 +163,9 @@ def _check_values(probabilities, distances, multipliers, gap_nats) -> None:
 
 
 @in_float64("shapes")
-def _solve(probabilities, distances, multipliers, gap_nats, *, shapes) -> RateDistortionPoints:
+def _solve(probabilities, distances, slope_nats, gap_nats, *, shapes) -> RateDistortionPoints:
     num_symbols, num_reproductions = distances.shape[-2:]
-    num_slopes = multipliers.shape[-1]
+    num_slopes = slope_nats.shape[-1]
     p = jnp.broadcast_to(probabilities, (*shapes, num_symbols)).reshape(-1, num_symbols)
     p = p / jnp.sum(p, axis=-1, keepdims=True)
     # One copy of a matrix that all sources share.
@@ -174,7 +174,7 @@ def _solve(probabilities, distances, multipliers, gap_nats, *, shapes) -> RateDi
         d = jnp.broadcast_to(distances, (*shapes, *distances.shape[-2:])).reshape(
             -1, num_symbols, num_reproductions
         )
-    s = jnp.broadcast_to(multipliers, (*shapes, num_slopes)).ravel()
+    s = jnp.broadcast_to(slope_nats, (*shapes, num_slopes)).ravel()
     source = jnp.arange(s.shape[0]) // num_slopes
 
     def lane(arguments):

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from scipy import stats
 
 from jaxcomp.numerics.units import LN2
-from jaxcomp.rate_distortion.discrete import check_multipliers
+from jaxcomp.rate_distortion.discrete import check_slopes
 from jaxcomp.rate_distortion.nested_grids import bounds_at_slopes
 from jaxcomp.rate_distortion.shannon import shannon_rate
 
@@ -58,7 +58,7 @@ class LayerCurve(NamedTuple):
 
     Attributes:
         num_weights: N.
-        multipliers: (S,) increasing, nats per unit of distortion.
+        slope_nats: (S,) increasing, nats per unit of distortion.
         rate_bits: (S,) per weight, an upper bound on the limit at `distortion`.
         distortion: (S,) `sum h (w - y)^2` over the N weights.
         gap_bits: (S,) per weight: how far below the limit may lie. With the rate in bits,
@@ -71,7 +71,7 @@ class LayerCurve(NamedTuple):
     """
 
     num_weights: int
-    multipliers: Float[np.ndarray, " slopes"]
+    slope_nats: Float[np.ndarray, " slopes"]
     rate_bits: Float[np.ndarray, " slopes"]
     distortion: Float[np.ndarray, " slopes"]
     gap_bits: Float[np.ndarray, " slopes"]
@@ -213,7 +213,7 @@ def layer_curve(
     *,
     num_slopes: int = 32,
     max_bits: float = 5.0,
-    multipliers: Any = None,
+    slope_nats: Any = None,
     gap_bits: float = 0.02,
 ) -> LayerCurve:
     """Return the rate-distortion curve of the weights of one layer, however many.
@@ -224,9 +224,9 @@ def layer_curve(
     Args:
         weights: N numbers of any shape.
         importance: h >= 0 of the same shape; None means 1.
-        num_slopes: S, spaced evenly in the logarithm of the multiplier.
+        num_slopes: S, spaced evenly in the logarithm.
         max_bits: about the highest rate of the curve, in bits per weight.
-        multipliers: (S,) to use instead, nats per unit of `sum h (w - y)^2` over the layer; layers
+        slope_nats: (S,) to use instead, nats per unit of `sum h (w - y)^2` over the layer; layers
             that are to be added need the same ones.
         gap_bits: certified gap to aim for, bits per weight; the cost goes up with its inverse.
             Beyond some 8 bits, and where the rate comes near log2 N, it may stay larger.
@@ -237,20 +237,20 @@ def layer_curve(
     Raises:
         TypeError: if the weights are not real numbers.
         ValueError: on no weights, shapes that differ, NaN or infinity, negative importance, all
-            importances 0, multipliers that are negative or not finite, `gap_bits` <= 0.
+            importances 0, slopes that are negative or not finite, `gap_bits` <= 0.
     """
     w, h = _checked(weights, importance)
-    given: Any = np.zeros(1) if multipliers is None else np.asarray(multipliers, np.float64)
-    check_multipliers(given, gap_bits)
+    given: Any = np.zeros(1) if slope_nats is None else np.asarray(slope_nats, np.float64)
+    check_slopes(given, gap_bits)
     if given.ndim != 1 or not np.all(np.isfinite(given)):
         raise ValueError(
-            f"multipliers must be a vector of finite numbers, got shape {given.shape}."
+            f"slope_nats must be a vector of finite numbers, got shape {given.shape}."
             if given.ndim != 1
-            else f"multipliers must be finite, got {np.max(given):g}."
+            else f"slope_nats must be finite, got {np.max(given):g}."
         )
     entropy = _entropy(w, h)
-    if multipliers is None:
-        given = _multipliers([(w, h)], entropy, num_slopes, max_bits)
+    if slope_nats is None:
+        given = _slopes([(w, h)], entropy, num_slopes, max_bits)
     return _curve(w, h, np.sort(given), gap_bits, entropy)
 
 
@@ -278,7 +278,7 @@ def network_curve(
         ValueError: see `layer_curve`; on no layers, or no importance in any of them.
     """
     none: Any = np.zeros(1)
-    check_multipliers(none, gap_bits)
+    check_slopes(none, gap_bits)
     checked = [_checked(*pair, may_vanish=True) for pair in layers.values()]
     live = [(w, h) for w, h in checked if np.any(h > 0)]
     if not live:
@@ -290,16 +290,16 @@ def network_curve(
         float(shares.sum() / number.sum()),
         *(float(mean) for mean in np.average([e[1:] for e in entropies], axis=0, weights=shares)),
     )
-    multipliers = _multipliers(live, together, num_slopes, max_bits)
+    slope_nats = _slopes(live, together, num_slopes, max_bits)
     # What a small layer lacks matters little to the whole, and costs as much as in a large one.
     gaps = gap_bits * np.clip(np.sqrt(number.mean() / number), 1.0, 8.0)
     curves = [
-        _curve(w, h, multipliers, float(gap), entropy)
+        _curve(w, h, slope_nats, float(gap), entropy)
         for (w, h), entropy, gap in zip(live, entropies, gaps, strict=True)
     ]
     dead = sum(w.size for w, _ in checked) - int(number.sum())
-    nothing = np.zeros(multipliers.size)
-    free = LayerCurve(dead, multipliers, nothing, nothing, nothing, nothing == 0, 0.0, 0.0, 0.0)
+    nothing = np.zeros(slope_nats.size)
+    free = LayerCurve(dead, slope_nats, nothing, nothing, nothing, nothing == 0, 0.0, 0.0, 0.0)
     return add_curves([*curves, free] if dead else curves)
 
 
@@ -320,7 +320,7 @@ def _curve(w: _Array, h: _Array, slopes: _Array, gap_bits: float, entropy: _Entr
     gap = np.maximum(rate + slopes * distortion - least, 0.0) / LN2
     return LayerCurve(
         num_weights=w.size,
-        multipliers=slopes,
+        slope_nats=slopes,
         rate_bits=rate / LN2,
         distortion=w.size * distortion,
         gap_bits=gap,
@@ -348,10 +348,10 @@ def _entropy(w: _Array, h: _Array) -> _Entropy:
     return _Entropy(share, entropy / w.size, float(np.mean(np.log(h))))
 
 
-def _multipliers(
+def _slopes(
     layers: Sequence[tuple[_Array, _Array]], entropy: _Entropy, num_slopes: int, max_bits: float
 ) -> _Array:
-    """Return 0, then multipliers from rates near 0 to about `max_bits`."""
+    """Return 0, then slopes from rates near 0 to about `max_bits`."""
     if num_slopes < 3:
         raise ValueError(f"num_slopes must be at least 3, got {num_slopes}.")
     if not (max_bits > 0 and np.isfinite(max_bits)):
@@ -376,20 +376,20 @@ def add_curves(curves: Sequence[LayerCurve]) -> LayerCurve:
     sum are the sums of the tangents.
 
     Args:
-        curves: of the layers, all at the same multipliers.
+        curves: of the layers, all at the same slopes.
 
     Returns:
         The curve of all their weights.
 
     Raises:
-        ValueError: on no curves, or multipliers that differ.
+        ValueError: on no curves, or slopes that differ.
     """
     if not curves:
         raise ValueError("curves must hold at least one curve, got none.")
-    multipliers = curves[0].multipliers
-    if any(not np.array_equal(curve.multipliers, multipliers) for curve in curves):
+    slope_nats = curves[0].slope_nats
+    if any(not np.array_equal(curve.slope_nats, slope_nats) for curve in curves):
         raise ValueError(
-            "curves must share their multipliers; pass the same ones to every layer_curve."
+            "curves must share their slope_nats; pass the same ones to every layer_curve."
         )
     number = np.array([curve.num_weights for curve in curves], float)
     live = number * np.array([curve.live_share for curve in curves])
@@ -402,7 +402,7 @@ def add_curves(curves: Sequence[LayerCurve]) -> LayerCurve:
 
     return LayerCurve(
         num_weights=int(number.sum()),
-        multipliers=multipliers,
+        slope_nats=slope_nats,
         rate_bits=mean(number, [curve.rate_bits for curve in curves]),
         distortion=np.sum([curve.distortion for curve in curves], axis=0),
         gap_bits=mean(number, [curve.gap_bits for curve in curves]),
@@ -443,7 +443,7 @@ def distance_to_limit(curve: LayerCurve, rate_bits: Any, distortion: Any) -> Dis
     limit = lower_envelope(
         curve.rate_bits - curve.gap_bits,
         per_weight,
-        curve.multipliers / LN2,
+        curve.slope_nats / LN2,
         cost / curve.num_weights,
     )
     live = cost / curve.num_weights / curve.live_share
@@ -461,11 +461,11 @@ def distance_to_limit(curve: LayerCurve, rate_bits: Any, distortion: Any) -> Dis
 def lower_envelope(
     rate: Float[np.ndarray, " slopes"],
     distortion: Float[np.ndarray, " slopes"],
-    multipliers: Float[np.ndarray, " slopes"],
+    slope_nats: Float[np.ndarray, " slopes"],
     query: _Array,
 ) -> _Array:
     """Return the highest of the tangents `rate - s (D - distortion)` at D = query, at least 0."""
-    tangents = rate - multipliers * (query[..., None] - distortion)
+    tangents = rate - slope_nats * (query[..., None] - distortion)
     return np.maximum(np.max(tangents, axis=-1), 0.0)
 
 

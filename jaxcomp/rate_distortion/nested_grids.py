@@ -111,7 +111,7 @@ class _Split(NamedTuple):
 def bounds_at_slopes(
     points: Float[np.ndarray, " pairs"],
     importance: Float[np.ndarray, " pairs"],
-    multipliers: Float[np.ndarray, " slopes"],
+    slope_nats: Float[np.ndarray, " slopes"],
     *,
     gap_nats: float,
 ) -> list[Bounds]:
@@ -120,12 +120,12 @@ def bounds_at_slopes(
     Args:
         points: (N,) w, finite, float64.
         importance: (N,) h >= 0, not 0 throughout.
-        multipliers: (S,) s >= 0, ascending, in nats per unit of `h (w - y)^2` of one pair.
+        slope_nats: (S,) s >= 0, ascending, in nats per unit of `h (w - y)^2` of one pair.
         gap_nats: aim for the gap per pair; 40 % of it are for the iteration, the rest is lost by
             splitting.
 
     Returns:
-        The bounds, in the order of the multipliers.
+        The bounds, in the order of the slopes.
     """
     is_live = importance > 0
     live, heights = points[is_live], importance[is_live]
@@ -137,7 +137,7 @@ def bounds_at_slopes(
     found: list[Bounds] = []
     split: _Split | None = None
     start: tuple[_Array, float] | None = None
-    for slope in map(float, multipliers[::-1]):
+    for slope in map(float, slope_nats[::-1]):
         if slope * constant < 1e-9 or span == 0:
             # Nothing to gain: no code is better than the best constant by more than this.
             found.append(Bounds(0.0, constant, 0.0))
@@ -153,14 +153,14 @@ def bounds_at_slopes(
             rate, distortion = lossless, 0.0
         found.append(Bounds(rate, distortion, max(lower, 0.0)))
         start = (q, problem.spacings[-1])
-    return _consistent(found[::-1], multipliers)
+    return _consistent(found[::-1], slope_nats)
 
 
-def _consistent(found: list[Bounds], multipliers: Float[np.ndarray, " slopes"]) -> list[Bounds]:
+def _consistent(found: list[Bounds], slope_nats: Float[np.ndarray, " slopes"]) -> list[Bounds]:
     """Lower the bounds that a channel found at another slope would beat by its rounding."""
     rate = np.array([point.rate_nats for point in found])
     distortion = np.array([point.distortion for point in found])
-    reached = np.min(rate + multipliers[:, None] * distortion, axis=1)
+    reached = np.min(rate + slope_nats[:, None] * distortion, axis=1)
     return [
         point._replace(lagrangian_nats=min(point.lagrangian_nats, float(least)))
         for point, least in zip(found, reached, strict=True)

@@ -31,8 +31,8 @@ from jaxcomp.numerics.checks import check_finite, is_concrete
 from jaxcomp.numerics.precision import in_float64
 from jaxcomp.rate_distortion.discrete import (
     best_constant,
-    check_multipliers,
     check_probabilities,
+    check_slopes,
     evaluate,
     maximise,
 )
@@ -73,7 +73,7 @@ class SquaredErrorPoints(NamedTuple):
 def squared_error_curve(
     points: Float[Array, "... symbols"],
     importance: Float[Array, "... symbols"] | float,
-    multipliers: Float[Array, "... slopes"],
+    slope_nats: Float[Array, "... slopes"],
     *,
     probabilities: Float[Array, "... symbols"] | None = None,
     reproductions: Float[Array, "... reproductions"] | None = None,
@@ -85,7 +85,7 @@ def squared_error_curve(
     Args:
         points: (..., N), w_i, finite.
         importance: h_i >= 0, broadcastable to `points`.
-        multipliers: (..., S), s >= 0 in nats per unit of `h (w - y)^2`, finite; minus the slope.
+        slope_nats: (..., S), s >= 0 in nats per unit of `h (w - y)^2`, finite; minus the slope.
         probabilities: (..., N), p_i; None means 1/N each.
         reproductions: (..., M), to be used as they are, between which nothing is moved.
         num_reproductions: M of the method's own otherwise, at least 8; static. A rate of R nats
@@ -101,11 +101,11 @@ def squared_error_curve(
         TypeError: if the points are not real numbers.
         ValueError: on shapes that do not fit, fewer than 8 reproductions; where values are known,
             also on points that are not finite, importances that are negative or not finite,
-            probabilities that do not sum to 1, multipliers that are negative or not finite, and
+            probabilities that do not sum to 1, slopes that are negative or not finite, and
             `gap_nats` <= 0.
     """
-    shapes = _checked(points, importance, multipliers, probabilities, reproductions)
-    _check_values(points, importance, multipliers, probabilities, reproductions, gap_nats)
+    shapes = _checked(points, importance, slope_nats, probabilities, reproductions)
+    _check_values(points, importance, slope_nats, probabilities, reproductions, gap_nats)
     if reproductions is None and num_reproductions < 8:
         raise ValueError(f"num_reproductions must be at least 8, got {num_reproductions}.")
     num_symbols = np.shape(points)[-1]
@@ -113,7 +113,7 @@ def squared_error_curve(
     return _solve(
         points,
         importance,
-        multipliers,
+        slope_nats,
         shares if probabilities is None else probabilities,
         np.zeros((num_reproductions,)) if reproductions is None else reproductions,
         gap_nats,
@@ -122,9 +122,9 @@ def squared_error_curve(
     )
 
 
-def _checked(points, importance, multipliers, probabilities, reproductions) -> tuple[int, ...]:
+def _checked(points, importance, slope_nats, probabilities, reproductions) -> tuple[int, ...]:
     """Return the leading axes of all."""
-    w, h, s = np.shape(points), np.shape(importance), np.shape(multipliers)
+    w, h, s = np.shape(points), np.shape(importance), np.shape(slope_nats)
     if not w or w[-1] == 0:
         raise ValueError(f"points must hold at least one point, got shape {w}.")
     for name, shape in (("importance", h), ("probabilities", np.shape(probabilities))):
@@ -139,21 +139,21 @@ def _checked(points, importance, multipliers, probabilities, reproductions) -> t
                 f"{name} must have the shape of points, {w}, or broadcast to it, got {shape}."
             )
     if not s:
-        raise ValueError("multipliers must have an axis of slopes, got a number.")
+        raise ValueError("slope_nats must have an axis of slopes, got a number.")
     y = np.shape(reproductions) if reproductions is not None else (1,)
     try:
         return np.broadcast_shapes(w[:-1], s[:-1], y[:-1])
     except ValueError:
         raise ValueError(
-            "the leading axes of points (..., N), multipliers (..., S) and reproductions (..., M) "
+            "the leading axes of points (..., N), slope_nats (..., S) and reproductions (..., M) "
             f"must broadcast, got shapes {w}, {s} and {y}."
         ) from None
 
 
-def _check_values(points, importance, multipliers, probabilities, reproductions, gap_nats):
+def _check_values(points, importance, slope_nats, probabilities, reproductions, gap_nats):
     check_finite(jnp.asarray(points), "points")
     check_finite(jnp.asarray(importance), "importance")
-    check_finite(jnp.asarray(multipliers), "multipliers")
+    check_finite(jnp.asarray(slope_nats), "slope_nats")
     if reproductions is not None:
         check_finite(jnp.asarray(reproductions), "reproductions")
     if is_concrete(importance) and np.any(np.asarray(importance) < 0):
@@ -161,7 +161,7 @@ def _check_values(points, importance, multipliers, probabilities, reproductions,
             f"importance must be at least 0, got {np.min(importance):g}; apply a policy for "
             "negative curvature first."
         )
-    check_multipliers(multipliers, gap_nats)
+    check_slopes(slope_nats, gap_nats)
     if probabilities is not None:
         check_probabilities(probabilities)
 
@@ -174,9 +174,9 @@ class _Source(NamedTuple):
 
 @in_float64("shapes", "is_fixed")
 def _solve(
-    points, importance, multipliers, probabilities, reproductions, gap_nats, *, shapes, is_fixed
+    points, importance, slope_nats, probabilities, reproductions, gap_nats, *, shapes, is_fixed
 ) -> SquaredErrorPoints:
-    num_symbols, num_slopes = points.shape[-1], multipliers.shape[-1]
+    num_symbols, num_slopes = points.shape[-1], slope_nats.shape[-1]
     num_reproductions = reproductions.shape[-1]
 
     def per_source(values, length):
@@ -187,7 +187,7 @@ def _solve(
     p = per_source(jnp.broadcast_to(probabilities, points.shape), num_symbols)
     p = p / jnp.sum(p, axis=-1, keepdims=True)
     y = per_source(reproductions, num_reproductions)
-    s = per_source(multipliers, num_slopes).ravel()
+    s = per_source(slope_nats, num_slopes).ravel()
     index = jnp.arange(s.shape[0]) // num_slopes
 
     def lane(arguments):

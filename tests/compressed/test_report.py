@@ -1,16 +1,17 @@
-"""The report of a quantized tree against naive counting, and its text."""
+"""The report of a compressed tree against naive counting, and its text."""
 
+import json
 import math
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tree_problems import LEVELS, entropy, nested_dict
+from tree_problems import METHODS, entropy, nested_dict
 
-from jaxcomp import quantize
+from jaxcomp import compress
 from jaxcomp.coding.sizes import CodeSize
 from jaxcomp.compressed.report import LayerReport, Measures, Report, layer_report
-from jaxcomp.compressed.tree import METHODS
+from jaxcomp.quantizers import KMeans, RoundToNearest
 
 
 def one_layer(squared_error: float, energy: float, converged: bool = True) -> LayerReport:
@@ -22,7 +23,8 @@ def one_layer(squared_error: float, energy: float, converged: bool = True) -> La
         paths=("kernel",),
         shape=(50, 20),
         dtype=np.dtype(np.float32),
-        level=4,
+        method=KMeans(),
+        parameter=4,
         num_used=4,
         is_weighted=False,
     )
@@ -31,10 +33,10 @@ def one_layer(squared_error: float, energy: float, converged: bool = True) -> La
 class TestReport:
     def test_sizes_against_naive_counting(self):
         params = nested_dict()
-        tree = quantize(params, num_clusters=5)
+        tree = compress(params, KMeans(5))
         size = 2 * 8 * 32  # the biases
         for path in tree.paths:
-            size += 96 * entropy(tree.assignments(path)) + 5 * 32
+            size += 96 * entropy(tree.codes(path)) + 5 * 32
         assert tree.size_bits == pytest.approx(size)
         assert tree.original_bits == 32 * (2 * 96 + 2 * 8)
         assert tree.ratio == pytest.approx(tree.original_bits / size)
@@ -42,14 +44,14 @@ class TestReport:
     @pytest.mark.parametrize("method", METHODS)
     def test_layers_and_kept_leaves_sum_to_the_whole(self, method):
         params = nested_dict()
-        tree = quantize(params, method=method, **LEVELS[method])
+        tree = compress(params, METHODS[method])
         report = tree.report()
         assert report.size_bits == tree.size_bits
         assert report.size_bits == pytest.approx(
             sum(layer.size_bits for layer in report) + report.kept_bits
         )
         assert report.distortion == pytest.approx(sum(layer.distortion for layer in report))
-        restored = tree.dequantize()
+        restored = tree.params()
         for layer, name in zip(report, ("hidden", "out"), strict=True):
             before = np.asarray(params[name]["kernel"], np.float64)
             after = np.asarray(restored[name]["kernel"], np.float64)
@@ -62,7 +64,7 @@ class TestReport:
             )
 
     def test_text_is_an_aligned_table(self):
-        lines = str(quantize(nested_dict(), num_clusters=5).report()).splitlines()
+        lines = str(compress(nested_dict(), KMeans(5)).report()).splitlines()
         header, rule, hidden, out, _, total, kept, whole = lines[:8]
         assert header.split()[:5] == ["leaf", "shape", "dtype", "K", "used"]
         assert set(rule) == {"-"}
@@ -74,7 +76,7 @@ class TestReport:
         assert whole.startswith("whole model 832 B -> ")
 
     def test_rows_by_index_and_slice(self):
-        report = quantize(nested_dict(), num_clusters=5).report()
+        report = compress(nested_dict(), KMeans(5)).report()
         assert report[0].path == "hidden/kernel"
         assert [layer.path for layer in report[1:]] == ["out/kernel"]
 
@@ -92,13 +94,13 @@ class TestNumbersByHand:
         assert (layer.fixed_bits_per_weight, layer.entropy_bits_per_weight) == (2.0, 1.5)
         assert (layer.size_bits, layer.description_bits) == (1628.0, 1700.0)
         assert layer.ratio == 32_000 / 1628
-        report = Report("kmeans", (layer, layer), num_kept=1, kept_bits=800)
+        report = Report((layer, layer), num_kept=1, kept_bits=800)
         assert (report.original_bits, report.size_bits) == (64_800, 4056.0)
         assert report.ratio == 64_800 / 4056
 
     def test_layers_without_a_fixed_point_are_counted(self):
         layers = (one_layer(1.0, 2.0), one_layer(1.0, 2.0, converged=False))
-        last = str(Report("kmeans", layers, num_kept=0, kept_bits=0)).splitlines()[-1]
+        last = str(Report(layers, num_kept=0, kept_bits=0)).splitlines()[-1]
         assert last == "stopped by num_iterations before a fixed point: 1 layers"
 
     @pytest.mark.parametrize(
@@ -115,5 +117,21 @@ class TestNumbersByHand:
         ],
     )
     def test_bytes_have_three_digits(self, num_bytes, text):
-        report = Report("kmeans", (), num_kept=1, kept_bits=8 * num_bytes)
+        report = Report((), num_kept=1, kept_bits=8 * num_bytes)
         assert f"1 leaves kept as they are, {text}\n" in str(report)
+
+    def test_as_a_frame_as_json_and_in_a_notebook(self):
+        report = compress(nested_dict(), {"hid*": KMeans(5), "*": RoundToNearest(8)}).report()
+        frame = report.to_frame()
+        assert frame["path"].tolist() == ["hidden/kernel", "out/kernel"]
+        assert frame["method"].tolist() == ["kmeans", "round_to_nearest"]
+        plain = json.loads(report.to_json())
+        assert plain["size_bits"] == report.size_bits
+        assert [layer["parameter"] for layer in plain["layers"]] == [5.0, 8.0]
+        html = report._repr_html_()
+        assert html.count("<tr>") == 4
+        assert "K-means, 5 clusters" in html
+
+    def test_infinity_is_null_in_json(self):
+        report = Report((one_layer(0.0, 1.0),), num_kept=0, kept_bits=0)
+        assert json.loads(report.to_json())["layers"][0]["signal_to_noise_db"] is None

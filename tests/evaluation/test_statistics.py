@@ -6,7 +6,7 @@ from jaxcomp.evaluation.statistics import crossed_mean, holm, model_interval
 
 
 def variance_by_sums_of_squares(table):
-    """The unbiased variance of the mean, from the definitions, cell by cell."""
+    """The unbiased variance of the mean, from the definitions, variant by variant."""
     num_models, num_examples = table.shape
     grand = table.mean()
     rows = num_examples * sum((row.mean() - grand) ** 2 for row in table) / (num_models - 1)

@@ -24,7 +24,7 @@ def test_an_effect_is_found_with_the_interval_of_the_chosen():
 
 
 def test_luck_of_the_networks_is_allowed_for():
-    """Candidates suit single networks by luck, on the selection sample as on the test set."""
+    """Candidates suit single networks by luck, on the validation set as on the test set."""
     rng, plain, honest = np.random.default_rng(1), 0, 0
     for _ in range(200):
         luck = rng.standard_normal((20, 6))

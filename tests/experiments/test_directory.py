@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 
 from jaxcomp import storage
-from jaxcomp.experiments.directory import RunDirectory, loading, read_manifest, seal
+from jaxcomp.experiments.directory import FORMAT_VERSION, RunDirectory, loading, read_manifest, seal
 
 
 class Kept(RunDirectory):
     noun = "trial"
-    folders = ("cells", "arrays")
+    folders = ("variants", "arrays")
 
 
 SETTINGS = {"seed": 0, "sizes": (1, 2)}
 
 
 def test_parts_are_found_again(tmp_path):
-    rows = [{"cell": "a", "loss": 0.1 + 0.2, "ratio": math.nan}, {"cell": "b", "loss": 2}]
+    rows = [{"variant": "a", "loss": 0.1 + 0.2, "ratio": math.nan}, {"variant": "b", "loss": 2}]
     with Kept(tmp_path / "run", SETTINGS) as first:
         first.save_rows("part", rows)
         first.save_arrays("arrays", "part", {"x": np.arange(3)})
@@ -42,8 +42,8 @@ def test_parts_are_found_again(tmp_path):
         file = tmp_path / "run" / "arrays" / "part.npz"
         file.write_bytes(file.read_bytes()[:-1])
         assert again.load_arrays("arrays", "part") is None
-    (tmp_path / "run" / "cells" / ".gitkeep").touch()
-    (tmp_path / "run" / "cells" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "run" / "variants" / ".gitkeep").touch()
+    (tmp_path / "run" / "variants" / ".ipynb_checkpoints").mkdir()
     with Kept(tmp_path / "run", SETTINGS, resume=False) as fresh:
         assert fresh.load_rows("part", ["a", "b"]) is None
     assert not (tmp_path / "run" / storage.FolderLock.NAME).exists()
@@ -62,6 +62,24 @@ def test_other_settings_and_other_kinds_are_refused(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("written", [None, 1, FORMAT_VERSION + 1])
+def test_another_version_of_the_format_is_refused_before_settings_are_compared(tmp_path, written):
+    with Kept(tmp_path, SETTINGS) as run:
+        run.finish()
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    del manifest["format_version"]  # as before the format had a version
+    if written is not None:
+        manifest["format_version"] = written
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    told = rf"^{tmp_path} holds a trial in version {written or 1} of the format, this jaxcomp reads"
+    with pytest.raises(ValueError, match=told):
+        Kept(tmp_path, SETTINGS | {"seed": 1})
+    with pytest.raises(ValueError, match=told):
+        Kept(tmp_path, SETTINGS, resume=False)
+    with pytest.raises(ValueError, match=told), loading(tmp_path, "trial"):
+        pass
+
+
 def test_a_home_is_known(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
@@ -75,15 +93,15 @@ def test_a_run_stopped_at_once_is_taken_up_and_strangers_are_not(tmp_path):
     # Before the manifest: what a kill leaves, and what systems put into every folder.
     for name in (".DS_Store", ".gitkeep", "Thumbs.db", ".probe.1-00000000.tmp", ".jaxcomp.lock"):
         (tmp_path / name).touch()
-    for name in ("cells", "lost+found"):
+    for name in ("variants", "lost+found"):
         (tmp_path / name).mkdir()
     with Kept(tmp_path, SETTINGS) as run:
-        run.save_rows("part", [{"cell": "a"}])
+        run.save_rows("part", [{"variant": "a"}])
     assert (tmp_path / ".DS_Store").exists()
     assert not list(tmp_path.glob(".*.tmp"))
     (tmp_path / "manifest.json").unlink()
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ValueError, match=r"other files and no manifest.json \(cells\): choose"):
+    with pytest.raises(ValueError, match=r"other files and no manifest.json \(variants\): choose"):
         Kept(tmp_path, SETTINGS)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -99,7 +117,7 @@ with RunDirectory(__import__('pathlib').Path(sys.argv[1]), {}):
 
 def test_one_run_at_a_time_until_it_ends_however_it_ends(tmp_path):
     with RunDirectory(tmp_path / "run", {}) as run:
-        run.save_rows("part", [{"cell": "a"}])
+        run.save_rows("part", [{"variant": "a"}])
         before = sorted((tmp_path / "run").rglob("*"))
         with pytest.raises(ValueError, match="is in use by another run: wait for its end, or"):
             RunDirectory(tmp_path / "run", {}, resume=False)
@@ -118,7 +136,7 @@ def test_one_run_at_a_time_until_it_ends_however_it_ends(tmp_path):
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
     with RunDirectory(tmp_path / "run", {}) as run:
-        assert run.load_rows("part", ["a"]) == [{"cell": "a"}]
+        assert run.load_rows("part", ["a"]) == [{"variant": "a"}]
 
 
 def test_parts_made_with_other_versions_or_options_are_forgotten(tmp_path):
@@ -126,11 +144,11 @@ def test_parts_made_with_other_versions_or_options_are_forgotten(tmp_path):
         with Kept(tmp_path, SETTINGS) as run:
             run.describe()
             found = run.load_rows("part", ["a"])
-            run.save_rows("part", [{"cell": "a"}])
+            run.save_rows("part", [{"variant": "a"}])
             return found, run.manifest
 
     assert opened()[0] is None
-    assert opened()[0] == [{"cell": "a"}]
+    assert opened()[0] == [{"variant": "a"}]
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     manifest["versions"]["jax"] = "0.0"
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
@@ -209,7 +227,7 @@ def test_in_memory_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = Kept(None, SETTINGS)
     run.describe()
-    run.save_rows("part", [{"cell": "a"}])
+    run.save_rows("part", [{"variant": "a"}])
     run.finish()
     assert run.load_rows("part", ["a"]) is None
     assert run.load_arrays("arrays", "part") is None

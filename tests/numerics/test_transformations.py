@@ -81,7 +81,7 @@ OTHERS = {
     "straight through": lambda w, h: training.quantize_ste(w, CENTRES),
     "looked up": lambda w, h: training.look_up(CENTRES, INDEX),
     "assignment by cost": lambda w, h: quantizers.assign_by_cost(w, h, CENTRES, LENGTHS, 0.1),
-    "tree": lambda w, h: jaxcomp.quantize({"w": matrix(w)}, num_clusters=3).dequantize(),
+    "tree": lambda w, h: jaxcomp.compress({"w": matrix(w)}, quantizers.KMeans(3)).params(),
     "catoni": lambda w, h: bounds.catoni(0.1, 50.0, num_examples=1000, delta=0.05),
     "occam": lambda w, h: bounds.occam(0.1, 50.0, num_examples=1000, delta=0.05, tail="chernoff"),
     "gaussian complexity": lambda w, h: bounds.gaussian_complexity(w, 0.1),

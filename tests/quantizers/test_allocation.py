@@ -49,13 +49,13 @@ def test_against_every_choice_and_the_linear_programme(seed, fraction):
     most_allowed = budget * (1 + 1e-12)
     optimum = totals[totals[:, 0] <= most_allowed, 1].min()
     bound = float(result.lower_bound)
-    assert result.total_rate_bits <= most_allowed
+    assert result.total_size_bits <= most_allowed
     assert bound == pytest.approx(relaxed(rate, cost, budget), rel=1e-9)
     assert bound <= optimum * (1 + 1e-12)
     assert float(result.total_distortion) >= optimum * (1 - 1e-12)
     # No single step of a hull is missed: the gap is less than what the split layer would gain.
     assert result.total_distortion - bound <= np.max(np.ptp(cost, axis=1))
-    np.testing.assert_allclose(result.rate_bits, rate[np.arange(3), result.places])
+    np.testing.assert_allclose(result.size_bits, rate[np.arange(3), result.places])
     np.testing.assert_allclose(result.distortion, cost[np.arange(3), result.places])
 
     # The dual: the fewest bits for the distortion just reached, and for any other.
@@ -63,7 +63,7 @@ def test_against_every_choice_and_the_linear_programme(seed, fraction):
     dual = allocate_rates(rate, cost, max_distortion=target)
     fewest = totals[totals[:, 1] <= target * (1 + 1e-12), 0].min()
     assert float(dual.total_distortion) <= target * (1 + 1e-9)
-    assert float(dual.total_rate_bits) >= fewest - 1e-9
+    assert float(dual.total_size_bits) >= fewest - 1e-9
     assert float(dual.lower_bound) == pytest.approx(relaxed(cost, rate, target), rel=1e-9)
     assert float(dual.lower_bound) <= fewest + 1e-9
 
@@ -81,10 +81,10 @@ def test_exact_wherever_the_hulls_meet_the_budget(seed):
         assert float(result.total_distortion) == pytest.approx(optimum, rel=1e-12)
         assert float(result.lower_bound) == pytest.approx(optimum, rel=1e-12)
         dual = allocate_rates(rate, cost, max_distortion=optimum)
-        assert float(dual.total_rate_bits) == budget
+        assert float(dual.total_size_bits) == budget
         # Equal slopes: every hull is left between a steeper and a flatter step.
         assert np.all(
-            cost[np.arange(4), result.places] + result.multiplier * result.rate_bits
+            cost[np.arange(4), result.places] + result.multiplier * result.size_bits
             <= (cost + result.multiplier * rate).min(axis=1) + 1e-9
         )
 
@@ -143,7 +143,7 @@ def test_every_budget_is_met_and_none_refused_that_can_be(is_dual):
         # No choice within the budget beats the bound; the one returned does not either.
         totals = every_choice(spent, other)
         inside = totals[totals[:, 0] <= budget * (1 - 1e-14)]
-        reached = found.total_rate_bits if is_dual else found.total_distortion
+        reached = found.total_size_bits if is_dual else found.total_distortion
         assert found.lower_bound <= reached
         assert found.lower_bound <= inside[:, 1].min(initial=np.inf) * (1 + 1e-14)
         # Nothing that fits is left: no single layer can move to a better place.
@@ -167,7 +167,7 @@ def test_small_layers_count_beside_a_costly_one():
         np.array([[0.0, 10, 20]] * 2), np.array([[1.0, 0.1, 0], [3, 0.7, 0]]), max_distortion=0.0
     )
     assert free.total_distortion == 0
-    assert free.total_rate_bits == 40
+    assert free.total_size_bits == 40
     # What the costly layer loses does not hide what the others could still gain.
     stuck = allocate_rates(
         [np.array([0.0, 100]), np.array([0.0, 1])],
@@ -207,7 +207,7 @@ def test_reverse_water_filling_of_gaussian_layers():
     np.testing.assert_allclose(result.distortion / number, theta, rtol=0.08)
     assert float(result.lower_bound) == pytest.approx(theta * number.sum(), rel=1e-3)
     dual = allocate_rates(rate, cost, max_distortion=theta * number.sum())
-    assert float(dual.total_rate_bits) == pytest.approx(budget, rel=2e-3)
+    assert float(dual.total_size_bits) == pytest.approx(budget, rel=2e-3)
 
 
 def test_weights_of_layers_scale_their_distortion():
@@ -267,16 +267,16 @@ RATE, COST = curves(0)
         ({"budget_bits": np.nan}, "budget_bits must be at least 27"),
         ({"max_distortion": 1.0}, "either budget_bits or max_distortion, got both"),
         ({"budget_bits": None}, "either budget_bits or max_distortion, got neither"),
-        ({"rate_bits": RATE[:2]}, r"one shape \(layers, places\), got \(2, 4\) and \(3, 4\)"),
-        ({"rate_bits": []}, "rate_bits must be one array of places for each"),
-        ({"rate_bits": -RATE}, "rate_bits must be at least 0"),
+        ({"size_bits": RATE[:2]}, r"one shape \(layers, places\), got \(2, 4\) and \(3, 4\)"),
+        ({"size_bits": []}, "size_bits must be one array of places for each"),
+        ({"size_bits": -RATE}, "size_bits must be at least 0"),
         ({"distortion": -COST}, "distortion must be at least 0"),
         ({"distortion": COST * np.nan}, "needs a finite place on its curve, layer 0 has none"),
         ({"layer_weight": np.array([1.0, 2.0, 0.0])}, "layer_weight must be 3 positive numbers"),
     ],
 )
 def test_bad_input(changes, message):
-    arguments = {"rate_bits": RATE, "distortion": COST, "budget_bits": 100.0} | changes
+    arguments = {"size_bits": RATE, "distortion": COST, "budget_bits": 100.0} | changes
     with pytest.raises(ValueError, match=message):
         allocate_rates(**arguments)
 

@@ -2,21 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from quantizer_oracles import heavy_tailed, restored
 
-from jaxcomp.numerics.sums import (
-    anchored_sums,
-    count_below,
-    middle_bin,
-    pairwise_sum,
-    running_maximum,
-    running_sum,
-)
 from jaxcomp.quantizers import histogram_moments, pad_bins
-from jaxcomp.quantizers.histograms import (
-    PointBins,
-    histogram_with_edges,
-)
+from jaxcomp.quantizers.histograms import PointBins, histogram_with_edges
 
 NUM_BINS = 256
 
@@ -74,6 +64,16 @@ def test_an_outlier_does_not_swallow_the_bins():
     assert np.sum(moments.second) < 1e-3 * np.sum(points[1:].astype(np.float64) ** 2)
 
 
+def test_bins_follow_heavy_tails():
+    # So many that only some of them give the density.
+    num_points, num_bins = 1_500_000, 4096
+    points = np.random.default_rng(0).standard_t(3, num_points).astype(np.float32)
+    moments = restored(histogram_moments(points, num_bins=num_bins))
+    # Panter and Dite: the best fine bins leave N (integral of f^(1/3))^3 / (12 B^2).
+    integral = 3**0.5 * (2 / (np.pi * 3**0.5)) ** (1 / 3) * scipy.special.beta(1 / 2, 1 / 6)
+    assert np.sum(moments.second) < 1.5 * num_points * integral**3 / (12 * num_bins**2)
+
+
 @pytest.mark.parametrize("value", [0.0, -3.25, 1e30])
 def test_constant_group(value):
     points = np.full(1000, value, np.float32)
@@ -123,44 +123,6 @@ def test_masses_do_not_drift(value):
     weights = np.full(points.size, value, np.float32)
     moments = restored(histogram_moments(points, weights, num_bins=2))
     np.testing.assert_allclose(moments.mass, exact / 2, rtol=1e-6)
-
-
-@pytest.mark.parametrize("anchor", [0, 3, 50])
-def test_anchored_sums_leave_out_what_lies_further_out(anchor, x64):
-    rng = np.random.default_rng(0)
-    values = rng.standard_normal((50, 2))
-    sums = np.asarray(jax.jit(anchored_sums)(jnp.asarray(values), jnp.int32(anchor)))
-    for start, stop in ((0, 50), (1, 4), (3, 3), (2, 47), (20, 30)):
-        expected = values[start:stop].sum(axis=0)
-        np.testing.assert_allclose(sums[stop] - sums[start], expected, rtol=1e-12, atol=1e-13)
-    values[0] = values[-1] = 1e30
-    sums = np.asarray(jax.jit(anchored_sums)(jnp.asarray(values), jnp.int32(25)))
-    np.testing.assert_allclose(sums[40] - sums[5], values[5:40].sum(axis=0), rtol=1e-12)
-    assert float(middle_bin(jnp.asarray([1.0, 0, 4, 1, 1]))) == 2
-
-
-@pytest.mark.parametrize("length", [1, 2, 37])
-def test_running_values(length):
-    values = np.random.default_rng(0).integers(-9, 9, (length, 2))
-    np.testing.assert_array_equal(running_sum(jnp.asarray(values)), np.cumsum(values, axis=0))
-    for dtype in (jnp.int32, jnp.float32):
-        maximum = running_maximum(jnp.asarray(values).astype(dtype))
-        np.testing.assert_array_equal(maximum, np.maximum.accumulate(values, axis=0))
-
-
-@pytest.mark.parametrize("length", [1, 2, 7, 8, 9])
-def test_count_below(length):
-    position = np.sort(np.random.default_rng(0).integers(0, 5, length)).astype(np.float32)
-    thresholds = np.array([-np.inf, -1, 0, 0.5, 2, 4, 9, np.inf], np.float32)
-    expected = np.searchsorted(position, thresholds, side="right")
-    np.testing.assert_array_equal(count_below(jnp.asarray(position), thresholds), expected)
-
-
-def test_pairwise_sum():
-    values = np.full((70_001, 2), 0.1, np.float32)
-    np.testing.assert_allclose(
-        pairwise_sum(jnp.asarray(values), axis=0), 70_001 * float(np.float32(0.1)), rtol=1e-6
-    )
 
 
 def test_bad_input():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from quantizer_oracles import heavy_tailed
 
-from jaxcomp.quantizers import kmeans, optimal_kmeans, uniform
+from jaxcomp.quantizers import histogram_moments, kmeans, optimal_kmeans, uniform
 from jaxcomp.quantizers.padding import bucketed
 from jaxcomp.quantizers.scalar import lloyd
 
@@ -63,14 +63,27 @@ def test_sizes_of_one_bucket_compile_once():
 def test_weights_of_groups():
     points, importance = heavy_tailed(3 * 77)
     points = points.reshape(3, 77)
-    for weights in (None, importance[:77], importance[:3, None], np.float32(2)):
-        given = None if weights is None else jnp.asarray(weights)
-        bucket = bucketed(jnp.asarray(points), given, num_bins=64)
-        expected = np.broadcast_to(1 if weights is None else weights, points.shape)
+    for weights in (importance[:77], importance[:3, None], np.float32(2)):
+        bucket = bucketed(jnp.asarray(points), jnp.asarray(weights), num_bins=64)
+        expected = np.broadcast_to(weights, points.shape)
         np.testing.assert_array_equal(bucket.weights()[:, :77], expected)
         np.testing.assert_array_equal(bucket.weights()[:, 77:], 0)
         assert bucket.points.shape == bucket.weights().shape == (3, 80)
         np.testing.assert_array_equal(bucket.points[:, 77:], np.tile(points[:, :1], 3))
+    assert bucketed(jnp.asarray(points), None, num_bins=64).weights() is None
+
+
+@pytest.mark.parametrize("size", [3, 300])
+def test_copies_do_not_count(size):
+    # In a bin of their own, and among as many points as a histogram has bins.
+    points, _ = heavy_tailed(size)
+    padded = np.concatenate([points, np.full(size // 3, points[0], np.float32)])
+    found = histogram_moments(padded, num_bins=64, num_padding=jnp.int32(size // 3))
+    marks = (np.arange(padded.size) < size).astype(np.float32)
+    marked = histogram_moments(padded, marks, num_bins=64, num_padding=jnp.int32(size // 3))
+    for name, part in found._asdict().items():
+        np.testing.assert_allclose(part, getattr(marked, name), rtol=1e-6, err_msg=name)
+    assert float(found.mass.sum()) == int(found.num_points.sum()) == size
 
 
 def test_the_optimum_of_a_bucket():

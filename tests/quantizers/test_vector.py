@@ -13,16 +13,16 @@ BETA = 0.3
 
 
 def problem(form, seed=0):
-    """Heavy-tailed vectors with curvature of the given form, float32."""
+    """Heavy-tailed vectors with importance of the given form, float32."""
     rng = np.random.default_rng(seed)
     points = rng.standard_t(3, (NUM_POINTS, SIZE))
     factor = rng.standard_normal((NUM_POINTS, SIZE, SIZE)) * rng.gamma(1.0, size=(SIZE, 1))
-    curvature = {
+    importance = {
         "scalar": rng.gamma(0.5, size=NUM_POINTS) + 1e-3,
         "diagonal": rng.gamma(0.5, size=(NUM_POINTS, SIZE)) + 1e-3,
         "full": factor @ np.swapaxes(factor, 1, 2),
     }[form]
-    return points.astype(np.float32), curvature.astype(np.float32)
+    return points.astype(np.float32), importance.astype(np.float32)
 
 
 def start_of(points, seed=5):
@@ -30,21 +30,21 @@ def start_of(points, seed=5):
     return points[rows]
 
 
-def run(points, curvature, num_clusters=MAX_CLUSTERS, **options):
+def run(points, importance, num_clusters=MAX_CLUSTERS, **options):
     options = {"max_clusters": MAX_CLUSTERS, "chunk_size": CHUNK} | options
     if not {"key", "initial_centroids"} & options.keys():
         options["initial_centroids"] = start_of(points)
-    return vector_kmeans(points, curvature, num_clusters=num_clusters, **options)
+    return vector_kmeans(points, importance, num_clusters=num_clusters, **options)
 
 
-def full_matrices(points, curvature):
-    """The curvature as full matrices in float64."""
-    curvature = np.asarray(curvature, np.float64)
-    if curvature.ndim == 1:
-        return curvature[:, None, None] * np.eye(points.shape[1])
-    if curvature.ndim == 2:
-        return curvature[:, :, None] * np.eye(points.shape[1])
-    return curvature
+def full_matrices(points, importance):
+    """The importance as full matrices in float64."""
+    importance = np.asarray(importance, np.float64)
+    if importance.ndim == 1:
+        return importance[:, None, None] * np.eye(points.shape[1])
+    if importance.ndim == 2:
+        return importance[:, :, None] * np.eye(points.shape[1])
+    return importance
 
 
 def distances(points, matrices, centroids):
@@ -60,9 +60,9 @@ def squared_diameter(centroids, index):
     return np.max(np.sum((used[:, None] - used[None]) ** 2, axis=-1))
 
 
-def objective(points, matrices, centroids, beta=0.0, metric="curvature"):
+def objective(points, matrices, centroids, beta=0.0, metric="importance"):
     cost = distances(points, matrices, centroids)
-    chosen = cost if metric == "curvature" else distances(points, None, centroids)
+    chosen = cost if metric == "importance" else distances(points, None, centroids)
     index = np.argmin(chosen, axis=1)
     return cost[np.arange(len(points)), index].sum() + beta * squared_diameter(centroids, index)
 
@@ -95,7 +95,7 @@ def naive_step(points, matrices, centroids, beta, form):
 
 
 @pytest.mark.parametrize(
-    ("curvature_form", "form"),
+    ("importance_form", "form"),
     [
         ("scalar", "none"),
         ("diagonal", "none"),
@@ -103,18 +103,18 @@ def naive_step(points, matrices, centroids, beta, form):
     ],
 )
 def test_follows_the_naive_iteration_and_reports_what_it_did(
-    curvature_form, form, strict_promotion
+    importance_form, form, strict_promotion
 ):
-    points, curvature = problem(curvature_form)
-    matrices = full_matrices(points, curvature)
+    points, importance = problem(importance_form)
+    matrices = full_matrices(points, importance)
     beta = BETA * np.trace(matrices, axis1=1, axis2=2).sum() / SIZE if form != "none" else 0.0
-    metric = "euclidean" if form == "published" else "curvature"
+    metric = "euclidean" if form == "published" else "importance"
     centroids = start_of(points)
     values = []
     for num_iterations in range(6):
         result = run(
             points,
-            curvature,
+            importance,
             penalty_form=form,
             diameter_penalty=BETA,
             num_iterations=num_iterations,
@@ -132,7 +132,7 @@ def test_follows_the_naive_iteration_and_reports_what_it_did(
     assert values[-1] < values[0]
 
     stored = np.asarray(result.centroids)
-    cost = distances(points, matrices if metric == "curvature" else None, stored)
+    cost = distances(points, matrices if metric == "importance" else None, stored)
     np.testing.assert_array_equal(result.assignments, np.argmin(cost, axis=1))
     assert result.assignments.dtype == jnp.uint8
     counts = np.bincount(np.asarray(result.assignments), minlength=MAX_CLUSTERS)
@@ -143,77 +143,77 @@ def test_follows_the_naive_iteration_and_reports_what_it_did(
     assert float(result.distortion) == pytest.approx(expected, rel=1e-5)
 
 
-def test_scalar_curvature_matches_scikit_learn():
-    points, curvature = problem("scalar", seed=1)
-    result = run(points, curvature, penalty_form="none", num_iterations=200)
+def test_scalar_importance_matches_scikit_learn():
+    points, importance = problem("scalar", seed=1)
+    result = run(points, importance, penalty_form="none", num_iterations=200)
     model = KMeans(
         n_clusters=MAX_CLUSTERS, init=start_of(points), n_init=1, max_iter=200, tol=0.0
-    ).fit(points, sample_weight=curvature)
+    ).fit(points, sample_weight=importance)
     assert bool(result.converged)
     assert float(result.distortion) == pytest.approx(model.inertia_, rel=1e-5)
     np.testing.assert_allclose(result.centroids, model.cluster_centers_, atol=1e-5)
 
 
-def objectives(points, curvature, form, penalty, num_iterations):
+def objectives(points, importance, form, penalty, num_iterations):
     """The objective after 0, 1, ... iterations, in float64."""
-    matrices = full_matrices(points, curvature)
+    matrices = full_matrices(points, importance)
     values = []
     for iterations in range(num_iterations):
         result = run(
             points,
-            curvature,
+            importance,
             penalty_form=form,
             diameter_penalty=penalty,
             num_iterations=iterations,
         )
-        metric = "euclidean" if form == "published" else "curvature"
+        metric = "euclidean" if form == "published" else "importance"
         beta = penalty * np.trace(matrices, axis1=1, axis2=2).sum() / SIZE
         values.append(objective(points, matrices, np.asarray(result.centroids), beta, metric))
     return np.array(values)
 
 
 def test_the_monotone_form_never_rises_and_ends_below_the_published_one():
-    points, curvature = problem("full", seed=1)
+    points, importance = problem("full", seed=1)
     published_rises = False
     for penalty in (0.01, 0.3, 10.0):
-        values = objectives(points, curvature, "monotone", penalty, 25)
+        values = objectives(points, importance, "monotone", penalty, 25)
         assert np.all(np.diff(values) <= 1e-6 * values[0]), penalty
-        published = objectives(points, curvature, "published", penalty, 25)
+        published = objectives(points, importance, "published", penalty, 25)
         published_rises |= bool(np.any(np.diff(published) > 1e-3 * published[:-1]))
         assert values[-1] <= published[-1]
     assert published_rises
 
 
 def test_a_strong_penalty_brings_all_centres_together():
-    points, curvature = problem("full")
-    matrices = full_matrices(points, curvature)
-    result = run(points, curvature, diameter_penalty=1e5, num_iterations=300)
+    points, importance = problem("full")
+    matrices = full_matrices(points, importance)
+    result = run(points, importance, diameter_penalty=1e5, num_iterations=300)
     mean = np.linalg.solve(
         matrices.sum(axis=0), np.einsum("nab,nb->a", matrices, points.astype(np.float64))
     )
     single = objective(points, matrices, mean[None])
     assert float(result.objective) == pytest.approx(single, rel=1e-3)
-    loose = run(points, curvature, diameter_penalty=0.0, num_iterations=300)
+    loose = run(points, importance, diameter_penalty=0.0, num_iterations=300)
     assert float(loose.distortion) < 0.5 * single
 
 
 def test_zero_penalty_is_plain_to_the_bit():
-    points, curvature = problem("full")
-    plain = run(points, curvature, penalty_form="none")
-    result = run(points, curvature, penalty_form="monotone", diameter_penalty=0.0)
+    points, importance = problem("full")
+    plain = run(points, importance, penalty_form="none")
+    result = run(points, importance, penalty_form="monotone", diameter_penalty=0.0)
     jax.tree.map(np.testing.assert_array_equal, result, plain)
 
 
 def test_batched_equals_one_by_one_and_nothing_recompiles():
     groups = [problem("full", seed) for seed in range(2)]
-    points, curvature = (np.stack(part) for part in zip(*groups, strict=True))
+    points, importance = (np.stack(part) for part in zip(*groups, strict=True))
     starts = np.stack([start_of(group) for group in points])
     clusters, penalty = np.array([3, 6]), np.array([0.0, 0.5])
-    together = run(points, curvature, clusters, diameter_penalty=penalty, initial_centroids=starts)
-    run(points[0], curvature[0]).distortion.block_until_ready()
+    together = run(points, importance, clusters, diameter_penalty=penalty, initial_centroids=starts)
+    run(points[0], importance[0]).distortion.block_until_ready()
     with count_compilations() as num_compilations:
         alone = [
-            run(points[g], curvature[g], int(clusters[g]), diameter_penalty=float(penalty[g]))
+            run(points[g], importance[g], int(clusters[g]), diameter_penalty=float(penalty[g]))
             for g in range(2)
         ]
         assert num_compilations() == 0
@@ -226,26 +226,26 @@ def test_batched_equals_one_by_one_and_nothing_recompiles():
 
 
 def test_invariances():
-    points, curvature = problem("full", seed=3)
-    base = run(points, curvature, diameter_penalty=0.1)
+    points, importance = problem("full", seed=3)
+    base = run(points, importance, diameter_penalty=0.1)
     # Powers of two are exact in floating point, at any magnitude.
     for scale in (2.0**-90, 2.0**60):
         scaled = run(
-            points * np.float32(scale), curvature * np.float32(2.0**20), diameter_penalty=0.1
+            points * np.float32(scale), importance * np.float32(2.0**20), diameter_penalty=0.1
         )
         np.testing.assert_array_equal(scaled.assignments, base.assignments)
         np.testing.assert_array_equal(scaled.centroids, base.centroids * np.float32(scale))
-    # In other coordinates, with the curvature of those.
+    # In other coordinates, with the importance of those.
     rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((SIZE, SIZE)))[0]
     turned = run(
         (points @ rotation).astype(np.float32),
-        np.einsum("ba,nbc,cd->nad", rotation, curvature, rotation).astype(np.float32),
+        np.einsum("ba,nbc,cd->nad", rotation, importance, rotation).astype(np.float32),
         diameter_penalty=0.1,
         initial_centroids=(start_of(points) @ rotation).astype(np.float32),
     )
     assert float(turned.objective) == pytest.approx(float(base.objective), rel=1e-4)
-    # Points without curvature count, and weigh nothing.
-    silent = np.where(np.arange(NUM_POINTS)[:, None, None] < 30, 0, curvature)
+    # Points without importance count, and weigh nothing.
+    silent = np.where(np.arange(NUM_POINTS)[:, None, None] < 30, 0, importance)
     moved = np.where(np.arange(NUM_POINTS)[:, None] < 30, 7.0, points).astype(np.float32)
     start = start_of(points[30:])
     with_, without = (
@@ -256,26 +256,26 @@ def test_invariances():
     assert int(np.sum(with_.counts)) == NUM_POINTS
 
 
-def test_curvature_of_rank_one_never_raises_the_objective():
+def test_importance_of_rank_one_never_raises_the_objective():
     points, _ = problem("full", seed=4)
     directions = np.random.default_rng(4).standard_normal((2, SIZE))[np.arange(NUM_POINTS) % 2]
-    curvature = np.einsum("na,nb->nab", directions, directions).astype(np.float32)
-    matrices = full_matrices(points, curvature)
+    importance = np.einsum("na,nb->nab", directions, directions).astype(np.float32)
+    matrices = full_matrices(points, importance)
     values = []
     for num_iterations in range(8):
-        result = run(points, curvature, num_iterations=num_iterations, penalty_form="none")
+        result = run(points, importance, num_iterations=num_iterations, penalty_form="none")
         assert np.all(np.isfinite(result.centroids))
         values.append(objective(points, matrices, np.asarray(result.centroids)))
     assert np.all(np.diff(values) <= 1e-6 * values[0])
 
 
 def test_random_start_is_weighted_and_follows_the_key():
-    points, curvature = problem("diagonal", seed=5)
-    curvature[:100] = 0
+    points, importance = problem("diagonal", seed=5)
+    importance[:100] = 0
     options = {"num_iterations": 0, "penalty_form": "none"}
 
     def start(seed):
-        result = run(points, curvature, key=jax.random.key(seed), **options)
+        result = run(points, importance, key=jax.random.key(seed), **options)
         return np.asarray(result.centroids)
 
     first = start(0)
@@ -287,7 +287,7 @@ def test_random_start_is_weighted_and_follows_the_key():
         assert min(rows) >= 100  # no mass, no chance
         assert len(set(rows)) == MAX_CLUSTERS
     # Drawn by distortion: a far cluster with a twentieth of the points is nearly always found.
-    points[100::20], curvature[100:] = 50, 1
+    points[100::20], importance[100:] = 50, 1
     assert sum(np.any(start(seed) == 50) for seed in range(10)) >= 9
 
 
@@ -322,11 +322,11 @@ def test_product_quantization_of_a_layer_with_a_ragged_tail(monkeypatch):
     monkeypatch.setattr(vector, "_MIN_START_POINTS", 16)  # fewer than there are
     weights = jnp.asarray(np.random.default_rng(0).standard_normal((75, 7)), jnp.bfloat16)
     points = split_vectors(weights, SIZE, per_position=True)
-    curvature = split_vectors(jnp.ones_like(weights), SIZE, per_position=True)
+    importance = split_vectors(jnp.ones_like(weights), SIZE, per_position=True)
     assert points.shape == (3, 75, SIZE)
     result = vector_kmeans(
         points,
-        curvature,
+        importance,
         num_clusters=4,
         key=jax.random.key(0),
         penalty_form="none",
@@ -353,19 +353,19 @@ POINTS, FULL = problem("full")
         ({"points": np.ones((4, 2), np.int32)}, TypeError, "points must be floating, got int32"),
         ({"points": np.ones(3, np.float32)}, ValueError, r"points must have shape \(..., N, m\)"),
         ({"points": POINTS * np.nan}, ValueError, "points must be finite"),
-        ({"curvature": -np.ones(NUM_POINTS)}, ValueError, "at least 0, got 150 negative of 150"),
-        ({"curvature": -FULL}, ValueError, "semi-definite, got 150 matrices of 150"),
+        ({"importance": -np.ones(NUM_POINTS)}, ValueError, "at least 0, got 150 negative of 150"),
+        ({"importance": -FULL}, ValueError, "semi-definite, got 150 matrices of 150"),
         (
-            {"curvature": FULL + np.eye(SIZE)[:, ::-1] * np.arange(SIZE)},
+            {"importance": FULL + np.eye(SIZE)[:, ::-1] * np.arange(SIZE)},
             ValueError,
             "symmetric positive semi-definite",
         ),
-        ({"curvature": FULL * np.inf}, ValueError, "curvature must be finite"),
-        ({"curvature": FULL * 0}, ValueError, "0 throughout a group, got 1 such"),
-        ({"curvature": FULL[:-1]}, ValueError, r"shapes \(150,\) \(scalar\), \(150, 3\)"),
-        ({"curvature": FULL[:, :1]}, ValueError, "curvature must have one of the shapes"),
-        ({"curvature": np.float32(1.0)}, ValueError, "curvature must have one of the shapes"),
-        ({"curvature": FULL * 1j}, TypeError, "curvature must be real, got complex64"),
+        ({"importance": FULL * np.inf}, ValueError, "importance must be finite"),
+        ({"importance": FULL * 0}, ValueError, "0 throughout a group, got 1 such"),
+        ({"importance": FULL[:-1]}, ValueError, r"shapes \(150,\) \(scalar\), \(150, 3\)"),
+        ({"importance": FULL[:, :1]}, ValueError, "importance must have one of the shapes"),
+        ({"importance": np.float32(1.0)}, ValueError, "importance must have one of the shapes"),
+        ({"importance": FULL * 1j}, TypeError, "importance must be real, got complex64"),
         ({"num_clusters": 0}, ValueError, "num_clusters must be at least 1, got 0"),
         ({"num_clusters": 7}, ValueError, "at most max_clusters = 6, got 7"),
         ({"diameter_penalty": -1.0}, ValueError, "diameter_penalty must be finite and at least 0"),
@@ -381,7 +381,7 @@ POINTS, FULL = problem("full")
 def test_bad_input(changes, error, message):
     arguments = {
         "points": POINTS,
-        "curvature": FULL,
+        "importance": FULL,
         "num_clusters": MAX_CLUSTERS,
         "max_clusters": MAX_CLUSTERS,
         "initial_centroids": POINTS[:MAX_CLUSTERS],
@@ -400,10 +400,10 @@ def test_bad_layouts():
 
 
 def test_double_precision(x64):
-    points, curvature = (part.astype(np.float64) for part in problem("full"))
-    result = run(points, curvature, num_iterations=3, penalty_form="none")
+    points, importance = (part.astype(np.float64) for part in problem("full"))
+    result = run(points, importance, num_iterations=3, penalty_form="none")
     centroids = start_of(points)
     for _ in range(3):
-        centroids = naive_step(points, curvature, centroids, 0.0, "none")
+        centroids = naive_step(points, importance, centroids, 0.0, "none")
     assert result.centroids.dtype == jnp.float64
     np.testing.assert_allclose(result.centroids, centroids, rtol=1e-10, atol=1e-12)

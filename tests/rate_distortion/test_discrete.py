@@ -183,7 +183,7 @@ def test_a_point_mass_needs_no_bits_and_pays_its_nearest_reproduction():
         ((P, D[:1], 1.0), {}, "distortion_matrix must have one row per symbol"),
         ((P, D * np.nan, 1.0), {}, "distortion_matrix must not hold NaN"),
         ((P, np.array([[np.inf] * 2, [0.0, 1]]), 1.0), {}, "leave every symbol .* a finite entry"),
-        ((P, D, -1.0), {}, "multipliers must be at least 0, got -1"),
+        ((P, D, -1.0), {}, "slope_nats must be at least 0, got -1"),
         ((P, D, 1.0), {"gap_nats": 0.0}, "gap_nats must be positive, got 0"),
         ((np.stack([P] * 2), np.stack([D] * 3), 1.0), {}, "must broadcast, got shapes"),
     ],

@@ -49,7 +49,7 @@ def test_quantizers_lie_above_the_limit(curve):
     # The certified limit is below the curve through achievable points, and close to it: slopes a
     # factor apart leave (ln factor)^2 / 16 nats between tangents and curve.
     assert np.all(found.limit_bits <= found.curve_bits + 1e-6)
-    factor = curve.multipliers[2] / curve.multipliers[1]
+    factor = curve.slope_nats[2] / curve.slope_nats[1]
     slack = np.log(factor) ** 2 / 16 / np.log(2)
     gap = found.curve_bits - found.limit_bits
     assert np.all(gap <= 3 * slack + curve.gap_bits.max())
@@ -94,7 +94,7 @@ def test_histogram_of_a_large_layer():
 
 
 def test_layers_add_at_equal_slopes(curve):
-    other = layer_curve(*weights_of(5), multipliers=curve.multipliers, **OPTIONS)
+    other = layer_curve(*weights_of(5), slope_nats=curve.slope_nats, **OPTIONS)
     both = add_curves([curve, other])
     assert both.num_weights == 2 * NUM_WEIGHTS
     np.testing.assert_allclose(both.rate_bits, (curve.rate_bits + other.rate_bits) / 2)
@@ -105,8 +105,8 @@ def test_layers_add_at_equal_slopes(curve):
     )
     found = distance_to_limit(both, np.mean(rates, axis=0), np.sum(distortions, axis=0))
     assert np.all(found.excess_bits >= -1e-6)
-    with pytest.raises(ValueError, match="curves must share their multipliers"):
-        add_curves([curve, other._replace(multipliers=2 * curve.multipliers)])
+    with pytest.raises(ValueError, match="curves must share their slope_nats"):
+        add_curves([curve, other._replace(slope_nats=2 * curve.slope_nats)])
     with pytest.raises(ValueError, match="at least one curve, got none"):
         add_curves([])
 
@@ -116,14 +116,14 @@ def test_a_network_is_its_layers_together():
     layers["dead"] = (layers["b"][0], np.zeros(60))
     whole = network_curve(layers, num_slopes=6, max_bits=2.0, gap_bits=0.01)
     assert whole.num_weights == NUM_WEIGHTS + 120
-    assert whole.multipliers.size == 6
+    assert whole.slope_nats.size == 6
     alone = [
-        layer_curve(*layers[name], multipliers=whole.multipliers, gap_bits=0.005) for name in "ab"
+        layer_curve(*layers[name], slope_nats=whole.slope_nats, gap_bits=0.005) for name in "ab"
     ]
     both = add_curves(alone)
     # Weights without importance cost nothing; either is within its gap of the truth.
     share = both.num_weights / whole.num_weights
-    steps = whole.multipliers / np.log(2) / whole.num_weights
+    steps = whole.slope_nats / np.log(2) / whole.num_weights
     lagrangians = [
         share * both.rate_bits + steps * both.distortion,
         whole.rate_bits + steps * whole.distortion,
@@ -189,8 +189,8 @@ def test_short_dtype_and_dead_weights(curve):
         ((np.ones(2), np.zeros(2)), {}, ValueError, "importance must not be 0 throughout"),
         ((np.array([1.0, np.inf]),), {}, ValueError, "weights must be finite, got 1 NaN"),
         ((np.ones(2),), {"gap_bits": 0.0}, ValueError, "gap_nats must be positive, got 0"),
-        ((np.ones(2),), {"multipliers": 1.0}, ValueError, "a vector of finite numbers, got shape"),
-        ((np.ones(2),), {"multipliers": [np.inf]}, ValueError, "must be finite, got inf"),
+        ((np.ones(2),), {"slope_nats": 1.0}, ValueError, "a vector of finite numbers, got shape"),
+        ((np.ones(2),), {"slope_nats": [np.inf]}, ValueError, "must be finite, got inf"),
         ((np.ones(2),), {"num_slopes": 2}, ValueError, "num_slopes must be at least 3, got 2"),
         ((np.ones(2),), {"max_bits": 0.0}, ValueError, "max_bits must be a positive finite"),
     ],

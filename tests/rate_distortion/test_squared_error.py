@@ -15,28 +15,28 @@ def layer(seed=0):
 
 
 @jax.jit
-def traced(points, importance, multipliers, probabilities):
+def traced(points, importance, slope_nats, probabilities):
     return squared_error_curve(
         points,
         importance,
-        multipliers,
+        slope_nats,
         probabilities=probabilities,
         num_reproductions=NUM_REPRODUCTIONS,
         gap_nats=1e-3,
     )
 
 
-def solve(points, importance, multipliers, probabilities=None, reproductions=None):
+def solve(points, importance, slope_nats, probabilities=None, reproductions=None):
     """Solve between reproductions that are given; otherwise traced, in strict mode, in float32."""
     if reproductions is not None:
         found = squared_error_curve(
-            points, importance, multipliers, reproductions=reproductions, gap_nats=1e-3
+            points, importance, slope_nats, reproductions=reproductions, gap_nats=1e-3
         )
         return jax.tree.map(np.asarray, found)
     if probabilities is None:
         probabilities = np.full(NUM_POINTS, 1 / NUM_POINTS)
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        arguments = (points, importance, multipliers, probabilities)
+        arguments = (points, importance, slope_nats, probabilities)
         return jax.tree.map(np.asarray, traced(*(np.float32(value) for value in arguments)))
 
 
@@ -170,9 +170,9 @@ def test_weights_without_importance():
         ((np.array([1.0, np.nan]), 1.0, np.ones(1)), {}, "points must be finite, got 1 NaN"),
         ((np.ones(2), -1.0, np.ones(1)), {}, "importance must be at least 0, got -1"),
         ((np.ones(2), np.ones(3), np.ones(1)), {}, "importance must have the shape of points"),
-        ((np.ones(2), 1.0, 1.0), {}, "multipliers must have an axis of slopes"),
-        ((np.ones(2), 1.0, np.array([np.inf])), {}, "multipliers must be finite, got 1"),
-        ((np.ones(2), 1.0, -np.ones(1)), {}, "multipliers must be at least 0, got -1"),
+        ((np.ones(2), 1.0, 1.0), {}, "slope_nats must have an axis of slopes"),
+        ((np.ones(2), 1.0, np.array([np.inf])), {}, "slope_nats must be finite, got 1"),
+        ((np.ones(2), 1.0, -np.ones(1)), {}, "slope_nats must be at least 0, got -1"),
         ((np.ones(2), 1.0, np.ones(1)), {"num_reproductions": 4}, "must be at least 8, got 4"),
         ((np.ones(2), 1.0, np.ones(1)), {"probabilities": np.ones(2)}, "must sum to 1"),
         ((np.ones((2, 2)), 1.0, np.ones((3, 1))), {}, "must broadcast, got shapes"),

@@ -16,7 +16,7 @@ class Dataset(NamedTuple):
 
     Attributes:
         name: as given to `jaxcomp.experiments.data.load`, for example `mnist`.
-        pool_images: `(N, H, W, C)` uint8, the training pool: training and selection samples
+        pool_images: `(N, H, W, C)` uint8, the training pool: training and validation sets
             are drawn from it.
         pool_labels: `(N,)` int32, from 0 to `num_classes - 1`.
         test_images: `(N, H, W, C)` uint8.

@@ -1,14 +1,14 @@
-"""Three parts that never meet: training samples, the selection sample, and the test set.
+"""Three parts that never meet: training samples, the validation set, and the test set.
 
-Axis letters: `M` models, `n` training examples of one model, `s` selection examples.
+Axis letters: `M` models, `n` training examples of one model, `s` validation examples.
 
-The selection sample is drawn first from the training pool, without replacement, and is common to
-all models. Every model draws its own training sample from the rest of the pool. So the selection
-sample shares no example with any training sample, and the test set, which is no part of the
+The validation set is drawn first from the training pool, without replacement, and is common to
+all models. Every model draws its own training sample from the rest of the pool. So the validation
+set shares no example with any training sample, and the test set, which is no part of the
 pool, shares none with either.
 
 Label noise is the experiment's corruption of what is learned: it changes the labels of the
-training samples only. The selection sample plays the trusted held-out set on which cells and
+training samples only. The validation set is the trusted one, on which variants and
 temperatures are chosen, and the test set measures the truth; both keep their clean labels.
 
 Each draw has a stream of its own, addressed by the seed, its purpose and the model index, so
@@ -23,7 +23,7 @@ from jaxtyping import Int32
 
 from jaxcomp.experiments.data.dataset import Dataset
 
-_SELECTION_STREAM, _TRAIN_STREAM, _NOISE_STREAM = 1, 2, 3
+_VALIDATION_STREAM, _TRAIN_STREAM, _NOISE_STREAM = 1, 2, 3
 
 
 class Parts(NamedTuple):
@@ -32,12 +32,12 @@ class Parts(NamedTuple):
     Attributes:
         train_indices: `(M, n)` int32 into the pool, in the order drawn.
         train_labels: `(M, n)` int32, with label noise.
-        selection_indices: `(s,)` int32 into the pool, ascending, common to all models.
+        validation_indices: `(s,)` int32 into the pool, ascending, common to all models.
     """
 
     train_indices: Int32[np.ndarray, "models examples"]
     train_labels: Int32[np.ndarray, "models examples"]
-    selection_indices: Int32[np.ndarray, " selection"]
+    validation_indices: Int32[np.ndarray, " validation"]
 
 
 def draw_parts(
@@ -45,12 +45,12 @@ def draw_parts(
     *,
     num_models: int,
     train_size: int,
-    selection_size: int,
+    validation_size: int,
     replacement: bool,
     label_noise: float,
     seed: int,
 ) -> Parts:
-    """Draw the selection sample and every model's training sample, deterministically.
+    """Draw the validation set and every model's training sample, deterministically.
 
     With label noise p, every example of the pool has, independently per model, its label
     replaced with probability p by one of the other classes, each as likely. An example that
@@ -60,8 +60,8 @@ def draw_parts(
     Args:
         dataset: the data set; only its pool is used.
         num_models: M, at least 1.
-        train_size: n, at least 1. Without replacement at most what the selection sample leaves.
-        selection_size: s, at least 1 and smaller than the pool.
+        train_size: n, at least 1. Without replacement at most what the validation set leaves.
+        validation_size: s, at least 1 and smaller than the pool.
         replacement: whether a training sample may hold an example more than once.
         label_noise: p, from 0 up to but not including 1.
         seed: at least 0; the same seed gives the same parts.
@@ -76,7 +76,7 @@ def draw_parts(
     """
     _check_integer("num_models", num_models, smallest=1)
     _check_integer("train_size", train_size, smallest=1)
-    _check_integer("selection_size", selection_size, smallest=1)
+    _check_integer("validation_size", validation_size, smallest=1)
     _check_integer("seed", seed, smallest=0)
     if not 0 <= label_noise < 1:
         raise ValueError(
@@ -89,11 +89,11 @@ def draw_parts(
             "use 0."
         )
     pool_size = len(dataset.pool_labels)
-    _check_fit(dataset.name, pool_size, train_size, selection_size, replacement)
+    _check_fit(dataset.name, pool_size, train_size, validation_size, replacement)
 
-    shuffled = _generator(seed, _SELECTION_STREAM).permutation(pool_size)
-    selection = np.sort(shuffled[:selection_size])
-    rest = np.sort(shuffled[selection_size:])
+    shuffled = _generator(seed, _VALIDATION_STREAM).permutation(pool_size)
+    validation = np.sort(shuffled[:validation_size])
+    rest = np.sort(shuffled[validation_size:])
     train_indices = np.empty((num_models, train_size), np.int32)
     train_labels = np.empty((num_models, train_size), np.int32)
     for model in range(num_models):
@@ -106,7 +106,7 @@ def draw_parts(
             _generator(seed, _NOISE_STREAM, model),
         )
         train_labels[model] = labels[train_indices[model]]
-    return Parts(train_indices, train_labels, selection.astype(np.int32))
+    return Parts(train_indices, train_labels, validation.astype(np.int32))
 
 
 def _check_integer(name: str, value: int, *, smallest: int) -> None:
@@ -118,21 +118,21 @@ def _check_integer(name: str, value: int, *, smallest: int) -> None:
 
 
 def _check_fit(
-    name: str, pool_size: int, train_size: int, selection_size: int, replacement: bool
+    name: str, pool_size: int, train_size: int, validation_size: int, replacement: bool
 ) -> None:
     """Refuse parts that the pool cannot fill."""
-    num_left = pool_size - selection_size
+    num_left = pool_size - validation_size
     if num_left < 1:
         raise ValueError(
-            f"A selection sample of {selection_size} leaves nothing to train on: the training "
-            f"pool of {name} has {pool_size} examples; reduce the selection size."
+            f"A validation set of {validation_size} leaves nothing to train on: the training "
+            f"pool of {name} has {pool_size} examples; reduce the size of the validation set."
         )
     if not replacement and train_size > num_left:
         raise ValueError(
-            f"A training sample of {train_size} without replacement and a selection sample of "
-            f"{selection_size} need {train_size + selection_size} examples, but the training pool "
-            f"of {name} has {pool_size}; reduce the training size to at most {num_left}, reduce "
-            "the selection size, or draw with replacement."
+            f"A training sample of {train_size} without replacement and a validation set of "
+            f"{validation_size} need {train_size + validation_size} examples, but the training "
+            f"pool of {name} has {pool_size}; reduce the training size to at most {num_left}, "
+            "reduce the size of the validation set, or draw with replacement."
         )
 
 

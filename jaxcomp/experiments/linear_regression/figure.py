@@ -204,14 +204,14 @@ def _draw_quantizers(
 ) -> None:
     for name, (colour, _) in _QUANTIZERS.items():
         part = rows.loc[rows["compressor"] == name]
-        x = part["rate_bits_per_weight"]
+        x = part["rate_bits"]
         axis.plot(x, part[quantity], color=colour, linewidth=0.9)
         _points(axis, x, part, quantity, colour)
         for claim in claims:
             if claim.compressor == name and claim.num_examples == num_examples:
                 at = part.loc[part["place"] == claim.place]
                 axis.plot(
-                    at["rate_bits_per_weight"],
+                    at["rate_bits"],
                     at[quantity],
                     "o",
                     color=colour,

@@ -176,7 +176,7 @@ class Claim(NamedTuple):
     num_examples: int
     compressor: str
     place: int
-    rate_bits_per_weight: float
+    rate_bits: float
     improvement: float
     """Mean of `L_mu(W) - L_mu(What)`, positive if compression helps."""
     standard_error: float
@@ -476,7 +476,7 @@ def _table(
         columns["ridge_penalty"] = penalties if name == "ridge" else math.nan
         unit = config.dim * LN2
         length = simulation.mean("rate_nats", name)
-        columns["rate_bits_per_weight"] = length / unit
+        columns["rate_bits"] = length / unit
         grid = config.dim * np.log(columns["num_clusters"]) if is_fixed else rates
         columns["grid_bits_per_weight"] = grid / unit
         for quantity in QUANTITIES[:-1]:
@@ -566,7 +566,7 @@ def _best_line(
         return "none in this study"
     best = max(found, key=lambda claim: claim.improvement)
     told = (
-        f"{best.compressor} {_price(best.compressor, best.rate_bits_per_weight)}: "
+        f"{best.compressor} {_price(best.compressor, best.rate_bits)}: "
         f"{best.improvement:+.3g} +- {best.standard_error:.2g} ({_p_words(best.p_value)})"
     )
     is_shown = best.improvement > 0 and best.p_value <= 0.05

@@ -110,12 +110,12 @@ class TrainedModels(NamedTuple):
     variables: Params
     """As `Network.init` gives them, after the last epoch, in evaluation form."""
     early_stopped: Params
-    """The same after the epoch with the lowest selection loss."""
+    """The same after the epoch with the lowest validation loss."""
     best_epoch: Int[np.ndarray, "M"]
     """int32: that epoch, counted from 0."""
     history: dict[str, Float[np.ndarray, "E M"]]
     """float32, nats: `train_loss`, mean over the steps of the epoch in training mode (so of
-    changing weights, with dropout), and `selection_loss`, after the epoch in evaluation mode."""
+    changing weights, with dropout), and `validation_loss`, after the epoch in evaluation mode."""
 
 
 def train(
@@ -125,8 +125,8 @@ def train(
     inputs: Float[AnyArray, "P ..."],
     train_indices: Int[AnyArray, "M n"],
     train_labels: Int[AnyArray, "M n"],
-    selection_inputs: Float[AnyArray, "selection ..."],
-    selection_labels: Int[AnyArray, "selection"],
+    validation_inputs: Float[AnyArray, "validation ..."],
+    validation_labels: Int[AnyArray, "validation"],
     seed: int,
     model_ids: Sequence[int],
     weight_decay: Sequence[float] | None = None,
@@ -148,8 +148,8 @@ def train(
         train_indices: rows of the pool, one sample for each model; repetitions allowed.
         train_labels: classes, aligned with `train_indices` (labels may be noisy, so they belong
             to the sample and not to the pool).
-        selection_inputs: examples, apart from all training samples, that choose the early stop.
-        selection_labels: their classes.
+        validation_inputs: examples, apart from all training samples, that choose the early stop.
+        validation_labels: their classes.
         seed: of the weights, orders and dropout, together with `model_ids`; in [0, 2^32).
         model_ids: number of each model, an integer in [0, 2^32); models of one number begin with
             the same weights and must differ in a penalty.
@@ -181,13 +181,13 @@ def train(
         _penalties("weight_decay", weight_decay, config.weight_decay, len(ids)),
         _penalties("l1_penalty", l1_penalty, config.l1_penalty, len(ids)),
     )
-    selection_labels = _integers("selection_labels", selection_labels)
-    _check(network, config, seed, sample, inputs, selection_inputs, selection_labels)
+    validation_labels = _integers("validation_labels", validation_labels)
+    _check(network, config, seed, sample, inputs, validation_inputs, validation_labels)
     data = _Data(
         jnp.asarray(inputs, jnp.float32),
         *_chunks(
-            np.asarray(selection_inputs, np.float32),
-            selection_labels,
+            np.asarray(validation_inputs, np.float32),
+            validation_labels,
             size=_EXAMPLES_PER_CHUNK[network.is_convolutional],
         ),
     )
@@ -217,7 +217,7 @@ def train(
         # What killed runs left half written, not what others write.
         remove_temporary_files(cache_dir, older_than_seconds=_STALE_SECONDS)
         shared["inputs"] = fingerprint(np.asarray(data.inputs))
-        shared["selection"] = fingerprint([np.asarray(selection_inputs), selection_labels])
+        shared["validation"] = fingerprint([np.asarray(validation_inputs), validation_labels])
 
     groups = [
         sample.part(start, start + MODELS_PER_GROUP)
@@ -246,7 +246,7 @@ def train(
         best_epoch=np.concatenate([group["best_epoch"] for group in finished]),
         history={
             name: np.concatenate([group["history"][name] for group in finished], axis=1)
-            for name in ("train_loss", "selection_loss")
+            for name in ("train_loss", "validation_loss")
         },
     )
 
@@ -274,8 +274,8 @@ class _Data(NamedTuple):
     """Arrays on the device that all models share."""
 
     inputs: Float[Array, "P ..."]
-    selection_inputs: Float[Array, "chunks examples ..."]
-    selection_labels: Int[Array, "chunks examples"]  # -1 fills the last chunk
+    validation_inputs: Float[Array, "chunks examples ..."]
+    validation_labels: Int[Array, "chunks examples"]  # -1 fills the last chunk
 
 
 class _Rates(NamedTuple):
@@ -304,7 +304,7 @@ class _Learner(NamedTuple):
 
 
 class _Best(NamedTuple):
-    """The epoch with the lowest selection loss so far."""
+    """The epoch with the lowest validation loss so far."""
 
     variables: Params
     loss: Float[Array, "M"]
@@ -317,7 +317,7 @@ class _State(NamedTuple):
     learner: _Learner
     best: _Best
     train_loss: Float[np.ndarray, "E M"]  # NaN in the epochs to come
-    selection_loss: Float[np.ndarray, "E M"]
+    validation_loss: Float[np.ndarray, "E M"]
     epoch: np.int32
     step: np.int32  # within the epoch
 
@@ -438,27 +438,27 @@ def _train_group(
                 f"train loss {mean_loss.mean():.4f}",
             )
         state = _finish_epoch(trainer, state, num_steps)
-        _check_finite(state.selection_loss[epoch], group, epoch, config, files)
+        _check_finite(state.validation_loss[epoch], group, epoch, config, files)
     return _save_result(files, group, state)
 
 
 def _finish_epoch(trainer: _Trainer, state: _State, num_steps: int) -> _State:
-    """Evaluate on the selection sample, keep the best, begin the next epoch."""
+    """Evaluate on the validation set, keep the best, begin the next epoch."""
     epoch = int(state.epoch)
-    train_loss, selection_loss = state.train_loss.copy(), state.selection_loss.copy()
+    train_loss, validation_loss = state.train_loss.copy(), state.validation_loss.copy()
     train_loss[epoch] = np.asarray(state.learner.loss_sum) / num_steps
-    losses = _selection_loss(
+    losses = _validation_loss(
         state.learner.variables,
-        trainer.data.selection_inputs,
-        trainer.data.selection_labels,
+        trainer.data.validation_inputs,
+        trainer.data.validation_labels,
         network=trainer.network,
     )
-    selection_loss[epoch] = np.asarray(losses)
+    validation_loss[epoch] = np.asarray(losses)
     return _State(
         state.learner._replace(loss_sum=jnp.zeros_like(state.learner.loss_sum)),
         _better(state.best, state.learner.variables, losses, epoch),
         train_loss,
-        selection_loss,
+        validation_loss,
         np.int32(epoch + 1),
         np.int32(0),
     )
@@ -608,7 +608,7 @@ def _optimizer(rates: _Rates) -> optax.GradientTransformation:
 
 
 @partial(jax.jit, static_argnames=("network",))
-def _selection_loss(
+def _validation_loss(
     variables: Params,
     inputs: Float[Array, "chunks examples ..."],
     labels: Int[Array, "chunks examples"],
@@ -675,7 +675,7 @@ def _save_result(files: _Files, group: _Sample, state: _State) -> dict[str, Any]
         "variables": state.learner.variables,
         "early_stopped": state.best.variables,
         "best_epoch": np.asarray(state.best.epoch),
-        "history": {"train_loss": state.train_loss, "selection_loss": state.selection_loss},
+        "history": {"train_loss": state.train_loss, "validation_loss": state.validation_loss},
     }
     if files.result is not None and files.checkpoint is not None:
         arrays = {name: np.asarray(leaf) for name, leaf in flatten_tree(result).items()}
@@ -780,8 +780,8 @@ def _check(
     seed: int,
     sample: _Sample,
     inputs: Any,
-    selection_inputs: Any,
-    selection_labels: np.ndarray,
+    validation_inputs: Any,
+    validation_labels: np.ndarray,
 ) -> None:
     """Refuse data that do not fit the network or each other, before anything is compiled."""
     ids, indices, labels, *penalties = sample
@@ -798,12 +798,12 @@ def _check(
             "[0, 2^32), got "
             f"{list(ids)} and {seed}."
         )
-    if selection_labels.ndim != 1 or len(selection_labels) != len(selection_inputs):
+    if validation_labels.ndim != 1 or len(validation_labels) != len(validation_inputs):
         raise ValueError(
-            "There must be one selection label for each selection input, got "
-            f"{selection_labels.shape} labels and {len(selection_inputs)} inputs."
+            "There must be one validation label for each validation input, got "
+            f"{validation_labels.shape} labels and {len(validation_inputs)} inputs."
         )
-    for name, array in (("inputs", inputs), ("selection_inputs", selection_inputs)):
+    for name, array in (("inputs", inputs), ("validation_inputs", validation_inputs)):
         shape = np.shape(array)
         if shape[1:] != network.input_shape or shape[0] < 1:
             raise ValueError(
@@ -820,7 +820,7 @@ def _check(
             f"train_indices must be rows of the pool of {len(inputs)} examples, got values from "
             f"{indices.min()} to {indices.max()}."
         )
-    for name, array in (("train_labels", labels), ("selection_labels", selection_labels)):
+    for name, array in (("train_labels", labels), ("validation_labels", validation_labels)):
         if array.min() < 0 or array.max() >= network.num_classes:
             raise ValueError(
                 f"{name} must be in 0 to {network.num_classes - 1}, the classes of the network, "

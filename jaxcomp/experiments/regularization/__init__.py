@@ -7,18 +7,18 @@ penalty has switched off.
 """
 
 from jaxcomp.experiments.regularization.codes import Codes, measure_codes
-from jaxcomp.experiments.regularization.config import Cell, RegularizationConfig, preset
+from jaxcomp.experiments.regularization.config import RegularizationConfig, Variant, preset
 from jaxcomp.experiments.regularization.results import RegularizationResult
 from jaxcomp.experiments.regularization.rounding import count_rounded_models
 from jaxcomp.experiments.regularization.run import run
 from jaxcomp.experiments.regularization.sparsity import SmallerNetwork, smaller_network
 
 __all__ = [
-    "Cell",
     "Codes",
     "RegularizationConfig",
     "RegularizationResult",
     "SmallerNetwork",
+    "Variant",
     "count_rounded_models",
     "measure_codes",
     "preset",

@@ -1,10 +1,10 @@
 """What a run shows, claim by claim, and what it does not.
 
-Strengths, rates of dropout, the early stop and temperatures are chosen on the *selection sample*;
+Strengths, rates of dropout, the early stop and temperatures are chosen on the *validation set*;
 the test set is looked at once, for what was chosen. Test losses are compared in pairs, the same
 networks (weights at the start, examples, order) and the same test examples; intervals cross both
 (`jaxcomp.evaluation.statistics.crossed_mean`), and p covers the choice on the same networks
-(`jaxcomp.experiments.choice`); a rival gets its best cell as it is, which is in its favour. Code
+(`jaxcomp.experiments.choice`); a rival gets its best variant as it is, which is in its favour. Code
 lengths are one number per network, so their intervals are over networks, whose training samples
 come from one pool. p is corrected by Holm's procedure over all claims. An effect counts from 3 %
 on.
@@ -20,14 +20,14 @@ from jaxtyping import Float
 
 from jaxcomp.evaluation.statistics import Interval, crossed_mean, holm, model_interval
 from jaxcomp.experiments.choice import choose, decide_choice
-from jaxcomp.experiments.regularization.config import Cell
+from jaxcomp.experiments.regularization.config import Variant
 from jaxcomp.experiments.verdicts import Verdict, decide, p_words, percent, signed
 
 CONFIDENCE = 0.95
 PRACTICAL = 0.03
 
 Losses = Mapping[str, Mapping[str, np.ndarray]]
-"""Cell -> `loss` and `loss_tempered`, (M, N) on the test set."""
+"""Variant -> `loss` and `loss_tempered`, (M, N) on the test set."""
 
 
 class Claim(NamedTuple):
@@ -39,12 +39,12 @@ class Claim(NamedTuple):
     """What is claimed."""
     unit: str
     """Of the effect: `nats` a test example, or `bits` of a weight or a label."""
-    cell: str
-    """What it speaks of: a cell, or `l2` for all strengths."""
+    variant: str
+    """What it speaks of: a variant, or `l2` for all strengths."""
     reference: str
-    """The cell it is compared with, or `labels alone`; empty for a slope."""
+    """The variant it is compared with, or `labels alone`; empty for a slope."""
     value: float
-    """Mean of the cell."""
+    """Mean of the variant."""
     reference_value: float
     """Mean of what it is compared with."""
     effect: float
@@ -80,7 +80,7 @@ class _Draft(NamedTuple):
     name: str
     statement: str
     unit: str
-    cell: str
+    variant: str
     reference: str
     value: float
     reference_value: float
@@ -121,45 +121,45 @@ def _found(subject: str, better: str, worse: str, unchanged: str, to_be: str) ->
     )
 
 
-class _Cells:
-    """The table by cell: numbers of every network, and the cells of each kind."""
+class _Variants:
+    """The table by variant: numbers of every network, and the variants of each kind."""
 
     def __init__(self, table: pd.DataFrame):
-        self.by_id = {str(name): rows for name, rows in table.groupby("cell", sort=False)}
+        self.by_id = {str(name): rows for name, rows in table.groupby("variant", sort=False)}
 
     def kind(self, kind: str) -> list[str]:
         return [name for name, rows in self.by_id.items() if rows["kind"].iloc[0] == kind]
 
-    def of(self, cell: str, column: str) -> Float[np.ndarray, "M"]:
-        return self.by_id[cell][column].to_numpy(float)
+    def of(self, variant: str, column: str) -> Float[np.ndarray, "M"]:
+        return self.by_id[variant][column].to_numpy(float)
 
-    def strength(self, cell: str) -> float:
-        return float(self.by_id[cell]["strength"].iloc[0])
+    def strength(self, variant: str) -> float:
+        return float(self.by_id[variant]["strength"].iloc[0])
 
-    def label(self, cell: str) -> str:
-        return Cell(self.by_id[cell]["kind"].iloc[0], self.strength(cell)).label
+    def label(self, variant: str) -> str:
+        return Variant(self.by_id[variant]["kind"].iloc[0], self.strength(variant)).label
 
-    def scores(self, cells: Sequence[str], column: str) -> Float[np.ndarray, "C M"]:
-        return np.stack([self.of(cell, column) for cell in cells])
+    def scores(self, variants: Sequence[str], column: str) -> Float[np.ndarray, "C M"]:
+        return np.stack([self.of(variant, column) for variant in variants])
 
-    def best(self, kind: str, column: str = "selection_loss") -> str | None:
-        """The cell of a kind that is best on the selection sample."""
+    def best(self, kind: str, column: str = "validation_loss") -> str | None:
+        """The variant of a kind that is best on the validation set."""
         names = self.kind(kind)
         return names[choose(self.scores(names, column))] if names else None
 
 
 def add_differences(table: pd.DataFrame, losses: Losses) -> pd.DataFrame:
-    """Add every cell's test loss minus that without a penalty, paired, with its interval.
+    """Add every variant's test loss minus that without a penalty, paired, with its interval.
 
     Columns `loss_change`, `loss_change_low` and `loss_change_high`, for curves: nothing was chosen,
-    and nothing is corrected for the many cells.
+    and nothing is corrected for the many variants.
     """
     none = np.asarray(losses["none"]["loss"], np.float64)
     found = {}
-    for cell, own in losses.items():
+    for variant, own in losses.items():
         interval = crossed_mean(np.asarray(own["loss"], np.float64) - none, confidence=CONFIDENCE)
-        found[cell] = (interval.estimate, interval.low, interval.high)
-    changes = np.array([found[cell] for cell in table["cell"]])
+        found[variant] = (interval.estimate, interval.low, interval.high)
+    changes = np.array([found[variant] for variant in table["variant"]])
     names = ("loss_change", "loss_change_low", "loss_change_high")
     return table.assign(**dict(zip(names, changes.T, strict=True)))
 
@@ -168,19 +168,19 @@ def evaluate_claims(table: pd.DataFrame, losses: Losses) -> list[Claim]:
     """Decide what a run shows.
 
     Args:
-        table: one row per cell and network.
-        losses: on the test set, of every cell.
+        table: one row per variant and network.
+        losses: on the test set, of every variant.
 
     Returns:
         The claims, in the order of the questions: bits, descriptions, test loss, zeros.
     """
-    cells = _Cells(table)
+    variants = _Variants(table)
     drafts = [
-        _slope(cells, "bits_per_weight_gaussian", "fewer bits, fitted prior"),
-        _slope(cells, "bits_per_weight_implied", "fewer bits, implied prior"),
-        *_descriptions(cells),
-        *_test_losses(cells, losses),
-        *_zeros(cells),
+        _slope(variants, "bits_per_weight_gaussian", "fewer bits, fitted prior"),
+        _slope(variants, "bits_per_weight_implied", "fewer bits, implied prior"),
+        *_descriptions(variants),
+        *_test_losses(variants, losses),
+        *_zeros(variants),
     ]
     drafts = [draft for draft in drafts if draft is not None]
     p_values = [1.0 if math.isnan(draft.p_value) else draft.p_value for draft in drafts]
@@ -190,13 +190,13 @@ def evaluate_claims(table: pd.DataFrame, losses: Losses) -> list[Claim]:
     ]
 
 
-def _slope(cells: _Cells, column: str, name: str) -> _Draft | None:
+def _slope(variants: _Variants, column: str, name: str) -> _Draft | None:
     """Bits a weight against the logarithm of the L2 strength, a line for each network."""
-    names = cells.kind("l2")
+    names = variants.kind("l2")
     if len(names) < 2:
         return None
-    strengths = np.log10([cells.strength(cell) for cell in names])
-    lengths = cells.scores(names, column)
+    strengths = np.log10([variants.strength(variant) for variant in names])
+    lengths = variants.scores(names, column)
     centred = strengths - strengths.mean()
     slopes = centred @ (lengths - lengths.mean(axis=0)) / (centred @ centred)
     interval = model_interval(slopes)
@@ -204,12 +204,12 @@ def _slope(cells: _Cells, column: str, name: str) -> _Draft | None:
     prior = "a fitted Gaussian code" if "gaussian" in column else "the prior that it implies"
     first, last = lengths[0].mean(), lengths[-1].mean()
     remark = (
-        f"A weight costs {first:.2f} bits at {cells.label(names[0])} and {last:.2f} at "
-        f"{cells.label(names[-1])}; the next stronger penalty was cheaper in {changes.sum()} of "
+        f"A weight costs {first:.2f} bits at {variants.label(names[0])} and {last:.2f} at "
+        f"{variants.label(names[-1])}; the next stronger penalty was cheaper in {changes.sum()} of "
         f"{changes.size} cases."
     )
     if "gaussian" in column:
-        remark += f" Without a penalty: {cells.of('none', column).mean():.2f} bits."
+        remark += f" Without a penalty: {variants.of('none', column).mean():.2f} bits."
     else:
         remark += (
             f" A narrower prior alone brings {-0.5 * math.log2(10):.2f}, whatever the weights are."
@@ -236,7 +236,7 @@ def _slope(cells: _Cells, column: str, name: str) -> _Draft | None:
     )
 
 
-def _descriptions(cells: _Cells) -> list[_Draft]:
+def _descriptions(variants: _Variants) -> list[_Draft]:
     """Do weights pay for themselves? Weights and labels together against the labels alone.
 
     Every network gets the strength that describes its labels shortest: a receiver need not know
@@ -244,22 +244,23 @@ def _descriptions(cells: _Cells) -> list[_Draft]:
     """
     drafts = []
     for kind, symbol in (("l2", "L2"), ("l1", "L1")):
-        names = cells.kind(kind)
+        names = variants.kind(kind)
         if not names:
             continue
-        lengths = cells.scores(names, "description_bits")
-        alone = cells.of(names[0], "uniform_label_bits")
-        num_labels = cells.of(names[0], "num_train")
+        lengths = variants.scores(names, "description_bits")
+        alone = variants.of(names[0], "uniform_label_bits")
+        num_labels = variants.of(names[0], "num_train")
         own, beside = lengths.min(axis=0) / num_labels, alone / num_labels
         interval = model_interval(own - beside)
         shortest = names[choose(lengths)]
-        chosen = cells.best(kind)
+        chosen = variants.best(kind)
         assert chosen is not None
         told = [
-            f"{cells.of(cell, 'description_bits').mean():,.0f} bits at {cells.label(cell)}{how} "
-            f"({cells.of(cell, 'description_weight_bits').mean():,.0f} of weights, "
-            f"{cells.of(cell, 'description_label_bits').mean():,.0f} of labels given them)"
-            for cell, how in ((shortest, ""), (chosen, ", which the selection sample chose"))
+            f"{variants.of(variant, 'description_bits').mean():,.0f} bits at "
+            f"{variants.label(variant)}{how} "
+            f"({variants.of(variant, 'description_weight_bits').mean():,.0f} of weights, "
+            f"{variants.of(variant, 'description_label_bits').mean():,.0f} of labels given them)"
+            for variant, how in ((shortest, ""), (chosen, ", which the validation set chose"))
         ]
         remark = (
             f"The {num_labels[0]:,.0f} training labels take {alone.mean():,.0f} bits without a "
@@ -290,19 +291,19 @@ def _descriptions(cells: _Cells) -> list[_Draft]:
     return drafts
 
 
-def _test_losses(cells: _Cells, losses: Losses) -> list[_Draft]:
+def _test_losses(variants: _Variants, losses: Losses) -> list[_Draft]:
     """The chosen penalties against no penalty, raw and tempered, and L2 against its rivals."""
     drafts = []
     for kind, symbol in (("l2", "L2"), ("l1", "L1")):
-        if cells.kind(kind):
+        if variants.kind(kind):
             statement = f"{symbol} lowers the test loss"
             drafts.append(
-                _loss_claim(cells, losses, kind, "none", f"test loss, {symbol}", statement)
+                _loss_claim(variants, losses, kind, "none", f"test loss, {symbol}", statement)
             )
-    if cells.kind("l2"):
+    if variants.kind("l2"):
         drafts.append(
             _loss_claim(
-                cells,
+                variants,
                 losses,
                 "l2",
                 "none",
@@ -312,12 +313,12 @@ def _test_losses(cells: _Cells, losses: Losses) -> list[_Draft]:
             )
         )
         for kind in ("temperature", "early stopping", "dropout", "l1"):
-            rival = cells.best(kind)
+            rival = variants.best(kind)
             if rival is not None:
-                told = cells.label(rival)
+                told = variants.label(rival)
                 drafts.append(
                     _loss_claim(
-                        cells,
+                        variants,
                         losses,
                         "l2",
                         rival,
@@ -327,12 +328,12 @@ def _test_losses(cells: _Cells, losses: Losses) -> list[_Draft]:
                 )
         # A temperature costs nothing, so the other rivals may have one as well.
         for kind in ("early stopping", "dropout"):
-            rival = cells.best(kind, "selection_loss_tempered")
+            rival = variants.best(kind, "validation_loss_tempered")
             if rival is not None:
-                told = cells.label(rival)
+                told = variants.label(rival)
                 drafts.append(
                     _loss_claim(
-                        cells,
+                        variants,
                         losses,
                         "l2",
                         rival,
@@ -346,7 +347,7 @@ def _test_losses(cells: _Cells, losses: Losses) -> list[_Draft]:
 
 
 def _loss_claim(
-    cells: _Cells,
+    variants: _Variants,
     losses: Losses,
     kind: str,
     reference: str,
@@ -355,7 +356,7 @@ def _loss_claim(
     *,
     quantity: str = "loss",
 ) -> _Draft:
-    names = cells.kind(kind)
+    names = variants.kind(kind)
     symbol = kind.upper()
     with_temperature = "With a temperature for both, " if quantity == "loss_tempered" else ""
     if reference == "none":
@@ -367,22 +368,22 @@ def _loss_claim(
             "lower the test loss",
         )
     else:
-        rival = cells.label(reference)
+        rival = variants.label(reference)
         found = _Found(
             f"{with_temperature}{symbol} has a lower test loss than {rival}",
             f"{with_temperature}{symbol} has a higher test loss than {rival}",
             f"{with_temperature}{symbol} and {rival} differ by less than {percent(PRACTICAL)}",
             f"{with_temperature}{symbol} is not shown to have a lower test loss than {rival}",
         )
-    column = "selection_loss_tempered" if quantity == "loss_tempered" else "selection_loss"
+    column = "validation_loss_tempered" if quantity == "loss_tempered" else "validation_loss"
     beside = np.asarray(losses[reference][quantity], np.float64)
 
     def difference(place: int) -> Float[np.ndarray, "M N"]:
         return np.asarray(losses[names[place]][quantity], np.float64) - beside
 
-    decided = decide_choice(cells.scores(names, column), difference, confidence=CONFIDENCE)
+    decided = decide_choice(variants.scores(names, column), difference, confidence=CONFIDENCE)
     chosen = names[decided.place]
-    remark = f"{cells.label(chosen)} was chosen among {len(names)} on the selection sample."
+    remark = f"{variants.label(chosen)} was chosen among {len(names)} on the validation set."
     if len(names) > 1 and decided.place in (0, len(names) - 1):
         remark += " It is at the end of the range: a wider one may do better."
     value = float(np.mean(losses[chosen][quantity], dtype=np.float64))
@@ -403,44 +404,45 @@ def _loss_claim(
     )
 
 
-def _zeros(cells: _Cells) -> list[_Draft]:
+def _zeros(variants: _Variants) -> list[_Draft]:
     """What a spike at zero saves over the best code without one, in the chosen networks."""
     drafts = []
     for kind, symbol in (("l1", "L1"), ("l2", "L2")):
-        chosen = cells.best(kind)
+        chosen = variants.best(kind)
         if chosen is None:
             continue
         plain = np.minimum(
-            cells.of(chosen, "bits_per_weight_gaussian"),
-            cells.of(chosen, "bits_per_weight_laplace"),
+            variants.of(chosen, "bits_per_weight_gaussian"),
+            variants.of(chosen, "bits_per_weight_laplace"),
         )
-        spike = cells.of(chosen, "bits_per_weight_spike")
+        spike = variants.of(chosen, "bits_per_weight_spike")
         interval = model_interval(spike - plain)
         size = {
-            name: cells.of(chosen, f"bytes_{name}").mean()
+            name: variants.of(chosen, f"bytes_{name}").mean()
             for name in ("gaussian", "laplace", "spike", "smaller")
         }
-        strongest = cells.kind(kind)[-1]
+        strongest = variants.kind(kind)[-1]
         saved = (
             1
-            - cells.of(strongest, "bits_per_weight_spike").mean()
+            - variants.of(strongest, "bits_per_weight_spike").mean()
             / np.minimum(
-                cells.of(strongest, "bits_per_weight_gaussian"),
-                cells.of(strongest, "bits_per_weight_laplace"),
+                variants.of(strongest, "bits_per_weight_gaussian"),
+                variants.of(strongest, "bits_per_weight_laplace"),
             ).mean()
         )
         remark = (
-            f"{percent(cells.of(chosen, 'zero_share').mean(), 3)} of the weights are exactly zero. "
+            f"{percent(variants.of(chosen, 'zero_share').mean(), 3)} of the weights are exactly "
+            "zero. "
             f"Real streams: {min(size['gaussian'], size['laplace']):,.0f} bytes without a spike, "
             f"{size['spike']:,.0f} with one, {size['smaller']:,.0f} with dead parts removed. At "
-            f"the strongest, {cells.label(strongest)}, a spike saves {percent(saved, 3)}: there "
-            f"{percent(cells.of(strongest, 'zero_share').mean(), 3)} are exactly zero and "
-            f"{percent(cells.of(strongest, 'zero_cell_share').mean(), 3)} round to it."
+            f"the strongest, {variants.label(strongest)}, a spike saves {percent(saved, 3)}: there "
+            f"{percent(variants.of(strongest, 'zero_share').mean(), 3)} are exactly zero and "
+            f"{percent(variants.of(strongest, 'zero_cell_share').mean(), 3)} round to it."
         )
         drafts.append(
             _Draft(
                 f"zeros, {symbol}",
-                f"zeros shorten the stream of {cells.label(chosen)}",
+                f"zeros shorten the stream of {variants.label(chosen)}",
                 "bits a weight",
                 chosen,
                 chosen,
@@ -450,7 +452,7 @@ def _zeros(cells: _Cells) -> list[_Draft]:
                 interval.p_value,
                 float(plain.mean()),
                 _found(
-                    f"Zeros under {cells.label(chosen)}",
+                    f"Zeros under {variants.label(chosen)}",
                     "shorten the code",
                     "lengthen the code",
                     "change the code",
@@ -459,17 +461,17 @@ def _zeros(cells: _Cells) -> list[_Draft]:
                 remark,
             )
         )
-    one, other = cells.best("l1"), cells.best("l2")
+    one, other = variants.best("l1"), variants.best("l2")
     if one is not None and other is not None:
         column = "bytes_smaller"
-        scale = 8 / cells.of(one, "num_weights")[0]
-        own, beside = cells.of(one, column) * scale, cells.of(other, column) * scale
+        scale = 8 / variants.of(one, "num_weights")[0]
+        own, beside = variants.of(one, column) * scale, variants.of(other, column) * scale
         interval = model_interval(own - beside)
         drafts.append(
             _Draft(
                 "stream, L1 against L2",
-                f"the real stream of {cells.label(one)} is shorter than that of "
-                f"{cells.label(other)}",
+                f"the real stream of {variants.label(one)} is shorter than that of "
+                f"{variants.label(other)}",
                 "bits a weight",
                 one,
                 other,
@@ -479,14 +481,14 @@ def _zeros(cells: _Cells) -> list[_Draft]:
                 interval.p_value,
                 float(beside.mean()),
                 _found(
-                    f"The stream of {cells.label(one)}",
-                    f"is shorter than that of {cells.label(other)}",
-                    f"is longer than that of {cells.label(other)}",
-                    f"differs from that of {cells.label(other)}",
-                    f"be shorter than that of {cells.label(other)}",
+                    f"The stream of {variants.label(one)}",
+                    f"is shorter than that of {variants.label(other)}",
+                    f"is longer than that of {variants.label(other)}",
+                    f"differs from that of {variants.label(other)}",
+                    f"be shorter than that of {variants.label(other)}",
                 ),
-                f"{cells.of(one, column).mean():,.0f} bytes against "
-                f"{cells.of(other, column).mean():,.0f}, dead parts removed from both, at one "
+                f"{variants.of(one, column).mean():,.0f} bytes against "
+                f"{variants.of(other, column).mean():,.0f}, dead parts removed from both, at one "
                 "step.",
             )
         )
@@ -518,7 +520,7 @@ def _decided(draft: _Draft, p_adjusted: float, num_claims: int) -> Claim:
         draft.name,
         draft.statement,
         draft.unit,
-        draft.cell,
+        draft.variant,
         draft.reference,
         draft.value,
         draft.reference_value,

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxcomp import bounds, coding
-from jaxcomp.experiments.regularization.config import Cell
+from jaxcomp.experiments.regularization.config import Variant
 from jaxcomp.types import Params
 
 FITTED: dict[str, type[coding.Prior]] = {
@@ -43,12 +43,12 @@ class Codes(NamedTuple):
     """Streams that were made and read back; the same names, NaN where there is none."""
 
 
-def implied_prior(cell: Cell, num_examples: int) -> coding.Prior | None:
+def implied_prior(variant: Variant, num_examples: int) -> coding.Prior | None:
     """Return the prior that a penalty on a mean loss over n examples says; None without one."""
-    if cell.kind == "l2":
-        return coding.gaussian_from_weight_decay(cell.strength, num_examples)
-    if cell.kind == "l1":
-        return coding.laplace_from_l1(cell.strength, num_examples)
+    if variant.kind == "l2":
+        return coding.gaussian_from_weight_decay(variant.strength, num_examples)
+    if variant.kind == "l1":
+        return coding.laplace_from_l1(variant.strength, num_examples)
     return None
 
 
@@ -62,12 +62,12 @@ def fitted_prior(weights: Float[np.ndarray, "N"], name: str, step: float) -> cod
     return coding.Gaussian(step) if family is coding.Gaussian else coding.Laplace(step)
 
 
-def measure_codes(params: Params, cell: Cell, *, num_examples: int, step: float) -> Codes:
+def measure_codes(params: Params, variant: Variant, *, num_examples: int, step: float) -> Codes:
     """Code one network every way, really, and decode it again.
 
     Args:
         params: pytree of float32 arrays.
-        cell: how it was trained: decides the implied prior.
+        variant: how it was trained: decides the implied prior.
         num_examples: n of the mean loss.
         step: to which weights are rounded.
 
@@ -79,7 +79,7 @@ def measure_codes(params: Params, cell: Cell, *, num_examples: int, step: float)
     """
     weights = flat(params)
     rounded = np.asarray(coding.quantize(weights, step=step))
-    candidates = {"implied": implied_prior(cell, num_examples)}
+    candidates = {"implied": implied_prior(variant, num_examples)}
     candidates |= {name: fitted_prior(weights, name, step) for name in FITTED}
     bits: dict[str, float] = {}
     size_bytes: dict[str, int | float] = {}
@@ -92,7 +92,7 @@ def measure_codes(params: Params, cell: Cell, *, num_examples: int, step: float)
         words = coding.encode(weights, prior, step=step)
         decoded = coding.decode(words, prior, like=weights)
         if not np.array_equal(decoded, rounded):
-            raise RuntimeError(f"the {name} stream of {cell.id} does not decode to its weights.")
+            raise RuntimeError(f"the {name} stream of {variant.id} does not decode to its weights.")
         size_bytes[name] = words.nbytes + parameters // 8
     return Codes(bits, size_bytes)
 

@@ -21,7 +21,7 @@ MAX_DECIMALS = 5
 MIN_STEP = 2.0**-16
 
 
-class Cell(NamedTuple):
+class Variant(NamedTuple):
     """One way to train: a penalty at a strength, or a rival."""
 
     kind: Kind
@@ -51,7 +51,7 @@ class RegularizationConfig:
         num_models: networks for every strength; the m-th starts from the same weights and learns
             the same examples in the same order at every strength, so that differences are paired.
         train_size: distinct examples drawn for each network.
-        selection_size: examples on which strengths, temperatures and the early stop are chosen.
+        validation_size: examples on which strengths, temperatures and the early stop are chosen.
         label_noise: probability that a training label is wrong.
         standardize: pixels with the pool's mean and deviation, or in [0, 1].
         epochs: passes over the training sample.
@@ -77,7 +77,7 @@ class RegularizationConfig:
     width: float = 0.5
     num_models: int = 8
     train_size: int = 600
-    selection_size: int = 400
+    validation_size: int = 400
     label_noise: float = 0.0
     standardize: bool = True
     epochs: int = 60
@@ -102,7 +102,7 @@ class RegularizationConfig:
             found = () if name == "dropout" and not value else as_tuple(value, name)
             object.__setattr__(self, name, tuple(sorted(set(found))))
         check_names("dataset", (self.dataset,), DATASETS)
-        counts = ("num_models", "train_size", "selection_size", "epochs", "batch_size")
+        counts = ("num_models", "train_size", "validation_size", "epochs", "batch_size")
         check_counts(self, (*counts, "num_steps", "curvature_examples", "num_problems"))
         check_positive(self, ("width", "learning_rate", "step"))
         for name in ("l2", "l1"):
@@ -123,7 +123,7 @@ class RegularizationConfig:
                 f"l2 must be below 2 (1 + momentum) / learning_rate = {limit:g}, where training "
                 f"becomes unstable, got {max(self.l2):g}."
             )
-        names = [cell.id for cell in self.cells()]
+        names = [variant.id for variant in self.variants()]
         if len(set(names)) < len(names):
             repeated = sorted({name for name in names if names.count(name) > 1})
             raise ValueError(
@@ -138,15 +138,15 @@ class RegularizationConfig:
         if self.num_problems < 100:
             raise ValueError(f"num_problems must be at least 100, got {self.num_problems}.")
 
-    def cells(self) -> list[Cell]:
+    def variants(self) -> list[Variant]:
         """Every way to train, in the order of the table."""
         return [
-            Cell("none"),
-            *(Cell("l2", strength) for strength in self.l2),
-            *(Cell("l1", strength) for strength in self.l1),
-            *(Cell("dropout", rate) for rate in self.dropout),
-            Cell("early stopping"),
-            Cell("temperature"),
+            Variant("none"),
+            *(Variant("l2", strength) for strength in self.l2),
+            *(Variant("l1", strength) for strength in self.l1),
+            *(Variant("dropout", rate) for rate in self.dropout),
+            Variant("early stopping"),
+            Variant("temperature"),
         ]
 
     def to_dict(self) -> dict[str, Any]:

@@ -220,14 +220,14 @@ def _streams(axis: Axes, rows: pd.DataFrame) -> None:
 def _levels(
     axis: Axes, table: pd.DataFrame, column: str, kinds: Sequence[str], factor: float = 1.0
 ) -> None:
-    """Horizontal lines of what penalises no weight; of dropout the best on the selection sample."""
+    """Horizontal lines of what penalises no weight; of dropout the best on the validation set."""
     for kind, _, dashes in _RIVALS:
         rows = table.loc[table["kind"] == kind]
         if kind not in kinds or rows.empty:
             continue
         if kind == "dropout":
-            means = rows.groupby("cell")["selection_loss"].mean()
-            rows = rows.loc[rows["cell"] == means.idxmin()]
+            means = rows.groupby("variant")["validation_loss"].mean()
+            rows = rows.loc[rows["variant"] == means.idxmin()]
         axis.axhline(
             factor * rows[column].mean(), color=drawing.GREY, linestyle=dashes, linewidth=1.0
         )
@@ -242,8 +242,8 @@ def _paired_band(axis: Axes, rows: pd.DataFrame) -> None:
 
 
 def _mark_chosen(axis: Axes, rows: pd.DataFrame) -> None:
-    means: Any = rows.groupby("strength")[["selection_loss", "test_loss"]].mean()
-    best = means["selection_loss"].idxmin()
+    means: Any = rows.groupby("strength")[["validation_loss", "test_loss"]].mean()
+    best = means["validation_loss"].idxmin()
     axis.plot(
         [best],
         [means.loc[best, "test_loss"]],
@@ -278,7 +278,7 @@ def _legend() -> list[tuple[str, list[drawing.Entry]]]:
             ("switched off", _SHARES),
         )
     ]
-    star = drawing.sample("chosen on the selection sample", drawing.STAR, marker="*")
+    star = drawing.sample("chosen on the validation set", drawing.STAR, marker="*")
     groups[2][1].append(star)
     alone = drawing.sample("labels alone, without a network", ORANGE, dashes=(0, (1, 1.5)))
     groups[1][1].append(alone)

@@ -1,6 +1,6 @@
-"""Everything that is measured of the networks of one cell.
+"""Everything that is measured of the networks of one variant.
 
-Axes: `M` networks of one cell (the first axis of every leaf), `n` training examples, `T` steps.
+Axes: `M` networks of one variant (the first axis of every leaf), `n` training examples, `T` steps.
 """
 
 import math
@@ -18,7 +18,7 @@ from jaxcomp.evaluation import metrics
 from jaxcomp.evaluation.calibration import fit_temperature
 from jaxcomp.experiments.directory import Row
 from jaxcomp.experiments.regularization import codes
-from jaxcomp.experiments.regularization.config import Cell, RegularizationConfig
+from jaxcomp.experiments.regularization.config import RegularizationConfig, Variant
 from jaxcomp.experiments.regularization.sparsity import smaller_network
 from jaxcomp.experiments.samples import Samples
 from jaxcomp.numerics.units import LN2
@@ -36,16 +36,16 @@ class Measured(NamedTuple):
 def measure(
     predict_fn: PredictFn,
     variables: Params,
-    cell: Cell,
+    variant: Variant,
     samples: Samples,
     config: RegularizationConfig,
 ) -> Measured:
-    """Measure the networks of one cell.
+    """Measure the networks of one variant.
 
     Args:
         predict_fn: of the network, in evaluation mode.
         variables: with `params`; networks first.
-        cell: how they were trained.
+        variant: how they were trained.
         samples: the three parts.
         config: settings.
 
@@ -58,7 +58,7 @@ def measure(
     labels = jnp.asarray(np.stack([part.labels for part in train]))
     steps = 2.0 ** -np.arange(1, config.num_steps + 1)
     scores = _scores(
-        variables, inputs, labels, *samples.selection, *samples.test, predict_fn=predict_fn
+        variables, inputs, labels, *samples.validation, *samples.test, predict_fn=predict_fn
     )
     scores = jax.tree.map(np.asarray, scores)
     rounded_loss, rounded_error = jax.tree.map(
@@ -79,21 +79,26 @@ def measure(
         hessian = config.train_size * codes.flat(
             jax.tree.map(lambda leaf, m=number: leaf[m], curvature)["params"]
         )
-        row = {"cell": cell.id, "kind": cell.kind, "strength": cell.strength, "model_seed": number}
+        row = {
+            "variant": variant.id,
+            "kind": variant.kind,
+            "strength": variant.strength,
+            "model_seed": number,
+        }
         row |= {name: float(scores[name][number]) for name in _SCORES}
-        if cell.kind == "temperature":
+        if variant.kind == "temperature":
             row |= {
-                "selection_loss": row["selection_loss_tempered"],
+                "validation_loss": row["validation_loss_tempered"],
                 "test_loss": row["test_loss_tempered"],
             }
         row["gap"] = row["test_loss"] - row["train_loss"]
-        row |= _weights_row(params, cell, config)
+        row |= _weights_row(params, variant, config)
         row["num_train"] = config.train_size
         row["uniform_label_bits"] = config.train_size * math.log2(samples.num_classes)
-        row |= _theory_row(params, cell, hessian, config)
+        row |= _theory_row(params, variant, hessian, config)
         row |= _description_row(
             params,
-            cell,
+            variant,
             steps,
             config.train_size * rounded_loss[number] / LN2,
             rounded_error[number],
@@ -101,15 +106,15 @@ def measure(
         )
         rows.append(row)
     tempered = scores["test_losses_tempered"]
-    raw = tempered if cell.kind == "temperature" else scores["test_losses"]
+    raw = tempered if variant.kind == "temperature" else scores["test_losses"]
     return Measured(rows, {"loss": raw, "loss_tempered": tempered})
 
 
 _SCORES = (
     "train_loss",
     "train_accuracy",
-    "selection_loss",
-    "selection_loss_tempered",
+    "validation_loss",
+    "validation_loss_tempered",
     "test_loss",
     "test_loss_tempered",
     "test_accuracy",
@@ -122,18 +127,18 @@ def _scores(
     variables: Params,
     inputs: Float[Array, "M n ..."],
     labels: Int[Array, "M n"],
-    selection_inputs: Float[Array, "selection ..."],
-    selection_labels: Int[Array, "selection"],
+    validation_inputs: Float[Array, "validation ..."],
+    validation_labels: Int[Array, "validation"],
     test_inputs: Float[Array, "test ..."],
     test_labels: Int[Array, "test"],
     *,
     predict_fn: PredictFn,
 ) -> dict[str, Array]:
-    """Losses, accuracies and temperatures; the selection sample fits its own temperature."""
+    """Losses, accuracies and temperatures; the validation set fits its own temperature."""
     train_logits = jax.vmap(predict_fn)(variables, inputs)
-    selection_logits = jax.vmap(predict_fn, in_axes=(0, None))(variables, selection_inputs)
+    validation_logits = jax.vmap(predict_fn, in_axes=(0, None))(variables, validation_inputs)
     test_logits = jax.vmap(predict_fn, in_axes=(0, None))(variables, test_inputs)
-    temperature = fit_temperature(selection_logits, selection_labels)
+    temperature = fit_temperature(validation_logits, validation_labels)
     scale = (1 / temperature)[:, None, None]
     test_losses = metrics.cross_entropy(test_logits, test_labels)
     tempered = metrics.cross_entropy(test_logits * scale, test_labels)
@@ -144,9 +149,9 @@ def _scores(
     return {
         "train_loss": mean(metrics.cross_entropy(train_logits, labels)),
         "train_accuracy": mean(metrics.correct(train_logits, labels)),
-        "selection_loss": mean(metrics.cross_entropy(selection_logits, selection_labels)),
-        "selection_loss_tempered": mean(
-            metrics.cross_entropy(selection_logits * scale, selection_labels)
+        "validation_loss": mean(metrics.cross_entropy(validation_logits, validation_labels)),
+        "validation_loss_tempered": mean(
+            metrics.cross_entropy(validation_logits * scale, validation_labels)
         ),
         "test_loss": mean(test_losses),
         "test_loss_tempered": mean(tempered),
@@ -197,10 +202,10 @@ def _curvature(
     return jax.vmap(one)(variables, inputs, labels)
 
 
-def _weights_row(params: Params, cell: Cell, config: RegularizationConfig) -> Row:
+def _weights_row(params: Params, variant: Variant, config: RegularizationConfig) -> Row:
     """Codes at the common step, and what is left when dead parts are taken out."""
     weights = codes.flat(params)
-    coded = codes.measure_codes(params, cell, num_examples=config.train_size, step=config.step)
+    coded = codes.measure_codes(params, variant, num_examples=config.train_size, step=config.step)
     row: Row = {
         "num_weights": len(weights),
         "weight_rms": float(np.sqrt(np.mean(np.square(weights, dtype=np.float64)))),
@@ -240,15 +245,15 @@ def _smaller_bytes(params: Params, step: float) -> int:
 
 
 def _theory_row(
-    params: Params, cell: Cell, hessian: Float[np.ndarray, "N"], config: RegularizationConfig
+    params: Params, variant: Variant, hessian: Float[np.ndarray, "N"], config: RegularizationConfig
 ) -> Row:
     """The effective rate at the implied and the fitted Gaussian prior, and the bound it gives."""
     weights = codes.flat(params)
     spread = float(np.sqrt(np.mean(np.square(weights, dtype=np.float64))))
     fitted = coding.l2_rate_nats(hessian, 1 / spread**2) if spread > 0 else 0.0
     implied = math.nan
-    if cell.kind == "l2":
-        precision = coding.prior_precision_from_weight_decay(cell.strength, config.train_size)
+    if variant.kind == "l2":
+        precision = coding.prior_precision_from_weight_decay(variant.strength, config.train_size)
         implied = float(coding.l2_rate_nats(hessian, precision))
     bound = math.nan
     if not math.isnan(implied):
@@ -262,7 +267,7 @@ def _theory_row(
 
 def _description_row(
     params: Params,
-    cell: Cell,
+    variant: Variant,
     steps: Float[np.ndarray, "T"],
     label_bits: Float[np.ndarray, "T"],
     errors: Float[np.ndarray, "T"],
@@ -271,7 +276,7 @@ def _description_row(
     weights = codes.flat(params)
     weight_bits = codes.fitted_bits(weights, steps)
     best = codes.shortest_description(weight_bits, label_bits, steps)
-    prior: Any = codes.implied_prior(cell, config.train_size)
+    prior: Any = codes.implied_prior(variant, config.train_size)
     implied = math.nan
     if prior is not None:
         lengths = [codes.code_bits(weights, prior, step) for step in steps.tolist()]

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxcomp.experiments.regularization.claims import Claim
-from jaxcomp.experiments.regularization.config import Cell
+from jaxcomp.experiments.regularization.config import Variant
 from jaxcomp.experiments.regularization.rounding import DIM, NUM_EXAMPLES
 from jaxcomp.experiments.reporting import (
     Labelled,
@@ -26,7 +26,7 @@ from jaxcomp.experiments.reporting import (
 )
 from jaxcomp.experiments.verdicts import p_words
 
-HOW = "strengths were chosen on the selection sample, the test set was looked at once"
+HOW = "strengths were chosen on the validation set, the test set was looked at once"
 NOTES = (
     "Means over networks. Bits a weight and bytes at one step for all; implied: the prior that the "
     "penalty says; Gaussian and spike: fitted and charged; bytes: a stream that was "
@@ -87,7 +87,7 @@ def print_report(
     """Print four lines of what was found, then numbers, claims and files.
 
     Args:
-        table: one row per cell and network.
+        table: one row per variant and network.
         rounding: models left by rounding.
         claims: in order.
         console: where to.
@@ -143,7 +143,7 @@ def first_lines(table: pd.DataFrame, claims: Sequence[Claim]) -> Labelled:
     description of the weights pays for itself.
     """
     by_name = {claim.name: claim for claim in claims}
-    strengths = table.groupby("kind")["cell"].nunique()
+    strengths = table.groupby("kind")["variant"].nunique()
     counts = [f"{strengths[kind]} of {kind.upper()}" for kind in ("l2", "l1") if kind in strengths]
     return [
         ("trained", f"{title(table)}, {', '.join(counts)}" if counts else title(table)),
@@ -167,7 +167,7 @@ def _better_line(table: pd.DataFrame, by_name: dict[str, Claim]) -> str:
     if not asked:
         return "not asked: there is no penalty"
     told = [
-        f"{_label(table, claim.cell)} {'yes' if claim.holds else claim.verdict}, test loss "
+        f"{_label(table, claim.variant)} {'yes' if claim.holds else claim.verdict}, test loss "
         f"{claim.value:.3f} ({p_words(claim.p_adjusted)})"
         for claim in asked
     ]
@@ -191,9 +191,9 @@ def _description_line(by_name: dict[str, Claim]) -> str:
     return "; ".join([*told, f"labels alone {claim.reference_value:.2f}"])
 
 
-def _label(table: pd.DataFrame, cell: str) -> str:
-    rows = table.loc[table["cell"] == cell]
-    return Cell(rows["kind"].iloc[0], float(rows["strength"].iloc[0])).label
+def _label(table: pd.DataFrame, variant: str) -> str:
+    rows = table.loc[table["variant"] == variant]
+    return Variant(rows["kind"].iloc[0], float(rows["strength"].iloc[0])).label
 
 
 def title(table: pd.DataFrame) -> str:
@@ -234,9 +234,9 @@ def _entropy(row: Any) -> str:
 
 def _lines(table: pd.DataFrame) -> list[list[str]]:
     lines = []
-    groups: Any = table.groupby("cell", sort=False)
+    groups: Any = table.groupby("variant", sort=False)
     for _, rows in groups:
-        label = Cell(rows["kind"].iloc[0], float(rows["strength"].iloc[0])).label
+        label = Variant(rows["kind"].iloc[0], float(rows["strength"].iloc[0])).label
         line = [label]
         for column in COLUMNS:
             mean = float(rows[column.source].to_numpy(float).mean())

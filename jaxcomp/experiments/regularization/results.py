@@ -3,9 +3,9 @@
 A run directory holds, each file written whole or not at all::
 
     manifest.json            settings, versions, device, times, status
-    cells/*.json             rows of finished cells (what a resumed run continues from)
+    variants/*.json          rows of finished variants (what a resumed run continues from)
     losses/*.npz             test losses of every network and example, which claims are made of
-    table.csv, .parquet      one row per cell and network
+    table.csv, .parquet      one row per variant and network
     rounding.csv             how many models rounding leaves
     claims.json, report.md   what holds and what does not
     *.png, *.svg             pictures
@@ -34,7 +34,7 @@ class RegularizationResult:
     """Tables and claims of a run.
 
     Attributes:
-        table: one row per cell and network. Losses and gap in nats per example, accuracies as
+        table: one row per variant and network. Losses and gap in nats per example, accuracies as
             fractions, lengths in bits (per weight where the name says so), streams in bytes.
         rounding: one row per ridge penalty and number of decimals, see `count_rounded_models`.
         claims: what the run shows.

@@ -1,6 +1,6 @@
 """The experiment from end to end: train, measure, count, judge, write down.
 
-A run that dies goes on from its finished cells; the networks themselves are in the trainer's
+A run that dies goes on from its finished variants; the networks themselves are in the trainer's
 cache, so that nothing finished is computed twice, and the results are the same to the bit.
 """
 
@@ -16,7 +16,7 @@ from jaxcomp.experiments import networks
 from jaxcomp.experiments.caches import network_cache
 from jaxcomp.experiments.directory import Row, RunDirectory
 from jaxcomp.experiments.regularization.claims import add_differences, evaluate_claims
-from jaxcomp.experiments.regularization.config import Cell, RegularizationConfig
+from jaxcomp.experiments.regularization.config import RegularizationConfig, Variant
 from jaxcomp.experiments.regularization.measure import Measured, measure
 from jaxcomp.experiments.regularization.results import NOUN, RegularizationResult
 from jaxcomp.experiments.regularization.rounding import PENALTIES, count_rounded_models
@@ -31,21 +31,21 @@ _ROUNDING = 1
 
 
 class RegularizationDirectory(RunDirectory):
-    """The files of a run: rows and test losses of finished cells."""
+    """The files of a run: rows and test losses of finished variants."""
 
     noun = NOUN
-    folders = ("cells", "losses")
+    folders = ("variants", "losses")
 
-    def load(self, cell: Cell, num_models: int) -> Measured | None:
-        """A finished cell; None if a part is missing or damaged."""
-        rows = self.load_rows(cell.id, [cell.id] * num_models)
-        losses = self.load_arrays("losses", cell.id)
+    def load(self, variant: Variant, num_models: int) -> Measured | None:
+        """A finished variant; None if a part is missing or damaged."""
+        rows = self.load_rows(variant.id, [variant.id] * num_models)
+        losses = self.load_arrays("losses", variant.id)
         return None if rows is None or losses is None else Measured(rows, losses)
 
-    def save(self, cell: Cell, measured: Measured) -> None:
-        """Write a finished cell."""
-        self.save_arrays("losses", cell.id, measured.losses)
-        self.save_rows(cell.id, measured.rows)
+    def save(self, variant: Variant, measured: Measured) -> None:
+        """Write a finished variant."""
+        self.save_arrays("losses", variant.id, measured.losses)
+        self.save_rows(variant.id, measured.rows)
 
 
 @all_transfers
@@ -87,14 +87,14 @@ def run(
             return result
         directory.describe()
         with Progress(quiet=quiet) as progress:
-            cells = config.cells()
+            variants = config.variants()
             measured = _measure_all(
-                config, cells, directory, progress, data_dir, download, cache_dir
+                config, variants, directory, progress, data_dir, download, cache_dir
             )
             rounding = _count_rounded(config, directory)
         table = pd.DataFrame([row for part in measured for row in part.rows])
         table.insert(0, "dataset", config.dataset)
-        losses = {cell.id: part.losses for cell, part in zip(cells, measured, strict=True)}
+        losses = {variant.id: part.losses for variant, part in zip(variants, measured, strict=True)}
         table = add_differences(table, losses)
         claims = evaluate_claims(table, losses)
         times = directory.manifest["times"]
@@ -110,18 +110,18 @@ def run(
 
 def _measure_all(
     config: RegularizationConfig,
-    cells: list[Cell],
+    variants: list[Variant],
     directory: RegularizationDirectory,
     progress: Progress,
     data_dir: Path | str | None,
     download: bool,
     cache_dir: Path | str | None,
 ) -> list[Measured]:
-    """Measure every cell, or take it from the directory."""
+    """Measure every variant, or take it from the directory."""
     started = time.perf_counter()
-    found = [directory.load(cell, config.num_models) for cell in cells]
+    found = [directory.load(variant, config.num_models) for variant in variants]
     measured = [part for part in found if part is not None]
-    if len(measured) == len(cells):
+    if len(measured) == len(variants):
         return measured
     samples = draw_samples(
         config.dataset,
@@ -129,7 +129,7 @@ def _measure_all(
         download=download,
         num_models=config.num_models,
         train_size=config.train_size,
-        selection_size=config.selection_size,
+        validation_size=config.validation_size,
         # Certificates speak of distinct examples.
         replacement=False,
         label_noise=config.label_noise,
@@ -138,35 +138,35 @@ def _measure_all(
     )
     if not directory.is_made_from(config.dataset, samples.fingerprint):
         directory.discard()
-        found = [None] * len(cells)
+        found = [None] * len(variants)
     report = progress.task("training networks", 1)
-    trained = _train(config, cells, samples, network_cache(cache_dir), report)
+    trained = _train(config, variants, samples, network_cache(cache_dir), report)
     directory.manifest["times"]["training seconds"] = round(time.perf_counter() - started, 3)
-    report = progress.task("coding and measuring", len(cells))
+    report = progress.task("coding and measuring", len(variants))
     measured = []
-    for place, cell in enumerate(cells):
+    for place, variant in enumerate(variants):
         part = found[place]
         if part is None:
-            part = measure(*trained[cell], cell, samples, config)
-            directory.save(cell, part)
+            part = measure(*trained[variant], variant, samples, config)
+            directory.save(variant, part)
         measured.append(part)
-        report(place + 1, len(cells), cell.label)
+        report(place + 1, len(variants), variant.label)
     return measured
 
 
 def _train(
     config: RegularizationConfig,
-    cells: list[Cell],
+    variants: list[Variant],
     samples: Samples,
     cache: Path | None,
     report: Report,
-) -> dict[Cell, tuple[PredictFn, Params]]:
-    """Train the networks of every cell; those that penalties tell apart share one program."""
-    penalties = [cell for cell in cells if cell.kind in ("none", "l2", "l1")]
-    dropouts = [cell for cell in cells if cell.kind == "dropout"]
-    groups = [(0.0, penalties), *((cell.strength, [cell]) for cell in dropouts)]
+) -> dict[Variant, tuple[PredictFn, Params]]:
+    """Train the networks of every variant; those that penalties tell apart share one program."""
+    penalties = [variant for variant in variants if variant.kind in ("none", "l2", "l1")]
+    dropouts = [variant for variant in variants if variant.kind == "dropout"]
+    groups = [(0.0, penalties), *((variant.strength, [variant]) for variant in dropouts)]
     num_done, num_all = 0, len(penalties) + len(dropouts)
-    found: dict[Cell, tuple[PredictFn, Params]] = {}
+    found: dict[Variant, tuple[PredictFn, Params]] = {}
 
     def build(rate: float) -> networks.Network:
         return networks.build(
@@ -184,7 +184,8 @@ def _train(
         def tell(
             done: int, total: int, message: str, before: int = num_done, count: int = len(members)
         ) -> None:
-            # Steps of this group as a part of those of all groups, which are equally many a cell.
+            # Steps of this group as a part of those of all groups, equally many for every
+            # variant.
             report(before * total // count + done, num_all * total // count, message)
 
         trained = networks.train(
@@ -199,8 +200,8 @@ def _train(
             inputs=samples.pool,
             train_indices=np.tile(samples.train_indices, (len(members), 1)),
             train_labels=np.tile(samples.train_labels, (len(members), 1)),
-            selection_inputs=samples.selection.inputs,
-            selection_labels=samples.selection.labels,
+            validation_inputs=samples.validation.inputs,
+            validation_labels=samples.validation.labels,
             seed=config.seed,
             model_ids=list(range(config.num_models)) * len(members),
             weight_decay=_repeated(members, "l2", config.num_models),
@@ -213,22 +214,24 @@ def _train(
             progress=tell,
         )
         num_done += len(members)
-        for place, cell in enumerate(members):
+        for place, variant in enumerate(members):
             own = slice(place * config.num_models, (place + 1) * config.num_models)
-            found[cell] = (predict_fn, _slice(trained.variables, own))
-            if cell.kind == "none":
-                found[Cell("temperature")] = found[cell]
-                found[Cell("early stopping")] = (
+            found[variant] = (predict_fn, _slice(trained.variables, own))
+            if variant.kind == "none":
+                found[Variant("temperature")] = found[variant]
+                found[Variant("early stopping")] = (
                     predict_fn,
                     _slice(trained.early_stopped, own),
                 )
     return found
 
 
-def _repeated(cells: list[Cell], kind: str, num_models: int) -> list[float]:
-    """Strength of one kind of penalty for every network of the cells."""
+def _repeated(variants: list[Variant], kind: str, num_models: int) -> list[float]:
+    """Strength of one kind of penalty for every network of the variants."""
     return [
-        cell.strength if cell.kind == kind else 0.0 for cell in cells for _ in range(num_models)
+        variant.strength if variant.kind == kind else 0.0
+        for variant in variants
+        for _ in range(num_models)
     ]
 
 
@@ -245,6 +248,6 @@ def _count_rounded(config: RegularizationConfig, directory: RegularizationDirect
             decimals=config.decimals,
             num_problems=config.num_problems,
         )
-        rows = [{"cell": name, **row} for name, row in zip(names, counted, strict=True)]
+        rows = [{"variant": name, **row} for name, row in zip(names, counted, strict=True)]
         directory.save_rows("rounding", rows)
-    return [{k: v for k, v in row.items() if k != "cell"} for row in rows]
+    return [{k: v for k, v in row.items() if k != "variant"} for row in rows]

@@ -1,17 +1,19 @@
 """What a sweep shows, claim by claim, and what it does not.
 
-A sweep has many cells, and the best of many looks good by luck. So a claim is decided as follows.
+A sweep has many variants, and the best of many looks good by luck. So a claim is decided as
+follows.
 
-- The cell it speaks of, every temperature and the best control are chosen on the *selection
-  sample*; the test set is looked at once, for that cell.
+- The variant it speaks of, every temperature and the best control are chosen on the *validation
+  set*; the test set is looked at once, for that variant.
 - The effect is the mean over networks and test examples of compressed minus reference, from the
   loss matrices. Its interval crosses both (`jaxcomp.evaluation.statistics.crossed_mean`).
-- The selection sample holds other examples but the *same networks*. A cell chosen because it
-  happens to suit these networks suits them on the test set as well: with 48 cells and 10 networks
-  that alone makes a test at 5 % reject a true null up to half the time. Therefore p is the larger
-  of two: the crossed test of the chosen cell, and the same test when each half of the networks is
-  evaluated in the cell that the *other* half chose; it is 1 if the two effects differ in sign.
-  (One network has no halves: the claim is about that network, whose cell other examples chose.)
+- The validation set holds other examples but the *same networks*. A variant chosen because it
+  happens to suit these networks suits them on the test set as well: with 48 variants and 10
+  networks that alone makes a test at 5 % reject a true null up to half the time. Therefore p is the
+  larger of two: the crossed test of the chosen variant, and the same test when each half of the
+  networks is evaluated in the variant that the *other* half chose; it is 1 if the two effects
+  differ in sign. (One network has no halves: the claim is about that network, whose variant other
+  examples chose.)
 - p is corrected by Holm's procedure over all the claims made.
 
 An effect counts from 3 % on. Losses in nats, accuracies as fractions, sizes in bits.
@@ -28,8 +30,8 @@ from numpy.typing import NDArray
 from jaxcomp.evaluation.statistics import Interval, crossed_mean, holm
 from jaxcomp.experiments.choice import choose, decide_choice
 from jaxcomp.experiments.sweep.config import Setting
+from jaxcomp.experiments.sweep.importance import importance_name
 from jaxcomp.experiments.sweep.methods import METHODS
-from jaxcomp.experiments.sweep.weighting import weighting_name
 from jaxcomp.experiments.verdicts import Verdict, decide, p_words, percent, signed
 
 if TYPE_CHECKING:
@@ -38,13 +40,13 @@ if TYPE_CHECKING:
 Quantity = Literal["loss", "loss_tempered", "accuracy"]
 
 
-class CellLosses(NamedTuple):
-    """One cell on the test set, per network and example: `M` networks in the table's order."""
+class VariantLosses(NamedTuple):
+    """One variant on the test set, per network and example: `M` networks in the table's order."""
 
     loss: NDArray[np.floating[Any]]
     """`(M, N)` cross-entropy in nats."""
     loss_tempered: NDArray[np.floating[Any]]
-    """`(M, N)` the same with each network's temperature, fitted on the selection sample."""
+    """`(M, N)` the same with each network's temperature, fitted on the validation set."""
     correct: NDArray[np.bool_]
     """`(M, N)` bool: the highest logit is the label's. A temperature does not change it."""
 
@@ -58,20 +60,20 @@ class Claim(NamedTuple):
     """What is claimed."""
     setting: str
     """Name of the data set, model and label noise."""
-    cell: str
-    """The compressed cell, chosen on the selection sample."""
+    variant: str
+    """The compressed variant, chosen on the validation set."""
     description: str
     """The same in words, e.g. `K-means, K = 8`."""
     reference: tuple[str, ...]
-    """What it is compared with: the original, or the one or two unpenalised cells at equal bits."""
+    """What it is compared with: the original, or one or two unpenalised variants at equal bits."""
     reference_weights: tuple[float, ...]
-    """Shares of the reference cells in the comparison; they sum to 1."""
+    """Shares of the reference variants in the comparison; they sum to 1."""
     num_candidates: int
-    """Cells (or pairs) the choice was made among."""
+    """Variants (or pairs) the choice was made among."""
     quantity: Quantity
     """What the effect is a difference of: a loss in nats, or the accuracy as a fraction."""
     value: float
-    """The cell's mean on the test set."""
+    """The variant's mean on the test set."""
     reference_value: float
     """The reference's mean on the test set."""
     effect: float
@@ -85,7 +87,7 @@ class Claim(NamedTuple):
     a rise from 98 to 98.5 % is half a per cent of the accuracy but removes a quarter of the errors.
     None if the original's value is 0."""
     p_value: float
-    """Two-sided, covering the choice of the cell on the same networks."""
+    """Two-sided, covering the choice of the variant on the same networks."""
     p_adjusted: float
     """After Holm's correction over all claims made together."""
     holds: bool
@@ -101,9 +103,9 @@ class Claim(NamedTuple):
     num_examples: int
     """N, test examples."""
     control: str | None
-    """The best control on the selection sample, which compresses nothing; None if none was run."""
-    control_cell: str | None
-    """Its cell."""
+    """The best control on the validation set, which compresses nothing; None if none was run."""
+    control_variant: str | None
+    """Its variant."""
     control_effect: float | None
     """Compressed minus control, in the units of `effect`."""
     control_low: float | None
@@ -126,14 +128,14 @@ class SmallestNetwork(NamedTuple):
 
     setting: str
     """Name of the data set, model and label noise."""
-    cell: str
-    """The candidate, chosen on the selection sample."""
+    variant: str
+    """The candidate, chosen on the validation set."""
     description: str
     """The same in words."""
     ratio: float
     """Bits of 32-bit weights over its estimated bits, mean over the networks."""
     num_candidates: int
-    """Cells the choice was made among."""
+    """Variants the choice was made among."""
     effect: float
     """Change of the tempered test loss against the original, nats."""
     low: float
@@ -161,12 +163,12 @@ class SmallestNetwork(NamedTuple):
 
 
 class CalibrationShare(NamedTuple):
-    """How much of the fall of the raw test loss is calibration, for the cell of claim 1."""
+    """How much of the fall of the raw test loss is calibration, for the variant of claim 1."""
 
     setting: str
     """Name of the data set, model and label noise."""
-    cell: str
-    """The compressed cell with the lowest raw loss on the selection sample."""
+    variant: str
+    """The compressed variant with the lowest raw loss on the validation set."""
     raw: Interval
     """Change of the raw test loss against the original, nats."""
     tempered: Interval
@@ -179,12 +181,12 @@ class CalibrationShare(NamedTuple):
 
 
 _SEPARATOR = " | "
-# Of the margin: a rise that large on the selection sample leaves room for chance on the test set.
+# Of the margin: a rise that large on the validation set leaves room for chance on the test set.
 _TOLERATED = 0.25
 _OPTIONAL_FIELDS = (
     "relative_effect",
     "control",
-    "control_cell",
+    "control_variant",
     "control_effect",
     "control_low",
     "control_high",
@@ -193,7 +195,7 @@ _SETTING_COLUMNS = ("dataset", "model", "label_noise")
 _DESCRIPTION_COLUMNS = (
     "kind",
     "method",
-    "weighting",
+    "importance",
     "penalty_form",
     "diameter_penalty",
     "num_clusters",
@@ -201,27 +203,27 @@ _DESCRIPTION_COLUMNS = (
 )
 # A table without the column has the same size of codebook in every layer.
 _ALLOCATION = "allocation"
-_SELECTION_COLUMNS: dict[Quantity, str] = {
-    "loss": "selection_loss",
-    "loss_tempered": "selection_loss_tempered",
-    "accuracy": "selection_accuracy",
+_VALIDATION_COLUMNS: dict[Quantity, str] = {
+    "loss": "validation_loss",
+    "loss_tempered": "validation_loss_tempered",
+    "accuracy": "validation_accuracy",
 }
 _COLUMNS = (
-    "cell",
+    "variant",
     "model_seed",
     *_DESCRIPTION_COLUMNS,
     "size_bits_estimated",
-    *_SELECTION_COLUMNS.values(),
+    *_VALIDATION_COLUMNS.values(),
 )
 
 
-class _Cell(NamedTuple):
-    """One cell of the table: what it is, and its numbers per network."""
+class _Variant(NamedTuple):
+    """One variant of the table: what it is, and its numbers per network."""
 
     name: str
     is_about: dict[str, Any]
     sizes: NDArray[np.float64]  # (M,) bits
-    selection: dict[Quantity, NDArray[np.float64]]  # each (M,)
+    validation: dict[Quantity, NDArray[np.float64]]  # each (M,)
 
     @property
     def bits(self) -> float:
@@ -230,26 +232,26 @@ class _Cell(NamedTuple):
 
 
 class _Candidate(NamedTuple):
-    """A cell and what it is compared with, as weights over cells that sum to 1."""
+    """A variant and what it is compared with, as weights over variants that sum to 1."""
 
-    cell: _Cell
-    reference: tuple[tuple[float, _Cell], ...]
+    variant: _Variant
+    reference: tuple[tuple[float, _Variant], ...]
     is_outside: bool = False
 
-    def selection_difference(self, quantity: Quantity) -> NDArray[np.float64]:
-        """Cell minus reference on the selection sample, (M,)."""
-        return self.cell.selection[quantity] - sum(
-            weight * cell.selection[quantity] for weight, cell in self.reference
+    def validation_difference(self, quantity: Quantity) -> NDArray[np.float64]:
+        """Variant minus reference on the validation set, (M,)."""
+        return self.variant.validation[quantity] - sum(
+            weight * variant.validation[quantity] for weight, variant in self.reference
         )
 
 
 class _Setting(NamedTuple):
     name: str
-    cells: tuple[_Cell, ...]
-    original: _Cell
+    variants: tuple[_Variant, ...]
+    original: _Variant
 
-    def of_kind(self, kind: str) -> list[_Cell]:
-        return [cell for cell in self.cells if cell.is_about["kind"] == kind]
+    def of_kind(self, kind: str) -> list[_Variant]:
+        return [variant for variant in self.variants if variant.is_about["kind"] == kind]
 
 
 class _Question(NamedTuple):
@@ -271,14 +273,14 @@ class _Answer(NamedTuple):
     value: float
     reference_value: float
     original_value: float
-    control: _Cell | None
+    control: _Variant | None
     control_interval: Interval | None
     calibration: CalibrationShare | None
 
 
 def evaluate_claims(
     table: "pd.DataFrame",
-    losses: Callable[[str], CellLosses],
+    losses: Callable[[str], VariantLosses],
     *,
     confidence: float = 0.95,
     practical: float = 0.03,
@@ -287,25 +289,26 @@ def evaluate_claims(
 
     The claims: (1) compression lowers the raw test loss; (2) it does when original and compressed
     network both have their best temperature; (3) it raises the accuracy; (4) the diameter penalty
-    beats the same weighting without it at equal bits, raw and tempered. Claims 1 to 3 speak of
-    the compressed cell with the best mean of that quantity on the selection sample (the first in
+    beats the same K-means without it at equal bits, raw and tempered. Claims 1 to 3 speak of
+    the compressed variant with the best mean of that quantity on the validation set (the first in
     the table if there are several).
 
-    Claim 4 compares a penalised K-means cell with the unpenalised K-means cells of its weighting.
-    The baseline at equal bits mixes the two whose mean `size_bits_estimated` enclose the cell's,
-    in the proportion that gives its mean size: what a coin would reach that picks one of the two
-    quantizers for each network. Beyond the last unpenalised cell the nearest one is taken, and the
-    sentence says so. The penalised cell that is best on the selection sample is tested.
+    Claim 4 compares a penalised K-means variant with the unpenalised K-means variants of its
+    importance. The baseline at equal bits mixes the two whose mean `size_bits_estimated` enclose
+    the variant's, in the proportion that gives its mean size: what a coin would reach that picks
+    one of the two quantizers for each network. Beyond the last unpenalised variant the nearest one
+    is taken, and the sentence says so. The penalised variant that is best on the validation set is
+    tested.
 
-    Claims without candidates (no compressed cell, no penalised one) are not made and do not enter
-    the correction. Cells with a number that is not finite are no candidates.
+    Claims without candidates (no compressed variant, no penalised one) are not made and do not
+    enter the correction. Variants with a number that is not finite are no candidates.
 
     Args:
-        table: one row per cell and network, of a single setting (named by the column `setting`,
-            else by `dataset`, `model` and `label_noise`), with one cell of kind "original"; every
-            cell lists the same `model_seed`s in the same order. Other kinds are ignored.
-        losses: gives a cell's test losses and hits, `(M, N)`; called once per cell needed, which
-            are few.
+        table: one row per variant and network, of a single setting (named by the column `setting`,
+            else by `dataset`, `model` and `label_noise`), with one variant of kind "original";
+            every variant lists the same `model_seed`s in the same order. Other kinds are ignored.
+        losses: gives a variant's test losses and hits, `(M, N)`; called once per variant needed,
+            which are few.
         confidence: of the intervals; one minus the level of the tests.
         practical: the relative effect from which a difference counts.
 
@@ -313,8 +316,8 @@ def evaluate_claims(
         The claims made, in the order above.
 
     Raises:
-        ValueError: if the table lacks a column, mixes settings, has no single original or cells of
-            different networks, or if a loss matrix does not fit the table.
+        ValueError: if the table lacks a column, mixes settings, has no single original or variants
+            of different networks, or if a loss matrix does not fit the table.
     """
     setting = _read_table(table)
     load = _checked_losses(losses, setting.original)
@@ -329,14 +332,14 @@ def evaluate_claims(
 
 def calibration_share(
     table: "pd.DataFrame",
-    losses: Callable[[str], CellLosses],
+    losses: Callable[[str], VariantLosses],
     *,
     confidence: float = 0.95,
     practical: float = 0.03,
 ) -> CalibrationShare | None:
     """Say which part of the fall of the raw test loss a single temperature would have given.
 
-    For the cell of claim 1: the change of the test loss against the original, raw and when both
+    For the variant of claim 1: the change of the test loss against the original, raw and when both
     are tempered. What remains of the fall in the second is not calibration. Descriptive: no
     correction for several claims enters.
 
@@ -368,17 +371,18 @@ def calibration_share(
 
 def smallest_without_loss(
     table: "pd.DataFrame",
-    losses: Callable[[str], CellLosses],
+    losses: Callable[[str], VariantLosses],
     *,
     confidence: float = 0.95,
     margin: float = 0.03,
 ) -> SmallestNetwork | None:
     """Find the smallest compressed network at no loss, and test it once.
 
-    A test of non-inferiority. The candidate is the smallest cell whose tempered loss on the
-    selection sample, mean over the networks, rises by at most a quarter of the margin (a quarter,
-    so that chance on the test set seldom undoes it); if there is none, the cell that rises least.
-    It is tested once: on the test set the interval of its mean change has to stay below the margin.
+    A test of non-inferiority. The candidate is the smallest variant whose tempered loss on the
+    validation set, mean over the networks, rises by at most a quarter of the margin (a quarter,
+    so that chance on the test set seldom undoes it); if there is none, the variant that rises
+    least. It is tested once: on the test set the interval of its mean change has to stay below the
+    margin.
 
     The statement is about the networks at hand. Examples that nothing was chosen on decide it, so
     the choice needs no allowance; the interval is over examples and says nothing about networks
@@ -402,9 +406,9 @@ def smallest_without_loss(
     if not candidates:
         return None
     # By size: the first that is good enough is the smallest.
-    candidates.sort(key=lambda candidate: candidate.cell.bits)
-    allowed = _TOLERATED * margin * float(setting.original.selection["loss_tempered"].mean())
-    rises = [c.selection_difference("loss_tempered").mean() for c in candidates]
+    candidates.sort(key=lambda candidate: candidate.variant.bits)
+    allowed = _TOLERATED * margin * float(setting.original.validation["loss_tempered"].mean())
+    rises = [c.validation_difference("loss_tempered").mean() for c in candidates]
     chosen = next(
         (c for c, rise in zip(candidates, rises, strict=True) if rise <= allowed),
         candidates[int(np.argmin(rises))],
@@ -418,9 +422,9 @@ def smallest_without_loss(
     reference_value = float(_matrix(setting.original, "loss_tempered", load).mean())
     found = SmallestNetwork(
         setting=setting.name,
-        cell=chosen.cell.name,
-        description=_describe(chosen.cell),
-        ratio=float(np.mean(setting.original.sizes / chosen.cell.sizes)),
+        variant=chosen.variant.name,
+        description=_describe(chosen.variant),
+        ratio=float(np.mean(setting.original.sizes / chosen.variant.sizes)),
         num_candidates=len(candidates),
         effect=interval.estimate,
         low=interval.low,
@@ -453,7 +457,7 @@ def smallest_from_dict(row: Mapping[str, Any]) -> SmallestNetwork:
 def claims_table(claims: Sequence[Claim]) -> list[dict[str, Any]]:
     """Return the claims as flat rows of strings, numbers and None, for JSON or CSV.
 
-    Several reference cells are joined by " | ". `claim_from_dict` is the inverse.
+    Several reference variants are joined by " | ". `claim_from_dict` is the inverse.
 
     Args:
         claims: as returned by `evaluate_claims`.
@@ -523,59 +527,59 @@ def _read_table(table: "pd.DataFrame") -> _Setting:
         else np.full(len(table), "equal", object)
     )
     rows: dict[str, list[int]] = {}
-    for row, name in enumerate(columns["cell"]):
+    for row, name in enumerate(columns["variant"]):
         rows.setdefault(str(name), []).append(row)
-    cells = tuple(_read_cell(name, rows[name], columns) for name in rows)
-    originals = [cell for cell in cells if cell.is_about["kind"] == "original"]
+    variants = tuple(_read_variant(name, rows[name], columns) for name in rows)
+    originals = [variant for variant in variants if variant.is_about["kind"] == "original"]
     if len(originals) != 1:
         raise ValueError(
-            "The table must have exactly one cell of kind 'original', "
-            f"got {[cell.name for cell in originals]}."
+            "The table must have exactly one variant of kind 'original', "
+            f"got {[variant.name for variant in originals]}."
         )
     networks = columns["model_seed"][rows[originals[0].name]].tolist()
     for name, members in rows.items():
         if columns["model_seed"][members].tolist() != networks:
             raise ValueError(
-                f"Every cell must list the networks of the original in the same order, {networks}, "
-                f"but cell {name!r} has {columns['model_seed'][members].tolist()}."
+                f"Every variant must list the networks of the original in the same order, "
+                f"{networks}, but variant {name!r} has {columns['model_seed'][members].tolist()}."
             )
     name = settings[0][0]
     if len(identity) > 1:
         name = Setting(*settings[0]).name
-    return _Setting(str(name), cells, originals[0])
+    return _Setting(str(name), variants, originals[0])
 
 
-def _read_cell(name: str, rows: list[int], columns: Mapping[str, NDArray[Any]]) -> _Cell:
-    return _Cell(
+def _read_variant(name: str, rows: list[int], columns: Mapping[str, NDArray[Any]]) -> _Variant:
+    return _Variant(
         name=name,
         is_about={
             column: columns[column][rows[0]] for column in (*_DESCRIPTION_COLUMNS, _ALLOCATION)
         },
         sizes=columns["size_bits_estimated"][rows].astype(np.float64),
-        selection={
+        validation={
             quantity: columns[column][rows].astype(np.float64)
-            for quantity, column in _SELECTION_COLUMNS.items()
+            for quantity, column in _VALIDATION_COLUMNS.items()
         },
     )
 
 
 def _checked_losses(
-    losses: Callable[[str], CellLosses], original: _Cell
-) -> Callable[[str], CellLosses]:
-    """Load each cell once and refuse matrices that do not belong together."""
-    shape = (original.selection["loss"].size, np.shape(losses(original.name).loss)[-1])
+    losses: Callable[[str], VariantLosses], original: _Variant
+) -> Callable[[str], VariantLosses]:
+    """Load each variant once and refuse matrices that do not belong together."""
+    shape = (original.validation["loss"].size, np.shape(losses(original.name).loss)[-1])
 
     @functools.cache
-    def load(name: str) -> CellLosses:
+    def load(name: str) -> VariantLosses:
         found = losses(name)
-        for field, matrix in zip(CellLosses._fields, found, strict=True):
+        for field, matrix in zip(VariantLosses._fields, found, strict=True):
             if np.shape(matrix) != shape:
                 raise ValueError(
-                    f"The {field} of cell {name!r} must have one row per network of the table and "
-                    f"one column per test example, {shape}, got {np.shape(matrix)}."
+                    f"The {field} of variant {name!r} must have one row per network of the table "
+                    f"and one column per test example, {shape}, got {np.shape(matrix)}."
                 )
             if not np.all(np.isfinite(matrix)):
-                raise ValueError(f"The {field} of cell {name!r} has values that are not finite.")
+                raise ValueError(f"The {field} of variant {name!r} has values that are not finite.")
         return found
 
     return load
@@ -598,15 +602,15 @@ def _questions(setting: _Setting) -> list[_Question]:
         question("accuracy", "Compression raises the test accuracy.", "accuracy", penalty=False),
         question(
             "penalty, raw loss",
-            "At equal bits, the diameter penalty lowers the test loss below that of the same "
-            "weighting without it.",
+            "At equal bits, the diameter penalty lowers the test loss below that of K-means "
+            "with the same importance and without it.",
             "loss",
             penalty=True,
         ),
         question(
             "penalty, tempered loss",
             "At equal bits and best temperatures, the diameter penalty lowers the test loss below "
-            "that of the same weighting without it.",
+            "that of K-means with the same importance and without it.",
             "loss_tempered",
             penalty=True,
         ),
@@ -615,59 +619,60 @@ def _questions(setting: _Setting) -> list[_Question]:
 
 def _against_original(setting: _Setting, quantity: Quantity) -> list[_Candidate]:
     candidates = [
-        _Candidate(cell, ((1.0, setting.original),)) for cell in setting.of_kind("compressed")
+        _Candidate(variant, ((1.0, setting.original),)) for variant in setting.of_kind("compressed")
     ]
     return _usable(candidates, quantity)
 
 
 def _at_equal_bits(setting: _Setting, quantity: Quantity) -> list[_Candidate]:
-    """Pair each penalised K-means cell with the unpenalised curve of its weighting."""
-    cells = [
+    """Pair each penalised K-means variant with the unpenalised curve of its importance."""
+    variants = [
         c
         for c in setting.of_kind("compressed")
         if (c.is_about["method"], c.is_about[_ALLOCATION]) == ("kmeans", "equal")
     ]
     candidates = []
-    by_size: dict[str, dict[int, _Cell]] = {}
-    for cell in cells:
-        if not _is_penalised(cell):
-            curve = by_size.setdefault(str(cell.is_about["weighting"]), {})
+    by_size: dict[str, dict[int, _Variant]] = {}
+    for variant in variants:
+        if not _is_penalised(variant):
+            curve = by_size.setdefault(str(variant.is_about["importance"]), {})
             # A penalty of strength 0, in whatever form, is the same quantizer again.
-            curve.setdefault(int(cell.is_about["num_clusters"]), cell)
+            curve.setdefault(int(variant.is_about["num_clusters"]), variant)
     curves = {
-        name: sorted(curve.values(), key=lambda cell: cell.bits) for name, curve in by_size.items()
+        name: sorted(curve.values(), key=lambda variant: variant.bits)
+        for name, curve in by_size.items()
     }
-    for cell in filter(_is_penalised, cells):
-        curve = curves.get(str(cell.is_about["weighting"]), [])
-        if curve and math.isfinite(cell.bits):
-            candidates.append(_interpolated(cell, curve))
+    for variant in filter(_is_penalised, variants):
+        curve = curves.get(str(variant.is_about["importance"]), [])
+        if curve and math.isfinite(variant.bits):
+            candidates.append(_interpolated(variant, curve))
     return _usable(candidates, quantity)
 
 
-def _is_penalised(cell: _Cell) -> bool:
-    return cell.is_about["penalty_form"] != "none" and cell.is_about["diameter_penalty"] > 0
+def _is_penalised(variant: _Variant) -> bool:
+    return variant.is_about["penalty_form"] != "none" and variant.is_about["diameter_penalty"] > 0
 
 
-def _interpolated(cell: _Cell, curve: list[_Cell]) -> _Candidate:
-    """Mix the two neighbours on a curve sorted by bits to the size of the cell."""
-    upper = int(np.searchsorted([c.bits for c in curve], cell.bits))
+def _interpolated(variant: _Variant, curve: list[_Variant]) -> _Candidate:
+    """Mix the two neighbours on a curve sorted by bits to the size of the variant."""
+    upper = int(np.searchsorted([c.bits for c in curve], variant.bits))
     if upper == 0:
-        return _Candidate(cell, ((1.0, curve[0]),), is_outside=cell.bits < curve[0].bits)
+        return _Candidate(variant, ((1.0, curve[0]),), is_outside=variant.bits < curve[0].bits)
     if upper == len(curve):
-        return _Candidate(cell, ((1.0, curve[-1]),), is_outside=True)
+        return _Candidate(variant, ((1.0, curve[-1]),), is_outside=True)
     below, above = curve[upper - 1], curve[upper]
-    share = (cell.bits - below.bits) / (above.bits - below.bits)
+    share = (variant.bits - below.bits) / (above.bits - below.bits)
     if share == 1:
-        return _Candidate(cell, ((1.0, above),))
-    return _Candidate(cell, ((1 - share, below), (share, above)))
+        return _Candidate(variant, ((1.0, above),))
+    return _Candidate(variant, ((1 - share, below), (share, above)))
 
 
 def _usable(candidates: list[_Candidate], quantity: Quantity) -> list[_Candidate]:
-    return [c for c in candidates if np.all(np.isfinite(c.selection_difference(quantity)))]
+    return [c for c in candidates if np.all(np.isfinite(c.validation_difference(quantity)))]
 
 
 def _best(candidates: Sequence[_Candidate], quantity: Quantity) -> int:
-    """Index of the cell that is best on the selection sample, mean over the networks."""
+    """Index of the variant that is best on the validation set, mean over the networks."""
     return choose(_scores(candidates, quantity))
 
 
@@ -677,7 +682,7 @@ def _scores(candidates: Sequence[_Candidate], quantity: Quantity) -> NDArray[np.
     By its own value, not by its advantage over the reference: a penalty that helps most where both
     networks are ruined answers nobody's question.
     """
-    values = [candidate.cell.selection[quantity] for candidate in candidates]
+    values = [candidate.variant.validation[quantity] for candidate in candidates]
     return -_claimed_sign(quantity) * np.asarray(values)
 
 
@@ -685,8 +690,10 @@ def _claimed_sign(quantity: Quantity) -> int:
     return 1 if quantity == "accuracy" else -1
 
 
-def _matrix(cell: _Cell, quantity: Quantity, load: Callable[[str], CellLosses]) -> NDArray[Any]:
-    found = load(cell.name)
+def _matrix(
+    variant: _Variant, quantity: Quantity, load: Callable[[str], VariantLosses]
+) -> NDArray[Any]:
+    found = load(variant.name)
     matrix = {
         "loss": found.loss,
         "loss_tempered": found.loss_tempered,
@@ -696,18 +703,18 @@ def _matrix(cell: _Cell, quantity: Quantity, load: Callable[[str], CellLosses]) 
 
 
 def _difference(
-    candidate: _Candidate, quantity: Quantity, load: Callable[[str], CellLosses]
+    candidate: _Candidate, quantity: Quantity, load: Callable[[str], VariantLosses]
 ) -> NDArray[np.float64]:
-    """Cell minus reference on the test set, (M, N)."""
-    return _matrix(candidate.cell, quantity, load) - sum(
-        weight * _matrix(cell, quantity, load) for weight, cell in candidate.reference
+    """Variant minus reference on the test set, (M, N)."""
+    return _matrix(candidate.variant, quantity, load) - sum(
+        weight * _matrix(variant, quantity, load) for weight, variant in candidate.reference
     )
 
 
 def _answer(
     question: _Question,
     setting: _Setting,
-    load: Callable[[str], CellLosses],
+    load: Callable[[str], VariantLosses],
     confidence: float,
     practical: float,
 ) -> _Answer:
@@ -718,13 +725,15 @@ def _answer(
         confidence=confidence,
     )
     chosen = question.candidates[place]
-    value = float(_matrix(chosen.cell, quantity, load).mean())
+    value = float(_matrix(chosen.variant, quantity, load).mean())
     control, control_interval = None, None
-    controls = [_Candidate(cell, ((1.0, setting.original),)) for cell in setting.of_kind("control")]
+    controls = [
+        _Candidate(variant, ((1.0, setting.original),)) for variant in setting.of_kind("control")
+    ]
     controls = _usable(controls, quantity)
     if controls:
-        control = controls[_best(controls, quantity)].cell
-        against_control = _Candidate(chosen.cell, ((1.0, control),))
+        control = controls[_best(controls, quantity)].variant
+        against_control = _Candidate(chosen.variant, ((1.0, control),))
         control_interval = crossed_mean(
             _difference(against_control, quantity, load), confidence=confidence
         )
@@ -768,9 +777,9 @@ def _claim(
         name=question.name,
         statement=question.statement,
         setting=setting.name,
-        cell=answer.chosen.cell.name,
-        description=_describe(answer.chosen.cell),
-        reference=tuple(cell.name for _, cell in answer.chosen.reference),
+        variant=answer.chosen.variant.name,
+        description=_describe(answer.chosen.variant),
+        reference=tuple(variant.name for _, variant in answer.chosen.reference),
         reference_weights=tuple(weight for weight, _ in answer.chosen.reference),
         num_candidates=len(question.candidates),
         quantity=question.quantity,
@@ -788,7 +797,7 @@ def _claim(
         num_models=interval.num_models,
         num_examples=interval.num_examples,
         control=None if answer.control is None else str(answer.control.is_about["method"]),
-        control_cell=None if answer.control is None else answer.control.name,
+        control_variant=None if answer.control is None else answer.control.name,
         control_effect=None if against_control is None else against_control.estimate,
         control_low=None if against_control is None else against_control.low,
         control_high=None if against_control is None else against_control.high,
@@ -844,12 +853,12 @@ def _sentence(
 def _choice_words(answer: _Answer, num_claims: int) -> list[str]:
     num_candidates, num_models = len(answer.question.candidates), answer.interval.num_models
     choice = (
-        f"chosen among {num_candidates} variants on the selection sample"
+        f"chosen among {num_candidates} variants on the validation set"
         if num_candidates > 1
         else "the only variant"
     )
     networks = "this one network" if num_models == 1 else f"{num_models} networks"
-    words = [f"Tested: {_describe(answer.chosen.cell)}, {choice}, on {networks}."]
+    words = [f"Tested: {_describe(answer.chosen.variant)}, {choice}, on {networks}."]
     if num_models == 1:
         words.append("Nothing is said about other networks.")
     # For one network the choice needs no allowance: other examples made it.
@@ -889,7 +898,7 @@ def _control_words(answer: _Answer) -> list[str]:
 def _calibration_share(
     chosen: _Candidate,
     setting: _Setting,
-    load: Callable[[str], CellLosses],
+    load: Callable[[str], VariantLosses],
     confidence: float,
     practical: float,
 ) -> CalibrationShare:
@@ -903,7 +912,7 @@ def _calibration_share(
     share = 1 - tempered.estimate / raw.estimate if clearly_falls else None
     return CalibrationShare(
         setting=setting.name,
-        cell=chosen.cell.name,
+        variant=chosen.variant.name,
         raw=raw,
         tempered=tempered,
         share=share,
@@ -961,17 +970,17 @@ def _smallest_sentence(found: SmallestNetwork) -> str:
     return f"Not shown for any size. Tested: {variant}; {numbers}; {doubt}. {accuracy}"
 
 
-def _describe(cell: _Cell) -> str:
-    """Say what a cell is; its name if the method is not known here."""
-    about = cell.is_about
+def _describe(variant: _Variant) -> str:
+    """Say what a variant is; its name if the method is not known here."""
+    about = variant.is_about
     clusters, parameter = int(about["num_clusters"]), float(about["parameter"])
     method = str(about["method"])
-    kmeans = weighting_name(str(about["weighting"])).sentence
+    kmeans = importance_name(str(about["importance"])).sentence
     kmeans = METHODS[method].sentence.format(kmeans) if method in METHODS else kmeans
     allocated = ", bits shared between layers" if about[_ALLOCATION] != "equal" else ""
     penalty = (
         f", {about['penalty_form']} diameter penalty {float(about['diameter_penalty']):g}"
-        if _is_penalised(cell)
+        if _is_penalised(variant)
         else ""
     )
     described = {
@@ -989,7 +998,7 @@ def _describe(cell: _Cell) -> str:
         "gaussian_noise": f"Gaussian noise as large as the error of K-means, K = {clusters}",
         "early_stopping": "early stopping",
     }
-    return described.get(method, cell.name)
+    return described.get(method, variant.name)
 
 
 def _relative_words(relative: float | None, is_accuracy: bool) -> str:

@@ -1,11 +1,11 @@
-"""The codebooks of a whole grid of cells, for one network.
+"""The codebooks of a whole grid of variants, for one network.
 
 A layer meets scalar quantizers as moments only, so that layers of different sizes share one solve
-for the whole grid, vmapped over cells and layers; vectors are solved on the weights themselves.
+for the whole grid, vmapped over variants and layers; vectors are solved on the weights themselves.
 How many bits every layer gets is decided here too, on the curves of rate and distortion that the
 layers' own codebooks make: exact ones, of the raw weights.
 
-Axes: `C` cells, `L` layers, `K` clusters, `B` bins, `M` codebooks of a layer.
+Axes: `C` variants, `L` layers, `K` clusters, `B` bins, `M` codebooks of a layer.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,10 +19,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxcomp.coding import sizes
-from jaxcomp.experiments.sweep.cells import VECTOR_SIZE, Cell
+from jaxcomp.experiments.sweep.variants import VECTOR_SIZE, Variant
 from jaxcomp.quantizers import (
-    Codebook,
     Moments,
+    Solution,
     allocate_rates,
     histogram_moments,
     joint_moments,
@@ -53,7 +53,7 @@ class Intervals(NamedTuple):
     """Codebooks whose clusters are intervals.
 
     Attributes:
-        rows: position of each cell's id along the first axis of the arrays.
+        rows: position of each variant's id along the first axis of the arrays.
         centroids: `(C, L, K)`, ascending, padded by the last one.
         thresholds: `(C, L, K - 1)`; a weight belongs to cluster `#{t : weight > t}`.
         num_clusters: `(C, L)`, clusters of each layer.
@@ -71,7 +71,7 @@ class EntropyCodes(NamedTuple):
     """Codebooks of entropy-constrained quantizers.
 
     Attributes:
-        rows: position of each cell's id along the first axis of the arrays.
+        rows: position of each variant's id along the first axis of the arrays.
         centroids: `(C, L, K)`.
         length_bits: `(C, L, K)`, what a symbol costs; infinite if it must not be used.
         multiplier: `(C, L)`, weighted distortion per bit, absolute.
@@ -89,7 +89,7 @@ class VectorCodes(NamedTuple):
     """Codebooks of vectors of consecutive weights.
 
     Attributes:
-        rows: position of each cell's id along the first axis of the arrays.
+        rows: position of each variant's id along the first axis of the arrays.
         centroids: `(C, L, K, m)`, padded by the last one.
         num_clusters: `(C,)`.
         converged: `(C, L)`, whether the iteration reached a fixed point.
@@ -102,13 +102,13 @@ class VectorCodes(NamedTuple):
 
 
 class Codebooks(NamedTuple):
-    """Codebooks of every quantized cell of a sweep, for one network.
+    """Codebooks of every quantized variant of a sweep, for one network.
 
     Attributes:
-        intervals: of K-means, optimal and uniform cells.
-        entropy_codes: of entropy-constrained cells.
-        vectors: of vector cells.
-        importance: of every weight, by weighting and path, where an assignment depends on it.
+        intervals: of K-means, optimal and uniform variants.
+        entropy_codes: of entropy-constrained variants.
+        vectors: of vector variants.
+        importance: of every weight, by name and path, where an assignment depends on it.
     """
 
     intervals: Intervals
@@ -118,20 +118,20 @@ class Codebooks(NamedTuple):
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """Ids of all cells with a codebook."""
+        """Ids of all variants with a codebook."""
         return (*self.intervals.rows, *self.entropy_codes.rows, *self.vectors.rows)
 
     def to_arrays(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Return named arrays and plain metadata that a file can hold; `from_arrays` reads them."""
-        arrays, cells = {}, {}
+        arrays, variants = {}, {}
         for name in _PARTS:
             fields = getattr(self, name)._asdict()
-            cells[name] = list(fields.pop("rows"))
+            variants[name] = list(fields.pop("rows"))
             arrays |= {f"{name}/{field}": array for field, array in fields.items()}
-        for weighting, layers in self.importance.items():
+        for name, layers in self.importance.items():
             for path, weight in layers.items():
-                arrays[f"importance/{weighting}/{path}"] = np.asarray(weight)
-        return arrays, {"cells": cells}
+                arrays[f"importance/{name}/{path}"] = np.asarray(weight)
+        return arrays, {"variants": variants}
 
     @classmethod
     def from_arrays(
@@ -145,7 +145,7 @@ class Codebooks(NamedTuple):
         parts: dict[str, Any] = {}
         try:
             for name, kind in _PARTS.items():
-                rows = {cell: row for row, cell in enumerate(metadata["cells"][name])}
+                rows = {variant: row for row, variant in enumerate(metadata["variants"][name])}
                 fields = {field: arrays[f"{name}/{field}"] for field in kind._fields[1:]}
                 parts[name] = kind(rows, **fields)
         except (KeyError, TypeError) as error:
@@ -153,8 +153,8 @@ class Codebooks(NamedTuple):
         importance: dict[str, Layers] = {}
         for name, array in arrays.items():
             if name.startswith("importance/"):
-                _, weighting, path = name.split("/", 2)
-                importance.setdefault(weighting, {})[path] = jnp.asarray(array)
+                _, of, path = name.split("/", 2)
+                importance.setdefault(of, {})[path] = jnp.asarray(array)
         return cls(**parts, importance=importance)
 
 
@@ -165,29 +165,29 @@ _PARTS: dict[str, Any] = {
 }
 
 
-def codebook_cell(cell: Cell) -> Cell:
-    """The cell whose codebooks this one uses: of all layers, and plain K-means for noise."""
-    if cell.method == "gaussian_noise":
-        return Cell("compressed", "kmeans", "none", num_clusters=cell.num_clusters)
-    return replace(cell, kind="compressed", layer="")
+def codebook_variant(variant: Variant) -> Variant:
+    """The variant whose codebooks this one uses: of all layers, and plain K-means for noise."""
+    if variant.method == "gaussian_noise":
+        return Variant("compressed", "kmeans", "none", num_clusters=variant.num_clusters)
+    return replace(variant, kind="compressed", layer="")
 
 
 def solve_codebooks(
     layers: Layers,
     importance: Mapping[str, Layers | None],
-    cells: Sequence[Cell],
+    variants: Sequence[Variant],
     *,
     num_bins: int,
     num_iterations: int,
     layer_weight: Mapping[str, float] | None = None,
     key: jax.Array | None = None,
 ) -> Codebooks:
-    """Solve the codebooks of all cells that have one: few jitted calls for the whole grid.
+    """Solve the codebooks of all variants that have one: few jitted calls for the whole grid.
 
     Args:
         layers: weights by path.
-        importance: for each weighting of the cells its importance by path, None for equal.
-        cells: those with a codebook are solved; noise needs the distortion of plain K-means.
+        importance: by the name that variants give it and by path; None for equal ones.
+        variants: those with a codebook are solved; noise needs the distortion of plain K-means.
         num_bins: B, bins of the histogram of moments.
         num_iterations: iterations at most, of those methods that iterate.
         layer_weight: mean curvature of each layer, >= 0. What a squared error in one layer counts
@@ -195,10 +195,10 @@ def solve_codebooks(
         key: for the random start of vector codebooks; consumed.
     """
     solver = _Solver(layers, importance, num_bins, num_iterations, layer_weight, key)
-    by_id = {(needed := codebook_cell(cell)).id: needed for cell in cells}
+    by_id = {(needed := codebook_variant(variant)).id: needed for variant in variants}
     of = partial(_of_method, list(by_id.values()))
     entropy, vector = of("entropy_constrained"), of("vector")
-    stored = {cell.weighting for cell in (*entropy, *vector)}
+    stored = {variant.importance for variant in (*entropy, *vector)}
     return Codebooks(
         solver.intervals(of("kmeans", "uniform"), of("optimal")),
         solver.entropy_codes(entropy),
@@ -207,14 +207,14 @@ def solve_codebooks(
     )
 
 
-def importance_of(codebooks: Codebooks, weighting: str, layers: Layers) -> Layers:
-    """Importance of every weight; 1 where the weighting has none."""
-    known = codebooks.importance.get(weighting)
+def importance_of(codebooks: Codebooks, name: str, layers: Layers) -> Layers:
+    """Importance of every weight; 1 where there is none of that name."""
+    known = codebooks.importance.get(name)
     return _ones(layers) if known is None else known
 
 
-def _of_method(cells: Sequence[Cell], *methods: str) -> list[Cell]:
-    return [cell for cell in cells if cell.method in methods]
+def _of_method(variants: Sequence[Variant], *methods: str) -> list[Variant]:
+    return [variant for variant in variants if variant.method in methods]
 
 
 def _ones(layers: Layers) -> Layers:
@@ -244,66 +244,66 @@ class _Solver:
         self.centroid_dtype = dtypes.pop() if len(dtypes) == 1 else jnp.dtype(jnp.float32)
         self._layer_weight = layer_weight
 
-    def layer_weight(self, weighting: str) -> np.ndarray:
+    def layer_weight(self, name: str) -> np.ndarray:
         """What a unit of distortion counts in each layer, positive."""
-        if self.importance[weighting] is not None or self._layer_weight is None:
+        if self.importance[name] is not None or self._layer_weight is None:
             return np.ones(len(self.layers))
         weight = np.array([float(self._layer_weight[path]) for path in self.layers])
         # A layer the loss does not depend on still has to have some weight.
         largest = weight.max(initial=0.0)
         return np.maximum(weight, 1e-9 * largest) if largest > 0 else np.ones(len(weight))
 
-    def intervals(self, cells: Sequence[Cell], optimal: Sequence[Cell]) -> Intervals:
+    def intervals(self, variants: Sequence[Variant], optimal: Sequence[Variant]) -> Intervals:
         """Solve scalar codebooks with the same K in every layer, then share bits between them."""
-        everything = [*cells, *optimal]
+        everything = [*variants, *optimal]
         if not everything:
             empty = np.zeros((0, len(self.layers), 1), np.float32)
             number = np.zeros((0, len(self.layers)), np.int32)
             return Intervals({}, empty, empty[..., :0], number, number.astype(bool))
         moments = {
-            weighting: _stacked(self.layers, weights, _histogram(self.num_bins), self.num_bins)
-            for weighting, weights in self.importance.items()
+            name: _stacked(self.layers, weights, _histogram(self.num_bins), self.num_bins)
+            for name, weights in self.importance.items()
         }
-        max_clusters = max(cell.num_clusters for cell in everything)
+        max_clusters = max(variant.num_clusters for variant in everything)
         # Where a layer may have any size, the largest budget is shared too.
-        is_shared = any(cell.allocation == "optimal" for cell in optimal)
+        is_shared = any(variant.allocation == "optimal" for variant in optimal)
         max_solved = max_clusters * SHARED_FACTOR if is_shared else max_clusters
         found = _Found(self.layers, max_solved)
-        self._iterate(cells, moments, max_clusters, found)
+        self._iterate(variants, moments, max_clusters, found)
         if optimal:
             self._solve_all_sizes(optimal, moments, max_clusters, max_solved, found)
         for method in ("kmeans", "optimal"):
-            for weighting in self.importance:
+            for name in self.importance:
                 allocated = [
-                    cell
-                    for cell in everything
-                    if (cell.method, cell.weighting) == (method, weighting)
-                    and cell.allocation == "optimal"
+                    variant
+                    for variant in everything
+                    if (variant.method, variant.importance) == (method, name)
+                    and variant.allocation == "optimal"
                 ]
                 if allocated:
                     self._allocate(allocated, found)
-        return found.intervals({cell.id for cell in everything})
+        return found.intervals({variant.id for variant in everything})
 
     def _iterate(
         self,
-        cells: Sequence[Cell],
+        variants: Sequence[Variant],
         moments: Mapping[str, Moments],
         max_clusters: int,
         found: "_Found",
     ) -> None:
-        """K-means and uniform grids, in one call per weighting and penalty form."""
-        equal = [replace(cell, allocation="equal") for cell in cells]
-        groups: dict[tuple[str, str], list[Cell]] = {}
-        for cell in {cell.id: cell for cell in equal}.values():
+        """K-means and uniform grids, in one call per importance and penalty form."""
+        equal = [replace(variant, allocation="equal") for variant in variants]
+        groups: dict[tuple[str, str], list[Variant]] = {}
+        for variant in {variant.id: variant for variant in equal}.values():
             # Plain K-means is the monotone form at penalty zero, to the last bit.
-            form = "uniform" if cell.method == "uniform" else cell.penalty_form
-            key = (cell.weighting, "monotone" if form == "none" else form)
-            groups.setdefault(key, []).append(cell)
+            form = "uniform" if variant.method == "uniform" else variant.penalty_form
+            key = (variant.importance, "monotone" if form == "none" else form)
+            groups.setdefault(key, []).append(variant)
         size = max((len(group) for group in groups.values()), default=0)
-        for (weighting, form), group in groups.items():
+        for (name, form), group in groups.items():
             padded = group + [group[-1]] * (size - len(group))
-            clusters = jnp.array([cell.num_clusters for cell in padded], jnp.int32)
-            penalty = jnp.array([cell.diameter_penalty for cell in padded], jnp.float32)
+            clusters = jnp.array([variant.num_clusters for variant in padded], jnp.int32)
+            penalty = jnp.array([variant.diameter_penalty for variant in padded], jnp.float32)
             if form == "uniform":
                 codebooks = _solve_uniform(
                     moments["none"],
@@ -313,7 +313,7 @@ class _Solver:
                 )
             else:
                 codebooks = _solve_kmeans(
-                    moments[weighting],
+                    moments[name],
                     clusters,
                     penalty,
                     max_clusters=max_clusters,
@@ -325,51 +325,51 @@ class _Solver:
 
     def _solve_all_sizes(
         self,
-        cells: Sequence[Cell],
+        variants: Sequence[Variant],
         moments: Mapping[str, Moments],
         max_clusters: int,
         max_solved: int,
         found: "_Found",
     ) -> None:
-        """Globally optimal codebooks: every K of a weighting from one solve."""
-        for weighting in dict.fromkeys(cell.weighting for cell in cells):
-            members = [cell for cell in cells if cell.weighting == weighting]
-            plain = [cell for cell in members if cell.diameter_penalty == 0]
+        """Globally optimal codebooks: every K of an importance from one solve."""
+        for name in dict.fromkeys(variant.importance for variant in variants):
+            members = [variant for variant in variants if variant.importance == name]
+            plain = [variant for variant in members if variant.diameter_penalty == 0]
             if plain:
                 every_size = _solve_optimal(
-                    moments[weighting],
+                    moments[name],
                     max_clusters=max_solved,
                     centroid_dtype=self.centroid_dtype,
                 )
                 sizes = range(1, max_solved + 1)
-                if not any(cell.allocation == "optimal" for cell in plain):
-                    sizes = sorted({cell.num_clusters for cell in plain})
+                if not any(variant.allocation == "optimal" for variant in plain):
+                    sizes = sorted({variant.num_clusters for variant in plain})
                 found.add(
-                    [Cell("compressed", "optimal", weighting, num_clusters=k) for k in sizes],
+                    [Variant("compressed", "optimal", name, num_clusters=k) for k in sizes],
                     [np.asarray(leaf)[np.array(sizes) - 1] for leaf in every_size],
                 )
-            penalised = [cell for cell in members if cell.diameter_penalty > 0]
+            penalised = [variant for variant in members if variant.diameter_penalty > 0]
             if penalised:
                 bins = min(DIAMETER_BINS, self.num_bins)
-                coarse = _stacked(self.layers, self.importance[weighting], _histogram(bins), bins)
+                coarse = _stacked(self.layers, self.importance[name], _histogram(bins), bins)
                 codebooks = _solve_diameter(
                     coarse,
-                    jnp.array([cell.num_clusters for cell in penalised], jnp.int32),
-                    jnp.array([cell.diameter_penalty for cell in penalised], jnp.float32),
+                    jnp.array([variant.num_clusters for variant in penalised], jnp.int32),
+                    jnp.array([variant.diameter_penalty for variant in penalised], jnp.float32),
                     max_clusters=max_clusters,
                     centroid_dtype=self.centroid_dtype,
                 )
                 found.add(penalised, codebooks)
 
-    def _allocate(self, cells: Sequence[Cell], found: "_Found") -> None:
+    def _allocate(self, variants: Sequence[Variant], found: "_Found") -> None:
         """Give every layer the size at which it uses the bits of all layers best."""
-        method, weighting = cells[0].method, cells[0].weighting
-        rows = found.equal_rows(method, weighting)
+        method, name = variants[0].method, variants[0].importance
+        rows = found.equal_rows(method, name)
         codebook_sizes = list(rows)
         places = list(rows.values())
         rates, distortions = [], []
         for number, (path, weights) in enumerate(self.layers.items()):
-            importance = self.importance[weighting]
+            importance = self.importance[name]
             counts, distortion = measure_intervals(
                 weights,
                 None if importance is None else importance[path],
@@ -380,29 +380,29 @@ class _Solver:
             rates.append(size.entropy_bits + size.codebook_bits)
             distortions.append(distortion)
         curves, costs = np.stack(rates), np.stack(distortions)
-        equal = np.array([codebook_sizes.index(cell.num_clusters) for cell in cells])
-        layer_weight = self.layer_weight(weighting)
+        equal = np.array([codebook_sizes.index(variant.num_clusters) for variant in variants])
+        layer_weight = self.layer_weight(name)
         chosen = allocate_rates(
             curves, costs, budget_bits=curves[:, equal].sum(axis=0), layer_weight=layer_weight
         )
         # What is left of a budget is spent step by step, which the same size everywhere may beat.
         is_better = chosen.total_distortion <= layer_weight @ costs[:, equal]
         found.add_mixed(
-            cells, np.array(places)[np.where(is_better[:, None], chosen.places, equal[:, None])]
+            variants, np.array(places)[np.where(is_better[:, None], chosen.places, equal[:, None])]
         )
 
-    def entropy_codes(self, cells: Sequence[Cell]) -> EntropyCodes:
-        """Solve the entropy-constrained codebooks, in one call per weighting."""
+    def entropy_codes(self, variants: Sequence[Variant]) -> EntropyCodes:
+        """Solve the entropy-constrained codebooks, in one call per importance."""
         num_layers = len(self.layers)
-        if not cells:
+        if not variants:
             empty = np.zeros((0, num_layers, 1), np.float32)
             return EntropyCodes({}, empty, empty, empty[..., 0], empty[..., 0].astype(bool))
         build = partial(joint_moments, num_bins=ENTROPY_BINS, num_levels=ENTROPY_LEVELS)
         rows: dict[str, int] = {}
         parts = []
-        for weighting in dict.fromkeys(cell.weighting for cell in cells):
-            members = [cell for cell in cells if cell.weighting == weighting]
-            importance = self.importance[weighting]
+        for name in dict.fromkeys(variant.importance for variant in variants):
+            members = [variant for variant in variants if variant.importance == name]
+            importance = self.importance[name]
             moments = _stacked(
                 self.layers,
                 _ones(self.layers) if importance is None else importance,
@@ -420,13 +420,13 @@ class _Solver:
             )
             leaves = (_wide(curve.centroids), curve.length_bits, curve.multiplier, curve.converged)
             parts.append([np.moveaxis(np.asarray(leaf), 1, 0) for leaf in leaves])
-            for cell in members:
-                rows[cell.id] = len(rows)
+            for variant in members:
+                rows[variant.id] = len(rows)
         return EntropyCodes(rows, *(np.concatenate(part) for part in zip(*parts, strict=True)))
 
     def _multipliers(
-        self, cells: Sequence[Cell], moments: Moments
-    ) -> Float[np.ndarray, "layers cells"]:
+        self, variants: Sequence[Variant], moments: Moments
+    ) -> Float[np.ndarray, "layers variants"]:
         """Distortion per bit in every layer.
 
         The same one in all layers is their optimal allocation. It is relative to the distortion
@@ -439,26 +439,28 @@ class _Solver:
         spread = (mass * ((position - mean[:, None]) ** 2 + inner)).sum(axis=1)
         spread = np.ldexp(spread, np.asarray(2 * moments.exponent + moments.mass_exponent))
         number = np.array([weights.size for weights in self.layers.values()], np.float64)
-        layer_weight = self.layer_weight(cells[0].weighting)
+        layer_weight = self.layer_weight(variants[0].importance)
         pooled = (layer_weight @ spread) / number.sum() / layer_weight
         scale = {"equal": spread / number, "optimal": pooled}
-        return np.stack([cell.parameter * scale[cell.allocation] for cell in cells], axis=1)
+        return np.stack(
+            [variant.parameter * scale[variant.allocation] for variant in variants], axis=1
+        )
 
-    def vectors(self, cells: Sequence[Cell]) -> VectorCodes:
-        """Solve vector codebooks on the weights themselves, cell by cell."""
-        if not cells:
+    def vectors(self, variants: Sequence[Variant]) -> VectorCodes:
+        """Solve vector codebooks on the weights themselves, variant by variant."""
+        if not variants:
             empty = np.zeros((0, len(self.layers), 1, VECTOR_SIZE), np.float32)
             number = np.zeros((0, len(self.layers)), np.int32)
             return VectorCodes({}, empty, number[:, 0], number.astype(bool))
         assert self.key is not None
-        max_clusters = max(cell.num_clusters for cell in cells)
+        max_clusters = max(variant.num_clusters for variant in variants)
         centroids, converged = [], []
-        for cell in cells:
-            importance = self.importance[cell.weighting]
+        for variant in variants:
+            importance = self.importance[variant.importance]
             solved = _solve_vectors(
                 list(self.layers.values()),
                 list((_ones(self.layers) if importance is None else importance).values()),
-                jnp.int32(cell.num_clusters),
+                jnp.int32(variant.num_clusters),
                 jnp.int32(min(self.num_iterations, VECTOR_ITERATIONS)),
                 self.key,
                 max_clusters=max_clusters,
@@ -466,9 +468,9 @@ class _Solver:
             centroids.append(np.asarray(solved[0]))
             converged.append(np.asarray(solved[1]))
         return VectorCodes(
-            {cell.id: row for row, cell in enumerate(cells)},
+            {variant.id: row for row, variant in enumerate(variants)},
             np.stack(centroids),
-            np.array([cell.num_clusters for cell in cells], np.int32),
+            np.array([variant.num_clusters for variant in variants], np.int32),
             np.stack(converged),
         )
 
@@ -479,7 +481,7 @@ class _Found:
     def __init__(self, layers: Layers, max_clusters: int):
         self.num_layers = len(layers)
         self.max_clusters = max_clusters
-        self.cells: list[Cell] = []
+        self.variants: list[Variant] = []
         self.parts: list[list[np.ndarray]] = []
 
     @property
@@ -492,38 +494,40 @@ class _Found:
         """(C, L, K - 1)."""
         return np.concatenate([part[1] for part in self.parts])
 
-    def add(self, cells: Sequence[Cell], codebooks: Sequence[Any]) -> None:
-        """Take the first codebooks of (C, L) as those of the cells."""
-        clusters = np.array([cell.num_clusters for cell in cells], np.int32)
-        clusters = np.broadcast_to(clusters[:, None], (len(cells), self.num_layers))
-        centroids, thresholds, converged = (np.asarray(leaf)[: len(cells)] for leaf in codebooks)
+    def add(self, variants: Sequence[Variant], codebooks: Sequence[Any]) -> None:
+        """Take the first codebooks of (C, L) as those of the variants."""
+        clusters = np.array([variant.num_clusters for variant in variants], np.int32)
+        clusters = np.broadcast_to(clusters[:, None], (len(variants), self.num_layers))
+        centroids, thresholds, converged = (np.asarray(leaf)[: len(variants)] for leaf in codebooks)
         padding = [(0, 0), (0, 0), (0, self.max_clusters - centroids.shape[-1])]
         centroids = np.pad(centroids, padding, mode="edge")
         thresholds = np.pad(thresholds, padding, constant_values=np.inf)
-        self.cells += cells
+        self.variants += variants
         self.parts.append([centroids, thresholds, clusters, converged])
 
-    def add_mixed(self, cells: Sequence[Cell], rows: Int[np.ndarray, "cells layers"]) -> None:
+    def add_mixed(
+        self, variants: Sequence[Variant], rows: Int[np.ndarray, "variants layers"]
+    ) -> None:
         """Take every layer's codebook from a row of its own."""
         layers = np.arange(self.num_layers)
         mixed = [np.concatenate(part)[rows, layers] for part in zip(*self.parts, strict=True)]
-        self.cells += cells
+        self.variants += variants
         self.parts.append(mixed)
 
-    def equal_rows(self, method: str, weighting: str) -> dict[int, int]:
+    def equal_rows(self, method: str, name: str) -> dict[int, int]:
         """Rows of the unpenalised codebooks of a method with the same K everywhere, by K."""
         return {
-            cell.num_clusters: row
-            for row, cell in enumerate(self.cells)
-            if (cell.method, cell.weighting) == (method, weighting)
-            and cell.diameter_penalty == 0
-            and cell.allocation == "equal"
+            variant.num_clusters: row
+            for row, variant in enumerate(self.variants)
+            if (variant.method, variant.importance) == (method, name)
+            and variant.diameter_penalty == 0
+            and variant.allocation == "equal"
         }
 
     def intervals(self, ids: Collection[str]) -> Intervals:
-        """The codebooks of these cells."""
-        chosen = [row for row, cell in enumerate(self.cells) if cell.id in ids]
-        rows = {self.cells[place].id: row for row, place in enumerate(chosen)}
+        """The codebooks of these variants."""
+        chosen = [row for row, variant in enumerate(self.variants) if variant.id in ids]
+        rows = {self.variants[place].id: row for row, place in enumerate(chosen)}
         parts = zip(*self.parts, strict=True)
         return Intervals(rows, *(np.concatenate(part)[chosen] for part in parts))
 
@@ -643,8 +647,8 @@ def _solve_diameter(
     centroid_dtype: jnp.dtype,
 ) -> tuple[Array, Array, Array]:
     solver = solve_optimal_diameter(moments, max_clusters=max_clusters)
-    found = solver.solve(num_clusters[:, None], diameter_penalty[:, None]).codebook
-    centroids, thresholds, _ = _rounded_parts(found.centroids.astype(centroid_dtype))
+    found = solver.solve(num_clusters[:, None], diameter_penalty[:, None]).solution
+    centroids, thresholds, _ = _rounded_parts(found.codebook.centroids.astype(centroid_dtype))
     return centroids, thresholds, found.converged
 
 
@@ -674,8 +678,9 @@ def _solve_vectors(
     return centroids, jnp.stack([layer.converged for layer in found])
 
 
-def _parts(codebook: Codebook) -> tuple[Array, Array, Array]:
-    return _wide(codebook.centroids), codebook.thresholds, codebook.converged
+def _parts(solution: Solution) -> tuple[Array, Array, Array]:
+    codebook = solution.codebook
+    return _wide(codebook.centroids), codebook.thresholds, solution.converged
 
 
 def _rounded_parts(centroids: Float[Array, "C L K"]) -> tuple[Array, Array, Array]:

@@ -1,4 +1,4 @@
-"""From a cell to changed weights: one pass over the raw weights per cell, the final assignment.
+"""From a variant to changed weights: one pass over the raw weights, the final assignment.
 
 Axes: `L` layers, `K` clusters. The codebooks were solved for the whole grid before (`codebooks`).
 """
@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from jaxcomp.coding import sizes
-from jaxcomp.experiments.sweep.cells import VECTOR_SIZE, Cell
-from jaxcomp.experiments.sweep.codebooks import Codebooks, Layers, codebook_cell, importance_of
+from jaxcomp.experiments.sweep.codebooks import Codebooks, Layers, codebook_variant, importance_of
+from jaxcomp.experiments.sweep.variants import VECTOR_SIZE, Variant
 from jaxcomp.quantizers import (
     assign,
     assign_by_cost,
@@ -34,11 +34,11 @@ class Sizes(NamedTuple):
 
 
 class Compressed(NamedTuple):
-    """A network's layers after one cell.
+    """A network's layers after one variant.
 
     Attributes:
         layers: changed weights by path, in the layers' own dtypes.
-        sizes: rate, or None where the cell does not compress.
+        sizes: rate, or None where the variant does not compress.
         num_used: clusters in use, mean over layers; NaN where there is no codebook.
         num_empty: clusters without a weight, summed over layers; NaN likewise.
         converged: whether every layer's iteration reached a fixed point.
@@ -53,40 +53,40 @@ class Compressed(NamedTuple):
 
 def compress(
     layers: Layers,
-    cell: Cell,
+    variant: Variant,
     codebooks: Codebooks,
     *,
     key: jax.Array,
     last_layer: str | None = None,
 ) -> Compressed:
-    """Change the layers as the cell says.
+    """Change the layers as the variant says.
 
     Args:
         layers: weights by path.
-        cell: any cell but `early_stopping`, which is another network altogether.
+        variant: any variant but `early_stopping`, which is another network altogether.
         codebooks: from `solve_codebooks`, for the same layers.
         key: for the noise; consumed.
         last_layer: path of the layer that makes the logits.
     """
-    match cell.method:
+    match variant.method:
         case "kmeans" | "optimal" | "uniform":
-            return _by_codebook(layers, cell, codebooks)
+            return _by_codebook(layers, variant, codebooks)
         case "entropy_constrained":
-            return _by_cost(layers, cell, codebooks)
+            return _by_cost(layers, variant, codebooks)
         case "vector":
-            return _by_vectors(layers, cell, codebooks)
+            return _by_vectors(layers, variant, codebooks)
         case "round_to_nearest":
-            return _rounded(layers, num_bits=int(cell.parameter))
+            return _rounded(layers, num_bits=int(variant.parameter))
         case "magnitude_pruning":
-            return _pruned(layers, sparsity=cell.parameter)
+            return _pruned(layers, sparsity=variant.parameter)
         case "last_layer_scaled":
             assert last_layer is not None
-            scaled = layers[last_layer] * jnp.asarray(cell.parameter, layers[last_layer].dtype)
+            scaled = layers[last_layer] * jnp.asarray(variant.parameter, layers[last_layer].dtype)
             return _uncompressed({**layers, last_layer: scaled})
         case "weights_clipped":
-            return _uncompressed(_clip(layers, cell.parameter))
+            return _uncompressed(_clip(layers, variant.parameter))
         case "gaussian_noise":
-            plain = _by_codebook(layers, codebook_cell(cell), codebooks)
+            plain = _by_codebook(layers, codebook_variant(variant), codebooks)
             return _uncompressed(_noisy(layers, plain.layers, key))
         case _:
             return _uncompressed(layers)
@@ -111,10 +111,10 @@ def squared_errors(
         return plain, weighted
 
 
-def _by_codebook(layers: Layers, cell: Cell, codebooks: Codebooks) -> Compressed:
+def _by_codebook(layers: Layers, variant: Variant, codebooks: Codebooks) -> Compressed:
     intervals = codebooks.intervals
-    row = intervals.rows[codebook_cell(cell).id]
-    chosen = [path for path in layers if not cell.layer or path == cell.layer]
+    row = intervals.rows[codebook_variant(variant).id]
+    chosen = [path for path in layers if not variant.layer or path == variant.layer]
     places = [list(layers).index(path) for path in chosen]
     values, counts = _lookup(
         [layers[path] for path in chosen],
@@ -129,10 +129,10 @@ def _by_codebook(layers: Layers, cell: Cell, codebooks: Codebooks) -> Compressed
     )
 
 
-def _by_cost(layers: Layers, cell: Cell, codebooks: Codebooks) -> Compressed:
+def _by_cost(layers: Layers, variant: Variant, codebooks: Codebooks) -> Compressed:
     codes = codebooks.entropy_codes
-    row = codes.rows[cell.id]
-    importance = importance_of(codebooks, cell.weighting, layers)
+    row = codes.rows[variant.id]
+    importance = importance_of(codebooks, variant.importance, layers)
     values, counts = _cheapest(
         list(layers.values()),
         [importance[path] for path in layers],
@@ -148,10 +148,10 @@ def _by_cost(layers: Layers, cell: Cell, codebooks: Codebooks) -> Compressed:
     )
 
 
-def _by_vectors(layers: Layers, cell: Cell, codebooks: Codebooks) -> Compressed:
+def _by_vectors(layers: Layers, variant: Variant, codebooks: Codebooks) -> Compressed:
     codes = codebooks.vectors
-    row = codes.rows[cell.id]
-    importance = importance_of(codebooks, cell.weighting, layers)
+    row = codes.rows[variant.id]
+    importance = importance_of(codebooks, variant.importance, layers)
     values, counts = _nearest_vectors(
         list(layers.values()),
         [importance[path] for path in layers],

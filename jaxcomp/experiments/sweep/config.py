@@ -20,8 +20,8 @@ from jaxcomp.experiments.settings import (
     check_range,
     integer,
 )
+from jaxcomp.experiments.sweep.importance import ALLOWED, is_importance
 from jaxcomp.experiments.sweep.methods import ALLOCATIONS, METHODS
-from jaxcomp.experiments.sweep.weighting import ALLOWED, is_weighting
 
 PenaltyForm: TypeAlias = Literal["monotone", "published", "linear"]
 
@@ -37,7 +37,7 @@ MAX_SEARCHED_CLUSTERS = 1024
 class SweepConfig:
     """Settings of one sweep; the defaults are the `quick` preset.
 
-    The axes of the grid (`dataset`, `model`, `label_noise`, `method`, `allocation`, `weighting`,
+    The axes of the grid (`dataset`, `model`, `label_noise`, `method`, `allocation`, `importance`,
     `penalty_form`, `diameter_penalty`, `num_clusters`) take one value or a sequence of values. A
     *setting* is a triple (dataset, model, label noise): its networks are trained together and its
     claims are made together.
@@ -50,7 +50,7 @@ class SweepConfig:
         num_models: independent networks for each setting.
         train_size: examples drawn for each network's training sample.
         replacement: whether they are drawn with replacement, as published.
-        selection_size: examples of the selection sample, from the rest of the training pool.
+        validation_size: examples of the validation set, from the rest of the training pool.
         label_noise: probability that a training label is replaced by another class.
         standardize: whether pixels get the training pool's mean and deviation, as published;
             otherwise they lie in [0, 1].
@@ -65,7 +65,7 @@ class SweepConfig:
         allocation: how bits are shared between layers: `equal`, the same K (or multiplier
             relative to the layer's spread) in all; `optimal`, for the least weighted distortion
             at as many bits in all. Penalised codebooks and vectors are always `equal`.
-        weighting: what weighs a squared error in K-means: `none`; `gauss_newton`, the exact
+        importance: what weighs a squared error in K-means: `none`; `gauss_newton`, the exact
             diagonal of the Gauss-Newton matrix, which for these networks is that of the Hessian;
             `hutchinson` (or `hutchinson-N` with N probes), a random estimate of it; `fisher`,
             the empirical Fisher diagonal; `adam`, the roots of Adam's second moments.
@@ -88,7 +88,7 @@ class SweepConfig:
     num_models: int = 5
     train_size: int = 600
     replacement: bool = True
-    selection_size: int = 400
+    validation_size: int = 400
     label_noise: tuple[float, ...] = (0.0,)
     standardize: bool = True
     epochs: int = 25
@@ -98,7 +98,7 @@ class SweepConfig:
     weight_decay: float = 1e-4
     method: tuple[str, ...] = ("kmeans",)
     allocation: tuple[str, ...] = ("equal",)
-    weighting: tuple[str, ...] = ("none", "gauss_newton")
+    importance: tuple[str, ...] = ("none", "gauss_newton")
     num_probes: int = 64
     curvature_examples: int = 1000
     penalty_form: tuple[str, ...] = ("monotone",)
@@ -164,9 +164,9 @@ def preset(name: str, **overrides: Any) -> SweepConfig:
     """Return the settings of a preset with some of them replaced.
 
     Args:
-        name: `quick`: digits, 5 networks, some 80 cells, about a minute. `paper`: the
+        name: `quick`: digits, 5 networks, some 80 variants, about a minute. `paper`: the
             published experiment (MNIST, 6,000 training draws, 20 networks, 25 epochs), 120
-            quantized cells; with `label_noise` above 0 the regime where memorised labels
+            quantized variants; with `label_noise` above 0 the regime where memorised labels
             leave something to gain: 3,000 draws, no dropout, 60 epochs.
         **overrides: fields of `SweepConfig`. Data sets other than the preset's bring sample
             sizes that fit them, unless sizes are given.
@@ -204,7 +204,7 @@ _AXES = (
     "label_noise",
     "method",
     "allocation",
-    "weighting",
+    "importance",
     "penalty_form",
     "diameter_penalty",
     "num_clusters",
@@ -216,7 +216,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "dataset": ("mnist",),
         "num_models": 20,
         "train_size": 6000,
-        "selection_size": 5000,
+        "validation_size": 5000,
         "num_iterations": 30,
         "num_clusters": (2, 3, 4, 6, 8, 12, 16, 32),
         "diameter_penalty": (0.0, 0.003, 0.01, 0.03, 0.05, 0.1, 0.3),
@@ -235,16 +235,16 @@ def _check(config: SweepConfig) -> None:
                 f"method {name!r} takes num_clusters up to {MAX_SEARCHED_CLUSTERS:,}, got "
                 f"{config.num_clusters[-1]:,}; leave one of them out."
             )
-    for name in config.weighting:
-        if not is_weighting(name):
-            raise ValueError(f"unknown weighting {name!r}: choose from {ALLOWED} (N >= 2).")
+    for name in config.importance:
+        if not is_importance(name):
+            raise ValueError(f"unknown importance {name!r}: choose from {ALLOWED} (N >= 2).")
     check_names("penalty_form", config.penalty_form, PENALTY_FORMS)
     check_counts(
         config,
         (
             "num_models",
             "train_size",
-            "selection_size",
+            "validation_size",
             "epochs",
             "batch_size",
             "curvature_examples",

@@ -1,9 +1,9 @@
-"""The engine of every sweep: one trained network, many cells, scored on three parts.
+"""The engine of every sweep: one trained network, many variants, scored on three parts.
 
-A chunk of cells is evaluated in few large jitted calls: the changed networks are stacked, the
+A chunk of variants is evaluated in few large jitted calls: the changed networks are stacked, the
 examples of all three parts are laid end to end and walked through in blocks, and every score is
-computed from the logits. What is fitted by looking at data (a temperature, and later the cell
-that a claim speaks of) is fitted on the selection part only.
+computed from the logits. What is fitted by looking at data (a temperature, and later the variant
+that a claim speaks of) is fitted on the validation set only.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,11 +21,11 @@ from jaxcomp.coding.sizes import compression_ratio
 from jaxcomp.evaluation import metrics
 from jaxcomp.evaluation.calibration import fit_temperature
 from jaxcomp.experiments.samples import Examples
-from jaxcomp.experiments.sweep.cells import Cell
-from jaxcomp.experiments.sweep.claims import CellLosses
+from jaxcomp.experiments.sweep.claims import VariantLosses
 from jaxcomp.experiments.sweep.codebooks import Codebooks, Layers
 from jaxcomp.experiments.sweep.compress import Compressed, compress, squared_errors
 from jaxcomp.experiments.sweep.limits import NO_LIMITS, limit_curve, limits_at
+from jaxcomp.experiments.sweep.variants import Variant
 from jaxcomp.numerics.units import LN2
 from jaxcomp.rate_distortion import LayerCurve
 from jaxcomp.trees.paths import leaves_by_path, replace_leaves
@@ -33,10 +33,10 @@ from jaxcomp.types import Params, PredictFn
 
 Row = dict[str, Any]
 
-# A chunk of cells is one unit of work that survives: about this many floating-point operations,
+# A chunk of variants is one unit of work that survives: about this many floating-point operations,
 # a few seconds on two cores.
 CHUNK_FLOPS = 1.5e11
-MAX_CHUNK_CELLS = 16
+MAX_CHUNK_VARIANTS = 16
 FLOAT_BITS = 32
 
 
@@ -48,7 +48,7 @@ class Parts(NamedTuple):
     """Three disjoint parts: what was learned, what choices are made on, and one look."""
 
     train: Examples
-    selection: Examples
+    validation: Examples
     test: Examples
 
 
@@ -128,7 +128,7 @@ class Network(NamedTuple):
 
     Attributes:
         subject: the network.
-        codebooks: of every quantized cell.
+        codebooks: of every quantized variant.
         key: of the noise control.
     """
 
@@ -146,15 +146,15 @@ class Evaluator:
     Args:
         subject: any of the networks; it gives the shapes.
         parts: any of its parts.
-        num_chunk_cells: cells of a chunk; None picks it from the cost of one.
+        num_chunk_variants: variants of a chunk; None picks it from the cost of one.
     """
 
-    def __init__(self, subject: Subject, parts: Parts, num_chunk_cells: int | None = None):
+    def __init__(self, subject: Subject, parts: Parts, num_chunk_variants: int | None = None):
         self.predict_fn = subject.predict_fn
         total = sum(len(part.labels) for part in parts)
         is_convolutional = any(w.ndim > 2 for w in subject.weights().values())
         self.block = min(256 if is_convolutional else 2048, total)
-        self.num_chunk_cells = num_chunk_cells or self._chunk_cells(subject, parts, total)
+        self.num_chunk_variants = num_chunk_variants or self._chunk_variants(subject, parts, total)
 
     def logits(self, stacked: Params, inputs: np.ndarray) -> Float[np.ndarray, "C n classes"]:
         """Logits of a stack of networks; the last block is filled up and cut off again."""
@@ -179,16 +179,16 @@ class Evaluator:
                     "inputs and the weights."
                 )
 
-    def _chunk_cells(self, subject: Subject, parts: Parts, total: int) -> int:
+    def _chunk_variants(self, subject: Subject, parts: Parts, total: int) -> int:
         example = parts.test.inputs[: self.block]
         lowered = jax.jit(self.predict_fn).lower(subject.params, example)
         flops = (lowered.cost_analysis() or {}).get("flops", 0.0)
         cost = max(float(flops), 1.0) * total / len(example)
-        return int(np.clip(CHUNK_FLOPS // cost, 1, MAX_CHUNK_CELLS))
+        return int(np.clip(CHUNK_FLOPS // cost, 1, MAX_CHUNK_VARIANTS))
 
 
 class Scorer:
-    """All rows of one network: compresses it cell by cell and scores chunk by chunk."""
+    """All rows of one network: compresses it variant by variant and scores chunk by chunk."""
 
     def __init__(
         self,
@@ -217,33 +217,35 @@ class Scorer:
             return None
         return limit_curve(self.weights, self.reference)
 
-    def apply(self, cell: Cell) -> tuple[Params, Compressed]:
-        """Return the whole network after one cell, and what became of its layers."""
-        params, changed = change(self.network, cell)
-        if self.subject.refresh_fn is not None and cell.kind in ("compressed", "sensitivity"):
+    def apply(self, variant: Variant) -> tuple[Params, Compressed]:
+        """Return the whole network after one variant, and what became of its layers."""
+        params, changed = change(self.network, variant)
+        if self.subject.refresh_fn is not None and variant.kind in ("compressed", "sensitivity"):
             params = self.subject.refresh_fn(params, self.parts.train.inputs)
         return params, changed
 
-    def score(self, cells: Sequence[Cell]) -> list[Row]:
-        """Score one chunk of cells; a short chunk is filled up, so that nothing recompiles."""
-        applied = [self.apply(cell) for cell in cells]
+    def score(self, variants: Sequence[Variant]) -> list[Row]:
+        """Score one chunk of variants; a short chunk is filled up, so that nothing recompiles."""
+        applied = [self.apply(variant) for variant in variants]
         filled = [params for params, _ in applied]
-        filled += [filled[-1]] * (self.evaluator.num_chunk_cells - len(filled))
+        filled += [filled[-1]] * (self.evaluator.num_chunk_variants - len(filled))
         scores = self._scores(_stack(filled))
         rows = []
-        for position, (cell, (_, changed)) in enumerate(zip(cells, applied, strict=True)):
+        for position, (variant, (_, changed)) in enumerate(zip(variants, applied, strict=True)):
             row = {name: float(values[position]) for name, values in scores.items()}
-            rows.append(self._row(cell, changed, row))
+            rows.append(self._row(variant, changed, row))
         return rows
 
-    def losses(self, cell: Cell, temperature: float) -> CellLosses:
+    def losses(self, variant: Variant, temperature: float) -> VariantLosses:
         """Per test example: loss, loss at a fitted temperature, and whether it is right."""
-        params, _ = self.apply(cell)
+        params, _ = self.apply(variant)
         test = self.parts.test
         logits = self.evaluator.logits(_stack([params]), test.inputs)[0]
-        losses = CellLosses(*map(np.asarray, _example_losses(logits, test.labels, temperature)))
+        losses = VariantLosses(*map(np.asarray, _example_losses(logits, test.labels, temperature)))
         return (
-            losses._replace(loss=losses.loss_tempered) if cell.method == "temperature" else losses
+            losses._replace(loss=losses.loss_tempered)
+            if variant.method == "temperature"
+            else losses
         )
 
     def _scores(self, stacked: Params) -> dict[str, np.ndarray]:
@@ -251,19 +253,19 @@ class Scorer:
         scores = _score(*_split(logits, self.parts), *_labels(self.parts))
         return {name: np.asarray(values, np.float64) for name, values in scores.items()}
 
-    def _row(self, cell: Cell, changed: Compressed, scores: Row) -> Row:
+    def _row(self, variant: Variant, changed: Compressed, scores: Row) -> Row:
         num_weights = sum(w.size for w in self.weights.values())
         biases = _num_floats(self.subject.params) - num_weights
         original_bits = float(FLOAT_BITS * num_weights)
         predicted = np.nan
-        if self.reference is not None and cell.method not in ("original", "temperature"):
+        if self.reference is not None and variant.method not in ("original", "temperature"):
             _, weighted = squared_errors(self.weights, changed.layers, self.reference)
             predicted = 0.5 * float(weighted)
-        if cell.method == "temperature":
+        if variant.method == "temperature":
             scores = _at_temperature(scores)
         sizes = changed.sizes
         limits = NO_LIMITS
-        if sizes is None or cell.kind == "sensitivity":
+        if sizes is None or variant.kind == "sensitivity":
             fixed = entropy = description = original_bits
             codebook = 0.0
         else:
@@ -277,16 +279,16 @@ class Scorer:
             description * LN2, num_examples=num_examples, sub_gaussian_scale=0.5
         )
         return {
-            "cell": cell.id,
-            "kind": cell.kind,
-            "method": cell.method,
-            "weighting": cell.weighting,
-            "penalty_form": cell.penalty_form,
-            "diameter_penalty": cell.diameter_penalty,
-            "num_clusters": cell.num_clusters,
-            "parameter": cell.parameter,
-            "allocation": cell.allocation,
-            "layer": cell.layer,
+            "variant": variant.id,
+            "kind": variant.kind,
+            "method": variant.method,
+            "importance": variant.importance,
+            "penalty_form": variant.penalty_form,
+            "diameter_penalty": variant.diameter_penalty,
+            "num_clusters": variant.num_clusters,
+            "parameter": variant.parameter,
+            "allocation": variant.allocation,
+            "layer": variant.layer,
             "model_seed": self.subject.model_seed,
             **scores,
             "generalization_gap": scores["test_loss"] - scores["train_loss"],
@@ -310,32 +312,32 @@ class Scorer:
         }
 
 
-def change(network: Network, cell: Cell) -> tuple[Params, Compressed]:
-    """Return a network after one cell (batch statistics as they were), and its layers.
+def change(network: Network, variant: Variant) -> tuple[Params, Compressed]:
+    """Return a network after one variant (batch statistics as they were), and its layers.
 
     Raises:
-        ValueError: for the cell of early stopping, if the network has no such version.
+        ValueError: for the variant of early stopping, if the network has no such version.
     """
     subject, codebooks, key = network
     weights = subject.weights()
-    changed = compress(weights, cell, codebooks, key=key, last_layer=subject.last_layer)
-    if cell.method != "early_stopping":
+    changed = compress(weights, variant, codebooks, key=key, last_layer=subject.last_layer)
+    if variant.method != "early_stopping":
         return replace_leaves(subject.params, subject.leaves_of(changed.layers)), changed
     if subject.early_stopped is None:
-        raise ValueError("this network has no early-stopped version; choose another cell.")
+        raise ValueError("this network has no early-stopped version; choose another variant.")
     leaves = leaves_by_path(subject.early_stopped)
     return subject.early_stopped, changed._replace(layers=subject.layers_of(leaves))
 
 
-def stack_losses(per_model: Sequence[CellLosses]) -> CellLosses:
-    """Loss matrices (models, test examples) of one cell, for the claims."""
-    return CellLosses(*(np.stack(part) for part in zip(*per_model, strict=True)))
+def stack_losses(per_model: Sequence[VariantLosses]) -> VariantLosses:
+    """Loss matrices (models, test examples) of one variant, for the claims."""
+    return VariantLosses(*(np.stack(part) for part in zip(*per_model, strict=True)))
 
 
-def chunked(cells: Sequence[Cell], size: int) -> Iterator[tuple[int, Sequence[Cell]]]:
-    """Numbered chunks of at most `size` cells, in order."""
-    for number, start in enumerate(range(0, len(cells), size)):
-        yield number, cells[start : start + size]
+def chunked(variants: Sequence[Variant], size: int) -> Iterator[tuple[int, Sequence[Variant]]]:
+    """Numbered chunks of at most `size` variants, in order."""
+    for number, start in enumerate(range(0, len(variants), size)):
+        yield number, variants[start : start + size]
 
 
 @partial(jax.jit, static_argnames=("predict_fn",))
@@ -352,9 +354,9 @@ def _stack(trees: list[Params]) -> Params:
 
 @jax.jit
 def _score(
-    train: Array, selection: Array, test: Array, train_y: Array, selection_y: Array, test_y: Array
+    train: Array, validation: Array, test: Array, train_y: Array, validation_y: Array, test_y: Array
 ) -> dict[str, Float[Array, " C"]]:
-    temperature = fit_temperature(selection, selection_y)
+    temperature = fit_temperature(validation, validation_y)
     scale = temperature[:, None, None]
 
     def loss(logits: Array, labels: Array) -> Float[Array, " C"]:
@@ -370,11 +372,11 @@ def _score(
         "train_loss_tempered": loss(train / scale, train_y),
         "test_loss": on_test.loss[0],
         "test_loss_tempered": on_test.loss[1],
-        "selection_loss": loss(selection, selection_y),
-        "selection_loss_tempered": loss(selection / scale, selection_y),
+        "validation_loss": loss(validation, validation_y),
+        "validation_loss_tempered": loss(validation / scale, validation_y),
         "train_accuracy": accuracy(train, train_y),
         "accuracy": on_test.accuracy[0],
-        "selection_accuracy": accuracy(selection, selection_y),
+        "validation_accuracy": accuracy(validation, validation_y),
         "temperature": temperature,
         "brier_score": on_test.brier_score[0],
         "brier_score_tempered": on_test.brier_score[1],
@@ -399,7 +401,7 @@ def _at_temperature(scores: Row) -> Row:
     raw = (
         "train_loss",
         "test_loss",
-        "selection_loss",
+        "validation_loss",
         "brier_score",
         "calibration_error",
     )

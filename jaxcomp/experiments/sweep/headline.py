@@ -1,7 +1,7 @@
 """What a sweep found, in four lines: for the first screen, the report and `repr`.
 
 What was compressed; the smallest size at no loss; whether anything generalises better; and what
-calibration alone would have given. Every choice was made on the selection sample; the numbers are
+calibration alone would have given. Every choice was made on the validation set; the numbers are
 from the test set.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from jaxcomp.experiments.sweep.claims import Claim, SmallestNetwork
-from jaxcomp.experiments.sweep.summary import CONTROL_NAMES, Summary, best_cell
+from jaxcomp.experiments.sweep.summary import CONTROL_NAMES, Summary, best_variant
 from jaxcomp.experiments.verdicts import p_words, percent, signed
 
 __all__ = ["Headline", "headline"]
@@ -119,5 +119,5 @@ def _calibration(summary: Summary) -> str:
         f"one temperature alone takes the raw test loss from {raw:.3f} to {tempered:.3f} "
         f"({100 * (tempered / raw - 1) if raw else 0.0:+.0f} %)"
     )
-    best = best_cell(summary.of("compressed"), "selection_loss")
+    best = best_variant(summary.of("compressed"), "validation_loss")
     return alone if best is None else f"{alone}, the best variant to {best.mean('test_loss'):.3f}"

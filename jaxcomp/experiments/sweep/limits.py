@@ -1,11 +1,11 @@
-"""How far every cell of a sweep is from the rate-distortion limit of its network.
+"""How far every variant of a sweep is from the rate-distortion limit of its network.
 
 The limit is that of the network's weights with the reference importance, the Gauss-Newton diagonal,
-whatever importance a quantizer was given: all cells are measured by one yardstick, the rise of the
-training loss that a second-order expansion predicts. It is one for codes that treat the weights of
-a layer as independent symbols, with one codebook per layer, and whose encoder knows every weight's
-importance. What knows more may go below it: integer rounding, whose scales differ from channel to
-channel, and pairs of neighbouring weights.
+whatever importance a quantizer was given: all variants are measured by one yardstick, the rise of
+the training loss that a second-order expansion predicts. It is one for codes that treat the weights
+of a layer as independent symbols, with one codebook per layer, and whose encoder knows every
+weight's importance. What knows more may go below it: integer rounding, whose scales differ from
+channel to channel, and pairs of neighbouring weights.
 """
 
 from typing import NamedTuple
@@ -23,12 +23,12 @@ _GAP_BITS = 0.04
 
 
 class Limits(NamedTuple):
-    """Limits for one cell, in bits per weight; NaN where there is none.
+    """Limits for one variant, in bits per weight; NaN where there is none.
 
     Attributes:
         limit: certified: no code of this distortion takes less.
         shannon: Shannon lower bound as if the weights had a density, an estimate.
-        excess: what the cell's entropy is above the limit.
+        excess: what the variant's entropy is above the limit.
     """
 
     limit: float
@@ -51,12 +51,12 @@ def limit_curve(weights: Layers, reference: Layers) -> LayerCurve | None:
 
 
 def limits_at(curve: LayerCurve | None, entropy_bits: float, predicted_rise_nats: float) -> Limits:
-    """Return the limits for a cell whose distortion is twice the rise that it predicts.
+    """Return the limits for a variant whose distortion is twice the rise that it predicts.
 
     Args:
         curve: of its network.
         entropy_bits: per weight.
-        predicted_rise_nats: `1/2 sum h (what - w)^2`; NaN for cells without one.
+        predicted_rise_nats: `1/2 sum h (what - w)^2`; NaN for variants without one.
     """
     if curve is None or not predicted_rise_nats >= 0:
         return NO_LIMITS

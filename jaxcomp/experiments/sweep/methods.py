@@ -8,7 +8,7 @@ class MethodName(NamedTuple):
 
     Attributes:
         label: in a table or picture, short.
-        sentence: in a sentence; "{}" stands for K-means with its weighting.
+        sentence: in a sentence; "{}" stands for K-means with its importance.
         colour: in pictures, where it is a line of its own.
         marker: likewise.
         description: what it is, for `--help`.

@@ -16,18 +16,18 @@ from matplotlib.figure import Figure
 from jaxcomp.experiments import drawing
 from jaxcomp.experiments.drawing import GREY, INK, SMALL, UNIFORM_COLOUR, Entry, sample
 from jaxcomp.experiments.sweep.claims import Claim, SmallestNetwork
+from jaxcomp.experiments.sweep.importance import importance_name
 from jaxcomp.experiments.sweep.methods import METHODS
 from jaxcomp.experiments.sweep.summary import (
     BASELINE_NAMES,
     CONTROL_NAMES,
-    CellSummary,
     Level,
     Summary,
-    best_cell,
+    VariantSummary,
+    best_variant,
     criterion_of,
     one_setting,
 )
-from jaxcomp.experiments.sweep.weighting import weighting_name
 from jaxcomp.experiments.verdicts import p_words, percent, signed
 
 __all__ = ["overview_figure", "plot_sweep"]
@@ -55,7 +55,7 @@ class _Curve(NamedTuple):
     label: str
     colour: str
     marker: str
-    cells: Sequence[CellSummary]
+    variants: Sequence[VariantSummary]
 
 
 def plot_sweep(
@@ -68,7 +68,7 @@ def plot_sweep(
 
     Means over networks. Curves are the first ways to compress, without a penalty; grey dots are
     all other variants. Bands and bars are 95 % intervals of the difference to the same networks'
-    originals. The control is the one best on the selection sample, and so are the star, which a
+    originals. The control is the one best on the validation set, and so are the star, which a
     claim is about, and the smallest network at no loss.
 
     Args:
@@ -108,7 +108,9 @@ def overview_figure(
         drawing.panel_title(axis, panel.title, *_verdict(by_name.get(panel.claim)))
         drawing.axis_labels(axis, x="times smaller than 32-bit weights (estimated)")
     drawing.axis_labels(axes[0], y="test loss [nats per example]")
-    num_left_out = sum(cell.ratio > axes[0].get_xlim()[1] for cell in summary.of("compressed"))
+    num_left_out = sum(
+        variant.ratio > axes[0].get_xlim()[1] for variant in summary.of("compressed")
+    )
     entries = _legend(summary, curves, claims, smallest, num_left_out)
     # Three columns, filled one after the other.
     height = max(1, -(-len(entries) // 3))
@@ -122,28 +124,28 @@ def _curves(summary: Summary) -> list[_Curve]:
     found = []
     for curve in summary.curves:
         if not curve.is_penalised:
-            name = weighting_name(curve.weighting)
-            found.append(_Curve(f"K-means, {name.label}", name.colour, "o", curve.cells))
+            name = importance_name(curve.importance)
+            found.append(_Curve(f"K-means, {name.label}", name.colour, "o", curve.variants))
     for family in summary.families:
         looks = METHODS[family.method]
         found.append(_Curve(family.label, looks.colour, looks.marker, family.plain))
     uniform = summary.of("compressed", "uniform")
     found.append(_Curve(BASELINE_NAMES["uniform"], UNIFORM_COLOUR, "x", uniform))
-    return [curve for curve in found if curve.cells][:MAX_CURVES]
+    return [curve for curve in found if curve.variants][:MAX_CURVES]
 
 
-def _others(summary: Summary, curves: Sequence[_Curve]) -> list[CellSummary]:
-    drawn = {cell.name for curve in curves for cell in curve.cells}
-    return [cell for cell in summary.of("compressed") if cell.name not in drawn]
+def _others(summary: Summary, curves: Sequence[_Curve]) -> list[VariantSummary]:
+    drawn = {variant.name for curve in curves for variant in curve.variants}
+    return [variant for variant in summary.of("compressed") if variant.name not in drawn]
 
 
-def _best_control(summary: Summary, column: str) -> CellSummary | None:
-    """What compresses nothing and is best on the selection sample."""
+def _best_control(summary: Summary, column: str) -> VariantSummary | None:
+    """What compresses nothing and is best on the validation set."""
     controls = summary.of("control")
     if column == "test_loss_tempered":
         # The tempered loss has a temperature already.
-        controls = [cell for cell in controls if cell.method != "temperature"]
-    return best_cell(controls, criterion_of(column))
+        controls = [variant for variant in controls if variant.method != "temperature"]
+    return best_variant(controls, criterion_of(column))
 
 
 def _limits(
@@ -160,8 +162,8 @@ def _limits(
             lines.append(control.mean(panel.column))
         if panel.claim in claims:
             lines.append(claims[panel.claim].value)
-        cells = [cell for curve in curves for cell in curve.cells]
-        seen += [cell.mean(panel.column) for cell in cells if cell.ratio <= right]
+        variants = [variant for curve in curves for variant in curve.variants]
+        seen += [variant.mean(panel.column) for variant in variants if variant.ratio <= right]
     finite = [value for value in lines if np.isfinite(value)] or [0.0, 1.0]
     lowest = min([*finite, *(value for value in seen if np.isfinite(value))])
     highest = max(finite)
@@ -181,8 +183,8 @@ def _draw_panel(
     original = summary.original
     others = _others(summary, curves)
     axis.plot(
-        [cell.ratio for cell in others],
-        [cell.mean(panel.column) for cell in others],
+        [variant.ratio for variant in others],
+        [variant.mean(panel.column) for variant in others],
         linestyle="none",
         marker="o",
         markersize=3,
@@ -190,8 +192,8 @@ def _draw_panel(
         zorder=2,
     )
     for curve in curves:
-        ratios = np.array([cell.ratio for cell in curve.cells])
-        levels = [cell.level_against(original, panel.column) for cell in curve.cells]
+        ratios = np.array([variant.ratio for variant in curve.variants])
+        levels = [variant.level_against(original, panel.column) for variant in curve.variants]
         mean, low, high = np.array([level[:3] for level in levels]).T
         axis.fill_between(ratios, low, high, color=curve.colour, alpha=0.15, linewidth=0, zorder=2)
         axis.plot(
@@ -204,14 +206,14 @@ def _draw_panel(
             zorder=3,
         )
     _draw_references(axis, panel, summary)
-    if claim is not None and (cell := summary.cell(claim.cell)) is not None:
+    if claim is not None and (variant := summary.variant(claim.variant)) is not None:
         level = Level(
             claim.value,
             claim.reference_value + claim.low,
             claim.reference_value + claim.high,
             np.nan,
         )
-        _draw_point(axis, cell.ratio, level, "*", drawing.STAR, 13, INK)
+        _draw_point(axis, variant.ratio, level, "*", drawing.STAR, 13, INK)
     if smallest is not None and smallest.holds and panel.column == "test_loss_tempered":
         base = original.mean(panel.column)
         level = Level(base + smallest.effect, base + smallest.low, base + smallest.high, np.nan)
@@ -229,8 +231,10 @@ def _draw_panel(
             zorder=7,
         )
     low, high = axis.get_ylim()
-    cells = [cell for cell in summary.of("compressed") if cell.ratio <= axis.get_xlim()[1]]
-    num_above = sum(cell.mean(panel.column) > high for cell in cells)
+    variants = [
+        variant for variant in summary.of("compressed") if variant.ratio <= axis.get_xlim()[1]
+    ]
+    num_above = sum(variant.mean(panel.column) > high for variant in variants)
     if num_above:
         counted = "1 variant is" if num_above == 1 else f"{num_above} variants are"
         drawing.edge_note(axis, f"{counted} above this range", at_top=True)
@@ -239,16 +243,16 @@ def _draw_panel(
 def _draw_references(axis: Axes, panel: _Panel, summary: Summary) -> None:
     """The original and the best control: points at 1x, lines to the right, names on them."""
     original = summary.original
-    lines: list[tuple[str, CellSummary, Any, str, str]] = [("original", original, "-", INK, "s")]
+    lines: list[tuple[str, VariantSummary, Any, str, str]] = [("original", original, "-", INK, "s")]
     control = _best_control(summary, panel.column)
     if control is not None:
         name = CONTROL_NAMES.get(control.method, control.method)
         lines.append((f"best control: {name}", control, (0, (5, 2)), GREY, "D"))
-    heights = [cell.mean(panel.column) for _, cell, *_ in lines]
-    for (label, cell, dashes, colour, marker), height in zip(lines, heights, strict=True):
+    heights = [variant.mean(panel.column) for _, variant, *_ in lines]
+    for (label, variant, dashes, colour, marker), height in zip(lines, heights, strict=True):
         axis.axhline(height, color=colour, linestyle=dashes, linewidth=1.4, zorder=2.5)
-        level = cell.level_against(original, panel.column)
-        if cell is original:
+        level = variant.level_against(original, panel.column)
+        if variant is original:
             level = Level(height, np.nan, np.nan, np.nan)
         _draw_point(axis, 1.0, level, marker, colour, 5, colour)
         is_upper = height >= max(heights)
@@ -314,7 +318,7 @@ def _legend(
     if num_others := len(_others(summary, curves)):
         entries.append(sample(f"{num_others} other variants", OTHERS, marker="o"))
     if claims:
-        star = sample("best variant, chosen on the selection sample", drawing.STAR, marker="*")
+        star = sample("best variant, chosen on the validation set", drawing.STAR, marker="*")
         star.handle.set(markersize=11, markeredgecolor=INK)
         entries.append(star)
     if smallest is not None and smallest.holds:

@@ -28,25 +28,25 @@ from jaxcomp.experiments.drawing import (
     sample,
 )
 from jaxcomp.experiments.sweep.claims import Claim, SmallestNetwork
+from jaxcomp.experiments.sweep.importance import IMPORTANCES, importance_name
 from jaxcomp.experiments.sweep.methods import METHODS, method_label
 from jaxcomp.experiments.sweep.overview import overview_figure
 from jaxcomp.experiments.sweep.summary import (
     BASELINE_NAMES,
     CONTROL_NAMES,
     CRITERIA,
-    CellSummary,
     Curve,
     Family,
     Summary,
-    best_cell,
+    VariantSummary,
+    best_variant,
     claims_of,
     criterion_of,
-    curves_by_weighting,
+    curves_by_importance,
     one_setting,
     picture_name,
     summarize,
 )
-from jaxcomp.experiments.sweep.weighting import WEIGHTINGS, weighting_name
 from jaxcomp.experiments.verdicts import signed
 
 __all__ = ["plot_bound", "plot_details", "plot_limit", "plot_predicted_rise", "save_figures"]
@@ -120,26 +120,28 @@ class _Frame:
         self.styles = _styles(curves)
         self.ratio_low, self.ratio_high = summary.ratio_range
 
-    def lines(self) -> list[tuple[Sequence[CellSummary], Style]]:
-        """Everything drawn as a curve over K: cells and how they look."""
+    def lines(self) -> list[tuple[Sequence[VariantSummary], Style]]:
+        """Everything drawn as a curve over K: variants and how they look."""
         uniform = self.summary.of("compressed", "uniform")
-        lines: list[tuple[Sequence[CellSummary], Style]] = [(uniform, UNIFORM)] if uniform else []
+        lines: list[tuple[Sequence[VariantSummary], Style]] = (
+            [(uniform, UNIFORM)] if uniform else []
+        )
         lines += [(family.plain, style) for family, style in self.families() if family.plain]
-        return lines + [(curve.cells, self.styles[curve.key]) for curve in self.curves]
+        return lines + [(curve.variants, self.styles[curve.key]) for curve in self.curves]
 
     def families(self) -> list[tuple[Family, Style]]:
-        """Other codebooks and allocations: colour and marker say the method, dashes the weighting.
+        """Other codebooks and allocations: colour and marker say the method, dashes the importance.
 
         Markers are open where layers share their bits.
         """
         families = self.summary.families
-        weightings = list(dict.fromkeys(family.weighting for family in families))
+        importances = list(dict.fromkeys(family.importance for family in families))
         return [
             (
                 family,
                 Style(
                     METHODS[family.method].colour,
-                    FAMILY_DASHES[weightings.index(family.weighting) % len(FAMILY_DASHES)],
+                    FAMILY_DASHES[importances.index(family.importance) % len(FAMILY_DASHES)],
                     METHODS[family.method].marker,
                     1.2,
                     family.allocation == "equal",
@@ -149,9 +151,9 @@ class _Frame:
             for family in families
         ]
 
-    def is_seen(self, cell: CellSummary) -> bool:
-        """Whether the x axis shows the cell's ratio."""
-        return self.ratio_low <= cell.ratio <= self.ratio_high
+    def is_seen(self, variant: VariantSummary) -> bool:
+        """Whether the x axis shows the variant's ratio."""
+        return self.ratio_low <= variant.ratio <= self.ratio_high
 
 
 def plot_details(table: pd.DataFrame, *, claims: Sequence[Claim] | None = None) -> Figure:
@@ -162,14 +164,14 @@ def plot_details(table: pd.DataFrame, *, claims: Sequence[Claim] | None = None) 
     their level. Bars and coloured bands are 95 % t-intervals of the difference to the same
     networks' originals, which is what matters and is known far better than any level. Controls,
     which compress nothing, are thin grey lines with a letter at their end (where a control has a
-    strength, the one best on the selection sample; Gaussian noise at the ratio of the plain
+    strength, the one best on the validation set; Gaussian noise at the ratio of the plain
     K-means whose distortion it has). Of more than three penalties the smallest, the largest and
-    those best on the selection sample are drawn. The axes show the region around the originals;
+    those best on the validation set are drawn. The axes show the region around the originals;
     what lies beyond is counted at the edge.
 
     Args:
         table: rows of one setting, columns as in `SweepResult.table`; losses in nats.
-        claims: of the same setting; their cells are starred, verdicts written above the panels.
+        claims: of the same setting; their variants are starred, verdicts written above the panels.
 
     Returns:
         A figure of 12 by 8.8 inches, shown by notebooks as it is.
@@ -202,7 +204,7 @@ def plot_bound(table: pd.DataFrame) -> Figure:
     summary = one_setting(table)
     _require(summary, BOUND_COLUMNS)
     if not _has_bound(summary):
-        raise ValueError("no cell of the table has a finite zero_one_bound: nothing to draw.")
+        raise ValueError("no variant of the table has a finite zero_one_bound: nothing to draw.")
     return _bound_figure(summary)
 
 
@@ -210,7 +212,7 @@ def plot_predicted_rise(table: pd.DataFrame) -> Figure:
     """Draw the measured rise of the training loss against the predicted one.
 
     The prediction is half the curvature-weighted distortion, `1/2 sum h (what - w)^2`; on the
-    diagonal it is right. Every point is one compressed cell, mean over networks.
+    diagonal it is right. Every point is one compressed variant, mean over networks.
 
     Args:
         table: rows of one setting, with `predicted_rise_nats` and `measured_rise_nats`.
@@ -219,14 +221,14 @@ def plot_predicted_rise(table: pd.DataFrame) -> Figure:
         A figure of 6.2 by 6.2 inches.
 
     Raises:
-        ValueError: as `plot_details`, or if no cell has a positive prediction and rise.
+        ValueError: as `plot_details`, or if no variant has a positive prediction and rise.
     """
     summary = one_setting(table)
     _require(summary, RISE_COLUMNS)
     if not _has_rise(summary):
         raise ValueError(
-            "no compressed cell has both a positive predicted and a positive measured rise of the "
-            "training loss: nothing to draw on logarithmic axes."
+            "no compressed variant has both a positive predicted and a positive measured rise of "
+            "the training loss: nothing to draw on logarithmic axes."
         )
     return _rise_figure(summary)
 
@@ -236,7 +238,7 @@ def plot_limit(table: pd.DataFrame) -> Figure:
 
     Left the distortion against the entropy of the symbols, with the limit (certified lower bound,
     Gauss-Newton importance) and the Shannon bound as lines; right the bits above the limit. Every
-    point is one compressed cell, mean over networks.
+    point is one compressed variant, mean over networks.
 
     Args:
         table: rows of one setting, with the columns of `LIMIT_COLUMNS`.
@@ -245,12 +247,12 @@ def plot_limit(table: pd.DataFrame) -> Figure:
         A figure of 10.5 by 5.4 inches.
 
     Raises:
-        ValueError: as `plot_details`, or if no cell has a limit.
+        ValueError: as `plot_details`, or if no variant has a limit.
     """
     summary = one_setting(table)
     _require(summary, LIMIT_COLUMNS)
     if not _has_limit(summary):
-        raise ValueError("no compressed cell of the table has a limit: nothing to draw.")
+        raise ValueError("no compressed variant of the table has a limit: nothing to draw.")
     return _limit_figure(summary)
 
 
@@ -313,10 +315,10 @@ def _figures(
 
 
 def _details_figure(summary: Summary, claims: Sequence[Claim]) -> Figure:
-    frame = _Frame(summary, summary.main_curves({claim.cell for claim in claims}))
+    frame = _Frame(summary, summary.main_curves({claim.variant for claim in claims}))
     explanation = (
         "Grey lines: controls, which compress nothing. What is called best, and every temperature, "
-        "was chosen on the selection sample."
+        "was chosen on the validation set."
     )
     if summary.num_models > 1:
         explanation = (
@@ -344,7 +346,7 @@ def _details_figure(summary: Summary, claims: Sequence[Claim]) -> Figure:
 def _bound_figure(summary: Summary) -> Figure:
     frame = _Frame(summary, summary.main_curves())
     lines = frame.lines()
-    shown = [summary.original, *(cell for cells, _ in lines for cell in cells)]
+    shown = [summary.original, *(variant for variants, _ in lines for variant in variants)]
     bounds, gaps = (_means(shown, column) for column in ("zero_one_bound", "zero_one_gap"))
     figure = drawing.new_figure(
         8.0,
@@ -375,11 +377,11 @@ def _bound_figure(summary: Summary) -> Figure:
         color=INK,
         bbox={"facecolor": "#f3ece7", "edgecolor": "none", "pad": 1.5},
     )
-    for cells, style in lines:
+    for variants, style in lines:
         of_bound = style._replace(dashes="-", is_filled=True, interval="none")
         of_gap = style._replace(dashes=DOTTED, is_filled=False, interval="none")
-        _draw_curve(axis, frame, cells, "zero_one_bound", of_bound)
-        _draw_curve(axis, frame, cells, "zero_one_gap", of_gap)
+        _draw_curve(axis, frame, variants, "zero_one_bound", of_bound)
+        _draw_curve(axis, frame, variants, "zero_one_gap", of_gap)
     for column, face in (("zero_one_bound", INK), ("zero_one_gap", "white")):
         axis.plot(
             [summary.original.ratio],
@@ -414,7 +416,7 @@ def _bound_figure(summary: Summary) -> Figure:
 
 def _rise_figure(summary: Summary) -> Figure:
     compressed = summary.of("compressed")
-    usable = [cell for cell in compressed if _is_positive_rise(cell)]
+    usable = [variant for variant in compressed if _is_positive_rise(variant)]
     figure = drawing.new_figure(
         6.2,
         6.2,
@@ -468,9 +470,9 @@ def _rise_figure(summary: Summary) -> Figure:
 
 
 def _limit_figure(summary: Summary) -> Figure:
-    cells = [cell for cell in summary.of("compressed") if _has_limits(cell)]
+    variants = [variant for variant in summary.of("compressed") if _has_limits(variant)]
     # A pruned network of float weights has bits that nothing else comes near.
-    shown = [cell for cell in cells if cell.method != "magnitude_pruning"] or cells
+    shown = [variant for variant in variants if variant.method != "magnitude_pruning"] or variants
     figure = drawing.new_figure(
         10.5,
         5.4,
@@ -533,12 +535,12 @@ def _limit_figure(summary: Summary) -> Figure:
 
 
 def _has_limit(summary: Summary) -> bool:
-    return any(_has_limits(cell) for cell in summary.of("compressed"))
+    return any(_has_limits(variant) for variant in summary.of("compressed"))
 
 
-def _has_limits(cell: CellSummary) -> bool:
-    return cell.mean("predicted_rise_nats") > 0 and not math.isnan(
-        cell.mean("excess_bits_per_weight")
+def _has_limits(variant: VariantSummary) -> bool:
+    return variant.mean("predicted_rise_nats") > 0 and not math.isnan(
+        variant.mean("excess_bits_per_weight")
     )
 
 
@@ -549,20 +551,20 @@ def _require(summary: Summary, columns: Sequence[str]) -> None:
 
 
 def _has_bound(summary: Summary) -> bool:
-    return any(not math.isnan(cell.mean("zero_one_bound")) for cell in summary.cells)
+    return any(not math.isnan(variant.mean("zero_one_bound")) for variant in summary.variants)
 
 
 def _has_rise(summary: Summary) -> bool:
-    return any(_is_positive_rise(cell) for cell in summary.of("compressed"))
+    return any(_is_positive_rise(variant) for variant in summary.of("compressed"))
 
 
-def _is_positive_rise(cell: CellSummary) -> bool:
+def _is_positive_rise(variant: VariantSummary) -> bool:
     # A comparison with NaN is false.
-    return all(cell.mean(column) > 0 for column in RISE_COLUMNS)
+    return all(variant.mean(column) > 0 for column in RISE_COLUMNS)
 
 
-def _means(cells: Sequence[CellSummary], column: str) -> np.ndarray:
-    return np.array([cell.mean(column) for cell in cells], dtype=float)
+def _means(variants: Sequence[VariantSummary], column: str) -> np.ndarray:
+    return np.array([variant.mean(column) for variant in variants], dtype=float)
 
 
 def _styles(curves: Sequence[Curve]) -> dict[tuple[str, str, float], Style]:
@@ -570,8 +572,8 @@ def _styles(curves: Sequence[Curve]) -> dict[tuple[str, str, float], Style]:
     dashes = ((0, (1, 1.2)), (0, (4, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)))
     markers = "v^sDpX"
     styles = {}
-    for weighting, members in curves_by_weighting(curves):
-        base = weighting_name(weighting).colour
+    for importance, members in curves_by_importance(curves):
+        base = importance_name(importance).colour
         penalised = [curve for curve in members if curve.is_penalised]
         for curve in members:
             if not curve.is_penalised:
@@ -613,12 +615,12 @@ def _draw_panel(axis: Axes, panel: Panel, frame: _Frame, claims: Sequence[Claim]
         axis.axhline(value * factor, color=GREY, linewidth=0.9, linestyle=dashes, zorder=2)
     drawing.letters(axis, [(CONTROL_LETTERS[m], v * factor) for m, v in controls.items()])
     _draw_noise(axis, frame.summary, panel)
-    for cells, style in frame.lines():
-        _draw_curve(axis, frame, cells, panel.column, style, factor)
+    for variants, style in frame.lines():
+        _draw_curve(axis, frame, variants, panel.column, style, factor)
     for method, (marker, filled) in POINT_MARKERS.items():
         style = Style(INK, "none", marker, 0.9, filled, "bars")
-        cells = frame.summary.of("compressed", method)
-        _draw_curve(axis, frame, cells, panel.column, style, factor, zorder=4)
+        variants = frame.summary.of("compressed", method)
+        _draw_curve(axis, frame, variants, panel.column, style, factor, zorder=4)
     for claim in claims:
         if claim.quantity == panel.quantity:
             _draw_star(axis, frame.summary, claim, panel)
@@ -626,12 +628,12 @@ def _draw_panel(axis: Axes, panel: Panel, frame: _Frame, claims: Sequence[Claim]
 
 
 def _controls(summary: Summary, panel: Panel) -> dict[str, float]:
-    """Mean of every control drawn as a line, at its strength best on the selection sample."""
+    """Mean of every control drawn as a line, at its strength best on the validation set."""
     found = {}
     for method in CONTROL_LETTERS:
         if method == "temperature" and panel.column in COLUMNS_WITHOUT_TEMPERATURE:
             continue
-        best = best_cell(summary.of("control", method), criterion_of(panel.column))
+        best = best_variant(summary.of("control", method), criterion_of(panel.column))
         if best is not None and not math.isnan(best.mean(panel.column)):
             found[method] = best.mean(panel.column)
     return found
@@ -642,16 +644,18 @@ def _limits(
 ) -> tuple[tuple[float, float], bool]:
     """Limits of the y axis that keep the region around the originals large.
 
-    Logarithmic where the values span much and may. Otherwise everything that is a line and the
-    best cell of every weighting stay in sight, and so does whatever is better still; worse cells
+    Logarithmic where the values span much and may. Otherwise everything that is a line and the best
+    variant of every importance stay in sight, and so does whatever is better still; worse variants
     do as far as they take less than half of the axis.
     """
-    families: dict[tuple[str, str], list[CellSummary]] = {}
-    for cell in (cell for cells, _ in frame.lines() for cell in cells if frame.is_seen(cell)):
-        families.setdefault((cell.method, cell.weighting), []).append(cell)
+    families: dict[tuple[str, str], list[VariantSummary]] = {}
+    for variant in (
+        variant for variants, _ in frame.lines() for variant in variants if frame.is_seen(variant)
+    ):
+        families.setdefault((variant.method, variant.importance), []).append(variant)
     values = _finite(_means([c for family in families.values() for c in family], panel.column))
-    best = [best_cell(family, criterion_of(panel.column)) for family in families.values()]
-    core = _finite([*lines, *_means([cell for cell in best if cell], panel.column)])
+    best = [best_variant(family, criterion_of(panel.column)) for family in families.values()]
+    core = _finite([*lines, *_means([variant for variant in best if variant], panel.column)])
     if not len(core):
         core = values if len(values) else np.array([0.0, 1.0])
     low, high = (float(end) for end in (min([*core, *values]), max([*core, *values])))
@@ -676,18 +680,20 @@ def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
 def _draw_curve(
     axis: Axes,
     frame: _Frame,
-    cells: Sequence[CellSummary],
+    variants: Sequence[VariantSummary],
     column: str,
     style: Style,
     factor: float = 1.0,
     *,
     zorder: float = 3.0,
 ) -> None:
-    if not cells:
+    if not variants:
         return
-    ratios = _means(cells, "ratio_estimated")
+    ratios = _means(variants, "ratio_estimated")
     original = frame.summary.original
-    values = factor * np.array([cell.level_against(original, column)[:3] for cell in cells])
+    values = factor * np.array(
+        [variant.level_against(original, column)[:3] for variant in variants]
+    )
     mean, low, high = values.T
     if style.interval == "band":
         axis.fill_between(ratios, low, high, color=style.colour, alpha=0.15, linewidth=0, zorder=2)
@@ -712,13 +718,13 @@ def _draw_curve(
 def _draw_noise(axis: Axes, summary: Summary, panel: Panel) -> None:
     """Draw the noise control at the ratio of the plain K-means whose distortion it has."""
     plain = summary.plain_curve()
-    noise = {cell.num_clusters: cell for cell in summary.of("control", "gaussian_noise")}
+    noise = {variant.num_clusters: variant for variant in summary.of("control", "gaussian_noise")}
     if plain is None or not noise:
         return
-    pairs = [(c.ratio, noise[c.num_clusters]) for c in plain.cells if c.num_clusters in noise]
+    pairs = [(c.ratio, noise[c.num_clusters]) for c in plain.variants if c.num_clusters in noise]
     axis.plot(
         [ratio for ratio, _ in pairs],
-        panel.factor * _means([cell for _, cell in pairs], panel.column),
+        panel.factor * _means([variant for _, variant in pairs], panel.column),
         color=GREY,
         linestyle=CONTROL_DASHES["gaussian_noise"],
         linewidth=1.1,
@@ -729,10 +735,10 @@ def _draw_noise(axis: Axes, summary: Summary, panel: Panel) -> None:
 
 
 def _draw_star(axis: Axes, summary: Summary, claim: Claim, panel: Panel) -> None:
-    cells = [cell for cell in summary.cells if cell.name == claim.cell]
+    variants = [variant for variant in summary.variants if variant.name == claim.variant]
     axis.plot(
-        _means(cells, "ratio_estimated"),
-        panel.factor * _means(cells, panel.column),
+        _means(variants, "ratio_estimated"),
+        panel.factor * _means(variants, panel.column),
         linestyle="none",
         marker="*",
         markersize=13,
@@ -745,13 +751,13 @@ def _draw_star(axis: Axes, summary: Summary, claim: Claim, panel: Panel) -> None
 
 def _mark_beyond(axis: Axes, frame: _Frame, panel: Panel, low: float, high: float) -> None:
     """Show at the edge what lies beyond it, and say how far it goes."""
-    lines = [(cells, style.colour) for cells, style in frame.lines()]
+    lines = [(variants, style.colour) for variants, style in frame.lines()]
     lines += [(frame.summary.of("compressed", method), INK) for method in POINT_MARKERS]
     above: list[float] = []
     below: list[float] = []
-    for cells, colour in lines:
-        values, ratios = _means(cells, panel.column), _means(cells, "ratio_estimated")
-        is_seen = np.array([frame.is_seen(cell) for cell in cells], dtype=bool)
+    for variants, colour in lines:
+        values, ratios = _means(variants, panel.column), _means(variants, "ratio_estimated")
+        is_seen = np.array([frame.is_seen(variant) for variant in variants], dtype=bool)
         for is_beyond, edge, marker, found in (
             (is_seen & (values > high), 1.018, "^", above),
             (is_seen & (values < low), -0.018, "v", below),
@@ -810,24 +816,24 @@ def _cluster_scale(axis: Axes, frame: _Frame) -> None:
     """Write below the ratios which K of the first curve without a penalty reaches them."""
     plain = frame.summary.plain_curve()
     if plain is not None:
-        marks = [(cell.ratio, f"{cell.num_clusters}") for cell in plain.cells]
-        drawing.scale_below(axis, "K =", marks, weighting_name(plain.weighting).colour)
+        marks = [(variant.ratio, f"{variant.num_clusters}") for variant in plain.variants]
+        drawing.scale_below(axis, "K =", marks, importance_name(plain.importance).colour)
 
 
 def _curve_groups(frame: _Frame) -> list[tuple[str, list[Entry]]]:
-    """Legend entries of the K-means curves, one group per weighting."""
+    """Legend entries of the K-means curves, one group per importance."""
     groups: list[tuple[str, list[Entry]]] = []
-    all_curves = dict(curves_by_weighting(frame.summary.curves))
-    for weighting, shown in curves_by_weighting(frame.curves):
-        family = all_curves[weighting]
-        cells = [cell for curve in family for cell in curve.cells]
+    all_curves = dict(curves_by_importance(frame.summary.curves))
+    for importance, shown in curves_by_importance(frame.curves):
+        family = all_curves[importance]
+        variants = [variant for curve in family for variant in curve.variants]
         best = {
-            name: best_cell(cells, criterion)
+            name: best_variant(variants, criterion)
             for name, criterion in zip(("raw", "tempered"), CRITERIA, strict=True)
         }
         entries: list[Entry] = []
         for curve in shown:
-            praised = [name for name, cell in best.items() if cell in curve.cells]
+            praised = [name for name, variant in best.items() if variant in curve.variants]
             label = f"penalty {curve.diameter_penalty:g}" if curve.is_penalised else "no penalty"
             if curve.is_penalised and frame.summary.has_several_forms:
                 label += f", {curve.penalty_form}"
@@ -847,7 +853,7 @@ def _curve_groups(frame: _Frame) -> list[tuple[str, list[Entry]]]:
         if num_hidden:
             more = "penalty" if num_hidden == 1 else "penalties"
             entries.append(remark(f"{num_hidden} more {more} in the table"))
-        groups.append((f"K-means, {weighting_name(weighting).label}", entries))
+        groups.append((f"K-means, {importance_name(importance).label}", entries))
     return groups
 
 
@@ -874,12 +880,12 @@ def _legend_groups(frame: _Frame, *, has_claims: bool) -> list[tuple[str, list[E
     if summary.of("compressed", "uniform"):
         others.append(sample(BASELINE_NAMES["uniform"], UNIFORM.colour, dashes="-", marker="x"))
     for method, (marker, filled) in POINT_MARKERS.items():
-        cells = summary.of("compressed", method)
-        if not cells:
+        variants = summary.of("compressed", method)
+        if not variants:
             continue
         label = BASELINE_NAMES[method]
         if method == "round_to_nearest":
-            bits = sorted({cell.parameter for cell in cells}, reverse=True)
+            bits = sorted({variant.parameter for variant in variants}, reverse=True)
             label = f"{', '.join(f'int{number:g}' for number in bits)} per channel"
         others.append(sample(label, INK, marker=marker, filled=filled))
     ratios = _means(summary.of("compressed"), "ratio_estimated")
@@ -918,27 +924,35 @@ def _legend_groups(frame: _Frame, *, has_claims: bool) -> list[tuple[str, list[E
 
 
 def _scatter_groups(
-    cells: Sequence[CellSummary],
-) -> Iterator[tuple[str, str, str, bool, list[CellSummary]]]:
+    variants: Sequence[VariantSummary],
+) -> Iterator[tuple[str, str, str, bool, list[VariantSummary]]]:
     """Label, colour, marker, whether filled, and members, for the picture of the prediction."""
-    kmeans = [cell for cell in cells if (cell.method, cell.allocation) == ("kmeans", "equal")]
-    for name in dict.fromkeys([*WEIGHTINGS, *(cell.weighting for cell in kmeans)]):
-        members = [cell for cell in kmeans if cell.weighting == name]
-        label, colour = f"K-means, {weighting_name(name).label}", weighting_name(name).colour
-        plain = [cell for cell in members if cell.diameter_penalty == 0]
-        penalised = [cell for cell in members if cell.diameter_penalty > 0]
+    kmeans = [
+        variant
+        for variant in variants
+        if (variant.method, variant.allocation) == ("kmeans", "equal")
+    ]
+    for name in dict.fromkeys([*IMPORTANCES, *(variant.importance for variant in kmeans)]):
+        members = [variant for variant in kmeans if variant.importance == name]
+        label, colour = f"K-means, {importance_name(name).label}", importance_name(name).colour
+        plain = [variant for variant in members if variant.diameter_penalty == 0]
+        penalised = [variant for variant in members if variant.diameter_penalty > 0]
         yield label, colour, "o", True, plain
         yield f"{label}, penalty", colour, "o", False, penalised
-    for method, allocation in dict.fromkeys((cell.method, cell.allocation) for cell in cells):
+    for method, allocation in dict.fromkeys(
+        (variant.method, variant.allocation) for variant in variants
+    ):
         if method in METHODS and (method, allocation) != ("kmeans", "equal"):
             looks = METHODS[method]
             members = [
-                cell for cell in cells if (cell.method, cell.allocation) == (method, allocation)
+                variant
+                for variant in variants
+                if (variant.method, variant.allocation) == (method, allocation)
             ]
             label = method_label(method, allocation)
             yield label, looks.colour, looks.marker, allocation == "equal", members
     others = {"uniform": ("x", True), **POINT_MARKERS}
     for name, (marker, filled) in others.items():
-        members = [cell for cell in cells if cell.method == name]
+        members = [variant for variant in variants if variant.method == name]
         colour = UNIFORM_COLOUR if name == "uniform" else INK
         yield BASELINE_NAMES[name], colour, marker, filled, members

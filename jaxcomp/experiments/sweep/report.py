@@ -31,18 +31,18 @@ from jaxcomp.experiments.reporting import (
 )
 from jaxcomp.experiments.sweep.claims import Claim, SmallestNetwork
 from jaxcomp.experiments.sweep.headline import headline
+from jaxcomp.experiments.sweep.importance import importance_name
 from jaxcomp.experiments.sweep.summary import (
     BASELINE_NAMES,
     CONTROL_NAMES,
-    CellSummary,
     Curve,
     Summary,
-    best_cell,
+    VariantSummary,
+    best_variant,
     claims_of,
     picture_name,
     summarize,
 )
-from jaxcomp.experiments.sweep.weighting import weighting_name
 
 __all__ = ["headlines", "print_report", "report_markdown"]
 
@@ -53,7 +53,7 @@ LEGEND = (
     "accuracy is a better network; a lower raw loss alone is not."
 )
 FIXED_CLUSTERS = (2, 4, 8, 16, 32)
-_HOW = "variants were chosen on the selection sample, the test set was looked at once"
+_HOW = "variants were chosen on the validation set, the test set was looked at once"
 
 
 class Column(NamedTuple):
@@ -109,7 +109,7 @@ class Line(NamedTuple):
     """A row of the compact table."""
 
     label: str
-    cell: CellSummary
+    variant: VariantSummary
 
 
 class Section(NamedTuple):
@@ -243,18 +243,18 @@ def _sections(summary: Summary) -> list[Section]:
     """Choose the rows of the compact table, at most some 25."""
     chosen: list[Line] = []
     for curve in summary.main_curves():
-        best = best_cell(curve.cells, "selection_loss")
+        best = best_variant(curve.variants, "validation_loss")
         if best is not None:
             chosen.append(Line(_curve_label(curve, summary), best))
     fixed: list[Line] = []
     plain = summary.plain_curve()
     if plain is not None:
-        for cell in sorted(plain.cells, key=lambda cell: cell.num_clusters):
-            if cell.num_clusters in FIXED_CLUSTERS:
-                fixed.append(Line(_curve_label(plain, summary), cell))
+        for variant in sorted(plain.variants, key=lambda variant: variant.num_clusters):
+            if variant.num_clusters in FIXED_CLUSTERS:
+                fixed.append(Line(_curve_label(plain, summary), variant))
     sections = [
         Section("", [Line("original", summary.original)]),
-        Section("K-means, K with the lowest raw loss on the selection sample", chosen),
+        Section("K-means, K with the lowest raw loss on the validation set", chosen),
         Section("K-means at fixed K", fixed),
         Section("Other quantizers", list(_baselines(summary))),
         Section("Controls: nothing is compressed", list(_controls(summary))),
@@ -263,31 +263,31 @@ def _sections(summary: Summary) -> list[Section]:
 
 
 def _curve_label(curve: Curve, summary: Summary) -> str:
-    weighting = weighting_name(curve.weighting).label
+    importance = importance_name(curve.importance).label
     if not curve.is_penalised:
-        return f"{weighting}, no penalty"
+        return f"{importance}, no penalty"
     form = curve.penalty_form if summary.has_several_forms else "penalty"
-    return f"{weighting}, {form} {curve.diameter_penalty:g}"
+    return f"{importance}, {form} {curve.diameter_penalty:g}"
 
 
 def _baselines(summary: Summary) -> Iterator[Line]:
     for family in summary.families:
-        best = best_cell(family.cells, "selection_loss")
+        best = best_variant(family.variants, "validation_loss")
         if best is not None:
             yield Line(family.label, best)
-    best = best_cell(summary.of("compressed", "uniform"), "selection_loss")
+    best = best_variant(summary.of("compressed", "uniform"), "validation_loss")
     if best is not None:
         yield Line(f"{BASELINE_NAMES['uniform']}, best K", best)
-    for cell in summary.of("compressed", "round_to_nearest"):
-        yield Line(f"int{cell.parameter:g} per channel", cell)
-    best = best_cell(summary.of("compressed", "magnitude_pruning"), "selection_loss")
+    for variant in summary.of("compressed", "round_to_nearest"):
+        yield Line(f"int{variant.parameter:g} per channel", variant)
+    best = best_variant(summary.of("compressed", "magnitude_pruning"), "validation_loss")
     if best is not None:
         yield Line(f"{100 * best.parameter:g} % of weights pruned", best)
 
 
 def _controls(summary: Summary) -> Iterator[Line]:
     for method, name in CONTROL_NAMES.items():
-        best = best_cell(summary.of("control", method), "selection_loss")
+        best = best_variant(summary.of("control", method), "validation_loss")
         if best is None:
             continue
         if method == "last_layer_scaled":
@@ -302,36 +302,38 @@ def _controls(summary: Summary) -> Iterator[Line]:
 
 
 def _limit_lines(summary: Summary, num_clusters: Sequence[int] = ()) -> list[Line]:
-    """Every cell without a penalty whose distance to the limit is known.
+    """Every variant without a penalty whose distance to the limit is known.
 
     Args:
         summary: of one setting.
         num_clusters: the only K wanted; all if there are none.
     """
     groups = [
-        (f"K-means, {weighting_name(curve.weighting).label}", curve.cells)
+        (f"K-means, {importance_name(curve.importance).label}", curve.variants)
         for curve in summary.curves
         if not curve.is_penalised
     ]
     groups += [(family.label, family.plain) for family in summary.families]
     groups += [(BASELINE_NAMES[name], summary.of("compressed", name)) for name in ("uniform",)]
     rounded = summary.of("compressed", "round_to_nearest")
-    groups += [(f"int{cell.parameter:g} per channel", [cell]) for cell in rounded]
+    groups += [(f"int{variant.parameter:g} per channel", [variant]) for variant in rounded]
     pruned = summary.of("compressed", "magnitude_pruning")
-    groups += [(f"{100 * cell.parameter:g} % of weights pruned", [cell]) for cell in pruned]
+    groups += [
+        (f"{100 * variant.parameter:g} % of weights pruned", [variant]) for variant in pruned
+    ]
     return [
-        Line(label, cell)
-        for label, cells in groups
-        for cell in sorted(cells, key=lambda cell: cell.num_clusters)
-        if not math.isnan(cell.mean("excess_bits_per_weight"))
-        and (not num_clusters or cell.num_clusters in (0, *num_clusters))
+        Line(label, variant)
+        for label, variants in groups
+        for variant in sorted(variants, key=lambda variant: variant.num_clusters)
+        if not math.isnan(variant.mean("excess_bits_per_weight"))
+        and (not num_clusters or variant.num_clusters in (0, *num_clusters))
     ]
 
 
 def _limit_numbers(line: Line) -> list[str]:
     """The entries of one row of the table of distances."""
-    shown = f"{line.cell.num_clusters}" if line.cell.num_clusters else "-"
-    numbers = [line.cell.mean(source) for _, source, _ in LIMIT_COLUMNS]
+    shown = f"{line.variant.num_clusters}" if line.variant.num_clusters else "-"
+    numbers = [line.variant.mean(source) for _, source, _ in LIMIT_COLUMNS]
     return [
         line.label,
         shown,
@@ -342,14 +344,14 @@ def _limit_numbers(line: Line) -> list[str]:
     ]
 
 
-def _noise_of_chosen(summary: Summary) -> CellSummary | None:
+def _noise_of_chosen(summary: Summary) -> VariantSummary | None:
     """Noise as strong as the error of the chosen K: of all noise, the weakest is always best."""
     plain = summary.plain_curve()
-    chosen = best_cell(plain.cells, "selection_loss") if plain is not None else None
+    chosen = best_variant(plain.variants, "validation_loss") if plain is not None else None
     if chosen is None:
         return None
     noise = summary.of("control", "gaussian_noise")
-    return next((cell for cell in noise if cell.num_clusters == chosen.num_clusters), None)
+    return next((variant for variant in noise if variant.num_clusters == chosen.num_clusters), None)
 
 
 def _number(line: Line, column: Column, plus_minus: str) -> str:
@@ -358,9 +360,9 @@ def _number(line: Line, column: Column, plus_minus: str) -> str:
         return line.label
     if column.source == "num_clusters":
         # The K of a noise control is in its name: nothing was clustered.
-        is_shown = line.cell.num_clusters > 0 and line.cell.kind == "compressed"
-        return f"{line.cell.num_clusters}" if is_shown else "-"
-    level = line.cell.level(column.source)
+        is_shown = line.variant.num_clusters > 0 and line.variant.kind == "compressed"
+        return f"{line.variant.num_clusters}" if is_shown else "-"
+    level = line.variant.level(column.source)
     if math.isnan(level.mean):
         return "-"
     decimals = column.decimals
@@ -452,16 +454,16 @@ def _numbers_note(summary: Summary, plus_minus: str) -> str:
 
 def _unused_clusters(summary: Summary) -> list[str]:
     """Say where plain K-means found no use for all of its clusters (a penalty merges some)."""
-    cells = {
-        cell.num_clusters: cell
+    variants = {
+        variant.num_clusters: variant
         for curve in reversed(summary.curves)
         if not curve.is_penalised
-        for cell in curve.cells
-        if cell.mean("num_empty") > 0
+        for variant in curve.variants
+        if variant.mean("num_empty") > 0
     }
-    if not cells:
+    if not variants:
         return []
-    told = ", ".join(f"{c.mean('num_used'):,.1f} of K = {k:,}" for k, c in sorted(cells.items()))
+    told = ", ".join(f"{c.mean('num_used'):,.1f} of K = {k:,}" for k, c in sorted(variants.items()))
     return [f"Layers with few distinct weights use fewer clusters: {told} (mean over layers)."]
 
 

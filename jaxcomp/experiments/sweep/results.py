@@ -3,10 +3,10 @@
 A run directory holds, each file written whole or not at all::
 
     manifest.json            settings, versions, device, times, status
-    cells/*.json             rows of finished chunks of cells (what a resumed run continues from)
+    variants/*.json          rows of finished chunks of variants (where a resumed run goes on)
     networks/*.npz           the trained networks
     codebooks/*.npz          every codebook of every network
-    table.csv, .parquet      one row per cell and network
+    table.csv, .parquet      one row per variant and network
     claims.json, report.md   what holds and what does not
     *.png, *.svg, *.pdf      pictures: `sweep` first, every quantity in `sweep-details`
 """
@@ -26,7 +26,6 @@ from jaxcomp.experiments.drawing import own_look
 from jaxcomp.experiments.reporting import brief
 from jaxcomp.experiments.reproducibility import key_from_plain, key_to_plain
 from jaxcomp.experiments.sweep import plots
-from jaxcomp.experiments.sweep.cells import Cell
 from jaxcomp.experiments.sweep.claims import (
     Claim,
     SmallestNetwork,
@@ -38,7 +37,8 @@ from jaxcomp.experiments.sweep.codebooks import Codebooks
 from jaxcomp.experiments.sweep.engine import Network, Subject, change
 from jaxcomp.experiments.sweep.overview import plot_sweep
 from jaxcomp.experiments.sweep.report import headlines, report_markdown
-from jaxcomp.experiments.sweep.summary import cell_means, rows_where
+from jaxcomp.experiments.sweep.summary import rows_where, variant_means
+from jaxcomp.experiments.sweep.variants import Variant
 from jaxcomp.numerics.transformations import all_transfers
 from jaxcomp.trees.description import (
     array_of_dtype,
@@ -52,10 +52,10 @@ from jaxcomp.types import Params
 
 
 class SweepDirectory(RunDirectory):
-    """The files of a sweep: finished chunks of cells, networks, and their codebooks."""
+    """The files of a sweep: finished chunks of variants, networks, and their codebooks."""
 
     noun = "sweep"
-    folders = ("cells", "networks", "codebooks")
+    folders = ("variants", "networks", "codebooks")
 
     def __init__(self, path: Path | None, settings: dict[str, Any], *, resume: bool = True):
         super().__init__(path, settings, resume=resume)
@@ -64,7 +64,11 @@ class SweepDirectory(RunDirectory):
     def forget(self, name: str) -> None:
         """Forget the results of one network."""
         if self.path is not None:
-            for file in (f"cells/{name}-*.json", f"networks/{name}.npz", f"codebooks/{name}.npz"):
+            for file in (
+                f"variants/{name}-*.json",
+                f"networks/{name}.npz",
+                f"codebooks/{name}.npz",
+            ):
                 for found in self.path.glob(file):
                     found.unlink()
 
@@ -119,7 +123,7 @@ class SweepResult:
     """Table, claims and networks of a sweep.
 
     Attributes:
-        table: one row per cell and network; losses and gaps in nats per example, accuracies and
+        table: one row per variant and network; losses and gaps in nats per example, accuracies and
             the Brier score as fractions, sizes in bits (the name says so), ratios of the bits of
             32-bit weights to the estimated bits.
         claims: what the sweep shows, for every setting.
@@ -152,34 +156,34 @@ class SweepResult:
 
     def best(
         self,
-        criterion: str = "selection_loss",
+        criterion: str = "validation_loss",
         *,
         min_ratio: float = 1.0,
         setting: str | None = None,
     ) -> pd.Series:
-        """Return the compressed cell that is best on the selection sample, mean over networks.
+        """Return the compressed variant that is best on the validation set, mean over networks.
 
         Args:
-            criterion: `selection_loss`, `selection_loss_tempered` or `selection_accuracy`.
+            criterion: `validation_loss`, `validation_loss_tempered` or `validation_accuracy`.
                 The test set is not a criterion: a choice made on it would spoil the claim.
             min_ratio: least compression ratio allowed.
             setting: name of the setting, if the sweep has several.
 
         Returns:
-            The cell's columns; numbers are means over the networks.
+            The variant's columns; numbers are means over the networks.
 
         Raises:
             ValueError: on another criterion, an ambiguous setting, or a ratio never reached.
         """
-        allowed = ("selection_loss", "selection_loss_tempered", "selection_accuracy")
+        allowed = ("validation_loss", "validation_loss_tempered", "validation_accuracy")
         if criterion not in allowed:
             raise ValueError(f"criterion must be one of {', '.join(allowed)}, got {criterion!r}.")
         table = rows_where(self.table, setting=self._setting(setting), kind="compressed")
-        means = cell_means(table)
+        means = variant_means(table)
         reached = means.loc[means["ratio_estimated"] >= min_ratio]
         if reached.empty:
             raise ValueError(
-                f"no cell reaches a ratio of {min_ratio:g}: the largest is "
+                f"no variant reaches a ratio of {min_ratio:g}: the largest is "
                 f"{means['ratio_estimated'].max():.1f}."
             )
         score = reached[criterion].to_numpy(float)
@@ -188,16 +192,16 @@ class SweepResult:
     @all_transfers
     def params(
         self,
-        cell: str | pd.Series,
+        variant: str | pd.Series,
         *,
         model_seed: int = 0,
         setting: str | None = None,
         like: Params | None = None,
     ) -> Params:
-        """Return the parameters of one network after one cell.
+        """Return the parameters of one network after one variant.
 
         Args:
-            cell: id of the cell, as in the table's column `cell` (or a row of `best`).
+            variant: id of the variant, as in the table's column `variant` (or a row of `best`).
             model_seed: which network.
             setting: name of the setting, if the sweep has several.
             like: for a loaded result, a tree of the structure that was compressed, such as the
@@ -209,17 +213,19 @@ class SweepResult:
             A pytree like the network's own parameters.
 
         Raises:
-            ValueError: on an unknown cell or network, where batch statistics were re-estimated
+            ValueError: on an unknown variant or network, where batch statistics were re-estimated
                 and the process that did so is gone, or if a loaded tree had functions among its
                 leaves and `like` is not given.
         """
-        if isinstance(cell, pd.Series):
-            cell = str(cell["cell"])
+        if isinstance(variant, pd.Series):
+            variant = str(variant["variant"])
         name = self._setting(setting)
-        rows = rows_where(pd.concat([self.table, self.sensitivity]), setting=name, cell=cell)
+        rows = rows_where(pd.concat([self.table, self.sensitivity]), setting=name, variant=variant)
         if rows.empty:
-            raise ValueError(f"no cell {cell!r} in the table; its column `cell` lists them all.")
-        asked = cell_of(rows.to_dict("records")[0])
+            raise ValueError(
+                f"no variant {variant!r} in the table; its column `variant` lists them all."
+            )
+        asked = variant_of(rows.to_dict("records")[0])
         network = self._networks.get((name, model_seed))
         if network is None:
             known = sorted(seed for key, seed in self._networks if key == name)
@@ -334,12 +340,12 @@ class SweepResult:
         return setting
 
 
-def cell_of(row: Mapping[Hashable, Any]) -> Cell:
-    """The cell that a row of the table speaks of."""
-    return Cell(
+def variant_of(row: Mapping[Hashable, Any]) -> Variant:
+    """The variant that a row of the table speaks of."""
+    return Variant(
         row["kind"],
         row["method"],
-        row["weighting"],
+        row["importance"],
         row["penalty_form"],
         float(row["diameter_penalty"]),
         int(row["num_clusters"]),

@@ -22,13 +22,12 @@ from jaxcomp.experiments import networks
 from jaxcomp.experiments.caches import network_cache
 from jaxcomp.experiments.reproducibility import random_key
 from jaxcomp.experiments.samples import Examples, draw_samples
-from jaxcomp.experiments.sweep import cells as grid
-from jaxcomp.experiments.sweep.cells import Cell
+from jaxcomp.experiments.sweep import variants as grid
 from jaxcomp.experiments.sweep.claims import (
     CalibrationShare,
-    CellLosses,
     Claim,
     SmallestNetwork,
+    VariantLosses,
     calibration_share,
     evaluate_claims,
     smallest_without_loss,
@@ -46,8 +45,9 @@ from jaxcomp.experiments.sweep.engine import (
     stack_losses,
 )
 from jaxcomp.experiments.sweep.given import Given, fingerprint_of
+from jaxcomp.experiments.sweep.importance import measure_curvature
 from jaxcomp.experiments.sweep.results import SweepDirectory, SweepResult
-from jaxcomp.experiments.sweep.weighting import measure_curvature
+from jaxcomp.experiments.sweep.variants import Variant
 from jaxcomp.numerics.transformations import all_transfers
 from jaxcomp.progress import Progress
 from jaxcomp.trees.paths import leaves_by_path
@@ -61,9 +61,9 @@ _CURVATURE, _NOISE, _START = 1, 2, 3
 
 @dataclass(frozen=True)
 class Options:
-    """What the engine needs to know beside networks, parts and cells."""
+    """What the engine needs to know beside networks, parts and variants."""
 
-    weighting: tuple[str, ...]
+    importance: tuple[str, ...]
     num_probes: int
     curvature_examples: int
     num_bins: int
@@ -103,7 +103,7 @@ def run(
     """
     started = time.perf_counter()
     options = Options(
-        config.weighting,
+        config.importance,
         config.num_probes,
         config.curvature_examples,
         config.num_bins,
@@ -121,9 +121,9 @@ def run(
                 subjects, parts_of = _train(
                     config, setting, data_dir, download, networks, progress, directory
                 )
-                cells = _cells(config, subjects[0])
+                variants = _variants(config, subjects[0])
                 outcome.append(
-                    _sweep(setting, subjects, parts_of, cells, options, directory, progress)
+                    _sweep(setting, subjects, parts_of, variants, options, directory, progress)
                 )
         return _finish(directory, outcome, started)
 
@@ -133,13 +133,13 @@ def evaluate(
     predict_fn: PredictFn,
     params: Params,
     train: tuple[Any, Any],
-    selection: tuple[Any, Any],
+    validation: tuple[Any, Any],
     test: tuple[Any, Any],
     *,
     select: Select = None,
     method: Sequence[str] | str = ("kmeans",),
     allocation: Sequence[str] | str = ("equal",),
-    weighting: Sequence[str] | str = ("none", "gauss_newton"),
+    importance: Sequence[str] | str = ("none", "gauss_newton"),
     penalty_form: Sequence[str] | str = ("monotone",),
     diameter_penalty: Sequence[float] | float = (0.0, 0.003, 0.01, 0.05),
     num_clusters: Sequence[int] | int = (2, 3, 4, 6, 8, 16, 32),
@@ -168,14 +168,14 @@ def evaluate(
         params: any pytree; arrays of JAX or NumPy among its leaves, tensors of PyTorch, and
             anything else, which is left alone.
         train: `(inputs, labels)` that the network learned from; labels are integers.
-        selection: examples that choices and temperatures are made on.
+        validation: examples that choices and temperatures are made on.
         test: examples that only the final numbers see.
         select: which leaves are compressed (see `jaxcomp.trees.selection`); by default those with
             two axes or more that `predict_fn` uses as factors of matrix products and convolutions,
             or looks rows up in. A stack of layers that it scans is compressed layer by layer.
         method: of kmeans, optimal, entropy_constrained, vector; as all axes one or several.
         allocation: of equal, optimal: how layers share the bits (see `SweepConfig`).
-        weighting: of none, gauss_newton, hutchinson, fisher, adam.
+        importance: of none, gauss_newton, hutchinson, fisher, adam.
         penalty_form: of monotone, published, linear.
         diameter_penalty: relative strengths; 0 is always included.
         num_clusters: codebook sizes K.
@@ -215,7 +215,7 @@ def evaluate(
     config = SweepConfig(
         method=cast("tuple[str, ...]", method),
         allocation=cast("tuple[str, ...]", allocation),
-        weighting=cast("tuple[str, ...]", weighting),
+        importance=cast("tuple[str, ...]", importance),
         penalty_form=cast("tuple[str, ...]", penalty_form),
         diameter_penalty=cast("tuple[float, ...]", diameter_penalty),
         num_clusters=cast("tuple[int, ...]", num_clusters),
@@ -227,7 +227,7 @@ def evaluate(
         controls=controls,
     )
     parts = Parts(
-        _examples(train, "train"), _examples(selection, "selection"), _examples(test, "test")
+        _examples(train, "train"), _examples(validation, "validation"), _examples(test, "test")
     )
     _check_parts(parts)
     given = Given.from_params(predict_fn, params)
@@ -251,7 +251,7 @@ def evaluate(
     layers = subject.layers
     _check_weights(subject)
     num_classes = jax.eval_shape(predict_fn, params, parts.test.inputs[:1]).shape[-1]
-    for label, part in zip(("train", "selection", "test"), parts, strict=True):
+    for label, part in zip(("train", "validation", "test"), parts, strict=True):
         if part.labels.min() < 0 or part.labels.max() >= num_classes:
             raise ValueError(
                 f"{label} labels lie in [{part.labels.min()}, {part.labels.max()}] but the "
@@ -261,18 +261,18 @@ def evaluate(
         raise ValueError(f"last_layer {last_layer!r} is not compressed: choose from {layers}.")
     if last_layer is not None:
         subject = replace(subject, last_layer=last_layer)
-    cells = _cells(config, subject)
+    variants = _variants(config, subject)
     has_sensitivity = isinstance(sensitivity_clusters, int) or len(sensitivity_clusters) > 0
     if len(layers) > 1 and has_sensitivity:
         sensitivity = sorted_clusters(sensitivity_clusters, "sensitivity_clusters")
-        cells += grid.sensitivity_cells(layers, num_clusters=sensitivity)
+        variants += grid.sensitivity_variants(layers, num_clusters=sensitivity)
     options = Options(
-        config.weighting, num_probes, curvature_examples, num_bins, num_iterations, seed
+        config.importance, num_probes, curvature_examples, num_bins, num_iterations, seed
     )
     settings = {
         "name": name,
         "seed": seed,
-        "cells": [cell.id for cell in cells],
+        "variants": [variant.id for variant in variants],
         "options": [
             str(value) for value in (num_probes, curvature_examples, num_bins, num_iterations)
         ],
@@ -292,7 +292,7 @@ def evaluate(
         directory.describe()
         with Progress(quiet=quiet) as progress:
             outcome = _sweep(
-                setting, [subject], lambda _: parts, cells, options, directory, progress
+                setting, [subject], lambda _: parts, variants, options, directory, progress
             )
         return _finish(directory, [outcome], started)
 
@@ -310,15 +310,15 @@ def _sweep(
     setting: Setting,
     subjects: Sequence[Subject],
     parts_of: Callable[[int], Parts],
-    cells: Sequence[Cell],
+    variants: Sequence[Variant],
     options: Options,
     directory: SweepDirectory,
     progress: Progress,
 ) -> _Outcome:
-    """Score every cell of every network of one setting, then make its claims."""
+    """Score every variant of every network of one setting, then make its claims."""
     name = setting.name
     evaluator = Evaluator(subjects[0], parts_of(0))
-    told = progress.task(f"{name}: compressing and scoring", len(cells) * len(subjects))
+    told = progress.task(f"{name}: compressing and scoring", len(variants) * len(subjects))
     rows: list[Row] = []
     networks: list[Network] = []
     for number, subject in enumerate(subjects):
@@ -326,31 +326,31 @@ def _sweep(
         parts = parts_of(number)
         key = jax.random.fold_in(random_key(options.seed), subject.model_seed)
         codebooks, scorer = directory.load_codebooks(file, subject), None
-        for chunk, members in chunked(cells, evaluator.num_chunk_cells):
-            found = directory.load_rows(f"{file}-{chunk:04d}", [cell.id for cell in members])
+        for chunk, members in chunked(variants, evaluator.num_chunk_variants):
+            found = directory.load_rows(f"{file}-{chunk:04d}", [variant.id for variant in members])
             if found is None or codebooks is None:
                 if scorer is None:
                     evaluator.check_finite(subject, parts)
-                    scorer = _scorer(subject, parts, cells, options, evaluator, codebooks, key)
+                    scorer = _scorer(subject, parts, variants, options, evaluator, codebooks, key)
                     codebooks = scorer.network.codebooks
                     directory.save_network(name, file, scorer.network)
                 found = scorer.score(members)
                 directory.save_rows(f"{file}-{chunk:04d}", found)
             rows += found
-            told(len(rows), len(cells) * len(subjects), "")
+            told(len(rows), len(variants) * len(subjects), "")
         assert codebooks is not None
         networks.append(Network(subject, codebooks, jax.random.fold_in(key, _NOISE)))
         directory.networks[name, subject.model_seed] = networks[-1]
     table = _table(setting, rows)
-    temperatures = {(row["cell"], row["model_seed"]): row["temperature"] for row in rows}
-    by_id = {cell.id: cell for cell in cells}
+    temperatures = {(row["variant"], row["model_seed"]): row["temperature"] for row in rows}
+    by_id = {variant.id: variant for variant in variants}
 
     @cache
-    def losses(cell_id: str) -> CellLosses:
+    def losses(variant_id: str) -> VariantLosses:
         return stack_losses(
             [
                 Scorer(network, parts_of(number), evaluator).losses(
-                    by_id[cell_id], temperatures[cell_id, network.subject.model_seed]
+                    by_id[variant_id], temperatures[variant_id, network.subject.model_seed]
                 )
                 for number, network in enumerate(networks)
             ]
@@ -385,7 +385,7 @@ def _table(setting: Setting, rows: Sequence[Row]) -> pd.DataFrame:
 def _scorer(
     subject: Subject,
     parts: Parts,
-    cells: Sequence[Cell],
+    variants: Sequence[Variant],
     options: Options,
     evaluator: Evaluator,
     codebooks: Codebooks | None,
@@ -397,7 +397,7 @@ def _scorer(
         subject.predict_fn,
         subject.params,
         (inputs[: options.curvature_examples], labels[: options.curvature_examples]),
-        options.weighting,
+        options.importance,
         # By name, not as patterns: a path may hold a character that a pattern gives a meaning.
         select=lambda path, leaf: path in subject.paths,
         num_probes=options.num_probes,
@@ -411,7 +411,7 @@ def _scorer(
                 name: None if leaves is None else subject.layers_of(leaves)
                 for name, leaves in curvatures.importance.items()
             },
-            cells,
+            variants,
             num_bins=options.num_bins,
             num_iterations=options.num_iterations,
             layer_weight={name: float(jnp.mean(layer)) for name, layer in reference.items()},
@@ -438,7 +438,7 @@ def _train(
         download=download,
         num_models=config.num_models,
         train_size=config.train_size,
-        selection_size=config.selection_size,
+        validation_size=config.validation_size,
         replacement=config.replacement,
         label_noise=setting.label_noise,
         standardize=config.standardize,
@@ -466,8 +466,8 @@ def _train(
         inputs=samples.pool,
         train_indices=samples.train_indices,
         train_labels=samples.train_labels,
-        selection_inputs=samples.selection.inputs,
-        selection_labels=samples.selection.labels,
+        validation_inputs=samples.validation.inputs,
+        validation_labels=samples.validation.labels,
         seed=config.seed,
         model_ids=tuple(range(config.num_models)),
         cache_dir=cache,
@@ -499,16 +499,16 @@ def _train(
         )
 
     def parts_of(number: int) -> Parts:
-        return Parts(samples.train(number), samples.selection, samples.test)
+        return Parts(samples.train(number), samples.validation, samples.test)
 
     return subjects, parts_of
 
 
-def _cells(config: SweepConfig, subject: Subject) -> list[Cell]:
-    cells = [
+def _variants(config: SweepConfig, subject: Subject) -> list[Variant]:
+    variants = [
         grid.ORIGINAL,
-        *grid.compressed_cells(
-            weighting=config.weighting,
+        *grid.compressed_variants(
+            importance=config.importance,
             penalty_form=config.penalty_form,
             diameter_penalty=config.diameter_penalty,
             num_clusters=config.num_clusters,
@@ -518,12 +518,12 @@ def _cells(config: SweepConfig, subject: Subject) -> list[Cell]:
         ),
     ]
     if config.controls:
-        cells += grid.control_cells(
+        variants += grid.control_variants(
             num_clusters=config.num_clusters,
             has_early_stopping=subject.early_stopped is not None,
             has_last_layer=subject.last_layer is not None,
         )
-    return cells
+    return variants
 
 
 def _finish(directory: SweepDirectory, outcome: Sequence[_Outcome], started: float) -> SweepResult:
@@ -593,7 +593,7 @@ def _examples(part: tuple[Any, Any], name: str) -> Examples:
 
 
 def _check_parts(parts: Parts) -> None:
-    for first, second in ((parts.train, parts.selection), (parts.train, parts.test)):
+    for first, second in ((parts.train, parts.validation), (parts.train, parts.test)):
         if first.inputs.shape[1:] != second.inputs.shape[1:]:
             raise ValueError(
                 f"inputs of the three parts must have the same shape, got "

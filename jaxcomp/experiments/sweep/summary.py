@@ -1,7 +1,7 @@
 """The table of a sweep made short: what its pictures and its report both show.
 
-Cells with their numbers for every network, cells strung into curves, choices made on the
-selection sample, and the words that methods go by. Knows nothing of drawing or printing.
+Variants with their numbers for every network, variants strung into curves, choices made on the
+validation set, and the words that methods go by. Knows nothing of drawing or printing.
 """
 
 import math
@@ -17,26 +17,26 @@ from jaxtyping import Float
 from jaxcomp.evaluation.statistics import model_interval
 from jaxcomp.experiments.sweep.claims import Claim
 from jaxcomp.experiments.sweep.config import Setting
+from jaxcomp.experiments.sweep.importance import IMPORTANCES, importance_name
 from jaxcomp.experiments.sweep.methods import METHODS, method_label
-from jaxcomp.experiments.sweep.weighting import WEIGHTINGS, weighting_name
 
 __all__ = [
     "BASELINE_NAMES",
     "CONTROL_NAMES",
     "CRITERIA",
-    "CellSummary",
     "Curve",
     "Family",
     "Level",
     "Summary",
-    "best_cell",
-    "cell_means",
+    "VariantSummary",
+    "best_variant",
     "claims_of",
     "criterion_of",
-    "curves_by_weighting",
+    "curves_by_importance",
     "one_setting",
     "picture_name",
     "summarize",
+    "variant_means",
 ]
 
 BASELINE_NAMES = {
@@ -51,14 +51,14 @@ CONTROL_NAMES = {
     "early_stopping": "early stopping",
     "gaussian_noise": "Gaussian noise",
 }
-CRITERIA = ("selection_loss", "selection_loss_tempered")
+CRITERIA = ("validation_loss", "validation_loss_tempered")
 
 SETTING_COLUMNS = ("dataset", "model", "label_noise")
-CELL_COLUMNS = (
-    "cell",
+VARIANT_COLUMNS = (
+    "variant",
     "kind",
     "method",
-    "weighting",
+    "importance",
     "penalty_form",
     "diameter_penalty",
     "num_clusters",
@@ -76,14 +76,14 @@ SHOWN_COLUMNS = (
 )
 # A table without the column has the same size of codebook in every layer.
 ALLOCATION_COLUMN = "allocation"
-REQUIRED_COLUMNS = (*SETTING_COLUMNS, *CELL_COLUMNS, *SHOWN_COLUMNS, *CRITERIA)
+REQUIRED_COLUMNS = (*SETTING_COLUMNS, *VARIANT_COLUMNS, *SHOWN_COLUMNS, *CRITERIA)
 
 # With up to three penalties nothing is left out.
 _MAX_PENALTIES = 3
 
 
 class Level(NamedTuple):
-    """A quantity of one cell over the networks."""
+    """A quantity of one variant over the networks."""
 
     mean: float
     """Mean; NaN if any network's value is not finite."""
@@ -96,14 +96,14 @@ class Level(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class CellSummary:
-    """One cell of the sweep and its numbers for every network.
+class VariantSummary:
+    """One variant of the sweep and its numbers for every network.
 
     Attributes:
-        name: id of the cell, as in the table.
+        name: id of the variant, as in the table.
         kind: original, compressed or control.
         method: what was done to the weights.
-        weighting: of K-means, e.g. none or gauss_newton.
+        importance: of K-means, e.g. none or gauss_newton.
         penalty_form: none, monotone, published, linear.
         diameter_penalty: its relative strength.
         num_clusters: K; 0 where it does not apply.
@@ -118,7 +118,7 @@ class CellSummary:
     name: str
     kind: str
     method: str
-    weighting: str
+    importance: str
     penalty_form: str
     diameter_penalty: float
     num_clusters: int
@@ -130,7 +130,7 @@ class CellSummary:
     def mean(self, column: str) -> float:
         """Mean over networks; NaN if the table lacks the column or a value is not finite.
 
-        A cell is not judged by its better networks alone.
+        A variant is not judged by its better networks alone.
         """
         if column not in self._means:
             values = self.values.get(column)
@@ -154,10 +154,10 @@ class CellSummary:
         interval = model_interval(values)
         return Level(interval.estimate, interval.low, interval.high, float(values.std(ddof=1)))
 
-    def level_against(self, original: "CellSummary", column: str) -> Level:
+    def level_against(self, original: "VariantSummary", column: str) -> Level:
         """Mean with the interval of the difference to the same networks' originals around it.
 
-        Networks differ more from each other than most cells differ from their original: this
+        Networks differ more from each other than most variants differ from their original: this
         interval leaves the first out, and excludes the originals' mean where the difference is
         significant on its own.
         """
@@ -178,24 +178,24 @@ class CellSummary:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """K-means cells that differ in K only, sorted by ratio.
+    """K-means variants that differ in K only, sorted by ratio.
 
     Attributes:
-        weighting: e.g. none or gauss_newton.
+        importance: e.g. none or gauss_newton.
         penalty_form: none, monotone, published or linear.
         diameter_penalty: relative strength; 0 without a penalty.
-        cells: one for every K.
+        variants: one for every K.
     """
 
-    weighting: str
+    importance: str
     penalty_form: str
     diameter_penalty: float
-    cells: tuple[CellSummary, ...]
+    variants: tuple[VariantSummary, ...]
 
     @property
     def key(self) -> tuple[str, str, float]:
-        """What all of its cells have in common."""
-        return self.weighting, self.penalty_form, self.diameter_penalty
+        """What all of its variants have in common."""
+        return self.importance, self.penalty_form, self.diameter_penalty
 
     @property
     def is_penalised(self) -> bool:
@@ -205,30 +205,30 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """Cells of a method other than K-means at equal K, with one weighting and one allocation.
+    """Variants of a method other than K-means at equal K, with one importance and one allocation.
 
     Attributes:
         method: optimal, entropy_constrained or vector; kmeans with optimal allocation.
         allocation: equal or optimal.
-        weighting: e.g. none or gauss_newton.
-        cells: all of them, sorted by ratio.
+        importance: e.g. none or gauss_newton.
+        variants: all of them, sorted by ratio.
     """
 
     method: str
     allocation: str
-    weighting: str
-    cells: tuple[CellSummary, ...]
+    importance: str
+    variants: tuple[VariantSummary, ...]
 
     @property
     def label(self) -> str:
         """What it is called in tables and pictures."""
-        weighting = weighting_name(self.weighting).label
-        return f"{method_label(self.method, self.allocation)}, {weighting}"
+        importance = importance_name(self.importance).label
+        return f"{method_label(self.method, self.allocation)}, {importance}"
 
     @property
-    def plain(self) -> tuple[CellSummary, ...]:
+    def plain(self) -> tuple[VariantSummary, ...]:
         """Those without a penalty."""
-        return tuple(cell for cell in self.cells if cell.diameter_penalty == 0)
+        return tuple(variant for variant in self.variants if variant.diameter_penalty == 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,8 +242,8 @@ class Summary:
         subject: the same without the number of networks, e.g. `mnist, mlp, 30 % label noise`.
         num_models: networks.
         columns: of the table.
-        original: the cell of the uncompressed networks.
-        cells: all cells, in the table's order.
+        original: the variant of the uncompressed networks.
+        variants: all variants, in the table's order.
     """
 
     name: str
@@ -251,43 +251,49 @@ class Summary:
     subject: str
     num_models: int
     columns: frozenset[str]
-    original: CellSummary
-    cells: tuple[CellSummary, ...]
+    original: VariantSummary
+    variants: tuple[VariantSummary, ...]
 
-    def of(self, kind: str, method: str | None = None) -> list[CellSummary]:
-        """Cells of one kind (and method), sorted by ratio."""
-        return [cell for cell in self._by_kind.get(kind, ()) if method in (None, cell.method)]
+    def of(self, kind: str, method: str | None = None) -> list[VariantSummary]:
+        """Variants of one kind (and method), sorted by ratio."""
+        return [
+            variant for variant in self._by_kind.get(kind, ()) if method in (None, variant.method)
+        ]
 
-    def cell(self, name: str) -> CellSummary | None:
-        """The cell of a name; None if there is none."""
+    def variant(self, name: str) -> VariantSummary | None:
+        """The variant of a name; None if there is none."""
         return self._by_name.get(name)
 
     @cached_property
-    def _by_kind(self) -> dict[str, list[CellSummary]]:
-        groups: dict[str, list[CellSummary]] = {}
-        for cell in sorted(self.cells, key=lambda cell: cell.ratio):
-            groups.setdefault(cell.kind, []).append(cell)
+    def _by_kind(self) -> dict[str, list[VariantSummary]]:
+        groups: dict[str, list[VariantSummary]] = {}
+        for variant in sorted(self.variants, key=lambda variant: variant.ratio):
+            groups.setdefault(variant.kind, []).append(variant)
         return groups
 
     @cached_property
-    def _by_name(self) -> dict[str, CellSummary]:
-        return {cell.name: cell for cell in self.cells}
+    def _by_name(self) -> dict[str, VariantSummary]:
+        return {variant.name: variant for variant in self.variants}
 
     @cached_property
     def curves(self) -> list[Curve]:
-        """K-means curves with equal K: by weighting, without a penalty first, then by strength."""
-        cells = [cell for cell in self.of("compressed", "kmeans") if cell.allocation == "equal"]
-        forms = list(dict.fromkeys(["none", *(cell.penalty_form for cell in cells)]))
-        weightings = list(dict.fromkeys([*WEIGHTINGS, *(cell.weighting for cell in cells)]))
-        groups: dict[tuple[str, str, float], list[CellSummary]] = {}
-        for cell in cells:
-            key = (cell.weighting, cell.penalty_form, cell.diameter_penalty)
-            groups.setdefault(key, []).append(cell)
+        """K-means curves with equal K: by importance, without a penalty first, then by strength."""
+        variants = [
+            variant for variant in self.of("compressed", "kmeans") if variant.allocation == "equal"
+        ]
+        forms = list(dict.fromkeys(["none", *(variant.penalty_form for variant in variants)]))
+        importances = list(
+            dict.fromkeys([*IMPORTANCES, *(variant.importance for variant in variants)])
+        )
+        groups: dict[tuple[str, str, float], list[VariantSummary]] = {}
+        for variant in variants:
+            key = (variant.importance, variant.penalty_form, variant.diameter_penalty)
+            groups.setdefault(key, []).append(variant)
         curves = [Curve(*key, tuple(members)) for key, members in groups.items()]
         return sorted(
             curves,
             key=lambda curve: (
-                weightings.index(curve.weighting),
+                importances.index(curve.importance),
                 forms.index(curve.penalty_form),
                 curve.diameter_penalty,
             ),
@@ -295,31 +301,36 @@ class Summary:
 
     @cached_property
     def families(self) -> list[Family]:
-        """All other codebooks and allocations: by method, allocation, weighting."""
-        groups: dict[tuple[str, str, str], list[CellSummary]] = {}
-        for cell in self.of("compressed"):
-            if cell.method in METHODS and (cell.method, cell.allocation) != ("kmeans", "equal"):
-                key = (cell.method, cell.allocation, cell.weighting)
-                groups.setdefault(key, []).append(cell)
+        """All other codebooks and allocations: by method, allocation, importance."""
+        groups: dict[tuple[str, str, str], list[VariantSummary]] = {}
+        for variant in self.of("compressed"):
+            if variant.method in METHODS and (variant.method, variant.allocation) != (
+                "kmeans",
+                "equal",
+            ):
+                key = (variant.method, variant.allocation, variant.importance)
+                groups.setdefault(key, []).append(variant)
         methods = list(METHODS)
-        weightings = list(dict.fromkeys([*WEIGHTINGS, *(key[2] for key in groups)]))
+        importances = list(dict.fromkeys([*IMPORTANCES, *(key[2] for key in groups)]))
         order = sorted(
-            groups, key=lambda key: (methods.index(key[0]), key[1], weightings.index(key[2]))
+            groups, key=lambda key: (methods.index(key[0]), key[1], importances.index(key[2]))
         )
         return [Family(*key, tuple(groups[key])) for key in order]
 
-    def main_curves(self, keep_cells: Collection[str] = ()) -> list[Curve]:
+    def main_curves(self, keep_variants: Collection[str] = ()) -> list[Curve]:
         """Curves without the penalties that are too many to tell apart.
 
-        For every weighting and form of penalty those best on the selection sample (raw and
-        tempered) and those of the cells to keep stay; where there is one form only, the smallest
+        For every importance and form of penalty those best on the validation set (raw and
+        tempered) and those of the variants to keep stay; where there is one form only, the smallest
         and the largest as well. Of three or fewer penalties, all do.
         """
         groups: dict[tuple[str, str], list[Curve]] = {}
         for curve in self.curves:
             groups.setdefault(curve.key[:2], []).append(curve)
         kept = {
-            curve.key for members in groups.values() for curve in self._main_of(members, keep_cells)
+            curve.key
+            for members in groups.values()
+            for curve in self._main_of(members, keep_variants)
         }
         return [curve for curve in self.curves if curve.key in kept]
 
@@ -339,18 +350,20 @@ class Summary:
         A strong penalty can merge all centroids of a layer: the ratio is then in the thousands and
         the network knows nothing, which would squeeze everything else together. So would K = 1.
         """
-        cells = [
-            cell
-            for cell in self.of("compressed")
-            if cell.method != "magnitude_pruning" and cell.num_clusters != 1 and cell.ratio > 0
+        variants = [
+            variant
+            for variant in self.of("compressed")
+            if variant.method != "magnitude_pruning"
+            and variant.num_clusters != 1
+            and variant.ratio > 0
         ]
         # An entropy coder alone can spend next to nothing.
         plain = [
-            cell.ratio
-            for cell in cells
-            if cell.diameter_penalty == 0 and cell.method != "entropy_constrained"
+            variant.ratio
+            for variant in variants
+            if variant.diameter_penalty == 0 and variant.method != "entropy_constrained"
         ]
-        ratios = [cell.ratio for cell in cells]
+        ratios = [variant.ratio for variant in variants]
         if not ratios:
             return 0.9, 10.0
         highest = max(plain or ratios)
@@ -359,19 +372,21 @@ class Summary:
         margin = max(1.12, math.sqrt(2.5 * low / high))
         return low / margin, high * margin
 
-    def _main_of(self, family: list[Curve], keep_cells: Collection[str]) -> list[Curve]:
-        """The main ones of the curves that share a weighting and a form of penalty."""
+    def _main_of(self, family: list[Curve], keep_variants: Collection[str]) -> list[Curve]:
+        """The main ones of the curves that share an importance and a form of penalty."""
         if not self.has_several_forms and len(family) <= _MAX_PENALTIES:
             return family
-        cells = [cell for curve in family for cell in curve.cells]
-        wanted = {best.name for criterion in CRITERIA if (best := best_cell(cells, criterion))}
-        wanted |= set(keep_cells)
+        variants = [variant for curve in family for variant in curve.variants]
+        wanted = {
+            best.name for criterion in CRITERIA if (best := best_variant(variants, criterion))
+        }
+        wanted |= set(keep_variants)
         return [
             curve
             for curve in family
             if not curve.is_penalised
             or (not self.has_several_forms and curve in (family[0], family[-1]))
-            or any(cell.name in wanted for cell in curve.cells)
+            or any(variant.name in wanted for variant in curve.variants)
         ]
 
 
@@ -421,27 +436,27 @@ def rows_where(table: pd.DataFrame, **values: object) -> pd.DataFrame:
     return table.loc[keep]
 
 
-def cell_means(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean over networks of every numeric column, one row per cell, in the table's order.
+def variant_means(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean over networks of every numeric column, one row per variant, in the table's order.
 
-    A NaN of one network makes the mean NaN: a cell is not judged by its better networks alone.
+    A NaN of one network makes the mean NaN: a variant is not judged by its better networks alone.
     """
     numeric = list(table.select_dtypes(["number", "bool"]).columns)
-    cells: Any = table.groupby("cell", sort=False)
-    texts = cells[[c for c in table.columns if c not in numeric and c != "cell"]].first()
-    means = pd.concat([texts, cells[numeric].mean(skipna=False)], axis=1).reset_index()
+    variants: Any = table.groupby("variant", sort=False)
+    texts = variants[[c for c in table.columns if c not in numeric and c != "variant"]].first()
+    means = pd.concat([texts, variants[numeric].mean(skipna=False)], axis=1).reset_index()
     return means.reindex(columns=table.columns)
 
 
-def best_cell(cells: Iterable[CellSummary], criterion: str) -> CellSummary | None:
-    """Return the cell with the lowest mean `criterion`; None if no cell has a finite one."""
-    usable = [cell for cell in cells if not math.isnan(cell.mean(criterion))]
-    return min(usable, key=lambda cell: cell.mean(criterion), default=None)
+def best_variant(variants: Iterable[VariantSummary], criterion: str) -> VariantSummary | None:
+    """Return the variant with the lowest mean `criterion`; None if no variant has a finite one."""
+    usable = [variant for variant in variants if not math.isnan(variant.mean(criterion))]
+    return min(usable, key=lambda variant: variant.mean(criterion), default=None)
 
 
 def criterion_of(column: str) -> str:
-    """The quantity of the selection sample by which a choice is made for a column shown."""
-    return "selection_loss_tempered" if column.endswith("_tempered") else "selection_loss"
+    """The quantity of the validation set by which a choice is made for a column shown."""
+    return "validation_loss_tempered" if column.endswith("_tempered") else "validation_loss"
 
 
 def claims_of(claims: Sequence[Claim] | None, name: str, num_settings: int) -> list[Claim]:
@@ -454,36 +469,36 @@ def picture_name(stem: str, name: str, num_settings: int) -> str:
     return stem if num_settings == 1 else f"{stem}-{name}"
 
 
-def curves_by_weighting(curves: Sequence[Curve]) -> Iterator[tuple[str, list[Curve]]]:
-    """Yield each weighting with its curves, in the order given."""
-    for weighting in dict.fromkeys(curve.weighting for curve in curves):
-        yield weighting, [curve for curve in curves if curve.weighting == weighting]
+def curves_by_importance(curves: Sequence[Curve]) -> Iterator[tuple[str, list[Curve]]]:
+    """Yield each importance with its curves, in the order given."""
+    for importance in dict.fromkeys(curve.importance for curve in curves):
+        yield importance, [curve for curve in curves if curve.importance == importance]
 
 
 def _summarize_setting(setting: Setting, columns: Mapping[str, np.ndarray]) -> Summary:
     numeric = [
         name
         for name, values in columns.items()
-        if values.dtype.kind in "fiub" and name not in (*SETTING_COLUMNS, *CELL_COLUMNS)
+        if values.dtype.kind in "fiub" and name not in (*SETTING_COLUMNS, *VARIANT_COLUMNS)
     ]
-    allocation = columns.get(ALLOCATION_COLUMN, np.full(len(columns["cell"]), "equal", object))
+    allocation = columns.get(ALLOCATION_COLUMN, np.full(len(columns["variant"]), "equal", object))
     if "train_accuracy" in columns:
         gap = columns["train_accuracy"] - columns["accuracy"]
         columns, numeric = {**columns, "zero_one_gap": gap}, [*numeric, "zero_one_gap"]
     rows: dict[str, list[int]] = {}
-    for row, name in enumerate(columns["cell"].tolist()):
+    for row, name in enumerate(columns["variant"].tolist()):
         rows.setdefault(str(name), []).append(row)
-    cells: list[CellSummary] = []
+    variants: list[VariantSummary] = []
     seeds = columns["model_seed"]
     for name, found in rows.items():
         members = sorted(found, key=lambda row: int(seeds[row]))
-        first = {column: columns[column][members[0]] for column in CELL_COLUMNS}
-        cells.append(
-            CellSummary(
+        first = {column: columns[column][members[0]] for column in VARIANT_COLUMNS}
+        variants.append(
+            VariantSummary(
                 name=name,
                 kind=str(first["kind"]),
                 method=str(first["method"]),
-                weighting=str(first["weighting"]),
+                importance=str(first["importance"]),
                 penalty_form=str(first["penalty_form"]),
                 diameter_penalty=float(first["diameter_penalty"]),
                 num_clusters=int(first["num_clusters"]),
@@ -493,7 +508,7 @@ def _summarize_setting(setting: Setting, columns: Mapping[str, np.ndarray]) -> S
                 allocation=str(allocation[members[0]]),
             )
         )
-    original = next((cell for cell in cells if cell.kind == "original"), None)
+    original = next((variant for variant in variants if variant.kind == "original"), None)
     if original is None:
         raise ValueError(
             f"the table has no rows of the original networks of {setting.name}: pass all rows."
@@ -506,7 +521,7 @@ def _summarize_setting(setting: Setting, columns: Mapping[str, np.ndarray]) -> S
         num_models=num_models,
         columns=frozenset(columns),
         original=original,
-        cells=tuple(cells),
+        variants=tuple(variants),
     )
 
 

@@ -1,8 +1,8 @@
 """What a method of compression is: from a tensor to operating points, codes and weights again.
 
-A method is a frozen dataclass: hashable, static, the one place that says what a quantizer is called,
-what its one parameter is and what its codes cost. Arrays that it takes and gives are in ordinary
-units: weights far from 1 come divided by a power of two (`jaxcomp.compressed.problems`).
+A method is a frozen dataclass: hashable, static, the one place that says what a quantizer is
+called, what its one parameter is and what its codes cost. Arrays that it takes and gives are in
+ordinary units: weights far from 1 come divided by a power of two (`jaxcomp.compressed.problems`).
 """
 
 from dataclasses import dataclass, field, replace
@@ -38,7 +38,7 @@ class Encoded(NamedTuple):
         converged: whether the iteration reached a fixed point; True where nothing iterates.
     """
 
-    codes: Shaped[Array, "..."]
+    codes: Any
     codebook: Float[AnyArray, "clusters ..."] | None
     scales: Float[AnyArray, " rows"] | None
     counts: Int[Any, " symbols"]
@@ -149,7 +149,7 @@ class Method:
 
     def decode(
         self,
-        codes: Shaped[Array, "..."],
+        codes: Any,
         codebook: Float[AnyArray, "clusters ..."] | None,
         scales: Float[AnyArray, " rows"] | None,
         *,
@@ -157,9 +157,11 @@ class Method:
         dtype: np.dtype,
     ) -> Float[AnyArray, "*shape"]:
         """Return the weights that codes stand for."""
-        if isinstance(codebook if scales is None else scales, np.ndarray) and is_concrete(codes):
+        is_wide = isinstance(codebook if scales is None else scales, np.ndarray)
+        if is_wide and is_concrete(codes):
             # Wider than what JAX has at the moment.
             codes = np.asarray(codes)
+            codebook = None if codebook is None else np.asarray(codebook)
         values = codes if codebook is None else _look_up(codebook, codes)
         values = self._join(values, shape)
         if scales is None:
@@ -167,10 +169,8 @@ class Method:
         rows = self.rows
         assert rows is not None
         if isinstance(scales, np.ndarray) and isinstance(values, np.ndarray):
-            each = np.asarray(spread(jnp.ones(scales.shape), rows=rows, shape=shape), scales.dtype)
-            index = spread(jnp.arange(len(scales), dtype=jnp.float32), rows=rows, shape=shape)
-            each = scales[np.asarray(index).astype(np.int64)]
-            return (values * each).astype(dtype)
+            row = spread(jnp.arange(len(scales), dtype=jnp.int32), rows=rows, shape=shape)
+            return (values * scales[np.asarray(row)]).astype(dtype)
         return _rescaled(values, jnp.asarray(scales), rows=rows, shape=shape, dtype=dtype)
 
     def _join(self, values: Any, shape: tuple[int, ...]) -> Any:

@@ -24,6 +24,7 @@ from jaxcomp.quantizers.scalar.lloyd import solve_kmeans
 from jaxcomp.quantizers.scalar.optimal import solve_optimal
 from jaxcomp.quantizers.scalar.optimal_diameter import solve_optimal_diameter
 from jaxcomp.quantizers.scalar.uniform import solve_uniform
+from jaxcomp.quantizers.solution import Solution
 
 # Sizes of codebooks a budget chooses among.
 _CANDIDATES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -64,7 +65,7 @@ class _Intervals(Method):
         centroids, thresholds, distortion, converged = self._solve(
             moments, clusters, max_clusters=max_clusters, dtype=units.dtype
         )
-        counts = np.asarray(counts_of_intervals(moments, thresholds))
+        counts = np.asarray(_counts(moments, thresholds))
         size = sizes.code_size(
             counts, num_clusters=np.maximum(clusters, (counts > 0).sum(-1)),
             centroid_bits=8 * units.dtype.itemsize,
@@ -163,21 +164,26 @@ class KMeans(_Intervals):
         parameters: Shaped[np.ndarray, " points"],
     ) -> Curve:
         """Return the operating points of a tensor; exact where every distinct weight is one."""
-        found = super().curve(weights, importance, parameters)
         if self.diameter_penalty > 0 or self.rows is not None or len(parameters) > 1:
-            return found
+            return super().curve(weights, importance, parameters)
         # Exact, where bins of a histogram might join two values: nothing changes a second time.
         size = min(int(parameters[0]), weights.size)
         distinct = _few_distinct(weights.reshape(-1), size)
         if distinct is None:
-            return found
-        centroids, thresholds = found.codebook
-        centroids, thresholds = centroids.copy(), np.full_like(thresholds, np.inf)
-        centroids[0, :] = distinct[-1]
-        centroids[0, : distinct.size] = distinct
-        thresholds[0, : distinct.size - 1] = distinct[:-1]
-        return found._replace(
-            distortion=np.zeros(1), converged=np.ones(1, bool), codebook=(centroids, thresholds)
+            return super().curve(weights, importance, parameters)
+        extra = (0, size - distinct.size)
+        counts = np.unique(np.asarray(weights), return_counts=True)[1]
+        found = sizes.code_size(counts, num_clusters=size, centroid_bits=8 * weights.dtype.itemsize)
+        return Curve(
+            parameter=np.asarray(parameters, np.float64),
+            rate_bits=np.atleast_1d(found.entropy_bits / weights.size),
+            side_bits=np.atleast_1d(found.codebook_bits),
+            distortion=np.zeros(1),
+            converged=np.ones(1, bool),
+            codebook=(
+                np.pad(distinct, extra, mode="edge")[None],
+                np.pad(distinct[:-1], extra, constant_values=np.inf)[None],
+            ),
         )
 
     def _bins(self, max_clusters: int) -> int:
@@ -194,13 +200,13 @@ class KMeans(_Intervals):
         found = solve_kmeans(
             moments,
             jnp.asarray(num_clusters),
-            self.diameter_penalty,
+            np.full(len(num_clusters), self.diameter_penalty, np.float32),
             max_clusters=max_clusters,
             penalty_form=self.form,
             num_iterations=self.num_iterations,
             centroid_dtype=dtype,
         )
-        return found.centroids, found.thresholds, found.distortion, found.converged
+        return _parts(found)
 
 
 @dataclass(frozen=True)
@@ -241,7 +247,7 @@ class Optimal(_Intervals):
         return _solve_optimal(
             moments,
             jnp.asarray(num_clusters),
-            self.diameter_penalty,
+            np.full(len(num_clusters), self.diameter_penalty, np.float32),
             max_clusters=max_clusters,
             is_penalised=self.diameter_penalty > 0,
             dtype=jnp.dtype(dtype),
@@ -281,7 +287,7 @@ class Uniform(_Intervals):
         found = solve_uniform(
             moments, jnp.asarray(num_clusters), max_clusters=max_clusters, centroid_dtype=dtype
         )
-        return found.centroids, found.thresholds, found.distortion, found.converged
+        return _parts(found)
 
 
 @partial(jax.jit, static_argnames=("num_bins",))
@@ -291,14 +297,26 @@ def _moments(
     *,
     num_bins: int,
 ) -> Moments:
-    return pad_bins(histogram_moments(points, importance, num_bins=num_bins), num_bins)
+    found = pad_bins(histogram_moments(points, importance, num_bins=num_bins), num_bins)
+    # A leading axis, for the points of a curve.
+    return jax.tree.map(lambda leaf: leaf[None], found)
+
+
+def _parts(found: Solution) -> tuple[Array, Array, Array, Array]:
+    codebook = found.codebook
+    return codebook.centroids, codebook.thresholds, found.distortion, found.converged
+
+
+@jax.jit
+def _counts(moments: Moments, thresholds: Float[Array, "points clusters-1"]) -> Array:
+    return counts_of_intervals(jax.tree.map(lambda leaf: leaf[0], moments), thresholds)
 
 
 @partial(jax.jit, static_argnames=("max_clusters", "is_penalised", "dtype"))
 def _solve_optimal(
     moments: Moments,
     num_clusters: Int[Array, " points"],
-    diameter_penalty: Float[Array, ""] | float,
+    diameter_penalty: Float[Any, " points"],
     *,
     max_clusters: int,
     is_penalised: bool,
@@ -306,8 +324,8 @@ def _solve_optimal(
 ) -> tuple[Array, Array, Array, Array]:
     if is_penalised:
         solver = solve_optimal_diameter(moments, max_clusters=max_clusters)
-        found = solver.solve(num_clusters, diameter_penalty).codebook
-        centroids = found.centroids.astype(dtype)
+        found = solver.solve(num_clusters, diameter_penalty).solution
+        centroids = found.codebook.centroids.astype(dtype)
         thresholds = jnp.vectorize(nearest_thresholds, signature="(k)->(j)")(centroids)
         return centroids, thresholds, found.distortion, found.converged
     # No bound is read here: without its search the solve takes half of the time.
@@ -315,7 +333,8 @@ def _solve_optimal(
         moments, max_clusters=max_clusters, centroid_dtype=dtype, has_one_value_per_bin=True
     )
     found = best.codebook(num_clusters)
-    return found.centroids, found.thresholds, found.distortion, found.converged
+    distortion = jnp.take_along_axis(best.distortion, found.num_clusters[:, None], axis=-1)[:, 0]
+    return found.centroids, found.thresholds, distortion, jnp.ones(distortion.shape, bool)
 
 
 @jax.jit

@@ -130,7 +130,7 @@ def default_multipliers() -> Float[np.ndarray, " 15"]:
 @without_derivative
 def entropy_constrained(
     points: Float[Array, "... points"],
-    sample_weight: Shaped[Array, "... points"] | None = None,
+    importance: Shaped[Array, "... points"] | None = None,
     *,
     multipliers: Float[Array, "... multipliers"] | None = None,
     multiplier_scale: MultiplierScale = "relative",
@@ -147,7 +147,7 @@ def entropy_constrained(
 
     Args:
         points: (..., N) floating, finite.
-        sample_weight: h >= 0, broadcastable to `points`; None means 1. Every group needs some.
+        importance: h >= 0, broadcastable to `points`; None means 1. Every group needs some.
         multipliers: (M,) or (..., M), >= 0, traced; by default `default_multipliers()`.
         multiplier_scale: "relative" multiplies them by the distortion per weight of a single
             centre, `sum h (w - mean)^2 / N`, so that one grid serves groups of any size and
@@ -156,7 +156,7 @@ def entropy_constrained(
         max_clusters: K, most symbols, static; far weights share the outermost ones.
         num_iterations: most updates of the Lagrangian iteration, traced.
         num_bins: intervals of value of the histogram, static.
-        num_levels: intervals of importance, static; without `sample_weight` they subdivide the
+        num_levels: intervals of importance, static; without `importance` they subdivide the
             values instead. Up to `num_bins * num_levels` points are cells of their own.
 
     Returns:
@@ -168,7 +168,7 @@ def entropy_constrained(
             multipliers, none at all, an unknown option or a size below 1. Values are checked only
             where they are known, outside `jit` and `vmap`.
     """
-    points, sample_weight = check_points(points, sample_weight)
+    points, importance = check_points(points, importance)
     if multipliers is None:
         multipliers = jnp.asarray(default_multipliers(), accumulation_dtype(points.dtype))
     multipliers = check_floating(multipliers, "multipliers")
@@ -189,7 +189,7 @@ def entropy_constrained(
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}.")
     return solve_entropy_constrained(
-        joint_moments(points, sample_weight, num_bins=num_bins, num_levels=num_levels),
+        joint_moments(points, importance, num_bins=num_bins, num_levels=num_levels),
         multipliers,
         multiplier_scale=multiplier_scale,
         method=method,
@@ -253,7 +253,7 @@ def solve_entropy_constrained(
 @without_derivative
 def joint_moments(
     points: Float[Array, "... points"],
-    sample_weight: Shaped[Array, "... points"] | None = None,
+    importance: Shaped[Array, "... points"] | None = None,
     *,
     num_bins: int = 1024,
     num_levels: int = 16,
@@ -267,7 +267,7 @@ def joint_moments(
 
     Args:
         points: (..., N) floating, finite.
-        sample_weight: h >= 0, broadcastable to `points`. With None this is `histogram_moments`
+        importance: h >= 0, broadcastable to `points`. With None this is `histogram_moments`
             with `num_bins * num_levels` bins.
         num_bins: intervals of value, static.
         num_levels: intervals of importance, static.
@@ -278,11 +278,11 @@ def joint_moments(
         same position; cells without points come last, at the largest point.
     """
     num_cells = num_bins * num_levels
-    if sample_weight is None:
+    if importance is None:
         return histogram_moments(points, num_bins=num_cells)
     points = jnp.asarray(points)
     batch_shape = points.shape[:-1]
-    weights, mass_exponent = importance_in_units(sample_weight, points)
+    weights, mass_exponent = importance_in_units(importance, points)
     scaled, exponent = points_in_units(points)
     scaled, weights = (part.reshape(-1, points.shape[-1]) for part in (scaled, weights))
     if points.shape[-1] <= num_cells:
@@ -297,7 +297,7 @@ def joint_moments(
 @always_compiled
 def assign_by_cost(
     points: Float[Array, "... points"],
-    sample_weight: Shaped[Array, "... points"] | None,
+    importance: Shaped[Array, "... points"] | None,
     centroids: Float[Array, "... symbols"],
     length_bits: Float[Array, "... symbols"],
     multiplier: Float[Array, "..."],
@@ -310,7 +310,7 @@ def assign_by_cost(
 
     Args:
         points: (..., N) floating.
-        sample_weight: h >= 0, broadcastable to `points`; None means 1.
+        importance: h >= 0, broadcastable to `points`; None means 1.
         centroids: (..., K); leading axes broadcast against those of `points`.
         length_bits: (..., K), +inf for symbols that must not be used.
         multiplier: (...), distortion per bit.
@@ -320,7 +320,7 @@ def assign_by_cost(
     """
     points = jnp.asarray(points)
     dtype = accumulation_dtype(points.dtype)
-    weights = None if sample_weight is None else jnp.asarray(sample_weight)
+    weights = None if importance is None else jnp.asarray(importance)
     return _assign_by_cost(
         points,
         weights,

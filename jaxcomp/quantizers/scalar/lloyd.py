@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxcomp.numerics.checks import (
     check_codebook_size,
@@ -53,12 +53,8 @@ from jaxcomp.quantizers.histograms import (
     Moments,
     accumulation_dtype,
     bins_for,
-    histogram_moments,
-    importance_in_units,
-    points_in_units,
-    sum_of_squares,
 )
-from jaxcomp.quantizers.padding import Bucketed, bucketed, without_copies
+from jaxcomp.quantizers.padding import bucketed
 from jaxcomp.quantizers.scalar.coarse_to_fine import coarse_to_fine_centroids
 from jaxcomp.quantizers.scalar.diameter import (
     PENALTY_FORMS,
@@ -67,69 +63,20 @@ from jaxcomp.quantizers.scalar.diameter import (
     penalty_term,
     update_centres,
 )
+from jaxcomp.quantizers.solution import (
+    Codebook,
+    QuantizationResult,
+    Solution,
+    bucket_moments,
+    diameter_in_use,
+    distortion_of_points,
+    quantize_bucket,
+)
 
 PenaltyScale = Literal["relative", "absolute"]
 PENALTY_SCALES: tuple[str, ...] = get_args(PenaltyScale)
 Start = Literal["coarse_to_fine", "quantiles"]
 STARTS: tuple[str, ...] = get_args(Start)
-
-
-class Codebook(NamedTuple):
-    """Centres of one group (or of many, with leading axes), and how they were found.
-
-    Attributes:
-        centroids: (..., K) ascending, already rounded to the dtype they are stored in; entries
-            from `num_clusters` on repeat the last one.
-        thresholds: (..., K - 1): a point w goes to cluster `#{t : w > t}`; +inf where no cluster
-            is left.
-        distortion: (...) weighted distortion of the histogram, bins taken whole. Infinite or 0 if
-            it is out of the range of floats, as `penalty` and `beta`; nothing depends on them.
-        penalty: (...) what the diameter penalty adds to it.
-        beta: (...) the absolute penalty multiplier.
-        num_used: (...) int32, distinct centres with points.
-        num_empty: (...) int32, the other `num_clusters - num_used`.
-        num_iterations: (...) int32, centre updates done.
-        converged: (...) bool, whether the last update changed nothing.
-    """
-
-    centroids: Float[Array, "... clusters"]
-    thresholds: Float[Array, "... clusters-1"]
-    distortion: Float[Array, "..."]
-    penalty: Float[Array, "..."]
-    beta: Float[Array, "..."]
-    num_used: Int[Array, "..."]
-    num_empty: Int[Array, "..."]
-    num_iterations: Int[Array, "..."]
-    converged: Bool[Array, "..."]
-
-
-class QuantizationResult(NamedTuple):
-    """A quantized group of points (or many, with leading axes).
-
-    Attributes:
-        centroids: (..., K) ascending, dtype of the points; entries from `num_clusters` on repeat
-            the last one.
-        assignments: (..., N), smallest unsigned dtype: `centroids[assignments]` are the
-            quantized points.
-        distortion: (...) `sum h (w - c)^2` over the raw points, weight units squared times h.
-            Infinite or 0 if that is out of the range of floats; nothing depends on it.
-        num_used: (...) int32, distinct centres with points; `num_clusters` may be more.
-        counts: (..., K) int32, points of each cluster.
-        objective: (...) distortion plus penalty term.
-        num_empty: (...) int32, `num_clusters - num_used`.
-        num_iterations: (...) int32, centre updates done.
-        converged: (...) bool, whether the last update changed nothing.
-    """
-
-    centroids: Float[Array, "... clusters"]
-    assignments: UInt[Array, "... points"]
-    distortion: Float[Array, "..."]
-    num_used: Int[Array, "..."]
-    counts: Int[Array, "... clusters"]
-    objective: Float[Array, "..."]
-    num_empty: Int[Array, "..."]
-    num_iterations: Int[Array, "..."]
-    converged: Bool[Array, "..."]
 
 
 class _Prefix(NamedTuple):
@@ -159,7 +106,7 @@ def solve_kmeans(
     start: Start = "coarse_to_fine",
     initial_centroids: Float[Array, "... clusters"] | None = None,
     centroid_dtype: jnp.dtype | None = None,
-) -> Codebook:
+) -> Solution:
     """Weighted K-means with a diameter penalty, on moments.
 
     Alternates nearest-centre assignment with the centre update of `penalty_form`, from `start` to
@@ -190,11 +137,39 @@ def solve_kmeans(
             that of the moments.
 
     Returns:
-        The codebook. Its distortion takes bins whole; see `kmeans` for that of the points.
+        The codebook and its cost, bins taken whole; see `kmeans` for that of the points.
 
     Raises:
         ValueError: while tracing, on an unknown option or `max_clusters < 1`.
     """
+    return solve_with_penalty(
+        moments,
+        num_clusters,
+        diameter_penalty,
+        max_clusters=max_clusters,
+        penalty_form=penalty_form,
+        num_iterations=num_iterations,
+        penalty_scale=penalty_scale,
+        start=start,
+        initial_centroids=initial_centroids,
+        centroid_dtype=centroid_dtype,
+    )[0]
+
+
+def solve_with_penalty(
+    moments: Moments,
+    num_clusters: Int[Array, "..."] | int,
+    diameter_penalty: Float[Array, "..."] | float,
+    *,
+    max_clusters: int,
+    penalty_form: PenaltyForm,
+    num_iterations: Int[Array, ""] | int,
+    penalty_scale: PenaltyScale,
+    start: Start,
+    initial_centroids: Float[Array, "... clusters"] | None,
+    centroid_dtype: jnp.dtype | None,
+) -> tuple[Solution, Float[Array, "..."]]:
+    """As `solve_kmeans`; also return the absolute beta, for the penalty of the points."""
     if penalty_form not in PENALTY_FORMS:
         raise ValueError(f"penalty_form must be one of {PENALTY_FORMS}, got {penalty_form!r}.")
     if penalty_scale not in PENALTY_SCALES:
@@ -222,8 +197,10 @@ def solve_kmeans(
     if initial_centroids is not None:
         arguments.append(jnp.asarray(initial_centroids).astype(dtype))
         signature += ",(k)"
-    outputs = "(k),(j),(),(),(),(),(),(),()"
-    return Codebook(*jnp.vectorize(solve, signature=f"{signature}->{outputs}")(*arguments))
+    outputs = "(k),(j),(),(),(),(),(),()"
+    found = jnp.vectorize(solve, signature=f"{signature}->{outputs}")(*arguments)
+    centroids, thresholds, num_live, *costs, beta = found
+    return Solution(Codebook(centroids, thresholds, num_live), *costs), beta
 
 
 def _solve_group(*arguments: Array, penalty_form: PenaltyForm, **options) -> tuple[Array, ...]:
@@ -231,7 +208,7 @@ def _solve_group(*arguments: Array, penalty_form: PenaltyForm, **options) -> tup
     dtype = moments.position.dtype
     num_clusters, diameter_penalty, *initial = arguments[len(Moments._fields) :]
     initial = [normalise(centroids, moments.exponent) for centroids in initial]
-    centroids, thresholds, distortion, penalty, beta, *diagnostics = _solve_in_units(
+    centroids, thresholds, num_live, *costs, iterations, converged = _solve_in_units(
         *moments,
         num_clusters,
         diameter_penalty,
@@ -240,6 +217,7 @@ def _solve_group(*arguments: Array, penalty_form: PenaltyForm, **options) -> tup
         dtype=dtype,
         **options,
     )
+    distortion, penalty, beta = costs
     of_mass = moments.mass_exponent
     of_distortion = of_mass + 2 * moments.exponent
     of_beta = of_mass + (moments.exponent if penalty_form == "linear" else 0)
@@ -247,13 +225,16 @@ def _solve_group(*arguments: Array, penalty_form: PenaltyForm, **options) -> tup
     def restored(parts, exponent):
         return restore(parts[0], parts[1] + exponent, axis=())
 
+    distortion = restored(distortion, of_distortion)
     return (
         centroids,
         thresholds,
-        restored(distortion, of_distortion),
-        restored(penalty, of_distortion),
+        num_live,
+        distortion,
+        distortion + restored(penalty, of_distortion),
+        iterations,
+        converged,
         restored(beta, of_beta),
-        *diagnostics,
     )
 
 
@@ -306,18 +287,17 @@ def _solve_in_units(
     stored = restore_as(centroids.astype(dtype), moments.exponent, centroid_dtype)
     rounded = normalise(stored.astype(dtype), moments.exponent)
     thresholds = nearest_thresholds(rounded)
-    distortion, diameter, num_used = _evaluate(
+    distortion, diameter = _evaluate(
         moments, rounded.astype(jnp.float64), thresholds.astype(jnp.float64)
     )
     penalty = penalty_term(diameter, beta, penalty_form=penalty_form)
     return (
         stored,
         restore(thresholds, moments.exponent, rounds_down=True),
+        num_live,
         split(distortion, dtype),
         split(penalty, dtype),
         split(beta, dtype),
-        num_used,
-        num_live - num_used,
         iterations,
         converged,
     )
@@ -441,50 +421,20 @@ def _evaluate(
     moments: Moments,
     centroids: Float[Array, " clusters"],
     thresholds: Float[Array, " clusters-1"],
-) -> tuple[Float[Array, ""], Float[Array, ""], Int[Array, ""]]:
-    """Return the distortion, the diameter of the clusters with mass and the number in use."""
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Return the distortion and the diameter of the clusters with mass."""
     bins = assign(moments.position, thresholds).astype(jnp.int32)
     nearest = centroids[bins]
     deviation = moments.position - nearest
     squares = deviation * deviation + moments.deviation * moments.deviation
-    distortion = pairwise_sum(moments.mass * squares)
-    diameter = diameter_in_use(nearest, moments.mass)
-    counts = jax.ops.segment_sum(moments.num_points, bins, centroids.shape[0])
-    return distortion, diameter, jnp.sum(counts > 0, dtype=jnp.int32)
-
-
-def diameter_in_use(
-    quantized: Float[Array, "... points"], mass: Float[Array, "... points"] | None
-) -> Float[Array, "..."]:
-    """Return the distance of the outermost centres that serve any mass; 0 if none does."""
-    if mass is None:
-        return jnp.max(quantized, axis=-1) - jnp.min(quantized, axis=-1)
-    low = jnp.min(jnp.where(mass > 0, quantized, jnp.inf), axis=-1)
-    high = jnp.max(jnp.where(mass > 0, quantized, -jnp.inf), axis=-1)
-    return jnp.where(low <= high, high - low, 0)
-
-
-def distortion_of_points(
-    points: Float[Array, "... points"],
-    sample_weight: Shaped[Array, "... points"] | None,
-    result: QuantizationResult,
-) -> Float[Array, "..."]:
-    """Return `sum h (w - c)^2` as it is written, for derivatives."""
-    points = jnp.broadcast_to(points, result.assignments.shape)
-    points = points.astype(accumulation_dtype(points.dtype))
-    index = result.assignments.astype(jnp.int32)
-    quantized = jnp.take_along_axis(result.centroids, index, axis=-1).astype(points.dtype)
-    squares = jnp.square(points - quantized)
-    if sample_weight is not None:
-        squares = jnp.broadcast_to(sample_weight, squares.shape).astype(squares.dtype) * squares
-    return jnp.sum(squares, axis=-1)
+    return pairwise_sum(moments.mass * squares), diameter_in_use(nearest, moments.mass)
 
 
 @always_compiled
 @with_codebook_held_fixed(distortion_of_points)
 def kmeans(
     points: Float[Array, "... points"],
-    sample_weight: Shaped[Array, "... points"] | None = None,
+    importance: Shaped[Array, "... points"] | None = None,
     *,
     num_clusters: Int[Array, "..."] | int,
     max_clusters: int | None = None,
@@ -509,7 +459,7 @@ def kmeans(
 
     Args:
         points: (..., N) floating, finite.
-        sample_weight: h >= 0, broadcastable to `points`; None means 1. Every group needs some.
+        importance: h >= 0, broadcastable to `points`; None means 1. Every group needs some.
         num_clusters: K >= 1. An int, or an array that broadcasts against the leading axes (then
             `max_clusters` is required); changing it compiles nothing if `max_clusters` stays.
         max_clusters: size of the returned codebook, static; defaults to `num_clusters`.
@@ -531,12 +481,12 @@ def kmeans(
             are all 0, no points, K < 1 or K > `max_clusters`, a negative penalty, an unknown
             option. Values are checked only where they are known, outside `jit` and `vmap`.
     """
-    points, sample_weight = check_points(points, sample_weight)
+    points, importance = check_points(points, importance)
     num_clusters, max_clusters = check_codebook_size(num_clusters, max_clusters)
     check_penalty(diameter_penalty)
     num_bins = bins_for(num_bins, max_clusters)
     result = _kmeans(
-        bucketed(points, sample_weight, num_bins=num_bins),
+        bucketed(points, importance, num_bins=num_bins),
         num_clusters,
         jnp.asarray(diameter_penalty, accumulation_dtype(points.dtype)),
         jnp.asarray(num_iterations, jnp.int32),
@@ -567,7 +517,7 @@ def _kmeans(
     num_bins,
     start,
 ):
-    codebook = solve_kmeans(
+    solution, beta = solve_with_penalty(
         bucket_moments(bucket, num_bins=num_bins),
         num_clusters,
         diameter_penalty,
@@ -579,93 +529,11 @@ def _kmeans(
         initial_centroids=initial_centroids,
         centroid_dtype=bucket.points.dtype,
     )
-    return quantize_bucket(bucket, codebook, num_clusters, penalty_form=penalty_form)
-
-
-def bucket_moments(bucket: Bucketed, *, num_bins: int) -> Moments:
-    """Return the histogram of the points of a bucket, without its copies."""
-    return histogram_moments(
-        bucket.points, bucket.weights(), num_bins=num_bins, num_padding=bucket.num_padding
-    )
-
-
-def quantize_bucket(
-    bucket: Bucketed,
-    codebook: Codebook,
-    num_clusters: Int[Array, "..."] | int,
-    *,
-    penalty_form: PenaltyForm,
-) -> QuantizationResult:
-    """As `quantize_points`; copies are assigned too, but neither weighed nor counted."""
-    return quantize_points(
-        bucket.points,
-        bucket.weights(),
-        codebook,
-        num_clusters,
+    return quantize_bucket(
+        bucket,
+        solution.codebook,
+        num_iterations=solution.num_iterations,
+        converged=solution.converged,
+        beta=beta,
         penalty_form=penalty_form,
-        num_padding=bucket.num_padding,
     )
-
-
-def quantize_points(
-    points: Float[Array, "... points"],
-    sample_weight: Shaped[Array, "... points"] | None,
-    codebook: Codebook,
-    num_clusters: Int[Array, "..."] | int,
-    *,
-    penalty_form: PenaltyForm,
-    num_padding: Int[Array, ""] | None = None,
-) -> QuantizationResult:
-    """Assign the raw points by the thresholds of a codebook and recompute what is reported.
-
-    Args:
-        points: (..., N).
-        sample_weight: broadcastable to `points`, or None.
-        codebook: leading axes as `points`.
-        num_clusters: K of each group, for `num_empty`.
-        penalty_form: the form the codebook was made with.
-        num_padding: as in `histogram_moments`.
-
-    Returns:
-        The result, with distortion, diameter and counts of the points themselves.
-    """
-    shape = (*codebook.num_used.shape, points.shape[-1])
-    assignments = assign(jnp.broadcast_to(points, shape), codebook.thresholds)
-    index = assignments.astype(jnp.int32)
-    scaled, exponent = points_in_units(points)
-    exponent = jnp.broadcast_to(exponent, shape[:-1])
-    centroids = normalise(codebook.centroids.astype(scaled.dtype), exponent)
-    # They are in order already; a loop's result is not computed again for every point.
-    centroids = jnp.moveaxis(running_maximum(jnp.moveaxis(centroids, -1, 0)), 0, -1)
-    quantized = jnp.take_along_axis(centroids, index, axis=-1)
-    if sample_weight is None:
-        mass, mass_exponent = None, jnp.zeros_like(exponent)
-    else:
-        mass, mass_exponent = importance_in_units(sample_weight, points)
-    square, of_square = sum_of_squares(mass, jnp.broadcast_to(scaled, shape) - quantized)
-    distortion = restore(square, of_square + 2 * exponent + mass_exponent, axis=())
-    diameter = restore(diameter_in_use(quantized, mass), exponent, axis=())
-    counts = _count_assignments(index, codebook.centroids.shape[-1], num_padding)
-    num_used = jnp.sum(counts > 0, axis=-1, dtype=jnp.int32)
-    return QuantizationResult(
-        centroids=codebook.centroids,
-        assignments=assignments,
-        distortion=distortion,
-        num_used=num_used,
-        counts=counts,
-        objective=distortion + penalty_term(diameter, codebook.beta, penalty_form=penalty_form),
-        num_empty=jnp.asarray(num_clusters, jnp.int32) - num_used,
-        num_iterations=codebook.num_iterations,
-        converged=codebook.converged,
-    )
-
-
-def _count_assignments(
-    index: Int[Array, "... points"], num_clusters: int, num_padding: Int[Array, ""] | None
-) -> Int[Array, "... clusters"]:
-    groups = index.reshape(-1, index.shape[-1])
-    offset = jnp.arange(groups.shape[0], dtype=jnp.int32)[:, None] * num_clusters
-    ones = jnp.ones((groups.size,), jnp.int32)
-    flat = jax.ops.segment_sum(ones, (groups + offset).ravel(), groups.shape[0] * num_clusters)
-    counts = without_copies(flat.reshape(-1, num_clusters), groups[:, 0], num_padding)
-    return counts.reshape(*index.shape[:-1], num_clusters)

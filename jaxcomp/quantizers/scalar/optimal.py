@@ -32,7 +32,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxcomp.numerics.checks import check_points
 from jaxcomp.numerics.precision import in_float64
-from jaxcomp.numerics.scaling import ordered, restore, restore_as, split
+from jaxcomp.numerics.scaling import restore, restore_as, split
 from jaxcomp.numerics.sums import (
     middle_bin,
     pairwise_sum,
@@ -56,8 +56,8 @@ from jaxcomp.quantizers.scalar.interval_search import (
     padded_length,
     roundings_of_cost,
 )
-from jaxcomp.quantizers.scalar.lloyd import Codebook
 from jaxcomp.quantizers.scalar.runs import Runs, read_runs, run_table
+from jaxcomp.quantizers.solution import Codebook
 
 # Relative error, in roundings, of the masses of a histogram; what sums of 10^7 points show is a
 # tenth of it.
@@ -116,24 +116,10 @@ class OptimalCodebooks(NamedTuple):
             jnp.clip(num_clusters, 1, largest), np.broadcast_shapes(num_clusters.shape, batch)
         )
         table = jnp.broadcast_to(self.centroid_table, (*row.shape, *self.centroid_table.shape[-2:]))
-        distortion = jnp.broadcast_to(self.distortion, (*row.shape, largest + 1))
         centroids = jnp.take_along_axis(table, row[..., None, None], axis=-2)[..., 0, :]
-        exact = centroids.astype(distortion.dtype)
+        exact = centroids.astype(self.distortion.dtype)
         thresholds = jnp.vectorize(nearest_thresholds, signature="(k)->(j)")(exact)
-        rank = ordered(exact)
-        num_used = 1 + jnp.sum(rank[..., 1:] > rank[..., :-1], axis=-1, dtype=jnp.int32)
-        zero = jnp.zeros(row.shape, distortion.dtype)
-        return Codebook(
-            centroids=centroids,
-            thresholds=thresholds,
-            distortion=jnp.take_along_axis(distortion, row[..., None], axis=-1)[..., 0],
-            penalty=zero,
-            beta=zero,
-            num_used=num_used,
-            num_empty=row - num_used,
-            num_iterations=jnp.zeros(row.shape, jnp.int32),
-            converged=jnp.ones(row.shape, bool),
-        )
+        return Codebook(centroids, thresholds, row)
 
 
 def _check_one_of(num_clusters: int, max_clusters: int) -> None:
@@ -468,7 +454,7 @@ def _centroids(
 @without_derivative
 def optimal_kmeans(
     points: Float[Array, "... points"],
-    sample_weight: Shaped[Array, "... points"] | None = None,
+    importance: Shaped[Array, "... points"] | None = None,
     *,
     max_clusters: int,
     num_bins: int = 4096,
@@ -482,7 +468,7 @@ def optimal_kmeans(
 
     Args:
         points: (..., N) floating, finite.
-        sample_weight: h >= 0, broadcastable to `points`; None means 1. Every group needs some.
+        importance: h >= 0, broadcastable to `points`; None means 1. Every group needs some.
         max_clusters: largest K, static.
         num_bins: bins of the histogram for N > `num_bins`, static. Time grows a little faster
             than they do, the gap falls with their square.
@@ -496,12 +482,12 @@ def optimal_kmeans(
         ValueError: as `kmeans`, on unusable points or weights, `max_clusters < 1`,
             `num_bins < 1`. Values are checked only outside `jit` and `vmap`.
     """
-    points, sample_weight = check_points(points, sample_weight)
+    points, importance = check_points(points, importance)
     if not isinstance(max_clusters, int | np.integer):
         raise TypeError(
             f"max_clusters must be a Python integer, got {type(max_clusters).__name__}."
         )
-    bucket = bucketed(points, sample_weight, num_bins=num_bins)
+    bucket = bucketed(points, importance, num_bins=num_bins)
     return _optimal_kmeans(bucket, max_clusters=int(max_clusters), num_bins=num_bins)
 
 

@@ -46,15 +46,14 @@ from jaxcomp.quantizers.padding import bucketed
 from jaxcomp.quantizers.scalar.coarse_to_fine import coarse_to_fine_centroids
 from jaxcomp.quantizers.scalar.lloyd import (
     PENALTY_SCALES,
-    Codebook,
     PenaltyScale,
-    bucket_moments,
     quantile_start,
     solve_kmeans,
 )
 from jaxcomp.quantizers.scalar.runs import Runs, read_runs, run_table
+from jaxcomp.quantizers.solution import Solution, bucket_moments
 
-# Cells of the grid that are refined for each penalty, the best ones.
+# Entries of the grid that are refined for each penalty, the best ones.
 _NUM_STARTS = 8
 # Cuts taken together in one pass.
 _UNROLL = 8
@@ -64,13 +63,12 @@ class DiameterSolution(NamedTuple):
     """The best codebook found for one K and penalty (or many, with leading axes).
 
     Attributes:
-        codebook: its distortion and penalty are those of the histogram, bins taken whole.
-        objective: (...) their sum.
-        gap_bound: (...) no quantizer of the bins has an objective below `objective - gap_bound`.
+        solution: codebook and costs of the histogram, bins taken whole.
+        gap_bound: (...) no quantizer of the bins has an objective below
+            `solution.objective - gap_bound`.
     """
 
-    codebook: Codebook
-    objective: Float[Array, "..."]
+    solution: Solution
     gap_bound: Float[Array, "..."]
 
 
@@ -121,7 +119,7 @@ class DiameterSolver(NamedTuple):
             num_iterations: most updates of all centres after the search, traced.
 
         Returns:
-            Codebook, objective and the bound on what is left.
+            The solution and the bound on what is left.
 
         Raises:
             TypeError: if `num_clusters` is not an integer.
@@ -156,7 +154,7 @@ class DiameterSolver(NamedTuple):
 @without_derivative
 def optimal_diameter_kmeans(
     points: Float[Array, "... points"],
-    sample_weight: Shaped[Array, "... points"] | None = None,
+    importance: Shaped[Array, "... points"] | None = None,
     *,
     max_clusters: int,
     num_bins: int = 512,
@@ -170,7 +168,7 @@ def optimal_diameter_kmeans(
 
     Args:
         points: (..., N) floating, finite.
-        sample_weight: h >= 0, broadcastable to `points`; None means 1. Every group needs some.
+        importance: h >= 0, broadcastable to `points`; None means 1. Every group needs some.
         max_clusters: largest K, static.
         num_bins: bins of the histogram for N > `num_bins`, static.
         num_outer: A, values of either outer centre; the bound uses 2 A multipliers. Static.
@@ -182,9 +180,9 @@ def optimal_diameter_kmeans(
         TypeError, ValueError: as `kmeans`, on unusable points or weights; ValueError if
             `max_clusters`, `num_bins` or `num_outer` is below 1.
     """
-    points, sample_weight = check_points(points, sample_weight)
+    points, importance = check_points(points, importance)
     return _optimal_diameter_kmeans(
-        bucketed(points, sample_weight, num_bins=num_bins),
+        bucketed(points, importance, num_bins=num_bins),
         max_clusters=max_clusters,
         num_bins=num_bins,
         num_outer=num_outer,
@@ -368,13 +366,13 @@ def _solve(solver, num_clusters, diameter_penalty, num_iterations, *, penalty_sc
     groups = jnp.arange(max(solver.single_cost.size, 1), dtype=jnp.int32).reshape(batch_shape)
     flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[len(batch_shape) :]), solver)
 
-    def cell(arguments):
+    def solve_one(arguments):
         group, k, penalty = arguments
         one = jax.tree.map(lambda leaf: leaf[group], flat)
-        return _solve_cell(one, k, penalty, num_iterations)
+        return _solve_one(one, k, penalty, num_iterations)
 
     found = lax.map(
-        cell,
+        solve_one,
         (
             jnp.broadcast_to(groups, shape).ravel(),
             jnp.broadcast_to(num_clusters, shape).ravel(),
@@ -384,14 +382,14 @@ def _solve(solver, num_clusters, diameter_penalty, num_iterations, *, penalty_sc
     return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), found)
 
 
-def _solve_cell(solver, num_clusters, beta, num_iterations) -> DiameterSolution:
+def _solve_one(solver, num_clusters, beta, num_iterations) -> DiameterSolution:
     num_outer = solver.outer.shape[0]
     max_clusters = solver.outer_cost.shape[0] - 1
     k = jnp.clip(num_clusters, 1, max_clusters)
     diameter = solver.outer[None, :] - solver.outer[:, None]
     total = solver.outer_cost[k] + beta * diameter * diameter
-    _, cells = lax.top_k(-total.ravel(), min(_NUM_STARTS, num_outer**2))
-    starts = jax.vmap(partial(_centroids_of_cell, solver, k))(cells)
+    _, entries = lax.top_k(-total.ravel(), min(_NUM_STARTS, num_outer**2))
+    starts = jax.vmap(partial(_centroids_of_entry, solver, k))(entries)
     # Never above Lloyd from the quantiles or from nearly the best codebook without a penalty, nor
     # above one cluster.
     moments = solver.moments
@@ -416,26 +414,24 @@ def _solve_cell(solver, num_clusters, beta, num_iterations) -> DiameterSolution:
         penalty_scale="absolute",
         num_iterations=num_iterations,
     )
-    codebooks = jax.vmap(lambda start: descend(initial_centroids=start))(starts)
-    objectives = codebooks.distortion + codebooks.penalty
-    best = jnp.argmin(objectives)
-    codebook = jax.tree.map(lambda leaf: leaf[best], codebooks)
-    objective = objectives[best]
+    found = jax.vmap(lambda start: descend(initial_centroids=start))(starts)
+    best = jnp.argmin(found.objective)
+    found = jax.tree.map(lambda leaf: leaf[best], found)
     bound = _lower_bound(solver, k, beta)
 
     def restored(cost):
         return restore(cost, 2 * unit + of_mass, axis=())
 
-    codebook = codebook._replace(
-        centroids=restore(codebook.centroids, unit),
-        thresholds=restore(codebook.thresholds, unit, rounds_down=True),
-        distortion=restored(codebook.distortion),
-        penalty=restored(codebook.penalty),
-        beta=restore(codebook.beta, of_mass, axis=()),
+    codebook = found.codebook._replace(
+        centroids=restore(found.codebook.centroids, unit),
+        thresholds=restore(found.codebook.thresholds, unit, rounds_down=True),
     )
-    return DiameterSolution(
-        codebook, restored(objective), restored(jnp.maximum(objective - bound, 0))
+    solution = found._replace(
+        codebook=codebook,
+        distortion=restored(found.distortion),
+        objective=restored(found.objective),
     )
+    return DiameterSolution(solution, restored(jnp.maximum(found.objective - bound, 0)))
 
 
 def _lower_bound(solver, k, beta):
@@ -455,11 +451,11 @@ def _lower_bound(solver, k, beta):
     return jnp.maximum(jnp.where(k > 1, jnp.minimum(single, several), single), 0)
 
 
-def _centroids_of_cell(solver, k, cell):
-    """Follow the cuts of one cell of the grid and return its centres."""
+def _centroids_of_entry(solver, k, entry):
+    """Follow the cuts of one entry of the grid and return its centres."""
     num_outer, num_bins = solver.outer.shape[0], solver.moments.mass.shape[0]
     max_clusters = solver.outer_cost.shape[0] - 1
-    row, column = cell // num_outer, cell % num_outer
+    row, column = entry // num_outer, entry % num_outer
     a, b = solver.outer[row], solver.outer[column]
     position, mass = solver.moments.position, solver.moments.mass
     deviation = position - b

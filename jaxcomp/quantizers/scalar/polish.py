@@ -25,7 +25,7 @@ from jaxcomp.quantizers.histograms import (
     importance_in_units,
     points_in_units,
 )
-from jaxcomp.quantizers.scalar.lloyd import (
+from jaxcomp.quantizers.solution import (
     Codebook,
     QuantizationResult,
     distortion_of_points,
@@ -103,7 +103,7 @@ def plus_plus_start(
 @with_codebook_held_fixed(distortion_of_points)
 def polish_kmeans(
     points: Float[Array, "... points"],
-    sample_weight: Shaped[Array, "... points"] | None = None,
+    importance: Shaped[Array, "... points"] | None = None,
     *,
     initial_centroids: Float[Array, "... clusters"],
     num_iterations: Int[Array, ""] | int = 1,
@@ -117,7 +117,7 @@ def polish_kmeans(
 
     Args:
         points: (..., N) floating, finite.
-        sample_weight: h >= 0, broadcastable to `points`; None means 1. Every group needs some.
+        importance: h >= 0, broadcastable to `points`; None means 1. Every group needs some.
         initial_centroids: (..., K) to start from, in any order.
         num_iterations: most centre updates, traced.
 
@@ -127,25 +127,25 @@ def polish_kmeans(
     Raises:
         TypeError, ValueError: as `kmeans`, on unusable points, weights or centroids.
     """
-    points, sample_weight = check_points(points, sample_weight)
+    points, importance = check_points(points, importance)
     initial_centroids = jnp.asarray(initial_centroids)
     if initial_centroids.ndim == 0 or initial_centroids.shape[-1] == 0:
         raise ValueError(
             f"initial_centroids must hold at least one centre, got shape {initial_centroids.shape}."
         )
     centroids = check_initial_centroids(initial_centroids, initial_centroids.shape[-1])
-    return _polish(points, sample_weight, centroids, jnp.asarray(num_iterations, jnp.int32))
+    return _polish(points, importance, centroids, jnp.asarray(num_iterations, jnp.int32))
 
 
 @jax.jit
-def _polish(points, sample_weight, centroids, num_iterations):
+def _polish(points, importance, centroids, num_iterations):
     num_clusters = centroids.shape[-1]
     batch_shape = points.shape[:-1]
     groups, exponent = points_in_units(points.reshape(-1, points.shape[-1]))
     dtype = groups.dtype
     weights = jnp.ones_like(groups)
-    if sample_weight is not None:
-        weights = importance_in_units(sample_weight, points)[0].reshape(groups.shape)
+    if importance is not None:
+        weights = importance_in_units(importance, points)[0].reshape(groups.shape)
     centroids = jnp.broadcast_to(centroids, (*batch_shape, num_clusters))
     start = normalise(centroids.astype(dtype).reshape(-1, num_clusters), exponent)
     start = jnp.sort(start, axis=-1)
@@ -169,17 +169,15 @@ def _polish(points, sample_weight, centroids, num_iterations):
         (start, jnp.int32(0), jnp.asarray(False)),
     )
     stored = restore_as(centres, exponent, points.dtype).reshape(*batch_shape, num_clusters)
-    zero = jnp.zeros(batch_shape, dtype)
-    none = jnp.zeros(batch_shape, jnp.int32)
     codebook = Codebook(
-        centroids=stored,
-        thresholds=thresholds_of(stored.astype(dtype)),
-        distortion=zero,
-        penalty=zero,
-        beta=zero,
-        num_used=none,
-        num_empty=none,
+        stored,
+        thresholds_of(stored.astype(dtype)),
+        jnp.full(batch_shape, num_clusters, jnp.int32),
+    )
+    return quantize_points(
+        points,
+        importance,
+        codebook,
         num_iterations=jnp.broadcast_to(iterations, batch_shape),
         converged=jnp.broadcast_to(converged, batch_shape),
     )
-    return quantize_points(points, sample_weight, codebook, num_clusters, penalty_form="none")

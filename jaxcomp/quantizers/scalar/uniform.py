@@ -28,9 +28,10 @@ from jaxcomp.quantizers.histograms import (
     sum_of_squares,
 )
 from jaxcomp.quantizers.padding import bucketed
-from jaxcomp.quantizers.scalar.lloyd import (
+from jaxcomp.quantizers.solution import (
     Codebook,
     QuantizationResult,
+    Solution,
     bucket_moments,
     distortion_of_points,
     quantize_bucket,
@@ -49,7 +50,7 @@ def solve_uniform(
     max_clusters: int,
     reconstruction: Reconstruction = "centroid",
     centroid_dtype: jnp.dtype | None = None,
-) -> Codebook:
+) -> Solution:
     """Cut the range of every group into K equal cells.
 
     Args:
@@ -62,8 +63,9 @@ def solve_uniform(
         centroid_dtype: dtype the centroids are stored in; by default that of the moments.
 
     Returns:
-        The codebook: its thresholds are the edges of the grid, so that points are assigned by
-        cell, which with centroids need not be the nearest centre. No penalty, 0 iterations.
+        The codebook and its cost: the thresholds are the edges of the grid, so that points are
+        assigned by cell, which with centroids need not be the nearest centre. 0 iterations,
+        converged.
 
     Raises:
         ValueError: while tracing, on an unknown `reconstruction` or `max_clusters < 1`.
@@ -80,11 +82,16 @@ def solve_uniform(
         reconstruction=reconstruction,
         centroid_dtype=jnp.dtype(centroid_dtype or moments.position.dtype),
     )
-    signature = f"{MOMENTS_SIGNATURE},()->(k),(j),(),(),(),(),(),(),()"
-    return Codebook(
-        *jnp.vectorize(solve, signature=signature)(
-            *moments, jnp.asarray(num_clusters).astype(jnp.int32)
-        )
+    signature = f"{MOMENTS_SIGNATURE},()->(k),(j),(),()"
+    *codebook, distortion = jnp.vectorize(solve, signature=signature)(
+        *moments, jnp.asarray(num_clusters).astype(jnp.int32)
+    )
+    return Solution(
+        Codebook(*codebook),
+        distortion,
+        objective=distortion,
+        num_iterations=jnp.zeros(distortion.shape, jnp.int32),
+        converged=jnp.ones(distortion.shape, bool),
     )
 
 
@@ -115,7 +122,6 @@ def _solve_group(
     thresholds = jnp.where(k[:-1] + 1 < num_live, edges, jnp.inf)
     centroids = at(2 * k + 1)
     cells = assign(position, thresholds).astype(jnp.int32)
-    counts = jax.ops.segment_sum(num_points, cells, max_clusters)
     if reconstruction == "centroid":
         cell_mass = jax.ops.segment_sum(mass, cells, max_clusters)
         offset = jax.ops.segment_sum(mass * (position - centroids[cells]), cells, max_clusters)
@@ -129,18 +135,11 @@ def _solve_group(
     stored = restore_as(centroids, exponent, centroid_dtype)
     distance = position - normalise(stored.astype(dtype), exponent)[cells]
     square, of_square = sum_of_squares(mass, distance, deviation)
-    num_used = jnp.sum(counts > 0, dtype=jnp.int32)
-    zero = jnp.zeros((), dtype)
     return (
         stored,
         restore(thresholds, exponent, rounds_down=True),
+        num_live,
         restore(square, of_square + 2 * exponent + mass_exponent, axis=()),
-        zero,
-        zero,
-        num_used,
-        num_live - num_used,
-        jnp.int32(0),
-        jnp.asarray(True),
     )
 
 
@@ -148,7 +147,7 @@ def _solve_group(
 @with_codebook_held_fixed(distortion_of_points)
 def uniform(
     points: Float[Array, "... points"],
-    sample_weight: Shaped[Array, "... points"] | None = None,
+    importance: Shaped[Array, "... points"] | None = None,
     *,
     num_clusters: Int[Array, "..."] | int,
     max_clusters: int | None = None,
@@ -161,7 +160,7 @@ def uniform(
 
     Args:
         points: (..., N) floating, finite.
-        sample_weight: h >= 0, broadcastable to `points`; None means 1.
+        importance: h >= 0, broadcastable to `points`; None means 1.
         num_clusters: K >= 1, an int or an array that broadcasts against the leading axes (then
             `max_clusters` is required).
         max_clusters: size of the returned codebook, static; defaults to `num_clusters`.
@@ -176,11 +175,11 @@ def uniform(
         TypeError: if the points are not floating or `num_clusters` is not an integer.
         ValueError: as `kmeans`, on unusable points, weights, K or options.
     """
-    points, sample_weight = check_points(points, sample_weight)
+    points, importance = check_points(points, importance)
     num_clusters, max_clusters = check_codebook_size(num_clusters, max_clusters)
     num_bins = bins_for(num_bins, max_clusters)
     result = _uniform(
-        bucketed(points, sample_weight, num_bins=num_bins),
+        bucketed(points, importance, num_bins=num_bins),
         num_clusters,
         max_clusters=max_clusters,
         reconstruction=reconstruction,
@@ -191,11 +190,16 @@ def uniform(
 
 @partial(jax.jit, static_argnames=("max_clusters", "reconstruction", "num_bins"))
 def _uniform(bucket, num_clusters, *, max_clusters, reconstruction, num_bins):
-    codebook = solve_uniform(
+    solution = solve_uniform(
         bucket_moments(bucket, num_bins=num_bins),
         num_clusters,
         max_clusters=max_clusters,
         reconstruction=reconstruction,
         centroid_dtype=bucket.points.dtype,
     )
-    return quantize_bucket(bucket, codebook, num_clusters, penalty_form="none")
+    return quantize_bucket(
+        bucket,
+        solution.codebook,
+        num_iterations=solution.num_iterations,
+        converged=solution.converged,
+    )

@@ -58,14 +58,14 @@ def test_the_table(finished):
     rates = 4 * np.log(2) * np.array([0.0, 1.0, 2.0])
     expected = channel_risks(setting, rates, channel="uninformed_zero_mean")
     np.testing.assert_allclose(rows["theory_population_risk"], expected.population, rtol=1e-5)
-    np.testing.assert_allclose(rows["rate_bits_per_weight"], [0, 1, 2], atol=1e-6)
+    np.testing.assert_allclose(rows["rate_bits"], [0, 1, 2], atol=1e-6)
     bound = channel_gap_bound(setting, rates, channel="uninformed_zero_mean").bound
     np.testing.assert_allclose(rows["gap_bound"], bound, rtol=1e-5)
     designed = table[table["family"] == "designed"]
-    paid = designed["rate_bits_per_weight"] * 4 * np.log(2)
+    paid = designed["rate_bits"] * 4 * np.log(2)
     expected = relative_gap_bound(paid.to_numpy(), 14.0)
     np.testing.assert_allclose(designed["relative_gap_bound"], expected, rtol=1e-4, atol=1e-6)
-    assert np.isinf(table.loc[table["family"] == "control", "rate_bits_per_weight"]).all()
+    assert np.isinf(table.loc[table["family"] == "control", "rate_bits"]).all()
 
 
 def test_every_bound_holds(finished):

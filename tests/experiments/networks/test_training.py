@@ -32,8 +32,8 @@ def arrays(num_models=2, num_examples=NUM_EXAMPLES, shape=(8, 8, 1)):
         "inputs": inputs,
         "train_indices": indices,
         "train_labels": labels[indices],
-        "selection_inputs": inputs[50:],
-        "selection_labels": labels[50:],
+        "validation_inputs": inputs[50:],
+        "validation_labels": labels[50:],
         "seed": 7,
         "model_ids": range(num_models),
     }
@@ -108,16 +108,16 @@ def test_it_learns_and_keeps_the_best_epoch():
     task = arrays()
     trained = train(PLAIN, config)
     history = trained.history
-    assert history["train_loss"].shape == history["selection_loss"].shape == (20, 2)
+    assert history["train_loss"].shape == history["validation_loss"].shape == (20, 2)
     assert np.all(history["train_loss"][-1] < 0.2 * history["train_loss"][0])
-    np.testing.assert_array_equal(trained.best_epoch, history["selection_loss"].argmin(0))
+    np.testing.assert_array_equal(trained.best_epoch, history["validation_loss"].argmin(0))
     assert trained.best_epoch.dtype == np.int32
     for tree, losses in (
-        (trained.early_stopped, history["selection_loss"].min(0)),
-        (trained.variables, history["selection_loss"][-1]),
+        (trained.early_stopped, history["validation_loss"].min(0)),
+        (trained.variables, history["validation_loss"][-1]),
     ):
-        logits = jax.vmap(PLAIN.predict, in_axes=(0, None))(tree, task["selection_inputs"])
-        scores = jax.nn.log_softmax(logits)[:, np.arange(10), task["selection_labels"]]
+        logits = jax.vmap(PLAIN.predict, in_axes=(0, None))(tree, task["validation_inputs"])
+        scores = jax.nn.log_softmax(logits)[:, np.arange(10), task["validation_labels"]]
         # A small loss is a difference of numbers near 1: its error is absolute, about eps.
         eps = np.finfo(np.float32).eps
         np.testing.assert_allclose(-scores.mean(1), losses, rtol=1e-5, atol=2 * eps)
@@ -132,14 +132,14 @@ def test_early_stopping_keeps_the_earlier_of_equal_epochs():
     np.testing.assert_array_equal(better.loss, jnp.array([0.4, 0.5, jnp.inf]))
 
 
-def test_selection_loss_ignores_the_filling():
+def test_validation_loss_ignores_the_filling():
     """Seven examples in chunks of three: two places are filled."""
     task = arrays()
     stacked = jax.vmap(PLAIN.init)(jax.random.split(jax.random.key(0), 2))
     inputs, labels = task["inputs"][:7], task["train_labels"][0][:7].astype(np.int32)
     chunked = training._chunks(inputs, labels, size=3)
     assert chunked[0].shape == (3, 3, 8, 8, 1)
-    losses = training._selection_loss(stacked, *chunked, network=PLAIN)
+    losses = training._validation_loss(stacked, *chunked, network=PLAIN)
     logits = jax.vmap(PLAIN.predict, in_axes=(0, None))(stacked, inputs)
     expected = -jax.nn.log_softmax(logits)[:, np.arange(7), labels].mean(1)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
@@ -365,8 +365,8 @@ def test_the_cache_sees_everything_that_shapes_a_network(tmp_path):
         {"train_labels": other_labels},
         {"train_indices": task["train_indices"][:, ::-1]},
         {"inputs": task["inputs"] + 1},
-        {"selection_inputs": task["selection_inputs"] + 1},
-        {"selection_labels": task["selection_labels"][::-1]},
+        {"validation_inputs": task["validation_inputs"] + 1},
+        {"validation_labels": task["validation_labels"][::-1]},
         {"fingerprint_extra": {"data": "other"}},
     ]
     for number, change in enumerate(changes, start=1):
@@ -434,7 +434,7 @@ def test_the_convolutional_network_trains():
     task = arrays(num_examples=4, shape=(32, 32, 1))
     config = networks.TrainingConfig(epochs=2, batch_size=2)
     trained = networks.train(network, config, **task)
-    assert np.isfinite(trained.history["selection_loss"]).all()
+    assert np.isfinite(trained.history["validation_loss"]).all()
     for layer in trained.variables["statistics"].values():
         assert np.all(np.asarray(layer["normalization"]["var"]) != 1)
     stacked = jax.tree.map(lambda leaf: leaf.shape[0], trained.early_stopped)
@@ -452,12 +452,16 @@ def test_the_convolutional_network_trains():
         ({"l1_penalty": [0.1, -1.0]}, ValueError, r"l1_penalty must be one .* \[0.1, -1.0\]"),
         ({"seed": -1}, ValueError, r"the seed integers in \[0, 2\^32\), got .* and -1"),
         ({"inputs": np.zeros((60, 8, 8))}, ValueError, r"inputs must be .* \(8, 8, 1\)"),
-        ({"selection_inputs": np.zeros((10, 1))}, ValueError, "selection_inputs must be at least"),
-        ({"selection_labels": [0, 1]}, ValueError, "one selection label for each selection input"),
+        (
+            {"validation_inputs": np.zeros((10, 1))},
+            ValueError,
+            "validation_inputs must be at least",
+        ),
+        ({"validation_labels": [0, 1]}, ValueError, "one validation label for each validation in"),
         ({"config": networks.TrainingConfig(batch_size=19)}, ValueError, "batch of 19 examples is"),
         ({"inputs": np.zeros((40, 8, 8, 1))}, ValueError, "rows of the pool of 40 examples"),
         ({"train_labels": np.full((2, 18), 3)}, ValueError, "train_labels must be in 0 to 2"),
-        ({"selection_labels": np.full(10, -1)}, ValueError, "selection_labels must be in 0 to 2"),
+        ({"validation_labels": np.full(10, -1)}, ValueError, "validation_labels must be in 0 to 2"),
     ],
 )
 def test_bad_data_are_refused(changes, error, message):

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from jaxcomp.experiments.regularization.claims import Claim, claim_from_dict, evaluate_claims
-from jaxcomp.experiments.regularization.config import Cell
+from jaxcomp.experiments.regularization.config import Variant
 
 STRENGTHS = (0.001, 0.01, 0.1)
 NUM_EXAMPLES = 300
@@ -14,35 +14,35 @@ NUM_EXAMPLES = 300
 def made_up(*, num_models=6, fall=1.0, gain=0.1, spike=2.0, seed=0):
     """Bits that fall by `fall` for ten times the L2, a loss lower by `gain` at L2 0.01."""
     rng = np.random.default_rng(seed)
-    cells = [Cell("none"), *(Cell("l2", s) for s in STRENGTHS), Cell("l1", 0.01)]
-    cells += [Cell("dropout", 0.2), Cell("early stopping"), Cell("temperature")]
+    variants = [Variant("none"), *(Variant("l2", s) for s in STRENGTHS), Variant("l1", 0.01)]
+    variants += [Variant("dropout", 0.2), Variant("early stopping"), Variant("temperature")]
     networks = 0.02 * rng.standard_normal(num_models)
     examples = rng.exponential(0.3, NUM_EXAMPLES)
     rows, losses = [], {}
-    for cell in cells:
-        lower = gain if cell == Cell("l2", 0.01) else 0.0
+    for variant in variants:
+        lower = gain if variant == Variant("l2", 0.01) else 0.0
         noise = 0.02 * rng.standard_normal((num_models, NUM_EXAMPLES))
         loss = 0.3 + networks[:, None] + examples - lower + noise
-        losses[cell.id] = {"loss": loss, "loss_tempered": loss - 0.01}
+        losses[variant.id] = {"loss": loss, "loss_tempered": loss - 0.01}
         for number in range(num_models):
             bits = 6 + networks[number]
-            if cell.kind == "l2":
-                bits -= fall * (np.log10(cell.strength) + 3) + 0.01 * rng.standard_normal()
+            if variant.kind == "l2":
+                bits -= fall * (np.log10(variant.strength) + 3) + 0.01 * rng.standard_normal()
             rows.append(
                 {
-                    "cell": cell.id, "kind": cell.kind, "strength": cell.strength,
+                    "variant": variant.id, "kind": variant.kind, "strength": variant.strength,
                     "model_seed": number, "num_weights": 100, "num_train": 100,
                     "bits_per_weight_gaussian": bits, "bits_per_weight_implied": bits + 3,
                     "bits_per_weight_laplace": bits + 0.1,
-                    "bits_per_weight_spike": bits - (spike if cell.kind == "l1" else 0)
+                    "bits_per_weight_spike": bits - (spike if variant.kind == "l1" else 0)
                     + 0.01 * rng.standard_normal(),
                     "description_bits": 100 * bits, "description_weight_bits": 60 * bits,
                     "description_label_bits": 40 * bits, "uniform_label_bits": 500.0,
                     "bytes_gaussian": 80.0, "bytes_laplace": 81.0, "bytes_spike": 79.0,
-                    "bytes_smaller": 50 + rng.standard_normal() - 20 * (cell.kind == "l1"),
-                    "zero_share": float(cell.kind == "l1"), "zero_cell_share": 0.5,
-                    "selection_loss": loss.mean() + 0.001 * rng.standard_normal(),
-                    "selection_loss_tempered": loss.mean() - 0.01,
+                    "bytes_smaller": 50 + rng.standard_normal() - 20 * (variant.kind == "l1"),
+                    "zero_share": float(variant.kind == "l1"), "zero_cell_share": 0.5,
+                    "validation_loss": loss.mean() + 0.001 * rng.standard_normal(),
+                    "validation_loss_tempered": loss.mean() - 0.01,
                 }
             )  # fmt: skip
     return pd.DataFrame(rows), losses
@@ -78,12 +78,12 @@ def test_what_is_true_holds():
         assert claims[name].sentence.startswith(start), claims[name].sentence
     assert claims["fewer bits, fitted prior"].effect == pytest.approx(-1.0, abs=0.02)
     assert claims["test loss, L2"].effect == pytest.approx(-0.1, abs=0.01)
-    assert claims["test loss, L2"].cell == "l2-0.01"
+    assert claims["test loss, L2"].variant == "l2-0.01"
     assert claims["zeros, L1"].effect == pytest.approx(-2.0, abs=0.02)
     assert claims["zeros, L2"].verdict == "no practical difference"
     # 400 bits at the strongest L2 and 600 under L1, against 500 of 100 labels alone.
     assert claims["weights pay, L2"].effect == pytest.approx(-1.0, abs=0.05)
-    assert claims["weights pay, L2"].cell == "l2-0.1"
+    assert claims["weights pay, L2"].variant == "l2-0.1"
     assert claims["weights pay, L1"].effect == pytest.approx(1.0, abs=0.05)
     assert claims["weights pay, L1"].verdict == "opposite"
     assert claims["weights pay, L1"].sentence.startswith("L1: describing the weights costs more")
@@ -93,9 +93,9 @@ def test_what_is_true_holds():
 def test_what_is_false_fails_as_plainly():
     table, losses = made_up(fall=-1.0, gain=-0.2, spike=-2.0)
     # Only the strength that hurts is there to choose.
-    table = table.loc[~table["cell"].isin(["l2-0.001"])]
-    table.loc[table["cell"] == "l2-0.1", "selection_loss"] = 9.0
-    table.loc[table["cell"] == "l2-0.1", "selection_loss_tempered"] = 9.0
+    table = table.loc[~table["variant"].isin(["l2-0.001"])]
+    table.loc[table["variant"] == "l2-0.1", "validation_loss"] = 9.0
+    table.loc[table["variant"] == "l2-0.1", "validation_loss_tempered"] = 9.0
     claims = by_name(evaluate_claims(table, losses))
     for name, start in (
         ("fewer bits, fitted prior", "Under a fitted Gaussian code, more L2 means more bits: +"),
@@ -129,7 +129,7 @@ def test_no_effect_is_seldom_found():
     assert found <= 3
 
 
-def test_one_network_and_fewer_cells():
+def test_one_network_and_fewer_variants():
     table, losses = made_up(num_models=1)
     claims = by_name(evaluate_claims(table, losses))
     assert claims["fewer bits, fitted prior"].verdict == "not shown"

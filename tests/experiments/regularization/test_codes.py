@@ -8,7 +8,7 @@ from scipy import stats
 
 from jaxcomp import bounds, coding
 from jaxcomp.experiments.regularization import codes, measure_codes
-from jaxcomp.experiments.regularization.config import Cell
+from jaxcomp.experiments.regularization.config import Variant
 
 RNG = np.random.default_rng(0)
 DENSE = {"a": RNG.normal(0, 0.1, (60, 50)).astype(np.float32)}
@@ -17,8 +17,8 @@ STEP = 1 / 64
 
 
 def test_lengths_and_streams():
-    cell = Cell("l2", 0.05)
-    found = measure_codes(DENSE, cell, num_examples=400, step=STEP)
+    variant = Variant("l2", 0.05)
+    found = measure_codes(DENSE, variant, num_examples=400, step=STEP)
     rounded = np.rint(DENSE["a"] / STEP) * STEP
     for name, scale in (("implied", (400 * 0.05) ** -0.5), ("gaussian", None)):
         scale = scale or float(np.sqrt(np.mean(DENSE["a"].astype(float) ** 2)))
@@ -36,13 +36,13 @@ def test_streams_decode_at_steps_that_are_no_powers_of_two(step):
     middle = np.float32((np.arange(-40, 40) + 0.5) * step)
     near = [np.nextafter(middle, np.float32(end)) for end in (-np.inf, np.inf)]
     tree = {"w": np.concatenate([[np.float32(0.114999995)], middle, *near])}
-    found = measure_codes(tree, Cell("l2", 0.001), num_examples=600, step=step)
+    found = measure_codes(tree, Variant("l2", 0.001), num_examples=600, step=step)
     assert all(size > 0 for size in found.size_bytes.values())
 
 
 def test_zeros_shorten_a_stream_only_where_there_are_any():
-    dense = measure_codes(DENSE, Cell("none"), num_examples=400, step=STEP)
-    sparse = measure_codes(SPARSE, Cell("l1", 1e-3), num_examples=400, step=STEP)
+    dense = measure_codes(DENSE, Variant("none"), num_examples=400, step=STEP)
+    sparse = measure_codes(SPARSE, Variant("l1", 1e-3), num_examples=400, step=STEP)
     assert math.isnan(dense.bits["implied"])
     assert math.isnan(dense.size_bytes["implied"])
     assert dense.bits["spike"] == pytest.approx(dense.bits["gaussian"], rel=0.01)
@@ -51,9 +51,9 @@ def test_zeros_shorten_a_stream_only_where_there_are_any():
 
 
 def test_implied_priors():
-    assert float(codes.implied_prior(Cell("l2", 0.01), 100).scale) == pytest.approx(1.0)
-    assert float(codes.implied_prior(Cell("l1", 0.01), 100).scale) == pytest.approx(1.0)
-    assert codes.implied_prior(Cell("early stopping"), 100) is None
+    assert float(codes.implied_prior(Variant("l2", 0.01), 100).scale) == pytest.approx(1.0)
+    assert float(codes.implied_prior(Variant("l1", 0.01), 100).scale) == pytest.approx(1.0)
+    assert codes.implied_prior(Variant("early stopping"), 100) is None
 
 
 @pytest.mark.parametrize("name", codes.FITTED)

@@ -25,7 +25,7 @@ CONFIG = RegularizationConfig(
     width=1 / 16,
     num_models=2,
     train_size=80,
-    selection_size=60,
+    validation_size=60,
     epochs=4,
     batch_size=10,
     l2=(0.001, 0.1),
@@ -38,8 +38,9 @@ CONFIG = RegularizationConfig(
 )
 OPTIONS = [
     "regularization", "--width", "0.0625", "--models", "2", "--train-size", "80",
-    "--selection-size", "60", "--epochs", "4", "--batch-size", "10", "--l2", "0.001", "--l2", "0.1",
-    "--l1", "0.001", "--l1", "0.02", "--dropout", "0.2", "--decimals", "1", "--num-problems", "200",
+    "--validation-size", "60", "--epochs", "4", "--batch-size", "10", "--l2", "0.001",
+    "--l2", "0.1", "--l1", "0.001", "--l1", "0.02", "--dropout", "0.2", "--decimals", "1",
+    "--num-problems", "200",
     "--quiet",
 ]  # fmt: skip
 
@@ -51,12 +52,12 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, cache, one_format):
-    """A run, its result, and what was handed to `measure` for every cell."""
+    """A run, its result, and what was handed to `measure` for every variant."""
     seen = {}
 
-    def remember(predict_fn, variables, cell, samples, config):
-        seen[cell.id] = (predict_fn, variables, samples)
-        return measure(predict_fn, variables, cell, samples, config)
+    def remember(predict_fn, variables, variant, samples, config):
+        seen[variant.id] = (predict_fn, variables, samples)
+        return measure(predict_fn, variables, variant, samples, config)
 
     out = tmp_path_factory.mktemp("runs") / "first"
     measure = run_module.measure
@@ -93,10 +94,10 @@ def losses_of(logits, labels):
     return logsumexp(logits, axis=1) - logits[np.arange(len(labels)), labels]
 
 
-def test_there_is_a_row_for_every_cell_and_network(finished):
+def test_there_is_a_row_for_every_variant_and_network(finished):
     out, result, _ = finished
-    ids = [cell.id for cell in CONFIG.cells()]
-    assert list(result.table["cell"]) == [name for name in ids for _ in range(2)]
+    ids = [variant.id for variant in CONFIG.variants()]
+    assert list(result.table["variant"]) == [name for name in ids for _ in range(2)]
     assert list(result.table["model_seed"]) == [0, 1] * len(ids)
     for name in ("table.csv", "claims.json", "report.md", "rounding.csv", "regularization.png"):
         assert (out / name).exists()
@@ -125,9 +126,9 @@ def test_a_result_is_told_in_five_lines(finished):
 
 def test_numbers_are_those_of_numpy(finished):
     _, result, seen = finished
-    for cell in ("none", "l2-0.1", "l1-0.02", "early-stopping"):
-        _, variables, samples = seen[cell]
-        rows = result.table.loc[result.table["cell"] == cell]
+    for variant in ("none", "l2-0.1", "l1-0.02", "early-stopping"):
+        _, variables, samples = seen[variant]
+        rows = result.table.loc[result.table["variant"] == variant]
         for number, row in enumerate(rows.to_dict("records")):
             params = jax.tree.map(lambda leaf, m=number: np.asarray(leaf[m]), variables)["params"]
             train = samples.train(number)
@@ -150,7 +151,7 @@ def test_numbers_are_those_of_numpy(finished):
 def test_the_rate_is_that_of_the_penalty(finished):
     _, result, seen = finished
     predict_fn, variables, samples = seen["l2-0.1"]
-    row = result.table.loc[result.table["cell"] == "l2-0.1"].iloc[1]
+    row = result.table.loc[result.table["variant"] == "l2-0.1"].iloc[1]
     own = jax.tree.map(lambda leaf: leaf[1], variables)
     diagonal = gauss_newton_diagonal(predict_fn, own, tuple(samples.train(1))).mean
     h = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(diagonal["params"])])
@@ -160,9 +161,9 @@ def test_the_rate_is_that_of_the_penalty(finished):
     assert row["gap_bound"] == pytest.approx(math.sqrt(rate / (2 * 80)), rel=1e-3)
 
 
-def test_what_each_kind_of_cell_is(finished):
+def test_what_each_kind_of_variant_is(finished):
     _, result, seen = finished
-    table = result.table.groupby("cell", sort=False).mean(numeric_only=True)
+    table = result.table.groupby("variant", sort=False).mean(numeric_only=True)
     # The proximal steps reach zeros, weight decay does not.
     assert table.loc["l1-0.02", "zero_share"] > 0.4
     assert table.loc["l2-0.1", "zero_share"] < 0.02
@@ -173,7 +174,7 @@ def test_what_each_kind_of_cell_is(finished):
     assert table["bits_per_weight_implied"].notna().sum() == 4
     assert table.loc["none", "loss_change"] == 0
     # Networks of one number begin alike: with no time to differ they stay close.
-    first = [seen[cell][1]["params"]["hidden_0"]["kernel"] for cell in ("none", "l2-0.001")]
+    first = [seen[variant][1]["params"]["hidden_0"]["kernel"] for variant in ("none", "l2-0.001")]
     assert np.abs(np.asarray(first[0] - first[1])).mean() < 0.01
 
 
@@ -207,7 +208,7 @@ def test_an_interrupted_run_continues_to_the_same_bytes(finished, tmp_path, cach
             interruptions += 1
     assert interruptions >= 2
     # Nothing finished was measured twice.
-    assert len(calls) == len(CONFIG.cells()) + interruptions
+    assert len(calls) == len(CONFIG.variants()) + interruptions
     for name in ("table.csv", "claims.json", "report.md"):
         assert (tmp_path / "cut" / name).read_bytes() == (out / name).read_bytes()
 
@@ -215,7 +216,7 @@ def test_an_interrupted_run_continues_to_the_same_bytes(finished, tmp_path, cach
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(
     ("status", "damaged"),
-    [("running", ["cells/none.json", "losses/l1-0.02.npz"]), ("finished", ["table.parquet"])],
+    [("running", ["variants/none.json", "losses/l1-0.02.npz"]), ("finished", ["table.parquet"])],
 )
 def test_what_is_damaged_is_made_again(tmp_path, finished, cache, status, damaged):
     out, result, _ = finished

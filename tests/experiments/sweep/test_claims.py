@@ -8,7 +8,7 @@ from scipy import special
 
 from jaxcomp.evaluation.statistics import crossed_mean, holm
 from jaxcomp.experiments.sweep.claims import (
-    CellLosses,
+    VariantLosses,
     calibration_share,
     claim_from_dict,
     claims_table,
@@ -17,9 +17,9 @@ from jaxcomp.experiments.sweep.claims import (
     smallest_without_loss,
 )
 
-NUM_SELECTION = 400
+NUM_VALIDATION = 400
 
-# cell: kind, method, weighting, penalty_form, diameter_penalty, num_clusters, parameter, bits
+# variant: kind, method, importance, penalty_form, diameter_penalty, num_clusters, parameter, bits
 ORIGINAL = {"original": ("original", "original", "original", "none", 0.0, 0, np.nan, 3200.0)}
 PLAIN = {
     "plain-4": ("compressed", "kmeans", "none", "none", 0.0, 4, np.nan, 200.0),
@@ -43,22 +43,22 @@ CONTROLS = {
 class Sweep:
     """A synthetic sweep whose true effects are known.
 
-    `effects` are true differences from the original by cell and quantity; `spread` is the
-    standard deviation over networks of what a network makes of a cell, on all examples alike.
+    `effects` are true differences from the original by variant and quantity; `spread` is the
+    standard deviation over networks of what a network makes of a variant, on all examples alike.
     """
 
     def __init__(
-        self, seed, cells, *, effects=None, num_models=5, num_examples=200, spread=0.0, noise=0.1
+        self, seed, variants, *, effects=None, num_models=5, num_examples=200, spread=0.0, noise=0.1
     ):
         rng = np.random.default_rng(seed)
         effects = effects or {}
         rows, self.losses = [], {}
-        shape = (num_models, num_examples + NUM_SELECTION)
+        shape = (num_models, num_examples + NUM_VALIDATION)
         original = {
             quantity: level + 0.3 * rng.standard_normal(shape)
             for quantity, level in (("loss", 1.0), ("loss_tempered", 0.8))
         }
-        for name, about in cells.items():
+        for name, about in variants.items():
             columns = {}
             scale = 0.0 if name == "original" else 1.0
             shift = effects.get(name, {})
@@ -68,10 +68,10 @@ class Sweep:
                 columns[quantity] = base + shift.get(quantity, 0.0) + own + single
             rate = 0.8 + shift.get("accuracy", 0.0) + spread * rng.uniform(-1, 1, (num_models, 1))
             columns["correct"] = rng.random(shape) < rate
-            self.losses[name] = CellLosses(
-                **{field: values[:, NUM_SELECTION:] for field, values in columns.items()}
+            self.losses[name] = VariantLosses(
+                **{field: values[:, NUM_VALIDATION:] for field, values in columns.items()}
             )
-            selected = {k: values[:, :NUM_SELECTION].mean(axis=1) for k, values in columns.items()}
+            selected = {k: values[:, :NUM_VALIDATION].mean(axis=1) for k, values in columns.items()}
             rows.extend(
                 ("mnist", "mlp", 0.3, name, *about, seed, *(selected[k][seed] for k in columns))
                 for seed in range(num_models)
@@ -87,32 +87,32 @@ COLUMNS = (
     "dataset",
     "model",
     "label_noise",
-    "cell",
+    "variant",
     "kind",
     "method",
-    "weighting",
+    "importance",
     "penalty_form",
     "diameter_penalty",
     "num_clusters",
     "parameter",
     "size_bits_estimated",
     "model_seed",
-    "selection_loss",
-    "selection_loss_tempered",
-    "selection_accuracy",
+    "validation_loss",
+    "validation_loss_tempered",
+    "validation_accuracy",
 )
 
 
 def test_null_is_rejected_at_most_at_the_error_rate():
-    # The hard null: no cell differs on average, but every network has cells it likes, and likes
-    # them on the selection sample and on the test set alike. Any size of effect counts.
+    # The hard null: no variant differs on average, but every network has variants it likes, and
+    # likes them on the validation set and on the test set alike. Any size of effect counts.
     num_draws, num_found, num_found_naively = 1000, 0, 0
     for seed in range(num_draws):
         sweep = Sweep(seed, ORIGINAL | PLAIN | PENALISED, spread=0.1)
         claims = sweep.claims(practical=0.0)
         assert len(claims) == 5
         num_found += any(claim.verdict in ("holds", "opposite") for claim in claims.values())
-        # The crossed test of the chosen cell alone, which forgets that the networks that chose
+        # The crossed test of the chosen variant alone, which forgets that the networks that chose
         # are the networks that judge.
         statistics = [
             (c.effect / (c.high - c.effect), c.degrees_of_freedom) for c in claims.values()
@@ -127,20 +127,20 @@ def test_null_is_rejected_at_most_at_the_error_rate():
     assert num_found_naively / num_draws > bound
 
 
-def test_selection_sample_does_not_bias_the_effect_on_the_test_set():
-    chosen, test_effects, selection_effects = set(), [], []
+def test_validation_set_does_not_bias_the_effect_on_the_test_set():
+    chosen, test_effects, validation_effects = set(), [], []
     for seed in range(200):
         sweep = Sweep(seed, ORIGINAL | PLAIN | OTHERS, noise=0.5)
         claim = sweep.claims()["raw loss"]
-        means = sweep.table.groupby("cell")["selection_loss"].mean()
-        chosen.add(claim.cell)
+        means = sweep.table.groupby("variant")["validation_loss"].mean()
+        chosen.add(claim.variant)
         test_effects.append(claim.effect)
-        selection_effects.append(means[claim.cell] - means["original"])
+        validation_effects.append(means[claim.variant] - means["original"])
     standard_error = np.std(test_effects) / np.sqrt(len(test_effects))
     assert len(chosen) == 5
     assert abs(np.mean(test_effects)) < 4 * standard_error
-    # What looking at the selection sample alone would have promised.
-    assert np.mean(selection_effects) < -4 * standard_error
+    # What looking at the validation set alone would have promised.
+    assert np.mean(validation_effects) < -4 * standard_error
 
 
 def test_planted_effects_are_found_with_sign_and_size():
@@ -164,9 +164,9 @@ def test_planted_effects_are_found_with_sign_and_size():
         "accuracy": "Compression raises the test accuracy: from ",
     }
     assert list(claims) == list(expected)
-    for name, (cell, effect, scale) in expected.items():
+    for name, (variant, effect, scale) in expected.items():
         claim = claims[name]
-        assert claim.cell == cell
+        assert claim.variant == variant
         assert claim.verdict == "holds"
         assert claim.holds
         assert claim.low < effect < claim.high
@@ -181,7 +181,7 @@ def test_planted_effects_are_found_with_sign_and_size():
         assert claim.setting == "mnist-mlp-noise0.3"
         assert words[name] in claim.sentence
         assert "5 networks" in claim.sentence
-        assert "on the selection sample" in claim.sentence
+        assert "on the validation set" in claim.sentence
     expected_p = holm([claim.p_value for claim in claims.values()])
     np.testing.assert_allclose([claim.p_adjusted for claim in claims.values()], expected_p)
 
@@ -192,19 +192,23 @@ def test_effect_and_interval_are_those_of_the_loss_matrix():
     plain, original, losses = "plain-8", "original", sweep.losses
     interval = crossed_mean(losses[plain].loss - losses[original].loss, confidence=0.9)
     assert (claim.effect, claim.low, claim.high) == interval[:3]
-    assert claim.p_value == interval.p_value  # both halves of the networks choose this cell
-    best = sweep.table.query("kind == 'control'").groupby("cell")["selection_loss"].mean().idxmin()
+    assert claim.p_value == interval.p_value  # both halves of the networks choose this variant
+    best = (
+        sweep.table.query("kind == 'control'").groupby("variant")["validation_loss"].mean().idxmin()
+    )
     against = crossed_mean(losses[plain].loss - losses[best].loss, confidence=0.9)
-    assert claim.control_cell == best
+    assert claim.control_variant == best
     assert claim.control == CONTROLS[best][1]
     assert (claim.control_effect, claim.control_low, claim.control_high) == against[:3]
 
 
 @pytest.mark.parametrize(("seed", "agree"), [(30, True), (9, True), (5, False)])
-def test_each_half_of_the_networks_is_tested_in_the_cell_of_the_other(seed, agree):
+def test_each_half_of_the_networks_is_tested_in_the_variant_of_the_other(seed, agree):
     sweep = Sweep(seed, ORIGINAL | PLAIN, num_models=4, spread=0.05)
     claim = sweep.claims()["raw loss"]
-    selected = sweep.table.pivot_table(index="model_seed", columns="cell", values="selection_loss")
+    selected = sweep.table.pivot_table(
+        index="model_seed", columns="variant", values="validation_loss"
+    )
     advantage = selected.drop(columns="original").sub(selected["original"], axis=0)
     even, odd = advantage[::2].mean().idxmin(), advantage[1::2].mean().idxmin()
     assert even != odd
@@ -212,7 +216,7 @@ def test_each_half_of_the_networks_is_tested_in_the_cell_of_the_other(seed, agre
     exchanged[::2] = (sweep.losses[odd].loss - sweep.losses["original"].loss)[::2]
     exchanged[1::2] = (sweep.losses[even].loss - sweep.losses["original"].loss)[1::2]
     other = crossed_mean(exchanged)
-    plain = crossed_mean(sweep.losses[claim.cell].loss - sweep.losses["original"].loss)
+    plain = crossed_mean(sweep.losses[claim.variant].loss - sweep.losses["original"].loss)
     assert (plain.estimate * other.estimate > 0) == agree
     assert claim.p_value == (max(plain.p_value, other.p_value) if agree else 1.0)
 
@@ -226,8 +230,10 @@ def test_each_half_of_the_networks_is_tested_in_the_cell_of_the_other(seed, agre
     ],
 )
 def test_failure_is_said_plainly(effect, spread, verdict, start):
-    cells = ORIGINAL | {"plain-8": PLAIN["plain-8"]}
-    sweep = Sweep(3, cells, effects={"plain-8": {"loss": effect}}, spread=spread, num_examples=1000)
+    variants = ORIGINAL | {"plain-8": PLAIN["plain-8"]}
+    sweep = Sweep(
+        3, variants, effects={"plain-8": {"loss": effect}}, spread=spread, num_examples=1000
+    )
     claim = sweep.claims()["raw loss"]
     assert claim.verdict == verdict
     assert not claim.holds
@@ -253,10 +259,12 @@ def test_penalty_is_compared_at_equal_bits(bits, reference, weights, words):
     sweep = Sweep(4, ORIGINAL | PLAIN | penalised, effects=effects, spread=0.01)
     claims = sweep.claims()
     claim = claims["penalty, raw loss"]
-    assert claim.cell == "penalised"
+    assert claim.variant == "penalised"
     assert claim.reference == reference
     assert claim.reference_weights == pytest.approx(weights)
-    mixed = sum(w * sweep.losses[cell].loss for w, cell in zip(weights, reference, strict=True))
+    mixed = sum(
+        w * sweep.losses[variant].loss for w, variant in zip(weights, reference, strict=True)
+    )
     interval = crossed_mean(sweep.losses["penalised"].loss - mixed)
     assert (claim.effect, claim.low, claim.high) == pytest.approx(interval[:3])
     assert claim.relative_effect == pytest.approx(
@@ -266,22 +274,22 @@ def test_penalty_is_compared_at_equal_bits(bits, reference, weights, words):
     assert claims["penalty, tempered loss"].verdict == "opposite"
 
 
-def test_penalty_is_compared_with_the_same_weighting_only():
-    cells = {
+def test_penalty_is_compared_with_the_same_importance_only():
+    variants = {
         "zero-8": ("compressed", "kmeans", "none", "monotone", 0.0, 8, np.nan, 300.0),
         "fisher-8": ("compressed", "kmeans", "fisher", "none", 0.0, 8, np.nan, 280.0),
         "fisher-penalised-8": ("compressed", "kmeans", "fisher", "linear", 0.1, 8, np.nan, 270.0),
         "hutchinson-8": ("compressed", "kmeans", "hutchinson", "monotone", 0.1, 8, np.nan, 1.0),
     }
     effects = {name: {"loss": -0.3} for name in ("fisher-penalised-8", "hutchinson-8")}
-    claim = Sweep(5, ORIGINAL | PLAIN | cells, effects=effects).claims()["penalty, raw loss"]
-    assert claim.cell == "fisher-penalised-8"
+    claim = Sweep(5, ORIGINAL | PLAIN | variants, effects=effects).claims()["penalty, raw loss"]
+    assert claim.variant == "fisher-penalised-8"
     assert claim.reference == ("fisher-8",)
     assert claim.num_candidates == 1  # nothing without penalty is weighted by Hutchinson
 
 
 def test_other_methods_are_candidates_against_the_original_only():
-    cells = {
+    variants = {
         "optimal-8": ("compressed", "optimal", "fisher", "monotone", 0.1, 8, np.nan, 280.0),
         "coded": ("compressed", "entropy_constrained", "fisher", "none", 0.0, 0, 0.1, 250.0),
         "shared-8": ("compressed", "kmeans", "none", "none", 0.0, 8, np.nan, 275.0),
@@ -294,11 +302,13 @@ def test_other_methods_are_candidates_against_the_original_only():
         "pairs-8": "vector K-means of pairs of weights, K = 8",
     }
     for best, told in words.items():
-        sweep = Sweep(5, ORIGINAL | PLAIN | PENALISED | cells, effects={best: {"loss": -0.3}})
-        sweep.table["allocation"] = np.where(sweep.table["cell"] == "shared-8", "optimal", "equal")
+        sweep = Sweep(5, ORIGINAL | PLAIN | PENALISED | variants, effects={best: {"loss": -0.3}})
+        sweep.table["allocation"] = np.where(
+            sweep.table["variant"] == "shared-8", "optimal", "equal"
+        )
         claims = sweep.claims()
-        assert claims["raw loss"].cell == best
-        assert claims["raw loss"].num_candidates == len(PLAIN | PENALISED | cells)
+        assert claims["raw loss"].variant == best
+        assert claims["raw loss"].num_candidates == len(PLAIN | PENALISED | variants)
         assert told in claims["raw loss"].sentence
         assert claims["penalty, raw loss"].num_candidates == len(PENALISED)
         assert set(claims["penalty, raw loss"].reference) <= set(PLAIN)
@@ -313,21 +323,21 @@ def test_claims_without_candidates_are_not_made():
     assert calibration_share(nothing.table, nothing.losses.__getitem__) is None
 
 
-def test_cells_that_are_not_finite_or_of_another_kind_are_passed_over():
+def test_variants_that_are_not_finite_or_of_another_kind_are_passed_over():
     others = {"only": ("sensitivity", *PLAIN["plain-4"][1:])}
     effects = {"only": {"loss": -0.5}, "plain-4": {"loss": -0.4}, "plain-8": {"loss": -0.2}}
     sweep = Sweep(7, ORIGINAL | PLAIN | others, effects=effects)
-    diverged = (sweep.table["cell"] == "plain-4") & (sweep.table["model_seed"] == 0)
-    sweep.table.loc[diverged, "selection_loss"] = np.nan
+    diverged = (sweep.table["variant"] == "plain-4") & (sweep.table["model_seed"] == 0)
+    sweep.table.loc[diverged, "validation_loss"] = np.nan
     claims = sweep.claims()
-    assert claims["raw loss"].cell == "plain-8"
+    assert claims["raw loss"].variant == "plain-8"
     assert claims["raw loss"].num_candidates == 2
     assert claims["tempered loss"].num_candidates == 3
 
 
 def test_one_network_is_a_claim_about_this_network():
-    cells = ORIGINAL | PLAIN
-    sweep = Sweep(8, cells, num_models=1, effects={"plain-8": {"loss": -0.1}}, num_examples=1000)
+    variants = ORIGINAL | PLAIN
+    sweep = Sweep(8, variants, num_models=1, effects={"plain-8": {"loss": -0.1}}, num_examples=1000)
     claim = sweep.claims()["raw loss"]
     assert claim.verdict == "holds"
     assert claim.num_models == 1
@@ -363,11 +373,11 @@ def test_unchanged_predictions_make_no_practical_difference():
 )
 def test_share_of_calibration(tempered, spread, share, words):
     effects = {"plain-8": {"loss": -0.2, "loss_tempered": tempered}}
-    cells = ORIGINAL | {"plain-8": PLAIN["plain-8"]}
-    sweep = Sweep(1, cells, effects=effects, spread=spread, noise=0.02, num_examples=1000)
+    variants = ORIGINAL | {"plain-8": PLAIN["plain-8"]}
+    sweep = Sweep(1, variants, effects=effects, spread=spread, noise=0.02, num_examples=1000)
     found = calibration_share(sweep.table, sweep.losses.__getitem__)
     assert found is not None
-    assert found.cell == "plain-8"
+    assert found.variant == "plain-8"
     assert found.share == pytest.approx(share, abs=0.02)
     assert found.raw.low < -0.2 < found.raw.high
     assert found.tempered.low < tempered < found.tempered.high
@@ -437,7 +447,7 @@ def test_smallest_network_at_no_loss_is_the_smallest_that_keeps_its_loss():
     effects |= {"uniform-8": {"loss_tempered": 0.1}}
     sweep = Sweep(2, ORIGINAL | PLAIN | OTHERS, effects=effects, spread=0.001, noise=0.05)
     found = smallest(sweep)
-    assert (found.cell, found.description, found.holds) == ("plain-8", "K-means, K = 8", True)
+    assert (found.variant, found.description, found.holds) == ("plain-8", "K-means, K = 8", True)
     assert found.num_candidates == 5
     assert found.ratio == pytest.approx(3200 / 300)
     tempered = {name: losses.loss_tempered for name, losses in sweep.losses.items()}
@@ -451,13 +461,13 @@ def test_smallest_network_at_no_loss_is_the_smallest_that_keeps_its_loss():
 
 
 def test_a_loss_that_may_matter_is_not_called_none():
-    cells = ORIGINAL | {"plain-8": PLAIN["plain-8"]}
-    sweep = Sweep(3, cells, effects={"plain-8": {"loss_tempered": 0.2}}, spread=0.001)
+    variants = ORIGINAL | {"plain-8": PLAIN["plain-8"]}
+    sweep = Sweep(3, variants, effects={"plain-8": {"loss_tempered": 0.2}}, spread=0.001)
     lost = smallest(sweep)
     assert not lost.holds
     assert "Not shown for any size. Tested: " in lost.sentence
     assert "a loss of more than 3 %" in lost.sentence
-    noisy = smallest(Sweep(3, cells, noise=3.0))
+    noisy = smallest(Sweep(3, variants, noise=3.0))
     assert not noisy.holds
     assert "a loss of 3 % or more is not ruled out" in noisy.sentence
     nothing = Sweep(3, ORIGINAL)
@@ -469,23 +479,24 @@ def test_a_loss_that_may_matter_is_not_called_none():
 def test_one_network_at_no_loss_is_this_network():
     sweep = Sweep(4, ORIGINAL | PLAIN, num_models=1, num_examples=2000, noise=0.05)
     found = smallest(sweep)
-    assert found.cell == "plain-4"
+    assert found.variant == "plain-4"
     assert found.holds
     assert "for this network: " in found.sentence
 
 
 def test_a_loss_as_large_as_the_margin_is_seldom_called_none():
-    # Many cells, each of which costs these networks just the margin: the choice finds lucky ones.
+    # Many variants, each of which costs these networks just the margin: the choice finds lucky
+    # ones.
     rng = np.random.default_rng(0)
     names = [f"plain-{k}" for k in range(2, 22)]
     sizes = [100.0 + k for k in range(20)]
-    cells = ORIGINAL | {
+    variants = ORIGINAL | {
         name: ("compressed", "kmeans", "none", "none", 0.0, k, np.nan, size)
         for k, (name, size) in enumerate(zip(names, sizes, strict=True), start=2)
     }
     held = 0
     for seed in range(100):
-        sweep = Sweep(seed, cells, num_models=2)
+        sweep = Sweep(seed, variants, num_models=2)
         original = sweep.losses["original"].loss_tempered
         for name in names:
             rise = 0.03 * original.mean() + 0.1 * rng.standard_normal(original.shape)
@@ -513,7 +524,7 @@ class TestRefused:
                 evaluate(table, losses)
 
     def test_missing_column(self):
-        self.refuse(r"lacks the columns \['cell'\]", self.sweep.table.drop(columns="cell"))
+        self.refuse(r"lacks the columns \['variant'\]", self.sweep.table.drop(columns="variant"))
 
     def test_several_settings(self):
         table = pd.concat([self.sweep.table, self.sweep.table.assign(label_noise=0.0)])
@@ -525,22 +536,24 @@ class TestRefused:
         table = self.sweep.table.replace({"kind": swapped})
         if kind == "compressed":
             table = table.assign(kind="original")
-        self.refuse("exactly one cell of kind 'original'", table)
+        self.refuse("exactly one variant of kind 'original'", table)
 
-    def test_cells_of_different_networks(self):
+    def test_variants_of_different_networks(self):
         self.refuse("must list the networks of the original", self.sweep.table.iloc[:-1])
 
     def test_losses_of_another_shape(self):
-        def losses(cell):
-            found = self.sweep.losses[cell]
-            return found if cell == "original" else CellLosses(*(part[:, 1:] for part in found))
+        def losses(variant):
+            found = self.sweep.losses[variant]
+            return (
+                found if variant == "original" else VariantLosses(*(part[:, 1:] for part in found))
+            )
 
         self.refuse(r"one row per network .* \(2, 20\), got \(2, 19\)", losses=losses)
 
     def test_losses_that_are_not_finite(self):
-        def losses(cell):
-            found = self.sweep.losses[cell]
-            return found._replace(loss=found.loss * (1 if cell == "original" else np.inf))
+        def losses(variant):
+            found = self.sweep.losses[variant]
+            return found._replace(loss=found.loss * (1 if variant == "original" else np.inf))
 
         self.refuse("values that are not finite", losses=losses)
 

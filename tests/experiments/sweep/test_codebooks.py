@@ -12,11 +12,11 @@ import pytest
 from jaxcomp import quantizers, storage
 from jaxcomp.coding import sizes
 from jaxcomp.experiments import sweep
-from jaxcomp.experiments.sweep import cells, codebooks, engine, plots
-from jaxcomp.experiments.sweep.cells import Cell, compressed_cells
+from jaxcomp.experiments.sweep import codebooks, engine, plots, variants
 from jaxcomp.experiments.sweep.codebooks import Codebooks, measure_intervals, solve_codebooks
 from jaxcomp.experiments.sweep.compress import compress
 from jaxcomp.experiments.sweep.config import SweepConfig
+from jaxcomp.experiments.sweep.variants import Variant, compressed_variants
 
 KEY = jax.random.key(0)
 CLUSTERS = (2, 4, 8)
@@ -26,7 +26,7 @@ PENALTY = 0.02
 MULTIPLIERS = (0.0217, 0.173)
 BINS = 160  # more than weights: scalar quantizers are solved on the weights themselves
 SHAPES = {"hidden/kernel": (16, 9), "output/kernel": (9, 7)}  # an odd number in the second
-# One weighting: what a layer counts where it has no importance.
+# One importance: what a layer counts where it has no importance.
 LAYER_WEIGHT = {"hidden/kernel": 0.02, "output/kernel": 1.5}
 SOLVERS = (
     codebooks._solve_kmeans,
@@ -41,22 +41,22 @@ def grid(**axes):
     settings = {
         "method": METHODS,
         "allocation": ALLOCATIONS,
-        "weighting": ("none", "fisher"),
+        "importance": ("none", "fisher"),
         "penalty_form": ("monotone",),
         "diameter_penalty": (0.0, PENALTY),
         "num_clusters": CLUSTERS,
         "baselines": False,
     }
-    return compressed_cells(**{**settings, **axes})
+    return compressed_variants(**{**settings, **axes})
 
 
 @pytest.fixture(autouse=True, scope="module")
 def small():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cells, "MULTIPLIERS", MULTIPLIERS)
+        patch.setattr(variants, "MULTIPLIERS", MULTIPLIERS)
         patch.setattr(codebooks, "ENTROPY_BINS", BINS // codebooks.ENTROPY_LEVELS)
         patch.setattr(codebooks, "ENTROPY_SYMBOLS", 24)
-        patch.setattr(engine, "MAX_CHUNK_CELLS", 4)
+        patch.setattr(engine, "MAX_CHUNK_VARIANTS", 4)
         patch.setattr(plots, "save_figures", lambda *_, **__: [])  # drawing takes longer than this
         yield
 
@@ -82,32 +82,32 @@ def problem(small):
     return layers, importance, solved, compiled
 
 
-def flat(problem, path, weighting):
+def flat(problem, path, name):
     """Weights and importances of one layer, (N,) in float64."""
     layers, importance, *_ = problem
     weights = np.asarray(layers[path], np.float64).ravel()
-    if weighting == "none":
+    if name == "none":
         return weights, np.ones_like(weights)
     return weights, np.asarray(importance[path], np.float64).ravel()
 
 
-def changed(problem, cell):
+def changed(problem, variant):
     layers, _, solved, _ = problem
-    result = compress(layers, cell, solved, key=KEY)
+    result = compress(layers, variant, solved, key=KEY)
     return result, {path: np.asarray(v, np.float64).ravel() for path, v in result.layers.items()}
 
 
-def distortions(problem, cell):
-    _, values = changed(problem, cell)
+def distortions(problem, variant):
+    _, values = changed(problem, variant)
     found = {}
     for path, after in values.items():
-        weights, mass = flat(problem, path, cell.weighting)
+        weights, mass = flat(problem, path, variant.importance)
         found[path] = np.sum(mass * (after - weights) ** 2)
     return found
 
 
 def test_one_program_per_method(problem):
-    # Two weightings, two layers, all K.
+    # Two importances, two layers, all K.
     assert all(count <= 1 for count in problem[3]), problem[3]
 
 
@@ -125,24 +125,24 @@ def least_distortion(weights, mass, num_clusters):
     return best[-1]
 
 
-@pytest.mark.parametrize("weighting", ["none", "fisher"])
-def test_optimal_codebooks_are_optimal_and_never_worse_than_lloyd(problem, weighting):
+@pytest.mark.parametrize("importance", ["none", "fisher"])
+def test_optimal_codebooks_are_optimal_and_never_worse_than_lloyd(problem, importance):
     for k in CLUSTERS:
-        optimal = distortions(problem, Cell("compressed", "optimal", weighting, num_clusters=k))
-        lloyd = distortions(problem, Cell("compressed", "kmeans", weighting, num_clusters=k))
+        optimal = distortions(problem, Variant("compressed", "optimal", importance, num_clusters=k))
+        lloyd = distortions(problem, Variant("compressed", "kmeans", importance, num_clusters=k))
         for path in SHAPES:
-            least = least_distortion(*flat(problem, path, weighting), k)
+            least = least_distortion(*flat(problem, path, importance), k)
             assert optimal[path] == pytest.approx(least, rel=1e-4)
             assert optimal[path] <= lloyd[path] * (1 + 1e-5)
 
 
-@pytest.mark.parametrize("weighting", ["none", "fisher"])
-def test_optimal_penalised_codebooks_are_never_worse_than_the_iteration(problem, weighting):
+@pytest.mark.parametrize("importance", ["none", "fisher"])
+def test_optimal_penalised_codebooks_are_never_worse_than_the_iteration(problem, importance):
     def objectives(method, k):
-        cell = Cell("compressed", method, weighting, "monotone", PENALTY, k)
-        _, values = changed(problem, cell)
-        for path, distortion in distortions(problem, cell).items():
-            beta = PENALTY * flat(problem, path, weighting)[1].sum()
+        variant = Variant("compressed", method, importance, "monotone", PENALTY, k)
+        _, values = changed(problem, variant)
+        for path, distortion in distortions(problem, variant).items():
+            beta = PENALTY * flat(problem, path, importance)[1].sum()
             yield distortion + beta * np.ptp(values[path]) ** 2
 
     pairs = [
@@ -155,22 +155,22 @@ def test_optimal_penalised_codebooks_are_never_worse_than_the_iteration(problem,
 
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
-@pytest.mark.parametrize("weighting", ["none", "fisher"])
-def test_entropy_constrained_weights_take_the_cheapest_symbol(problem, weighting, allocation):
+@pytest.mark.parametrize("importance", ["none", "fisher"])
+def test_entropy_constrained_weights_take_the_cheapest_symbol(problem, importance, allocation):
     codes = problem[2].entropy_codes
     for parameter in MULTIPLIERS:
-        cell = Cell(
+        variant = Variant(
             "compressed",
             "entropy_constrained",
-            weighting,
+            importance,
             parameter=parameter,
             allocation=allocation,
         )
-        row = codes.rows[cell.id]
-        result, values = changed(problem, cell)
+        row = codes.rows[variant.id]
+        result, values = changed(problem, variant)
         bits = 0.0
         for number, path in enumerate(SHAPES):
-            weights, mass = flat(problem, path, weighting)
+            weights, mass = flat(problem, path, importance)
             is_used = np.isfinite(codes.length_bits[row, number])
             centroids = codes.centroids[row, number, is_used].astype(np.float64)
             lengths = codes.length_bits[row, number, is_used]
@@ -192,15 +192,15 @@ def test_entropy_constrained_weights_take_the_cheapest_symbol(problem, weighting
 
 def test_multipliers_are_relative_to_each_layer_or_one_for_all(problem):
     codes = problem[2].entropy_codes
-    for weighting in ("none", "fisher"):
-        weight = np.array(list(LAYER_WEIGHT.values())) if weighting == "none" else np.ones(2)
+    for importance in ("none", "fisher"):
+        weight = np.array(list(LAYER_WEIGHT.values())) if importance == "none" else np.ones(2)
         spread, number = np.zeros(2), np.zeros(2)
         for place, path in enumerate(SHAPES):
-            points, mass = flat(problem, path, weighting)
+            points, mass = flat(problem, path, importance)
             mean = np.average(points, weights=mass)
             spread[place], number[place] = np.sum(mass * (points - mean) ** 2), len(points)
         for parameter in MULTIPLIERS:
-            equal = Cell("compressed", "entropy_constrained", weighting, parameter=parameter)
+            equal = Variant("compressed", "entropy_constrained", importance, parameter=parameter)
             allocated = dataclasses.replace(equal, allocation="optimal")
             np.testing.assert_allclose(
                 codes.multiplier[codes.rows[equal.id]], parameter * spread / number, rtol=1e-4
@@ -211,16 +211,16 @@ def test_multipliers_are_relative_to_each_layer_or_one_for_all(problem):
             )
 
 
-@pytest.mark.parametrize("weighting", ["none", "fisher"])
-def test_vectors_are_the_nearest_centres_of_their_pairs(problem, weighting):
+@pytest.mark.parametrize("importance", ["none", "fisher"])
+def test_vectors_are_the_nearest_centres_of_their_pairs(problem, importance):
     codes = problem[2].vectors
     for k in CLUSTERS:
-        cell = Cell("compressed", "vector", weighting, num_clusters=k, parameter=2.0)
-        row = codes.rows[cell.id]
-        result, values = changed(problem, cell)
+        variant = Variant("compressed", "vector", importance, num_clusters=k, parameter=2.0)
+        row = codes.rows[variant.id]
+        result, values = changed(problem, variant)
         counts = []
         for number, path in enumerate(SHAPES):
-            weights, mass = flat(problem, path, weighting)
+            weights, mass = flat(problem, path, importance)
             # A weight without a partner: whatever its partner is, it weighs nothing.
             pairs, weight = (
                 np.append(a, [0] * (a.size % 2)).reshape(-1, 2) for a in (weights, mass)
@@ -243,18 +243,20 @@ def test_vectors_are_the_nearest_centres_of_their_pairs(problem, weighting):
 
 
 @pytest.mark.parametrize("method", ["kmeans", "optimal"])
-@pytest.mark.parametrize("weighting", ["none", "fisher"])
-def test_shared_bits_lower_the_distortion_at_no_more_bits(problem, method, weighting):
-    weight = LAYER_WEIGHT if weighting == "none" else dict.fromkeys(SHAPES, 1.0)
+@pytest.mark.parametrize("importance", ["none", "fisher"])
+def test_shared_bits_lower_the_distortion_at_no_more_bits(problem, method, importance):
+    weight = LAYER_WEIGHT if importance == "none" else dict.fromkeys(SHAPES, 1.0)
     gains = []
     for k in CLUSTERS:
         totals = []
         for allocation in ALLOCATIONS:
-            cell = Cell("compressed", method, weighting, num_clusters=k, allocation=allocation)
-            result, _ = changed(problem, cell)
+            variant = Variant(
+                "compressed", method, importance, num_clusters=k, allocation=allocation
+            )
+            result, _ = changed(problem, variant)
             assert result.sizes is not None
             bits = result.sizes.entropy_bits + result.sizes.codebook_bits
-            total = sum(weight[p] * d for p, d in distortions(problem, cell).items())
+            total = sum(weight[p] * d for p, d in distortions(problem, variant).items())
             totals.append((bits, total))
         (equal_bits, equal), (bits, shared) = totals
         assert bits <= equal_bits * (1 + 1e-9)
@@ -262,7 +264,7 @@ def test_shared_bits_lower_the_distortion_at_no_more_bits(problem, method, weigh
         gains.append(1 - shared / equal)
     # The second layer counts 75 times the first where weights have no importance of their own,
     # and may have more clusters than any K of the grid.
-    assert gains[-1] > (0.1 if weighting == "none" and method == "optimal" else -1e-5)
+    assert gains[-1] > (0.1 if importance == "none" and method == "optimal" else -1e-5)
 
 
 def test_curves_are_measured_on_the_weights_themselves():
@@ -287,9 +289,9 @@ def test_codebooks_come_back_from_a_file(problem, tmp_path):
     storage.save_arrays(tmp_path / "codebooks.npz", *solved.to_arrays())
     loaded = Codebooks.from_arrays(*storage.load_arrays(tmp_path / "codebooks.npz"))
     assert loaded.ids == solved.ids
-    assert sorted(solved.ids) == sorted(cell.id for cell in grid())
-    for cell in grid(num_clusters=(4,)):
-        before, after = (compress(layers, cell, part, key=KEY) for part in (solved, loaded))
+    assert sorted(solved.ids) == sorted(variant.id for variant in grid())
+    for variant in grid(num_clusters=(4,)):
+        before, after = (compress(layers, variant, part, key=KEY) for part in (solved, loaded))
         jax.tree.map(np.testing.assert_array_equal, before.layers, after.layers)
         assert before.sizes == after.sizes
     arrays, metadata = solved.to_arrays()
@@ -320,7 +322,7 @@ def evaluated(problem, tmp_path_factory):
             *parts,
             method=METHODS,
             allocation=ALLOCATIONS,
-            weighting=("none", "gauss_newton"),
+            importance=("none", "gauss_newton"),
             diameter_penalty=PENALTY,
             num_clusters=CLUSTERS,
             sensitivity_clusters=(),
@@ -344,19 +346,21 @@ def test_a_sweep_over_methods_resumes_and_gives_its_networks_back(evaluated):
     # The last chunks are made again, with the codebooks from their file.
     manifest = json.loads((out / "manifest.json").read_text())
     (out / "manifest.json").write_text(json.dumps({**manifest, "status": "running"}))
-    for chunk in sorted((out / "cells").iterdir())[-6:]:
+    for chunk in sorted((out / "variants").iterdir())[-6:]:
         chunk.unlink()
     resumed = evaluate()
     pd.testing.assert_frame_equal(resumed.table, table, check_exact=True)
     loaded = sweep.SweepResult.load(out)
-    for cell in table.loc[table["kind"] == "compressed", "cell"]:
+    for variant in table.loc[table["kind"] == "compressed", "variant"]:
         jax.tree.map(
-            np.testing.assert_array_equal, loaded.params(cell), jax.device_get(result.params(cell))
+            np.testing.assert_array_equal,
+            loaded.params(variant),
+            jax.device_get(result.params(variant)),
         )
 
 
-def test_what_a_cell_predicts_is_what_its_quantizer_minimised(evaluated):
-    rows = evaluated[2].table.set_index("cell")["predicted_rise_nats"]
+def test_what_a_variant_predicts_is_what_its_quantizer_minimised(evaluated):
+    rows = evaluated[2].table.set_index("variant")["predicted_rise_nats"]
     for k in CLUSTERS:
         lloyd, optimal, shared = (
             rows[f"{name}/gauss_newton/K{k}{end}"]
@@ -366,16 +370,16 @@ def test_what_a_cell_predicts_is_what_its_quantizer_minimised(evaluated):
         assert shared <= optimal * (1 + 1e-5)
 
 
-def test_cells_of_methods_have_unique_readable_names():
+def test_variants_of_methods_have_unique_readable_names():
     found = grid()
-    ids = [cell.id for cell in found]
+    ids = [variant.id for variant in found]
     assert len(set(ids)) == len(ids)
     assert {
         "kmeans/none/K4", "kmeans/none/K4/allocated", "optimal/fisher/monotone-0.02/K8",
         "entropy_constrained/none/0.173/allocated", "vector/none/K4/2",
     } <= set(ids)  # fmt: skip
     assert not any("monotone" in name and "allocated" in name for name in ids)
-    plain = [cell.id for cell in grid(method=("kmeans",), allocation=("equal",))]
+    plain = [variant.id for variant in grid(method=("kmeans",), allocation=("equal",))]
     assert plain == [name for name in ids if name in plain]
 
 

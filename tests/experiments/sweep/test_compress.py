@@ -1,4 +1,4 @@
-"""From a cell to changed weights, against the quantizers called one layer at a time."""
+"""From a variant to changed weights, against the quantizers called one layer at a time."""
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +7,9 @@ import pytest
 
 from jaxcomp import quantizers
 from jaxcomp.coding import sizes
-from jaxcomp.experiments.sweep.cells import ORIGINAL, Cell, control_cells
 from jaxcomp.experiments.sweep.codebooks import solve_codebooks
 from jaxcomp.experiments.sweep.compress import compress, squared_errors
+from jaxcomp.experiments.sweep.variants import ORIGINAL, Variant, control_variants
 
 BINS = 256
 
@@ -27,60 +27,62 @@ def problem():
         weights, gains = jax.random.split(jax.random.fold_in(key, number))
         layers[path] = jax.random.normal(weights, shape)
         importance[path] = jax.random.exponential(gains, shape)
-    cells = [
-        Cell("compressed", "kmeans", weighting, form, penalty, k)
-        for weighting in ("none", "fisher")
+    variants = [
+        Variant("compressed", "kmeans", name, form, penalty, k)
+        for name in ("none", "fisher")
         for form, penalty in (("none", 0.0), ("monotone", 0.02), ("linear", 0.02))
         for k in (3, 8)
     ]
-    cells += [Cell("compressed", "uniform", "uniform", num_clusters=k) for k in (3, 8)]
+    variants += [Variant("compressed", "uniform", "uniform", num_clusters=k) for k in (3, 8)]
     codebooks = solve_codebooks(
-        layers, {"none": None, "fisher": importance}, cells, num_bins=BINS, num_iterations=20
+        layers, {"none": None, "fisher": importance}, variants, num_bins=BINS, num_iterations=20
     )
-    return layers, importance, cells, codebooks
+    return layers, importance, variants, codebooks
 
 
 def test_a_grid_solved_at_once_equals_one_quantizer_at_a_time(problem):
-    layers, importance, cells, codebooks = problem
-    for cell in cells:
-        changed = compress(layers, cell, codebooks, key=jax.random.key(0))
+    layers, importance, variants, codebooks = problem
+    for variant in variants:
+        changed = compress(layers, variant, codebooks, key=jax.random.key(0))
         counts = []
         for path, weights in layers.items():
             ones = jnp.ones(weights.size)  # equal weights, and no program of their own
-            if cell.method == "uniform":
+            if variant.method == "uniform":
                 alone = quantizers.uniform(
                     weights.ravel(),
-                    num_clusters=cell.num_clusters,
+                    num_clusters=variant.num_clusters,
                     max_clusters=8,
                     num_bins=BINS,
                 )
             else:
                 alone = quantizers.kmeans(
                     weights.ravel(),
-                    importance[path].ravel() if cell.weighting == "fisher" else ones,
-                    num_clusters=cell.num_clusters,
+                    importance[path].ravel() if variant.importance == "fisher" else ones,
+                    num_clusters=variant.num_clusters,
                     start="quantiles",
                     max_clusters=8,
-                    diameter_penalty=cell.diameter_penalty,
-                    penalty_form="monotone" if cell.penalty_form == "none" else cell.penalty_form,
+                    diameter_penalty=variant.diameter_penalty,
+                    penalty_form="monotone"
+                    if variant.penalty_form == "none"
+                    else variant.penalty_form,
                     num_iterations=20,
                     num_bins=BINS,
                 )
             expected = alone.centroids[alone.assignments].reshape(weights.shape)
             np.testing.assert_allclose(changed.layers[path], expected, rtol=0, atol=2e-6)
             counts.append(
-                np.bincount(np.asarray(alone.assignments), minlength=8)[: cell.num_clusters]
+                np.bincount(np.asarray(alone.assignments), minlength=8)[: variant.num_clusters]
             )
-        size = sizes.code_size(np.stack(counts), num_clusters=cell.num_clusters)
+        size = sizes.code_size(np.stack(counts), num_clusters=variant.num_clusters)
         assert changed.sizes is not None
         np.testing.assert_allclose(changed.sizes, [np.sum(part) for part in size])
 
 
 def test_one_layer_alone(problem):
     layers, _, _, codebooks = problem
-    cell = Cell("sensitivity", "kmeans", "none", num_clusters=8, layer="b/kernel")
-    everywhere = Cell("compressed", "kmeans", "none", num_clusters=8)
-    changed = compress(layers, cell, codebooks, key=jax.random.key(0)).layers
+    variant = Variant("sensitivity", "kmeans", "none", num_clusters=8, layer="b/kernel")
+    everywhere = Variant("compressed", "kmeans", "none", num_clusters=8)
+    changed = compress(layers, variant, codebooks, key=jax.random.key(0)).layers
     full = compress(layers, everywhere, codebooks, key=jax.random.key(0)).layers
     np.testing.assert_array_equal(changed["b/kernel"], full["b/kernel"])
     assert changed["a/kernel"] is layers["a/kernel"]
@@ -89,8 +91,8 @@ def test_one_layer_alone(problem):
 
 def test_noise_is_as_strong_as_plain_kmeans_layer_by_layer(problem):
     layers, _, _, codebooks = problem
-    noise = Cell("control", "gaussian_noise", "control", num_clusters=3)
-    plain = Cell("compressed", "kmeans", "none", num_clusters=3)
+    noise = Variant("control", "gaussian_noise", "control", num_clusters=3)
+    plain = Variant("compressed", "kmeans", "none", num_clusters=3)
     keys = jax.random.split(jax.random.key(1), 50)
     quantized = compress(layers, plain, codebooks, key=keys[0]).layers
     drawn_layers = [compress(layers, noise, codebooks, key=key).layers for key in keys]
@@ -103,16 +105,18 @@ def test_noise_is_as_strong_as_plain_kmeans_layer_by_layer(problem):
 
 def test_controls_do_what_they_say(problem):
     layers, _, _, codebooks = problem
-    for cell in control_cells(num_clusters=[3], has_early_stopping=False, has_last_layer=True):
-        changed = compress(layers, cell, codebooks, key=jax.random.key(0), last_layer="b/kernel")
+    for variant in control_variants(
+        num_clusters=[3], has_early_stopping=False, has_last_layer=True
+    ):
+        changed = compress(layers, variant, codebooks, key=jax.random.key(0), last_layer="b/kernel")
         assert changed.sizes is None
-        if cell.method == "last_layer_scaled":
-            expected = np.float32(cell.parameter) * layers["b/kernel"]
+        if variant.method == "last_layer_scaled":
+            expected = np.float32(variant.parameter) * layers["b/kernel"]
             np.testing.assert_array_equal(changed.layers["b/kernel"], expected)
             assert changed.layers["a/kernel"] is layers["a/kernel"]
-        if cell.method == "weights_clipped":
+        if variant.method == "weights_clipped":
             weights = np.asarray(layers["a/kernel"])
-            low, high = np.quantile(weights, [cell.parameter, 1 - cell.parameter])
+            low, high = np.quantile(weights, [variant.parameter, 1 - variant.parameter])
             np.testing.assert_allclose(
                 changed.layers["a/kernel"], np.clip(weights, low, high), atol=1e-6
             )
@@ -123,7 +127,7 @@ def test_rounding_and_pruning_come_with_their_sizes(problem):
     num_weights = sum(w.size for w in layers.values())
     rounded = compress(
         layers,
-        Cell("compressed", "round_to_nearest", "round_to_nearest", parameter=4.0),
+        Variant("compressed", "round_to_nearest", "round_to_nearest", parameter=4.0),
         codebooks,
         key=jax.random.key(0),
     )
@@ -132,7 +136,7 @@ def test_rounding_and_pruning_come_with_their_sizes(problem):
     assert rounded.sizes.codebook_bits == 32 * (20 + 4 + 6)
     pruned = compress(
         layers,
-        Cell("compressed", "magnitude_pruning", "magnitude_pruning", parameter=0.75),
+        Variant("compressed", "magnitude_pruning", "magnitude_pruning", parameter=0.75),
         codebooks,
         key=jax.random.key(0),
     )
@@ -144,8 +148,8 @@ def test_rounding_and_pruning_come_with_their_sizes(problem):
 
 def test_squared_errors_are_sums_over_all_layers(problem):
     layers, importance, _, codebooks = problem
-    cell = Cell("compressed", "kmeans", "none", num_clusters=3)
-    changed = compress(layers, cell, codebooks, key=jax.random.key(0)).layers
+    variant = Variant("compressed", "kmeans", "none", num_clusters=3)
+    changed = compress(layers, variant, codebooks, key=jax.random.key(0)).layers
     plain, weighted = squared_errors(layers, changed, importance)
     squares = {
         path: (np.asarray(changed[path], np.float64) - np.asarray(weights)) ** 2

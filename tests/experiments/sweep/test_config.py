@@ -15,9 +15,9 @@ def test_single_values_become_axes_and_zero_penalty_is_always_there():
 
 
 def test_axes_are_sorted_and_without_repeats():
-    config = SweepConfig(num_clusters=(8, 2, 8), weighting=("fisher", "none", "fisher"))
+    config = SweepConfig(num_clusters=(8, 2, 8), importance=("fisher", "none", "fisher"))
     assert config.num_clusters == (2, 8)
-    assert config.weighting == ("fisher", "none")
+    assert config.importance == ("fisher", "none")
 
 
 def test_settings_are_the_product_of_data_model_and_noise():
@@ -63,7 +63,7 @@ def test_another_data_set_brings_sizes_that_fit_it():
     [
         ({"dataset": "imagenet"}, "unknown dataset 'imagenet': choose from digits, mnist"),
         ({"model": "resnet"}, "unknown model 'resnet'"),
-        ({"weighting": "hessian"}, "unknown weighting 'hessian'"),
+        ({"importance": "hessian"}, "unknown importance 'hessian'"),
         ({"penalty_form": "cubic"}, "unknown penalty_form 'cubic'"),
         ({"num_clusters": 0}, "num_clusters must lie between 1 and 65,536"),
         ({"num_clusters": 2.5}, "num_clusters must be a whole number"),

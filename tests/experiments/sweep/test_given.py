@@ -67,7 +67,8 @@ def test_float64_is_computed_in_float32_and_given_back():
 DEVICES = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from jaxcomp import quantize
+from jaxcomp import compress
+from jaxcomp.quantizers import MagnitudePruning, RoundToNearest
 from jaxcomp.experiments.sweep.given import Given
 
 devices = jax.devices()
@@ -81,17 +82,17 @@ places = {
 }
 # The solver of K-means takes long to compile on every device, and goes the same way.
 methods = {
-    "stages": {"method": "magnitude_pruning", "sparsity": 0.5},
-    "spread beside single": {"method": "round_to_nearest", "num_bits": 4},
+    "stages": MagnitudePruning(0.5),
+    "spread beside single": RoundToNearest(4),
 }
 for name, place in places.items():
     put = lambda tree: {key: jax.device_put(tree[key], at) for key, at in zip("ab", place)}
     params = put(host)
     # Curvature where the weights are not, in one leaf at least.
     curvature = {key: jax.device_put(w**2 + 0.1, devices[3]) for key, w in host.items()}
-    tree = quantize(params, curvature=curvature, **methods[name])
-    wanted = quantize(host, curvature=curvature, **methods[name]).dequantize()
-    restored = tree.dequantize()
+    tree = compress(params, methods[name], importance=curvature)
+    wanted = compress(host, methods[name], importance=curvature).params()
+    restored = tree.params()
     for key in "ab":
         np.testing.assert_allclose(restored[key], wanted[key], rtol=1e-5)
         assert restored[key].sharding == params[key].sharding, (name, key)

@@ -21,7 +21,7 @@ def summary(table):
 
 
 def test_the_first_line_says_what_was_compressed(table, summary):
-    num_variants = table.loc[table["kind"] == "compressed", "cell"].nunique()
+    num_variants = table.loc[table["kind"] == "compressed", "variant"].nunique()
     found = headline(summary, [], None).compressed
     assert (
         found == f"5 networks of 268,000 weights (mnist, mlp, clean labels), in {num_variants} ways"
@@ -71,8 +71,8 @@ def test_the_third_line_says_whether_anything_is_better(table, summary):
 def test_the_fourth_line_says_what_a_temperature_gives(table, summary):
     original = table[table["kind"] == "original"]
     raw, tempered = original["test_loss"].mean(), original["test_loss_tempered"].mean()
-    means = table[table["kind"] == "compressed"].groupby("cell").mean(numeric_only=True)
-    best = means.loc[means["selection_loss"].idxmin(), "test_loss"]
+    means = table[table["kind"] == "compressed"].groupby("variant").mean(numeric_only=True)
+    best = means.loc[means["validation_loss"].idxmin(), "test_loss"]
     assert headline(summary, [], None).calibration == (
         f"one temperature alone takes the raw test loss from {raw:.3f} to {tempered:.3f} "
         f"({100 * (tempered / raw - 1):+.0f} %), the best variant to {best:.3f}"

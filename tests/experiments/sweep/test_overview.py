@@ -9,7 +9,7 @@ from synthetic_sweep import METHODS, QUICK, synthetic_claims, synthetic_smallest
 
 from jaxcomp.experiments.sweep.overview import plot_sweep
 
-PANELS = {"test_loss": "selection_loss", "test_loss_tempered": "selection_loss_tempered"}
+PANELS = {"test_loss": "validation_loss", "test_loss_tempered": "validation_loss_tempered"}
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def figure(table: pd.DataFrame) -> Figure:
 
 
 def means_of(table: pd.DataFrame) -> pd.DataFrame:
-    return table.groupby("cell").mean(numeric_only=True)
+    return table.groupby("variant").mean(numeric_only=True)
 
 
 def markers(axis, marker):
@@ -49,7 +49,7 @@ def test_curves_dots_and_levels_are_means_over_networks(table, figure, place, co
         curve = means[means.index.str.startswith(start)].sort_values("ratio_estimated")
         drawn |= set(curve.index)
         assert is_drawn(axis, curve["ratio_estimated"].to_numpy(), curve[column].to_numpy())
-    kinds = table.groupby("cell")["kind"].first()
+    kinds = table.groupby("variant")["kind"].first()
     others = means[(kinds == "compressed") & ~means.index.isin(drawn)]
     (dots,) = (xy for xy in markers(axis, "o") if len(xy) == len(others))
     np.testing.assert_allclose(np.sort(dots[:, 1]), np.sort(others[column]))
@@ -72,7 +72,9 @@ def test_chosen_variants_are_marked_with_their_intervals(table, figure):
     for axis, name in zip(figure.axes, ("raw loss", "tempered loss"), strict=True):
         claim = claims[name]
         (star,) = markers(axis, "*")
-        np.testing.assert_allclose(star, [[means.loc[claim.cell, "ratio_estimated"], claim.value]])
+        np.testing.assert_allclose(
+            star, [[means.loc[claim.variant, "ratio_estimated"], claim.value]]
+        )
         ends = [claim.reference_value + claim.low, claim.reference_value + claim.high]
         bars = [s[:, 1] for lines in axis.collections if hasattr(lines, "get_segments")
                 for s in lines.get_segments()]  # fmt: skip
@@ -95,7 +97,7 @@ def test_verdicts_are_said_in_words(figure):
 
 def test_what_explodes_is_counted(table, figure):
     means = means_of(table)
-    kinds = table.groupby("cell")["kind"].first()
+    kinds = table.groupby("variant")["kind"].first()
     axis = figure.axes[0]
     is_seen = (kinds == "compressed") & (means["ratio_estimated"] <= axis.get_xlim()[1])
     original = means.loc["original", "test_loss"]
@@ -108,11 +110,11 @@ def test_what_explodes_is_counted(table, figure):
 def test_nothing_is_cut_and_thin_tables_can_be_drawn(table, figure):
     assert_nothing_is_cut(figure)
     broken = table.copy()
-    broken.loc[broken["cell"] == "kmeans/none/K2", ["test_loss", "test_loss_tempered"]] = np.nan
-    broken.loc[broken["cell"] == "kmeans/none/K4", "ratio_estimated"] = np.inf
+    broken.loc[broken["variant"] == "kmeans/none/K2", ["test_loss", "test_loss_tempered"]] = np.nan
+    broken.loc[broken["variant"] == "kmeans/none/K4", "ratio_estimated"] = np.inf
     for rows in (
         table[table["kind"] == "original"],
-        table[table["cell"].isin(["original", "kmeans/none/K4"])],
+        table[table["variant"].isin(["original", "kmeans/none/K4"])],
         table[(table["method"] != "kmeans") & (table["model_seed"] == 0)],
         table.assign(test_loss=0.0, test_loss_tempered=0.0),
         broken,

@@ -52,7 +52,7 @@ def figure(table: pd.DataFrame) -> Figure:
 
 def curve_of(table: pd.DataFrame, **identity: object) -> pd.DataFrame:
     rows = table[np.logical_and.reduce([table[k] == v for k, v in identity.items()])]
-    means = rows.groupby("cell")[["ratio_estimated", "num_clusters", *COLUMNS]].mean()
+    means = rows.groupby("variant")[["ratio_estimated", "num_clusters", *COLUMNS]].mean()
     return means.sort_values("ratio_estimated")
 
 
@@ -80,8 +80,8 @@ def test_title_says_what_was_trained(table):
 @pytest.mark.parametrize(
     "identity",
     [
-        {"method": "kmeans", "weighting": "none", "diameter_penalty": 0.0},
-        {"method": "kmeans", "weighting": "gauss_newton", "diameter_penalty": 0.05},
+        {"method": "kmeans", "importance": "none", "diameter_penalty": 0.0},
+        {"method": "kmeans", "importance": "gauss_newton", "diameter_penalty": 0.05},
         {"method": "uniform"},
     ],
 )
@@ -94,10 +94,10 @@ def test_curves_are_means_over_networks_sorted_by_ratio(table, figure, identity)
         )
 
 
-def paired_interval(table: pd.DataFrame, cell: str, column: str) -> tuple[float, float]:
-    """Mean of the cell, with the interval of its difference to the same networks' originals."""
-    by_network = table.pivot(index="model_seed", columns="cell", values=column)
-    test = stats.ttest_rel(by_network[cell], by_network["original"])
+def paired_interval(table: pd.DataFrame, variant: str, column: str) -> tuple[float, float]:
+    """Mean of the variant, with the interval of its difference to the same networks' originals."""
+    by_network = table.pivot(index="model_seed", columns="variant", values=column)
+    test = stats.ttest_rel(by_network[variant], by_network["original"])
     interval = test.confidence_interval(0.95)
     original = by_network["original"].mean()
     return original + interval.low, original + interval.high
@@ -107,15 +107,15 @@ def test_bands_are_intervals_of_the_difference_to_the_original(table, figure):
     vertices = np.concatenate(
         [path.vertices for band in figure.axes[1].collections for path in band.get_paths()]
     )
-    ratio = table.loc[table["cell"] == "kmeans/none/K16", "ratio_estimated"].mean()
+    ratio = table.loc[table["variant"] == "kmeans/none/K16", "ratio_estimated"].mean()
     at = vertices[np.isclose(vertices[:, 0], ratio)]
     for end in paired_interval(table, "kmeans/none/K16", "test_loss"):
         assert np.isclose(at[:, 1], end).any()
 
 
-@pytest.mark.parametrize("cell", ["kmeans/gauss_newton/monotone-0.05/K4", "round_to_nearest/4"])
-def test_penalised_curves_and_points_have_bars(table, figure, cell):
-    low, high = paired_interval(table, cell, "accuracy")
+@pytest.mark.parametrize("variant", ["kmeans/gauss_newton/monotone-0.05/K4", "round_to_nearest/4"])
+def test_penalised_curves_and_points_have_bars(table, figure, variant):
+    low, high = paired_interval(table, variant, "accuracy")
     bars = [
         segment[:, 1]
         for lines in figure.axes[4].collections
@@ -147,11 +147,11 @@ def test_originals_are_a_line(table, figure):
         assert np.isclose(levels_of(axis), factor * original[column].mean()).any()
 
 
-def test_controls_are_lines_at_the_strength_best_on_the_selection_sample(table, figure):
-    for panel, criterion in ((1, "selection_loss"), (2, "selection_loss_tempered")):
+def test_controls_are_lines_at_the_strength_best_on_the_validation_set(table, figure):
+    for panel, criterion in ((1, "validation_loss"), (2, "validation_loss_tempered")):
         for method in ("last_layer_scaled", "weights_clipped", "early_stopping"):
-            cells = table[table["method"] == method].groupby("cell").mean(numeric_only=True)
-            best = cells.loc[cells[criterion].idxmin()]
+            variants = table[table["method"] == method].groupby("variant").mean(numeric_only=True)
+            best = variants.loc[variants[criterion].idxmin()]
             assert np.isclose(levels_of(figure.axes[panel]), best[COLUMNS[panel]]).any()
     assert {"T", "S", "C", "E"} <= set(all_texts(figure.axes[1]))
 
@@ -163,7 +163,7 @@ def test_temperature_is_left_out_where_it_changes_nothing(figure):
 
 
 def test_noise_stands_at_the_ratio_of_its_k(table, figure):
-    ratios = curve_of(table, method="kmeans", weighting="none", diameter_penalty=0.0)
+    ratios = curve_of(table, method="kmeans", importance="none", diameter_penalty=0.0)
     noise = curve_of(table, method="gaussian_noise").set_index("num_clusters")
     noise = noise.loc[ratios["num_clusters"]]
     assert is_drawn(
@@ -172,7 +172,7 @@ def test_noise_stands_at_the_ratio_of_its_k(table, figure):
 
 
 def test_exploding_losses_do_not_squash_the_rest(table, figure):
-    means = table.groupby("cell").mean(numeric_only=True)
+    means = table.groupby("variant").mean(numeric_only=True)
     assert means["test_loss"].max() > 4
     original = table.loc[table["kind"] == "original", "test_loss"].mean()
     low, high = figure.axes[1].get_ylim()
@@ -191,7 +191,7 @@ def test_exploding_losses_do_not_squash_the_rest(table, figure):
 
 def test_training_loss_is_logarithmic_when_it_spans_decades(table, figure):
     assert figure.axes[0].get_yscale() == "log"
-    calm = table[~table["cell"].str.contains("K2|K4|pruning|noise")]
+    calm = table[~table["variant"].str.contains("K2|K4|pruning|noise")]
     assert plot_details(calm).axes[0].get_yscale() == "linear"
 
 
@@ -210,8 +210,8 @@ def test_merged_centroids_do_not_stretch_the_axis(table):
     merged.loc[is_merged, "ratio_estimated"] = 3000.0
     drawn = plot_details(merged)
     assert drawn.axes[0].get_xlim()[1] < 100
-    num_cells = merged.loc[is_merged, "cell"].nunique()
-    assert f"{num_cells} variants right of the axis" in legend_texts(drawn)
+    num_variants = merged.loc[is_merged, "variant"].nunique()
+    assert f"{num_variants} variants right of the axis" in legend_texts(drawn)
 
 
 def test_few_penalties_are_all_drawn(figure):
@@ -224,12 +224,12 @@ def test_of_many_penalties_the_ends_and_the_best_are_drawn():
     table = synthetic_table(PAPER | {"num_clusters": (4, 16)}, num_models=2)
     texts = legend_texts(plot_details(table))
     starts = [texts.index(f"K-means, {name}") for name in ("unweighted", "Gauss-Newton")]
-    for weighting, start in zip(("none", "gauss_newton"), starts, strict=True):
-        cells = table[(table["method"] == "kmeans") & (table["weighting"] == weighting)]
-        means = cells.groupby("cell").mean(numeric_only=True)
+    for importance, start in zip(("none", "gauss_newton"), starts, strict=True):
+        variants = table[(table["method"] == "kmeans") & (table["importance"] == importance)]
+        means = variants.groupby("variant").mean(numeric_only=True)
         best = [
             means.loc[means[criterion].idxmin(), "diameter_penalty"]
-            for criterion in ("selection_loss", "selection_loss_tempered")
+            for criterion in ("validation_loss", "validation_loss_tempered")
         ]
         expected = sorted({0.003, 0.3, *best} - {0.0})
         group = texts[start + 2 : start + 2 + len(expected)]
@@ -243,10 +243,10 @@ def test_claims_are_starred_and_their_verdicts_written(table):
     claims = synthetic_claims(table)
     drawn = plot_details(table, claims=claims)
     raw = next(claim for claim in claims if claim.name == "raw loss")
-    cell = table[table["cell"] == raw.cell]
+    variant = table[table["variant"] == raw.variant]
     stars = [line for line in drawn.axes[1].get_lines() if line.get_marker() == "*"]
     places = [np.array(line.get_xydata(), float)[0] for line in stars]
-    wanted = [cell["ratio_estimated"].mean(), cell["test_loss"].mean()]
+    wanted = [variant["ratio_estimated"].mean(), variant["test_loss"].mean()]
     assert any(np.allclose(place, wanted) for place in places)
     for panel, start in (
         (1, f"lower: holds, {raw.effect:+.4f} [".replace("-", "\N{MINUS SIGN}")),
@@ -259,7 +259,7 @@ def test_claims_are_starred_and_their_verdicts_written(table):
 
 def test_penalty_of_a_claim_is_drawn_even_if_it_is_one_of_many():
     table = synthetic_table(PAPER | {"num_clusters": (4, 16)}, num_models=2)
-    claim = synthetic_claims(table)[0]._replace(cell="kmeans/none/monotone-0.05/K4")
+    claim = synthetic_claims(table)[0]._replace(variant="kmeans/none/monotone-0.05/K4")
     assert not any(t.startswith("penalty 0.05") for t in legend_texts(plot_details(table)))
     texts = legend_texts(plot_details(table, claims=[claim]))
     assert any(t.startswith("penalty 0.05") for t in texts)
@@ -279,14 +279,14 @@ def test_network_trained_elsewhere_is_named(table):
 
 def edge_tables(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     broken = table.copy()
-    broken.loc[broken["cell"] == "kmeans/none/K2", ["train_loss", "test_loss"]] = np.nan
-    broken.loc[broken["cell"] == "kmeans/gauss_newton/K2", "test_loss_tempered"] = np.inf
-    broken.loc[broken["cell"] == "kmeans/gauss_newton/K4", "ratio_estimated"] = np.inf
+    broken.loc[broken["variant"] == "kmeans/none/K2", ["train_loss", "test_loss"]] = np.nan
+    broken.loc[broken["variant"] == "kmeans/gauss_newton/K2", "test_loss_tempered"] = np.inf
+    broken.loc[broken["variant"] == "kmeans/gauss_newton/K4", "ratio_estimated"] = np.inf
     equal = table.assign(train_loss=0.0, accuracy=1.0, calibration_error=0.0)
     return {
         "original only": table[table["kind"] == "original"],
         "no kmeans": table[table["method"] != "kmeans"],
-        "one cell": table[table["cell"].isin(["original", "kmeans/none/K4"])],
+        "one variant": table[table["variant"].isin(["original", "kmeans/none/K4"])],
         "broken numbers": broken,
         "equal numbers": equal,
         "with sensitivity": pd.concat([table, table.iloc[:4].assign(kind="sensitivity")]),
@@ -298,7 +298,7 @@ def edge_tables(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     [
         "original only",
         "no kmeans",
-        "one cell",
+        "one variant",
         "broken numbers",
         "equal numbers",
         "with sensitivity",
@@ -329,12 +329,12 @@ def test_other_methods_are_lines_of_their_own_look():
         ("entropy alloc", "entropy_constrained", "optimal"),
         ("vector pairs", "vector", "equal"),
     ):
-        for weighting, label in (("none", "unweighted"), ("gauss_newton", "Gauss-Newton")):
+        for importance, label in (("none", "unweighted"), ("gauss_newton", "Gauss-Newton")):
             curve = curve_of(
                 table,
                 method=method,
                 allocation=allocation,
-                weighting=weighting,
+                importance=importance,
                 diameter_penalty=0.0,
             )
             wanted = curve[["ratio_estimated", "test_loss"]].to_numpy()
@@ -365,7 +365,7 @@ def test_no_legend_is_cut():
     for grid, plots in (
         (METHODS | {"num_clusters": (4,)}, (plot_details, plot_bound)),
         (PAPER | forms, (plot_details,)),
-        (SMALL | {"weighting": ("none", "gauss_newton", "fisher")}, (plot_bound,)),
+        (SMALL | {"importance": ("none", "gauss_newton", "fisher")}, (plot_bound,)),
     ):
         table = synthetic_table(grid, num_models=2)
         for plot in plots:
@@ -378,24 +378,24 @@ def test_a_long_name_fits():
 
 
 def test_many_penalties_are_looked_through_once(monkeypatch):
-    """The work of choosing what is drawn grows with the cells, not with their square."""
+    """The work of choosing what is drawn grows with the variants, not with their square."""
     counts = []
     for num_penalties in (10, 40):
         penalties = tuple(0.001 * 1.1**k for k in range(num_penalties))
         grid = SMALL | {"diameter_penalty": penalties, "num_clusters": (4, 16)}
         (found,) = summary.summarize(synthetic_table(grid, num_models=2))
         asked = []
-        mean = summary.CellSummary.mean
+        mean = summary.VariantSummary.mean
 
         def counted(self, column, mean=mean, asked=asked):
             asked.append(column)
             return mean(self, column)
 
         with monkeypatch.context() as patch:
-            patch.setattr(summary.CellSummary, "mean", counted)
+            patch.setattr(summary.VariantSummary, "mean", counted)
             assert len(found.main_curves()) < 12
-        counts.append(len(asked) / len(found.cells))
-    # A square would make it four times as much for each cell.
+        counts.append(len(asked) / len(found.variants))
+    # A square would make it four times as much for each variant.
     assert counts[1] < 2 * counts[0]
 
 
@@ -405,8 +405,8 @@ def test_bound_is_marked_vacuous_above_one(table):
     assert axis.get_yscale() == "log"
     assert any(text.startswith("vacuous") for text in all_texts(axis))
     assert np.isclose(levels_of(axis), 1.0).any()
-    cells = table[table["cell"].str.startswith("kmeans/none/K")]
-    means = cells.groupby("cell").mean(numeric_only=True).sort_values("ratio_estimated")
+    variants = table[table["variant"].str.startswith("kmeans/none/K")]
+    means = variants.groupby("variant").mean(numeric_only=True).sort_values("ratio_estimated")
     ratio = means["ratio_estimated"].to_numpy()
     assert is_drawn(axis, ratio, means["zero_one_bound"].to_numpy())
     gap = (means["train_accuracy"] - means["accuracy"]).to_numpy()
@@ -415,7 +415,7 @@ def test_bound_is_marked_vacuous_above_one(table):
 
 def test_bound_counts_gaps_that_a_logarithmic_axis_cannot_show(table):
     better = table.copy()
-    better.loc[better["cell"] == "kmeans/none/K2", "train_accuracy"] = 0.0
+    better.loc[better["variant"] == "kmeans/none/K2", "train_accuracy"] = 0.0
     texts = all_texts(plot_bound(better).axes[0])
     assert any(text.startswith("1 variant with a measured gap below") for text in texts)
 
@@ -424,10 +424,10 @@ def test_predicted_rise_is_compared_with_the_measured_one(table):
     drawn = plot_predicted_rise(table)
     (axis,) = drawn.axes
     assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
-    cells = table[table["method"] == "uniform"].groupby("cell").mean(numeric_only=True)
+    variants = table[table["method"] == "uniform"].groupby("variant").mean(numeric_only=True)
     points = np.concatenate(drawn_lines(axis))
-    for _, cell in cells.iterrows():
-        wanted = [cell["predicted_rise_nats"], cell["measured_rise_nats"]]
+    for _, variant in variants.iterrows():
+        wanted = [variant["predicted_rise_nats"], variant["measured_rise_nats"]]
         assert np.isclose(points, wanted).all(axis=1).any()
     diagonal = [xy for xy in drawn_lines(axis) if len(xy) == 2 and np.allclose(xy[:, 0], xy[:, 1])]
     assert len(diagonal) == 1
@@ -435,7 +435,7 @@ def test_predicted_rise_is_compared_with_the_measured_one(table):
 
 def test_predicted_rise_says_what_it_leaves_out(table):
     fallen = table.copy()
-    fallen.loc[fallen["cell"] == "kmeans/none/K16", "measured_rise_nats"] = -0.1
+    fallen.loc[fallen["variant"] == "kmeans/none/K16", "measured_rise_nats"] = -0.1
     assert "1 variant without a rise left out" in legend_texts(plot_predicted_rise(fallen))
 
 
@@ -449,18 +449,18 @@ def test_quantizers_are_drawn_above_the_limit(table):
     figure = plot_limit(told)
     plane, above = figure.axes
     assert plane.get_yscale() == "log"
-    cells = told[told["method"] == "uniform"].groupby("cell").mean(numeric_only=True)
+    variants = told[told["method"] == "uniform"].groupby("variant").mean(numeric_only=True)
     places = np.concatenate(drawn_lines(plane))
     heights = np.concatenate(drawn_lines(above))
-    for _, cell in cells.iterrows():
-        bits, distortion = cell["entropy_bits_per_weight"], 2 * cell["predicted_rise_nats"]
+    for _, variant in variants.iterrows():
+        bits, distortion = variant["entropy_bits_per_weight"], 2 * variant["predicted_rise_nats"]
         assert np.isclose(places, [bits, distortion]).all(axis=1).any()
-        assert np.isclose(places, [cell["limit_bits_per_weight"], distortion]).all(axis=1).any()
+        assert np.isclose(places, [variant["limit_bits_per_weight"], distortion]).all(axis=1).any()
         assert np.isclose(heights, [bits, 0.7 * bits]).all(axis=1).any()
     assert "3 variants not shown" in legend_texts(figure)
     with pytest.raises(ValueError, match=r"lacks the columns \['limit_bits_per_weight'"):
         plot_limit(table)
-    with pytest.raises(ValueError, match="no compressed cell of the table has a limit"):
+    with pytest.raises(ValueError, match="no compressed variant of the table has a limit"):
         plot_limit(told.assign(excess_bits_per_weight=np.nan))
 
 
@@ -468,14 +468,14 @@ def test_quantizers_are_drawn_above_the_limit(table):
     ("form", "start"), [("svg", b"<?xml"), ("pdf", b"%PDF"), ("png", b"\x89PNG")]
 )
 def test_equal_tables_give_equal_bytes(table, form, start):
-    rows = table[table["cell"].isin(["original", "kmeans/none/K4"])]
+    rows = table[table["variant"].isin(["original", "kmeans/none/K4"])]
     first, second = (drawing.encoded(plot_bound(rows), form) for _ in range(2))
     assert first == second
     assert first.startswith(start)
 
 
 def test_every_picture_is_saved(table, tmp_path):
-    rows = table[table["cell"].isin(["original", "uniform/K4", "kmeans/none/K4", "temperature"])]
+    rows = table[table["variant"].isin(["original", "uniform/K4", "kmeans/none/K4", "temperature"])]
     files = save_figures(rows, tmp_path, formats=("png",))
     stems = ("sweep", "sweep-details", "bound", "predicted-rise")
     assert [file.name for file in files] == [f"{stem}.png" for stem in stems]
@@ -495,7 +495,7 @@ def test_every_setting_gets_its_own_files(table, tmp_path):
 
 
 def test_figures_can_be_drawn_in_threads(table):
-    rows = table[table["cell"].isin(["original", "kmeans/none/K4"])]
+    rows = table[table["variant"].isin(["original", "kmeans/none/K4"])]
     with ThreadPoolExecutor(2) as pool:
         images = list(pool.map(lambda _: plot_bound(rows)._repr_png_(), range(3)))
     assert images[0] == images[1] == images[2]
@@ -522,7 +522,7 @@ def test_tables_that_cannot_be_drawn(table, tmp_path):
         plot_details(table[table["kind"] != "original"])
     with pytest.raises(ValueError, match=r"lacks the columns \['zero_one_bound'\] that this"):
         plot_bound(table.drop(columns="zero_one_bound"))
-    with pytest.raises(ValueError, match="no cell of the table has a finite zero_one_bound"):
+    with pytest.raises(ValueError, match="no variant of the table has a finite zero_one_bound"):
         plot_bound(table.assign(zero_one_bound=np.nan))
     with pytest.raises(ValueError, match=r"lacks the columns \['predicted_rise_nats'\] that this"):
         plot_predicted_rise(table.drop(columns="predicted_rise_nats"))

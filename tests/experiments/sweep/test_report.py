@@ -13,7 +13,7 @@ from synthetic_sweep import METHODS, PAPER, QUICK, synthetic_claims, synthetic_t
 
 from jaxcomp.experiments.sweep.claims import Claim
 from jaxcomp.experiments.sweep.report import print_report, report_markdown
-from jaxcomp.experiments.sweep.summary import cell_means, summarize
+from jaxcomp.experiments.sweep.summary import summarize, variant_means
 
 NUM_HEADER_LINES = 2
 
@@ -74,17 +74,17 @@ def test_original_row_has_means_and_deviations(table, claims):
 @pytest.mark.parametrize(
     ("label", "identity"),
     [
-        ("unweighted, no penalty", {"weighting": "none", "diameter_penalty": 0.0}),
-        ("Gauss-Newton, penalty 0.05", {"weighting": "gauss_newton", "diameter_penalty": 0.05}),
+        ("unweighted, no penalty", {"importance": "none", "diameter_penalty": 0.0}),
+        ("Gauss-Newton, penalty 0.05", {"importance": "gauss_newton", "diameter_penalty": 0.05}),
         ("uniform grid, best K", {"method": "uniform"}),
         ("last layer times", {"method": "last_layer_scaled"}),
         ("weights clipped at", {"method": "weights_clipped"}),
     ],
 )
-def test_strengths_are_chosen_on_the_selection_sample(table, claims, label, identity):
+def test_strengths_are_chosen_on_the_validation_set(table, claims, label, identity):
     rows = table[np.logical_and.reduce([table[k] == v for k, v in identity.items()])]
-    means = rows.groupby("cell").mean(numeric_only=True)
-    best = table[table["cell"] == means["selection_loss"].idxmin()]
+    means = rows.groupby("variant").mean(numeric_only=True)
+    best = table[table["variant"] == means["validation_loss"].idxmin()]
     row = row_of(printed(table, claims), label)
     assert number(best["test_loss"], 3) in row
     assert number(best["accuracy"], 2, 100) in row
@@ -93,7 +93,7 @@ def test_strengths_are_chosen_on_the_selection_sample(table, claims, label, iden
         assert f"{best['ratio_estimated'].mean():.1f}" in row
 
 
-def test_every_method_has_a_line_with_its_best_cell(claims):
+def test_every_method_has_a_line_with_its_best_variant(claims):
     table = synthetic_table(METHODS, num_models=2)
     text = printed(table, claims)
     for label, method, allocation in (
@@ -106,11 +106,11 @@ def test_every_method_has_a_line_with_its_best_cell(claims):
         rows = table[
             (table["method"] == method)
             & (table["allocation"] == allocation)
-            & (table["weighting"] == "gauss_newton")
+            & (table["importance"] == "gauss_newton")
         ]
-        best = rows.groupby("cell")["selection_loss"].mean().idxmin()
+        best = rows.groupby("variant")["validation_loss"].mean().idxmin()
         row = row_of(text, f"{label}, Gauss-Newton")
-        assert number(table.loc[table["cell"] == best, "test_loss"], 3) in row
+        assert number(table.loc[table["variant"] == best, "test_loss"], 3) in row
     assert "vector alloc" not in text
     # Nothing changes for K-means at equal K, nor for a table from before there were allocations.
     plain = table[(table["allocation"] == "equal") & table["method"].isin(["kmeans", "original"])]
@@ -169,7 +169,7 @@ def test_table_fits_the_window(grid, width):
 
 def test_exploded_losses_keep_their_width(table, claims):
     burst = table.copy()
-    is_burst = burst["cell"] == "kmeans/none/K2"
+    is_burst = burst["variant"] == "kmeans/none/K2"
     burst.loc[is_burst, "test_loss"] = [12.1, 13.2, 14.3, 15.4, 16.5]
     burst.loc[is_burst, "train_loss"] = 123.456
     text = printed(burst, claims)
@@ -229,13 +229,13 @@ def test_consoles_without_unicode(table, claims):
 def test_files_are_listed(table, claims, tmp_path):
     for name in ("table.csv", "table.parquet", "report.md", "sweep.png", "sweep.svg", "bound.png"):
         (tmp_path / name).touch()
-    (tmp_path / "cells").mkdir()
+    (tmp_path / "variants").mkdir()
     text = printed(table, claims, directory=tmp_path)
     assert f"files in {tmp_path}" in text
     assert "  table: table.csv .parquet" in text
     assert "  report: report.md" in text
     assert "  pictures: bound.png, sweep.png .svg" in text
-    assert "cells" not in text.split("files in")[1].replace(str(tmp_path), "")
+    assert "variants" not in text.split("files in")[1].replace(str(tmp_path), "")
 
 
 def test_directory_that_is_not_there_is_no_error(table, claims):
@@ -266,7 +266,7 @@ def test_names_are_not_taken_for_markup(table, claims):
 
 def test_missing_numbers_are_dashes(table, claims):
     broken = table.copy()
-    broken.loc[broken["cell"] == "round_to_nearest/4", "test_loss"] = np.nan
+    broken.loc[broken["variant"] == "round_to_nearest/4", "test_loss"] = np.nan
     row = row_of(printed(broken.drop(columns="entropy_bits_per_weight"), claims), "int4").split()
     assert row[3:8] == ["-", "9.9", "-", row[6], "-"]
 
@@ -302,7 +302,7 @@ def test_distances_to_the_limit_have_a_table(table, claims):
         shannon_bits_per_weight=0.125,
         excess_bits_per_weight=0.75 * table["entropy_bits_per_weight"],
     )
-    plain = told[(told["cell"] == "kmeans/none/K8") & (told["kind"] == "compressed")]
+    plain = told[(told["variant"] == "kmeans/none/K8") & (told["kind"] == "compressed")]
     bits = plain["entropy_bits_per_weight"].mean()
     text = report_markdown(told, claims, with_pictures=True)
     row = f"| K-means, unweighted | 8 | {bits:.2f} | {bits / 4:.2f} | {0.75 * bits:.2f} | 0.12 |"
@@ -324,28 +324,30 @@ def test_tables_that_cannot_be_reported(table):
         report_markdown(table[table["kind"] != "original"], [])
 
 
-def test_cell_means_keep_order_and_do_not_hide_a_broken_network(table):
+def test_variant_means_keep_order_and_do_not_hide_a_broken_network(table):
     broken = table.copy()
-    broken.loc[(broken["cell"] == "uniform/K4") & (broken["model_seed"] == 1), "test_loss"] = np.nan
-    means = cell_means(broken).set_index("cell")
-    assert list(means.index) == list(dict.fromkeys(table["cell"]))
-    assert list(cell_means(broken).columns) == list(table.columns)
-    expected = table.groupby("cell")["accuracy"].mean()
+    broken.loc[(broken["variant"] == "uniform/K4") & (broken["model_seed"] == 1), "test_loss"] = (
+        np.nan
+    )
+    means = variant_means(broken).set_index("variant")
+    assert list(means.index) == list(dict.fromkeys(table["variant"]))
+    assert list(variant_means(broken).columns) == list(table.columns)
+    expected = table.groupby("variant")["accuracy"].mean()
     np.testing.assert_allclose(means["accuracy"], expected[means.index])
     assert np.isnan(means.loc["uniform/K4", "test_loss"])
 
 
 def test_summary_keeps_settings_apart_and_leaves_out_single_layers(table):
     noisy = table.assign(label_noise=0.3, setting="mnist-mlp-noise0.3")
-    single = table.iloc[:3].assign(kind="sensitivity", cell="kmeans/none/K4/only:w")
+    single = table.iloc[:3].assign(kind="sensitivity", variant="kmeans/none/K4/only:w")
     summaries = summarize(pd.concat([table, single, noisy]))
     assert [s.name for s in summaries] == ["mnist-mlp-noise0", "mnist-mlp-noise0.3"]
-    assert [len(s.cells) for s in summaries] == [table["cell"].nunique()] * 2
+    assert [len(s.variants) for s in summaries] == [table["variant"].nunique()] * 2
     curves = summaries[0].curves
-    assert [curve.weighting for curve in curves] == ["none"] * 4 + ["gauss_newton"] * 4
+    assert [curve.importance for curve in curves] == ["none"] * 4 + ["gauss_newton"] * 4
     assert [curve.diameter_penalty for curve in curves] == [0.0, 0.01, 0.05, 0.2] * 2
     for curve in curves:
-        ratios = [cell.ratio for cell in curve.cells]
+        ratios = [variant.ratio for variant in curve.variants]
         assert ratios == sorted(ratios)
     without_names = summarize(table.drop(columns="setting"))
     assert without_names[0].name == "mnist-mlp-noise0"

@@ -25,9 +25,9 @@ CONFIG = SweepConfig(
     width=0.125,
     num_models=2,
     train_size=200,
-    selection_size=100,
+    validation_size=100,
     epochs=4,
-    weighting=("none", "hutchinson", "fisher"),
+    importance=("none", "hutchinson", "fisher"),
     num_probes=4,
     curvature_examples=100,
     diameter_penalty=(0.0, 0.05),
@@ -56,17 +56,17 @@ def no_pictures(monkeypatch):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(engine, "MAX_CHUNK_CELLS", 4)
+    monkeypatch.setattr(engine, "MAX_CHUNK_VARIANTS", 4)
 
 
-def test_every_cell_of_every_network_has_a_row(finished):
+def test_every_variant_of_every_network_has_a_row(finished):
     _, result = finished
     table = result.table
-    assert not table.duplicated(["cell", "model_seed"]).any()
-    assert table.groupby("cell")["model_seed"].nunique().eq(2).all()
+    assert not table.duplicated(["variant", "model_seed"]).any()
+    assert table.groupby("variant")["model_seed"].nunique().eq(2).all()
     assert set(table["kind"]) == {"original", "compressed", "control"}
     kmeans = table[table["method"] == "kmeans"]
-    assert len(kmeans) == 2 * 3 * 3 * 2  # networks, K, weightings, penalties
+    assert len(kmeans) == 2 * 3 * 3 * 2  # networks, K, importances, penalties
 
 
 def test_numbers_are_finite_and_consistent(finished):
@@ -81,7 +81,7 @@ def test_numbers_are_finite_and_consistent(finished):
         table["generalization_gap"], table["test_loss"] - table["train_loss"], atol=1e-12
     )
     original = table[table["kind"] == "original"]
-    assert (original["weighting"] == "original").all()
+    assert (original["importance"] == "original").all()
     assert (original["ratio_estimated"] == 1).all()
     assert (original["measured_rise_nats"] == 0).all()
     assert (table[table["kind"] == "control"]["ratio_estimated"] == 1).all()
@@ -113,7 +113,7 @@ def test_every_quantizer_is_above_the_limit(finished):
 def test_finer_codebooks_approach_the_original(finished):
     _, result = finished
     plain = result.table[
-        (result.table["weighting"] == "none") & (result.table["diameter_penalty"] == 0)
+        (result.table["importance"] == "none") & (result.table["diameter_penalty"] == 0)
     ]
     rise = plain.groupby("num_clusters")["measured_rise_nats"].mean().abs()
     assert rise[16] < rise[2]
@@ -123,7 +123,7 @@ def test_finer_codebooks_approach_the_original(finished):
 
 def test_temperature_row_is_the_tempered_original(finished):
     _, result = finished
-    table = result.table.set_index(["cell", "model_seed"])
+    table = result.table.set_index(["variant", "model_seed"])
     original, tempered = table.loc["original"], table.loc["temperature"]
     assert (tempered["test_loss"] == original["test_loss_tempered"]).all()
     assert (tempered["temperature"] == original["temperature"]).all()
@@ -132,9 +132,11 @@ def test_temperature_row_is_the_tempered_original(finished):
 
 def test_the_winning_network_comes_back_with_the_numbers_of_the_table(finished):
     out, result = finished
-    best = result.best("selection_loss")
+    best = result.best("validation_loss")
     params = result.params(best, model_seed=1)
-    row = result.table[(result.table["cell"] == best["cell"]) & (result.table["model_seed"] == 1)]
+    row = result.table[
+        (result.table["variant"] == best["variant"]) & (result.table["model_seed"] == 1)
+    ]
     network = next(iter(result._networks.values())).subject
     losses = _test_losses(network.predict_fn, params)
     assert losses.mean() == pytest.approx(row["test_loss"].item(), rel=1e-5)
@@ -142,7 +144,7 @@ def test_the_winning_network_comes_back_with_the_numbers_of_the_table(finished):
         values = engine.leaves_by_path(params)[path]
         assert len(np.unique(values)) <= best["num_clusters"] or best["method"] != "kmeans"
     loaded = sweep.SweepResult.load(out)
-    again = loaded.params(best["cell"], model_seed=1)
+    again = loaded.params(best["variant"], model_seed=1)
     for path, leaf in engine.leaves_by_path(params).items():
         np.testing.assert_array_equal(engine.leaves_by_path(again)[path], leaf)
 
@@ -158,19 +160,19 @@ def _test_losses(predict_fn, params):
 
 
 @pytest.mark.parametrize(
-    "cell", ["original", "temperature", "kmeans/none/K4", "early_stopping", "gaussian_noise/K4"]
+    "variant", ["original", "temperature", "kmeans/none/K4", "early_stopping", "gaussian_noise/K4"]
 )
-def test_claims_see_the_losses_of_the_table(finished, cache, monkeypatch, cell):
+def test_claims_see_the_losses_of_the_table(finished, cache, monkeypatch, variant):
     _, result = finished
     seen = {}
 
     def peek(table, losses):
-        seen["losses"] = losses(cell)
+        seen["losses"] = losses(variant)
         return []
 
     monkeypatch.setattr(run_module, "evaluate_claims", peek)
     sweep.run(CONFIG, cache_dir=cache, quiet=True)
-    rows = result.table[result.table["cell"] == cell]
+    rows = result.table[result.table["variant"] == variant]
     for column, matrix in (
         ("test_loss", seen["losses"].loss),
         ("test_loss_tempered", seen["losses"].loss_tempered),
@@ -179,21 +181,21 @@ def test_claims_see_the_losses_of_the_table(finished, cache, monkeypatch, cell):
         np.testing.assert_allclose(rows[column], matrix.mean(axis=1), rtol=2e-5)
 
 
-def test_best_looks_at_the_selection_sample_only(finished):
+def test_best_looks_at_the_validation_set_only(finished):
     _, result = finished
     compressed = result.table[result.table["kind"] == "compressed"]
-    means = compressed.groupby("cell")["selection_loss"].mean()
-    assert result.best("selection_loss")["cell"] == means.idxmin()
-    assert result.best("selection_loss", min_ratio=10)["ratio_estimated"] >= 10
-    with pytest.raises(ValueError, match="criterion must be one of selection_loss"):
+    means = compressed.groupby("variant")["validation_loss"].mean()
+    assert result.best("validation_loss")["variant"] == means.idxmin()
+    assert result.best("validation_loss", min_ratio=10)["ratio_estimated"] >= 10
+    with pytest.raises(ValueError, match="criterion must be one of validation_loss"):
         result.best("test_loss")
-    with pytest.raises(ValueError, match="no cell reaches a ratio of 1000"):
+    with pytest.raises(ValueError, match="no variant reaches a ratio of 1000"):
         result.best(min_ratio=1000)
 
 
-def test_unknown_cells_networks_and_settings_are_named(finished):
+def test_unknown_variants_networks_and_settings_are_named(finished):
     _, result = finished
-    with pytest.raises(ValueError, match="no cell 'kmeans/K99'"):
+    with pytest.raises(ValueError, match="no variant 'kmeans/K99'"):
         result.params("kmeans/K99")
     with pytest.raises(ValueError, match=r"no network with model_seed 7: there are \[0, 1\]"):
         result.params("original", model_seed=7)
@@ -225,7 +227,7 @@ def test_a_finished_run_is_read_back(finished, cache, monkeypatch):
 @pytest.mark.parametrize("implementation", ["rbg", "unsafe_rbg"])
 def test_the_default_implementation_of_keys_shapes_nothing(finished, implementation):
     out, result = finished
-    noise = next(cell for cell in result.table["cell"] if "noise" in cell)
+    noise = next(variant for variant in result.table["variant"] if "noise" in variant)
     told = json.loads((out / "manifest.json").read_text())
     assert "implementation" in storage.load_arrays(min((out / "networks").iterdir()))[1]["key"]
     with jax.default_prng_impl(implementation), jax.transfer_guard("disallow"):
@@ -240,11 +242,11 @@ def test_an_interrupted_run_continues_to_the_same_table(tmp_path, cache, monkeyp
     whole = sweep.run(CONFIG, out=tmp_path / "whole", cache_dir=cache, quiet=True)
     score, calls = engine.Scorer.score, []
 
-    def dies_in_the_second_network(self, cells):
-        calls.append(len(cells))
+    def dies_in_the_second_network(self, variants):
+        calls.append(len(variants))
         if self.subject.model_seed == 1 and len(calls) % 3 == 0:
             raise KeyboardInterrupt
-        return score(self, cells)
+        return score(self, variants)
 
     monkeypatch.setattr(engine.Scorer, "score", dies_in_the_second_network)
     interruptions = 0
@@ -264,7 +266,7 @@ def test_an_interrupted_run_continues_to_the_same_table(tmp_path, cache, monkeyp
 @pytest.mark.parametrize(
     ("status", "damaged"),
     [
-        ("running", ["cells", "codebooks"]),
+        ("running", ["variants", "codebooks"]),
         ("finished", ["table.parquet"]),
         ("finished", ["claims.json"]),
         ("finished", ["networks"]),
@@ -281,7 +283,7 @@ def test_what_is_damaged_is_made_again(tmp_path, finished, cache, status, damage
         if file.is_dir():
             file = min(file.iterdir())
         file.write_bytes(file.read_bytes()[:-40])
-    (copy / "cells" / ".half.json.1-00000000.tmp").write_text("left by a killed run")
+    (copy / "variants" / ".half.json.1-00000000.tmp").write_text("left by a killed run")
     if status == "finished":
         with pytest.raises(ValueError, match=r"run .*again"):
             sweep.SweepResult.load(copy)
@@ -290,7 +292,7 @@ def test_what_is_damaged_is_made_again(tmp_path, finished, cache, status, damage
     loaded = sweep.SweepResult.load(copy)
     assert loaded.claims == result.claims
     assert set(loaded._networks) == set(result._networks)
-    assert not (copy / "cells" / ".half.json.1-00000000.tmp").exists()
+    assert not (copy / "variants" / ".half.json.1-00000000.tmp").exists()
 
 
 @pytest.mark.usefixtures("no_pictures", "small_chunks")
@@ -298,7 +300,7 @@ def test_what_is_damaged_is_made_again(tmp_path, finished, cache, status, damage
 def test_parts_of_another_network_or_version_are_not_mixed_in(tmp_path, cache, change):
     whole = sweep.run(CONFIG, out=tmp_path / "run", cache_dir=cache, quiet=True)
     # Chunks that would be seen in the table, if they were used.
-    for chunk in (tmp_path / "run" / "cells").iterdir():
+    for chunk in (tmp_path / "run" / "variants").iterdir():
         told = json.loads(chunk.read_text())
         chunk.write_text(json.dumps({"rows": [row | {"test_loss": -1} for row in told["rows"]]}))
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
@@ -364,7 +366,7 @@ def own_network():
         "hidden": {"kernel": jax.random.normal(key, (64, 32)) / 8, "bias": jnp.zeros(32)},
         "output": {"kernel": jnp.zeros((32, 10)), "bias": jnp.zeros(10)},
     }
-    train, selection, test = slice(0, 600), slice(600, 900), slice(900, None)
+    train, validation, test = slice(0, 600), slice(600, 900), slice(900, None)
 
     def loss(params):
         logits = jax.nn.log_softmax(predict(params, images[train]))
@@ -377,7 +379,7 @@ def own_network():
 
         return jax.lax.scan(step, params, None, length=200)[0]
 
-    return descend(params), [(images[part], labels[part]) for part in (train, selection, test)]
+    return descend(params), [(images[part], labels[part]) for part in (train, validation, test)]
 
 
 def _evaluate(own_network, **overrides):
@@ -422,7 +424,7 @@ def test_names_of_weights_are_no_patterns():
         part,
         part,
         num_clusters=2,
-        weighting="gauss_newton",
+        importance="gauss_newton",
         diameter_penalty=0.0,
         baselines=False,
         controls=False,
@@ -436,7 +438,7 @@ def test_sensitivity_changes_one_layer_at_a_time(own_network):
     assert set(result.sensitivity["layer"]) == {"hidden/kernel", "output/kernel"}
     assert "layer" not in result.table.columns
     params, _ = own_network
-    only = result.params(result.sensitivity.iloc[0]["cell"])
+    only = result.params(result.sensitivity.iloc[0]["variant"])
     changed = [
         path
         for path, leaf in engine.leaves_by_path(only).items()
@@ -455,7 +457,7 @@ def test_batch_statistics_can_be_re_estimated(own_network):
 
     plain, refreshed = _evaluate(own_network), _evaluate(own_network, refresh_fn=centre_the_logits)
     assert set(calls) == {600}
-    same, other = plain.table.set_index("cell"), refreshed.table.set_index("cell")
+    same, other = plain.table.set_index("variant"), refreshed.table.set_index("variant")
     assert same.loc["original", "test_loss"] == other.loc["original", "test_loss"]
     assert same.loc["uniform/K4", "test_loss"] != other.loc["uniform/K4", "test_loss"]
 
@@ -477,24 +479,26 @@ def test_results_of_an_own_network_resume_and_keep_its_structure(own_network, tm
 
 def test_axes_take_one_value_or_several(own_network, monkeypatch):
     seen = []
-    monkeypatch.setattr(run_module, "_sweep", lambda _, __, ___, cells, *____: seen.append(cells))
+    monkeypatch.setattr(
+        run_module, "_sweep", lambda _, __, ___, variants, *____: seen.append(variants)
+    )
     monkeypatch.setattr(run_module, "_finish", lambda *_: None)
-    one = {"weighting": "none", "num_clusters": 4, "diameter_penalty": 0.05}
+    one = {"importance": "none", "num_clusters": 4, "diameter_penalty": 0.05}
     _evaluate(own_network, **one, penalty_form="linear", sensitivity_clusters=2)
     several = {name: [value] for name, value in one.items()}
     _evaluate(own_network, **several, penalty_form=["linear"], sensitivity_clusters=[2])
-    assert [cell.id for cell in seen[0]] == [cell.id for cell in seen[1]]
-    assert "kmeans/none/linear-0.05/K4" in {cell.id for cell in seen[0]}
-    assert sum(cell.kind == "sensitivity" for cell in seen[0]) == 2
+    assert [variant.id for variant in seen[0]] == [variant.id for variant in seen[1]]
+    assert "kmeans/none/linear-0.05/K4" in {variant.id for variant in seen[0]}
+    assert sum(variant.kind == "sensitivity" for variant in seen[0]) == 2
 
 
 def test_bad_networks_and_parts_get_one_sentence(own_network):
-    params, (train, selection, test) = own_network
+    params, (train, validation, test) = own_network
     inputs, labels = test
 
     def check(error, message, predict_fn=predict, params=params, parts=None, **settings):
         with pytest.raises(error, match=message):
-            sweep.evaluate(predict_fn, params, *(parts or (train, selection, test)), **settings)
+            sweep.evaluate(predict_fn, params, *(parts or (train, validation, test)), **settings)
 
     broken = jax.tree.map(lambda leaf: leaf.at[0].set(jnp.nan), params)
     check(ValueError, "hidden/kernel holds 32 weights that are NaN or infinite", params=broken)
@@ -502,20 +506,20 @@ def test_bad_networks_and_parts_get_one_sentence(own_network):
     check(
         ValueError,
         "test must hold as many inputs as labels",
-        parts=(train, selection, (inputs, labels[1:])),
+        parts=(train, validation, (inputs, labels[1:])),
     )
-    check(ValueError, "and at least one", parts=(train, selection, (inputs[:0], labels[:0])))
+    check(ValueError, "and at least one", parts=(train, validation, (inputs[:0], labels[:0])))
     check(
         TypeError,
         "test labels must be a vector of integers",
-        parts=(train, selection, (inputs, labels / 2)),
+        parts=(train, validation, (inputs, labels / 2)),
     )
     check(
         ValueError,
         "the network has 10 classes: labels must be 0 to 9",
-        parts=(train, selection, (inputs, labels + 5)),
+        parts=(train, validation, (inputs, labels + 5)),
     )
-    check(ValueError, "same shape", parts=(train, selection, (inputs[:, :5], labels)))
+    check(ValueError, "same shape", parts=(train, validation, (inputs[:, :5], labels)))
     check(ValueError, "predict_fn must return logits", predict_fn=lambda p, x: predict(p, x).sum())
     check(ValueError, "num_clusters must lie between 1", num_clusters=(0,))
     check(ValueError, "sensitivity_clusters must lie between 1", sensitivity_clusters=(0, 4))
@@ -523,10 +527,10 @@ def test_bad_networks_and_parts_get_one_sentence(own_network):
     check(
         ValueError,
         f"loss of network 0 is not finite: .* 1 of the {len(inputs)} test examples",
-        parts=(train, selection, (bad_inputs, labels)),
+        parts=(train, validation, (bad_inputs, labels)),
     )
     check(ValueError, "name becomes part of file names: .* got '../a'", name="../a")
-    check(ValueError, "unknown weighting 'hessian'", weighting=("hessian",))
+    check(ValueError, "unknown importance 'hessian'", importance=("hessian",))
     check(ValueError, "last_layer 'head' is not compressed", last_layer="head")
     check(ValueError, "matches no leaf", select="conv*")
 
@@ -534,7 +538,7 @@ def test_bad_networks_and_parts_get_one_sentence(own_network):
 def test_a_network_with_more_clusters_than_weights_uses_fewer(own_network):
     result = _evaluate(own_network, num_clusters=(4, 1024), controls=False, baselines=False)
     rows = result.table[
-        (result.table["num_clusters"] == 1024) & (result.table["weighting"] == "none")
+        (result.table["num_clusters"] == 1024) & (result.table["importance"] == "none")
     ]
     plain = rows[rows["diameter_penalty"] == 0].iloc[0]
     # 320 distinct weights in the last layer.
@@ -554,7 +558,7 @@ def test_half_precision_weights_are_swept_stored_and_given_back(own_network, tmp
         *parts,
         num_clusters=(4,),
         diameter_penalty=(0.0,),
-        weighting=("none",),
+        importance=("none",),
         sensitivity_clusters=(),
         num_probes=2,
         curvature_examples=50,
@@ -608,7 +612,7 @@ def test_odd_trees_are_swept_stored_and_given_back(tmp_path):
     part = rng.normal(size=(30, 4)).astype(np.float32), rng.integers(0, 3, 30)
     settings = {
         "num_clusters": 2,
-        "weighting": "gauss_newton",
+        "importance": "gauss_newton",
         "diameter_penalty": 0.0,
         "sensitivity_clusters": 2,
         "baselines": False,
@@ -629,11 +633,11 @@ def test_odd_trees_are_swept_stored_and_given_back(tmp_path):
         assert len(np.unique(after["layers"][0]["w"])) == 6
         assert odd(after, part[0]).shape == (30, 3)
 
-    cell = "kmeans/gauss_newton/K2"
-    live = result.params(cell)
+    variant = "kmeans/gauss_newton/K2"
+    live = result.params(variant)
     check(live)
     assert live["mlp/~/linear_0"]["w"].dtype == np.float64
-    one = result.params(result.sensitivity.set_index("layer").loc[stack[1], "cell"])
+    one = result.params(result.sensitivity.set_index("layer").loc[stack[1], "variant"])
     changed = [
         number
         for number in range(3)
@@ -643,9 +647,9 @@ def test_odd_trees_are_swept_stored_and_given_back(tmp_path):
 
     loaded = sweep.SweepResult.load(tmp_path / "odd")
     with pytest.raises(ValueError, match="no file holds the leaves act"):
-        loaded.params(cell)
-    again = loaded.params(cell, like=params)
+        loaded.params(variant)
+    again = loaded.params(variant, like=params)
     check(again)
     jax.tree.map(np.testing.assert_array_equal, again["out"], live["out"])
     resumed = sweep.evaluate(odd, params, part, part, part, out=tmp_path / "odd", **settings)
-    check(resumed.params(cell))
+    check(resumed.params(variant))

@@ -335,8 +335,8 @@ def test_default_multipliers_span_the_curve():
     [
         ({"points": np.ones(3, np.int32)}, TypeError, "points must be floating, got int32"),
         ({"points": np.full(3, np.nan)}, ValueError, "points must be finite"),
-        ({"sample_weight": -np.ones(3)}, ValueError, "at least 0, got 3 negative of 3"),
-        ({"sample_weight": np.zeros(3)}, ValueError, "must not be 0 throughout a group"),
+        ({"importance": -np.ones(3)}, ValueError, "at least 0, got 3 negative of 3"),
+        ({"importance": np.zeros(3)}, ValueError, "must not be 0 throughout a group"),
         ({"multipliers": np.float32([-1.0])}, ValueError, "multipliers must be finite and at leas"),
         ({"multipliers": np.float32(1.0)}, ValueError, "multipliers must have at least one entry"),
         ({"multipliers": np.ones(2, int)}, TypeError, "multipliers must be floating"),
@@ -348,7 +348,7 @@ def test_default_multipliers_span_the_curve():
     ],
 )
 def test_bad_input(changes, error, message):
-    arguments = {"points": np.arange(3, dtype=np.float32), "sample_weight": None} | changes
+    arguments = {"points": np.arange(3, dtype=np.float32), "importance": None} | changes
     with pytest.raises(error, match=message):
         entropy_constrained(**arguments)
 

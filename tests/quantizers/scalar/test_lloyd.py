@@ -88,24 +88,22 @@ def test_sums_of_a_heavy_tail_are_accurate():
     moments = histogram_moments(points, importance)
     start = quantile_start(points, 256)
 
-    codebook = solve_kmeans(
-        moments, 256, max_clusters=256, num_iterations=1, initial_centroids=start
-    )
+    found = solve_kmeans(moments, 256, max_clusters=256, num_iterations=1, initial_centroids=start)
 
     values = restored(moments)
     position, mass, second = values.position, values.mass, values.second
     cluster = np.searchsorted((start[1:] + start[:-1]) / 2, position, side="left")
     total = np.bincount(cluster, mass, 256)
     mean = np.bincount(cluster, mass * position, 256) / total
-    np.testing.assert_allclose(codebook.centroids, mean, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(found.codebook.centroids, mean, rtol=1e-6, atol=1e-8)
     # The test sees the difference: plain float32 prefix sums are far off.
     edges = np.concatenate([[0], np.cumsum(np.bincount(cluster, minlength=256))])
     plain = [np.append(0, np.cumsum(v.astype(np.float32))) for v in (mass, mass * position)]
     plain_mass, plain_moment = (np.diff(prefix[edges]) for prefix in plain)
     assert np.abs(plain_moment / plain_mass / mean - 1).max() > 1e-4
     # The objective of the histogram is that of its own codebook.
-    expected = distortion(position, mass, np.asarray(codebook.centroids)) + second.sum()
-    assert float(codebook.distortion) == pytest.approx(expected, rel=2e-6)
+    expected = distortion(position, mass, np.asarray(found.codebook.centroids)) + second.sum()
+    assert float(found.distortion) == pytest.approx(expected, rel=2e-6)
 
 
 def test_distortion_of_many_points_is_accurate():
@@ -121,19 +119,23 @@ def test_objective_never_rises(form, num_points):
     points, importance = heavy_tailed(num_points, seed=3)
     moments = histogram_moments(points, importance, num_bins=EXACT)
     position, mass = restored(moments).position, restored(moments).mass
+    mean = np.average(position, weights=mass)
+    spread = np.sqrt(np.average((position - mean) ** 2, weights=mass))
     for penalty in (0.01, 0.3, 3.0):
+        beta = penalty * mass.sum() * (spread if form == "linear" else 1)
         values = []
         for num_iterations in range(12):
-            codebook = solve_kmeans(
+            found = solve_kmeans(
                 moments,
                 7,
-                penalty,
+                beta,
                 max_clusters=MAX_CLUSTERS,
                 penalty_form=form,
+                penalty_scale="absolute",
                 num_iterations=num_iterations,
             )
-            centroids = np.asarray(codebook.centroids)
-            values.append(objective(position, mass, centroids, float(codebook.beta), form))
+            centroids = np.asarray(found.codebook.centroids)
+            values.append(objective(position, mass, centroids, beta, form))
         # Centres in float32: a step misses its minimum by rounding, to second order only.
         assert np.all(np.diff(values) <= 1e-6 * values[0]), (penalty, values)
 
@@ -196,16 +198,16 @@ def test_vmap_over_clusters_and_penalty_equals_the_loop():
     points, importance = heavy_tailed(EXACT)
     clusters, penalty = jnp.array([1, 2, 7]), jnp.array([0.0, 0.2])
 
-    def cell(num_clusters, diameter_penalty):
+    def solved(num_clusters, diameter_penalty):
         return run(points, importance, num_clusters, diameter_penalty=diameter_penalty)
 
-    over_penalty = jax.vmap(cell, in_axes=(None, 0))
+    over_penalty = jax.vmap(solved, in_axes=(None, 0))
     mapped = jax.jit(jax.vmap(over_penalty, in_axes=(0, None)))(clusters, penalty)
-    broadcast = cell(clusters[:, None], penalty)
+    broadcast = solved(clusters[:, None], penalty)
 
     for i, num_clusters in enumerate(clusters):
         for j, diameter_penalty in enumerate(penalty):
-            single = cell(num_clusters, diameter_penalty)
+            single = solved(num_clusters, diameter_penalty)
             for grid in (mapped, broadcast):
                 chosen = jax.tree.map(lambda leaf, i=i, j=j: leaf[i, j], grid)
                 np.testing.assert_array_equal(chosen.assignments, single.assignments)
@@ -376,7 +378,7 @@ def test_float64(x64):
 
 
 @pytest.mark.parametrize("factor", [1e-30, 1e-12, 1e12, 1e30])
-def test_tiny_and_huge_curvature(factor):
+def test_tiny_and_huge_importance(factor):
     points, importance = heavy_tailed(EXACT)
     base = run(points, importance, 6, diameter_penalty=0.1)
     result = run(points, importance * np.float32(factor), 6, diameter_penalty=0.1)
@@ -413,11 +415,11 @@ def test_any_small_group(values, importance, num_clusters, penalty):
         ({"points": []}, ValueError, r"at least one point per group, got shape \(0,\)"),
         ({"points": 1.0}, ValueError, r"at least one point per group, got shape \(\)"),
         ({"points": [1.0, np.nan, np.inf]}, ValueError, "points must be finite, got 2 NaN or"),
-        ({"sample_weight": [1.0, np.nan]}, ValueError, "sample_weight must be finite, got 1 NaN"),
-        ({"sample_weight": [1.0, -1.0]}, ValueError, "sample_weight must be at least 0, got 1"),
-        ({"sample_weight": [0.0, 0.0]}, ValueError, "must not be 0 throughout a group, got 1"),
-        ({"sample_weight": [1.0] * 3}, ValueError, r"shape of points, \(2,\), or .* got \(3,\)"),
-        ({"sample_weight": [1j, 1]}, TypeError, "sample_weight must be real, got complex64"),
+        ({"importance": [1.0, np.nan]}, ValueError, "importance must be finite, got 1 NaN"),
+        ({"importance": [1.0, -1.0]}, ValueError, "importance must be at least 0, got 1"),
+        ({"importance": [0.0, 0.0]}, ValueError, "must not be 0 throughout a group, got 1"),
+        ({"importance": [1.0] * 3}, ValueError, r"shape of points, \(2,\), or .* got \(3,\)"),
+        ({"importance": [1j, 1]}, TypeError, "importance must be real, got complex64"),
         ({"num_clusters": 0}, ValueError, "num_clusters must be at least 1, got 0"),
         ({"num_clusters": 5, "max_clusters": 4}, ValueError, "at most max_clusters = 4, got 5"),
         ({"num_clusters": 2.5}, TypeError, "num_clusters must be an integer, got float"),

@@ -73,10 +73,10 @@ def test_brute_force_over_all_partitions(seed, num_clusters, strict_promotion):
     )
     total = importance.astype(np.float64).sum()
     penalties = PENALTIES[1:4] * np.float32(total)
-    solution = solver.solve(num_clusters, jnp.asarray(penalties), penalty_scale="absolute")
+    solved = solver.solve(num_clusters, jnp.asarray(penalties), penalty_scale="absolute")
     for i, penalty in enumerate(penalties):
         expected = brute_force(points, importance, num_clusters, float(penalty))
-        found, gap = float(solution.objective[i]), float(solution.gap_bound[i])
+        found, gap = float(solved.solution.objective[i]), float(solved.gap_bound[i])
         assert found == pytest.approx(expected, rel=1e-4)
         assert found - gap <= expected * (1 + 1e-7)
 
@@ -84,18 +84,19 @@ def test_brute_force_over_all_partitions(seed, num_clusters, strict_promotion):
 def test_without_penalty_it_is_the_optimal_quantizer(solvers):
     for seed, solver in solvers.items():
         points, importance = heavy_tailed(NUM_POINTS, seed)
-        solution = solver.solve(CLUSTERS, PENALTIES)
+        found = solver.solve(CLUSTERS, PENALTIES)
         objective, gap = (
-            np.asarray(part)[:, 0] for part in (solution.objective, solution.gap_bound)
+            np.asarray(part)[:, 0] for part in (found.solution.objective, found.gap_bound)
         )
         np.testing.assert_allclose(objective, optimum(points, importance, MAX_CLUSTERS), rtol=1e-5)
         assert np.all(gap <= 1e-4 * objective)
 
 
 def test_never_above_lloyd_and_the_bound_below_it(solvers):
-    for solver in solvers.values():
-        solution = solver.solve(CLUSTERS, PENALTIES)
-        objective, gap = (np.asarray(part) for part in (solution.objective, solution.gap_bound))
+    for seed, solver in solvers.items():
+        total = heavy_tailed(NUM_POINTS, seed)[1].sum(dtype=np.float64)
+        found = solver.solve(CLUSTERS, PENALTIES)
+        objective, gap = (np.asarray(part) for part in (found.solution.objective, found.gap_bound))
         assert objective.shape == (MAX_CLUSTERS, len(PENALTIES))
         for form in ("monotone", "published"):
             lloyd = solve_kmeans(
@@ -106,11 +107,15 @@ def test_never_above_lloyd_and_the_bound_below_it(solvers):
                 penalty_form=form,
                 num_iterations=100,
             )
-            reached = np.asarray(lloyd.distortion + lloyd.penalty)
+            reached = np.asarray(lloyd.objective)
             assert np.all(objective <= reached * (1 + 1e-6))
             assert np.all(objective - gap <= reached)
-        codebook = solution.codebook
-        np.testing.assert_allclose(codebook.distortion + codebook.penalty, objective, rtol=1e-6)
+        # What is above the distortion is the penalty on the codebook's own diameter.
+        centroids = np.asarray(found.solution.codebook.centroids, np.float64)
+        diameter = centroids[..., -1] - centroids[..., 0]
+        np.testing.assert_allclose(
+            found.solution.distortion + PENALTIES * total * diameter**2, objective, rtol=1e-5
+        )
         # More clusters, or a smaller penalty, never cost more.
         assert np.all(np.diff(objective, axis=0) <= 1e-5 * objective[:-1])
         assert np.all(np.diff(objective, axis=1) >= -1e-5 * objective[:, :-1])
@@ -122,8 +127,8 @@ def test_many_points_leave_a_small_gap():
     points, importance = heavy_tailed(20_000)
     solver = optimal_diameter_kmeans(points, importance, max_clusters=8, num_bins=256)
     clusters, penalties = jnp.array([2, 4, 8])[:, None], PENALTIES
-    solution = solver.solve(clusters, penalties)
-    gap = np.asarray(solution.gap_bound / solution.objective)
+    found = solver.solve(clusters, penalties)
+    gap = np.asarray(found.gap_bound / found.solution.objective)
     assert gap.max() < 2e-3
 
 
@@ -131,14 +136,16 @@ def test_batched_equals_one_by_one_and_compiles_once(solvers):
     groups = [heavy_tailed(NUM_POINTS, seed) for seed in range(3)]
     points, importance = (np.stack(part) for part in zip(*groups, strict=True))
     together = optimal_diameter_kmeans(points, importance, max_clusters=MAX_CLUSTERS, num_outer=24)
-    solution = together.solve(CLUSTERS[:, None], PENALTIES[:, None])
-    assert solution.codebook.centroids.shape == (MAX_CLUSTERS, 5, 3, MAX_CLUSTERS)
-    solvers[0].solve(CLUSTERS, PENALTIES).objective.block_until_ready()
+    found = together.solve(CLUSTERS[:, None], PENALTIES[:, None])
+    assert found.solution.codebook.centroids.shape == (MAX_CLUSTERS, 5, 3, MAX_CLUSTERS)
+    solvers[0].solve(CLUSTERS, PENALTIES).solution.objective.block_until_ready()
     with count_compilations() as num_compilations:
         alone = [solvers[seed].solve(CLUSTERS, PENALTIES * 1) for seed in range(3)]
         assert num_compilations() == 0
     for seed in range(3):
-        np.testing.assert_allclose(solution.objective[..., seed], alone[seed].objective, rtol=1e-5)
+        np.testing.assert_allclose(
+            found.solution.objective[..., seed], alone[seed].solution.objective, rtol=1e-5
+        )
 
 
 def test_equal_points_and_scale():
@@ -150,13 +157,13 @@ def test_equal_points_and_scale():
         points * np.float32(scale), importance, max_clusters=MAX_CLUSTERS, num_outer=24
     )
     a, b = base.solve(CLUSTERS, PENALTIES), scaled.solve(CLUSTERS, PENALTIES)
-    np.testing.assert_allclose(b.objective, a.objective * scale**2, rtol=1e-5)
+    np.testing.assert_allclose(b.solution.objective, a.solution.objective * scale**2, rtol=1e-5)
     constant = optimal_diameter_kmeans(
         np.full(NUM_POINTS, -3.5, np.float32), max_clusters=MAX_CLUSTERS, num_outer=24
     ).solve(CLUSTERS, PENALTIES)
-    np.testing.assert_array_equal(constant.objective, 0)
+    np.testing.assert_array_equal(constant.solution.objective, 0)
     np.testing.assert_array_equal(constant.gap_bound, 0)
-    np.testing.assert_array_equal(constant.codebook.centroids, -3.5)
+    np.testing.assert_array_equal(constant.solution.codebook.centroids, -3.5)
 
 
 def test_bad_input(solvers):

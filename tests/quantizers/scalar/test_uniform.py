@@ -106,7 +106,7 @@ def test_short_dtype():
         ({"reconstruction": "mode"}, ValueError, "reconstruction must be one of .* got 'mode'"),
         ({"points": np.arange(3)}, TypeError, "points must be floating, got int32"),
         ({"points": np.array([np.nan])}, ValueError, "points must be finite, got 1 NaN"),
-        ({"sample_weight": np.zeros(2)}, ValueError, "must not be 0 throughout a group"),
+        ({"importance": np.zeros(2)}, ValueError, "must not be 0 throughout a group"),
     ],
 )
 def test_bad_input(options, error, message):

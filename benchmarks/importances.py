@@ -1,11 +1,11 @@
 """Which curvature serves quantization best, and how few examples suffice to measure it?
 
-    python benchmarks/weightings.py [--dataset mnist] [--num-models 5] [--runs runs]
+    python benchmarks/importances.py [--dataset mnist] [--num-models 5] [--runs runs]
 
 Trains the networks of the published setting (or takes them from the cache), compresses them by
-K-means under every weighting, without a penalty, and prints Markdown. Losses in nats per example,
+K-means under every importance, without a penalty, and prints Markdown. Losses in nats per example,
 accuracy in %; `test` and `accuracy` are on the test set, `tempered` is its loss at the temperature
-that fits the selection sample. Nothing is chosen: every cell that was run is in the tables.
+that fits the validation set. Nothing is chosen: every variant that was run is in the tables.
 
 Differences are paired: the same networks on the same examples. The number behind ± is half of the
 95 % interval of the mean over networks (Student's t). It covers the choice of networks, not that
@@ -36,8 +36,9 @@ from jaxcomp.evaluation import metrics
 from jaxcomp.evaluation.calibration import fit_temperature
 from jaxcomp.evaluation.statistics import Interval, holm, model_interval
 from jaxcomp.experiments import data, sweep
+from jaxcomp.quantizers import KMeans
 
-WEIGHTINGS = (
+IMPORTANCES = (
     "none",
     "hutchinson-2",
     "hutchinson-16",
@@ -64,7 +65,7 @@ COMPARED = ("train_loss", "test_loss_tempered")
 Scores = dict[str, np.ndarray]
 """Each of `SCORES`, one value for each network."""
 Table = dict[tuple[str, int], Scores]
-"""By row (a weighting, or how it was measured) and number of clusters; 0 for the original."""
+"""By row (an importance, or how it was measured) and number of clusters; 0 for the original."""
 
 
 def find_dataset() -> str:
@@ -81,7 +82,7 @@ def make_config(dataset: str, num_models: int) -> sweep.SweepConfig:
         "paper",
         dataset=dataset,
         num_models=num_models,
-        weighting=WEIGHTINGS,
+        importance=IMPORTANCES,
         num_clusters=NUM_CLUSTERS,
         diameter_penalty=0.0,
         baselines=False,
@@ -91,12 +92,12 @@ def make_config(dataset: str, num_models: int) -> sweep.SweepConfig:
 
 
 def table_of(result: sweep.SweepResult) -> Table:
-    """Scores of a sweep by weighting and number of clusters."""
+    """Scores of a sweep by importance and number of clusters."""
     rows = result.table.sort_values("model_seed")
     rows = rows.assign(accuracy=100 * rows["accuracy"])
     return {
-        (str(weighting), int(num_clusters)): {name: group[name].to_numpy() for name in SCORES}
-        for (weighting, num_clusters), group in rows.groupby(["weighting", "num_clusters"])
+        (str(importance), int(num_clusters)): {name: group[name].to_numpy() for name in SCORES}
+        for (importance, num_clusters), group in rows.groupby(["importance", "num_clusters"])
     }
 
 
@@ -118,14 +119,14 @@ def sampled_labels_table(
         dataset,
         num_models=config.num_models,
         train_size=config.train_size,
-        selection_size=config.selection_size,
+        validation_size=config.validation_size,
         replacement=config.replacement,
         label_noise=config.label_noise[0],
         seed=config.seed,
     )
     scale = data.standardization(dataset.pool_images, dataset.max_value)
     pool = data.to_inputs(dataset.pool_images, dataset.max_value, scale)
-    selection = pool[drawn.selection_indices], dataset.pool_labels[drawn.selection_indices]
+    validation = pool[drawn.validation_indices], dataset.pool_labels[drawn.validation_indices]
     test_inputs = data.to_inputs(dataset.test_images, dataset.max_value, scale)
     test = test_inputs, dataset.test_labels
     predict = networks.build(
@@ -154,18 +155,15 @@ def sampled_labels_table(
             kernel = partial(gauss_newton_diagonal, predict, params, **sampling)
             curvature = over_batches(kernel, batches)
             for num_clusters, scores in by_clusters.items():
-                quantized = jaxcomp.quantize(
-                    params,
-                    curvature=curvature,
-                    num_clusters=num_clusters,
-                    num_iterations=config.num_iterations,
-                    num_bins=config.num_bins,
+                method = KMeans(
+                    num_clusters, num_iterations=config.num_iterations, num_bins=config.num_bins
                 )
+                quantized = jaxcomp.compress(params, method, importance=curvature)
                 logits = [
-                    logits_of(predict, quantized.dequantize(), part[0])
-                    for part in (train, selection, test)
+                    logits_of(predict, quantized.params(), part[0])
+                    for part in (train, validation, test)
                 ]
-                scores.append(score(logits, [train[1], selection[1], test[1]]))
+                scores.append(score(logits, [train[1], validation[1], test[1]]))
     return {
         case: {
             num_clusters: {name: np.array([row[name] for row in scores]) for name in SCORES}
@@ -184,8 +182,8 @@ def logits_of(predict_fn, params, inputs):
 @jax.jit
 def score(logits, labels) -> dict[str, Any]:
     """The scores of one network from its logits on the three parts."""
-    (train, selection, test), (train_labels, selection_labels, test_labels) = logits, labels
-    temperature = fit_temperature(selection, selection_labels)
+    (train, validation, test), (train_labels, validation_labels, test_labels) = logits, labels
+    temperature = fit_temperature(validation, validation_labels)
     tempered = metrics.cross_entropy(test / temperature, test_labels)
     return {
         "train_loss": jnp.mean(metrics.cross_entropy(train, train_labels)),
@@ -218,15 +216,15 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
 
 
-def means_table(table: Table, weightings: Sequence[str]) -> str:
+def means_table(table: Table, importances: Sequence[str]) -> str:
     """Mean of every score, and its difference to unweighted K-means."""
-    header = ["weighting", "K"]
+    header = ["importance", "K"]
     for title in SCORES.values():
         header += [title, "difference"]
     lines = [header]
     for row, num_clusters in [
         ("original", 0),
-        *((weighting, k) for k in NUM_CLUSTERS for weighting in weightings),
+        *((importance, k) for k in NUM_CLUSTERS for importance in importances),
     ]:
         line = [row, str(num_clusters or "")]
         for name in SCORES:
@@ -293,9 +291,9 @@ def main() -> None:
         out = options.runs / name if options.runs else None
         return sweep.run(config, out=out, cache_dir=options.cache_dir)
 
-    networks = run(config, "weightings")
+    networks = run(config, "importances")
     table = table_of(networks)
-    weighted = [name for name in WEIGHTINGS if name not in ("none", REFERENCE)]
+    weighted = [name for name in IMPORTANCES if name not in ("none", REFERENCE)]
 
     exact = labelled(config.curvature_examples, "example") + ", exact"
     few: Table = {}
@@ -304,11 +302,11 @@ def main() -> None:
         few["unweighted", num_clusters] = table["none", num_clusters]
     rows = []
     for num_examples in NUM_EXAMPLES:
-        fewer = replace(config, weighting=REFERENCE, curvature_examples=num_examples)
+        fewer = replace(config, importance=REFERENCE, curvature_examples=num_examples)
         rows.append(labelled(num_examples, "example") + ", exact")
-        by_weighting = table_of(run(fewer, f"examples-{num_examples}"))
+        by_importance = table_of(run(fewer, f"examples-{num_examples}"))
         for num_clusters in NUM_CLUSTERS:
-            few[rows[-1], num_clusters] = by_weighting[REFERENCE, num_clusters]
+            few[rows[-1], num_clusters] = by_importance[REFERENCE, num_clusters]
     cases = [(min(n, config.curvature_examples), labels) for n, labels in SAMPLED]
     check = (config.curvature_examples, None)
     by_case = sampled_labels_table(config, networks, [check, *cases])
@@ -329,10 +327,10 @@ def main() -> None:
         [
             f"{config.dataset[0]}, {config.num_models} networks, {config.train_size:,} training "
             f"draws; curvature on {config.curvature_examples:,} training examples.",
-            "Every weighting; differences to unweighted K-means (`none`):",
-            means_table(table, WEIGHTINGS),
+            "Every importance; differences to unweighted K-means (`none`):",
+            means_table(table, IMPORTANCES),
             f"Differences to `{REFERENCE}`:",
-            differences_table(table, "weighting", ["none", *weighted], REFERENCE),
+            differences_table(table, "importance", ["none", *weighted], REFERENCE),
             holm_sentence(table, weighted, REFERENCE),
             f"How few examples suffice; differences to `{exact}`:",
             differences_table(few, "Gauss-Newton diagonal", ["unweighted", *rows], exact),
@@ -344,7 +342,7 @@ def main() -> None:
     if options.out is not None:
         report = {
             "config": config.to_dict(),
-            "weightings": as_json(table),
+            "importances": as_json(table),
             "examples": as_json(few),
             "largest_loss_difference_between_paths": gap,
             "environment": {

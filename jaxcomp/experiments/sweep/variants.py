@@ -1,6 +1,6 @@
-"""The cells of a sweep: every way in which a trained network is changed and looked at again.
+"""The variants of a sweep: every way in which a trained network is changed and looked at again.
 
-A cell is of one `kind`: the `original`, a `compressed` network, or a `control` that changes the
+A variant is of one `kind`: the `original`, a `compressed` network, or a `control` that changes the
 network without compressing it (so that an improvement can be told from shrinkage or
 calibration), or `sensitivity`: one layer compressed, the others left alone.
 """
@@ -41,14 +41,14 @@ VECTOR_SIZE = 2
 
 
 @dataclass(frozen=True)
-class Cell:
+class Variant:
     """One way to change a network.
 
     Attributes:
         kind: original, compressed, control or sensitivity.
         method: what is done.
-        weighting: importance of a squared error (none, gauss_newton, ...); elsewhere the method
-            or kind.
+        importance: what weighs a squared error (none, gauss_newton, ...); elsewhere the method or
+            kind.
         penalty_form: of the diameter: none, monotone, published, linear.
         diameter_penalty: its relative strength.
         num_clusters: K of every layer; 0 where it does not apply. For `gaussian_noise`, the K
@@ -63,7 +63,7 @@ class Cell:
 
     kind: Kind
     method: Method
-    weighting: str
+    importance: str
     penalty_form: str = "none"
     diameter_penalty: float = 0.0
     num_clusters: int = 0
@@ -76,7 +76,7 @@ class Cell:
         """Readable name, unique within a setting, e.g. `kmeans/fisher/monotone-0.05/K8`."""
         parts: list[str] = [self.method]
         if self.method in METHODS:
-            parts.append(self.weighting)
+            parts.append(self.importance)
         if self.penalty_form != "none":
             parts.append(f"{self.penalty_form}-{short_number(self.diameter_penalty)}")
         if self.num_clusters:
@@ -90,7 +90,7 @@ class Cell:
         return "/".join(parts)
 
 
-ORIGINAL = Cell("original", "original", "original")
+ORIGINAL = Variant("original", "original", "original")
 
 
 def short_number(value: float) -> str:
@@ -99,41 +99,41 @@ def short_number(value: float) -> str:
     return short if float(short) == value else repr(value)
 
 
-def compressed_cells(
+def compressed_variants(
     *,
-    weighting: Sequence[str],
+    importance: Sequence[str],
     penalty_form: Sequence[str],
     diameter_penalty: Sequence[float],
     num_clusters: Sequence[int],
     baselines: bool,
     method: Sequence[str] = ("kmeans",),
     allocation: Sequence[str] = ("equal",),
-) -> list[Cell]:
-    """All compressed cells: every method over its axes, then the baselines.
+) -> list[Variant]:
+    """All compressed variants: every method over its axes, then the baselines.
 
     Bits are shared between layers where there is no penalty and a weight has an index of its own;
     everything else has the same K in every layer, whatever `allocation` says.
     """
-    cells: list[Cell] = []
+    variants: list[Variant] = []
     for name in method:
-        for weight in weighting:
+        for weighed in importance:
             match name:
                 case "kmeans":
-                    cells += _kmeans_cells(
-                        "kmeans", weight, penalty_form, diameter_penalty, num_clusters, allocation
+                    variants += _kmeans_variants(
+                        "kmeans", weighed, penalty_form, diameter_penalty, num_clusters, allocation
                     )
                 case "optimal":
                     # Only the squared penalty has a global solver.
                     forms = [form for form in penalty_form if form == "monotone"]
-                    cells += _kmeans_cells(
-                        "optimal", weight, forms, diameter_penalty, num_clusters, allocation
+                    variants += _kmeans_variants(
+                        "optimal", weighed, forms, diameter_penalty, num_clusters, allocation
                     )
                 case "entropy_constrained":
-                    cells += [
-                        Cell(
+                    variants += [
+                        Variant(
                             "compressed",
                             "entropy_constrained",
-                            weight,
+                            weighed,
                             parameter=multiplier,
                             allocation=shared,
                         )
@@ -141,37 +141,39 @@ def compressed_cells(
                         for multiplier in MULTIPLIERS
                     ]
                 case "vector":
-                    cells += [
-                        Cell(
+                    variants += [
+                        Variant(
                             "compressed",
                             "vector",
-                            weight,
+                            weighed,
                             num_clusters=k,
                             parameter=float(VECTOR_SIZE),
                         )
                         for k in num_clusters
                     ]
     if baselines:
-        cells += [Cell("compressed", "uniform", "uniform", num_clusters=k) for k in num_clusters]
-        cells += [
-            Cell("compressed", "round_to_nearest", "round_to_nearest", parameter=float(bits))
+        variants += [
+            Variant("compressed", "uniform", "uniform", num_clusters=k) for k in num_clusters
+        ]
+        variants += [
+            Variant("compressed", "round_to_nearest", "round_to_nearest", parameter=float(bits))
             for bits in INTEGER_BITS
         ]
-        cells += [
-            Cell("compressed", "magnitude_pruning", "magnitude_pruning", parameter=sparsity)
+        variants += [
+            Variant("compressed", "magnitude_pruning", "magnitude_pruning", parameter=sparsity)
             for sparsity in SPARSITIES
         ]
-    return cells
+    return variants
 
 
-def _kmeans_cells(
+def _kmeans_variants(
     method: Literal["kmeans", "optimal"],
-    weighting: str,
+    importance: str,
     penalty_form: Sequence[str],
     diameter_penalty: Sequence[float],
     num_clusters: Sequence[int],
     allocation: Sequence[str],
-) -> list[Cell]:
+) -> list[Variant]:
     kinds = [("none", 0.0, "equal")] if "equal" in allocation else []
     kinds += [
         (form, strength, "equal")
@@ -181,33 +183,37 @@ def _kmeans_cells(
     ]
     kinds += [("none", 0.0, "optimal")] if "optimal" in allocation else []
     return [
-        Cell("compressed", method, weighting, form, strength, k, allocation=shared)
+        Variant("compressed", method, importance, form, strength, k, allocation=shared)
         for form, strength, shared in kinds
         for k in num_clusters
     ]
 
 
-def control_cells(
+def control_variants(
     *, num_clusters: Sequence[int], has_early_stopping: bool, has_last_layer: bool
-) -> list[Cell]:
+) -> list[Variant]:
     """Controls that compress nothing, `temperature` (which needs no forward pass) first."""
-    cells = [Cell("control", "temperature", "control")]
+    variants = [Variant("control", "temperature", "control")]
     if has_last_layer:
-        cells += [
-            Cell("control", "last_layer_scaled", "control", parameter=scale)
+        variants += [
+            Variant("control", "last_layer_scaled", "control", parameter=scale)
             for scale in LAST_LAYER_SCALES
         ]
-    cells += [Cell("control", "weights_clipped", "control", parameter=q) for q in CLIP_QUANTILES]
-    cells += [Cell("control", "gaussian_noise", "control", num_clusters=k) for k in num_clusters]
+    variants += [
+        Variant("control", "weights_clipped", "control", parameter=q) for q in CLIP_QUANTILES
+    ]
+    variants += [
+        Variant("control", "gaussian_noise", "control", num_clusters=k) for k in num_clusters
+    ]
     if has_early_stopping:
-        cells.append(Cell("control", "early_stopping", "control"))
-    return cells
+        variants.append(Variant("control", "early_stopping", "control"))
+    return variants
 
 
-def sensitivity_cells(layers: Sequence[str], *, num_clusters: Sequence[int]) -> list[Cell]:
+def sensitivity_variants(layers: Sequence[str], *, num_clusters: Sequence[int]) -> list[Variant]:
     """One layer at a time by plain K-means, the others left alone."""
     return [
-        Cell("sensitivity", "kmeans", "none", num_clusters=k, layer=layer)
+        Variant("sensitivity", "kmeans", "none", num_clusters=k, layer=layer)
         for layer in layers
         for k in num_clusters
     ]

@@ -32,8 +32,8 @@ NUM_LABEL_SAMPLES = 16
 ADAM_BATCH_SIZE = 10
 
 
-class WeightingName(NamedTuple):
-    """How a weighting is spoken of.
+class ImportanceName(NamedTuple):
+    """How an importance is spoken of.
 
     Attributes:
         label: in a table or picture.
@@ -48,57 +48,57 @@ class WeightingName(NamedTuple):
     description: str
 
 
-WEIGHTINGS: dict[str, WeightingName] = {
-    "none": WeightingName("unweighted", "K-means", "#0072B2", "all weights alike"),
-    "gauss_newton": WeightingName(
+IMPORTANCES: dict[str, ImportanceName] = {
+    "none": ImportanceName("unweighted", "K-means", "#0072B2", "all weights alike"),
+    "gauss_newton": ImportanceName(
         "Gauss-Newton",
         "Gauss-Newton-weighted K-means",
         "#D55E00",
         "exact diagonal of the Gauss-Newton matrix",
     ),
-    "hutchinson": WeightingName(
+    "hutchinson": ImportanceName(
         "Hutchinson",
         "Hutchinson-weighted K-means",
         "#CC79A7",
         "random probes of the Hessian's diagonal; hutchinson-16 with 16 of them",
     ),
-    "fisher": WeightingName(
+    "fisher": ImportanceName(
         "Fisher", "Fisher-weighted K-means", "#009E73", "squared gradients at the true labels"
     ),
-    "adam": WeightingName(
+    "adam": ImportanceName(
         "Adam", "Adam-weighted K-means", "#E69F00", "roots of Adam's second moments"
     ),
 }
-ALLOWED = ", ".join([*WEIGHTINGS, "hutchinson-N"])
+ALLOWED = ", ".join([*IMPORTANCES, "hutchinson-N"])
 
 _PROBES = re.compile(r"hutchinson-(\d+)")
 
 
-def is_weighting(name: str) -> bool:
-    """Tell whether there is such a weighting."""
+def is_importance(name: str) -> bool:
+    """Tell whether there is an importance of that name."""
     match = _PROBES.fullmatch(name)
-    return name in WEIGHTINGS or (match is not None and int(match[1]) >= 2)
+    return name in IMPORTANCES or (match is not None and int(match[1]) >= 2)
 
 
-def weighting_name(name: str) -> WeightingName:
-    """Return how a weighting is spoken of; an unknown one by its own name."""
+def importance_name(name: str) -> ImportanceName:
+    """Return how an importance is spoken of; an unknown one by its own name."""
     match = _PROBES.fullmatch(name)
     if match is not None:
-        known = WEIGHTINGS["hutchinson"]
+        known = IMPORTANCES["hutchinson"]
         return known._replace(
             label=f"{known.label} ({match[1]} probes)",
             sentence=f"Hutchinson-weighted K-means ({match[1]} probes)",
         )
-    return WEIGHTINGS.get(name, WeightingName(name, f"{name}-weighted K-means", "#6b6b6b", name))
+    return IMPORTANCES.get(name, ImportanceName(name, f"{name}-weighted K-means", "#6b6b6b", name))
 
 
 class Curvatures(NamedTuple):
     """Importance of every weight.
 
     Attributes:
-        importance: for each weighting, non-negative values by path; None for equal ones.
+        importance: by name, non-negative values by path; None for equal ones.
         reference: the Gauss-Newton diagonal, which predicts the rise of the training loss.
-        num_raised: for each weighting, entries that the policy raised.
+        num_raised: by name, entries that the policy raised.
     """
 
     importance: dict[str, Layers | None]
@@ -110,20 +110,20 @@ def measure_curvature(
     predict_fn: PredictFn,
     params: Params,
     examples: tuple[np.ndarray, np.ndarray],
-    weightings: Sequence[str],
+    names: Sequence[str],
     *,
     select: Select,
     num_probes: int,
     key: jax.Array,
     policy: CurvaturePolicy | None = None,
 ) -> Curvatures:
-    """Measure the curvature of the mean cross-entropy at a network, for all weightings.
+    """Measure the curvature of the mean cross-entropy at a network, and what weighs it.
 
     Args:
         predict_fn: `(params, inputs) -> logits`, evaluation mode.
         params: all arrays of the network.
         examples: inputs and integer labels.
-        weightings: names.
+        names: of the importances, see `IMPORTANCES`.
         select: the weights whose curvature is wanted; all others are constants.
         num_probes: of `hutchinson`.
         key: for probes and sampled labels; consumed.
@@ -160,7 +160,7 @@ def measure_curvature(
         reference = measure("gauss_newton")
         importance: dict[str, Layers | None] = {"none": None}
         num_raised: dict[str, int] = {"none": 0}
-        for name in weightings:
+        for name in names:
             if name != "none":
                 estimate = reference if name == "gauss_newton" else measure(name)
                 importance[name], report = policy.apply(estimate)

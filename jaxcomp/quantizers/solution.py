@@ -1,0 +1,257 @@
+"""What scalar solvers return, and what their codebooks make of the points.
+
+A solver works on a histogram and returns a `Solution`; `quantize_points` assigns the raw points by
+its codebook and measures everything again on them.
+
+Axes: `...` groups, `N` points, `K` clusters.
+"""
+
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
+
+from jaxcomp.numerics.scaling import normalise, restore, split
+from jaxcomp.numerics.sums import running_maximum
+from jaxcomp.quantizers.assignment import assign
+from jaxcomp.quantizers.histograms import (
+    Moments,
+    PointBins,
+    accumulation_dtype,
+    histogram_moments,
+    importance_in_units,
+    points_in_units,
+    sum_of_squares,
+)
+from jaxcomp.quantizers.padding import Bucketed, without_copies
+from jaxcomp.quantizers.scalar.diameter import PenaltyForm, penalty_term
+
+
+class Codebook(NamedTuple):
+    """Centres of one group (or of many, with leading axes) and the points they serve.
+
+    Attributes:
+        centroids: (..., K) ascending, already rounded to the dtype they are stored in; entries
+            from `num_clusters` on repeat the last one.
+        thresholds: (..., K - 1): a point w goes to cluster `#{t : w > t}`; +inf where no cluster
+            is left.
+        num_clusters: (...) int32, how many of the K entries are meant.
+    """
+
+    centroids: Float[Array, "... clusters"]
+    thresholds: Float[Array, "... clusters-1"]
+    num_clusters: Int[Array, "..."]
+
+
+class Solution(NamedTuple):
+    """The codebook a scalar solver found on a histogram of moments, and what it costs there.
+
+    Attributes:
+        codebook: (...) of each group.
+        distortion: (...) weighted distortion of the histogram, bins taken whole. Infinite or 0 if
+            it is out of the range of floats, as `objective`; nothing depends on them.
+        objective: (...) what was minimised: the distortion and what the penalty adds to it.
+        num_iterations: (...) int32, centre updates done.
+        converged: (...) bool, whether the last update changed nothing.
+    """
+
+    codebook: Codebook
+    distortion: Float[Array, "..."]
+    objective: Float[Array, "..."]
+    num_iterations: Int[Array, "..."]
+    converged: Bool[Array, "..."]
+
+
+class QuantizationResult(NamedTuple):
+    """A quantized group of points (or many, with leading axes).
+
+    Attributes:
+        centroids: (..., K) ascending, dtype of the points; entries from `num_clusters` on repeat
+            the last one.
+        assignments: (..., N), smallest unsigned dtype: `centroids[assignments]` are the
+            quantized points.
+        distortion: (...) `sum h (w - c)^2` over the raw points, weight units squared times h.
+            Infinite or 0 if that is out of the range of floats; nothing depends on it.
+        num_used: (...) int32, distinct centres with points; `num_clusters` may be more.
+        counts: (..., K) int32, points of each cluster.
+        objective: (...) distortion plus penalty term.
+        num_empty: (...) int32, `num_clusters - num_used`.
+        num_iterations: (...) int32, centre updates done.
+        converged: (...) bool, whether the last update changed nothing.
+    """
+
+    centroids: Float[Array, "... clusters"]
+    assignments: UInt[Array, "... points"]
+    distortion: Float[Array, "..."]
+    num_used: Int[Array, "..."]
+    counts: Int[Array, "... clusters"]
+    objective: Float[Array, "..."]
+    num_empty: Int[Array, "..."]
+    num_iterations: Int[Array, "..."]
+    converged: Bool[Array, "..."]
+
+
+def bucket_moments(bucket: Bucketed, *, num_bins: int) -> Moments:
+    """Return the histogram of the points of a bucket, without its copies."""
+    return histogram_moments(
+        bucket.points, bucket.weights(), num_bins=num_bins, num_padding=bucket.num_padding
+    )
+
+
+def quantize_bucket(
+    bucket: Bucketed,
+    codebook: Codebook,
+    *,
+    num_iterations: Int[Array, "..."],
+    converged: Bool[Array, "..."],
+    beta: Float[Array, "..."] | None = None,
+    penalty_form: PenaltyForm = "none",
+) -> QuantizationResult:
+    """As `quantize_points`; copies are assigned too, but neither weighed nor counted."""
+    return quantize_points(
+        bucket.points,
+        bucket.weights(),
+        codebook,
+        num_iterations=num_iterations,
+        converged=converged,
+        beta=beta,
+        penalty_form=penalty_form,
+        num_padding=bucket.num_padding,
+    )
+
+
+def quantize_points(
+    points: Float[Array, "... points"],
+    importance: Shaped[Array, "... points"] | None,
+    codebook: Codebook,
+    *,
+    num_iterations: Int[Array, "..."],
+    converged: Bool[Array, "..."],
+    beta: Float[Array, "..."] | None = None,
+    penalty_form: PenaltyForm = "none",
+    num_padding: Int[Array, ""] | None = None,
+) -> QuantizationResult:
+    """Assign the raw points by the thresholds of a codebook and recompute what is reported.
+
+    Args:
+        points: (..., N).
+        importance: broadcastable to `points`, or None.
+        codebook: leading axes as `points`.
+        num_iterations: centre updates that led to the codebook.
+        converged: whether the last of them changed nothing.
+        beta: (...) the absolute multiplier of the penalty; None without one.
+        penalty_form: the form the codebook was made with.
+        num_padding: as in `histogram_moments`.
+
+    Returns:
+        The result, with distortion, diameter and counts of the points themselves.
+    """
+    shape = (*codebook.num_clusters.shape, points.shape[-1])
+    assignments = assign(jnp.broadcast_to(points, shape), codebook.thresholds)
+    index = assignments.astype(jnp.int32)
+    scaled, exponent = points_in_units(points)
+    exponent = jnp.broadcast_to(exponent, shape[:-1])
+    centroids = normalise(codebook.centroids.astype(scaled.dtype), exponent)
+    # They are in order already; a loop's result is not computed again for every point.
+    centroids = jnp.moveaxis(running_maximum(jnp.moveaxis(centroids, -1, 0)), 0, -1)
+    mass, mass_exponent = None, jnp.zeros_like(exponent)
+    if importance is not None:
+        mass, mass_exponent = importance_in_units(importance, points)
+    counts, has_mass, square, of_square = _measure(scaled, mass, centroids, index, num_padding)
+    distortion = restore(square, of_square + 2 * exponent + mass_exponent, axis=())
+    penalty = jnp.zeros_like(distortion)
+    if beta is not None:
+        used = diameter_in_use(centroids, has_mass.astype(centroids.dtype))
+        diameter = restore(used, exponent, axis=())
+        penalty = penalty_term(diameter, beta, penalty_form=penalty_form)
+    num_used = jnp.sum(counts > 0, axis=-1, dtype=jnp.int32)
+    return QuantizationResult(
+        centroids=codebook.centroids,
+        assignments=assignments,
+        distortion=distortion,
+        num_used=num_used,
+        counts=counts,
+        objective=distortion + penalty,
+        num_empty=codebook.num_clusters - num_used,
+        num_iterations=num_iterations,
+        converged=converged,
+    )
+
+
+def _measure(
+    points: Float[Array, "... points"],
+    mass: Float[Array, "... points"] | None,
+    centroids: Float[Array, "... clusters"],
+    index: Int[Array, "... points"],
+    num_padding: Int[Array, ""] | None,
+) -> tuple[
+    Int[Array, "... clusters"], Bool[Array, "... clusters"], Float[Array, "..."], Int[Array, "..."]
+]:
+    """Return counts, which clusters have mass, and the distortion as a number and its exponent."""
+    batch_shape = index.shape[:-1]
+    index, centroids = (part.reshape(-1, part.shape[-1]) for part in (index, centroids))
+    bins = PointBins.of(index, centroids.shape[-1])
+    points, mass = jax.tree.map(
+        lambda part: jnp.broadcast_to(part, (*batch_shape, part.shape[-1])).reshape(index.shape),
+        (points, mass),
+    )
+
+    def in_one_pass(points, mass, centroids, num_padding):
+        def terms(one, distance, *masses):
+            total = one * masses[0] if masses else one
+            return (one, total * distance * distance, *(total for _ in masses))
+
+        values = (points,) if mass is None else (points, mass)
+        with jax.enable_x64(True):
+            # In float64 no square is out of range.
+            count, squares, *total = bins.add_up(
+                terms, 1 + len(values), *values, base=centroids, num_padding=num_padding
+            )
+            square = split(jnp.sum(squares, axis=-1), points.dtype)
+            return count.astype(jnp.int32), (total[0] if total else count) > 0, *square
+
+    def at_once(points, mass, centroids, num_padding):
+        count = without_copies(bins.count(), index[:, 0], num_padding)
+        has_mass = count > 0 if mass is None else bins.maximum(mass) > 0
+        distance = points - bins.look_up(centroids)
+        if num_padding is not None:
+            is_point = (
+                jnp.arange(points.shape[-1], dtype=jnp.int32) < points.shape[-1] - num_padding
+            )
+            distance = jnp.where(is_point[None, :], distance, 0)
+        return count, has_mass, *sum_of_squares(mass, distance)
+
+    measured = lax.platform_dependent(
+        points, mass, centroids, num_padding, cpu=in_one_pass, default=at_once
+    )
+    found = (part.reshape(*batch_shape, *part.shape[1:]) for part in measured)
+    return cast(Any, tuple(found))
+
+
+def diameter_in_use(
+    quantized: Float[Array, "... points"], mass: Float[Array, "... points"] | None
+) -> Float[Array, "..."]:
+    """Return the distance of the outermost centres that serve any mass; 0 if none does."""
+    if mass is None:
+        return jnp.max(quantized, axis=-1) - jnp.min(quantized, axis=-1)
+    low = jnp.min(jnp.where(mass > 0, quantized, jnp.inf), axis=-1)
+    high = jnp.max(jnp.where(mass > 0, quantized, -jnp.inf), axis=-1)
+    return jnp.where(low <= high, high - low, 0)
+
+
+def distortion_of_points(
+    points: Float[Array, "... points"],
+    importance: Shaped[Array, "... points"] | None,
+    result: QuantizationResult,
+) -> Float[Array, "..."]:
+    """Return `sum h (w - c)^2` as it is written, for derivatives."""
+    points = jnp.broadcast_to(points, result.assignments.shape)
+    points = points.astype(accumulation_dtype(points.dtype))
+    index = result.assignments.astype(jnp.int32)
+    quantized = jnp.take_along_axis(result.centroids, index, axis=-1).astype(points.dtype)
+    squares = jnp.square(points - quantized)
+    if importance is not None:
+        squares = jnp.broadcast_to(importance, squares.shape).astype(squares.dtype) * squares
+    return jnp.sum(squares, axis=-1)
