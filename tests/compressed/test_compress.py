@@ -512,7 +512,8 @@ class TestBudgets:
     def test_bits_go_where_they_lower_the_distortion_most(self):
         # Over all pairs of codebooks, by brute force.
         params = {"a": 3 * weights(1), "b": weights(3)}
-        tree = compress(params, KMeans(), bits_per_weight=4.0)
+        ones = jax.tree.map(jnp.ones_like, params)
+        tree = compress(params, KMeans(), importance=ones, bits_per_weight=4.0)
         singles = {
             name: [compress({name: w}, KMeans(k)).report()[0] for k in (1, 2, 3, 4, 6, 8, 12)]
             for name, w in params.items()
