@@ -8,6 +8,7 @@ The same data for all: Student-t weights (3 degrees of freedom) with Gamma impor
 - `moments`: one histogram, then all problems by prefix sums (`solve_kmeans`).
 - `raw`: the same start and centre updates, the sums over the N points anew in every iteration,
   one after the other in one compiled program.
+- `sum`: the importances by `pairwise_sum`, and by `jnp.sum`, whose error grows with N.
 - `scikit_learn`: `KMeans` with `sample_weight`, one problem without penalty from the same start.
 
 Compilation is reported apart. Inputs lie on the device before the clock starts; median and range
@@ -34,6 +35,7 @@ from jaxtyping import Array, Float
 from provenance import commit
 from sklearn.cluster import KMeans
 
+from jaxcomp.numerics.sums import pairwise_sum
 from jaxcomp.quantizers import assign, histogram_moments, solve_kmeans
 from jaxcomp.quantizers.assignment import midpoints
 from jaxcomp.quantizers.scalar.diameter import Clusters, update_centres
@@ -176,6 +178,8 @@ def main() -> None:
     by_moments, moments_report = timed_program(solve, arguments, options.repeats)
     histogram = partial(histogram_moments, num_bins=options.num_bins)
     _, histogram_report = timed_program(histogram, arguments, options.repeats)
+    _, sum_report = timed_program(pairwise_sum, arguments[1:], options.repeats)
+    _, plain_sum_report = timed_program(jnp.sum, arguments[1:], options.repeats)
     by_raw, raw_report = timed_program(solve_grid_on_raw_points, arguments, options.raw_repeats)
     moments_report |= compare(problem, np.asarray(by_moments), np.asarray(by_raw))
 
@@ -217,6 +221,8 @@ def main() -> None:
         },
         "moments": moments_report,
         "histogram_alone": histogram_report,
+        "sum": sum_report,
+        "plain_sum": plain_sum_report,
         "raw": raw_report,
         "scikit_learn": sklearn_report,
         "environment": {

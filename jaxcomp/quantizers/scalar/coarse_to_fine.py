@@ -44,8 +44,10 @@ _LARGEST_GRID = 512
 _GRID_UP_TO = 256
 # Widest gaps between bins that are places too: two for each cluster, at most.
 _MOST_GAPS = 64
-# Steps that a cut may move to either side at once.
+# Steps that a cut may move to either side at once; the larger number where the grid has fewer
+# places for each cluster than it should.
 _REACH = 8
+_FAR_REACH = 24
 
 
 @in_float64("max_clusters")
@@ -73,6 +75,8 @@ def coarse_to_fine_centroids(
     bins = _heavy_bins(position, mass)
     is_inner = jnp.arange(max_clusters + 1, dtype=jnp.int32) < num_clusters
     by_density = max_clusters > _GRID_UP_TO
+    is_crowded = not by_density and _GRID_PER_CLUSTER * max_clusters > _LARGEST_GRID
+    reach = _FAR_REACH if is_crowded else _REACH
     if by_density:
         first_step = max(1, num_bins // (2 * max_clusters))
         cuts = _cuts_by_density(bins, num_clusters, max_clusters)
@@ -87,12 +91,16 @@ def coarse_to_fine_centroids(
     costs = [pairwise_sum(_cost(bins, c[:-1], c[1:])) for c in (cuts, evenly)]
     cuts = jnp.where(costs[1] < costs[0], evenly, cuts)
 
+    levels = first_step.bit_length()
+
     def refine(level, cuts):
-        return _move(bins, cuts, jnp.maximum(first_step >> level, 1), is_inner)
+        # Where the grid was crowded the steps are halved twice over.
+        step = first_step >> (level % levels if is_crowded else level)
+        return _move(bins, cuts, jnp.maximum(step, 1), is_inner, reach=reach)
 
     # Once more where there was no grid.
-    levels = jnp.int32(first_step.bit_length() + by_density)
-    cuts = counted_loop(jnp.int32(0), levels, refine, cuts)
+    number = 2 * levels if is_crowded else levels + by_density
+    cuts = counted_loop(jnp.int32(0), jnp.int32(number), refine, cuts)
     of_run = bins.sums[cuts[1:]] - bins.sums[cuts[:-1]]
     has_mass = of_run[:, 0] > 0
     mean = bins.centre + of_run[:, 1] / jnp.where(has_mass, of_run[:, 0], 1)
@@ -235,9 +243,11 @@ def _move(
     cuts: Int[Array, " clusters_plus_1"],
     step: Int[Array, ""],
     is_inner: Bool[Array, " clusters_plus_1"],
+    *,
+    reach: int,
 ) -> Int[Array, " clusters_plus_1"]:
-    """Move all cuts together to the best places within `_REACH` steps of where they are."""
-    offset = jnp.arange(-_REACH, _REACH + 1, dtype=jnp.int32) * step
+    """Move all cuts together to the best places within `reach` steps of where they are."""
+    offset = jnp.arange(-reach, reach + 1, dtype=jnp.int32) * step
     is_inner = is_inner & (jnp.arange(cuts.shape[0], dtype=jnp.int32) > 0)
     places = cuts[:, None] + jnp.where(is_inner[:, None], offset[None, :], 0)
     places = jnp.clip(places, 0, bins.number)

@@ -50,6 +50,20 @@ def test_finds_the_optimum_on_the_same_bins(source, strict_promotion):
     assert np.all(above < 1e-3)
 
 
+def test_many_clusters_find_the_optimum_on_the_same_bins(strict_promotion):
+    # The grid has two places for each, and the bins are sixteen for each.
+    num_clusters, num_bins = 256, 4096
+    for source in ("normal", "laplace", "student_t", "log_normal"):
+        points, weights = (
+            None if part is None else jnp.asarray(part, jnp.float32) for part in sources()[source]
+        )
+        moments = histogram_moments(points, weights, num_bins=num_bins)
+        best = solve_optimal(moments, max_clusters=num_clusters, has_one_value_per_bin=True)
+        found = solve_kmeans(moments, num_clusters, max_clusters=num_clusters, num_iterations=0)
+        above = float(found.distortion / best.distortion[num_clusters]) - 1
+        assert -1e-5 < above < 3e-4, source
+
+
 @pytest.mark.parametrize("num_clusters", [2, 5])
 def test_few_points_are_solved_exactly(num_clusters):
     points, importance = heavy_tailed(60)
