@@ -42,6 +42,8 @@ _MOST_STRIDE = 8
 # Points that give centre and spread of the first cells.
 _FEW = 64
 _BITS_OF_ONE = 127 << 23
+# Places of a linear scale.
+_LOG2_PLACES = 30
 # Bit patterns of 16-bit dtypes.
 _NUM_SHORT = 1 << 16
 # The largest point of a group is 2^64 to 2^65 units: room above for sums, and below for weights
@@ -637,10 +639,10 @@ def _bins_by_density(
     least = max(_DENSITY_POINTS, _DENSITY_PER_BIN * num_bins)
     stride = min(_MOST_STRIDE, max(1, num_points // least))
     # Of small groups the bins are the same in whatever order the points come.
-    scale = _Scale.logarithmic(points) if stride > 1 else _Scale.linear(minimum, maximum)
+    scale = _Logarithmic.of(points) if stride > 1 else _Linear.of(minimum, maximum)
     low, high = scale.place(minimum[:, None]), scale.place(maximum[:, None])
-    # A power of two of places is a cell, so that at least `num_bins` cells are in use.
-    log2_cells = (2 * num_bins - 1).bit_length()
+    # A power of two of places is a cell; there are enough for at least `num_bins` to be in use.
+    log2_cells = (num_bins - 1).bit_length() + (stride > 1)
     num_cells = 1 << log2_cells
     shift = jnp.maximum(32 - log2_cells - lax.clz(high - low), 0)
 
@@ -694,7 +696,35 @@ def _bins_by_density(
     )
 
 
-class _Scale(NamedTuple):
+class _Linear(NamedTuple):
+    """A scale that is even between the extremes.
+
+    Attributes:
+        minimum: (groups, 1).
+        per_unit: (groups, 1), places per unit; 0 without a range.
+    """
+
+    minimum: Float[Array, "groups 1"]
+    per_unit: Float[Array, "groups 1"]
+
+    @classmethod
+    def of(cls, minimum: Float[Array, " groups"], maximum: Float[Array, " groups"]) -> "_Linear":
+        """Take the range of every group."""
+        per_unit = 2.0**_LOG2_PLACES / (maximum - minimum)
+        per_unit = jnp.where(jnp.isfinite(per_unit), per_unit, 0)
+        return cls(minimum[:, None], per_unit[:, None])
+
+    def place(self, points: Float[Array, "groups points"]) -> Int[Array, "groups points"]:
+        """Return int32 from 0 to 2^30 - 1 that never falls as the point rises."""
+        place = ((points - self.minimum) * self.per_unit).astype(jnp.int32)
+        return jnp.minimum(place, (1 << _LOG2_PLACES) - 1)
+
+    def value(self, place: Float[Array, "groups places"]) -> Float[Array, "groups places"]:
+        """Return the distance from the minimum at a place, in places."""
+        return place
+
+
+class _Logarithmic(NamedTuple):
     """A scale that is even near a centre and nearly logarithmic further out, to both sides.
 
     With y the distance in units of the spread, the place is the logarithm of 1 + y, linear between
@@ -702,20 +732,15 @@ class _Scale(NamedTuple):
 
     Attributes:
         centre: (groups, 1).
-        per_unit: (groups, 1), a power of two, the inverse of the spread.
+        per_unit: (groups, 1), the inverse of the spread, a power of two: no product is rounded,
+            whether or not the sum is fused with it.
     """
 
     centre: Float[Array, "groups 1"]
     per_unit: Float[Array, "groups 1"]
 
     @classmethod
-    def linear(cls, minimum: Float[Array, " groups"], maximum: Float[Array, " groups"]) -> "_Scale":
-        """Take the range as the spread: no point is further out."""
-        exponent = group_exponent((maximum - minimum)[:, None]) + 1
-        return cls(minimum[:, None], restore(jnp.ones_like(minimum)[:, None], -exponent))
-
-    @classmethod
-    def logarithmic(cls, points: Float[Array, "groups points"]) -> "_Scale":
+    def of(cls, points: Float[Array, "groups points"]) -> "_Logarithmic":
         """Take median and median distance from a few points; both matter up to a factor of 2."""
         few = jnp.sort(points[:, :: max(1, points.shape[-1] // _FEW)], axis=-1)
         centre = few[:, few.shape[-1] // 2][:, None]

@@ -151,8 +151,10 @@ def quantize_points(
     shape = (*codebook.num_clusters.shape, points.shape[-1])
     assignments = assign(jnp.broadcast_to(points, shape), codebook.thresholds)
     index = assignments.astype(jnp.int32)
-    scaled, exponent = points_in_units(points)
-    exponent = jnp.broadcast_to(exponent, shape[:-1])
+    # In the shape in which their histogram is made of them, so that it is computed once.
+    scaled, exponent = points_in_units(points.reshape(-1, points.shape[-1]))
+    scaled = scaled.reshape(points.shape)
+    exponent = jnp.broadcast_to(exponent.reshape(points.shape[:-1]), shape[:-1])
     centroids = normalise(codebook.centroids.astype(scaled.dtype), exponent)
     # They are in order already; a loop's result is not computed again for every point.
     centroids = jnp.moveaxis(running_maximum(jnp.moveaxis(centroids, -1, 0)), 0, -1)

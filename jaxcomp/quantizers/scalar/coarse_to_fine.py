@@ -47,7 +47,7 @@ _MOST_GAPS = 64
 # Steps that a cut may move to either side at once; the larger number where the grid has fewer
 # places for each cluster than it should.
 _REACH = 8
-_FAR_REACH = 24
+_FAR_REACH = 32
 
 
 @in_float64("max_clusters")
