@@ -256,7 +256,7 @@ def _rate_distortion(size):
     def run(slopes):
         p = jnp.full((size,), 1 / size)
         distances = jnp.abs(jnp.arange(size)[:, None] - jnp.arange(size)[None]).astype(jnp.float32)
-        return blahut_arimoto(p, distances, multipliers=slopes)
+        return blahut_arimoto(p, distances, slope_nats=slopes)
 
     return run, (jnp.asarray([0.5, 1.0]),)
 
