@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.special import gammaln
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from jaxcomp.bounds.arguments import ROUNDING
 from jaxcomp.bounds.relative_entropy import bisect, sum_of_products, upper_inverse
@@ -74,13 +74,11 @@ def _binomial_inverse_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     return p, sum_of_products((by_level,), tangents[2:], p)
 
 
-@jax.jit
-def log_binomial_tail(
-    errors: Float[Array, "*shape"], n: Float[Array, "*shape"], p: Float[Array, "*shape"]
-) -> Float[Array, "*shape"]:
-    """Return `ln P(Binomial(n, p) <= k)` for whole k < n and k/n <= p < 1; float64 in, float64 out.
+def _log_binomial_tail(errors: Array, n: Array, p: Array) -> tuple[Array, Array]:
+    """Return `ln P(Binomial(n, p) <= k)`, k < n whole and k/n <= p < 1, and what rounding may lose.
 
-    At least the truth: 0 where 100,000 terms of the fraction are not enough (n beyond some 1e10).
+    At least the truth with that: 0 where 100,000 terms of the fraction are not enough (n beyond
+    some 1e10).
 
     The tail is the regularised incomplete beta function `I_{1-p}(n - k, k + 1)`, here from Gauss'
     continued fraction times its prefactor in logarithms, so that tails of e^-100000 are as exact as
@@ -88,12 +86,6 @@ def log_binomial_tail(
 
     Source: Press et al., Numerical Recipes, section 6.4 (modified Lentz' method).
     """
-    tail, rounding = _log_binomial_tail(errors, n, p)
-    return jnp.minimum(tail + rounding, 0)
-
-
-def _log_binomial_tail(errors: Array, n: Array, p: Array) -> tuple[Array, Array]:
-    """Return the logarithm of the tail, and what rounding may have taken from it."""
     a, b = n - errors, errors + 1
     x = 1 - p
     is_inside = (x > 0) & (p > 0)

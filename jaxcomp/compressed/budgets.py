@@ -18,8 +18,6 @@ from jaxtyping import Float, Int
 
 from jaxcomp.quantizers.allocation import allocate_rates
 
-BUDGETS = ("bits_per_weight", "size_bytes", "ratio", "max_distortion")
-
 
 @dataclass(frozen=True)
 class Budget:

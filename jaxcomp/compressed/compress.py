@@ -13,27 +13,27 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxcomp.compressed.budgets import Budget, budget_of, choose
 from jaxcomp.compressed.importance import importance_by_leaf
 from jaxcomp.compressed.problems import Importance, Problem, exponents_of, measure, problem_of
 from jaxcomp.compressed.tensors import (
     CompressedTensor,
+    KeptLayout,
     KeptLeaf,
     TensorLayout,
     packed,
     size_of,
 )
-from jaxcomp.compressed.tree import CompressedTree, TreeLayout, array_bits
+from jaxcomp.compressed.tree import CompressedTree, TreeLayout, kept_bits
 from jaxcomp.curvature import DiagonalEstimate
 from jaxcomp.long_call import LongCall
 from jaxcomp.numerics.checks import is_concrete
 from jaxcomp.numerics.scaling import is_zero
-from jaxcomp.numerics.sums import pairwise_sum
 from jaxcomp.numerics.transformations import always_compiled
-from jaxcomp.quantizers.curves import Curve
-from jaxcomp.quantizers.histograms import accumulation_dtype
+from jaxcomp.quantizers.curves import Curve, Point
+from jaxcomp.quantizers.histograms import accumulation_dtype, sum_of_squares
 from jaxcomp.quantizers.methods import EntropyConstrained, Method
 from jaxcomp.trees.leaves import Constant, is_array, warn_of_wide, with_readable_leaves
 from jaxcomp.trees.paths import leaves_by_path, matching_paths, shorten
@@ -122,8 +122,8 @@ def compress(
     networks); Shoham and Gersho, IEEE Trans. ASSP 36 (1988) (one slope for all).
     """
     selected = _select(params, method, importance, select, stacked)
-    kept_bits = sum(array_bits(leaf.value) for leaf in selected.kept.values())
-    num_weights = sum(tensor.num_weights for tensor in selected.tensors)
+    tensors = list(selected.tensors.values())
+    bits_of_kept = sum(kept_bits(leaf) for leaf, _ in selected.kept.values())
     budget = budget_of(
         {
             "bits_per_weight": bits_per_weight,
@@ -131,35 +131,30 @@ def compress(
             "ratio": ratio,
             "max_distortion": max_distortion,
         },
-        num_weights=num_weights,
-        original_bits=kept_bits + sum(tensor.original_bits for tensor in selected.tensors),
-        kept_bits=kept_bits,
+        num_weights=sum(tensor.num_weights for tensor in tensors),
+        original_bits=bits_of_kept + sum(tensor.original_bits for tensor in tensors),
+        kept_bits=bits_of_kept,
     )
-    names = sorted({tensor.method.name for tensor in selected.tensors})
-    total = len(selected.tensors) * (1 if budget is None else 2)
+    names = sorted({tensor.method.name for tensor in tensors})
+    total = len(tensors) * (1 if budget is None else 2)
     with LongCall(f"compressing by {' and '.join(names)}", total) as report:
         if budget is None:
             found = []
-            parameters = _own_parameters(selected.tensors, shared=importance is None)
-            for done, tensor in enumerate(selected.tensors):
+            parameters = _own_parameters(tensors, shared=importance is None)
+            for done, (tensor, parameter) in enumerate(zip(tensors, parameters, strict=True)):
                 report(done, total, shorten(tensor.paths, 1))
-                found.append(tensor.apply(tensor.curves([parameters[done]]), 0))
+                found.append(tensor.apply(tensor.points(parameter)))
         else:
             is_relative = importance is None and budget.bits is not None
-            found = _within(selected.tensors, budget, is_relative, report)
-    leaves: list[CompressedTensor | KeptLeaf] = []
-    layouts: list[TensorLayout] = []
-    compressed = iter(zip(selected.tensors, found, strict=True))
-    for number, group in enumerate(selected.groups):
-        if number in selected.kept:
-            leaves.append(selected.kept[number])
-            layouts.append(TensorLayout(group.paths, selected.reasons[number]))
-        else:
-            tensor, stored = next(compressed)
-            leaves.append(stored)
-            layouts.append(tensor.layout)
-    layout = TreeLayout(jax.tree.structure(selected.params), selected.slots, tuple(layouts))
-    return CompressedTree(tuple(leaves), layout)
+            found = _within(tensors, budget, is_relative, report)
+    stored: dict[int, tuple[Any, TensorLayout | KeptLayout]] = dict(selected.kept)
+    for number, leaf in zip(selected.tensors, found, strict=True):
+        stored[number] = leaf, selected.tensors[number].layout
+    in_order = [stored[number] for number in sorted(stored)]
+    layout = TreeLayout(
+        jax.tree.structure(selected.params), selected.slots, tuple(own for _, own in in_order)
+    )
+    return CompressedTree(tuple(leaf for leaf, _ in in_order), layout)
 
 
 @always_compiled
@@ -187,12 +182,12 @@ def curve(
     Raises:
         TypeError, ValueError: as `compress`.
     """
-    selected = _select(params, method, importance, select, stacked)
+    tensors = list(_select(params, method, importance, select, stacked).tensors.values())
     found = {}
-    with LongCall("measuring curves", len(selected.tensors)) as report:
-        for done, tensor in enumerate(selected.tensors):
-            report(done, len(selected.tensors), shorten(tensor.paths, 1))
-            found[tensor.paths[0]] = tensor.joined(tensor.curves(tensor.points()))
+    with LongCall("measuring curves", len(tensors)) as report:
+        for done, tensor in enumerate(tensors):
+            report(done, len(tensors), shorten(tensor.paths, 1))
+            found[tensor.paths[0]] = tensor.joined(tensor.curves())
     return found
 
 
@@ -217,29 +212,32 @@ class _Tensor(NamedTuple):
         assert self.layout.dtype is not None
         return 8 * self.layout.dtype.itemsize * self.num_weights
 
-    def points(self) -> np.ndarray:
-        """Parameters that a budget may choose."""
-        own = self.method.parameter
-        return self.method.candidates() if own is None else np.asarray([own])
+    def points(self, parameter: Any) -> list[Point]:
+        """The operating point of every layer."""
+        return [
+            self.method.point(problem.weights, problem.importance_values, parameter)
+            for problem in self.problems
+        ]
 
-    def curves(self, parameters: Any) -> list[Curve]:
-        """The curve of every layer, distortions in original units."""
+    def curves(self) -> list[Curve]:
+        """The points of every layer that a budget may choose, distortions in original units."""
+        own = self.method.parameter
+        parameters = self.method.candidates() if own is None else np.asarray([own])
         curves = []
         for problem in self.problems:
             h = problem.importance
-            found = self.method.curve(
-                problem.weights, None if h is None else h.values, np.asarray(parameters)
-            )
+            found = self.method.curve(problem.weights, problem.importance_values, parameters)
             unit = 2 * problem.exponent + (0 if h is None else int(h.exponent))
             curves.append(found._replace(distortion=np.ldexp(found.distortion, unit)))
         return curves
 
     def energies(self) -> list[float]:
         """The sum of the squared weights of every layer, in original units; 1 for zeros."""
-        return [
-            math.ldexp(float(_energy(problem.weights)), 2 * problem.exponent) or 1.0
-            for problem in self.problems
-        ]
+        energies = []
+        for problem in self.problems:
+            number, exponent = _energy(problem.weights)
+            energies.append(math.ldexp(float(number), int(exponent) + 2 * problem.exponent) or 1.0)
+        return energies
 
     def joined(self, curves: Sequence[Curve]) -> Curve:
         """The curve of the whole leaf: all layers at one point."""
@@ -254,11 +252,11 @@ class _Tensor(NamedTuple):
             converged=np.all([own.converged for own in curves], axis=0),
         )
 
-    def apply(self, curves: Sequence[Curve], place: int) -> CompressedTensor:
-        """Give the weights their codes."""
+    def apply(self, points: Sequence[Point]) -> CompressedTensor:
+        """Give the weights of every layer their codes."""
         stored = [
-            _encode(problem, own, place, self.method)
-            for problem, own in zip(self.problems, curves, strict=True)
+            _encode(problem, point, self.method)
+            for problem, point in zip(self.problems, points, strict=True)
         ]
         leaf = _stack(stored) if self.layout.is_stack else stored[0]
         leaf = leaf._replace(codes=packed(leaf.codes, _one_codebook(leaf, self.layout)))
@@ -266,14 +264,12 @@ class _Tensor(NamedTuple):
 
 
 class _Selected(NamedTuple):
-    """A tree taken apart: tensors to compress, leaves to keep."""
+    """A tree taken apart: leaves to keep and tensors to compress, by number of the leaf."""
 
     params: Params
-    groups: list[Group]
     slots: tuple[Any, ...]
-    reasons: dict[int, str]
-    kept: dict[int, KeptLeaf]
-    tensors: list[_Tensor]
+    kept: dict[int, tuple[KeptLeaf, KeptLayout]]
+    tensors: dict[int, _Tensor]
 
 
 def _select(
@@ -283,12 +279,12 @@ def _select(
     named = leaves_by_path(params)
     decisions = decide(params, select)
     groups, slots = group_tied(named)
-    chosen = [
-        number
+    chosen = {
+        number: group
         for number, group in enumerate(groups)
         if any(decisions[path].is_compressed for path in group.paths)
-    ]
-    selected = [groups[number] for number in chosen]
+    }
+    selected = list(chosen.values())
     for group in selected:
         if not is_concrete(group.value):
             raise TypeError(
@@ -302,14 +298,12 @@ def _select(
     methods = _method_by_leaf(method, [group.paths for group in selected])
     exponents = exponents_of("params", {group.paths[0]: group.value for group in selected})
     importances = importance_by_leaf(importance, selected)
-    tensors = []
-    for number, group, own, exponent, h in zip(
-        chosen, selected, methods, exponents, importances, strict=True
-    ):
+    tensors = {}
+    for number, own, exponent, h in zip(chosen, methods, exponents, importances, strict=True):
+        group = chosen[number]
         is_stack = group.paths[0] in stacks
         layout = TensorLayout(
             paths=group.paths,
-            reason=decisions[groups[number].paths[0]].reason,
             method=own.at(None),
             shape=group.value.shape,
             dtype=np.dtype(group.value.dtype),
@@ -317,12 +311,13 @@ def _select(
             is_stack=is_stack,
         )
         problems = _layers(group, h) if is_stack else [problem_of(group.value, h, exponent)]
-        tensors.append(_Tensor(problems, own, layout, group.value))
+        tensors[number] = _Tensor(problems, own, layout, group.value)
     kept = {
-        number: _kept(group.value) for number, group in enumerate(groups) if number not in chosen
+        number: (_kept(group.value), KeptLayout(group.paths, decisions[group.paths[0]].reason))
+        for number, group in enumerate(groups)
+        if number not in chosen
     }
-    reasons = {number: decisions[groups[number].paths[0]].reason for number in kept}
-    return _Selected(params, groups, tuple(slots), reasons, kept, tensors)
+    return _Selected(params, tuple(slots), kept, tensors)
 
 
 def _kept(value: Any) -> KeptLeaf:
@@ -402,7 +397,7 @@ def _within(
     curves, joined, energies = [], [], []
     for done, tensor in enumerate(tensors):
         report(done, total, shorten(tensor.paths, 1))
-        curves.append(tensor.curves(tensor.points()))
+        curves.append(tensor.curves())
         energies.append(np.asarray(tensor.energies() if is_relative else [1.0]))
         relative = [
             own._replace(distortion=own.distortion / energy)
@@ -420,7 +415,7 @@ def _within(
             if (number, place) in applied:
                 continue
             report(len(tensors) + number, total, shorten(tensors[number].paths, 1))
-            leaf = tensors[number].apply(curves[number], place)
+            leaf = tensors[number].apply([own.at(place) for own in curves[number]])
             applied[number, place] = leaf
             # From now on this point counts with what it really is.
             size = size_of(leaf, tensors[number].layout)
@@ -451,13 +446,12 @@ def _distortions(leaf: CompressedTensor) -> Float[np.ndarray, "*layers"]:
 
 
 @jax.jit
-def _energy(weights: Float[Array, "*shape"]) -> Float[Array, ""]:
-    return pairwise_sum(jnp.square(weights.astype(accumulation_dtype(weights.dtype))).ravel())
+def _energy(weights: Float[Array, "*shape"]) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    return sum_of_squares(None, weights.astype(accumulation_dtype(weights.dtype)).ravel())
 
 
-def _encode(problem: Problem, own: Curve, place: int, method: Method) -> CompressedTensor:
-    h = problem.importance
-    encoded = method.encode(problem.weights, None if h is None else h.values, own, place)
+def _encode(problem: Problem, point: Point, method: Method) -> CompressedTensor:
+    encoded = method.encode(problem.weights, problem.importance_values, point)
     codes, codebook, scales = encoded.codes, encoded.codebook, encoded.scales
     if scales is not None:
         scales = problem.in_original_units(scales)
@@ -477,8 +471,8 @@ def _encode(problem: Problem, own: Curve, place: int, method: Method) -> Compres
         codebook=None if codebook is None else _array(codebook),
         scales=scales,
         counts=jnp.asarray(encoded.counts),
-        parameter=jnp.asarray(own.parameter[place], jnp.float32),
-        measures=measure(problem, values, jnp.asarray(encoded.converged)),
+        parameter=jnp.asarray(point.parameter, jnp.float32),
+        measures=measure(problem, values, jnp.asarray(point.converged)),
     )
 
 

@@ -50,6 +50,11 @@ class Problem(NamedTuple):
     importance: Importance | None
     original: Float[AnyArray, "*shape"]
 
+    @property
+    def importance_values(self) -> Float[Array, "*shape"] | None:
+        """The importance of each weight in its units, or None."""
+        return None if self.importance is None else self.importance.values
+
     def in_original_units(self, values: Float[AnyArray, "*values"]) -> Float[AnyArray, "*values"]:
         """Return numbers in these units as ordinary ones, in the dtype of the weights."""
         if is_wide(self.original.dtype):
@@ -139,7 +144,7 @@ def measure(
 ) -> Measures:
     """Compare weights with what became of them, both in the units of the problem."""
     importance = problem.importance
-    sums = _measured(problem.weights, values, None if importance is None else importance.values)
+    sums = _measured(problem.weights, values, problem.importance_values)
     (distortion, of_distortion), (squared_error, of_error), (energy, of_energy) = sums
     weighing = jnp.int32(0) if importance is None else importance.exponent
     # Sums of squares: twice the power of two.

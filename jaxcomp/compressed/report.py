@@ -358,12 +358,10 @@ def _align(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _format_layer(layer: LayerReport, names: Sequence[str]) -> list[str]:
-    method = _METHODS[layer.method]
-    said = method().describe(layer.parameter)
+    method = _METHODS[layer.method]()
+    said = method.number(layer.parameter)
     if len(names) > 1:
-        said = f"{method.label}, {said}"
-    else:
-        said = said.split()[-1] if said.split()[0].isalpha() else said.split()[0]
+        said = f"{method.label}, {method.describe(layer.parameter)}"
     tied = f" (+{len(layer.tied_paths)} tied)" if layer.tied_paths else ""
     return [
         shorten([layer.path]) + tied,

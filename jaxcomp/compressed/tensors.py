@@ -47,29 +47,36 @@ class CompressedTensor(NamedTuple):
     measures: Measures
 
 
-class TensorLayout(NamedTuple):
-    """Static part of one leaf: where it stands (several paths if tied), what it was.
-
-    Of a kept leaf only paths and reason are set. The method is without its parameter, so that trees
-    of different operating points share one compilation.
-    """
+class KeptLayout(NamedTuple):
+    """Static part of a kept leaf: where it stands (several paths if tied), why it is kept."""
 
     paths: tuple[str, ...]
     reason: str
-    method: Method | None = None
-    shape: tuple[int, ...] = ()
-    dtype: np.dtype | None = None
-    is_weighted: bool = False
-    is_stack: bool = False
 
 
-def decode(leaf: CompressedTensor | KeptLeaf, layout: TensorLayout) -> Any:
+class TensorLayout(NamedTuple):
+    """Static part of a compressed leaf: where it stands (several paths if tied), what it was.
+
+    The method is without its parameter, so that trees of different operating points share one
+    compilation.
+    """
+
+    paths: tuple[str, ...]
+    method: Method
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    is_weighted: bool
+    is_stack: bool
+
+
+def kept_value(leaf: KeptLeaf) -> Any:
+    """Return a kept leaf as it came."""
+    return leaf.value.value if isinstance(leaf.value, Constant) else leaf.value
+
+
+def decode(leaf: CompressedTensor, layout: TensorLayout) -> Any:
     """Return the weights of a leaf, with the sharding of its codes."""
-    if isinstance(leaf, KeptLeaf):
-        return leaf.value.value if isinstance(leaf.value, Constant) else leaf.value
     method, dtype = layout.method, layout.dtype
-    assert method is not None
-    assert dtype is not None
     shape = layout.shape[1:] if layout.is_stack else layout.shape
 
     def values_of(codes: Any, codebook: Any, scales: Any) -> Any:
@@ -99,10 +106,8 @@ def _like(stored: Any, values: Any) -> Any:
 
 def packed(codes: Any, codebook: Any) -> Shaped[AnyArray, "..."]:
     """Return codes in the shortest dtype that JAX has for them; signed without a codebook."""
-    if jnp.issubdtype(codes.dtype, jnp.floating):
-        return codes
     if codebook is None:
-        return codes  # int8; which of them occur does not decide their dtype
+        return codes  # weights, or int8: which of them occur does not decide their dtype
     for dtype, number in ((jnp.uint2, 4), (jnp.uint4, 16)):
         if codebook.shape[0] <= number:
             return codes.astype(dtype)
@@ -111,13 +116,10 @@ def packed(codes: Any, codebook: Any) -> Shaped[AnyArray, "..."]:
 
 def size_of(leaf: CompressedTensor, layout: TensorLayout) -> CodeSize:
     """Return the size of a leaf in bits, all layers of a stack together."""
-    assert layout.method is not None
-    assert layout.dtype is not None
     counts = np.asarray(leaf.counts)
     scales = leaf.scales
     size = layout.method.size(
         counts.reshape(-1, counts.shape[-1]),
-        parameter=np.asarray(leaf.parameter, np.float64).reshape(-1),
         num_scales=0 if scales is None else scales.shape[-1],
         value_bits=8 * layout.dtype.itemsize,
     )
@@ -126,8 +128,6 @@ def size_of(leaf: CompressedTensor, layout: TensorLayout) -> CodeSize:
 
 def report_of(leaf: CompressedTensor, layout: TensorLayout) -> LayerReport:
     """Return the numbers of a leaf; its arrays must be known."""
-    assert layout.method is not None
-    assert layout.dtype is not None
     counts = np.asarray(leaf.counts)
     counts = counts.reshape(-1, counts.shape[-1])
     parameter = float(np.mean(np.asarray(leaf.parameter)))

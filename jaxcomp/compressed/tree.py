@@ -4,6 +4,7 @@ Sizes are estimates (`jaxcomp.coding.sizes`): what an ideal order-0 entropy code
 codes, plus codebooks and scales, plus the kept leaves at full precision.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,14 +15,16 @@ from jaxtyping import Float, Int
 from jaxcomp.compressed.report import Report, brief_totals
 from jaxcomp.compressed.tensors import (
     CompressedTensor,
+    KeptLayout,
     KeptLeaf,
     TensorLayout,
     decode,
+    kept_value,
     report_of,
 )
 from jaxcomp.numerics.checks import is_concrete
 from jaxcomp.numerics.transformations import always_compiled
-from jaxcomp.trees.leaves import Constant
+from jaxcomp.quantizers.methods import Method
 from jaxcomp.trees.paths import shorten
 from jaxcomp.trees.tied import Slot
 from jaxcomp.types import AnyArray, Params
@@ -32,7 +35,7 @@ class TreeLayout(NamedTuple):
 
     structure: Any  # a PyTreeDef
     slots: tuple[Slot, ...]
-    leaves: tuple[TensorLayout, ...]
+    leaves: tuple[TensorLayout | KeptLayout, ...]
 
 
 @jax.tree_util.register_dataclass
@@ -54,12 +57,7 @@ class CompressedTree:
     @property
     def paths(self) -> tuple[str, ...]:
         """Paths of all compressed leaves, every place of a tied one."""
-        return tuple(
-            path
-            for leaf, layout in zip(self.leaves, self.layout.leaves, strict=True)
-            if not isinstance(leaf, KeptLeaf)
-            for path in layout.paths
-        )
+        return tuple(path for _, layout in self._tensors() for path in layout.paths)
 
     @always_compiled
     def params(self) -> Params:
@@ -69,9 +67,10 @@ class CompressedTree:
         the original. NumPy's float64 while JAX has 32 bits comes back as such outside `jit`.
         Tensors of PyTorch come back as arrays.
         """
+        tensors = self._tensors()
         values = [
-            decode(leaf, layout)
-            for leaf, layout in zip(self.leaves, self.layout.leaves, strict=True)
+            kept_value(leaf) if isinstance(leaf, KeptLeaf) else decode(*next(tensors))
+            for leaf in self.leaves
         ]
         return self.layout.structure.unflatten(
             [
@@ -86,14 +85,7 @@ class CompressedTree:
         Raises:
             ValueError: if there is no leaf at `path`, or it was kept as it was.
         """
-        for leaf, layout in zip(self.leaves, self.layout.leaves, strict=True):
-            if path in layout.paths:
-                if isinstance(leaf, KeptLeaf):
-                    raise ValueError(
-                        f"the leaf {path!r} was not compressed; it is kept as it was, see params()."
-                    )
-                return leaf
-        raise ValueError(f"there is no leaf {path!r}; compressed leaves are {shorten(self.paths)}.")
+        return self._at(path)[0]
 
     def codes(self, path: str) -> Int[AnyArray, "..."]:
         """Return the cluster or integer of every weight of a leaf, shaped like it.
@@ -101,12 +93,11 @@ class CompressedTree:
         Raises:
             ValueError: if the leaf has no codes, as after pruning.
         """
-        leaf = self.tensor(path)
-        if self._layout_of(path).method.keeps_weights:  # pyright: ignore[reportOptionalMemberAccess]
+        leaf, method = self._at(path)
+        if method.keeps_weights:
             raise ValueError(
-                f"the leaf {path!r} has no codes after "
-                f"{self._layout_of(path).method.name}; "  # pyright: ignore[reportOptionalMemberAccess]
-                "tensor(path) returns what is stored for it."
+                f"the leaf {path!r} has no codes after {method.name}; tensor(path) returns what "
+                "is stored for it."
             )
         return leaf.codes
 
@@ -116,17 +107,30 @@ class CompressedTree:
         Raises:
             ValueError: if the leaf has none: after rounding or pruning.
         """
-        codebook = self.tensor(path).codebook
-        if codebook is None:
+        leaf, method = self._at(path)
+        if leaf.codebook is None:
             raise ValueError(
-                f"the leaf {path!r} has no codebook after "
-                f"{self._layout_of(path).method.name}; "  # pyright: ignore[reportOptionalMemberAccess]
-                "tensor(path) returns what is stored for it."
+                f"the leaf {path!r} has no codebook after {method.name}; tensor(path) returns "
+                "what is stored for it."
             )
-        return codebook
+        return leaf.codebook
 
-    def _layout_of(self, path: str) -> TensorLayout:
-        return next(layout for layout in self.layout.leaves if path in layout.paths)
+    def _tensors(self) -> Iterator[tuple[CompressedTensor, TensorLayout]]:
+        """The compressed leaves, with what they were."""
+        for leaf, layout in zip(self.leaves, self.layout.leaves, strict=True):
+            if isinstance(leaf, CompressedTensor) and isinstance(layout, TensorLayout):
+                yield leaf, layout
+
+    def _at(self, path: str) -> tuple[CompressedTensor, Method]:
+        """The compressed leaf at a path, and its method."""
+        for leaf, layout in self._tensors():
+            if path in layout.paths:
+                return leaf, layout.method
+        if any(path in layout.paths for layout in self.layout.leaves):
+            raise ValueError(
+                f"the leaf {path!r} was not compressed; it is kept as it was, see params()."
+            )
+        raise ValueError(f"there is no leaf {path!r}; compressed leaves are {shorten(self.paths)}.")
 
     @always_compiled
     def report(self) -> Report:
@@ -139,18 +143,15 @@ class CompressedTree:
             raise ValueError(
                 "report and sizes need arrays with known values; ask for them outside jit and vmap."
             )
-        layers, kept = [], []
+        kept = [leaf for leaf in self.leaves if isinstance(leaf, KeptLeaf)]
         reasons: dict[str, list[str]] = {}
-        for leaf, layout in zip(self.leaves, self.layout.leaves, strict=True):
-            if isinstance(leaf, KeptLeaf):
-                kept.append(array_bits(leaf.value))
+        for layout in self.layout.leaves:
+            if isinstance(layout, KeptLayout):
                 reasons.setdefault(layout.reason, []).append(layout.paths[0])
-            else:
-                layers.append(report_of(leaf, layout))
         return Report(
-            tuple(layers),
+            tuple(report_of(leaf, layout) for leaf, layout in self._tensors()),
             num_kept=len(kept),
-            kept_bits=sum(kept),
+            kept_bits=sum(kept_bits(leaf) for leaf in kept),
             kept={reason: tuple(paths) for reason, paths in reasons.items()},
         )
 
@@ -175,15 +176,14 @@ class CompressedTree:
     def _is_concrete(self) -> bool:
         return all(
             isinstance(value, jax.Array | np.ndarray | np.generic | bool) and is_concrete(value)
-            for leaf in self.leaves
-            if not isinstance(leaf, KeptLeaf)
+            for leaf, _ in self._tensors()
             for value in jax.tree.leaves(leaf)
         )
 
     def __repr__(self) -> str:
-        num_compressed = sum(not isinstance(leaf, KeptLeaf) for leaf in self.leaves)
-        names = {layout.method.name for layout in self.layout.leaves if layout.method is not None}
-        parts = [*sorted(names), f"{num_compressed} of {len(self.leaves)} leaves compressed"]
+        methods = [layout.method.name for _, layout in self._tensors()]
+        parts = sorted(set(methods))
+        parts.append(f"{len(methods)} of {len(self.leaves)} leaves compressed")
         if self._is_concrete():
             parts += brief_totals(self.report())
         return f"CompressedTree({', '.join(parts)})"
@@ -193,7 +193,7 @@ class CompressedTree:
         return self.report()._repr_html_()
 
 
-def array_bits(value: Any) -> int:
+def kept_bits(leaf: KeptLeaf) -> int:
     """Size of a kept leaf in bits; 0 for what is not an array."""
-    value = value.value if isinstance(value, Constant) else value
+    value = kept_value(leaf)
     return 8 * value.size * value.dtype.itemsize if hasattr(value, "dtype") else 0

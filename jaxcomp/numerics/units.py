@@ -1,7 +1,6 @@
-"""Units of information: nats inside, bits and bytes where people and files count."""
+"""Units of information: nats inside, bits where people and files count."""
 
 import math
 
 # Nats in a bit.
 LN2 = math.log(2.0)
-BITS_PER_BYTE = 8

@@ -6,13 +6,22 @@ Axes: `M` points, `K` clusters.
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Shaped
 
-from jaxcomp.numerics.scaling import restore
-from jaxcomp.quantizers.assignment import assign
-from jaxcomp.quantizers.histograms import Moments
+
+class Point(NamedTuple):
+    """One operating point of a tensor: what applying it needs.
+
+    Attributes:
+        parameter: of the method.
+        converged: whether the iteration reached a fixed point; True where nothing iterates.
+        codebook: one point of `Curve.codebook`; None if the parameter is enough.
+    """
+
+    parameter: float
+    converged: bool = True
+    codebook: Any = None
 
 
 class Curve(NamedTuple):
@@ -39,21 +48,7 @@ class Curve(NamedTuple):
         """Bits of the whole tensor at each point, codes and side information."""
         return self.rate_bits * num_weights + self.side_bits
 
-
-@jax.jit
-def counts_of_intervals(
-    moments: Moments, thresholds: Float[Array, "points clusters-1"]
-) -> Int[Array, "points clusters"]:
-    """Count the weights of every cluster of many codebooks, bins of the histogram taken whole.
-
-    Args:
-        moments: of one group.
-        thresholds: (M, K - 1).
-    """
-    position = restore(moments.position, moments.exponent)
-
-    def count(own: Float[Array, " clusters-1"]) -> Int[Array, " clusters"]:
-        index = assign(position, own).astype(jnp.int32)
-        return jax.ops.segment_sum(moments.num_points, index, own.shape[0] + 1)
-
-    return jax.lax.map(count, thresholds)
+    def at(self, place: int) -> Point:
+        """Return one point of the curve."""
+        codebook = jax.tree.map(lambda part: part[place], self.codebook)
+        return Point(float(self.parameter[place]), bool(self.converged[place]), codebook)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxcomp.coding import sizes
 from jaxcomp.experiments.sweep.codebooks import Codebooks, Layers, codebook_variant, importance_of
@@ -22,6 +22,7 @@ from jaxcomp.quantizers import (
     split_vectors,
     vector_kmeans,
 )
+from jaxcomp.quantizers.assignment import count_codes
 
 
 class Sizes(NamedTuple):
@@ -196,7 +197,7 @@ def _lookup(
     for row, weights in enumerate(layers):
         assignments = assign(weights.ravel(), thresholds[row])
         values.append(centroids[row][assignments].astype(weights.dtype).reshape(weights.shape))
-        counts.append(_count(assignments, centroids.shape[-1]))
+        counts.append(count_codes(assignments, centroids.shape[-1]))
     return values, jnp.stack(counts)
 
 
@@ -218,7 +219,7 @@ def _cheapest(
             multiplier[row],
         )
         values.append(centroids[row][assignments].astype(weights.dtype).reshape(weights.shape))
-        counts.append(_count(assignments, centroids.shape[-1]))
+        counts.append(count_codes(assignments, centroids.shape[-1]))
     return values, jnp.stack(counts)
 
 
@@ -243,11 +244,6 @@ def _nearest_vectors(
         values.append(join_vectors(found.centroids[found.assignments], weights.shape))
         counts.append(found.counts)
     return values, jnp.stack(counts)
-
-
-def _count(assignments: UInt[Array, " N"], num_clusters: int) -> Int[Array, " K"]:
-    ones = jnp.ones(assignments.shape, jnp.int32)
-    return jax.ops.segment_sum(ones, assignments, num_segments=num_clusters)
 
 
 def _rounded(layers: Layers, *, num_bits: int) -> Compressed:

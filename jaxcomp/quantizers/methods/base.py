@@ -5,24 +5,26 @@ called, what its one parameter is and what its codes cost. Arrays that it takes 
 ordinary units: weights far from 1 come divided by a power of two (`jaxcomp.compressed.problems`).
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
-from jaxcomp.coding.sizes import CodeSize
+from jaxcomp.coding import sizes
 from jaxcomp.numerics.checks import is_concrete
 from jaxcomp.numerics.scaling import group_exponent, normalise, restore
-from jaxcomp.quantizers.curves import Curve
+from jaxcomp.quantizers.curves import Curve, Point
 from jaxcomp.quantizers.histograms import accumulation_dtype
 from jaxcomp.quantizers.scales import SCALES, Rows, Scale, deviations, spread
 from jaxcomp.types import AnyArray
 
-Needs: TypeAlias = Literal["nothing", "diagonal", "blocks"]
+# What is stored beside a codebook is in float32.
+_SCALE_BITS = 32
 
 
 class Encoded(NamedTuple):
@@ -35,18 +37,16 @@ class Encoded(NamedTuple):
             codes are numbers themselves.
         scales: (R,), see `jaxcomp.quantizers.scales`; None for none.
         counts: (symbols,) int32, how often each code occurs.
-        converged: whether the iteration reached a fixed point; True where nothing iterates.
     """
 
     codes: Any
     codebook: Float[AnyArray, "clusters ..."] | None
     scales: Float[AnyArray, " rows"] | None
     counts: Int[Any, " symbols"]
-    converged: Any
 
 
 @dataclass(frozen=True)
-class Method:
+class Method(ABC):
     """One way to compress a tensor; its subclasses are the methods there are.
 
     The first field of each is its *parameter*, the one number that says how far it goes. None
@@ -63,8 +63,9 @@ class Method:
     label: ClassVar[str]
     parameter_name: ClassVar[str]
     parameter_header: ClassVar[str]
+    # What a parameter means, around its number.
+    words: ClassVar[str]
     default: ClassVar[float]
-    needs: ClassVar[Needs] = "diagonal"
     # Whether `codes` are the weights that are left, as they were.
     keeps_weights: ClassVar[bool] = False
 
@@ -98,13 +99,13 @@ class Method:
             return None
         return Rows(self.scale, self.group_size, self.channel_axis)
 
+    @abstractmethod
     def check(self, parameter: Any) -> None:
         """Refuse a parameter that the method does not have."""
-        raise NotImplementedError
 
+    @abstractmethod
     def candidates(self) -> np.ndarray:
         """Return the parameters among which a budget chooses."""
-        raise NotImplementedError
 
     def defaults(
         self, num_weights: Int[np.ndarray, " tensors"], num_layers: Int[np.ndarray, " tensors"]
@@ -118,10 +119,15 @@ class Method:
         del num_layers
         return [self.default] * len(num_weights)
 
+    def number(self, parameter: float) -> str:
+        """Write a parameter as it stands in a table."""
+        return f"{int(parameter):,}"
+
     def describe(self, parameter: float) -> str:
         """Say what a parameter means, in a word or two."""
-        raise NotImplementedError
+        return self.words.format(self.number(parameter))
 
+    @abstractmethod
     def curve(
         self,
         weights: Float[Array, "*shape"],
@@ -135,17 +141,25 @@ class Method:
             importance: h >= 0 of every weight; None for 1.
             parameters: (M,) to look at.
         """
-        raise NotImplementedError
 
+    def point(
+        self,
+        weights: Float[Array, "*shape"],
+        importance: Float[Array, "*shape"] | None,
+        parameter: float,
+    ) -> Point:
+        """Return one operating point; nothing is measured where the parameter says all of it."""
+        del weights, importance
+        return Point(float(parameter))
+
+    @abstractmethod
     def encode(
         self,
         weights: Float[Array, "*shape"],
         importance: Float[Array, "*shape"] | None,
-        curve: Curve,
-        place: int,
+        point: Point,
     ) -> Encoded:
-        """Apply one point of the curve of a tensor to it."""
-        raise NotImplementedError
+        """Apply one operating point of a tensor to it."""
 
     def decode(
         self,
@@ -176,23 +190,47 @@ class Method:
     def _join(self, values: Any, shape: tuple[int, ...]) -> Any:
         return values.reshape(shape)
 
+    @abstractmethod
     def size(
-        self,
-        counts: Int[np.ndarray, "layers symbols"],
-        *,
-        parameter: Float[np.ndarray, " layers"],
-        num_scales: int,
-        value_bits: int,
-    ) -> CodeSize:
+        self, counts: Int[np.ndarray, "layers symbols"], *, num_scales: int, value_bits: int
+    ) -> sizes.CodeSize:
         """Return the sizes of the layers of a tensor, by what its codes occur; see `coding.sizes`.
 
         Args:
             counts: (layers, symbols).
-            parameter: (layers,), the operating points.
-            num_scales: of a layer, 32 bits each.
+            num_scales: of a layer.
             value_bits: bits of one weight of the original.
         """
-        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class CodebookMethod(Method):
+    """A method whose codes are entries of a codebook: of weights, or of weights over scales."""
+
+    def point(
+        self,
+        weights: Float[Array, "*shape"],
+        importance: Float[Array, "*shape"] | None,
+        parameter: float,
+    ) -> Point:
+        return self.curve(weights, importance, np.asarray([parameter])).at(0)
+
+    def size(
+        self, counts: Int[np.ndarray, "layers symbols"], *, num_scales: int, value_bits: int
+    ) -> sizes.CodeSize:
+        bits = value_bits if self.rows is None else _SCALE_BITS
+        size = sizes.code_size(
+            counts,
+            # Those that can be used: a tensor may have fewer weights than clusters were asked for.
+            num_clusters=counts.shape[-1],
+            centroid_bits=bits * self.entry_size,
+        )
+        return sizes.with_scales(size, num_scales, scale_bits=_SCALE_BITS)
+
+    @property
+    def entry_size(self) -> int:
+        """Weights that an entry of the codebook stands for."""
+        return 1
 
     def scaled(
         self, weights: Float[Array, "*shape"], importance: Float[Array, "*shape"] | None
@@ -203,6 +241,11 @@ class Method:
             if self.rows is None
             else _scaled(weights, importance, rows=self.rows)
         )
+
+
+def scale_bits(scales: Float[Array, " rows"] | None) -> float:
+    """Return what scales cost."""
+    return 0.0 if scales is None else float(_SCALE_BITS * scales.size)
 
 
 def _look_up(codebook: Any, codes: Any) -> Any:
@@ -256,8 +299,3 @@ def check_count(name: str, value: Any, least: int = 1, most: int | None = None) 
 def power_of_two(number: int) -> int:
     """Return the least power of two that is not smaller."""
     return 1 << (int(number) - 1).bit_length()
-
-
-def all_true(number: int) -> Bool[np.ndarray, " points"]:
-    """Points of a method that does not iterate have all converged."""
-    return np.ones(number, bool)

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxcomp.coding import sizes
-from jaxcomp.quantizers.curves import Curve
+from jaxcomp.quantizers.assignment import count_codes
+from jaxcomp.quantizers.curves import Curve, Point
 from jaxcomp.quantizers.histograms import Moments, pad_bins
-from jaxcomp.quantizers.methods.base import Encoded, Method, check_count
+from jaxcomp.quantizers.methods.base import CodebookMethod, Encoded, check_count, scale_bits
 from jaxcomp.quantizers.scalar.entropy_constrained import (
     assign_by_cost,
     joint_moments,
@@ -21,7 +21,7 @@ from jaxcomp.quantizers.scalar.entropy_constrained import (
 
 
 @dataclass(frozen=True)
-class EntropyConstrained(Method):
+class EntropyConstrained(CodebookMethod):
     """The least distortion for the bits of an entropy coder: cheap symbols attract weights.
 
     Attributes:
@@ -38,6 +38,7 @@ class EntropyConstrained(Method):
     label: ClassVar[str] = "entropy-constrained"
     parameter_name: ClassVar[str] = "multiplier"
     parameter_header: ClassVar[str] = "slope"
+    words: ClassVar[str] = "slope {}"
     default: ClassVar[float] = float(2 * np.log(2) * 4.0**-4)
 
     multiplier: float | None = None
@@ -75,8 +76,8 @@ class EntropyConstrained(Method):
         least, most = np.min(self.candidates()), np.max(self.candidates())
         return [float(part) for part in np.clip(found, least, most)]
 
-    def describe(self, parameter: float) -> str:
-        return f"slope {parameter:.3g}"
+    def number(self, parameter: float) -> str:
+        return f"{parameter:.3g}"
 
     def curve(
         self,
@@ -99,12 +100,10 @@ class EntropyConstrained(Method):
             num_iterations=self.num_iterations,
             centroid_dtype=units.dtype,
         )
-        used = np.asarray(found.num_used)
-        side = 8.0 * units.dtype.itemsize * used + (0 if scales is None else 32.0 * scales.size)
         return Curve(
             parameter=np.asarray(parameters, np.float64),
             rate_bits=np.asarray(found.rate_bits, np.float64),
-            side_bits=side,
+            side_bits=8.0 * units.dtype.itemsize * np.asarray(found.num_used) + scale_bits(scales),
             distortion=np.asarray(found.distortion, np.float64),
             converged=np.asarray(found.converged),
             codebook=tuple(
@@ -116,11 +115,10 @@ class EntropyConstrained(Method):
         self,
         weights: Float[Array, "*shape"],
         importance: Float[Array, "*shape"] | None,
-        curve: Curve,
-        place: int,
+        point: Point,
     ) -> Encoded:
         units, h, scales = self.scaled(weights, importance)
-        centroids, length_bits, multiplier = (part[place] for part in curve.codebook)
+        centroids, length_bits, multiplier = point.codebook
         codes, counts = _encode(
             units.reshape(-1),
             None if h is None else h.reshape(-1),
@@ -129,27 +127,9 @@ class EntropyConstrained(Method):
             multiplier,
         )
         # Symbols that occur come first.
-        size = int(np.max(np.flatnonzero(np.asarray(counts)), initial=0)) + 1
-        return Encoded(
-            codes.reshape(weights.shape),
-            centroids[:size],
-            scales,
-            np.asarray(counts)[:size],
-            curve.converged[place],
-        )
-
-    def size(
-        self,
-        counts: Int[np.ndarray, "layers symbols"],
-        *,
-        parameter: Float[np.ndarray, " layers"],
-        num_scales: int,
-        value_bits: int,
-    ) -> sizes.CodeSize:
-        del parameter
-        bits = value_bits if self.rows is None else 32
-        size = sizes.code_size(counts, num_clusters=counts.shape[-1], centroid_bits=bits)
-        return sizes.with_scales(size, num_scales)
+        counts = np.asarray(counts)
+        size = int(np.max(np.flatnonzero(counts), initial=0)) + 1
+        return Encoded(codes.reshape(weights.shape), centroids[:size], scales, counts[:size])
 
 
 @partial(jax.jit, static_argnames=("num_bins", "num_levels"))
@@ -179,5 +159,4 @@ def _encode(
         jnp.asarray(length_bits),
         jnp.asarray(multiplier),
     )
-    index = codes.astype(jnp.int32)
-    return codes, jax.ops.segment_sum(jnp.ones_like(index), index, centroids.shape[0])
+    return codes, count_codes(codes, centroids.shape[0])

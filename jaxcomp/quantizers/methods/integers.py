@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jaxcomp.coding import sizes
 from jaxcomp.numerics.sums import pairwise_sum
-from jaxcomp.quantizers.curves import Curve
-from jaxcomp.quantizers.methods.base import Encoded, Method, Needs, all_true, check_count
+from jaxcomp.quantizers.curves import Curve, Point
+from jaxcomp.quantizers.methods.base import Encoded, Method, check_count, scale_bits
 from jaxcomp.quantizers.rounding import round_to_nearest
 from jaxcomp.quantizers.scales import Rows, Scale
 
@@ -29,8 +29,8 @@ class RoundToNearest(Method):
     label: ClassVar[str] = "integers"
     parameter_name: ClassVar[str] = "num_bits"
     parameter_header: ClassVar[str] = "bits"
+    words: ClassVar[str] = "{} bits"
     default: ClassVar[float] = 8
-    needs: ClassVar[Needs] = "nothing"
 
     num_bits: int | None = None
     scale: Scale = field(default="channel", kw_only=True)
@@ -45,9 +45,6 @@ class RoundToNearest(Method):
     def candidates(self) -> np.ndarray:
         return np.arange(2, 9)
 
-    def describe(self, parameter: float) -> str:
-        return f"{int(parameter)} bits"
-
     def curve(
         self,
         weights: Float[Array, "*shape"],
@@ -58,37 +55,32 @@ class RoundToNearest(Method):
         for num_bits in parameters:
             codes, scales, distortion = _round(weights, importance, int(num_bits), rows=self.rows)
             rates.append(sizes.empirical_entropy_bits(_count(codes, int(num_bits))))
-            sides.append(32.0 * scales.size)
+            sides.append(scale_bits(scales))
             distortions.append(float(distortion))
         return Curve(
             parameter=np.asarray(parameters, np.float64),
             rate_bits=np.asarray(rates),
             side_bits=np.asarray(sides),
             distortion=np.asarray(distortions),
-            converged=all_true(len(parameters)),
+            converged=np.ones(len(parameters), bool),
         )
 
     def encode(
         self,
         weights: Float[Array, "*shape"],
         importance: Float[Array, "*shape"] | None,
-        curve: Curve,
-        place: int,
+        point: Point,
     ) -> Encoded:
-        num_bits = int(curve.parameter[place])
+        num_bits = int(point.parameter)
         codes, scales, _ = _round(weights, importance, num_bits, rows=self.rows)
-        return Encoded(codes, None, scales, _count(codes, num_bits), True)
+        return Encoded(codes, None, scales, _count(codes, num_bits))
 
     def size(
-        self,
-        counts: Int[np.ndarray, "layers symbols"],
-        *,
-        parameter: Float[np.ndarray, " layers"],
-        num_scales: int,
-        value_bits: int,
+        self, counts: Int[np.ndarray, "layers symbols"], *, num_scales: int, value_bits: int
     ) -> sizes.CodeSize:
         del value_bits
-        return sizes.rounded_size(counts, num_bits=int(parameter[0]), num_scales=num_scales)
+        num_bits = counts.shape[-1].bit_length() - 1  # every code is counted, also one that is 0
+        return sizes.rounded_size(counts, num_bits=num_bits, num_scales=num_scales)
 
 
 @partial(jax.jit, static_argnames=("rows",))

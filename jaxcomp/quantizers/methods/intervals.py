@@ -4,7 +4,8 @@ All are solved on a histogram of moments; the weights themselves are visited onc
 once to be assigned.
 """
 
-from dataclasses import dataclass
+from abc import abstractmethod
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -15,37 +16,49 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jaxcomp.coding import sizes
 from jaxcomp.numerics.checks import check_penalty
-from jaxcomp.quantizers.assignment import assign, nearest_thresholds
-from jaxcomp.quantizers.curves import Curve, counts_of_intervals
+from jaxcomp.numerics.scaling import restore
+from jaxcomp.quantizers.assignment import assign, count_codes, nearest_thresholds
+from jaxcomp.quantizers.curves import Curve, Point
 from jaxcomp.quantizers.histograms import Moments, bins_for, histogram_moments, pad_bins
-from jaxcomp.quantizers.methods.base import Encoded, Method, check_count, power_of_two
+from jaxcomp.quantizers.methods.base import (
+    CodebookMethod,
+    Encoded,
+    check_count,
+    power_of_two,
+    scale_bits,
+)
 from jaxcomp.quantizers.scalar.diameter import PENALTY_FORMS, PenaltyForm
 from jaxcomp.quantizers.scalar.lloyd import solve_kmeans
 from jaxcomp.quantizers.scalar.optimal import solve_optimal
 from jaxcomp.quantizers.scalar.optimal_diameter import solve_optimal_diameter
 from jaxcomp.quantizers.scalar.uniform import solve_uniform
-from jaxcomp.quantizers.solution import Solution
+from jaxcomp.quantizers.solution import Codebook, Solution
 
 # Sizes of codebooks a budget chooses among.
 _CANDIDATES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
 @dataclass(frozen=True)
-class _Intervals(Method):
+class _Intervals(CodebookMethod):
     """Clusters that are intervals of the weights, or of the weights over their scales."""
 
     parameter_name: ClassVar[str] = "num_clusters"
     parameter_header: ClassVar[str] = "K"
+    words: ClassVar[str] = "{} clusters"
     default: ClassVar[float] = 16
+
+    num_clusters: int | None = None
+    num_bins: int = field(default=4096, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("num_bins", self.num_bins)
 
     def check(self, parameter: Any) -> None:
         check_count("num_clusters", parameter)
 
     def candidates(self) -> np.ndarray:
         return np.asarray(_CANDIDATES)
-
-    def describe(self, parameter: float) -> str:
-        return f"{int(parameter):,} clusters"
 
     def curve(
         self,
@@ -62,21 +75,21 @@ class _Intervals(Method):
             None if h is None else h.reshape(-1),
             num_bins=self._bins(max_clusters),
         )
-        centroids, thresholds, distortion, converged = self._solve(
-            moments, clusters, max_clusters=max_clusters, dtype=units.dtype
+        found = self._solve(
+            moments, jnp.asarray(clusters), max_clusters=max_clusters, dtype=units.dtype
         )
-        counts = np.asarray(_counts(moments, thresholds))
+        centroids, thresholds, _ = found.codebook
         size = sizes.code_size(
-            counts, num_clusters=np.maximum(clusters, (counts > 0).sum(-1)),
+            np.asarray(_counts(moments, thresholds)),
+            num_clusters=clusters,
             centroid_bits=8 * units.dtype.itemsize,
-        )  # fmt: skip
-        side = size.codebook_bits + (0 if scales is None else 32.0 * scales.size)
+        )
         return Curve(
             parameter=np.asarray(parameters, np.float64),
             rate_bits=size.entropy_bits / units.size,
-            side_bits=side,
-            distortion=np.asarray(distortion, np.float64),
-            converged=np.asarray(converged),
+            side_bits=size.codebook_bits + scale_bits(scales),
+            distortion=np.asarray(found.distortion, np.float64),
+            converged=np.asarray(found.converged),
             codebook=(np.asarray(centroids), np.asarray(thresholds)),
         )
 
@@ -84,43 +97,27 @@ class _Intervals(Method):
         self,
         weights: Float[Array, "*shape"],
         importance: Float[Array, "*shape"] | None,
-        curve: Curve,
-        place: int,
+        point: Point,
     ) -> Encoded:
         units, _, scales = self.scaled(weights, importance)
-        size = min(int(curve.parameter[place]), units.size)
-        centroids, thresholds = (part[place] for part in curve.codebook)
+        size = min(int(point.parameter), units.size)
+        centroids, thresholds = point.codebook
         codes, counts = _encode(units.reshape(-1), thresholds[: size - 1])
-        return Encoded(
-            codes.reshape(weights.shape), centroids[:size], scales, counts, curve.converged[place]
-        )
-
-    def size(
-        self,
-        counts: Int[np.ndarray, "layers symbols"],
-        *,
-        parameter: Float[np.ndarray, " layers"],
-        num_scales: int,
-        value_bits: int,
-    ) -> sizes.CodeSize:
-        del parameter  # what counts is what can be used: a tensor may have fewer weights
-        bits = value_bits if self.rows is None else 32
-        size = sizes.code_size(counts, num_clusters=counts.shape[-1], centroid_bits=bits)
-        return sizes.with_scales(size, num_scales)
+        return Encoded(codes.reshape(weights.shape), centroids[:size], scales, counts)
 
     def _bins(self, max_clusters: int) -> int:
-        raise NotImplementedError
+        return bins_for(self.num_bins, max_clusters)
 
+    @abstractmethod
     def _solve(
         self,
         moments: Moments,
-        num_clusters: Int[np.ndarray, " points"],
+        num_clusters: Int[Array, " points"],
         *,
         max_clusters: int,
         dtype: np.dtype,
-    ) -> tuple[Any, Any, Any, Any]:
-        """Return centroids, thresholds, distortion and whether the iteration converged."""
-        raise NotImplementedError
+    ) -> Solution:
+        """Return the solution of every number of clusters."""
 
 
 @dataclass(frozen=True)
@@ -138,11 +135,9 @@ class KMeans(_Intervals):
     name: ClassVar[str] = "kmeans"
     label: ClassVar[str] = "K-means"
 
-    num_clusters: int | None = None
     diameter_penalty: float = 0.0
     form: PenaltyForm = "monotone"
     num_iterations: int = 200
-    num_bins: int = 4096
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -155,7 +150,6 @@ class KMeans(_Intervals):
                 "choose another form, such as 'monotone'."
             )
         check_count("num_iterations", self.num_iterations)
-        check_count("num_bins", self.num_bins)
 
     def curve(
         self,
@@ -168,16 +162,16 @@ class KMeans(_Intervals):
             return super().curve(weights, importance, parameters)
         # Exact, where bins of a histogram might join two values: nothing changes a second time.
         size = min(int(parameters[0]), weights.size)
-        distinct = _few_distinct(weights.reshape(-1), size)
-        if distinct is None:
+        found = _few_distinct(weights.reshape(-1), size)
+        if found is None:
             return super().curve(weights, importance, parameters)
+        distinct, counts = found
         extra = (0, size - distinct.size)
-        counts = np.unique(np.asarray(weights), return_counts=True)[1]
-        found = sizes.code_size(counts, num_clusters=size, centroid_bits=8 * weights.dtype.itemsize)
+        bits = sizes.code_size(counts, num_clusters=size, centroid_bits=8 * weights.dtype.itemsize)
         return Curve(
             parameter=np.asarray(parameters, np.float64),
-            rate_bits=np.atleast_1d(found.entropy_bits / weights.size),
-            side_bits=np.atleast_1d(found.codebook_bits),
+            rate_bits=np.atleast_1d(bits.entropy_bits / weights.size),
+            side_bits=np.atleast_1d(bits.codebook_bits),
             distortion=np.zeros(1),
             converged=np.ones(1, bool),
             codebook=(
@@ -186,27 +180,23 @@ class KMeans(_Intervals):
             ),
         )
 
-    def _bins(self, max_clusters: int) -> int:
-        return bins_for(self.num_bins, max_clusters)
-
     def _solve(
         self,
         moments: Moments,
-        num_clusters: Int[np.ndarray, " points"],
+        num_clusters: Int[Array, " points"],
         *,
         max_clusters: int,
         dtype: np.dtype,
-    ) -> tuple[Any, Any, Any, Any]:
-        found = solve_kmeans(
+    ) -> Solution:
+        return solve_kmeans(
             moments,
-            jnp.asarray(num_clusters),
+            num_clusters,
             np.full(len(num_clusters), self.diameter_penalty, np.float32),
             max_clusters=max_clusters,
             penalty_form=self.form,
             num_iterations=self.num_iterations,
             centroid_dtype=dtype,
         )
-        return _parts(found)
 
 
 @dataclass(frozen=True)
@@ -222,35 +212,32 @@ class Optimal(_Intervals):
     name: ClassVar[str] = "optimal"
     label: ClassVar[str] = "optimal"
 
-    num_clusters: int | None = None
     diameter_penalty: float = 0.0
-    num_bins: int = 4096
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_penalty(float(self.diameter_penalty))
-        check_count("num_bins", self.num_bins)
 
     def _bins(self, max_clusters: int) -> int:
         if self.diameter_penalty > 0:
             return min(512, max(self.num_bins // 4, 1))
-        return bins_for(self.num_bins, max_clusters)
+        return super()._bins(max_clusters)
 
     def _solve(
         self,
         moments: Moments,
-        num_clusters: Int[np.ndarray, " points"],
+        num_clusters: Int[Array, " points"],
         *,
         max_clusters: int,
         dtype: np.dtype,
-    ) -> tuple[Any, Any, Any, Any]:
-        return _solve_optimal(
-            moments,
-            jnp.asarray(num_clusters),
-            np.full(len(num_clusters), self.diameter_penalty, np.float32),
-            max_clusters=max_clusters,
-            is_penalised=self.diameter_penalty > 0,
-            dtype=jnp.dtype(dtype),
+    ) -> Solution:
+        if self.diameter_penalty > 0:
+            penalty = np.full(len(num_clusters), self.diameter_penalty, np.float32)
+            return _solve_diameter(
+                moments, num_clusters, penalty, max_clusters=max_clusters, dtype=jnp.dtype(dtype)
+            )
+        return _solve_plain(
+            moments, num_clusters, max_clusters=max_clusters, dtype=jnp.dtype(dtype)
         )
 
 
@@ -266,28 +253,15 @@ class Uniform(_Intervals):
     name: ClassVar[str] = "uniform"
     label: ClassVar[str] = "uniform"
 
-    num_clusters: int | None = None
-    num_bins: int = 4096
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_count("num_bins", self.num_bins)
-
-    def _bins(self, max_clusters: int) -> int:
-        return bins_for(self.num_bins, max_clusters)
-
     def _solve(
         self,
         moments: Moments,
-        num_clusters: Int[np.ndarray, " points"],
+        num_clusters: Int[Array, " points"],
         *,
         max_clusters: int,
         dtype: np.dtype,
-    ) -> tuple[Any, Any, Any, Any]:
-        found = solve_uniform(
-            moments, jnp.asarray(num_clusters), max_clusters=max_clusters, centroid_dtype=dtype
-        )
-        return _parts(found)
+    ) -> Solution:
+        return solve_uniform(moments, num_clusters, max_clusters=max_clusters, centroid_dtype=dtype)
 
 
 @partial(jax.jit, static_argnames=("num_bins",))
@@ -302,39 +276,53 @@ def _moments(
     return jax.tree.map(lambda leaf: leaf[None], found)
 
 
-def _parts(found: Solution) -> tuple[Array, Array, Array, Array]:
-    codebook = found.codebook
-    return codebook.centroids, codebook.thresholds, found.distortion, found.converged
-
-
 @jax.jit
-def _counts(moments: Moments, thresholds: Float[Array, "points clusters-1"]) -> Array:
-    return counts_of_intervals(jax.tree.map(lambda leaf: leaf[0], moments), thresholds)
+def _counts(
+    moments: Moments, thresholds: Float[Array, "points clusters-1"]
+) -> Int[Array, "points clusters"]:
+    """Count the weights of every cluster of many codebooks, bins of the histogram taken whole."""
+    position = restore(moments.position, moments.exponent)[0]
+
+    def count(own: Float[Array, " clusters-1"]) -> Int[Array, " clusters"]:
+        index = assign(position, own).astype(jnp.int32)
+        return jax.ops.segment_sum(moments.num_points[0], index, own.shape[0] + 1)
+
+    return jax.lax.map(count, thresholds)
 
 
-@partial(jax.jit, static_argnames=("max_clusters", "is_penalised", "dtype"))
-def _solve_optimal(
+@partial(jax.jit, static_argnames=("max_clusters", "dtype"))
+def _solve_diameter(
     moments: Moments,
     num_clusters: Int[Array, " points"],
     diameter_penalty: Float[Any, " points"],
     *,
     max_clusters: int,
-    is_penalised: bool,
     dtype: jnp.dtype,
-) -> tuple[Array, Array, Array, Array]:
-    if is_penalised:
-        solver = solve_optimal_diameter(moments, max_clusters=max_clusters)
-        found = solver.solve(num_clusters, diameter_penalty).solution
-        centroids = found.codebook.centroids.astype(dtype)
-        thresholds = jnp.vectorize(nearest_thresholds, signature="(k)->(j)")(centroids)
-        return centroids, thresholds, found.distortion, found.converged
+) -> Solution:
+    solver = solve_optimal_diameter(moments, max_clusters=max_clusters)
+    found = solver.solve(num_clusters, diameter_penalty).solution
+    centroids = found.codebook.centroids.astype(dtype)
+    thresholds = jnp.vectorize(nearest_thresholds, signature="(k)->(j)")(centroids)
+    return found._replace(codebook=Codebook(centroids, thresholds, found.codebook.num_clusters))
+
+
+@partial(jax.jit, static_argnames=("max_clusters", "dtype"))
+def _solve_plain(
+    moments: Moments, num_clusters: Int[Array, " points"], *, max_clusters: int, dtype: jnp.dtype
+) -> Solution:
     # No bound is read here: without its search the solve takes half of the time.
     best = solve_optimal(
         moments, max_clusters=max_clusters, centroid_dtype=dtype, has_one_value_per_bin=True
     )
-    found = best.codebook(num_clusters)
-    distortion = jnp.take_along_axis(best.distortion, found.num_clusters[:, None], axis=-1)[:, 0]
-    return found.centroids, found.thresholds, distortion, jnp.ones(distortion.shape, bool)
+    codebook = best.codebook(num_clusters)
+    distortion = jnp.take_along_axis(best.distortion, codebook.num_clusters[:, None], axis=-1)[:, 0]
+    return Solution(
+        codebook=codebook,
+        distortion=distortion,
+        objective=distortion,
+        num_iterations=jnp.zeros(distortion.shape, jnp.int32),
+        converged=jnp.ones(distortion.shape, bool),
+    )
 
 
 @jax.jit
@@ -342,15 +330,16 @@ def _encode(
     points: Float[Array, " points"], thresholds: Float[Any, " clusters-1"]
 ) -> tuple[Array, Array]:
     codes = assign(points, jnp.asarray(thresholds))
-    index = codes.astype(jnp.int32)
-    return codes, jax.ops.segment_sum(jnp.ones_like(index), index, thresholds.shape[0] + 1)
+    return codes, count_codes(codes, thresholds.shape[0] + 1)
 
 
-def _few_distinct(points: Float[Array, " points"], limit: int) -> np.ndarray | None:
-    """Return the distinct values, ascending, if there are at most `limit`; otherwise None."""
+def _few_distinct(
+    points: Float[Array, " points"], limit: int
+) -> tuple[Float[np.ndarray, " values"], Int[np.ndarray, " values"]] | None:
+    """Return the distinct values, ascending, and their counts; None if there are more than that."""
     values = np.asarray(points)
     stride = max(values.size // (4 * limit), 1)
     if np.unique(values[::stride]).size > limit:  # settles it for nearly all layers, at no cost
         return None
-    distinct = np.unique(values)
-    return distinct if distinct.size <= limit else None
+    distinct, counts = np.unique(values, return_counts=True)
+    return (distinct, counts) if distinct.size <= limit else None

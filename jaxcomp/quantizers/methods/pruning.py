@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jaxcomp.coding import sizes
 from jaxcomp.numerics.scaling import is_zero
-from jaxcomp.quantizers.curves import Curve
-from jaxcomp.quantizers.methods.base import Encoded, Method, Needs, all_true
+from jaxcomp.quantizers.curves import Curve, Point
+from jaxcomp.quantizers.methods.base import Encoded, Method
 from jaxcomp.quantizers.pruning import prune_by_magnitude
 
 
@@ -26,8 +26,8 @@ class MagnitudePruning(Method):
     label: ClassVar[str] = "pruning"
     parameter_name: ClassVar[str] = "sparsity"
     parameter_header: ClassVar[str] = "zeros"
+    words: ClassVar[str] = "{} zeros"
     default: ClassVar[float] = 0.5
-    needs: ClassVar[Needs] = "nothing"
     keeps_weights: ClassVar[bool] = True
 
     sparsity: float | None = None
@@ -40,8 +40,8 @@ class MagnitudePruning(Method):
     def candidates(self) -> np.ndarray:
         return np.concatenate([np.arange(0, 0.95, 0.05), np.arange(0.95, 0.999, 0.01), [1.0]])
 
-    def describe(self, parameter: float) -> str:
-        return f"{parameter:.1%} zeros"
+    def number(self, parameter: float) -> str:
+        return f"{parameter:.1%}"
 
     def curve(
         self,
@@ -65,20 +65,19 @@ class MagnitudePruning(Method):
             rate_bits=size.entropy_bits / flat.size,
             side_bits=np.zeros(len(parameters)),
             distortion=upto[zeros],
-            converged=all_true(len(parameters)),
+            converged=np.ones(len(parameters), bool),
         )
 
     def encode(
         self,
         weights: Float[Array, "*shape"],
         importance: Float[Array, "*shape"] | None,
-        curve: Curve,
-        place: int,
+        point: Point,
     ) -> Encoded:
-        left = prune_by_magnitude(weights, float(curve.parameter[place]))
+        left = prune_by_magnitude(weights, point.parameter)
         num_zeros = int(jnp.sum(is_zero(left), dtype=jnp.int32))
         counts = np.asarray([num_zeros, left.size - num_zeros], np.int32)
-        return Encoded(left, None, None, counts, True)
+        return Encoded(left, None, None, counts)
 
     def decode(self, codes: Any, codebook: Any, scales: Any, *, shape: Any, dtype: Any) -> Any:
         """Return the weights that are left, as they are stored."""
@@ -86,12 +85,7 @@ class MagnitudePruning(Method):
         return codes
 
     def size(
-        self,
-        counts: Int[np.ndarray, "layers symbols"],
-        *,
-        parameter: Float[np.ndarray, " layers"],
-        num_scales: int,
-        value_bits: int,
+        self, counts: Int[np.ndarray, "layers symbols"], *, num_scales: int, value_bits: int
     ) -> sizes.CodeSize:
-        del parameter, num_scales
+        del num_scales
         return sizes.pruned_size(counts.sum(axis=-1), counts[:, 1], value_bits=value_bits)

@@ -6,11 +6,17 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from jaxcomp.coding import sizes
-from jaxcomp.quantizers.curves import Curve
-from jaxcomp.quantizers.methods.base import Encoded, Method, Needs, check_count, power_of_two
+from jaxcomp.quantizers.curves import Curve, Point
+from jaxcomp.quantizers.methods.base import (
+    CodebookMethod,
+    Encoded,
+    check_count,
+    power_of_two,
+    scale_bits,
+)
 from jaxcomp.quantizers.vector import join_vectors, split_vectors, vector_kmeans
 
 # Vectors on which codebooks are designed.
@@ -19,7 +25,7 @@ _CANDIDATES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
-class Vector(Method):
+class Vector(CodebookMethod):
     """K-means of vectors of consecutive weights: less than a bit a weight, and dependence used.
 
     Codebooks are designed on at most 65,536 vectors of a tensor, evenly spaced.
@@ -35,8 +41,8 @@ class Vector(Method):
     label: ClassVar[str] = "vector"
     parameter_name: ClassVar[str] = "num_clusters"
     parameter_header: ClassVar[str] = "K"
+    words: ClassVar[str] = "{} vectors"
     default: ClassVar[float] = 64
-    needs: ClassVar[Needs] = "diagonal"
 
     num_clusters: int | None = None
     vector_size: int = 2
@@ -54,8 +60,9 @@ class Vector(Method):
     def candidates(self) -> np.ndarray:
         return np.asarray(_CANDIDATES)
 
-    def describe(self, parameter: float) -> str:
-        return f"{int(parameter):,} vectors"
+    @property
+    def entry_size(self) -> int:
+        return self.vector_size
 
     def curve(
         self,
@@ -88,7 +95,7 @@ class Vector(Method):
         return Curve(
             parameter=np.asarray(parameters, np.float64),
             rate_bits=size.entropy_bits * share / weights.size,
-            side_bits=size.codebook_bits + (0 if scales is None else 32.0 * scales.size),
+            side_bits=size.codebook_bits + scale_bits(scales),
             distortion=np.asarray([part.distortion for part in found], np.float64) * share,
             converged=np.asarray([part.converged for part in found]),
             codebook=np.stack([np.asarray(part.centroids) for part in found]),
@@ -98,18 +105,16 @@ class Vector(Method):
         self,
         weights: Float[Array, "*shape"],
         importance: Float[Array, "*shape"] | None,
-        curve: Curve,
-        place: int,
+        point: Point,
     ) -> Encoded:
         vectors, h, scales = self._vectors(weights, importance)
-        centroids = curve.codebook[place]
-        size = min(int(curve.parameter[place]), len(vectors))
+        size = min(int(point.parameter), len(vectors))
         found = vector_kmeans(
             vectors,
             h,
             num_clusters=jnp.asarray(size, jnp.int32),
-            max_clusters=len(centroids),
-            initial_centroids=jnp.asarray(centroids),
+            max_clusters=len(point.codebook),
+            initial_centroids=jnp.asarray(point.codebook),
             penalty_form="none",
             num_iterations=0,
         )
@@ -118,23 +123,7 @@ class Vector(Method):
             np.asarray(found.centroids)[:size],
             scales,
             np.asarray(found.counts)[:size],
-            curve.converged[place],
         )
-
-    def size(
-        self,
-        counts: Int[np.ndarray, "layers symbols"],
-        *,
-        parameter: Float[np.ndarray, " layers"],
-        num_scales: int,
-        value_bits: int,
-    ) -> sizes.CodeSize:
-        del parameter
-        bits = value_bits if self.rows is None else 32
-        size = sizes.code_size(
-            counts, num_clusters=counts.shape[-1], centroid_bits=bits * self.vector_size
-        )
-        return sizes.with_scales(size, num_scales)
 
     def _vectors(
         self, weights: Float[Array, "*shape"], importance: Float[Array, "*shape"] | None
