@@ -458,15 +458,15 @@ def _encode(problem: Problem, point: Point, method: Method) -> CompressedTensor:
         codes=encoded.codes,
         codebook=None if encoded.codebook is None else _array(encoded.codebook),
         scales=None if encoded.scales is None else _array(encoded.scales),
-        counts=jnp.asarray(encoded.counts),
-        parameter=jnp.asarray(point.parameter, jnp.float32),
+        counts=jax.device_put(encoded.counts),
+        parameter=jax.device_put(np.float32(point.parameter)),
         measures=measures_of(encoded.errors, problem, converged=point.converged),
     )
 
 
 def _array(values: Any) -> AnyArray:
     """Arrays wider than JAX has stay with NumPy."""
-    return values if is_wide(values.dtype) else jnp.asarray(values)
+    return values if is_wide(values.dtype) else jax.device_put(values)
 
 
 def _stack(parts: Sequence[CompressedTensor]) -> CompressedTensor:

@@ -122,13 +122,13 @@ def measures_of(errors: Errors, problem: Problem, *, converged: bool) -> Measure
     # Sums of squares: twice the power of two.
     unit = np.asarray([problem.importance_exponent, 0, 0]) + 2 * problem.exponent
     exponent = np.where(number == 0, 0, exponent + unit).astype(np.int32)
-    distortion, squared_error, energy = (jnp.asarray(p) for p in number.astype(problem.dtype))
-    of_distortion, of_error, of_energy = (jnp.asarray(part) for part in exponent)
+    distortion, squared_error, energy = (jax.device_put(p) for p in number.astype(problem.dtype))
+    of_distortion, of_error, of_energy = (jax.device_put(part) for part in exponent)
     return Measures(
         distortion,
         squared_error,
         energy,
-        jnp.asarray(converged),
+        jax.device_put(np.bool_(converged)),
         distortion_exponent=of_distortion,
         error_exponent=of_error,
         energy_exponent=of_energy,

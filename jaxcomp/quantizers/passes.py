@@ -150,11 +150,11 @@ def _unit_of(problem: Problem) -> _Unit:
     dtype = problem.dtype
 
     def in_units(value: float, exponent: int) -> Array:
-        return jnp.asarray(np.ldexp(np.asarray([value]), -exponent).astype(dtype))
+        return jax.device_put(np.ldexp(np.asarray([value]), -exponent).astype(dtype))
 
     return _Unit(
-        jnp.asarray([exponent], jnp.int32),
-        jnp.asarray([mass_exponent], jnp.int32),
+        jax.device_put(np.asarray([exponent], np.int32)),
+        jax.device_put(np.asarray([mass_exponent], np.int32)),
         in_units(low, exponent),
         in_units(high, exponent),
         in_units(total / problem.size, mass_exponent),
@@ -301,13 +301,13 @@ class _Sums:
         variance = np.maximum(self._second / divisor - mean * mean, 0)
         lowest = np.where(self._number > 0, self._lowest, self._base)
         sums = BinSums(
-            jnp.asarray(self._number.astype(np.int32)),
-            jnp.asarray(self._mass.astype(dtype)),
-            jnp.asarray(self._lowest.astype(dtype)),
-            jnp.asarray(np.where(has_mass, self._base + mean - lowest, 0).astype(dtype)),
-            jnp.asarray(np.sqrt(variance).astype(dtype)),
+            jax.device_put(self._number.astype(np.int32)),
+            jax.device_put(self._mass.astype(dtype)),
+            jax.device_put(self._lowest.astype(dtype)),
+            jax.device_put(np.where(has_mass, self._base + mean - lowest, 0).astype(dtype)),
+            jax.device_put(np.sqrt(variance).astype(dtype)),
         )
-        return sums, jnp.asarray(self._highest.astype(dtype))
+        return sums, jax.device_put(self._highest.astype(dtype))
 
 
 @partial(jax.jit, static_argnames=("most_excess",))

@@ -1,6 +1,7 @@
 """Tensors as methods take them: in units of a power of two, dealt out in chunks of few sizes.
 
-A program is compiled for the shapes that it meets, and holds whole arrays in memory. A tensor of
+A program is compiled for the shapes that it meets, and holds whole arrays in memory. (So does
+`jnp.asarray` of an array of NumPy, but not `jax.device_put`.) A tensor of
 any shape is therefore visited in chunks of two sizes, the last one filled up: what is compiled for
 one tensor serves all, and beside the weights and their codes there is never more than a few
 chunks. The weights stay where the host can read them, a file mapped into memory included.
@@ -215,7 +216,7 @@ class Problem:
                 return None
             if padding:
                 values = np.concatenate([values, np.full(padding, filling, values.dtype)])
-            return jnp.asarray(values)
+            return jax.device_put(values)
 
         scale = self.scale_of(places)
         own = filled(points, points[0])
@@ -224,7 +225,7 @@ class Problem:
             own,
             filled(self.importance_of(places), 0),
             filled(scale, None if scale is None else scale[0]),
-            jnp.asarray(padding, jnp.int32),
+            jax.device_put(np.int32(padding)),
         )
 
     def over_rows(

@@ -197,7 +197,7 @@ class Method(ABC):
             places = np.arange(values.size)
             each = np.asarray(scales)[rows.of_places(places, shape)]
             values = (values * each.reshape(shape)).astype(dtype)
-        return values if is_wide(values.dtype) else jnp.asarray(values)
+        return values if is_wide(values.dtype) else jax.device_put(values)
 
     def _join(self, values: Any, shape: tuple[int, ...]) -> Any:
         return values.reshape(shape)
