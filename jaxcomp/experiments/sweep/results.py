@@ -19,6 +19,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from rich.console import Console
 
 from jaxcomp import storage
 from jaxcomp.experiments.directory import RunDirectory, loading, read_table, seal, write_table
@@ -36,7 +37,7 @@ from jaxcomp.experiments.sweep.claims import (
 from jaxcomp.experiments.sweep.codebooks import Codebooks
 from jaxcomp.experiments.sweep.engine import Network, Subject, change
 from jaxcomp.experiments.sweep.overview import plot_sweep
-from jaxcomp.experiments.sweep.report import headlines, report_markdown
+from jaxcomp.experiments.sweep.report import headlines, print_report, report_markdown
 from jaxcomp.experiments.sweep.summary import rows_where, variant_means
 from jaxcomp.experiments.sweep.variants import Variant
 from jaxcomp.numerics.transformations import all_transfers
@@ -256,6 +257,12 @@ class SweepResult:
     def report(self, *, with_pictures: bool = False) -> str:
         """What was found, the numbers and the claims, as Markdown."""
         return report_markdown(self.table, self.claims, self.smallest, with_pictures=with_pictures)
+
+    def print_report(self, console: Console) -> None:
+        """Print what was found, the numbers and the claims, for a terminal."""
+        print_report(
+            self.table, self.claims, self.smallest, console=console, directory=self.directory
+        )
 
     @own_look()
     def save(self, directory: Path | str | None = None) -> list[Path]:

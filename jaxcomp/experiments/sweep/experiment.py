@@ -34,6 +34,7 @@ from jaxcomp.experiments.sweep.claims import (
 )
 from jaxcomp.experiments.sweep.codebooks import Codebooks, solve_codebooks
 from jaxcomp.experiments.sweep.config import Setting, SweepConfig, sorted_clusters
+from jaxcomp.experiments.sweep.curvature import measure_curvature
 from jaxcomp.experiments.sweep.engine import (
     Evaluator,
     Network,
@@ -45,7 +46,6 @@ from jaxcomp.experiments.sweep.engine import (
     stack_losses,
 )
 from jaxcomp.experiments.sweep.given import Given, fingerprint_of
-from jaxcomp.experiments.sweep.importance import measure_curvature
 from jaxcomp.experiments.sweep.results import SweepDirectory, SweepResult
 from jaxcomp.experiments.sweep.variants import Variant
 from jaxcomp.numerics.transformations import all_transfers

@@ -19,7 +19,7 @@ from jaxcomp.experiments import regularization, sweep
 from jaxcomp.experiments.regularization import RegularizationConfig, RegularizationResult, figure
 
 # The package gives the function its module's name.
-run_module = importlib.import_module("jaxcomp.experiments.regularization.run")
+run_module = importlib.import_module("jaxcomp.experiments.regularization.experiment")
 
 CONFIG = RegularizationConfig(
     width=1 / 16,

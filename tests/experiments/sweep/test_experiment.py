@@ -19,7 +19,7 @@ from jaxcomp.experiments.sweep.config import SweepConfig
 from jaxcomp.experiments.sweep.report import report_markdown
 
 # The package gives the function its module's name.
-run_module = importlib.import_module("jaxcomp.experiments.sweep.run")
+run_module = importlib.import_module("jaxcomp.experiments.sweep.experiment")
 
 CONFIG = SweepConfig(
     width=0.125,
