@@ -101,7 +101,7 @@ def plot(
 
 def _finished(directory: Path) -> Result:
     """The result in a directory, of whatever experiment it is."""
-    from jaxcomp.experiments.directory import read_manifest
+    from jaxcomp.experiments.run import read_manifest
 
     match kind := read_manifest(directory, "run").get("kind"):
         case "sweep":

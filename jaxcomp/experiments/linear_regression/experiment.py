@@ -4,16 +4,17 @@ Chunks of data sets are split in two halves: rates and penalties are chosen on t
 are tested on the second.
 """
 
-import time
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial, reduce
 from pathlib import Path
 
 import jax
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from jaxcomp import storage
-from jaxcomp.experiments.directory import RunDirectory
 from jaxcomp.experiments.linear_regression.claims import evaluate_claims
 from jaxcomp.experiments.linear_regression.config import StudyConfig
 from jaxcomp.experiments.linear_regression.grid import (
@@ -27,44 +28,49 @@ from jaxcomp.experiments.linear_regression.information import measure_informatio
 from jaxcomp.experiments.linear_regression.results import NOUN, StudyResult
 from jaxcomp.experiments.linear_regression.table import risk_table
 from jaxcomp.experiments.reproducibility import random_key
+from jaxcomp.experiments.run import Run
 from jaxcomp.linear_regression.problem import Problem
-from jaxcomp.linear_regression.simulation import Simulation, codebooks_for, simulate
+from jaxcomp.linear_regression.simulation import (
+    DesignedCodebooks,
+    Simulation,
+    codebooks_for,
+    simulate,
+)
 from jaxcomp.numerics.transformations import all_transfers
-from jaxcomp.progress import Progress, Report
+from jaxcomp.progress import Progress
 
 
-class StudyDirectory(RunDirectory):
-    """The files of one study: finished chunks of data sets."""
+@dataclass(frozen=True)
+class StoredChunk:
+    """How a chunk of data sets is kept, in `chunks/NAME.npz`.
 
-    noun = NOUN
-    folders = ("chunks",)
+    Attributes:
+        compressors: that it was simulated with.
+        rates_nats: likewise.
+    """
 
-    def load(self, name: str, like: tuple[tuple[str, ...], np.ndarray]) -> Simulation | None:
+    compressors: tuple[str, ...]
+    rates_nats: Float[np.ndarray, "R"]
+
+    def read(self, folder: Path, name: str) -> Simulation | None:
         """A finished chunk, or None if it is missing, damaged or of other compressors."""
-        if self.path is None:
-            return None
         try:
-            arrays, metadata = storage.load_arrays(self.path / "chunks" / f"{name}.npz")
+            arrays, metadata = storage.load_arrays(folder / "chunks" / f"{name}.npz")
             names, rates = tuple(metadata["compressors"]), arrays["rates_nats"]
-            if names != like[0] or not np.array_equal(rates, like[1]):
+            if names != self.compressors or not np.array_equal(rates, self.rates_nats):
                 return None
             count = int(metadata["num_datasets"])
             return Simulation(count, names, rates, arrays["means"], arrays["squares"])
         except (ValueError, KeyError):
             return None
 
-    def save(self, name: str, chunk: Simulation) -> None:
+    def write(self, folder: Path, name: str, value: Simulation) -> None:
         """Write a finished chunk."""
-        if self.path is not None:
-            storage.save_arrays(
-                self.path / "chunks" / f"{name}.npz",
-                {
-                    "rates_nats": chunk.rates_nats,
-                    "means": chunk.means,
-                    "squares": chunk.squares,
-                },
-                {"compressors": list(chunk.compressors), "num_datasets": chunk.num_datasets},
-            )
+        storage.save_arrays(
+            folder / "chunks" / f"{name}.npz",
+            {"rates_nats": value.rates_nats, "means": value.means, "squares": value.squares},
+            {"compressors": list(value.compressors), "num_datasets": value.num_datasets},
+        )
 
 
 @all_transfers
@@ -90,13 +96,10 @@ def run(
     Raises:
         ValueError: if `out` cannot be used.
     """
-    started = time.perf_counter()
-    with StudyDirectory(
-        None if out is None else Path(out), asdict(config), resume=resume
-    ) as directory:
-        if (result := directory.finished(StudyResult.load)) is not None:
+    with Run(out, asdict(config), noun=NOUN, folders=("chunks",), resume=resume) as run:
+        if (result := run.finished(StudyResult.load)) is not None:
             return result
-        directory.describe()
+        run.describe()
         problem = problem_of(config)
         tables, claims = [], []
         with Progress(quiet=quiet) as progress:
@@ -104,23 +107,20 @@ def run(
             report = progress.task("compressing data sets", total)
             for number, num_examples in enumerate(config.num_examples):
                 done = number * config.num_datasets
-                halves = _simulate(config, problem, num_examples, directory, report, done, total)
+
+                def tell(count: int, before: int = done, of: int = num_examples) -> None:
+                    report(before + count, total, f"n = {of}")
+
+                halves = _simulate(config, problem, num_examples, run, tell)
                 tables.append(risk_table(config, problem, num_examples, halves[0].merge(halves[1])))
                 claims += evaluate_claims(config, num_examples, *halves)
             # The densities that it integrates are those for uncorrelated inputs.
             plain = problem_of(replace(config, correlation=0.0))
             information = measure_information(config, plain, progress)
-        directory.manifest["times"] = {"seconds": time.perf_counter() - started}
         result = StudyResult(
-            pd.concat(tables, ignore_index=True),
-            information,
-            claims,
-            directory.manifest,
-            directory.path,
+            pd.concat(tables, ignore_index=True), information, claims, run.manifest, run.path
         )
-        if directory.path is not None:
-            result.save()
-        directory.finish()
+        run.finish(result)
         return result
 
 
@@ -128,51 +128,47 @@ def _simulate(
     config: StudyConfig,
     problem: Problem,
     num_examples: int,
-    directory: StudyDirectory,
-    report: Report,
-    done_before: int,
-    total: int,
+    run: Run,
+    tell: Callable[[int], None],
 ) -> tuple[Simulation, Simulation]:
     """Simulate all chunks of one n; return the half for choosing and the half for testing."""
     key = jax.random.fold_in(random_key(config.seed), num_examples)
     clusters = tuple(range(1, config.num_rates + 1))
-    codebooks = None
-    halves: list[Simulation | None] = [None, None]
+    like = StoredChunk(compressors_of(config), rates_nats_of(config))
     # Two chunks at least, one for each half.
     size = min(config.chunk_size, -(-config.num_datasets // 2))
-    starts = range(0, config.num_datasets, size)
-    for chunk, start in enumerate(starts):
-        name = f"n{num_examples:06d}-{chunk:04d}"
+
+    @cache
+    def codebooks() -> DesignedCodebooks:
+        return codebooks_for(
+            problem,
+            jax.random.fold_in(key, DESIGN_STREAM),
+            num_examples=num_examples,
+            num_clusters=clusters,
+            rates_nats=like.rates_nats,
+            diameter_penalty=config.diameter_penalty,
+        )
+
+    def chunk_from(start: int, count: int) -> Simulation:
+        return simulate(
+            problem,
+            jax.random.fold_in(key, DATA_SETS_STREAM),
+            num_examples=num_examples,
+            num_datasets=count,
+            num_clusters=clusters,
+            rates_nats=like.rates_nats,
+            compressors=like.compressors,
+            codebooks=codebooks(),
+            diameter_penalty=config.diameter_penalty,
+            first_dataset=start,
+            chunk_size=min(size, 512),
+        )
+
+    halves: tuple[list[Simulation], list[Simulation]] = [], []
+    for number, start in enumerate(range(0, config.num_datasets, size)):
         count = min(size, config.num_datasets - start)
-        found = directory.load(name, (compressors_of(config), rates_nats_of(config)))
-        if found is None:
-            if codebooks is None:
-                codebooks = codebooks_for(
-                    problem,
-                    jax.random.fold_in(key, DESIGN_STREAM),
-                    num_examples=num_examples,
-                    num_clusters=clusters,
-                    rates_nats=rates_nats_of(config),
-                    diameter_penalty=config.diameter_penalty,
-                )
-            found = simulate(
-                problem,
-                jax.random.fold_in(key, DATA_SETS_STREAM),
-                num_examples=num_examples,
-                num_datasets=count,
-                num_clusters=clusters,
-                rates_nats=rates_nats_of(config),
-                compressors=compressors_of(config),
-                codebooks=codebooks,
-                diameter_penalty=config.diameter_penalty,
-                first_dataset=start,
-                chunk_size=min(size, 512),
-            )
-            directory.save(name, found)
-        half = halves[chunk % 2]
-        halves[chunk % 2] = found if half is None else half.merge(found)
-        report(done_before + start + count, total, f"n = {num_examples}")
-    first, second = halves
-    assert first is not None
-    assert second is not None
+        name = f"n{num_examples:06d}-{number:04d}"
+        halves[number % 2].append(run.part(name, partial(chunk_from, start, count), like))
+        tell(start + count)
+    first, second = (reduce(Simulation.merge, chunks) for chunks in halves)
     return first, second

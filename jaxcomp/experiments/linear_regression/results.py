@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from jaxcomp import storage
-from jaxcomp.experiments.directory import loading, read_table, seal, write_table
 from jaxcomp.experiments.drawing import own_look
 from jaxcomp.experiments.linear_regression import figure as pictures
 from jaxcomp.experiments.linear_regression.claims import Claim, claim_from_dict
@@ -30,6 +29,7 @@ from jaxcomp.experiments.linear_regression.report import (
     report_markdown,
 )
 from jaxcomp.experiments.reporting import brief
+from jaxcomp.experiments.result import loading, read_table, seal, write_table
 
 NOUN = "study"
 

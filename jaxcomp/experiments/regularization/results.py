@@ -20,12 +20,12 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from jaxcomp import storage
-from jaxcomp.experiments.directory import loading, read_table, seal, write_table
 from jaxcomp.experiments.drawing import own_look
 from jaxcomp.experiments.regularization import figure as pictures
 from jaxcomp.experiments.regularization.claims import Claim, claim_from_dict
 from jaxcomp.experiments.regularization.report import first_lines, print_report, report_markdown
 from jaxcomp.experiments.reporting import brief
+from jaxcomp.experiments.result import loading, read_table, seal, write_table
 
 NOUN = "regularization run"
 
