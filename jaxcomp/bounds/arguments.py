@@ -8,9 +8,6 @@ from jaxtyping import Array, Float
 
 from jaxcomp.numerics.checks import is_concrete
 
-# What a few operations in float64 may lose, relative to the largest of their numbers; log-gamma
-# functions are that exact as well.
-ROUNDING = 2e-15
 Number = Float[Array, "*shape"] | float
 
 

@@ -15,7 +15,6 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxcomp.bounds.arguments import (
-    ROUNDING,
     Number,
     check_at_least_zero,
     check_certificate,
@@ -25,7 +24,7 @@ from jaxcomp.bounds.arguments import (
 from jaxcomp.bounds.binomial import binomial_inverse, whole_errors
 from jaxcomp.bounds.relative_entropy import upper_inverse
 from jaxcomp.numerics.checks import is_concrete
-from jaxcomp.numerics.precision import bound_in_float64
+from jaxcomp.numerics.precision import ROUNDING, bound_in_float64
 from jaxcomp.numerics.units import LN2
 
 Tail = Literal["binomial", "chernoff"]

@@ -8,10 +8,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxcomp.bounds.arguments import ROUNDING, check_positive
+from jaxcomp.bounds.arguments import check_positive
 from jaxcomp.bounds.relative_entropy import bisect
 from jaxcomp.numerics.checks import is_concrete
-from jaxcomp.numerics.precision import in_float64, round_up
+from jaxcomp.numerics.precision import ROUNDING, in_float64, round_up
 
 
 class GaussianComplexity(NamedTuple):

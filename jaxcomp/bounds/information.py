@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from jaxcomp.bounds.arguments import ROUNDING, Number, check_positive
-from jaxcomp.numerics.precision import bound_in_float64, in_float64, round_up
+from jaxcomp.bounds.arguments import Number, check_positive
+from jaxcomp.numerics.precision import ROUNDING, bound_in_float64, in_float64, round_up
 
 
 class PopulationRisk(NamedTuple):

@@ -1,5 +1,7 @@
 """Every row of the table of channels against plain Monte Carlo, and the algebra between rows."""
 
+import decimal
+
 import jax
 import jax.numpy as jnp
 import linear_regression_oracles as oracle
@@ -112,6 +114,22 @@ def test_distortion_rate_bounds_enclose_what_is_achieved(setting):
     np.testing.assert_allclose(bounds.achieved, uninformed.distortion, rtol=1e-6)
     assert np.all(bounds.lower <= bounds.achieved * (1 + 1e-6))
     assert np.all(bounds.achieved <= bounds.upper)
+
+
+def test_distortion_rate_bounds_hold_after_rounding():
+    rates = np.geomspace(1e-3, 400, 40)
+    found = distortion_rate_bounds(Setting(5, 22, 0.7, 1.3), rates)
+    with decimal.localcontext(prec=40):
+        s2 = decimal.Decimal.from_float(0.7)
+        overfit, excess = 5 * s2 / 22, 5 * s2 / (22 - 5 - 1)
+        for numbers in zip(rates, *found, strict=True):
+            rate, lower, achieved, upper = (decimal.Decimal(float(value)) for value in numbers)
+            b = (-2 * rate / 5).exp()
+            assert lower <= b * overfit
+            assert achieved >= b * (b * overfit + (1 - b) * excess)
+            assert upper >= b * excess
+            assert lower >= b * overfit * (1 - decimal.Decimal("2e-7")) or lower < 1e-37
+            assert upper <= b * excess * (1 + decimal.Decimal("2e-7")) or upper < 2e-38
 
 
 @pytest.mark.parametrize("channel", CHANNELS)

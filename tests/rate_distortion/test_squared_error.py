@@ -1,3 +1,6 @@
+from fractions import Fraction
+from operator import mul
+
 import jax
 import numpy as np
 import pytest
@@ -125,6 +128,22 @@ def test_a_coarse_grid_claims_more_than_is_true():
         free.distortion - np.asarray(on_grid.distortion)[:, None]
     )
     assert np.any(claims > free.rate_nats + 0.1)
+
+
+def test_the_tangent_of_the_constant_code_holds_after_rounding():
+    # At small slopes R + s D is least for the mean: s times the variance, a fraction.
+    points, importance = layer(3)
+    scale = np.mean(importance * (points - np.average(points, weights=importance)) ** 2)
+    slopes = (np.array([0.011, 0.023, 0.037, 0.051]) / scale).astype(np.float32)
+    found = solve(points, importance, slopes)
+    w, h = ([Fraction(float(x)) for x in np.float32(part)] for part in (points, importance))
+    mean = sum(map(mul, w, h)) / sum(h)
+    variance = sum(b * (a - mean) ** 2 for a, b in zip(w, h, strict=True)) / NUM_POINTS
+    for s, *point in zip(slopes, found.rate_nats, found.distortion, found.gap_nats, strict=True):
+        s, rate, distortion, gap = (Fraction(float(value)) for value in (s, *point))
+        assert rate - gap + s * distortion <= s * variance
+        assert distortion >= variance or rate > 0
+        assert float(gap) <= 1e-3
 
 
 def test_importance_is_not_a_probability():

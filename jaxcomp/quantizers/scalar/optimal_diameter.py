@@ -65,7 +65,7 @@ class DiameterSolution(NamedTuple):
     Attributes:
         solution: codebook and costs of the histogram, bins taken whole.
         gap_bound: (...) no quantizer of the bins has an objective below
-            `solution.objective - gap_bound`.
+            `solution.objective - gap_bound`, with these numbers as they are.
     """
 
     solution: Solution
@@ -431,7 +431,16 @@ def _solve_one(solver, num_clusters, beta, num_iterations) -> DiameterSolution:
         distortion=restored(found.distortion),
         objective=restored(found.objective),
     )
-    return DiameterSolution(solution, restored(jnp.maximum(found.objective - bound, 0)))
+    return DiameterSolution(solution, _raised(restored(jnp.maximum(found.objective - bound, 0))))
+
+
+def _raised(gap: Float[Array, ""]) -> Float[Array, ""]:
+    """Return the next number above a positive gap: the difference that it is was rounded.
+
+    So were both of its ends, where their unit leads below 1e-38.
+    """
+    above = jnp.nextafter(gap, jnp.full((), jnp.inf, gap.dtype))
+    return jnp.where(gap > 0, above, gap)
 
 
 def _lower_bound(solver, k, beta):
