@@ -447,7 +447,8 @@ def distance_to_limit(curve: LayerCurve, rate_bits: Any, distortion: Any) -> Dis
         cost / curve.num_weights,
     )
     live = cost / curve.num_weights / curve.live_share
-    shannon = shannon_rate(curve.entropy_nats, live, curve.mean_log_importance)
+    per_live: Any = live
+    shannon = shannon_rate(curve.entropy_nats, per_live, curve.mean_log_importance)
     return Distance(
         rate_bits=rate,
         distortion=cost,

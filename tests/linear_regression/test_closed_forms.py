@@ -197,7 +197,7 @@ def test_in_double_precision():
         (Setting(50, 51), r"num_examples must be more than dim \+ 1 .* got 51 examples of dim"),
         (Setting(50, np.array([80, 50])), "got 50 examples of dimension 50; draw more"),
         (Setting(0, 10), "dim must be at least 1, got 0"),
-        (Setting(5, 10, 0.0), "noise_variance must be positive and finite, got 0.0"),
+        (Setting(5, 10, 0.0), "noise_variance must be positive and finite, got 0"),
         (Setting(5, 10, 1.0, -1.0), "signal must be at least 0, got -1.0"),
     ],
 )
