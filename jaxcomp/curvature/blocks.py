@@ -21,7 +21,6 @@ from jaxcomp.curvature.estimate import (
     SampleFn,
     Sampling,
     as_partial,
-    check_positive_count,
     estimate_on_batch,
     floating_leaves,
     sampled_by,
@@ -34,6 +33,7 @@ from jaxcomp.curvature.hutchinson import (
     probed_hessian,
     probed_products,
 )
+from jaxcomp.numerics.checks import check_count
 from jaxcomp.numerics.transformations import explicit_transfers
 from jaxcomp.types import Batch, LossFn, Params, PRNGKey
 
@@ -102,11 +102,11 @@ def _block_sampling(
 ) -> Sampling:
     """Check the arguments of `hutchinson_blocks`, of which the batch plays no part."""
     del batch
-    num_probes = check_positive_count("num_probes", num_probes, minimum=2)
-    block_size = check_positive_count("block_size", block_size)
+    num_probes = check_count("num_probes", num_probes, least=2)
+    block_size = check_count("block_size", block_size)
     check_distribution(distribution)
     if examples_per_probe is not None:
-        examples_per_probe = check_positive_count("examples_per_probe", examples_per_probe)
+        examples_per_probe = check_count("examples_per_probe", examples_per_probe)
     sampler = BlockSampler(
         as_partial(loss_fn), params, key, block_size, distribution, examples_per_probe
     )

@@ -369,17 +369,6 @@ def count_examples(batch: Batch, name: str = "batch") -> int:
     return num_examples
 
 
-def check_positive_count(name: str, value: Any, minimum: int = 1) -> int:
-    """Return a static count as int.
-
-    Raises:
-        ValueError: if `value` is not an integer, or below `minimum`.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
-        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}.")
-    return int(value)
-
-
 @always_compiled
 def check_finite(curvature: DiagonalEstimate | PyTree) -> DiagonalEstimate | PyTree:
     """Return `curvature` unchanged if all of it is finite; a host boundary, not for use in `jit`.

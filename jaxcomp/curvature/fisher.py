@@ -21,7 +21,6 @@ from jaxcomp.curvature.estimate import (
     SampleFn,
     Sampling,
     as_partial,
-    check_positive_count,
     count_examples,
     estimate_on_batch,
     floating_leaves,
@@ -29,6 +28,7 @@ from jaxcomp.curvature.estimate import (
     scalar_loss,
 )
 from jaxcomp.curvature.per_example import open_function, sum_of_squares
+from jaxcomp.numerics.checks import check_count
 from jaxcomp.numerics.transformations import explicit_transfers
 from jaxcomp.types import Batch, LossFn, Params
 
@@ -72,7 +72,7 @@ def _fisher_sampling(
     """Check the arguments of `fisher_diagonal`, of which the batch plays no part."""
     del batch
     if examples_per_chunk is not None:
-        examples_per_chunk = check_positive_count("examples_per_chunk", examples_per_chunk)
+        examples_per_chunk = check_count("examples_per_chunk", examples_per_chunk)
     return Sampling(FisherSampler(as_partial(loss_fn), params, examples_per_chunk), 1)
 
 

@@ -30,7 +30,6 @@ from jaxcomp.curvature.estimate import (
     SampleFn,
     Sampling,
     as_partial,
-    check_positive_count,
     count_examples,
     diagonal_dtype,
     estimate_on_batch,
@@ -38,6 +37,7 @@ from jaxcomp.curvature.estimate import (
     sampled_by,
 )
 from jaxcomp.curvature.per_example import open_layers, sum_of_squares
+from jaxcomp.numerics.checks import check_count
 from jaxcomp.numerics.linear_algebra import eigh
 from jaxcomp.numerics.transformations import explicit_transfers
 from jaxcomp.types import Batch, Params, PredictFn, PRNGKey
@@ -120,14 +120,14 @@ def _gauss_newton_sampling(
             "exact diagonal."
         )
     if num_label_samples is not None:
-        num_label_samples = check_positive_count("num_label_samples", num_label_samples, minimum=2)
+        num_label_samples = check_count("num_label_samples", num_label_samples, least=2)
         if key is None:
             raise ValueError(
                 "num_label_samples needs a key: pass key=jax.random.key(seed), or leave "
                 "num_label_samples out for the exact diagonal."
             )
     if examples_per_chunk is not None:
-        examples_per_chunk = check_positive_count("examples_per_chunk", examples_per_chunk)
+        examples_per_chunk = check_count("examples_per_chunk", examples_per_chunk)
     sampler = GaussNewtonSampler(
         as_predict_fn(predict_fn),
         params,

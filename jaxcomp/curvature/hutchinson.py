@@ -31,7 +31,6 @@ from jaxcomp.curvature.estimate import (
     SampleFn,
     Sampling,
     as_partial,
-    check_positive_count,
     count_examples,
     diagonal_dtype,
     estimate_on_batch,
@@ -39,6 +38,7 @@ from jaxcomp.curvature.estimate import (
     sampled_by,
     scalar_loss,
 )
+from jaxcomp.numerics.checks import check_count
 from jaxcomp.numerics.transformations import explicit_transfers
 from jaxcomp.types import Batch, LossFn, Params, PRNGKey
 
@@ -91,10 +91,10 @@ def _hutchinson_sampling(
 ) -> Sampling:
     """Check the arguments of `hutchinson_diagonal`, of which the batch plays no part."""
     del batch
-    num_probes = check_positive_count("num_probes", num_probes, minimum=2)
+    num_probes = check_count("num_probes", num_probes, least=2)
     check_distribution(distribution)
     if examples_per_probe is not None:
-        examples_per_probe = check_positive_count("examples_per_probe", examples_per_probe)
+        examples_per_probe = check_count("examples_per_probe", examples_per_probe)
     sampler = HutchinsonSampler(as_partial(loss_fn), params, key, distribution, examples_per_probe)
     return Sampling(sampler, num_probes)
 

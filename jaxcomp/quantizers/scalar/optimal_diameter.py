@@ -30,7 +30,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxcomp.numerics.checks import check_penalty, check_points
+from jaxcomp.numerics.checks import check_count, check_penalty, check_points
 from jaxcomp.numerics.scaling import normalise, restore
 from jaxcomp.numerics.sums import (
     middle_bin,
@@ -213,10 +213,8 @@ def solve_optimal_diameter(
     Raises:
         ValueError: while tracing, if `max_clusters` or `num_outer` is below 1.
     """
-    if max_clusters < 1:
-        raise ValueError(f"max_clusters must be at least 1, got {max_clusters}.")
-    if num_outer < 1:
-        raise ValueError(f"num_outer must be at least 1, got {num_outer}.")
+    check_count("max_clusters", max_clusters)
+    check_count("num_outer", num_outer)
     solve = partial(_prepare_group, max_clusters=max_clusters, num_outer=num_outer)
     batch_shape = moments.position.shape[:-1]
     if not batch_shape:
