@@ -23,6 +23,7 @@ from jaxcomp.curvature.estimate import (
     as_partial,
     estimate_on_batch,
     floating_leaves,
+    open_params,
     sampled_by,
     shape_and_dtype,
 )
@@ -107,9 +108,8 @@ def _block_sampling(
     check_distribution(distribution)
     if examples_per_probe is not None:
         examples_per_probe = check_count("examples_per_probe", examples_per_probe)
-    sampler = BlockSampler(
-        as_partial(loss_fn), params, key, block_size, distribution, examples_per_probe
-    )
+    function, params = open_params(as_partial(loss_fn), params)
+    sampler = BlockSampler(function, params, key, block_size, distribution, examples_per_probe)
     return Sampling(sampler, num_probes)
 
 
@@ -137,7 +137,7 @@ def hutchinson_blocks(
 
     Args:
         loss_fn: `(params, batch) -> scalar`, as for `hutchinson_diagonal`.
-        params: pytree of arrays; each leaf is cut, in row-major order, into groups of m weights.
+        params: any pytree; each leaf is cut, in row-major order, into groups of m weights.
         batch: pytree of arrays, passed on untouched.
         key: typed PRNG key, consumed here.
         num_probes: S >= 2, static.

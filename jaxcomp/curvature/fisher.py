@@ -24,6 +24,7 @@ from jaxcomp.curvature.estimate import (
     count_examples,
     estimate_on_batch,
     floating_leaves,
+    open_params,
     sampled_by,
     scalar_loss,
 )
@@ -73,7 +74,8 @@ def _fisher_sampling(
     del batch
     if examples_per_chunk is not None:
         examples_per_chunk = check_count("examples_per_chunk", examples_per_chunk)
-    return Sampling(FisherSampler(as_partial(loss_fn), params, examples_per_chunk), 1)
+    function, params = open_params(as_partial(loss_fn), params)
+    return Sampling(FisherSampler(function, params, examples_per_chunk), 1)
 
 
 @sampled_by(_fisher_sampling)
@@ -93,7 +95,7 @@ def fisher_diagonal(
         loss_fn: `(params, batch) -> scalar`, the mean loss of the batch in nats; called on
             batches of one example (leading axis 1), so the loss of an example must not depend on
             the others (fixed batch statistics). Static or traced as in `hutchinson_diagonal`.
-        params: pytree of arrays; leaves that are not floating are constants of the loss.
+        params: any pytree; leaves that are not floating are constants of the loss.
         batch: pytree of arrays with leading axis B >= 1.
         examples_per_chunk: examples held at once, static; None chooses some 64 MiB worth.
 

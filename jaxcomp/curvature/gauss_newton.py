@@ -34,6 +34,7 @@ from jaxcomp.curvature.estimate import (
     diagonal_dtype,
     estimate_on_batch,
     floating_leaves,
+    open_params,
     sampled_by,
 )
 from jaxcomp.curvature.per_example import open_layers, sum_of_squares
@@ -129,8 +130,7 @@ def _gauss_newton_sampling(
     if examples_per_chunk is not None:
         examples_per_chunk = check_count("examples_per_chunk", examples_per_chunk)
     sampler = GaussNewtonSampler(
-        as_predict_fn(predict_fn),
-        params,
+        *open_params(as_predict_fn(predict_fn), params),
         key,
         loss,
         num_label_samples,
@@ -167,7 +167,7 @@ def gauss_newton_diagonal(
         predict_fn: `(params, inputs) -> outputs (batch, ...)` in evaluation mode: the outputs of
             an example must not depend on the others (dropout off, batch statistics fixed). Called
             on batches of one example. Static or traced as `loss_fn` of `hutchinson_diagonal`.
-        params: pytree of arrays; leaves that are not floating are constants.
+        params: any pytree; leaves that are not floating are constants.
         batch: `(inputs, targets)`, pytrees with leading axis B >= 1. Only a callable loss reads
             the targets.
         loss: `"softmax_cross_entropy"` of logits `(batch, classes)`; `"squared_error"`, the sum
