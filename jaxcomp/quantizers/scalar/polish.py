@@ -19,9 +19,9 @@ from jaxcomp.numerics.transformations import (
     without_derivative,
 )
 from jaxcomp.quantizers.assignment import assign, nearest_thresholds
+from jaxcomp.quantizers.bins import PointBins
 from jaxcomp.quantizers.histograms import (
     Moments,
-    PointBins,
     importance_in_units,
     points_in_units,
 )
