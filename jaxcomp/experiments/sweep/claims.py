@@ -19,6 +19,7 @@ follows.
 An effect counts from 3 % on. Losses in nats, accuracies as fractions, sizes in bits.
 """
 
+import bisect
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -642,10 +643,12 @@ def _at_equal_bits(setting: _Setting, quantity: Quantity) -> list[_Candidate]:
         name: sorted(curve.values(), key=lambda variant: variant.bits)
         for name, curve in by_size.items()
     }
+    # Once for each curve, not for each pair.
+    bits = {name: [variant.bits for variant in curve] for name, curve in curves.items()}
     for variant in filter(_is_penalised, variants):
-        curve = curves.get(str(variant.is_about["importance"]), [])
-        if curve and math.isfinite(variant.bits):
-            candidates.append(_interpolated(variant, curve))
+        name = str(variant.is_about["importance"])
+        if curves.get(name) and math.isfinite(variant.bits):
+            candidates.append(_interpolated(variant, curves[name], bits[name]))
     return _usable(candidates, quantity)
 
 
@@ -653,15 +656,18 @@ def _is_penalised(variant: _Variant) -> bool:
     return variant.is_about["penalty_form"] != "none" and variant.is_about["diameter_penalty"] > 0
 
 
-def _interpolated(variant: _Variant, curve: list[_Variant]) -> _Candidate:
+def _interpolated(
+    variant: _Variant, curve: Sequence[_Variant], bits: Sequence[float]
+) -> _Candidate:
     """Mix the two neighbours on a curve sorted by bits to the size of the variant."""
-    upper = int(np.searchsorted([c.bits for c in curve], variant.bits))
+    size = variant.bits
+    upper = bisect.bisect_left(bits, size)
     if upper == 0:
-        return _Candidate(variant, ((1.0, curve[0]),), is_outside=variant.bits < curve[0].bits)
+        return _Candidate(variant, ((1.0, curve[0]),), is_outside=size < bits[0])
     if upper == len(curve):
         return _Candidate(variant, ((1.0, curve[-1]),), is_outside=True)
     below, above = curve[upper - 1], curve[upper]
-    share = (variant.bits - below.bits) / (above.bits - below.bits)
+    share = (size - bits[upper - 1]) / (bits[upper] - bits[upper - 1])
     if share == 1:
         return _Candidate(variant, ((1.0, above),))
     return _Candidate(variant, ((1 - share, below), (share, above)))
