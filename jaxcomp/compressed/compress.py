@@ -22,9 +22,10 @@ from jaxcomp.compressed.tensors import (
     KeptLayout,
     KeptLeaf,
     TensorLayout,
-    measures_of,
+    on_device,
     packed,
     size_of,
+    tensor_of,
 )
 from jaxcomp.compressed.tree import CompressedTree, TreeLayout, kept_bits
 from jaxcomp.curvature import DiagonalEstimate
@@ -32,13 +33,13 @@ from jaxcomp.long_call import LongCall
 from jaxcomp.numerics.checks import is_concrete
 from jaxcomp.numerics.transformations import always_compiled
 from jaxcomp.quantizers.curves import Curve, Point
-from jaxcomp.quantizers.methods import EntropyConstrained, Method
+from jaxcomp.quantizers.methods import EntropyConstrained, Method, Vector
 from jaxcomp.quantizers.problems import Problem, energy, problem_of
-from jaxcomp.trees.leaves import Constant, is_array, is_wide, warn_of_wide, with_readable_leaves
+from jaxcomp.trees.leaves import Constant, is_array, warn_of_wide, with_readable_leaves
 from jaxcomp.trees.paths import leaves_by_path, matching_paths, shorten
 from jaxcomp.trees.selection import Select, decide, stacked_paths
 from jaxcomp.trees.tied import Group, group_tied
-from jaxcomp.types import AnyArray, Params
+from jaxcomp.types import Params
 
 # What keeps most without data, by `benchmarks/methods.py`.
 DEFAULT = EntropyConstrained()
@@ -85,7 +86,8 @@ def compress(
             MiniLM keep a cosine of 0.971; of integers, 0.960 (`benchmarks/methods.py`).
         importance: importance h of each weight, a pytree with a non-negative real array of the
             leaf's shape at the path of every selected leaf (other leaves may be None or missing),
-            or a `DiagonalEstimate`, whose mean goes through the default `CurvaturePolicy`. None,
+            or a `DiagonalEstimate`, whose mean goes through the default `CurvaturePolicy`. For
+            `Vector` also the Hessian blocks (ceil(n / m), m, m) of a leaf's vectors. None,
             without data, weighs the weights of a layer alike, and a budget in bits lets the
             relative errors `sum (w - c)^2 / sum w^2` of all layers count alike. (An array of ones
             lets the errors of all weights count alike: there 0.916.) At the places of a tied leaf
@@ -248,13 +250,12 @@ class _Tensor(NamedTuple):
     def apply(self, points: Sequence[Point]) -> CompressedTensor:
         """Give the weights of every layer their codes."""
         stored = [
-            _encode(problem, point, self.method)
+            tensor_of(problem, point, self.method)
             for problem, point in zip(self.problems, points, strict=True)
         ]
         leaf = _stack(stored) if self.layout.is_stack else stored[0]
         codes = packed(leaf.codes, _one_codebook(leaf, self.layout))
-        leaf = leaf._replace(codes=_array(codes))
-        return _placed(leaf, self.value)
+        return leaf._replace(codes=_placed(codes, self.value))
 
 
 class _Selected(NamedTuple):
@@ -293,7 +294,8 @@ def _select(
     # Read by the host, chunk by chunk; on CPU that is the same memory.
     host = {group.paths[0]: np.asarray(group.value) for group in selected}
     exponents_of("params", host)
-    importances = importance_by_leaf(importance, selected)
+    vector_sizes = [own.vector_size if isinstance(own, Vector) else None for own in methods]
+    importances = importance_by_leaf(importance, selected, vector_sizes)
     tensors = {}
     for number, own, h in zip(chosen, methods, importances, strict=True):
         group = chosen[number]
@@ -328,14 +330,17 @@ def _problems(
     layers = list(weights) if is_stack else [weights]
     parts: list[Any] = [None] * len(layers)
     if importance is not None:
-        parts = list(importance.values) if is_stack else [importance.values]
+        parts = (
+            importance.of_layers(group.paths[0], len(layers)) if is_stack else [importance.values]
+        )
+    kind = "blocks" if importance is not None and importance.is_blocks else "importance"
     names = [f"{group.paths[0]}[{number}]" for number in range(len(layers))]
     exponents = exponents_of("params", dict(zip(names, layers, strict=True)))
     return [
         problem_of(
             np.asarray(layer),
             exponent=exponent,
-            importance=part,
+            **{kind: part},
             importance_exponent=0 if importance is None else importance.exponent,
         )
         for layer, part, exponent in zip(layers, parts, exponents, strict=True)
@@ -452,23 +457,6 @@ def _distortions(leaf: CompressedTensor) -> Float[np.ndarray, "*layers"]:
     return np.ldexp(np.asarray(leaf.measures.distortion, np.float64), exponent)
 
 
-def _encode(problem: Problem, point: Point, method: Method) -> CompressedTensor:
-    encoded = method.encode(problem, point)
-    return CompressedTensor(
-        codes=encoded.codes,
-        codebook=None if encoded.codebook is None else _array(encoded.codebook),
-        scales=None if encoded.scales is None else _array(encoded.scales),
-        counts=jax.device_put(encoded.counts),
-        parameter=jax.device_put(np.float32(point.parameter)),
-        measures=measures_of(encoded.errors, problem, converged=point.converged),
-    )
-
-
-def _array(values: Any) -> AnyArray:
-    """Arrays wider than JAX has stay with NumPy."""
-    return values if is_wide(values.dtype) else jax.device_put(values)
-
-
 def _stack(parts: Sequence[CompressedTensor]) -> CompressedTensor:
     """Join the layers of a stack; codebooks and counts of the longest."""
 
@@ -501,10 +489,10 @@ def _one_codebook(leaf: CompressedTensor, layout: TensorLayout) -> Any:
     return leaf.codebook[0] if layout.is_stack else leaf.codebook
 
 
-def _placed(leaf: CompressedTensor, value: Any) -> CompressedTensor:
-    """Give what is shaped like the weights their sharding, if they are spread over devices."""
-    if not isinstance(value, jax.Array) or len(value.sharding.device_set) < 2:
-        return leaf
-    if leaf.codes.shape != value.shape:
-        return leaf
-    return leaf._replace(codes=jax.device_put(leaf.codes, value.sharding))
+def _placed(codes: Any, value: Any) -> AnyArray:
+    """Put codes where the weights are, spread over devices as they are if they have their shape."""
+    if not isinstance(value, jax.Array) or is_wide(codes.dtype):
+        return on_device(codes)
+    if codes.shape != value.shape and len(value.sharding.device_set) > 1:
+        return on_device(codes)
+    return jax.device_put(codes, value.sharding)

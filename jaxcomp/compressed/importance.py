@@ -1,6 +1,6 @@
 """The importance of every weight of a tree: checked, in units, of tied places together."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,22 +20,46 @@ class Importance(NamedTuple):
 
     values: Float[np.ndarray, "*shape"]
     exponent: int
+    is_blocks: bool = False
+
+    def of_layers(self, path: str, num_layers: int) -> list[np.ndarray]:
+        """Return the importances of the layers of a stack.
+
+        Raises:
+            ValueError: if a block reaches over the end of a layer.
+        """
+        if not self.is_blocks:
+            return list(self.values)
+        if len(self.values) % num_layers:
+            raise ValueError(
+                f"importance at {path!r} has {len(self.values)} blocks for {num_layers} layers, "
+                "so that some reach over the end of a layer; choose a block size that divides a "
+                "layer, or importances of weights."
+            )
+        return list(self.values.reshape(num_layers, -1, *self.values.shape[1:]))
 
 
 def importance_by_leaf(
-    importance: DiagonalEstimate | PyTree | None, groups: list[Group]
+    importance: DiagonalEstimate | PyTree | None,
+    groups: list[Group],
+    vector_sizes: Sequence[int | None],
 ) -> list[Importance | None]:
-    """Return the importance of every leaf, None where it says nothing; all of it checked."""
+    """Return the importance of every leaf, None where it says nothing; all of it checked.
+
+    Args:
+        importance: as `compress` takes it.
+        groups: the leaves.
+        vector_sizes: m of every leaf whose importance may be blocks (ceil(n / m), m, m); or None.
+    """
     if importance is None:
         return [None] * len(groups)
     is_estimate = isinstance(importance, DiagonalEstimate)
     named = readable_leaves(importance.mean if is_estimate else importance)
-    shapes = {
-        path: group.value.shape if view is None else view.shape
-        for group in groups
+    found = {
+        path: _importance_at(named, path, group.value.shape if view is None else view.shape, size)
+        for group, size in zip(groups, vector_sizes, strict=True)
         for path, view in zip(group.paths, group.views, strict=True)
     }
-    found = {path: _importance_at(named, path, shape) for path, shape in shapes.items()}
     exponents = dict(zip(found, exponents_of("importance", found), strict=True))
     importances: list[Importance | None] = []
     for group in groups:
@@ -45,6 +69,7 @@ def importance_by_leaf(
         dtype = jax.dtypes.canonicalize_dtype(
             np.float64 if group.value.dtype == np.float64 else np.float32
         )
+        is_blocks = _is_blocks(group, found)
         parts = []
         for path in places.values():
             view = group.views[group.paths.index(path)]
@@ -52,14 +77,30 @@ def importance_by_leaf(
             parts.append(units if view is None else np.asarray(view.undo(units)))
         total = sum(parts[1:], start=parts[0])
         if is_estimate:
-            result = CurvaturePolicy().apply(total)
+            policy = CurvaturePolicy()
+            result = policy.apply_blocks(total) if is_blocks else policy.apply(total)
             is_fallback = bool(result.report.is_fallback)
             values = None if is_fallback else np.asarray(result.importance)
         else:
-            _check_importance(group.paths[0], total)
+            _check_importance(group.paths[0], total, is_blocks=is_blocks)
             values = total
-        importances.append(None if values is None else Importance(values, exponent))
+        importances.append(None if values is None else Importance(values, exponent, is_blocks))
     return importances
+
+
+def _is_blocks(group: Group, found: Mapping[str, np.ndarray]) -> bool:
+    """Tell whether the importance of a leaf is by blocks, at all of its places."""
+    number = 0
+    for path, view in zip(group.paths, group.views, strict=True):
+        own = group.value.shape if view is None else view.shape
+        number += found[path].shape != own
+    if number and (number < len(group.paths) or any(view is not None for view in group.views)):
+        raise ValueError(
+            f"importance at {group.paths[0]!r} is by blocks, but the leaf is tied to "
+            f"{shorten(group.paths[1:])} with importances of weights or in another order of its "
+            "axes; give importances of weights for all its places."
+        )
+    return number > 0
 
 
 def exponents_of(name: str, values: Mapping[str, np.ndarray]) -> list[int]:
@@ -80,18 +121,22 @@ def exponents_of(name: str, values: Mapping[str, np.ndarray]) -> list[int]:
     return exponents
 
 
-def _importance_at(named: Mapping[str, Any], path: str, shape: tuple[int, ...]) -> np.ndarray:
+def _importance_at(
+    named: Mapping[str, Any], path: str, shape: tuple[int, ...], vector_size: int | None
+) -> np.ndarray:
     if path not in named:
         raise ValueError(
             f"importance has no leaf {path!r}, which is quantized: it has {shorten(named)}; give "
             "it the structure of params."
         )
     value = named[path]
-    if jnp.shape(value) != shape:
-        raise ValueError(
-            f"importance at {path!r} must have the shape of the weights, {shape}, got "
-            f"{jnp.shape(value)}."
-        )
+    allowed = f"the shape of the weights, {shape}"
+    blocks = None
+    if vector_size is not None:
+        blocks = (-(-int(np.prod(shape)) // vector_size), vector_size, vector_size)
+        allowed += f", or of blocks of its vectors, {blocks}"
+    if jnp.shape(value) not in (shape, blocks):
+        raise ValueError(f"importance at {path!r} must have {allowed}, got {jnp.shape(value)}.")
     array = np.asarray(value)
     if jnp.issubdtype(array.dtype, jnp.integer):
         return array.astype(np.float32)
@@ -100,7 +145,12 @@ def _importance_at(named: Mapping[str, Any], path: str, shape: tuple[int, ...]) 
     return array.astype(np.float32) if array.dtype.itemsize < 2 else array
 
 
-def _check_importance(path: str, importance: Float[np.ndarray, "*shape"]) -> None:
+def _check_importance(
+    path: str, importance: Float[np.ndarray, "*shape"], *, is_blocks: bool
+) -> None:
+    if is_blocks:
+        _check_semidefinite(path, importance)
+        return
     num_negative = int(np.count_nonzero(importance < 0))
     if num_negative:
         raise ValueError(
@@ -114,4 +164,20 @@ def _check_importance(path: str, importance: Float[np.ndarray, "*shape"]) -> Non
             f"importance is 0 throughout the leaf {path!r}, so it cannot weigh anything; pass "
             "jaxcomp.curvature.CurvaturePolicy().apply(importance).importance, which weighs such a "
             "leaf alike, or leave it out by select."
+        )
+
+
+def _check_semidefinite(path: str, blocks: Float[np.ndarray, "vectors m m"]) -> None:
+    scale = np.max(np.abs(blocks), axis=(1, 2), initial=0.0, keepdims=True)
+    scaled = blocks.astype(np.float64) / np.where(scale > 0, scale, 1)
+    # A sum of outer products is semi-definite only up to rounding.
+    slack = 8 * blocks.shape[-1] * float(np.finfo(blocks.dtype).eps)
+    is_bad = np.max(np.abs(scaled - np.swapaxes(scaled, 1, 2)), axis=(1, 2)) > slack
+    is_bad |= np.linalg.eigvalsh(scaled)[:, 0] < -slack
+    if np.any(is_bad):
+        raise ValueError(
+            f"importance at {path!r} must be symmetric positive semi-definite blocks, got "
+            f"{np.count_nonzero(is_bad)} of {len(blocks)} that are not; pass "
+            "jaxcomp.curvature.CurvaturePolicy().apply_blocks(importance).importance, or the "
+            "DiagonalEstimate itself."
         )

@@ -13,10 +13,11 @@ from jaxtyping import Array, Float, Int, Shaped
 from jaxcomp.coding.sizes import CodeSize
 from jaxcomp.compressed.report import LayerReport, Measures, layer_report
 from jaxcomp.numerics.checks import is_concrete
+from jaxcomp.quantizers.curves import Point
 from jaxcomp.quantizers.methods import Method
 from jaxcomp.quantizers.methods.base import is_on_host
 from jaxcomp.quantizers.problems import Errors, Problem
-from jaxcomp.trees.leaves import Constant
+from jaxcomp.trees.leaves import Constant, is_wide
 from jaxcomp.types import AnyArray
 
 
@@ -99,9 +100,11 @@ def decode(leaf: CompressedTensor, layout: TensorLayout) -> Any:
 
 
 def _like(stored: Any, values: Any) -> Any:
-    """Give weights the sharding of their codes, if those are spread over devices."""
+    """Put weights where their codes are, spread over devices as they are."""
     is_known = isinstance(values, jax.Array) and isinstance(stored, jax.Array)
-    if not is_known or not is_concrete(values) or len(stored.sharding.device_set) < 2:
+    if not is_known or not is_concrete(values) or values.sharding == stored.sharding:
+        return values
+    if stored.shape != values.shape and len(stored.sharding.device_set) > 1:
         return values
     return jax.device_put(values, stored.sharding)
 
@@ -116,7 +119,25 @@ def packed(codes: Any, codebook: Any) -> Shaped[AnyArray, "..."]:
     return codes
 
 
-def measures_of(errors: Errors, problem: Problem, *, converged: bool) -> Measures:
+def tensor_of(problem: Problem, point: Point, method: Method) -> CompressedTensor:
+    """Apply one operating point of a method to a tensor; its codes stay on the host."""
+    encoded = method.encode(problem, point)
+    return CompressedTensor(
+        codes=encoded.codes,
+        codebook=None if encoded.codebook is None else on_device(encoded.codebook),
+        scales=None if encoded.scales is None else on_device(encoded.scales),
+        counts=jax.device_put(encoded.counts),
+        parameter=jax.device_put(np.float32(point.parameter)),
+        measures=_measures_of(encoded.errors, problem, converged=point.converged),
+    )
+
+
+def on_device(values: Any) -> AnyArray:
+    """Return an array of JAX; those wider than JAX has stay with NumPy."""
+    return values if is_wide(values.dtype) else jax.device_put(values)
+
+
+def _measures_of(errors: Errors, problem: Problem, *, converged: bool) -> Measures:
     """Return the errors of a tensor as they are stored: each a number and a power of two."""
     number, exponent = np.frexp(np.asarray(errors))
     # Sums of squares: twice the power of two.

@@ -20,7 +20,7 @@ from jaxcomp.experiments.reproducibility import environment
 
 MANIFEST = "manifest.json"
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Of everything in a run directory; goes up when a file, a column or a setting changes its name."""
 
 Row: TypeAlias = dict[str, Any]

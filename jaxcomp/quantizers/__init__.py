@@ -8,6 +8,7 @@ loss that the curvature h predicts.
 from jaxcomp.quantizers.allocation import Allocation, allocate_rates, lower_convex_hull
 from jaxcomp.quantizers.assignment import assign
 from jaxcomp.quantizers.blocks import block_kmeans
+from jaxcomp.quantizers.cells import joint_moments
 from jaxcomp.quantizers.curves import Curve
 from jaxcomp.quantizers.histograms import (
     Moments,
@@ -32,7 +33,6 @@ from jaxcomp.quantizers.scalar.entropy_constrained import (
     assign_by_cost,
     default_multipliers,
     entropy_constrained,
-    joint_moments,
     solve_entropy_constrained,
 )
 from jaxcomp.quantizers.scalar.lloyd import kmeans, solve_kmeans

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxcomp.numerics.scaling import normalise
+from jaxcomp.quantizers import cells as joint
 from jaxcomp.quantizers.binning import (
     MOST_EXCESS,
     MOST_ROUNDS,
@@ -27,6 +28,7 @@ from jaxcomp.quantizers.binning import (
     needs_cut,
 )
 from jaxcomp.quantizers.bins import BinSums, PointBins, sums_of_bins
+from jaxcomp.quantizers.cells import Levels, ValueBins, points_as_cells
 from jaxcomp.quantizers.histograms import (
     LOG2_LARGEST,
     Moments,
@@ -34,8 +36,6 @@ from jaxcomp.quantizers.histograms import (
     moments_of_sums,
 )
 from jaxcomp.quantizers.problems import SMALL_CHUNK, Chunk, Problem, fetched
-from jaxcomp.quantizers.scalar import entropy_constrained as joint
-from jaxcomp.quantizers.scalar.entropy_constrained import Levels, ValueBins, points_as_cells
 
 _FEW = 64
 
@@ -90,7 +90,7 @@ def joint_histogram_of(problem: Problem, *, num_bins: int, num_levels: int) -> M
         num_bins: intervals of value.
         num_levels: intervals of importance.
 
-    Source: `entropy_constrained.joint_moments`.
+    Source: `cells.joint_moments`.
     """
     num_cells = num_bins * num_levels
     unit = _unit_of(problem)

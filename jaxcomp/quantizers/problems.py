@@ -22,6 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from jaxcomp.numerics.scaling import group_exponent, normalise
+from jaxcomp.numerics.sums import pairwise_sum
 from jaxcomp.quantizers.histograms import sum_of_squares
 from jaxcomp.quantizers.scales import Rows
 from jaxcomp.trees.leaves import is_wide
@@ -44,12 +46,14 @@ class Chunk(NamedTuple):
         importance: (N,) of each, 0 for copies; None for 1.
         scale: (N,) what each is divided by before it is quantized; None for 1.
         num_padding: () int32, how many copies there are.
+        blocks: (N / m, m, m) Hessians of m consecutive weights each, in place of importances.
     """
 
     points: Float[Array, " points"]
     importance: Float[Array, " points"] | None
     scale: Float[Array, " points"] | None
     num_padding: Int[Array, ""]
+    blocks: Float[Array, "vectors m m"] | None = None
 
     def is_point(self) -> Bool[Array, " points"]:
         """Return which points count."""
@@ -96,6 +100,8 @@ class Problem:
             then, since something has to say which errors are better.
         rows: how the tensor is cut into rows with a scale each; None for no scale.
         scales: (R,) float32 (float64) in the units of the weights.
+        blocks: (ceil(size / m), m, m) Hessians H of m consecutive weights of the flattened tensor
+            each, in units like `importance` and in place of it: the distortion is `e^T H e`.
     """
 
     weights: Float[np.ndarray, "*shape"]
@@ -105,6 +111,7 @@ class Problem:
     weighs_nothing: bool = False
     rows: Rows | None = None
     scales: Float[np.ndarray, " rows"] | None = None
+    blocks: Float[np.ndarray, "vectors m m"] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -226,7 +233,18 @@ class Problem:
             filled(self.importance_of(places), 0),
             filled(scale, None if scale is None else scale[0]),
             jax.device_put(np.int32(padding)),
+            self._blocks_of(places, own.size),
         )
+
+    def _blocks_of(self, places: slice | Int[np.ndarray, " points"], size: int) -> Array | None:
+        """Return the blocks of whole vectors at these places; zeros for what is filled up."""
+        if self.blocks is None:
+            return None
+        vector_size = self.blocks.shape[-1]
+        numbers = _numbers(places)[::vector_size] // vector_size
+        blocks = np.zeros((size // vector_size, *self.blocks.shape[1:]), self.dtype)
+        blocks[: len(numbers)] = self.blocks[numbers]
+        return jax.device_put(blocks)
 
     def over_rows(
         self, terms: Callable[[np.ndarray], np.ndarray], add: np.ufunc, rows: Rows
@@ -251,6 +269,7 @@ def problem_of(
     exponent: int,
     importance: Float[np.ndarray, "*shape"] | None = None,
     importance_exponent: int = 0,
+    blocks: Float[np.ndarray, "vectors m m"] | None = None,
 ) -> Problem:
     """Return the weights of a leaf or layer as methods take them.
 
@@ -259,17 +278,46 @@ def problem_of(
         exponent: that of the largest one, `2 ** exponent <= max |w| < 2 ** (exponent + 1)`.
         importance: of each, in units of `2 ** importance_exponent`, or None.
         importance_exponent: see `importance`.
+        blocks: Hessians of consecutive weights in place of it, likewise.
     """
     # As few octaves as are needed: an outlier far away must not push the others out of range.
     shift = exponent
     if not is_wide(weights.dtype):
         shift = exponent - min(max(exponent, -_ORDINARY_OCTAVES), _ORDINARY_OCTAVES)
     problem = Problem(weights, shift)
-    if importance is None:
+    given = importance if blocks is None else blocks
+    if given is None:
         return problem
-    if not np.any(importance):
+    if not np.any(given):
         return replace(problem, weighs_nothing=True)
-    return replace(problem, importance=importance, importance_exponent=importance_exponent)
+    return replace(
+        problem, importance=importance, importance_exponent=importance_exponent, blocks=blocks
+    )
+
+
+def as_problem(
+    weights: Float[Any, "*shape"], importance: Float[Any, "*shape"] | None = None
+) -> Problem:
+    """Return arrays as methods take them.
+
+    Args:
+        weights: floating, finite; arrays of JAX or NumPy.
+        importance: h >= 0 of each, finite; None for 1.
+    """
+    weights = np.asarray(weights)
+    exponent = survey(weights)[1]
+    if importance is None:
+        return problem_of(weights, exponent=exponent)
+    importance = np.asarray(importance)
+    unit = survey(importance)[1]
+    wide = np.ldexp(importance.astype(np.float64), -unit)
+    exact = problem_of(weights, exponent=exponent).dtype
+    return problem_of(
+        weights,
+        exponent=exponent,
+        importance=wide.astype(exact),
+        importance_exponent=unit,
+    )
 
 
 def survey(values: Float[np.ndarray, "*shape"]) -> tuple[int, int]:
@@ -307,9 +355,24 @@ def measured(
     stored = values.astype(dtype).astype(chunk.points.dtype)
     error = jnp.where(is_point, chunk.points - stored, 0)
     before = jnp.where(is_point, chunk.points, 0)
+    squared_error, energy = (sum_of_squares(None, part) for part in (error, before))
+    if chunk.blocks is not None:
+        return [_quadratic_form(error, chunk.blocks), squared_error, energy]
+    if chunk.importance is None:
+        return [squared_error, squared_error, energy]
     # The root before the square: neither is out of range in units of the largest.
-    weighted = error if chunk.importance is None else jnp.sqrt(chunk.importance) * error
-    return [sum_of_squares(None, part) for part in (weighted, error, before)]
+    weighted = jnp.sqrt(chunk.importance) * error
+    return [sum_of_squares(None, weighted), squared_error, energy]
+
+
+def _quadratic_form(
+    error: Float[Array, " points"], blocks: Float[Array, "vectors m m"]
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """Return `sum e^T H e` as a number and a power of two."""
+    exponent = group_exponent(error)
+    vectors = normalise(error, exponent).reshape(blocks.shape[:2])
+    pull = jnp.einsum("vij,vj->vi", blocks, vectors, precision="highest")
+    return jnp.maximum(pairwise_sum((vectors * pull).ravel()), 0), 2 * exponent
 
 
 class Total:

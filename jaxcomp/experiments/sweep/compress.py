@@ -1,6 +1,6 @@
-"""From a variant to changed weights: one pass over the raw weights, the final assignment.
+"""From a variant to changed weights: a point of a method applied, or a control.
 
-Axes: `L` layers, `K` clusters. The codebooks were solved for the whole grid before (`codebooks`).
+The points were solved for the whole grid before (`codebooks`).
 """
 
 from typing import NamedTuple
@@ -8,21 +8,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
-from jaxcomp.coding import sizes
-from jaxcomp.experiments.sweep.codebooks import Codebooks, Layers, codebook_variant, importance_of
-from jaxcomp.experiments.sweep.variants import VECTOR_SIZE, Variant
-from jaxcomp.quantizers import (
-    assign,
-    assign_by_cost,
-    join_vectors,
-    prune_by_magnitude,
-    round_to_nearest,
-    split_vectors,
-    vector_kmeans,
-)
-from jaxcomp.quantizers.assignment import count_codes
+from jaxcomp.compressed.tensors import TensorLayout, decode, size_of, tensor_of
+from jaxcomp.experiments.sweep.codebooks import Codebooks, Layers, codebook_variant, quantizer
+from jaxcomp.experiments.sweep.variants import Variant
+from jaxcomp.quantizers import EntropyConstrained, Vector
+from jaxcomp.quantizers.curves import Point
+from jaxcomp.quantizers.methods.base import CodebookMethod
+from jaxcomp.quantizers.problems import as_problem
 
 
 class Sizes(NamedTuple):
@@ -70,16 +64,16 @@ def compress(
         last_layer: path of the layer that makes the logits.
     """
     match variant.method:
-        case "kmeans" | "optimal" | "uniform":
-            return _by_codebook(layers, variant, codebooks)
-        case "entropy_constrained":
-            return _by_cost(layers, variant, codebooks)
-        case "vector":
-            return _by_vectors(layers, variant, codebooks)
-        case "round_to_nearest":
-            return _rounded(layers, num_bits=int(variant.parameter))
-        case "magnitude_pruning":
-            return _pruned(layers, sparsity=variant.parameter)
+        case (
+            "kmeans"
+            | "optimal"
+            | "uniform"
+            | "entropy_constrained"
+            | "vector"
+            | "round_to_nearest"
+            | "magnitude_pruning"
+        ):
+            return _quantized(layers, variant, codebooks)
         case "last_layer_scaled":
             assert last_layer is not None
             scaled = layers[last_layer] * jnp.asarray(variant.parameter, layers[last_layer].dtype)
@@ -87,7 +81,7 @@ def compress(
         case "weights_clipped":
             return _uncompressed(_clip(layers, variant.parameter))
         case "gaussian_noise":
-            plain = _by_codebook(layers, codebook_variant(variant), codebooks)
+            plain = _quantized(layers, codebook_variant(variant), codebooks)
             return _uncompressed(_noisy(layers, plain.layers, key))
         case _:
             return _uncompressed(layers)
@@ -112,157 +106,39 @@ def squared_errors(
         return plain, weighted
 
 
-def _by_codebook(layers: Layers, variant: Variant, codebooks: Codebooks) -> Compressed:
-    intervals = codebooks.intervals
-    row = intervals.rows[codebook_variant(variant).id]
-    chosen = [path for path in layers if not variant.layer or path == variant.layer]
-    places = [list(layers).index(path) for path in chosen]
-    values, counts = _lookup(
-        [layers[path] for path in chosen],
-        jnp.asarray(intervals.centroids[row, places]),
-        jnp.asarray(intervals.thresholds[row, places]),
-    )
-    return _quantized(
-        {**layers, **dict(zip(chosen, values, strict=True))},
-        counts,
-        num_clusters=intervals.num_clusters[row, places],
-        converged=intervals.converged[row, places],
-    )
-
-
-def _by_cost(layers: Layers, variant: Variant, codebooks: Codebooks) -> Compressed:
-    codes = codebooks.entropy_codes
-    row = codes.rows[variant.id]
-    importance = importance_of(codebooks, variant.importance, layers)
-    values, counts = _cheapest(
-        list(layers.values()),
-        [importance[path] for path in layers],
-        jnp.asarray(codes.centroids[row]),
-        jnp.asarray(codes.length_bits[row]),
-        jnp.asarray(codes.multiplier[row]),
-    )
-    return _quantized(
-        dict(zip(layers, values, strict=True)),
-        counts,
-        num_clusters=np.sum(np.isfinite(codes.length_bits[row]), axis=-1),
-        converged=codes.converged[row],
-    )
-
-
-def _by_vectors(layers: Layers, variant: Variant, codebooks: Codebooks) -> Compressed:
-    codes = codebooks.vectors
-    row = codes.rows[variant.id]
-    importance = importance_of(codebooks, variant.importance, layers)
-    values, counts = _nearest_vectors(
-        list(layers.values()),
-        [importance[path] for path in layers],
-        jnp.asarray(codes.centroids[row]),
-        jnp.asarray(codes.num_clusters[row]),
-    )
-    return _quantized(
-        dict(zip(layers, values, strict=True)),
-        counts,
-        num_clusters=np.full(len(layers), codes.num_clusters[row]),
-        converged=codes.converged[row],
-        centroid_bits=32 * VECTOR_SIZE,
-    )
-
-
-def _quantized(
-    layers: Layers,
-    counts: Int[Array, "L K"],
-    *,
-    num_clusters: Int[np.ndarray, " L"],
-    converged: Bool[np.ndarray, " L"],
-    centroid_bits: int = 32,
-) -> Compressed:
-    """Put changed layers and their sizes together; `counts` are those of the symbols."""
-    number = np.asarray(counts)
-    size = sizes.code_size(number, num_clusters=num_clusters, centroid_bits=centroid_bits)
-    used = np.sum(number > 0, axis=-1)
+def _quantized(layers: Layers, variant: Variant, codebooks: Codebooks) -> Compressed:
+    method = quantizer(variant)
+    known = codebooks.importance.get(variant.importance)
+    # Only these give a weight its code by what it counts.
+    has_costs = isinstance(method, EntropyConstrained | Vector)
+    points = codebooks.points.get(codebook_variant(variant).id)
+    values, counts, converged = {}, [], []
+    total = np.zeros(len(Sizes._fields))
+    for number, (path, weights) in enumerate(layers.items()):
+        if variant.layer and path != variant.layer:
+            continue
+        importance = known[path] if known is not None and has_costs else None
+        problem = method.prepare(as_problem(weights, importance))
+        point = Point(variant.parameter) if points is None else points[number]
+        leaf = tensor_of(problem, point, method)
+        layout = TensorLayout(
+            (path,), method, weights.shape, np.dtype(weights.dtype), importance is not None, False
+        )
+        values[path] = decode(leaf, layout)
+        total += np.asarray(size_of(leaf, layout))
+        counts.append(np.asarray(leaf.counts))
+        converged.append(bool(point.converged))
+    has_codebook = isinstance(method, CodebookMethod)
+    used = [np.count_nonzero(own) for own in counts]
+    # A layer may have fewer weights than the clusters that were asked for.
+    asked = [variant.num_clusters or len(own) for own in counts]
     return Compressed(
-        layers,
-        Sizes(*(float(np.sum(part)) for part in size)),
-        num_used=float(np.mean(used)),
-        num_empty=float(np.sum(num_clusters - used)),
-        converged=bool(np.all(converged)),
+        {**layers, **values},
+        Sizes(*total.tolist()),
+        num_used=float(np.mean(used)) if has_codebook else np.nan,
+        num_empty=float(sum(asked) - sum(used)) if has_codebook else np.nan,
+        converged=all(converged),
     )
-
-
-@jax.jit
-def _lookup(
-    layers: list[Array], centroids: Float[Array, "L K"], thresholds: Float[Array, "L K-1"]
-) -> tuple[list[Array], Int[Array, "L K"]]:
-    values, counts = [], []
-    for row, weights in enumerate(layers):
-        assignments = assign(weights.ravel(), thresholds[row])
-        values.append(centroids[row][assignments].astype(weights.dtype).reshape(weights.shape))
-        counts.append(count_codes(assignments, centroids.shape[-1]))
-    return values, jnp.stack(counts)
-
-
-@jax.jit
-def _cheapest(
-    layers: list[Array],
-    importance: list[Array],
-    centroids: Float[Array, "L K"],
-    length_bits: Float[Array, "L K"],
-    multiplier: Float[Array, " L"],
-) -> tuple[list[Array], Int[Array, "L K"]]:
-    values, counts = [], []
-    for row, weights in enumerate(layers):
-        assignments = assign_by_cost(
-            weights.ravel(),
-            importance[row].ravel(),
-            centroids[row],
-            length_bits[row],
-            multiplier[row],
-        )
-        values.append(centroids[row][assignments].astype(weights.dtype).reshape(weights.shape))
-        counts.append(count_codes(assignments, centroids.shape[-1]))
-    return values, jnp.stack(counts)
-
-
-@jax.jit
-def _nearest_vectors(
-    layers: list[Array],
-    importance: list[Array],
-    centroids: Float[Array, "L K m"],
-    num_clusters: Int[Array, ""],
-) -> tuple[list[Array], Int[Array, "L K"]]:
-    values, counts = [], []
-    for row, weights in enumerate(layers):
-        found = vector_kmeans(
-            split_vectors(weights, VECTOR_SIZE),
-            split_vectors(importance[row], VECTOR_SIZE),
-            num_clusters=num_clusters,
-            max_clusters=centroids.shape[1],
-            initial_centroids=centroids[row],
-            penalty_form="none",
-            num_iterations=0,
-        )
-        values.append(join_vectors(found.centroids[found.assignments], weights.shape))
-        counts.append(found.counts)
-    return values, jnp.stack(counts)
-
-
-def _rounded(layers: Layers, *, num_bits: int) -> Compressed:
-    rounded = {path: round_to_nearest(w, num_bits=num_bits) for path, w in layers.items()}
-    total = np.zeros(4)
-    for layer in rounded.values():
-        codes = np.asarray(layer.codes).astype(np.int64)
-        counts = np.bincount(codes.ravel() + 2 ** (num_bits - 1), minlength=2**num_bits)
-        total += sizes.rounded_size(counts, num_bits=num_bits, num_scales=layer.scales.size)
-    values = {path: layer.values for path, layer in rounded.items()}
-    return Compressed(values, Sizes(*total.tolist()), np.nan, np.nan, converged=True)
-
-
-def _pruned(layers: Layers, *, sparsity: float) -> Compressed:
-    values = {path: prune_by_magnitude(w, sparsity) for path, w in layers.items()}
-    total = np.zeros(4)
-    for layer in values.values():
-        total += sizes.pruned_size(layer.size, int(jnp.count_nonzero(layer)))
-    return Compressed(values, Sizes(*total.tolist()), np.nan, np.nan, converged=True)
 
 
 def _uncompressed(layers: Layers) -> Compressed:

@@ -133,7 +133,7 @@ def _score_network(
         return _measure(subject, parts, config, jax.random.fold_in(key, _CURVATURE))
 
     def solve() -> Network:
-        start = jax.random.fold_in(key, _START)
+        start = int(jax.random.randint(jax.random.fold_in(key, _START), (), 0, 2**31 - 1))
         return Network(subject, _solve(subject, curvatures(), variants, config, start), noise)
 
     network = run.part(file, solve, StoredNetwork(name, subject, noise))
@@ -174,7 +174,7 @@ def _solve(
     curvatures: Curvatures,
     variants: Sequence[Variant],
     config: SweepConfig,
-    key: jax.Array,
+    seed: int,
 ) -> Codebooks:
     """The codebooks of one network, for every quantized variant."""
     reference = subject.layers_of(curvatures.reference)
@@ -188,7 +188,7 @@ def _solve(
         num_bins=config.num_bins,
         num_iterations=config.num_iterations,
         layer_weight={name: float(jnp.mean(layer)) for name, layer in reference.items()},
-        key=key,
+        seed=seed,
     )
 
 

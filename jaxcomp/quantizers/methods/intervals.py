@@ -31,7 +31,7 @@ from jaxcomp.quantizers.methods.base import (
 from jaxcomp.quantizers.passes import histogram_of
 from jaxcomp.quantizers.problems import Chunk, Problem, counts_of, measured
 from jaxcomp.quantizers.scalar.diameter import PENALTY_FORMS, PenaltyForm
-from jaxcomp.quantizers.scalar.lloyd import solve_kmeans
+from jaxcomp.quantizers.scalar.lloyd import STARTS, Start, solve_kmeans
 from jaxcomp.quantizers.scalar.optimal import solve_optimal
 from jaxcomp.quantizers.scalar.optimal_diameter import solve_optimal_diameter
 from jaxcomp.quantizers.scalar.uniform import solve_uniform
@@ -123,6 +123,7 @@ class KMeans(_Intervals):
         diameter_penalty: relative to the total importance, >= 0.
         form: of the penalty: monotone, published, linear or none (`solve_kmeans`).
         num_iterations: most updates of the centroids, >= 1.
+        start: coarse_to_fine, or quantiles, as in the literature.
         num_bins: of the histogram, at least.
     """
 
@@ -132,6 +133,7 @@ class KMeans(_Intervals):
     diameter_penalty: float = 0.0
     form: PenaltyForm = "monotone"
     num_iterations: int = 200
+    start: Start = "coarse_to_fine"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -144,6 +146,8 @@ class KMeans(_Intervals):
                 "choose another form, such as 'monotone'."
             )
         check_count("num_iterations", self.num_iterations)
+        if self.start not in STARTS:
+            raise ValueError(f"start must be one of {STARTS}, got {self.start!r}.")
 
     def _solve(
         self,
@@ -160,6 +164,7 @@ class KMeans(_Intervals):
             max_clusters=max_clusters,
             penalty_form=self.form,
             num_iterations=self.num_iterations,
+            start=self.start,
             centroid_dtype=dtype,
         )
 
@@ -171,7 +176,7 @@ class Optimal(_Intervals):
     Attributes:
         num_clusters: K >= 1.
         diameter_penalty: `beta diameter^2`, relative to the total importance, >= 0.
-        num_bins: of the histogram, at least; a quarter of it, at most 512, with a penalty.
+        num_bins: of the histogram, at least; with a penalty, at most 512.
     """
 
     name: ClassVar[str] = "optimal"
@@ -185,7 +190,7 @@ class Optimal(_Intervals):
 
     def _bins(self, max_clusters: int) -> int:
         if self.diameter_penalty > 0:
-            return min(512, max(self.num_bins // 4, 1))
+            return min(512, self.num_bins)
         return super()._bins(max_clusters)
 
     def _solve(

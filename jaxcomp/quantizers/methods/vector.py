@@ -32,7 +32,9 @@ _CANDIDATES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 class Vector(CodebookMethod):
     """K-means of vectors of consecutive weights: less than a bit a weight, and dependence used.
 
-    Codebooks are designed on at most 65,536 vectors of a tensor, evenly spaced.
+    Codebooks are designed on at most 65,536 vectors of a tensor, evenly spaced. The importance of
+    a tensor of n weights may be the Hessians of its vectors, (ceil(n / m), m, m), as
+    `jaxcomp.curvature.hutchinson_blocks` estimates them.
 
     Attributes:
         num_clusters: K >= 1, vectors of the codebook.
@@ -63,6 +65,19 @@ class Vector(CodebookMethod):
 
     def candidates(self) -> np.ndarray:
         return np.asarray(_CANDIDATES)
+
+    def prepare(self, problem: Problem) -> Problem:
+        """Return a tensor over the scales of its rows.
+
+        Raises:
+            ValueError: if it has both scales and Hessians of its vectors.
+        """
+        if problem.blocks is not None and self.rows is not None:
+            raise ValueError(
+                f"importance by blocks needs vectors without scales, got scale {self.scale!r} and "
+                f"group_size {self.group_size}; take scale='tensor', or importances of weights."
+            )
+        return super().prepare(problem)
 
     @property
     def entry_size(self) -> int:
@@ -97,14 +112,14 @@ class Vector(CodebookMethod):
             side_bits=size.codebook_bits + scale_bits(problem),
             distortion=distortion.astype(np.float64) * share,
             converged=converged,
-            codebook=centroids,
+            codebook=(centroids,),
         )
 
     def encode(self, problem: Problem, point: Point) -> Encoded:
         size = min(int(point.parameter), -(-problem.size // self.vector_size))
         encoded = self._encoded(
             problem,
-            np.asarray(point.codebook),
+            np.asarray(point.codebook[0]),
             lambda chunk, stored: _encode(
                 chunk, jnp.int32(size), stored, dtype=problem.weights_dtype
             ),
@@ -131,9 +146,12 @@ def _vectors(chunk: Chunk, vector_size: int) -> tuple[Array, Array, Array]:
     """Return the vectors of a chunk, their importances, and which have a weight that counts."""
     points, importance = chunk.scaled()
     is_point = chunk.is_point()
+    vectors = points.reshape(-1, vector_size)
+    is_vector = is_point.reshape(-1, vector_size)[:, 0]
+    if chunk.blocks is not None:
+        return vectors, chunk.blocks, is_vector
     mass = is_point.astype(points.dtype) if importance is None else importance
-    vectors, masses = (part.reshape(-1, vector_size) for part in (points, mass))
-    return vectors, masses, is_point.reshape(-1, vector_size)[:, 0]
+    return vectors, mass.reshape(-1, vector_size), is_vector
 
 
 @partial(jax.jit, static_argnames=("vector_size", "max_clusters"))

@@ -13,10 +13,11 @@ from jaxcomp import quantizers, storage
 from jaxcomp.coding import sizes
 from jaxcomp.experiments import sweep
 from jaxcomp.experiments.sweep import codebooks, engine, plots, variants
-from jaxcomp.experiments.sweep.codebooks import Codebooks, measure_intervals, solve_codebooks
+from jaxcomp.experiments.sweep.codebooks import Codebooks, solve_codebooks
 from jaxcomp.experiments.sweep.compress import compress
 from jaxcomp.experiments.sweep.config import SweepConfig
 from jaxcomp.experiments.sweep.variants import Variant, compressed_variants
+from jaxcomp.quantizers.problems import as_problem
 
 KEY = jax.random.key(0)
 CLUSTERS = (2, 4, 8)
@@ -29,10 +30,10 @@ SHAPES = {"hidden/kernel": (16, 9), "output/kernel": (9, 7)}  # an odd number in
 # One importance: what a layer counts where it has no importance.
 LAYER_WEIGHT = {"hidden/kernel": 0.02, "output/kernel": 1.5}
 SOLVERS = (
-    codebooks._solve_kmeans,
-    codebooks._solve_optimal,
-    codebooks._solve_diameter,
-    codebooks._solve_vectors,
+    quantizers.scalar.lloyd.solve_kmeans,
+    quantizers.methods.intervals._solve_plain,
+    quantizers.methods.intervals._solve_diameter,
+    quantizers.methods.vector._solve,
     quantizers.solve_entropy_constrained,
 )
 
@@ -54,7 +55,7 @@ def grid(**axes):
 def small():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(variants, "MULTIPLIERS", MULTIPLIERS)
-        patch.setattr(codebooks, "ENTROPY_BINS", BINS // codebooks.ENTROPY_LEVELS)
+        patch.setattr(codebooks, "ENTROPY_BINS", BINS)
         patch.setattr(codebooks, "ENTROPY_SYMBOLS", 24)
         patch.setattr(engine, "MAX_CHUNK_VARIANTS", 4)
         patch.setattr(plots, "save_figures", lambda *_, **__: [])  # drawing takes longer than this
@@ -76,7 +77,6 @@ def problem(small):
         num_bins=BINS,
         num_iterations=100,
         layer_weight=LAYER_WEIGHT,
-        key=KEY,
     )
     compiled = [solver._cache_size() - count for solver, count in zip(SOLVERS, before, strict=True)]
     return layers, importance, solved, compiled
@@ -107,8 +107,8 @@ def distortions(problem, variant):
 
 
 def test_one_program_per_method(problem):
-    # Two importances, two layers, all K.
-    assert all(count <= 1 for count in problem[3]), problem[3]
+    # Two layers, all K. With importances and without, pairs and cells are other arrays.
+    assert all(count <= most for count, most in zip(problem[3], (1, 1, 1, 2, 2), strict=True))
 
 
 def least_distortion(weights, mass, num_clusters):
@@ -157,7 +157,6 @@ def test_optimal_penalised_codebooks_are_never_worse_than_the_iteration(problem,
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 @pytest.mark.parametrize("importance", ["none", "fisher"])
 def test_entropy_constrained_weights_take_the_cheapest_symbol(problem, importance, allocation):
-    codes = problem[2].entropy_codes
     for parameter in MULTIPLIERS:
         variant = Variant(
             "compressed",
@@ -166,16 +165,18 @@ def test_entropy_constrained_weights_take_the_cheapest_symbol(problem, importanc
             parameter=parameter,
             allocation=allocation,
         )
-        row = codes.rows[variant.id]
+        points = problem[2].points[variant.id]
         result, values = changed(problem, variant)
         bits = 0.0
         for number, path in enumerate(SHAPES):
             weights, mass = flat(problem, path, importance)
-            is_used = np.isfinite(codes.length_bits[row, number])
-            centroids = codes.centroids[row, number, is_used].astype(np.float64)
-            lengths = codes.length_bits[row, number, is_used]
+            own = None if importance == "none" else problem[1][path]
+            stored, lengths, multiplier = points[number].codebook
+            is_used = np.isfinite(lengths)
+            centroids, lengths = stored[is_used].astype(np.float64), lengths[is_used]
             cost = mass[:, None] * (weights[:, None] - centroids) ** 2
-            index = np.argmin(cost + codes.multiplier[row, number] * lengths, axis=1)
+            unit = as_problem(problem[0][path], own).importance_exponent
+            index = np.argmin(cost + np.ldexp(multiplier, unit) * lengths, axis=1)
             np.testing.assert_array_equal(values[path], centroids[index])
             # A fixed point: symbols as long as they are frequent, centred on their weights.
             counts = np.bincount(index, minlength=len(centroids))
@@ -191,7 +192,17 @@ def test_entropy_constrained_weights_take_the_cheapest_symbol(problem, importanc
 
 
 def test_multipliers_are_relative_to_each_layer_or_one_for_all(problem):
-    codes = problem[2].entropy_codes
+    def multipliers(variant, name):
+        units = [
+            as_problem(problem[0][path], None if name == "none" else problem[1][path])
+            for path in SHAPES
+        ]
+        found = [point.codebook[2] for point in problem[2].points[variant.id]]
+        return [
+            np.ldexp(np.float64(own), unit.importance_exponent)
+            for own, unit in zip(found, units, strict=True)
+        ]
+
     for importance in ("none", "fisher"):
         weight = np.array(list(LAYER_WEIGHT.values())) if importance == "none" else np.ones(2)
         spread, number = np.zeros(2), np.zeros(2)
@@ -203,20 +214,19 @@ def test_multipliers_are_relative_to_each_layer_or_one_for_all(problem):
             equal = Variant("compressed", "entropy_constrained", importance, parameter=parameter)
             allocated = dataclasses.replace(equal, allocation="optimal")
             np.testing.assert_allclose(
-                codes.multiplier[codes.rows[equal.id]], parameter * spread / number, rtol=1e-4
+                multipliers(equal, importance), parameter * spread / number, rtol=1e-4
             )
             one = parameter * (weight @ spread) / number.sum()
             np.testing.assert_allclose(
-                codes.multiplier[codes.rows[allocated.id]] * weight, one, rtol=1e-4
+                np.array(multipliers(allocated, importance)) * weight, one, rtol=1e-4
             )
 
 
 @pytest.mark.parametrize("importance", ["none", "fisher"])
 def test_vectors_are_the_nearest_centres_of_their_pairs(problem, importance):
-    codes = problem[2].vectors
     for k in CLUSTERS:
         variant = Variant("compressed", "vector", importance, num_clusters=k, parameter=2.0)
-        row = codes.rows[variant.id]
+        points = problem[2].points[variant.id]
         result, values = changed(problem, variant)
         counts = []
         for number, path in enumerate(SHAPES):
@@ -225,12 +235,12 @@ def test_vectors_are_the_nearest_centres_of_their_pairs(problem, importance):
             pairs, weight = (
                 np.append(a, [0] * (a.size % 2)).reshape(-1, 2) for a in (weights, mass)
             )
-            centres = codes.centroids[row, number, :k].astype(np.float64)
+            centres = points[number].codebook[0][:k].astype(np.float64)
             cost = np.sum(weight[:, None] * (pairs[:, None] - centres) ** 2, axis=-1)
             index = np.argmin(cost, axis=1)
             np.testing.assert_array_equal(values[path], centres[index].ravel()[: weights.size])
             counts.append(np.bincount(index, minlength=k))
-            if codes.converged[row, number]:
+            if points[number].converged:
                 for cluster in np.flatnonzero(counts[-1]):
                     is_in = index == cluster
                     mean = (weight * pairs)[is_in].sum(0) / weight[is_in].sum(0)
@@ -267,23 +277,6 @@ def test_shared_bits_lower_the_distortion_at_no_more_bits(problem, method, impor
     assert gains[-1] > (0.1 if importance == "none" and method == "optimal" else -1e-5)
 
 
-def test_curves_are_measured_on_the_weights_themselves():
-    rng = np.random.default_rng(1)
-    weights = rng.standard_normal((20, 5)).astype(np.float32)
-    weights[0] = weights[1]
-    importance = rng.exponential(size=weights.shape).astype(np.float32)
-    centroids = np.array([[-1, 0, 1], [-0.5, 0.25, 0.25]], np.float32)
-    thresholds = np.array([[-0.5, 0.5], [weights[1, 0], np.inf]], np.float32)
-    counts, distortion = measure_intervals(
-        jnp.asarray(weights), jnp.asarray(importance), centroids, thresholds
-    )
-    for row in range(2):
-        index = (weights.ravel()[:, None] > thresholds[row]).sum(axis=1)
-        np.testing.assert_array_equal(counts[row], np.bincount(index, minlength=3))
-        error = importance.ravel() * (weights.ravel() - centroids[row][index]).astype(float) ** 2
-        assert distortion[row] == pytest.approx(error.sum(), rel=1e-6)
-
-
 def test_codebooks_come_back_from_a_file(problem, tmp_path):
     layers, _, solved, _ = problem
     storage.save_arrays(tmp_path / "codebooks.npz", *solved.to_arrays())
@@ -295,8 +288,8 @@ def test_codebooks_come_back_from_a_file(problem, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, before.layers, after.layers)
         assert before.sizes == after.sizes
     arrays, metadata = solved.to_arrays()
-    del arrays["vectors/centroids"]
-    with pytest.raises(ValueError, match="codebooks lack 'vectors/centroids'; run the sweep"):
+    del arrays["codebooks"]
+    with pytest.raises(ValueError, match="codebooks lack 'codebooks'; run the sweep"):
         Codebooks.from_arrays(arrays, metadata)
 
 

@@ -13,9 +13,10 @@ from sklearn.datasets import load_digits
 
 from jaxcomp import storage
 from jaxcomp.experiments import sweep
-from jaxcomp.experiments.sweep import codebooks, engine, experiment, plots, scoring
+from jaxcomp.experiments.sweep import engine, experiment, plots, scoring
 from jaxcomp.experiments.sweep.config import SweepConfig
 from jaxcomp.experiments.sweep.report import report_markdown
+from jaxcomp.quantizers import solve_kmeans
 
 CONFIG = SweepConfig(
     width=0.125,
@@ -339,10 +340,10 @@ def test_directories_that_cannot_be_used(tmp_path, finished, cache):
 
 def test_a_sweep_compiles_a_quantizer_once(cache):
     # Two networks, four layers, many K and penalties: one program per penalty form.
-    before = codebooks._solve_kmeans._cache_size()
+    before = solve_kmeans._cache_size()
     config = SweepConfig(**{**CONFIG.to_dict(), "num_clusters": (3, 5, 16), "seed": 0})
     sweep.run(config, cache_dir=cache, quiet=True)
-    assert codebooks._solve_kmeans._cache_size() - before <= 1
+    assert solve_kmeans._cache_size() - before <= 1
 
 
 # A network trained elsewhere

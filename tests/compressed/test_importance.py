@@ -1,0 +1,107 @@
+"""Hessian blocks as the importance of vectors, against sums in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tree_problems import weights
+
+from jaxcomp import compress, curve
+from jaxcomp.curvature import CurvaturePolicy, DiagonalEstimate
+from jaxcomp.quantizers import KMeans, Vector
+
+SHAPE = (12, 8)
+
+
+def blocks(number: int = 48, size: int = 2, *, is_diagonal: bool = False) -> np.ndarray:
+    factors = np.random.default_rng(3).standard_normal((number, size, size)).astype(np.float32)
+    found = factors @ np.swapaxes(factors, 1, 2)
+    return found * np.eye(size, dtype=np.float32) if is_diagonal else found
+
+
+def quadratic_form(before, after, h) -> float:
+    error = (np.asarray(after, np.float64) - np.asarray(before, np.float64)).reshape(len(h), -1)
+    return float(np.einsum("vi,vij,vj->", error, h.astype(np.float64), error))
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-25, 1e25])
+def test_distortion_is_the_quadratic_form_and_lower_than_without(unit):
+    params, h = {"kernel": weights()}, blocks()
+    tree = compress(params, Vector(6), importance={"kernel": jnp.asarray(h * np.float32(unit))})
+    (layer,) = tree.report()
+    found = quadratic_form(params["kernel"], tree.params()["kernel"], h)
+    assert layer.distortion == pytest.approx(found * unit, rel=1e-4)
+    plain = compress(params, Vector(6)).params()["kernel"]
+    assert found < quadratic_form(params["kernel"], plain, h)
+    promised = curve(params, Vector(6), importance={"kernel": jnp.asarray(h * np.float32(unit))})
+    assert promised["kernel"].distortion[0] == pytest.approx(layer.distortion, rel=1e-4)
+
+
+def test_diagonal_blocks_are_importances_of_weights():
+    h = blocks(is_diagonal=True)
+    diagonal = jnp.asarray(np.einsum("vii->vi", h).reshape(SHAPE))
+    params = {"kernel": weights()}
+    one = compress(params, Vector(6), importance={"kernel": jnp.asarray(h)})
+    other = compress(params, Vector(6), importance={"kernel": diagonal})
+    np.testing.assert_allclose(one.params()["kernel"], other.params()["kernel"], rtol=1e-5)
+
+
+def test_estimates_go_through_the_policy_for_blocks():
+    signed = blocks() - 0.3 * np.eye(2, dtype=np.float32)
+    estimate = DiagonalEstimate({"kernel": jnp.asarray(signed)}, {"kernel": jnp.zeros_like(signed)})
+    raised = CurvaturePolicy().apply_blocks(estimate).importance
+    params = {"kernel": weights()}
+    one = compress(params, Vector(6), importance=estimate)
+    other = compress(params, Vector(6), importance=raised)
+    np.testing.assert_array_equal(one.params()["kernel"], other.params()["kernel"])
+
+
+def test_layers_of_a_stack_have_their_own_blocks():
+    params, h = {"layers": {"kernel": weights(0, (2, *SHAPE))}}, blocks(96)
+    tree = compress(
+        params, Vector(6), importance={"layers": {"kernel": jnp.asarray(h)}}, stacked="layers/*"
+    )
+    found = tree.params()["layers"]["kernel"]
+    for number in range(2):
+        alone = compress(
+            {"kernel": params["layers"]["kernel"][number]},
+            Vector(6),
+            importance={"kernel": jnp.asarray(h[48 * number : 48 * (number + 1)])},
+        )
+        np.testing.assert_allclose(found[number], alone.params()["kernel"], rtol=1e-5)
+
+
+def test_an_odd_weight_has_a_block_of_its_own():
+    params = {"kernel": weights(0, (3, 5))}
+    h = blocks(8)
+    h[-1, 1, :] = h[-1, :, 1] = 0
+    tree = compress(params, Vector(3), importance={"kernel": jnp.asarray(h)})
+    error = np.append(np.ravel(tree.params()["kernel"] - params["kernel"]), 0).astype(np.float64)
+    expected = quadratic_form(np.zeros(16), error, h)
+    assert tree.report()[0].distortion == pytest.approx(expected, rel=1e-4)
+
+
+def test_bad_blocks_get_one_sentence():
+    params = {"kernel": weights()}
+    h = jnp.asarray(blocks())
+
+    vector = Vector(6)
+
+    def refuse(message, method=vector, importance=h, tree=params):
+        with pytest.raises(ValueError, match=message):
+            compress(tree, method, importance=jax.tree.map(lambda _: importance, tree))
+
+    refuse(r"must have the shape of the weights, \(12, 8\), got \(48, 2, 2\)", KMeans(4))
+    refuse(r"\(12, 8\), or of blocks of its vectors, \(32, 3, 3\), got", Vector(6, vector_size=3))
+    refuse("symmetric positive semi-definite blocks, got 48 of 48", importance=-h)
+    refuse("needs vectors without scales, got scale 'channel'", Vector(6, scale="channel"))
+    tied = weights()
+    with pytest.raises(ValueError, match="is by blocks, but the leaf is tied to b with"):
+        compress({"a": tied, "b": tied}, Vector(6), importance={"a": h, "b": jnp.ones(SHAPE)})
+    with pytest.raises(ValueError, match="some reach over the end of a layer"):
+        compress(
+            {"layers": {"kernel": weights(0, (2, 5, 5))}},
+            Vector(6),
+            importance={"layers": {"kernel": jnp.asarray(blocks(25))}},
+            stacked="layers/*",
+        )
