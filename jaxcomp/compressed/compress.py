@@ -35,11 +35,11 @@ from jaxcomp.numerics.transformations import always_compiled
 from jaxcomp.quantizers.curves import Curve, Point
 from jaxcomp.quantizers.methods import EntropyConstrained, Method, Vector
 from jaxcomp.quantizers.problems import Problem, energy, problem_of
-from jaxcomp.trees.leaves import Constant, is_array, warn_of_wide, with_readable_leaves
+from jaxcomp.trees.leaves import Constant, is_array, is_wide, warn_of_wide, with_readable_leaves
 from jaxcomp.trees.paths import leaves_by_path, matching_paths, shorten
 from jaxcomp.trees.selection import Select, decide, stacked_paths
 from jaxcomp.trees.tied import Group, group_tied
-from jaxcomp.types import Params
+from jaxcomp.types import AnyArray, Params
 
 # What keeps most without data, by `benchmarks/methods.py`.
 DEFAULT = EntropyConstrained()
