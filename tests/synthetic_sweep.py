@@ -9,7 +9,8 @@ import math
 import numpy as np
 import pandas as pd
 
-from jaxcomp.experiments.sweep.claims import Claim, SmallestNetwork
+from jaxcomp.experiments.sweep.claims import Claim
+from jaxcomp.experiments.sweep.smallest import SmallestNetwork
 from jaxcomp.experiments.sweep.variants import (
     ORIGINAL,
     Variant,

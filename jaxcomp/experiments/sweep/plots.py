@@ -27,10 +27,11 @@ from jaxcomp.experiments.drawing import (
     remark,
     sample,
 )
-from jaxcomp.experiments.sweep.claims import Claim, SmallestNetwork
+from jaxcomp.experiments.sweep.claims import Claim
 from jaxcomp.experiments.sweep.importance import IMPORTANCES, importance_name
 from jaxcomp.experiments.sweep.methods import METHODS, method_label
 from jaxcomp.experiments.sweep.overview import overview_figure
+from jaxcomp.experiments.sweep.smallest import SmallestNetwork
 from jaxcomp.experiments.sweep.summary import (
     BASELINE_NAMES,
     CONTROL_NAMES,

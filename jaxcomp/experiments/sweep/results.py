@@ -25,16 +25,11 @@ from jaxcomp.experiments.drawing import own_look
 from jaxcomp.experiments.reporting import brief
 from jaxcomp.experiments.result import loading, read_table, seal, write_table
 from jaxcomp.experiments.sweep import plots
-from jaxcomp.experiments.sweep.claims import (
-    Claim,
-    SmallestNetwork,
-    claim_from_dict,
-    claims_table,
-    smallest_from_dict,
-)
+from jaxcomp.experiments.sweep.claims import Claim, claim_from_dict, claims_table
 from jaxcomp.experiments.sweep.engine import Network, Subject, change
 from jaxcomp.experiments.sweep.overview import plot_sweep
 from jaxcomp.experiments.sweep.report import headlines, print_report, report_markdown
+from jaxcomp.experiments.sweep.smallest import SmallestNetwork, smallest_from_dict
 from jaxcomp.experiments.sweep.stored import read_network
 from jaxcomp.experiments.sweep.summary import rows_where, variant_means
 from jaxcomp.experiments.sweep.variants import Variant
