@@ -17,6 +17,7 @@ from planted_sweep import (
 from scipy import special
 
 from jaxcomp.evaluation.statistics import crossed_mean, holm
+from jaxcomp.experiments.sweep.calibration import calibration_share
 from jaxcomp.experiments.sweep.claims import claim_from_dict, claims_table, evaluate_claims
 
 
