@@ -25,6 +25,7 @@ QUICK = {
     "num_clusters": (2, 4, 8, 16, 32),
     "baselines": True,
 }
+SMALL = QUICK | {"num_clusters": (2, 4, 16), "diameter_penalty": (0.05,)}
 METHODS = QUICK | {
     "method": ("kmeans", "optimal", "entropy_constrained", "vector"),
     "allocation": ("equal", "optimal"),
