@@ -36,6 +36,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxcomp.bits_back.posterior import Posterior, kl_nats
 from jaxcomp.coding.distributions import Gaussian, PriorTree
+from jaxcomp.numerics.checks import check_count, check_positive
 from jaxcomp.types import Batch, LossFn, Params, PRNGKey
 
 InitFn: TypeAlias = Callable[[PRNGKey], Params]
@@ -74,13 +75,9 @@ class VariationalConfig:
         if self.batch_size is not None:
             least["batch_size"] = 1
         for name, bound in least.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < bound:
-                raise ValueError(f"{name} must be an integer of at least {bound}, got {value!r}.")
+            check_count(name, getattr(self, name), bound)
         for name in ("learning_rate", "initial_scale"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be positive and finite, got {value}.")
+            check_positive(name, getattr(self, name))
 
 
 class VariationalFit(NamedTuple):

@@ -1,30 +1,12 @@
 """Arguments of bounds: checks at the host boundary, and what rounding may cost."""
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from jaxcomp.numerics.checks import is_concrete
 
-# What a few operations in float64 may lose, relative to the largest of their numbers; log-gamma
-# functions are that exact as well.
-ROUNDING = 2e-15
 Number = Float[Array, "*shape"] | float
-
-
-def check_positive(**numbers: Any) -> None:
-    """Refuse what is not positive and finite, where it is known."""
-    for name, value in numbers.items():
-        # Tracers are passed on: inside jit values cannot be looked at.
-        if is_concrete(value):
-            values = np.asarray(value, np.float64)
-            is_bad = ~((values > 0) & np.isfinite(values))
-            if np.any(is_bad):
-                raise ValueError(
-                    f"{name} must be a positive finite number, got {values[is_bad].ravel()[0]:g}."
-                )
 
 
 def check_certificate(train_error, num_examples, delta, *, suffix: str = "") -> None:

@@ -12,8 +12,8 @@ from jax import lax
 from jax.scipy.special import gammaln
 from jaxtyping import Array
 
-from jaxcomp.bounds.arguments import ROUNDING
 from jaxcomp.bounds.relative_entropy import bisect, sum_of_products, upper_inverse
+from jaxcomp.numerics.precision import ROUNDING
 
 # Terms of a continued fraction; it stops when nothing changes, after O(sqrt n) of them.
 _MAX_TERMS = 100_000

@@ -15,17 +15,15 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxcomp.bounds.arguments import (
-    ROUNDING,
     Number,
     check_at_least_zero,
     check_certificate,
-    check_positive,
     valid,
 )
 from jaxcomp.bounds.binomial import binomial_inverse, whole_errors
 from jaxcomp.bounds.relative_entropy import upper_inverse
-from jaxcomp.numerics.checks import is_concrete
-from jaxcomp.numerics.precision import bound_in_float64
+from jaxcomp.numerics.checks import check_count, check_positive, is_concrete
+from jaxcomp.numerics.precision import ROUNDING, bound_in_float64
 from jaxcomp.numerics.units import LN2
 
 Tail = Literal["binomial", "chernoff"]
@@ -193,11 +191,10 @@ def catoni(
     check_certificate(train_error, num_examples, delta)
     check_at_least_zero(complexity_nats, "complexity_nats")
     if temperature is None:
-        if num_temperatures < 1:
-            raise ValueError(f"num_temperatures must be at least 1, got {num_temperatures}.")
+        check_count("num_temperatures", num_temperatures)
         grid = np.geomspace(1e-3, 10.0, num_temperatures)
         return _catoni_grid(train_error, complexity_nats, num_examples, delta, grid)
-    check_positive(temperature=temperature)
+    check_positive("temperature", temperature)
     return _catoni(train_error, complexity_nats, num_examples, delta, temperature)
 
 

@@ -8,10 +8,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxcomp.bounds.arguments import ROUNDING, check_positive
 from jaxcomp.bounds.relative_entropy import bisect
-from jaxcomp.numerics.checks import is_concrete
-from jaxcomp.numerics.precision import in_float64, round_up
+from jaxcomp.numerics.checks import check_positive, is_concrete
+from jaxcomp.numerics.precision import ROUNDING, in_float64, round_up
 
 
 class GaussianComplexity(NamedTuple):
@@ -64,9 +63,10 @@ def gaussian_complexity(
 
     Source: Dziugaite and Roy, arXiv:1703.11008, section 3.1; Langford and Caruana, NIPS 2001.
     """
-    check_positive(largest_scale=largest_scale, scales_per_e_fold=scales_per_e_fold)
+    check_positive("largest_scale", largest_scale)
+    check_positive("scales_per_e_fold", scales_per_e_fold)
     if prior_scale is not None:
-        check_positive(prior_scale=prior_scale)
+        check_positive("prior_scale", prior_scale)
     shape = np.shape(mean)
     for name, value in (("standard_deviation", standard_deviation), ("prior_mean", prior_mean)):
         try:
@@ -79,7 +79,7 @@ def gaussian_complexity(
             )
     if not shape[-1]:
         raise ValueError(f"mean must hold at least one weight, got shape {shape}.")
-    check_positive(standard_deviation=standard_deviation)
+    check_positive("standard_deviation", standard_deviation)
     for name, value in (("mean", mean), ("prior_mean", prior_mean)):
         if is_concrete(value) and not np.all(np.isfinite(np.asarray(value, np.float64))):
             raise ValueError(f"{name} must be finite, got NaN or infinity.")

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from jaxcomp.bounds.arguments import ROUNDING, Number, check_positive
-from jaxcomp.numerics.precision import bound_in_float64, in_float64, round_up
+from jaxcomp.bounds.arguments import Number
+from jaxcomp.numerics.checks import check_positive
+from jaxcomp.numerics.precision import ROUNDING, bound_in_float64, in_float64, round_up
 
 
 class PopulationRisk(NamedTuple):
@@ -65,7 +66,8 @@ def mutual_information_bound(
 
     Source: Xu and Raginsky (2017), theorem 1.
     """
-    check_positive(num_examples=num_examples, sub_gaussian_scale=sub_gaussian_scale)
+    check_positive("num_examples", num_examples)
+    check_positive("sub_gaussian_scale", sub_gaussian_scale)
     return _bound(rate_nats, num_examples, sub_gaussian_scale)
 
 
@@ -107,12 +109,13 @@ def population_risk(
 
     Source: Bu et al. (2021); Corless et al., Adv. Comput. Math. 5 (1996), for Lambert's function.
     """
-    check_positive(
-        num_weights=num_weights,
-        zero_rate_distortion=zero_rate_distortion,
-        num_examples=num_examples,
-        sub_gaussian_scale=sub_gaussian_scale,
-    )
+    for name, value in (
+        ("num_weights", num_weights),
+        ("zero_rate_distortion", zero_rate_distortion),
+        ("num_examples", num_examples),
+        ("sub_gaussian_scale", sub_gaussian_scale),
+    ):
+        check_positive(name, value)
     return _population_risk(
         rate_nats,
         num_weights,

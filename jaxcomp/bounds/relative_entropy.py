@@ -10,8 +10,8 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from jaxcomp.bounds.arguments import ROUNDING, Number
-from jaxcomp.numerics.precision import bound_in_float64
+from jaxcomp.bounds.arguments import Number
+from jaxcomp.numerics.precision import ROUNDING, bound_in_float64
 
 # Halvings of [0, 1]: down to the last bit of float64 and beyond, for answers near 0.
 _NUM_HALVINGS = 100

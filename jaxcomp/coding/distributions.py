@@ -20,6 +20,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from jaxcomp.coding.grid import grid_step, leaf_dtype, nearest_index
+from jaxcomp.numerics.checks import check_positive
 from jaxcomp.types import Params
 
 
@@ -244,7 +245,7 @@ def check_weights(weights: Any, *, are_finite: bool = True) -> None:
 
 def check_step(step: Any) -> None:
     """Refuse a known step that is not a positive finite number."""
-    _check_positive("step", step)
+    check_positive("step", step)
 
 
 def check_prior(prior: Any) -> None:
@@ -253,16 +254,16 @@ def check_prior(prior: Any) -> None:
         raise TypeError(not_a_prior(prior))
     match prior:
         case Gaussian(scale) | Laplace(scale):
-            _check_positive("scale", scale)
+            check_positive("scale", scale)
         case SpikeAndSlab(spike, scale):
-            _check_positive("scale", scale)
+            check_positive("scale", scale)
             if not isinstance(spike, Tracer) and not np.all(
                 (np.asarray(spike) > 0) & (np.asarray(spike) < 1)
             ):
                 raise ValueError(f"spike must lie between 0 and 1, both excluded, got {spike}.")
         case ScaleMixture(shares, scales):
-            _check_positive("scales", scales)
-            _check_positive("shares", shares)
+            check_positive("scales", scales)
+            check_positive("shares", shares)
             if np.ndim(shares) == 0 or np.shape(shares) != np.shape(scales):
                 raise ValueError(
                     f"shares and scales must have one entry for each component, got shapes "
@@ -273,15 +274,6 @@ def check_prior(prior: Any) -> None:
                 # A few roundings of float32.
                 if abs(total - 1) > 1e-5:
                     raise ValueError(f"shares must have the sum 1, got {total:g}.")
-
-
-def _check_positive(name: str, value: Any) -> None:
-    if isinstance(value, Tracer):
-        return
-    values = np.asarray(value, np.float64)
-    if not np.all((values > 0) & np.isfinite(values)):
-        worst = values[~((values > 0) & np.isfinite(values))].flat[0]
-        raise ValueError(f"{name} must be positive and finite, got {worst:g}.")
 
 
 def not_a_prior(prior: Any) -> str:

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 
 from jaxcomp.coding.checks import check_curvature
 from jaxcomp.coding.distributions import Gaussian, Laplace
+from jaxcomp.numerics.checks import check_positive
 from jaxcomp.numerics.precision import in_float64
 
 # Beside 1, nothing is left of half a unit in the last place of float64.
@@ -56,7 +57,7 @@ def l2_rate_nats(
             and finite.
     """
     check_curvature("hessian_eigenvalues", hessian_eigenvalues)
-    _check_positive("prior_precision", prior_precision)
+    check_positive("prior_precision", prior_precision)
     return _rate(hessian_eigenvalues, prior_precision)
 
 
@@ -92,7 +93,7 @@ def prior_precision_from_rate(
             finite, or a known precision is beyond the range of float64.
     """
     check_curvature("hessian_eigenvalues", hessian_eigenvalues)
-    _check_positive("rate_nats", rate_nats)
+    check_positive("rate_nats", rate_nats)
     if isinstance(hessian_eigenvalues, Tracer):
         return _inverse_rate(hessian_eigenvalues, rate_nats)[0]
     if not np.any(np.asarray(hessian_eigenvalues) > 0):
@@ -163,8 +164,8 @@ def prior_precision_from_weight_decay(
     Raises:
         ValueError: if one of the two is not positive.
     """
-    _check_positive("weight_decay", weight_decay)
-    _check_positive("num_examples", num_examples)
+    check_positive("weight_decay", weight_decay)
+    check_positive("num_examples", num_examples)
     return _total_penalty(weight_decay, num_examples)
 
 
@@ -176,23 +177,13 @@ def _total_penalty(penalty: Array, num_examples: Array, *, power: float = 1.0) -
 
 def gaussian_from_weight_decay(weight_decay: float, num_examples: float) -> Gaussian:
     """Return the Gaussian prior that an L2 penalty implies: `scale^2 = 1 / (n weight_decay)`."""
-    _check_positive("weight_decay", weight_decay)
-    _check_positive("num_examples", num_examples)
+    check_positive("weight_decay", weight_decay)
+    check_positive("num_examples", num_examples)
     return Gaussian(_total_penalty(weight_decay, num_examples, power=-0.5))
 
 
 def laplace_from_l1(l1_penalty: float, num_examples: float) -> Laplace:
     """Return the Laplace prior of a penalty `l1_penalty |w|` on a mean loss: `1 / (n l1)`."""
-    _check_positive("l1_penalty", l1_penalty)
-    _check_positive("num_examples", num_examples)
+    check_positive("l1_penalty", l1_penalty)
+    check_positive("num_examples", num_examples)
     return Laplace(_total_penalty(l1_penalty, num_examples, power=-1.0))
-
-
-def _check_positive(name: str, value: Any) -> None:
-    if isinstance(value, Tracer):
-        return
-    values = np.asarray(value, np.float64)
-    bad = values[~((values > 0) & np.isfinite(values))]
-    if bad.size:
-        allowed = "finite" if bad.flat[0] > 0 else "positive"
-        raise ValueError(f"{name} must be {allowed}, got {bad.flat[0]:g}.")

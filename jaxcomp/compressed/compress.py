@@ -13,16 +13,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Float, PyTree
 
 from jaxcomp.compressed.budgets import Budget, budget_of, choose
-from jaxcomp.compressed.importance import importance_by_leaf
-from jaxcomp.compressed.problems import Importance, Problem, exponents_of, measure, problem_of
+from jaxcomp.compressed.importance import Importance, exponents_of, importance_by_leaf
 from jaxcomp.compressed.tensors import (
     CompressedTensor,
     KeptLayout,
     KeptLeaf,
     TensorLayout,
+    measures_of,
     packed,
     size_of,
 )
@@ -30,12 +30,11 @@ from jaxcomp.compressed.tree import CompressedTree, TreeLayout, kept_bits
 from jaxcomp.curvature import DiagonalEstimate
 from jaxcomp.long_call import LongCall
 from jaxcomp.numerics.checks import is_concrete
-from jaxcomp.numerics.scaling import is_zero
 from jaxcomp.numerics.transformations import always_compiled
 from jaxcomp.quantizers.curves import Curve, Point
-from jaxcomp.quantizers.histograms import accumulation_dtype, sum_of_squares
 from jaxcomp.quantizers.methods import EntropyConstrained, Method
-from jaxcomp.trees.leaves import Constant, is_array, warn_of_wide, with_readable_leaves
+from jaxcomp.quantizers.problems import Problem, energy, problem_of
+from jaxcomp.trees.leaves import Constant, is_array, is_wide, warn_of_wide, with_readable_leaves
 from jaxcomp.trees.paths import leaves_by_path, matching_paths, shorten
 from jaxcomp.trees.selection import Select, decide, stacked_paths
 from jaxcomp.trees.tied import Group, group_tied
@@ -214,10 +213,7 @@ class _Tensor(NamedTuple):
 
     def points(self, parameter: Any) -> list[Point]:
         """The operating point of every layer."""
-        return [
-            self.method.point(problem.weights, problem.importance_values, parameter)
-            for problem in self.problems
-        ]
+        return [self.method.point(problem, parameter) for problem in self.problems]
 
     def curves(self) -> list[Curve]:
         """The points of every layer that a budget may choose, distortions in original units."""
@@ -225,19 +221,16 @@ class _Tensor(NamedTuple):
         parameters = self.method.candidates() if own is None else np.asarray([own])
         curves = []
         for problem in self.problems:
-            h = problem.importance
-            found = self.method.curve(problem.weights, problem.importance_values, parameters)
-            unit = 2 * problem.exponent + (0 if h is None else int(h.exponent))
+            found = self.method.curve(problem, parameters)
+            unit = 2 * problem.exponent + problem.importance_exponent
             curves.append(found._replace(distortion=np.ldexp(found.distortion, unit)))
         return curves
 
     def energies(self) -> list[float]:
         """The sum of the squared weights of every layer, in original units; 1 for zeros."""
-        energies = []
-        for problem in self.problems:
-            number, exponent = _energy(problem.weights)
-            energies.append(math.ldexp(float(number), int(exponent) + 2 * problem.exponent) or 1.0)
-        return energies
+        return [
+            math.ldexp(energy(problem), 2 * problem.exponent) or 1.0 for problem in self.problems
+        ]
 
     def joined(self, curves: Sequence[Curve]) -> Curve:
         """The curve of the whole leaf: all layers at one point."""
@@ -259,7 +252,8 @@ class _Tensor(NamedTuple):
             for problem, point in zip(self.problems, points, strict=True)
         ]
         leaf = _stack(stored) if self.layout.is_stack else stored[0]
-        leaf = leaf._replace(codes=packed(leaf.codes, _one_codebook(leaf, self.layout)))
+        codes = packed(leaf.codes, _one_codebook(leaf, self.layout))
+        leaf = leaf._replace(codes=_array(codes))
         return _placed(leaf, self.value)
 
 
@@ -296,10 +290,12 @@ def _select(
         stacked_paths(params, stacked, [path for group in selected for path in group.paths])
     )
     methods = _method_by_leaf(method, [group.paths for group in selected])
-    exponents = exponents_of("params", {group.paths[0]: group.value for group in selected})
+    # Read by the host, chunk by chunk; on CPU that is the same memory.
+    host = {group.paths[0]: np.asarray(group.value) for group in selected}
+    exponents_of("params", host)
     importances = importance_by_leaf(importance, selected)
     tensors = {}
-    for number, own, exponent, h in zip(chosen, methods, exponents, importances, strict=True):
+    for number, own, h in zip(chosen, methods, importances, strict=True):
         group = chosen[number]
         is_stack = group.paths[0] in stacks
         layout = TensorLayout(
@@ -310,7 +306,8 @@ def _select(
             is_weighted=h is not None,
             is_stack=is_stack,
         )
-        problems = _layers(group, h) if is_stack else [problem_of(group.value, h, exponent)]
+        problems = _problems(group, host[group.paths[0]], h, is_stack=is_stack)
+        problems = [own.prepare(problem) for problem in problems]
         tensors[number] = _Tensor(problems, own, layout, group.value)
     kept = {
         number: (_kept(group.value), KeptLayout(group.paths, decisions[group.paths[0]].reason))
@@ -324,14 +321,24 @@ def _kept(value: Any) -> KeptLeaf:
     return KeptLeaf(value if is_array(value) or not is_concrete(value) else Constant(value))
 
 
-def _layers(group: Group, importance: Importance | None) -> list[Problem]:
-    """The problems of the layers of a stack."""
-    layers = {f"{group.paths[0]}[{number}]": layer for number, layer in enumerate(group.value)}
-    parts = [None] * len(layers) if importance is None else importance.by_layer()
-    exponents = exponents_of("params", layers)
+def _problems(
+    group: Group, weights: np.ndarray, importance: Importance | None, *, is_stack: bool
+) -> list[Problem]:
+    """The problem of a leaf, or those of the layers of a stack."""
+    layers = list(weights) if is_stack else [weights]
+    parts: list[Any] = [None] * len(layers)
+    if importance is not None:
+        parts = list(importance.values) if is_stack else [importance.values]
+    names = [f"{group.paths[0]}[{number}]" for number in range(len(layers))]
+    exponents = exponents_of("params", dict(zip(names, layers, strict=True)))
     return [
-        problem_of(layer, part, exponent)
-        for layer, part, exponent in zip(layers.values(), parts, exponents, strict=True)
+        problem_of(
+            np.asarray(layer),
+            exponent=exponent,
+            importance=part,
+            importance_exponent=0 if importance is None else importance.exponent,
+        )
+        for layer, part, exponent in zip(layers, parts, exponents, strict=True)
     ]
 
 
@@ -378,7 +385,7 @@ def _own_parameters(tensors: list[_Tensor], *, shared: bool) -> list[Any]:
     parameters: list[Any] = [tensor.method.parameter for tensor in tensors]
     for method in {tensor.method for tensor in tensors if tensor.method.parameter is None}:
         places = [place for place, tensor in enumerate(tensors) if tensor.method == method]
-        sizes = np.asarray([tensors[place].problems[0].weights.size for place in places])
+        sizes = np.asarray([tensors[place].problems[0].size for place in places])
         layers = np.asarray([len(tensors[place].problems) for place in places])
         own = method.defaults(sizes, layers) if shared else [method.default] * len(places)
         for place, parameter in zip(places, own, strict=True):
@@ -445,48 +452,21 @@ def _distortions(leaf: CompressedTensor) -> Float[np.ndarray, "*layers"]:
     return np.ldexp(np.asarray(leaf.measures.distortion, np.float64), exponent)
 
 
-@jax.jit
-def _energy(weights: Float[Array, "*shape"]) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    return sum_of_squares(None, weights.astype(accumulation_dtype(weights.dtype)).ravel())
-
-
 def _encode(problem: Problem, point: Point, method: Method) -> CompressedTensor:
-    encoded = method.encode(problem.weights, problem.importance_values, point)
-    codes, codebook, scales = encoded.codes, encoded.codebook, encoded.scales
-    if scales is not None:
-        scales = problem.in_original_units(scales)
-        stored = (codebook, problem.in_units(scales))
-    elif codebook is not None:
-        codebook = problem.in_original_units(codebook)
-        stored = (problem.in_units(codebook), None)
-    else:
-        stored = (None, None)
-    values = method.decode(
-        codes, *stored, shape=problem.weights.shape, dtype=np.dtype(problem.weights.dtype)
-    )
-    if method.keeps_weights:
-        codes = _pruned(problem.original, codes)
+    encoded = method.encode(problem, point)
     return CompressedTensor(
-        codes=codes,
-        codebook=None if codebook is None else _array(codebook),
-        scales=scales,
-        counts=jnp.asarray(encoded.counts),
-        parameter=jnp.asarray(point.parameter, jnp.float32),
-        measures=measure(problem, values, jnp.asarray(point.converged)),
+        codes=encoded.codes,
+        codebook=None if encoded.codebook is None else _array(encoded.codebook),
+        scales=None if encoded.scales is None else _array(encoded.scales),
+        counts=jax.device_put(encoded.counts),
+        parameter=jax.device_put(np.float32(point.parameter)),
+        measures=measures_of(encoded.errors, problem, converged=point.converged),
     )
 
 
-def _array(values: Any) -> Any:
+def _array(values: Any) -> AnyArray:
     """Arrays wider than JAX has stay with NumPy."""
-    return values if np.dtype(values.dtype).itemsize > 4 else jnp.asarray(values)
-
-
-def _pruned(original: Any, left: Array) -> Float[AnyArray, "*shape"]:
-    """Return the weights as they were, zeros where none is left."""
-    is_zeroed = np.asarray(is_zero(left))
-    if isinstance(original, np.ndarray):
-        return np.where(is_zeroed, np.zeros((), original.dtype), original)
-    return jnp.where(is_zeroed, jnp.zeros((), original.dtype), original)
+    return values if is_wide(values.dtype) else jax.device_put(values)
 
 
 def _stack(parts: Sequence[CompressedTensor]) -> CompressedTensor:

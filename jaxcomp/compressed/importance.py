@@ -1,20 +1,25 @@
 """The importance of every weight of a tree: checked, in units, of tied places together."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Float, PyTree
 
-from jaxcomp.compressed.problems import Importance, all_axes, exponents_of
 from jaxcomp.curvature import CurvaturePolicy, DiagonalEstimate
-from jaxcomp.numerics.scaling import is_negative, is_zero, normalise
-from jaxcomp.quantizers.histograms import accumulation_dtype
+from jaxcomp.quantizers.problems import survey
 from jaxcomp.trees.leaves import readable_leaves
 from jaxcomp.trees.paths import shorten
 from jaxcomp.trees.tied import Group
+
+
+class Importance(NamedTuple):
+    """Importance of the weights of a leaf, on the host, in units of a power of two."""
+
+    values: Float[np.ndarray, "*shape"]
+    exponent: int
 
 
 def importance_by_leaf(
@@ -37,36 +42,45 @@ def importance_by_leaf(
         # The loss changes through every place of a tied array; one array counts once.
         places = {id(named[path]): path for path in group.paths}
         exponent = max(exponents[path] for path in places.values())
-        dtype = accumulation_dtype(group.value.dtype)
+        dtype = jax.dtypes.canonicalize_dtype(
+            np.float64 if group.value.dtype == np.float64 else np.float32
+        )
         parts = []
         for path in places.values():
             view = group.views[group.paths.index(path)]
-            units = _importance_in_units(found[path], exponent, dtype)
-            if isinstance(group.value, jax.Array):
-                units = jax.device_put(units, group.value.sharding)
-            parts.append(units if view is None else view.undo(units))
+            units = np.ldexp(found[path].astype(np.float64), -exponent).astype(dtype)
+            parts.append(units if view is None else np.asarray(view.undo(units)))
         total = sum(parts[1:], start=parts[0])
         if is_estimate:
             result = CurvaturePolicy().apply(total)
-            values = None if bool(result.report.is_fallback) else result.importance
+            is_fallback = bool(result.report.is_fallback)
+            values = None if is_fallback else np.asarray(result.importance)
         else:
             _check_importance(group.paths[0], total)
             values = total
-        importances.append(None if values is None else Importance(values, jnp.int32(exponent)))
+        importances.append(None if values is None else Importance(values, exponent))
     return importances
 
 
-def _importance_in_units(value: Any, exponent: int, dtype: np.dtype) -> Float[Array, "*shape"]:
-    """Return importance divided by a power of two."""
-    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
-        return jnp.asarray(np.ldexp(value, -exponent).astype(dtype))
-    if value.dtype.itemsize < 2 or not jnp.issubdtype(value.dtype, jnp.floating):
-        value = jnp.asarray(value).astype(jnp.float32)
-    array = jnp.asarray(value)
-    return normalise(array, jnp.int32(exponent), axis=all_axes(array)).astype(dtype)
+def exponents_of(name: str, values: Mapping[str, np.ndarray]) -> list[int]:
+    """Return e with `2 ** e <= max |values| < 2 ** (e + 1)` of every array.
+
+    Raises:
+        ValueError: if something is not finite, naming its leaf.
+    """
+    exponents = []
+    for path, value in values.items():
+        num_bad, exponent = survey(value)
+        if num_bad:
+            raise ValueError(
+                f"{name} must be finite, got {num_bad} NaN or infinite among the {value.size} "
+                f"entries of {path!r}."
+            )
+        exponents.append(exponent)
+    return exponents
 
 
-def _importance_at(named: Mapping[str, Any], path: str, shape: tuple[int, ...]) -> Any:
+def _importance_at(named: Mapping[str, Any], path: str, shape: tuple[int, ...]) -> np.ndarray:
     if path not in named:
         raise ValueError(
             f"importance has no leaf {path!r}, which is quantized: it has {shorten(named)}; give "
@@ -78,7 +92,7 @@ def _importance_at(named: Mapping[str, Any], path: str, shape: tuple[int, ...]) 
             f"importance at {path!r} must have the shape of the weights, {shape}, got "
             f"{jnp.shape(value)}."
         )
-    array = value if isinstance(value, jax.Array | np.ndarray) else np.asarray(value)
+    array = np.asarray(value)
     if jnp.issubdtype(array.dtype, jnp.integer):
         return array.astype(np.float32)
     if not jnp.issubdtype(array.dtype, jnp.floating):
@@ -86,8 +100,8 @@ def _importance_at(named: Mapping[str, Any], path: str, shape: tuple[int, ...]) 
     return array.astype(np.float32) if array.dtype.itemsize < 2 else array
 
 
-def _check_importance(path: str, importance: Array) -> None:
-    num_negative = int(jnp.sum(is_negative(importance), dtype=jnp.int32))
+def _check_importance(path: str, importance: Float[np.ndarray, "*shape"]) -> None:
+    num_negative = int(np.count_nonzero(importance < 0))
     if num_negative:
         raise ValueError(
             f"importance must be at least 0, got {num_negative} negative among the "
@@ -95,7 +109,7 @@ def _check_importance(path: str, importance: Array) -> None:
             "jaxcomp.curvature.CurvaturePolicy().apply(importance).importance, or the "
             "DiagonalEstimate itself."
         )
-    if bool(jnp.all(is_zero(importance))):
+    if not np.any(importance):
         raise ValueError(
             f"importance is 0 throughout the leaf {path!r}, so it cannot weigh anything; pass "
             "jaxcomp.curvature.CurvaturePolicy().apply(importance).importance, which weighs such a "

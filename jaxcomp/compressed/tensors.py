@@ -14,6 +14,8 @@ from jaxcomp.coding.sizes import CodeSize
 from jaxcomp.compressed.report import LayerReport, Measures, layer_report
 from jaxcomp.numerics.checks import is_concrete
 from jaxcomp.quantizers.methods import Method
+from jaxcomp.quantizers.methods.base import is_on_host
+from jaxcomp.quantizers.problems import Errors, Problem
 from jaxcomp.trees.leaves import Constant
 from jaxcomp.types import AnyArray
 
@@ -85,12 +87,12 @@ def decode(leaf: CompressedTensor, layout: TensorLayout) -> Any:
     stored = (leaf.codes, leaf.codebook, leaf.scales)
     if not layout.is_stack:
         values = values_of(*stored)
-    elif any(isinstance(part, np.ndarray) for part in stored):
+    elif is_on_host(*stored):
         layers = [
             values_of(*(None if part is None else part[number] for part in stored))
             for number in range(layout.shape[0])
         ]
-        values = np.stack(layers)
+        values = (np if isinstance(layers[0], np.ndarray) else jnp).stack(layers)
     else:
         values = jax.vmap(values_of)(*stored)
     return _like(leaf.codes, values)
@@ -112,6 +114,25 @@ def packed(codes: Any, codebook: Any) -> Shaped[AnyArray, "..."]:
         if codebook.shape[0] <= number:
             return codes.astype(dtype)
     return codes
+
+
+def measures_of(errors: Errors, problem: Problem, *, converged: bool) -> Measures:
+    """Return the errors of a tensor as they are stored: each a number and a power of two."""
+    number, exponent = np.frexp(np.asarray(errors))
+    # Sums of squares: twice the power of two.
+    unit = np.asarray([problem.importance_exponent, 0, 0]) + 2 * problem.exponent
+    exponent = np.where(number == 0, 0, exponent + unit).astype(np.int32)
+    distortion, squared_error, energy = (jax.device_put(p) for p in number.astype(problem.dtype))
+    of_distortion, of_error, of_energy = (jax.device_put(part) for part in exponent)
+    return Measures(
+        distortion,
+        squared_error,
+        energy,
+        jax.device_put(np.bool_(converged)),
+        distortion_exponent=of_distortion,
+        error_exponent=of_error,
+        energy_exponent=of_energy,
+    )
 
 
 def size_of(leaf: CompressedTensor, layout: TensorLayout) -> CodeSize:

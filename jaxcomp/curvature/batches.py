@@ -25,13 +25,13 @@ from jaxcomp.curvature.estimate import (
     RunningMean,
     Sampling,
     check_finite,
-    check_positive_count,
     count_examples,
     find_sampling,
     sample_like,
     starting_at,
     zero_diagonal,
 )
+from jaxcomp.numerics.checks import check_count
 from jaxcomp.numerics.transformations import explicit_transfers
 from jaxcomp.types import Batch, Params
 
@@ -140,7 +140,7 @@ def over_batches_until(
     is_number = isinstance(relative_error, Real) and not isinstance(relative_error, bool)
     if not is_number or not math.isfinite(relative_error) or relative_error <= 0:
         raise ValueError(f"relative_error must be a finite number above 0, got {relative_error!r}.")
-    min_probes = check_positive_count("min_probes", min_probes, minimum=2)
+    min_probes = check_count("min_probes", min_probes, least=2)
     state = _full_data_estimate(
         *sampling,
         batches,
@@ -156,7 +156,7 @@ def over_batches_until(
 def _check_arguments(
     kernel: DiagonalKernel, batches: Iterable[Batch], probes_per_chunk: int
 ) -> tuple[Sampling | None, int]:
-    probes_per_chunk = check_positive_count("probes_per_chunk", probes_per_chunk)
+    probes_per_chunk = check_count("probes_per_chunk", probes_per_chunk)
     if not callable(kernel):
         raise TypeError(
             "kernel must be a function from a batch to a DiagonalEstimate, got "

@@ -21,9 +21,9 @@ from jaxcomp.curvature.estimate import (
     SampleFn,
     Sampling,
     as_partial,
-    check_positive_count,
     estimate_on_batch,
     floating_leaves,
+    open_params,
     sampled_by,
     shape_and_dtype,
 )
@@ -34,6 +34,7 @@ from jaxcomp.curvature.hutchinson import (
     probed_hessian,
     probed_products,
 )
+from jaxcomp.numerics.checks import check_count
 from jaxcomp.numerics.transformations import explicit_transfers
 from jaxcomp.types import Batch, LossFn, Params, PRNGKey
 
@@ -102,14 +103,13 @@ def _block_sampling(
 ) -> Sampling:
     """Check the arguments of `hutchinson_blocks`, of which the batch plays no part."""
     del batch
-    num_probes = check_positive_count("num_probes", num_probes, minimum=2)
-    block_size = check_positive_count("block_size", block_size)
+    num_probes = check_count("num_probes", num_probes, least=2)
+    block_size = check_count("block_size", block_size)
     check_distribution(distribution)
     if examples_per_probe is not None:
-        examples_per_probe = check_positive_count("examples_per_probe", examples_per_probe)
-    sampler = BlockSampler(
-        as_partial(loss_fn), params, key, block_size, distribution, examples_per_probe
-    )
+        examples_per_probe = check_count("examples_per_probe", examples_per_probe)
+    function, params = open_params(as_partial(loss_fn), params)
+    sampler = BlockSampler(function, params, key, block_size, distribution, examples_per_probe)
     return Sampling(sampler, num_probes)
 
 
@@ -137,7 +137,7 @@ def hutchinson_blocks(
 
     Args:
         loss_fn: `(params, batch) -> scalar`, as for `hutchinson_diagonal`.
-        params: pytree of arrays; each leaf is cut, in row-major order, into groups of m weights.
+        params: any pytree; each leaf is cut, in row-major order, into groups of m weights.
         batch: pytree of arrays, passed on untouched.
         key: typed PRNG key, consumed here.
         num_probes: S >= 2, static.

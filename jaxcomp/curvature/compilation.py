@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from jaxcomp.curvature.estimate import shape_and_dtype
+from jaxcomp.curvature.estimate import OfArguments, shape_and_dtype
 
 _NUM_COMPILATIONS = 3
 _QUIET = ("jaxcomp.", "jax.", "jax_", "functools", "contextlib")
@@ -34,6 +34,7 @@ def hint_if_compiled_again(kernel: str, function: Callable[..., Any], arguments:
             causes no compilation of its own and is passed over.
         arguments: pytree of the arrays that the kernel is traced for.
     """
+    function = function.function if isinstance(function, OfArguments) else function
     # jax.tree_util.Partial wraps a functools.partial, which is still compared by identity.
     inner = getattr(function, "fun", function)
     function = inner if isinstance(inner, functools.partial) else function

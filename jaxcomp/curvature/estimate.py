@@ -7,12 +7,15 @@ whole data set. Both end in the running mean below (Welford 1962, doi:10.2307/12
 
 All curvature is that of a mean loss in nats, so a diagonal entry has the unit nats per squared
 weight. Diagonals are float32, or float64 for float64 weights, whatever the dtype of the weights;
-leaves that are not floating (integer codes, counters, random keys) have the curvature zero.
+leaves that are not floating (integer codes, counters, random keys) have the curvature zero. What is
+no array and no number (a function among the fields of a module) is a constant of the loss, and None
+in the result.
 """
 
 import functools
 import math
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
@@ -24,6 +27,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxcomp.numerics.transformations import always_compiled
+from jaxcomp.trees.leaves import Frame, is_argument, split_constants
 from jaxcomp.types import Batch, LossFn, Params
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -307,6 +311,40 @@ def as_partial(
     return partial
 
 
+@dataclass(frozen=True)
+class OfArguments:
+    """A function of a whole tree as one of its arrays and numbers; equal for equal functions.
+
+    Attributes:
+        function: takes the whole tree.
+        frame: the leaves that no compiled function takes.
+        place: of the tree among the arguments, behind those that are bound.
+    """
+
+    function: Callable[..., Any]
+    frame: Frame
+    place: int
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        """Call the function on the whole tree."""
+        whole = list(arguments)
+        whole[self.place] = self.frame.fill(whole[self.place])
+        return self.function(*whole, **keywords)
+
+
+def open_params(function: Partial, params: Params) -> tuple[Partial, Params]:
+    """Take the leaves that no compiled function takes (functions, text) out of a tree of weights.
+
+    Returns:
+        The function of the rest of the tree, and the rest, which has None in their place.
+    """
+    arguments, frame = split_constants(params, is_argument)
+    if frame.is_empty:
+        return function, params
+    framed = OfArguments(function.func, frame, len(function.args))
+    return Partial(framed, *function.args, **function.keywords), arguments
+
+
 def scalar_loss(
     loss_fn: LossFn, leaves: FloatingLeaves, batch: Batch
 ) -> Callable[[tuple[Array, ...]], Float[Array, ""]]:
@@ -367,17 +405,6 @@ def count_examples(batch: Batch, name: str = "batch") -> int:
     if num_examples == 0:
         raise ValueError(f"{name} has no examples; leave empty batches out.")
     return num_examples
-
-
-def check_positive_count(name: str, value: Any, minimum: int = 1) -> int:
-    """Return a static count as int.
-
-    Raises:
-        ValueError: if `value` is not an integer, or below `minimum`.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
-        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}.")
-    return int(value)
 
 
 @always_compiled

@@ -21,14 +21,15 @@ from jaxcomp.curvature.estimate import (
     SampleFn,
     Sampling,
     as_partial,
-    check_positive_count,
     count_examples,
     estimate_on_batch,
     floating_leaves,
+    open_params,
     sampled_by,
     scalar_loss,
 )
 from jaxcomp.curvature.per_example import open_function, sum_of_squares
+from jaxcomp.numerics.checks import check_count
 from jaxcomp.numerics.transformations import explicit_transfers
 from jaxcomp.types import Batch, LossFn, Params
 
@@ -72,8 +73,9 @@ def _fisher_sampling(
     """Check the arguments of `fisher_diagonal`, of which the batch plays no part."""
     del batch
     if examples_per_chunk is not None:
-        examples_per_chunk = check_positive_count("examples_per_chunk", examples_per_chunk)
-    return Sampling(FisherSampler(as_partial(loss_fn), params, examples_per_chunk), 1)
+        examples_per_chunk = check_count("examples_per_chunk", examples_per_chunk)
+    function, params = open_params(as_partial(loss_fn), params)
+    return Sampling(FisherSampler(function, params, examples_per_chunk), 1)
 
 
 @sampled_by(_fisher_sampling)
@@ -93,7 +95,7 @@ def fisher_diagonal(
         loss_fn: `(params, batch) -> scalar`, the mean loss of the batch in nats; called on
             batches of one example (leading axis 1), so the loss of an example must not depend on
             the others (fixed batch statistics). Static or traced as in `hutchinson_diagonal`.
-        params: pytree of arrays; leaves that are not floating are constants of the loss.
+        params: any pytree; leaves that are not floating are constants of the loss.
         batch: pytree of arrays with leading axis B >= 1.
         examples_per_chunk: examples held at once, static; None chooses some 64 MiB worth.
 

@@ -30,14 +30,15 @@ from jaxcomp.curvature.estimate import (
     SampleFn,
     Sampling,
     as_partial,
-    check_positive_count,
     count_examples,
     diagonal_dtype,
     estimate_on_batch,
     floating_leaves,
+    open_params,
     sampled_by,
 )
 from jaxcomp.curvature.per_example import open_layers, sum_of_squares
+from jaxcomp.numerics.checks import check_count
 from jaxcomp.numerics.linear_algebra import eigh
 from jaxcomp.numerics.transformations import explicit_transfers
 from jaxcomp.types import Batch, Params, PredictFn, PRNGKey
@@ -120,17 +121,16 @@ def _gauss_newton_sampling(
             "exact diagonal."
         )
     if num_label_samples is not None:
-        num_label_samples = check_positive_count("num_label_samples", num_label_samples, minimum=2)
+        num_label_samples = check_count("num_label_samples", num_label_samples, least=2)
         if key is None:
             raise ValueError(
                 "num_label_samples needs a key: pass key=jax.random.key(seed), or leave "
                 "num_label_samples out for the exact diagonal."
             )
     if examples_per_chunk is not None:
-        examples_per_chunk = check_positive_count("examples_per_chunk", examples_per_chunk)
+        examples_per_chunk = check_count("examples_per_chunk", examples_per_chunk)
     sampler = GaussNewtonSampler(
-        as_predict_fn(predict_fn),
-        params,
+        *open_params(as_predict_fn(predict_fn), params),
         key,
         loss,
         num_label_samples,
@@ -167,7 +167,7 @@ def gauss_newton_diagonal(
         predict_fn: `(params, inputs) -> outputs (batch, ...)` in evaluation mode: the outputs of
             an example must not depend on the others (dropout off, batch statistics fixed). Called
             on batches of one example. Static or traced as `loss_fn` of `hutchinson_diagonal`.
-        params: pytree of arrays; leaves that are not floating are constants.
+        params: any pytree; leaves that are not floating are constants.
         batch: `(inputs, targets)`, pytrees with leading axis B >= 1. Only a callable loss reads
             the targets.
         loss: `"softmax_cross_entropy"` of logits `(batch, classes)`; `"squared_error"`, the sum

@@ -31,14 +31,15 @@ from jaxcomp.curvature.estimate import (
     SampleFn,
     Sampling,
     as_partial,
-    check_positive_count,
     count_examples,
     diagonal_dtype,
     estimate_on_batch,
     floating_leaves,
+    open_params,
     sampled_by,
     scalar_loss,
 )
+from jaxcomp.numerics.checks import check_count
 from jaxcomp.numerics.transformations import explicit_transfers
 from jaxcomp.types import Batch, LossFn, Params, PRNGKey
 
@@ -91,11 +92,12 @@ def _hutchinson_sampling(
 ) -> Sampling:
     """Check the arguments of `hutchinson_diagonal`, of which the batch plays no part."""
     del batch
-    num_probes = check_positive_count("num_probes", num_probes, minimum=2)
+    num_probes = check_count("num_probes", num_probes, least=2)
     check_distribution(distribution)
     if examples_per_probe is not None:
-        examples_per_probe = check_positive_count("examples_per_probe", examples_per_probe)
-    sampler = HutchinsonSampler(as_partial(loss_fn), params, key, distribution, examples_per_probe)
+        examples_per_probe = check_count("examples_per_probe", examples_per_probe)
+    function, params = open_params(as_partial(loss_fn), params)
+    sampler = HutchinsonSampler(function, params, key, distribution, examples_per_probe)
     return Sampling(sampler, num_probes)
 
 
@@ -131,7 +133,7 @@ def hutchinson_diagonal(
         loss_fn: `(params, batch) -> scalar`, the mean loss of the batch in nats. A function is
             static (pass the same object each time, a fresh lambda compiles again); the arrays in
             a `jax.tree_util.Partial` are traced, so that a fresh one compiles nothing.
-        params: pytree of arrays, n floating entries in all. The probe of a bfloat16 or float16
+        params: any pytree, n floating entries in all. The probe of a bfloat16 or float16
             leaf has its dtype; leaves that are not floating are constants of the loss.
         batch: pytree of arrays, passed on untouched.
         key: typed PRNG key, consumed here.

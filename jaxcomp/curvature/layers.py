@@ -31,6 +31,7 @@ from jaxcomp.curvature.estimate import (
     count_examples,
     diagonal_dtype,
     floating_leaves,
+    open_params,
 )
 from jaxcomp.curvature.gauss_newton import (
     Loss,
@@ -94,7 +95,7 @@ def find_layers(model_or_fn: PredictFn | Any, params: Params, inputs: Any) -> di
     Args:
         model_or_fn: `(params, inputs) -> outputs (batch, ...)`, or a Flax module, which is then
             put into evaluation mode.
-        params: pytree of arrays.
+        params: any pytree.
         inputs: pytree with leading axis of examples, as for `predict_fn`.
 
     Returns:
@@ -104,7 +105,8 @@ def find_layers(model_or_fn: PredictFn | Any, params: Params, inputs: Any) -> di
         ValueError: if `predict_fn` does not return one array with the axis of examples.
         TypeError: if it is not callable or not hashable.
     """
-    uses = _uses_by_path(_as_function(model_or_fn, params), params, inputs)
+    function, params = open_params(_as_function(model_or_fn, params), params)
+    uses = _uses_by_path(function, params, inputs)
     return {
         path: Layer("other", 0, None)
         if use is None
@@ -134,10 +136,10 @@ def layer_hessians(
         model_or_fn: `(params, inputs) -> outputs (batch, ...)` in evaluation mode, static or
             traced as `loss_fn` of `hutchinson_diagonal` and called on batches of one example; or
             a Flax module.
-        params: pytree of arrays; of a Flax module its `nnx.State` or its Linen variables.
+        params: any pytree; of a Flax module its `nnx.State` or its Linen variables.
         batches: an iterable of `(inputs, targets)`, passed over once (and read in full, so that
             a generator will do). A batch that is no pair is all inputs.
-        select: which weights, as in `jaxcomp.quantize`; by default all that are matrices.
+        select: which weights, as in `jaxcomp.compress`; by default all that are matrices.
         per_output: whether each output unit has its own.
         loss: with `per_output`, as in `gauss_newton_diagonal`.
 
@@ -150,7 +152,7 @@ def layer_hessians(
             `find_layers`), there are no batches, or the result is not finite.
         TypeError: if `predict_fn` is not callable or not hashable.
     """
-    function = _as_function(model_or_fn, params)
+    function, params = open_params(_as_function(model_or_fn, params), params)
     check_loss(loss)
     total, uses, num_examples = None, {}, 0
     for batch, size in sized_batches(batches):

@@ -17,9 +17,9 @@ from jaxtyping import Array, Float
 from jaxcomp.curvature.estimate import (
     CompensatedSum,
     check_finite,
-    check_positive_count,
     diagonal_dtype,
 )
+from jaxcomp.numerics.checks import check_count
 from jaxcomp.numerics.transformations import explicit_transfers
 
 
@@ -52,7 +52,7 @@ def linear_regression_hessian(
             `rows_per_chunk` is not an integer of at least 1.
         TypeError: if `features` is neither an array nor iterable, or not of a floating dtype.
     """
-    rows_per_chunk = check_positive_count("rows_per_chunk", rows_per_chunk)
+    rows_per_chunk = check_count("rows_per_chunk", rows_per_chunk)
     if isinstance(features, jax.Array | np.ndarray):
         _check_features(features, "features")
         if features.shape[-2] == 0:

@@ -20,13 +20,13 @@ from jaxcomp.curvature import batches as driver
 from jaxcomp.curvature.estimate import (
     DiagonalSampler,
     Sampling,
-    check_positive_count,
     count_examples,
     estimate_on_batch,
     find_sampling,
     sample_like,
     zero_diagonal,
 )
+from jaxcomp.numerics.checks import check_count
 from jaxcomp.types import Batch
 
 Shapes = PyTree[jax.ShapeDtypeStruct]
@@ -92,9 +92,9 @@ def estimate_memory(
             `limit_bytes` or `probes_per_chunk` is not a positive integer; or as the kernel.
         TypeError: if `kernel` is not a partial of a kernel of this package.
     """
-    probes_per_chunk = check_positive_count("probes_per_chunk", probes_per_chunk)
+    probes_per_chunk = check_count("probes_per_chunk", probes_per_chunk)
     if limit_bytes is not None:
-        limit_bytes = check_positive_count("limit_bytes", limit_bytes)
+        limit_bytes = check_count("limit_bytes", limit_bytes)
     sampling = find_sampling(kernel)
     if sampling is None or not isinstance(kernel, partial):
         raise TypeError(

@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxcomp.numerics.checks import check_count
+
 Logits = Float[Array, "*leading n c"]
 Labels = Int[Array, "*#leading n"]
 
@@ -163,8 +165,7 @@ def expected_calibration_error(
         TypeError: while tracing, if logits are not floating or labels not integers.
         ValueError: while tracing, if the shapes do not fit or `num_bins < 1`.
     """
-    if num_bins < 1:
-        raise ValueError(f"num_bins must be at least 1, got {num_bins}.")
+    check_count("num_bins", num_bins)
     is_right = correct(logits, labels)
     logits, _ = _checked(logits, labels)
     confidence = jnp.max(_probabilities(logits), axis=-1)

@@ -3,7 +3,6 @@
 Nothing heavy is imported here or in a module of settings: `--help` reads them.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import field
 from enum import StrEnum
@@ -79,22 +78,24 @@ def as_tuple(value: Any, name: str) -> tuple:
 def integer(value: Any, name: str) -> int:
     """Return a whole number as an `int`; anything else is a `ValueError`."""
     if isinstance(value, bool) or int(value) != value:
-        raise ValueError(f"{name} must be a whole number, got {value!r}.")
+        raise ValueError(f"{name} must be an integer, got {value!r}.")
     return int(value)
 
 
 def check_counts(settings: Any, names: Iterable[str]) -> None:
     """Refuse attributes that are not whole numbers of at least 1."""
+    from jaxcomp.numerics.checks import check_count  # with JAX, which `--help` does not wait for
+
     for name in names:
-        if integer(getattr(settings, name), name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(settings, name)}.")
+        check_count(name, integer(getattr(settings, name), name))
 
 
 def check_positive(settings: Any, names: Iterable[str]) -> None:
     """Refuse attributes that are not positive and finite."""
+    from jaxcomp.numerics import checks
+
     for name in names:
-        if not 0 < getattr(settings, name) < math.inf:
-            raise ValueError(f"{name} must be positive and finite, got {getattr(settings, name)}.")
+        checks.check_positive(name, getattr(settings, name))
 
 
 def check_names(name: str, values: Iterable[str], allowed: Sequence[str]) -> None:

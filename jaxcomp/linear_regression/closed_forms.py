@@ -22,6 +22,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from jaxcomp.linear_regression.problem import Setting, _as_floats, check_setting
+from jaxcomp.numerics.precision import ROUNDING, in_float64, round_down, round_up
 
 Channel = Literal["informed", "uninformed", "informed_zero_mean", "uninformed_zero_mean", "matched"]
 
@@ -102,7 +103,7 @@ class ChannelRisks(NamedTuple):
 
 
 class DistortionRate(NamedTuple):
-    """Bounds on `D(R)`, the least distortion of an uninformed compressor."""
+    """Bounds on `D(R)`, the least distortion of an uninformed compressor, rounded outward."""
 
     lower: Float[Array, "..."]
     """(d s2/n) e^{-2R/d}; attained if both ends know X, and R means I(W;What|X)."""
@@ -203,7 +204,7 @@ def distortion_rate_bounds(setting: Setting, rate_nats: Float[ArrayLike, "..."])
         ValueError: if the setting is out of range.
     """
     check_setting(setting)
-    return _distortion_rate_bounds(setting, jnp.asarray(rate_nats, float))
+    return _distortion_rate_bounds(setting, rate_nats, dtype=jnp.result_type(float))
 
 
 def best_rate(setting: Setting, *, channel: Channel) -> BestRate:
@@ -280,12 +281,22 @@ def _shrinkage_risks(setting: Setting, rate: Array) -> ChannelRisks:
     return ChannelRisks(*jnp.broadcast_arrays(*parts))
 
 
-@jax.jit
-def _distortion_rate_bounds(setting: Setting, rate: Array) -> DistortionRate:
+@in_float64("dtype")
+def _distortion_rate_bounds(setting: Setting, rate: Array, *, dtype: jnp.dtype) -> DistortionRate:
     d, n, s2, _ = _as_floats(setting)
     a, b = gain_and_loss(rate, d)
     V, overfit = setting.excess_risk, d * s2 / n
-    return DistortionRate(b * overfit, b * (b * overfit + a * V), b * V)
+    # What rounds the exponent rounds b by as much, relatively; b may be too small for a float.
+    is_finite = jnp.isfinite(rate)
+    rounding = ROUNDING * (1 + jnp.where(is_finite, rate, 0) / d)
+    least = jnp.where(is_finite, jnp.finfo(b.dtype).tiny, 0)
+    above = jnp.maximum(b, least) * (1 + rounding)
+    bounds = (
+        round_down(b * overfit * (1 - rounding), dtype),
+        round_up(above * (b * overfit + a * V) * (1 + rounding), dtype),
+        round_up(above * V * (1 + rounding), dtype),
+    )
+    return DistortionRate(*jnp.broadcast_arrays(*bounds))
 
 
 @partial(jax.jit, static_argnames=("channel",))

@@ -5,8 +5,9 @@ A deterministic learner with real-valued weights has `I(S;W)` infinite. Rounded 
 entropy over samples: of a multivariate t for least squares, and of a density that the Kac-Rice
 formula gives exactly for ridge. What a Gaussian channel lets through is finite by itself.
 
-Everything here runs on the host in float64: differences of log-gamma functions of several
-thousand examples have no digits left in single precision.
+Entropies are computed on the host in float64: differences of log-gamma functions of several
+thousand examples have no digits left in single precision. The bounds on gaps can be traced, and are
+rounded up to JAX's default floating dtype.
 
 Sources: Kotz and Nadarajah, "Multivariate t distributions" (2004), section 1.8 (entropy);
 Azais and Wschebor, "Level sets and extrema of random processes and fields" (2009), theorem 6.2
@@ -17,7 +18,6 @@ Leonenko, Probl. Inf. Transm. 23 (1987), for the estimate from draws.
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -28,6 +28,7 @@ from scipy import spatial, special
 
 from jaxcomp.linear_regression.closed_forms import Channel, channel_risks, gain_and_loss
 from jaxcomp.linear_regression.problem import Setting, check_num_examples, check_setting
+from jaxcomp.numerics.precision import ROUNDING, bound_in_float64
 from jaxcomp.numerics.units import LN2
 
 _Numbers = NDArray[np.float64]
@@ -41,6 +42,8 @@ _TOLERANCE = 1e-7
 _LARGEST_PENALTY = 1e18
 # Of ln |w| from the middle: t's tail with three degrees of freedom is e^-120 there.
 _FURTHEST_LENGTH = 40.0
+# Of (z - (1 - e^-z)) / z^2, the highest power first; up to 0.5 to all digits of float64.
+_SERIES = tuple((-1.0) ** k / math.factorial(k + 2) for k in range(14, -1, -1))
 # Points of the inner integral over the length of the residuals; in widths, where they end below.
 _NODES = 161
 _FURTHEST = 90.0
@@ -420,11 +423,9 @@ def relative_gap_bound(
         num_examples: n >= 1; broadcast.
 
     Returns:
-        The bound, between 0 and 1; NaN where the information is negative.
+        The bound, between 0 and 1, rounded up; NaN where the information is negative.
     """
-    return _relative_gap_bound(
-        jnp.asarray(information_nats, float), jnp.asarray(num_examples, float)
-    )
+    return _relative_gap_bound(information_nats, num_examples)
 
 
 def least_squares_relative_gap(
@@ -446,7 +447,10 @@ def least_squares_relative_gap(
 
 
 class GapBound(NamedTuple):
-    """A bound on `E[L_mu - L_S]` in units of the risk, and the information it rests on."""
+    """A bound on `E[L_mu - L_S]` in units of the risk, and the information it rests on.
+
+    Both are rounded up.
+    """
 
     information_nats: Float[Array, "..."]
     """Upper bound on the information of the channel with samples weighted by their risk."""
@@ -484,33 +488,45 @@ def channel_gap_bound(
             "is known for these."
         )
     check_num_examples(setting.dim, setting.num_examples, above=3)
-    rate = jnp.asarray(rate_nats, float)
+    check_setting(setting)
+    return _channel_gap_bound(setting, rate_nats, channel=channel)
+
+
+@bound_in_float64("channel")
+def _channel_gap_bound(setting: Setting, rate: Array, *, channel: Channel) -> GapBound:
     risks = channel_risks(setting, rate, channel=channel)
-    d, n = jnp.asarray(setting.dim, float), jnp.asarray(setting.num_examples, float)
+    d, n = jnp.asarray(setting.dim), jnp.asarray(setting.num_examples)
     a, _ = gain_and_loss(rate, d)
     weighting = a * a * setting.excess_risk / risks.population * (1 + a * (d + 2) / (n - d - 3))
-    information = rate + weighting
-    return GapBound(information, risks.population * relative_gap_bound(information, n))
+    information = (rate + weighting) * (1 + 2 * ROUNDING)
+    bound = risks.population * _relative_gap(information, n) * (1 + 2 * ROUNDING)
+    return GapBound(*jnp.broadcast_arrays(information, bound))
 
 
-@jax.jit
+@bound_in_float64()
 def _relative_gap_bound(information: Array, num_examples: Array) -> Array:
+    return _relative_gap(information, num_examples)
+
+
+def _relative_gap(information: Array, num_examples: Array) -> Array:
     """Solve `x + ln(1-x) = -2 I/n` by Newton's method in `z = -ln(1-x)`: `z - (1-e^-z) = y`.
 
     The left side is convex and rising in z > 0; from `y + 1`, above the root, or from `sqrt(2y)`
-    plus a little more than its next term, Newton's steps only come down.
+    plus a little more than its next term, Newton's steps only come down. Relative errors of y and
+    of the left side reach x by half at most.
     """
-    y = 2 * information / num_examples
+    y = 2 * (information / num_examples)
     start = jnp.minimum(y + 1, jnp.sqrt(2 * y) + y)
 
     def step(_, z):
         slope = -jnp.expm1(-z)
         # Near 0 the difference z - (1 - e^-z) cancels: its series there.
-        value = jnp.where(z < 0.05, z * z / 2 - z**3 / 6 + z**4 / 24, z - slope)
+        series = z * z * jnp.polyval(jnp.asarray(_SERIES), jnp.minimum(z, 0.5))
+        value = jnp.where(z < 0.5, series, z - slope)
         return jnp.where(slope > 0, z - (value - y) / jnp.where(slope > 0, slope, 1), z)
 
     z = lax.fori_loop(0, 12, step, start)
-    return -jnp.expm1(-z)
+    return jnp.minimum(-jnp.expm1(-z) * (1 + 2 * ROUNDING), 1)
 
 
 def _t_entropy(d: _Numbers, n: _Numbers) -> _Numbers:

@@ -9,7 +9,6 @@ weights and need the whole `Problem`.
 Axes: `d` weights.
 """
 
-from numbers import Real
 from typing import NamedTuple
 
 import jax
@@ -18,7 +17,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jaxcomp.numerics.checks import is_concrete
+from jaxcomp.numerics.checks import check_count, check_positive, is_concrete
 
 Number = ArrayLike
 
@@ -102,7 +101,7 @@ def make_problem(
             f"covariance must be positive definite, got eigenvalues from {eigenvalues[0]:.3g} to "
             f"{eigenvalues[-1]:.3g}; drop the inputs that others determine."
         )
-    _check_positive(noise_variance, "noise_variance")
+    check_positive("noise_variance", noise_variance)
     return Problem(
         jnp.asarray(weights, float), jnp.asarray(matrix, float), jnp.asarray(noise_variance, float)
     )
@@ -131,8 +130,7 @@ def random_problem(
     Raises:
         ValueError: if an argument is out of range.
     """
-    if dim < 1:
-        raise ValueError(f"dim must be at least 1, got {dim}.")
+    check_count("dim", dim)
     if not (signal >= 0 and np.isfinite(signal)):
         raise ValueError(f"signal must be finite and at least 0, got {signal}.")
     direction = np.asarray(jax.random.normal(key, (dim,)), np.float64)
@@ -166,7 +164,7 @@ def check_setting(setting: Setting) -> None:
     for name, value, least in (("dim", setting.dim, 1), ("signal", setting.signal, 0)):
         if is_concrete(value) and not np.all(np.asarray(value) >= least):
             raise ValueError(f"{name} must be at least {least}, got {np.min(value)}.")
-    _check_positive(setting.noise_variance, "noise_variance")
+    check_positive("noise_variance", setting.noise_variance)
     check_num_examples(setting.dim, setting.num_examples)
 
 
@@ -181,15 +179,6 @@ def check_num_examples(dim: Number, num_examples: Number, *, above: int = 1) -> 
             f"num_examples must be more than dim + {above} for the moments of least squares to "
             f"exist, got {n[bad][0]} examples of dimension {d[bad][0]}; draw more examples."
         )
-
-
-def _check_positive(value: Number, name: str) -> None:
-    if not is_concrete(value):
-        return
-    numbers = np.asarray(value, np.float64)
-    if not np.all((numbers > 0) & np.isfinite(numbers)):
-        told = value if isinstance(value, Real) else numbers.min()
-        raise ValueError(f"{name} must be positive and finite, got {told}.")
 
 
 def _as_floats(setting: Setting) -> tuple[Array, Array, Array, Array]:

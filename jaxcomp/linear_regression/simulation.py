@@ -35,6 +35,7 @@ from jaxcomp.linear_regression.codebooks import (
     merge,
 )
 from jaxcomp.linear_regression.problem import Problem, check_num_examples
+from jaxcomp.numerics.checks import check_count
 from jaxcomp.numerics.linear_algebra import cholesky, cholesky_solve, solve_lower, solve_shifted
 from jaxcomp.numerics.units import LN2
 
@@ -687,8 +688,7 @@ def simulate(
     if not names or not set(names) <= set(COMPRESSORS):
         unknown = sorted(set(names) - set(COMPRESSORS))
         raise ValueError(f"compressors must be out of {COMPRESSORS}, got {unknown or names}.")
-    if num_datasets < 1:
-        raise ValueError(f"num_datasets must be at least 1, got {num_datasets}.")
+    check_count("num_datasets", num_datasets)
     clusters = np.asarray(num_clusters, np.int32)
     if clusters.ndim != 1 or clusters.size < 1 or clusters.min() < 1:
         raise ValueError(f"num_clusters must be a list of numbers >= 1, got {num_clusters}.")

@@ -1,9 +1,10 @@
-"""Checks of quantizer input at the host boundary: one sentence per mistake.
+"""Checks of arguments at the host boundary: one sentence per mistake.
 
 Values are checked only where they are known: inside `jit` and `vmap` they are tracers and pass.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,35 @@ from jaxcomp.numerics.scaling import is_negative, is_zero
 def is_concrete(value: object) -> bool:
     """Return whether the value is known now, not a tracer."""
     return not isinstance(value, Tracer)
+
+
+def check_count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """Return a static whole number as an `int`.
+
+    Raises:
+        TypeError: if it is no integer.
+        ValueError: if it is below `least`, or above `most`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an integer, got {value!r}.")
+    if value < least or (most is not None and value > most):
+        allowed = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} must be {allowed}, got {value}.")
+    return int(value)
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Refuse numbers, where they are known, of which one is not positive and finite.
+
+    Raises:
+        ValueError: with the first such number.
+    """
+    if not is_concrete(value):
+        return
+    values = np.asarray(value, np.float64)
+    bad = values[~((values > 0) & np.isfinite(values))]
+    if bad.size:
+        raise ValueError(f"{name} must be positive and finite, got {bad.flat[0]:g}.")
 
 
 def check_floating(values: Array, name: str) -> Array:

@@ -24,6 +24,9 @@ from jaxcomp.numerics.transformations import always_compiled
 
 _Result = TypeVar("_Result")
 
+# What a few operations in float64 may lose, relative to the largest of their numbers; log-gamma
+# functions are that exact as well.
+ROUNDING = 2e-15
 # Below the smallest normal float32, numbers are multiples of 2^-149, and their bits count them.
 _LEAST_NORMAL = 2.0**-126
 _SPACING = 2.0**-149
@@ -177,6 +180,11 @@ def round_up(values: Float[Array, "..."], dtype: Any) -> Float[Array, "..."]:
 @round_up.defjvp
 def _round_up_jvp(dtype: Any, primals: Any, tangents: Any) -> tuple[Array, Array]:
     return round_up(primals[0], dtype), tangents[0]
+
+
+def round_down(values: Float[Array, "..."], dtype: Any) -> Float[Array, "..."]:
+    """Return the largest numbers of a dtype that are not above float64 values; see `round_up`."""
+    return -round_up(-values, dtype)
 
 
 def _as_arrays(tree: Any) -> Any:

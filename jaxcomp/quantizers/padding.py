@@ -80,11 +80,11 @@ def _next_size(number: int) -> int:
 
 def without_copies(
     counts: Int[Array, "groups bins"],
-    first: Int[Array, " groups"],
+    place: Int[Array, " groups"],
     num_padding: Int[Array, ""] | None,
 ) -> Int[Array, "groups bins"]:
-    """Take the copies of the first points out of counts; `first` is where the first points are."""
+    """Take the copies out of counts; `place` is where they are, all of a group in one bin."""
     if num_padding is None:
         return counts
     group = jnp.arange(counts.shape[0], dtype=jnp.int32)
-    return counts.at[group, first].add(-num_padding)
+    return counts.at[group, place].add(-num_padding)

@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
 
 from jaxcomp.numerics.scaling import group_exponent, normalise, restore
 from jaxcomp.numerics.sums import pairwise_sum
@@ -58,6 +59,37 @@ class Rows(NamedTuple):
         others = (*shape[:axis], *shape[axis + 1 :])
         channels = rows.reshape(shape[axis], -1)[:, : math.prod(others)]
         return jnp.moveaxis(channels.reshape(shape[axis], *others), 0, axis)
+
+    def number(self, shape: tuple[int, ...]) -> int:
+        """Return how many rows a tensor has."""
+        num_channels = shape[self.channel_axis] if self._has_channels(shape) else 1
+        return num_channels * self._groups(math.prod(shape) // num_channels)
+
+    def sizes(self, shape: tuple[int, ...]) -> Int[np.ndarray, " rows"]:
+        """Return how many weights every row has."""
+        num_channels = shape[self.channel_axis] if self._has_channels(shape) else 1
+        num_columns = math.prod(shape) // num_channels
+        starts = np.arange(self._groups(num_columns)) * (self.group_size or num_columns)
+        lengths = np.minimum(num_columns - starts, self.group_size or num_columns)
+        return np.tile(lengths, num_channels)
+
+    def of_places(
+        self, places: Int[np.ndarray, " places"], shape: tuple[int, ...]
+    ) -> Int[np.ndarray, " places"]:
+        """Return the row of weights by their places in the flattened tensor."""
+        if not self._has_channels(shape):
+            return places // (self.group_size or max(math.prod(shape), 1))
+        axis = self.channel_axis % len(shape)
+        num_channels, inner = shape[axis], math.prod(shape[axis + 1 :])
+        channel = places % num_channels if inner == 1 else (places // inner) % num_channels
+        if self.group_size is None:
+            return channel
+        position = places // (num_channels * inner) * inner + places % inner
+        num_groups = self._groups(math.prod(shape) // num_channels)
+        return channel * num_groups + position // self.group_size
+
+    def _groups(self, num_columns: int) -> int:
+        return 1 if self.group_size is None else -(-num_columns // self.group_size)
 
     def _has_channels(self, shape: tuple[int, ...]) -> bool:
         return self.scale == "channel" and len(shape) >= 2

@@ -16,9 +16,9 @@ from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 from jaxcomp.numerics.scaling import normalise, restore, split
 from jaxcomp.numerics.sums import running_maximum
 from jaxcomp.quantizers.assignment import assign
+from jaxcomp.quantizers.bins import PointBins
 from jaxcomp.quantizers.histograms import (
     Moments,
-    PointBins,
     accumulation_dtype,
     histogram_moments,
     importance_in_units,

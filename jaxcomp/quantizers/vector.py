@@ -27,6 +27,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
 from jaxcomp.numerics.checks import (
     check_codebook_size,
+    check_count,
     check_finite,
     check_floating,
     check_penalty,
@@ -206,8 +207,7 @@ def vector_kmeans(
         )
     if penalty_scale not in PENALTY_SCALES:
         raise ValueError(f"penalty_scale must be one of {PENALTY_SCALES}, got {penalty_scale!r}.")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
+    check_count("chunk_size", chunk_size)
     if (key is None) == (initial_centroids is None):
         came = "neither" if key is None else "both"
         raise ValueError(f"pass either key (a random start) or initial_centroids, got {came}.")
@@ -263,8 +263,7 @@ def split_vectors(
         raise ValueError(
             f"values must have at least one axis and one entry, got shape {values.shape}."
         )
-    if vector_size < 1:
-        raise ValueError(f"vector_size must be at least 1, got {vector_size}.")
+    check_count("vector_size", vector_size)
     rows = values.reshape(-1, values.shape[-1]) if per_position else values.reshape(1, -1)
     rows = jnp.pad(rows, [(0, 0), (0, -rows.shape[1] % vector_size)])
     vectors = rows.reshape(rows.shape[0], -1, vector_size)

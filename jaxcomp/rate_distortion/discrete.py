@@ -14,7 +14,8 @@ Cholesky factorisation each. The certificate does not care where q came from.
 Distances are measured from the smallest of each row, `exp(-s (d_ij - min_j d_ij))`: the best
 logarithmic scale there is, since at the optimum the shifted Z_i is at least p_i, so that no slope
 underflows. Everything is computed in float64 (float32 cannot certify 1e-6 nats) and rounded to the
-default dtype at the end.
+default dtype at the end, so that what is certified still holds: rate and distortion are rounded up,
+and the gap makes up for both.
 
 Axes: `...` sources, `S` slopes, `N` source symbols, `M` reproductions.
 
@@ -32,7 +33,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxcomp.numerics.checks import is_concrete
 from jaxcomp.numerics.linear_algebra import cholesky, cholesky_solve
-from jaxcomp.numerics.precision import in_float64
+from jaxcomp.numerics.precision import in_float64, round_up
 
 # Plain iterations before the interior-point method: they settle the easy slopes at little cost.
 _NUM_PLAIN = 40
@@ -42,8 +43,9 @@ _MAX_NEWTON = 80
 _BATCH_ENTRIES = {"cpu": 1 << 17}
 _BATCH_ENTRIES_ELSEWHERE = 1 << 22
 _TO_BOUNDARY = 0.995
-# Of a sum of a few hundred numbers in float64, relative to the sum.
+# Of a sum of a few hundred numbers in float64, relative to the sum; of one operation.
 _ROUNDING = 1e-15
+_UNIT = 2.0**-53
 _STEPS = _TO_BOUNDARY * 0.7 ** np.arange(16)
 
 
@@ -54,10 +56,12 @@ class RateDistortionPoints(NamedTuple):
         rate_nats: (..., S) rate of the channel found, an upper bound on R(D) at its distortion.
         distortion: (..., S) its distortion D.
         gap_nats: (..., S) how far R(D) may lie below `rate_nats`: for every D',
-            `R(D') >= rate_nats - gap_nats - s (D' - D)`.
+            `R(D') >= rate_nats - gap_nats - s (D' - D)`, with these numbers as they are. At an
+            infinite slope it is said of the least distortion itself.
         output_probabilities: (..., S, M) q, from which channel and gap follow. The channel's own
             output distribution is `q c`, the same within the gap.
-        converged: (..., S) whether the gap is at most the one asked for.
+        converged: (..., S) whether the gap is at most the one asked for, before rounding to the
+            default dtype.
     """
 
     rate_nats: Float[Array, "... slopes"]
@@ -104,7 +108,14 @@ def blahut_arimoto(
     _check_values(probabilities, distortion_matrix, slope_nats, gap_nats)
     is_one = np.ndim(slope_nats) == 0
     slopes: Any = jnp.reshape(slope_nats, (1,)) if is_one else slope_nats
-    points = _solve(probabilities, distortion_matrix, slopes, gap_nats, shapes=shapes)
+    points = _solve(
+        probabilities,
+        distortion_matrix,
+        slopes,
+        gap_nats,
+        shapes=shapes,
+        dtype=jnp.result_type(float),
+    )
     return jax.tree.map(lambda leaf: jnp.squeeze(leaf, len(shapes)), points) if is_one else points
 
 
@@ -162,8 +173,10 @@ def _check_values(probabilities, distances, slope_nats, gap_nats) -> None:
             )
 
 
-@in_float64("shapes")
-def _solve(probabilities, distances, slope_nats, gap_nats, *, shapes) -> RateDistortionPoints:
+@in_float64("shapes", "dtype")
+def _solve(
+    probabilities, distances, slope_nats, gap_nats, *, shapes, dtype
+) -> RateDistortionPoints:
     num_symbols, num_reproductions = distances.shape[-2:]
     num_slopes = slope_nats.shape[-1]
     p = jnp.broadcast_to(probabilities, (*shapes, num_symbols)).reshape(-1, num_symbols)
@@ -183,7 +196,23 @@ def _solve(probabilities, distances, slope_nats, gap_nats, *, shapes) -> RateDis
         return _solve_lane(p[index], matrix, slope, gap_nats)
 
     lanes = map_in_batches(lane, (source, s), num_symbols * num_reproductions)
+    lanes = lanes._replace(**round_outward(lanes, s, dtype))
     return jax.tree.map(lambda leaf: leaf.reshape(*shapes, num_slopes, *leaf.shape[1:]), lanes)
+
+
+def round_outward(points: Any, slope_nats: Float[Array, " lanes"], dtype: Any) -> dict[str, Array]:
+    """Return rate, distortion and gap as numbers of a dtype (in float64) that claim no more.
+
+    More rate and more distortion are still achievable; the gap grows by as much as both raised the
+    tangent.
+    """
+    rate, distortion = round_up(points.rate_nats, dtype), round_up(points.distortion, dtype)
+    is_raised = (distortion > points.distortion) & (slope_nats > 0) & jnp.isfinite(slope_nats)
+    finite_slope = jnp.where(is_raised, slope_nats, 0)
+    raised = jnp.where(is_raised, finite_slope * (distortion - points.distortion), 0)
+    raised = (raised + (rate - points.rate_nats)) * (1 + 4 * _UNIT)
+    gap = round_up((points.gap_nats + raised) * (1 + 4 * _UNIT), dtype)
+    return {"rate_nats": rate, "distortion": distortion, "gap_nats": gap}
 
 
 def map_in_batches(function, arguments, entries_per_lane: int):
@@ -238,6 +267,14 @@ def _solve_lane(
     )
 
 
+def rounding_of(num_terms: int, numbers: Array) -> Array:
+    """Return what a bound may lose in float64: sums of so many terms, a few numbers of this size.
+
+    Every term of a sum may be off by one rounding of the sum, every logarithm by a few of itself.
+    """
+    return _UNIT * (num_terms + 16 + 8 * numbers)
+
+
 def best_constant(p: Array, distances: Array, otherwise: Array) -> Array:
     """Return the distribution on the reproduction that serves all symbols best, if one may."""
     weighted = jnp.where(p[:, None] > 0, p[:, None] * distances, 0)
@@ -272,8 +309,12 @@ def evaluate(
     mean_log_c = jnp.sum(output * jnp.log(jnp.where(c > 0, c, 1)))
     joint = (p / z)[:, None] * kernel * q[None, :]
     mean_exponent = jnp.sum(joint * jnp.where(joint > 0, exponent, 0))
-    rate = -mean_exponent - jnp.sum(p * jnp.log(z)) - mean_log_c
-    gap = jnp.maximum(jnp.log(jnp.max(c)) - mean_log_c, 0)
+    mean_log_z, largest = jnp.sum(p * jnp.log(z)), jnp.log(jnp.max(c))
+    rate = -mean_exponent - mean_log_z - mean_log_c
+    # Of a single symbol nothing is added up.
+    numbers = jnp.abs(mean_exponent) + jnp.abs(mean_log_z) + jnp.abs(largest)
+    rounding = jnp.where(jnp.max(p) == 1, 0, rounding_of(sum(kernel.shape), numbers))
+    gap = jnp.maximum(largest - mean_log_c, 0) + rounding
     # Reproductions that no symbol may use have no part in q either; the gap is the same without.
     used = jnp.where(c > 0, q, 0)
     return jnp.maximum(rate, 0), gap, used / jnp.sum(used), joint

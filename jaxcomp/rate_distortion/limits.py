@@ -26,6 +26,8 @@ from jaxcomp.rate_distortion.shannon import shannon_rate
 # Classes of h in which the entropy of the weights is estimated, and weights that one must hold.
 _NUM_CLASSES = 8
 _LEAST_IN_CLASS = 50
+# A weight is far from the others beyond so many times the distance of this share of them.
+_FAR, _USUAL_SHARE = 256.0, 0.95
 # Of fewer weights spacings tell nothing.
 _LEAST_IN_SAMPLE = 10
 
@@ -64,7 +66,7 @@ class LayerCurve(NamedTuple):
         gap_bits: (S,) per weight: how far below the limit may lie. With the rate in bits,
             `R(D') >= rate_bits - gap_bits - s / ln 2 (D' - D) / N` for every D'.
         converged: (S,) whether the gap is the one asked for.
-        live_share: share of the weights with h > 0.
+        live_share: share of the weights with h > 0, without those that lie far from all others.
         entropy_nats: differential entropy h(W | H) of those, estimated from spacings, -infinity
             for a handful of weights or many equal ones: for the Shannon lower bound.
         mean_log_importance: E ln H of those.
@@ -115,7 +117,8 @@ def layer_source(
     Up to `max_pairs` weights every one is a pair of its own. Beyond, they are classed by h, in
     octaves down from the largest (the last class takes all below; h = 0 has one of its own), and
     each class is cut into intervals of w, half of them of equal length and half of equal number, so
-    that neither the bulk nor the tails are coarse; the classes share the pairs so that the inner
+    that neither the bulk nor the tails are coarse (weights far from all others are a class by
+    themselves); the classes share the pairs so that the inner
     distortion is least. A cell is represented by its mean h and the mean of w weighted by h:
     whatever reproduction it gets, its distortion is that of the pair plus an inner part. Taking h
     as equal within an octave changes the curve by some 0.015 bit.
@@ -182,20 +185,42 @@ def _checked(weights, importance, *, may_vanish: bool = False) -> tuple[_Array, 
     return w.ravel(), h.ravel()
 
 
+def _is_near(w: _Array, h: _Array) -> np.ndarray:
+    """Return which weights lie near the others; those without importance do wherever they lie.
+
+    Mask constants and values of dead units, 10^6 times the spread and more: the scale of all others
+    must not be taken from them. Far is what lies 256 times as far from the median as 19 of 20
+    weights that differ from it.
+    """
+    is_live = h > 0
+    distance = np.abs(w - np.median(w[is_live]))
+    apart = distance[is_live & (distance > 0)]
+    if not apart.size:
+        return np.ones(w.shape, bool)
+    reach = _FAR * np.quantile(apart, _USUAL_SHARE, method="lower")
+    return ~is_live | (distance <= reach)
+
+
 def _cells(w: _Array, h: _Array, max_pairs: int, num_classes: int) -> np.ndarray:
     """Return the cell of every weight."""
     cell = np.full(w.size, -1)
     octave = np.floor(np.log2(h.max()) - np.log2(np.where(h > 0, h, 1.0)))
     group = np.where(h > 0, np.minimum(octave, num_classes - 1), num_classes).astype(int)
-    members = [np.flatnonzero(group == index) for index in range(num_classes)]
+    # Weights far from all others would take every interval: few get one each, many a quarter.
+    is_near = _is_near(w, h)
+    far = np.flatnonzero(~is_near)
+    for_far = min(np.unique(w[far]).size, max_pairs // 4)
+    members = [np.flatnonzero((group == index) & is_near) for index in range(num_classes)]
     members = [inside for inside in members if inside.size]
     energy = np.array([np.sum(h[i] * (w[i] - w[i].mean()) ** 2) for i in members])
     # m intervals leave a class about energy / m^2.
     share = np.cbrt(energy) / max(np.sum(np.cbrt(energy)), np.finfo(float).tiny)
-    number = 1 + np.floor(share * (max_pairs - 1 - len(members))).astype(int)
+    number = 1 + np.floor(share * (max_pairs - for_far - 1 - len(members))).astype(int)
+    if far.size:
+        members, number = [*members, far], np.append(number, for_far)
     for index, (inside, intervals) in enumerate(zip(members, number, strict=True)):
         values = w[inside]
-        equal = (intervals + 1) // 2
+        equal = 1 if inside is far else (intervals + 1) // 2
         edges = np.concatenate(
             [
                 np.linspace(values.min(), values.max(), equal + 1)[1:-1],
@@ -203,6 +228,8 @@ def _cells(w: _Array, h: _Array, max_pairs: int, num_classes: int) -> np.ndarray
             ]
         )
         edges = np.sort(edges)[: intervals - 1]
+        if inside is far and (distinct := np.unique(values)).size <= intervals:
+            edges = distinct[1:]
         cell[inside] = index * max_pairs + np.searchsorted(edges, values, side="right")
     return cell
 
@@ -332,8 +359,8 @@ def _curve(w: _Array, h: _Array, slopes: _Array, gap_bits: float, entropy: _Entr
 
 
 def _entropy(w: _Array, h: _Array) -> _Entropy:
-    """Return the share of weights with h > 0, their h(W | H) and their E ln H."""
-    is_live = h > 0
+    """Return the share of weights with h > 0 near the others, their h(W | H) and their E ln H."""
+    is_live = (h > 0) & _is_near(w, h)
     share = float(np.mean(is_live))
     w, h = w[is_live], h[is_live]
     num_classes = 1 if np.all(h == h[0]) else min(_NUM_CLASSES, max(1, w.size // _LEAST_IN_CLASS))
@@ -357,16 +384,23 @@ def _slopes(
     if not (max_bits > 0 and np.isfinite(max_bits)):
         raise ValueError(f"max_bits must be a positive finite number, got {max_bits}.")
     # The layer with the most to lose is the first to get a rate.
-    variance = max(float(np.mean(h * (w - np.average(w, weights=h)) ** 2)) for w, h in layers)
+    variance = max(_variance(w, h) for w, h in layers)
     # Of equal weights only rounding is left.
     if variance == 0 or all(np.ptp(w[h > 0]) == 0 for w, h in layers):
         return np.linspace(0.0, 1.0, num_slopes)
-    low, high = 0.2 / variance, 0.5 * 4.0**max_bits / variance
+    near = max(_variance(w[kept], h[kept]) for w, h in layers for kept in [_is_near(w, h)])
+    # Of weights far away one slope tells what leaving them out costs; the rest get the others.
+    first = [0.0] if near == variance else [0.0, 0.2 / variance]
+    low, high = 0.2 / near, 0.5 * 4.0**max_bits / near
     if np.isfinite(entropy.nats):
         # At high rates D = 1 / (2 s), and the Shannon lower bound is nearly met.
         exponent = 1 + 2 * LN2 * max_bits - 2 * entropy.nats - entropy.mean_log_importance
         high = max(4 * low, np.pi * np.exp(exponent))
-    return np.append(0.0, np.geomspace(low, high, num_slopes - 1))
+    return np.append(first, np.geomspace(low, high, num_slopes - len(first)))
+
+
+def _variance(w: _Array, h: _Array) -> float:
+    return float(np.mean(h * (w - np.average(w, weights=h)) ** 2))
 
 
 def add_curves(curves: Sequence[LayerCurve]) -> LayerCurve:
@@ -447,7 +481,8 @@ def distance_to_limit(curve: LayerCurve, rate_bits: Any, distortion: Any) -> Dis
         cost / curve.num_weights,
     )
     live = cost / curve.num_weights / curve.live_share
-    shannon = shannon_rate(curve.entropy_nats, live, curve.mean_log_importance)
+    per_live: Any = live
+    shannon = shannon_rate(curve.entropy_nats, per_live, curve.mean_log_importance)
     return Distance(
         rate_bits=rate,
         distortion=cost,

@@ -12,6 +12,13 @@ classes h_k, h_{k+1} around h, so that the means stay: the split pairs have
 for the layer, with nothing neglected. The importance of the few weights with the largest h is
 lowered as well, which only lowers R.
 
+**Far weights.** No grid reaches from fine Gaussians to a weight a million times as far away as the
+others. Where it would have to, the weights are parted in two, those that one grid can hold and the
+rest. To be told for nothing which of them a weight is only lowers R, so that
+`R~ = P_0 R_0 + P_1 R_1` is a lower bound; sending it first costs no more than the entropy of
+(P_0, P_1), which is little where few lie far away. The rest is solved likewise if it is much, else
+it is sent as it is.
+
 **Nested grids.** On a grid whose spacing is a fraction of its Gaussian, Z and c are convolutions.
 Classes share a grid per octave of width, each twice as fine as the one before; q is handed down to
 the coarse ones, c up to the fine ones, by cubic interpolation and its transpose.
@@ -62,6 +69,8 @@ _LEAST_COARSE = 32
 _MAX_GRID = 1 << 17
 _LEAST_MAX_GRID = 4096
 _GRID_PER_PAIR = 8
+# A rest of less than this share of the pairs is not worth a problem of its own.
+_LEAST_REST = 1 / 64
 _LEAST_EIGENVALUE = 0.02
 _CYCLE = 8
 _NUM_PLAIN = 4
@@ -137,23 +146,89 @@ def bounds_at_slopes(
     found: list[Bounds] = []
     split: _Split | None = None
     start: tuple[_Array, float] | None = None
-    for slope in map(float, slope_nats[::-1]):
+    parted = _bounds_of_parts(points, importance, slope_nats, gap_nats)
+    for place, slope in reversed(list(enumerate(map(float, slope_nats)))):
         if slope * constant < 1e-9 or span == 0:
             # Nothing to gain: no code is better than the best constant by more than this.
             found.append(Bounds(0.0, constant, 0.0))
             continue
-        if split is None:
-            split = _split(live, heights, slope, span, points.size, gap_nats)
-        problem = _Problem(split, slope, float(live.min()), span)
-        q, lower = problem.solve(problem.initial(start), 0.4 * gap_nats)
-        rate, distortion = problem.channel(q)
+        if place in parted:
+            rate, distortion, lower = parted[place]
+        else:
+            if split is None:
+                split = _split(live, heights, slope, span, points.size, gap_nats)
+            problem = _Problem(split, slope, float(live.min()), span)
+            q, lower = problem.solve(problem.initial(start), 0.4 * gap_nats)
+            rate, distortion = problem.channel(q)
+            start = (q, problem.spacings[-1])
         if slope * constant <= rate + slope * distortion:
             rate, distortion = 0.0, constant
         if lossless < rate + slope * distortion:
             rate, distortion = lossless, 0.0
         found.append(Bounds(rate, distortion, max(lower, 0.0)))
-        start = (q, problem.spacings[-1])
     return _consistent(found[::-1], slope_nats)
+
+
+def _bounds_of_parts(
+    points: _Array, importance: _Array, slope_nats: _Array, gap_nats: float
+) -> dict[int, Bounds]:
+    """Return the bounds at the slopes, by place, at which the pairs are better parted in two."""
+    is_near = None
+    places: list[int] = []
+    # What one grid can hold only grows as the slope falls: the highest decides for the others.
+    for place in reversed(range(len(slope_nats))):
+        found = _near_pairs(points, importance, float(slope_nats[place]), gap_nats)
+        if found is None:
+            break
+        is_near = found if is_near is None else is_near
+        places.append(place)
+    if is_near is None:
+        return {}
+    slopes = np.asarray(slope_nats)[places[::-1]]
+    near = bounds_at_slopes(points[is_near], importance[is_near], slopes, gap_nats=gap_nats)
+    rest, weights = points[~is_near], importance[~is_near]
+    share = rest.size / points.size
+    far = [Bounds(_lossless_nats(rest, rest.size), 0.0, 0.0)] * slopes.size
+    if share >= _LEAST_REST:
+        far = bounds_at_slopes(rest, weights, slopes, gap_nats=gap_nats)
+    which = -share * np.log(share) - (1 - share) * np.log1p(-share)
+    parts = [
+        Bounds(*((1 - share) * one + share * other for one, other in zip(a, b, strict=True)))
+        for a, b in zip(near, far, strict=True)
+    ]
+    return {
+        place: part._replace(rate_nats=part.rate_nats + which)
+        for place, part in zip(places[::-1], parts, strict=True)
+    }
+
+
+def _near_pairs(
+    points: _Array, importance: _Array, slope: float, gap_nats: float
+) -> np.ndarray | None:
+    """Return which pairs to solve on a grid of their own; None if all can be, or had better be."""
+    is_live = importance > 0
+    live, heights = points[is_live], importance[is_live]
+    span = float(np.ptp(live))
+    resolution = _RESOLUTION * _fineness(gap_nats)
+    highest = _highest_importance(heights, points.size, gap_nats)
+    if slope == 0 or span == 0:
+        return None
+    reach = _most_points(points.size) / (resolution * np.sqrt(2 * slope * highest))
+    if span <= reach:
+        return None
+    # The most pairs that lie within reach of each other.
+    ordered = np.sort(live)
+    first = np.searchsorted(ordered, ordered - reach)
+    last = int(np.argmax(np.arange(live.size) - first))
+    low, high = ordered[first[last]], ordered[last]
+    is_near = ~is_live | ((points >= low) & (points <= high))
+    share = 1 - np.count_nonzero(is_near) / points.size
+    # What sending the others as they are may lose, against lower importances on a grid of all.
+    parted = -share * np.log(share) - (1 - share) * np.log1p(-share)
+    parted += share * np.log(share * points.size)
+    lowered = reach**2 / span**2 * highest
+    together = 0.5 * float(np.sum(np.log(np.maximum(heights / lowered, 1)))) / points.size
+    return is_near if parted < together else None
 
 
 def _consistent(found: list[Bounds], slope_nats: Float[np.ndarray, " slopes"]) -> list[Bounds]:
@@ -185,14 +260,9 @@ def _split(
     gap_nats: float,
 ) -> _Split:
     """Split the importances between nodes that are even in the logarithm, enough for a slope."""
-    # What splitting loses goes with the square of every step.
-    fineness = np.sqrt(max(_USUAL_GAP / gap_nats, _COARSEST))
+    fineness = _fineness(gap_nats)
     per_octave = int(np.ceil(_PER_OCTAVE * fineness))
-    highest = np.sort(importance)[::-1]
-    rank = np.arange(1, highest.size + 1)
-    loss = np.cumsum(np.log(highest)) - rank * np.log(highest)
-    allowed = 2 * _CAP_SHARE * gap_nats * number
-    cap = highest[np.searchsorted(loss, allowed, side="right") - 1]
+    cap = _highest_importance(importance, number, gap_nats)
     least = min(1 / (2 * slope * (_WIDEST * span) ** 2), cap)
     number_nodes = 1 + int(np.ceil(per_octave * np.log2(cap / least)))
     nodes = cap * 2.0 ** (-np.arange(number_nodes) / per_octave)
@@ -215,6 +285,25 @@ def _split(
     )
 
 
+def _fineness(gap_nats: float) -> float:
+    """Return how fine all steps are: what splitting loses goes with the square of every step."""
+    return float(np.sqrt(max(_USUAL_GAP / gap_nats, _COARSEST)))
+
+
+def _highest_importance(importance: _Array, number: int, gap_nats: float) -> float:
+    """Return what the largest importances are lowered to, at a cost of a share of the gap."""
+    highest = np.sort(importance)[::-1]
+    rank = np.arange(1, highest.size + 1)
+    loss = np.cumsum(np.log(highest)) - rank * np.log(highest)
+    allowed = 2 * _CAP_SHARE * gap_nats * number
+    return float(highest[np.searchsorted(loss, allowed, side="right") - 1])
+
+
+def _most_points(number: int) -> int:
+    """Return the most points of the finest grid for so many pairs."""
+    return min(_MAX_GRID, max(_LEAST_MAX_GRID, _GRID_PER_PAIR * number))
+
+
 class _Problem:
     """The split source at one slope, on its nested grids.
 
@@ -228,7 +317,7 @@ class _Problem:
     def __init__(self, split: _Split, slope: float, low: float, span: float) -> None:
         self.split, self.slope, self.low = split, slope, low
         # Where few weights tower above all others, the grid stays within bounds all the same.
-        most = min(_MAX_GRID, max(_LEAST_MAX_GRID, _GRID_PER_PAIR * split.number))
+        most = _most_points(split.number)
         cap = (most / (split.resolution * span)) ** 2 / (2 * slope)
         self.nodes = np.minimum(split.nodes, cap)
         self.widths = 1 / np.sqrt(2 * slope * self.nodes)

@@ -3,20 +3,24 @@
 For a source with differential entropy h(W | H) given its importance H, and distortion
 `D = E H (W - What)^2`, every code has rate `R >= h(W|H) + 1/2 E ln H - 1/2 ln(2 pi e D)`, nats per
 weight. It is tight as D falls to 0, and says nothing of a source with atoms (its differential
-entropy is -infinity).
+entropy is -infinity). Both forms are rounded down: what they say, they say of the numbers that were
+passed.
 
 Source: Shannon 1959; Linder and Zamir, IEEE Trans. Inf. Theory 45 (1999), for weighted errors.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import gammaln, xlogy
 from jaxtyping import Array, Float
 
+from jaxcomp.numerics.precision import ROUNDING, in_float64, round_down
+
 _HALF_LOG_2_PI_E = 1.4189385332046727
 
 
-@jax.jit
 def shannon_rate(
     differential_entropy_nats: Float[Array, "..."] | float,
     distortion: Float[Array, "..."] | float,
@@ -33,18 +37,32 @@ def shannon_rate(
     Returns:
         Nats per weight; infinity at D = 0.
     """
-    entropy, distortion, log_importance = _together(
-        differential_entropy_nats, distortion, mean_log_importance
+    return _rate(
+        differential_entropy_nats,
+        distortion,
+        mean_log_importance,
+        dtype=jnp.result_type(float),
     )
+
+
+@in_float64("dtype")
+def _rate(entropy: Array, distortion: Array, log_importance: Array, *, dtype: Any) -> Array:
+    entropy, distortion, log_importance = jnp.broadcast_arrays(entropy, distortion, log_importance)
     positive = jnp.where(distortion > 0, distortion, 1)
-    rate = entropy + 0.5 * log_importance - _HALF_LOG_2_PI_E - 0.5 * jnp.log(positive)
+    parts = (entropy, 0.5 * log_importance, -_HALF_LOG_2_PI_E, -0.5 * jnp.log(positive))
+    rate = sum(parts, start=jnp.zeros_like(entropy)) - _lost(*parts)
     is_informative = jnp.isfinite(entropy + 0.5 * log_importance)
     at_zero = jnp.where(is_informative, jnp.inf, 0)
     rate = jnp.where(distortion == 0, at_zero, jnp.maximum(rate, 0))
-    return jnp.where(distortion >= 0, rate, jnp.nan)
+    return round_down(jnp.where(distortion >= 0, rate, jnp.nan), dtype)
 
 
-@jax.jit
+def _lost(*parts: Any) -> Any:
+    """Return what rounding may have added to a sum of such parts; 0 where it is infinite."""
+    size = sum(jnp.abs(part) for part in parts)
+    return jnp.where(jnp.isfinite(size), ROUNDING * size, 0)
+
+
 def shannon_distortion(
     differential_entropy_nats: Float[Array, "..."] | float,
     rate_nats: Float[Array, "..."] | float,
@@ -61,11 +79,20 @@ def shannon_distortion(
         E H (W - What)^2 of one weight, at least this. At low rates the distortion of the constant
         code may be less than what other bounds say, never less than this.
     """
-    entropy, rate, log_importance = _together(
-        differential_entropy_nats, rate_nats, mean_log_importance
+    return _distortion(
+        differential_entropy_nats,
+        rate_nats,
+        mean_log_importance,
+        dtype=jnp.result_type(float),
     )
-    found = jnp.exp(2 * (entropy - rate - _HALF_LOG_2_PI_E) + log_importance)
-    return jnp.where(rate >= 0, found, jnp.nan)
+
+
+@in_float64("dtype")
+def _distortion(entropy: Array, rate: Array, log_importance: Array, *, dtype: Any) -> Array:
+    parts = (2 * entropy, -2 * rate, -2 * _HALF_LOG_2_PI_E, log_importance)
+    exponent = sum(parts, start=jnp.zeros(())) - _lost(*parts)
+    found = jnp.exp(exponent) * (1 - ROUNDING)
+    return round_down(jnp.where(rate >= 0, found, jnp.nan), dtype)
 
 
 @jax.jit

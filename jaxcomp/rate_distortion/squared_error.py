@@ -35,6 +35,8 @@ from jaxcomp.rate_distortion.discrete import (
     check_slopes,
     evaluate,
     maximise,
+    round_outward,
+    rounding_of,
 )
 
 _MAX_ROUNDS = 12
@@ -56,10 +58,12 @@ class SquaredErrorPoints(NamedTuple):
         rate_nats: (..., S) rate of the channel found, an upper bound on R(D) at its distortion.
         distortion: (..., S) its distortion `E h (w - y)^2`.
         gap_nats: (..., S) how far R(D) over all real reproductions may lie below `rate_nats`:
-            `R(D') >= rate_nats - gap_nats - s (D' - D)` for every D'.
+            `R(D') >= rate_nats - gap_nats - s (D' - D)` for every D', with these numbers as they
+            are.
         reproductions: (..., S, M) the reproductions, in no order.
         output_probabilities: (..., S, M) q, from which the channel follows; see `blahut_arimoto`.
-        converged: (..., S) whether the gap is at most the one asked for.
+        converged: (..., S) whether the gap is at most the one asked for, before rounding to the
+            default dtype.
     """
 
     rate_nats: Float[Array, "... slopes"]
@@ -119,6 +123,7 @@ def squared_error_curve(
         gap_nats,
         shapes=shapes,
         is_fixed=reproductions is not None,
+        dtype=jnp.result_type(float),
     )
 
 
@@ -172,9 +177,18 @@ class _Source(NamedTuple):
     p: Float[Array, " symbols"]
 
 
-@in_float64("shapes", "is_fixed")
+@in_float64("shapes", "is_fixed", "dtype")
 def _solve(
-    points, importance, slope_nats, probabilities, reproductions, gap_nats, *, shapes, is_fixed
+    points,
+    importance,
+    slope_nats,
+    probabilities,
+    reproductions,
+    gap_nats,
+    *,
+    shapes,
+    is_fixed,
+    dtype,
 ) -> SquaredErrorPoints:
     num_symbols, num_slopes = points.shape[-1], slope_nats.shape[-1]
     num_reproductions = reproductions.shape[-1]
@@ -197,6 +211,7 @@ def _solve(
 
     # One after the other: their rounds and Newton steps differ too much to advance together.
     lanes = lax.map(lane, (index, s))
+    lanes = lanes._replace(**round_outward(lanes, s, dtype))
     return jax.tree.map(lambda leaf: leaf.reshape(*shapes, num_slopes, *leaf.shape[1:]), lanes)
 
 
@@ -363,7 +378,10 @@ def _tightened(
         log_ratio, best = state
         _, log_peak, values = _highest_peaks(source, slope, log_ratio, candidates, _NUM_PEAKS)
         mean = jnp.sum(jnp.where(has_mass, source.p * (log_ratio - log_p), 0))
-        bound = mean - log_peak - slope * found.distortion
+        expected = slope * found.distortion
+        numbers = jnp.abs(mean) + jnp.abs(log_peak) + expected
+        size = found.reproductions.shape[0] + num_points
+        bound = mean - log_peak - expected - rounding_of(size, numbers)
         return log_ratio - jnp.maximum(values[:num_points], 0), jnp.maximum(best, bound)
 
     start = jnp.full((), -jnp.inf, log_ratio.dtype)

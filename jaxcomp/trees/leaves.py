@@ -44,6 +44,12 @@ def is_array(leaf: Any) -> bool:
     )
 
 
+def is_argument(leaf: Any) -> bool:
+    """Tell whether a compiled function takes a leaf: an array, its shape and dtype, or a number."""
+    is_number = isinstance(leaf, bool | int | float | complex | np.bool_ | np.number)
+    return is_number or isinstance(leaf, jax.ShapeDtypeStruct) or is_array(leaf)
+
+
 def is_wide(dtype: Any) -> bool:
     """Tell whether JAX would now cut floating-point numbers of a dtype of NumPy."""
     dtype = np.dtype(dtype)
@@ -118,19 +124,25 @@ class Frame:
         )
 
 
-def split_constants(params: Params) -> tuple[Params, Frame]:
+def split_constants(
+    params: Params, is_kept: Callable[[Any], bool] = is_array
+) -> tuple[Params, Frame]:
     """Separate the arrays of a tree from all other leaves.
+
+    Args:
+        params: any pytree.
+        is_kept: which leaves are no constants.
 
     Returns:
         The tree with None in place of every constant, so that paths stay as they were, and the
         frame that puts the constants back.
     """
     leaves, structure = jax.tree.flatten(params)
-    constants = tuple(None if is_array(leaf) else Constant(leaf) for leaf in leaves)
+    constants = tuple(None if is_kept(leaf) else Constant(leaf) for leaf in leaves)
     frame = Frame(structure, constants)
     if frame.is_empty:
         return params, frame
-    return structure.unflatten([leaf if is_array(leaf) else None for leaf in leaves]), frame
+    return structure.unflatten([leaf if is_kept(leaf) else None for leaf in leaves]), frame
 
 
 @dataclass(frozen=True)

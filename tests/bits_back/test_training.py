@@ -93,9 +93,9 @@ def test_prior_travels_in_one_byte_for_each_leaf():
     [
         (
             lambda: VariationalConfig(num_steps=0),
-            "num_steps must be an integer of at least 1, got 0",
+            "num_steps must be at least 1, got 0",
         ),
-        (lambda: VariationalConfig(batch_size=0), "batch_size must be an integer of at least 1"),
+        (lambda: VariationalConfig(batch_size=0), "batch_size must be at least 1"),
         (lambda: VariationalConfig(learning_rate=-1.0), "learning_rate must be positive"),
         (lambda: VariationalConfig(initial_scale=np.nan), "initial_scale must be positive"),
         (

@@ -121,19 +121,25 @@ def test_ridge_is_the_posterior_mean_of_the_implied_prior():
             "hessian_eigenvalues must be .* at least 0",
         ),
         (lambda: coding.l2_rate_nats([np.nan], 1.0), "hessian_eigenvalues must be finite"),
-        (lambda: coding.l2_rate_nats([1.0], 0.0), "prior_precision must be positive, got 0"),
+        (
+            lambda: coding.l2_rate_nats([1.0], 0.0),
+            "prior_precision must be positive",
+        ),
         (
             lambda: coding.prior_precision_from_rate([1.0], -1.0),
-            "rate_nats must be positive, got -1",
+            "rate_nats must be positive and finite, got -1",
         ),
         (lambda: coding.prior_precision_from_rate([0.0], 1.0), "must not all be 0"),
         (
             lambda: coding.prior_precision_from_rate([1.0], 1e6),
             r"rate_nats must belong to a precision between 1e-307 and 1e307, got 1e\+06",
         ),
-        (lambda: coding.l2_rate_nats([1.0], np.inf), "prior_precision must be finite, got inf"),
+        (
+            lambda: coding.l2_rate_nats([1.0], np.inf),
+            "positive and finite, got inf",
+        ),
         (lambda: coding.prior_precision_from_weight_decay(0.0, 5), "weight_decay must be positive"),
-        (lambda: coding.laplace_from_l1(0.1, 0), "num_examples must be positive, got 0"),
+        (lambda: coding.laplace_from_l1(0.1, 0), "num_examples must be positive and finite, got 0"),
     ],
 )
 def test_bad_input(call, message):

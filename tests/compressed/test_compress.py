@@ -1,6 +1,8 @@
 """`jaxcomp.compress` on every kind of pytree, against NumPy and the kernels called directly."""
 
 import math
+import subprocess
+import sys
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -10,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from quantizer_oracles import count_compilations
 from tree_problems import METHODS, SHAPE, entropy, nested_dict, weights
 
 from jaxcomp import compress, curve
@@ -837,3 +840,42 @@ class TestBadInput:
         pruned = compress(nested_dict(), MagnitudePruning(0.5))
         with pytest.raises(ValueError, match="'out/kernel' has no codes after magnitude_pruning"):
             pruned.codes("out/kernel")
+
+
+class TestChunks:
+    """What is compiled and held in memory does not depend on how many shapes there are."""
+
+    def test_a_hundred_shapes_compile_as_few_programs_as_two(self):
+        rng = np.random.default_rng(0)
+
+        def tree(number: int) -> dict[str, np.ndarray]:
+            # From one chunk to several; no two shapes are alike.
+            return {
+                f"kernel{k}": rng.standard_normal((7 + k, 3 + 5 * k)).astype(np.float32)
+                for k in range(number)
+            }
+
+        method = METHODS["kmeans"]
+        compress({"kernel": tree(100)["kernel99"], "other": tree(2)["kernel0"]}, method)
+        with count_compilations() as count:
+            compressed = compress(tree(100), method)
+            compressed.params()
+            compressed.report()
+        assert count() <= 8
+
+    def test_memory_beside_weights_and_codes_is_that_of_a_few_chunks(self):
+        script = (
+            "import resource, numpy as np, jaxcomp\n"
+            "from jaxcomp.quantizers import Uniform\n"
+            "weights = np.random.default_rng(0).standard_normal((20_000, 1_000), np.float32)\n"
+            "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+            "jaxcomp.compress({'kernel': weights[:300]}, Uniform(16))\n"
+            "before = peak()\n"
+            "tree = jaxcomp.compress({'kernel': weights}, Uniform(16))\n"
+            "print(peak() - before)\n"
+        )
+        found = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        )
+        # Codes of a byte and their copy of the same size, 20 MB each; the weights have 80.
+        assert int(found.stdout) <= 70

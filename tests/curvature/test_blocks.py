@@ -119,8 +119,8 @@ def test_batches_do_not_matter(examples_per_probe):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"block_size": 0}, "block_size must be an integer of at least 1, got 0"),
-        ({"num_probes": 1}, "num_probes must be an integer of at least 2, got 1"),
+        ({"block_size": 0}, "block_size must be at least 1, got 0"),
+        ({"num_probes": 1}, "num_probes must be at least 2, got 1"),
         ({"distribution": "uniform"}, "distribution must be one of .*gaussian.*, got 'uniform'"),
     ],
 )

@@ -133,9 +133,9 @@ def test_memory_does_not_grow_with_examples_times_weights():
     assert scratch_bytes(256) < 2 * scratch_bytes(16) < 30 * 4 * 1000 * 8
 
 
-@pytest.mark.parametrize("examples_per_chunk", [0, -1, 1.5])
+@pytest.mark.parametrize("examples_per_chunk", [0, -1])
 def test_chunk_is_checked(examples_per_chunk):
-    with pytest.raises(ValueError, match="examples_per_chunk must be an integer of at least 1"):
+    with pytest.raises(ValueError, match="examples_per_chunk must be at least 1"):
         fisher_diagonal(logistic_loss, *make_problem(5), examples_per_chunk=examples_per_chunk)
 
 

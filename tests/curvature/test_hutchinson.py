@@ -368,7 +368,9 @@ def test_values_that_are_not_finite_are_named_at_the_boundary():
 
 @pytest.mark.parametrize("num_probes", [1, 0, 2.5, True, "64"])
 def test_number_of_probes_is_checked(num_probes):
-    with pytest.raises(ValueError, match="num_probes must be an integer of at least 2, got"):
+    is_count = type(num_probes) is int
+    error, allowed = (ValueError, "at least 2") if is_count else (TypeError, "an integer")
+    with pytest.raises(error, match=f"num_probes must be {allowed}, got {num_probes!r}"):
         hutchinson_diagonal(
             tanh_loss, make_params(), make_batch(), jax.random.key(0), num_probes=num_probes
         )

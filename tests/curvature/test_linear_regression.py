@@ -92,5 +92,5 @@ def test_bad_features_are_named(features, error, message):
 
 
 def test_chunk_is_checked():
-    with pytest.raises(ValueError, match="rows_per_chunk must be an integer of at least 1, got 0"):
+    with pytest.raises(ValueError, match="rows_per_chunk must be at least 1, got 0"):
         linear_regression_hessian(make_features(), rows_per_chunk=0)

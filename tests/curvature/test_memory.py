@@ -128,7 +128,7 @@ def test_arguments_are_checked():
         TypeError, match=r"kernel must be a functools.partial of a kernel of .* got"
     ):
         estimate_memory(loss_fn, BATCH)
-    with pytest.raises(ValueError, match="limit_bytes must be an integer of at least 1, got 0"):
+    with pytest.raises(ValueError, match="limit_bytes must be at least 1, got 0"):
         estimate_memory(fisher, BATCH, limit_bytes=0)
     with pytest.raises(ValueError, match="leaves of batch must share the leading axis"):
         estimate_memory(fisher, (BATCH, jax.ShapeDtypeStruct((3,), jnp.float32)))

@@ -48,7 +48,7 @@ def test_settings():
         as_tuple([], "axis")
     assert integer(3.0, "count") == 3
     for value in (True, 2.5):
-        with pytest.raises(ValueError, match="count must be a whole number, got"):
+        with pytest.raises(ValueError, match="count must be an integer, got"):
             integer(value, "count")
     with pytest.raises(ValueError, match="unknown kind 'c': choose from a, b"):
         check_names("kind", ("a", "c"), ("a", "b"))

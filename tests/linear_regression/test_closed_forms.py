@@ -1,5 +1,7 @@
 """Every row of the table of channels against plain Monte Carlo, and the algebra between rows."""
 
+import decimal
+
 import jax
 import jax.numpy as jnp
 import linear_regression_oracles as oracle
@@ -114,6 +116,22 @@ def test_distortion_rate_bounds_enclose_what_is_achieved(setting):
     assert np.all(bounds.achieved <= bounds.upper)
 
 
+def test_distortion_rate_bounds_hold_after_rounding():
+    rates = np.geomspace(1e-3, 400, 40)
+    found = distortion_rate_bounds(Setting(5, 22, 0.7, 1.3), rates)
+    with decimal.localcontext(prec=40):
+        s2 = decimal.Decimal.from_float(0.7)
+        overfit, excess = 5 * s2 / 22, 5 * s2 / (22 - 5 - 1)
+        for numbers in zip(rates, *found, strict=True):
+            rate, lower, achieved, upper = (decimal.Decimal(float(value)) for value in numbers)
+            b = (-2 * rate / 5).exp()
+            assert lower <= b * overfit
+            assert achieved >= b * (b * overfit + (1 - b) * excess)
+            assert upper >= b * excess
+            assert lower >= b * overfit * (1 - decimal.Decimal("2e-7")) or lower < 1e-37
+            assert upper <= b * excess * (1 + decimal.Decimal("2e-7")) or upper < 2e-38
+
+
 @pytest.mark.parametrize("channel", CHANNELS)
 @pytest.mark.parametrize("signal", [0.0, 0.4, 1.0, 5.0])
 def test_the_best_rate_is_that_of_a_fine_grid(channel, signal):
@@ -179,7 +197,7 @@ def test_in_double_precision():
         (Setting(50, 51), r"num_examples must be more than dim \+ 1 .* got 51 examples of dim"),
         (Setting(50, np.array([80, 50])), "got 50 examples of dimension 50; draw more"),
         (Setting(0, 10), "dim must be at least 1, got 0"),
-        (Setting(5, 10, 0.0), "noise_variance must be positive and finite, got 0.0"),
+        (Setting(5, 10, 0.0), "noise_variance must be positive and finite, got 0"),
         (Setting(5, 10, 1.0, -1.0), "signal must be at least 0, got -1.0"),
     ],
 )

@@ -1,5 +1,7 @@
 """Information against SciPy's densities, draws and brute force."""
 
+import decimal
+
 import jax
 import jax.numpy as jnp
 import linear_regression_oracles as oracle
@@ -233,6 +235,48 @@ def test_relative_gap_bound_in_double_precision():
     x = np.asarray(relative_gap_bound(share, 1.0))
     u = -special.lambertw(-np.exp(-1 - 2 * share)).real
     np.testing.assert_allclose(x, 1 - u, rtol=1e-6)
+
+
+def decimals(*values):
+    """Floats as they are, for arithmetic with 40 digits."""
+    return [decimal.Decimal(float(value)) for value in values]
+
+
+def information_at(gap):
+    """I/n at which the relative gap is at most so much; the inverse of the bound."""
+    return decimal.Decimal("Infinity") if gap == 1 else -(gap + (1 - gap).ln()) / 2
+
+
+def test_relative_gap_bound_holds_after_rounding():
+    shares = np.concatenate([np.geomspace(1e-12, 25, 60), [0.0, 400.0]])
+    information = 80.0 * shares
+    found = np.asarray(relative_gap_bound(information, 80.0))
+    assert found.dtype == np.float32
+    lower = np.nextafter(found, np.float32(0))
+    with decimal.localcontext(prec=40):
+        for nats, bound, below in zip(information, found, lower, strict=True):
+            nats, bound, below = decimals(nats, bound, below)
+            assert information_at(bound) >= nats / 80
+            # It is the least float32 of that kind, or next to it.
+            assert below == 0 or information_at(below) <= nats / 80 * (1 + decimal.Decimal("1e-13"))
+
+
+@pytest.mark.parametrize("channel", ["uninformed", "uninformed_zero_mean"])
+def test_channel_gap_bound_holds_after_rounding(channel):
+    rates = np.geomspace(1e-3, 60, 40)
+    found = channel_gap_bound(Setting(5, 22, 0.7, 1.3), rates, channel=channel)
+    s2, signal = decimals(0.7, 1.3 if channel == "uninformed_zero_mean" else 0.0)
+    excess = 5 * s2 / (22 - 5 - 1)
+    with decimal.localcontext(prec=40):
+        for numbers in zip(rates, found.information_nats, found.bound, strict=True):
+            rate, information, bound = decimals(*numbers)
+            b = (-2 * rate / 5).exp()
+            risk = s2 + b * b * signal + (1 - b) * excess
+            weighting = (1 - b) ** 2 * excess / risk * (1 + (1 - b) * 7 / (22 - 5 - 3))
+            assert (
+                rate + weighting <= information <= (rate + weighting) * decimal.Decimal("1.0000002")
+            )
+            assert information_at(bound / risk) >= (rate + weighting) / 22
 
 
 def test_least_squares_relative_gap():

@@ -1,9 +1,11 @@
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcomp.numerics.precision import in_float64, narrow
+from jaxcomp.numerics.precision import in_float64, narrow, round_down, round_up
 
 
 @in_float64("power")
@@ -101,3 +103,25 @@ def test_lists_and_trees_of_arguments():
 def test_the_derivative_at_zero_is_that_of_the_identity():
     double = in_float64()(lambda values: 2 * values)
     np.testing.assert_array_equal(jax.vmap(jax.grad(double))(jnp.asarray([0.0, 3.0])), [2, 2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
+def test_rounding_up_and_down_enclose_the_number(dtype):
+    generator = np.random.default_rng(2)
+    exponents = generator.integers(-14 if dtype == jnp.float16 else -140, 15, 3000)
+    values = generator.normal(size=3000) * 2.0**exponents
+    values = np.append(values, [0.0, 1.0, -3.0])
+
+    @in_float64("dtype")
+    def both(values, *, dtype):
+        return round_down(values, dtype), round_up(values, dtype)
+
+    below, above = (np.asarray(part, dtype) for part in both(values, dtype=np.dtype(dtype)))
+    for low, value, high in zip(below, values, above, strict=True):
+        assert Fraction(float(low)) <= Fraction(value) <= Fraction(float(high))
+    # The next numbers of the dtype, but that none lies between 0 and the least normal one.
+    tiny = float(jnp.finfo(dtype).tiny)
+    width = above.astype(float) - below.astype(float)
+    assert np.all(width <= np.maximum(float(jnp.finfo(dtype).eps) * np.abs(values), tiny))
+    np.testing.assert_array_equal(below[-3:], values[-3:])
+    np.testing.assert_array_equal(above[-3:], values[-3:])

@@ -6,7 +6,8 @@ import scipy.special
 from quantizer_oracles import heavy_tailed, restored
 
 from jaxcomp.quantizers import histogram_moments, pad_bins
-from jaxcomp.quantizers.histograms import PointBins, histogram_with_edges
+from jaxcomp.quantizers.bins import PointBins
+from jaxcomp.quantizers.histograms import histogram_with_edges
 
 NUM_BINS = 256
 

@@ -1,3 +1,5 @@
+import decimal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -157,6 +159,34 @@ def test_wide_types(x64):
 
 
 P, D = np.array([0.5, 0.5]), HAMMING
+
+
+def exact(number):
+    """A float as it is, for arithmetic with 40 digits."""
+    return decimal.Decimal(float(number))
+
+
+def test_certificates_hold_after_rounding():
+    # Binary source, h(p) - h(D): of slope -s at D = 1 / (1 + e^s), where R + s D is
+    # h(p) - ln(1 + e^-s); the constant code below the slope ln(7/3).
+    slopes = np.linspace(0.05, 7, 60)
+    found = blahut_arimoto(np.array([0.3, 0.7]), HAMMING, slopes)
+    assert found.gap_nats.dtype == jnp.float32
+    with decimal.localcontext(prec=40):
+
+        def entropy(p):
+            return -p * p.ln() - (1 - p) * (1 - p).ln()
+
+        p = exact(0.3)
+        for s, rate, distortion, gap in zip(
+            map(exact, slopes), *(map(exact, part) for part in found[:3]), strict=True
+        ):
+            is_constant = s <= ((1 - p) / p).ln()
+            least = s * p if is_constant else entropy(p) - (1 + (-s).exp()).ln()
+            assert rate - gap + s * distortion <= least
+            assert distortion >= p or rate >= entropy(p) - entropy(distortion)
+            # Not by more than the rounding of three numbers.
+            assert gap < exact(1.1e-6) + s * distortion * exact(2e-7)
 
 
 def test_a_point_mass_needs_no_bits_and_pays_its_nearest_reproduction():

@@ -63,6 +63,29 @@ def test_quantizers_lie_above_the_limit(curve):
     assert curve.distortion[0] == pytest.approx(distortions[0], rel=1e-4)
 
 
+@pytest.mark.parametrize("far", [1e6, 1e30])
+def test_weights_far_away_leave_the_limit_of_the_others(far):
+    weights, importance = weights_of()
+    weights[[3, 7]] = -far, 0.3 * far
+    found = layer_curve(weights, importance, **OPTIONS)
+    assert found.rate_bits[-1] > 2.5
+    # Two clusters hold what is far away.
+    rates, distortions = (points[2:] for points in operational_points(weights, importance))
+    reached = distance_to_limit(found, rates, distortions)
+    assert np.all(reached.excess_bits >= 0)
+    # No code of all weights needs less for the others than their own limit.
+    others = [np.delete(values, [3, 7]) for values in (weights, importance)]
+    alone = layer_curve(*others, slope_nats=found.slope_nats[2:], gap_bits=5e-3)
+    limit = distance_to_limit(alone, rates, distortions).limit_bits
+    share = (NUM_WEIGHTS - 2) / NUM_WEIGHTS
+    np.testing.assert_array_less(share * limit - 0.02, reached.limit_bits)
+    # Nor is it more by more than what it takes to say where they are.
+    told = 2 / NUM_WEIGHTS * np.log2(NUM_WEIGHTS * np.e)
+    np.testing.assert_array_less(reached.limit_bits, share * limit + told + 0.02)
+    assert np.all(reached.shannon_bits < rates)
+    assert found.live_share == pytest.approx(share)
+
+
 def test_shannon_bound_is_near_at_high_rates(curve):
     # An empirical source of 240 weights has no density; as if it had, 0.2 bit is what spacings of
     # so few weights can tell.
@@ -91,6 +114,22 @@ def test_histogram_of_a_large_layer():
     exact = layer_source(weights, importance, max_pairs=6000)
     np.testing.assert_array_equal(exact.points, w)
     assert exact.inner_distortion == 0
+
+
+def test_histogram_of_a_layer_with_weights_far_away():
+    weights, importance = weights_of(1, 6000)
+    plain = layer_source(weights, importance, max_pairs=500)
+    weights[[5, 70, 71]] = 1e12, -3e30, -2e30
+    source = layer_source(weights, importance, max_pairs=500)
+    assert len(source.points) <= 500
+    assert source.inner_distortion < 1.1 * plain.inner_distortion
+    np.testing.assert_array_equal(np.sort(source.points)[:2], np.float32([-3e30, -2e30]))
+    # Many of them share a quarter of the pairs.
+    weights[::40] = np.geomspace(1e6, 1e9, 150)
+    many = layer_source(weights, importance, max_pairs=500)
+    assert len(many.points) <= 500
+    near = np.abs(many.points) < 1e5
+    assert 300 < near.sum() < 400
 
 
 def test_layers_add_at_equal_slopes(curve):

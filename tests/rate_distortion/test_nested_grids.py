@@ -72,6 +72,31 @@ def test_bounds_enclose_a_dense_solution():
     assert np.all(rate <= np.log(NUM_PAIRS))
 
 
+@pytest.mark.parametrize("far", [1e6, 1e16])
+def test_bounds_enclose_a_dense_solution_with_weights_far_away(far):
+    points, importance = pairs()
+    slopes = slopes_of(points, importance, [0.0, 0.7, 1.5, 2.5])
+    points[[3, 7]] = -far, 0.3 * far
+    assert np.all(importance[[3, 7]] > 0)
+    # Among the slopes one at which only what is far away counts.
+    slopes = np.append(0.1 * NUM_PAIRS / (importance[3] * far**2), slopes)
+    found = grids.bounds_at_slopes(points, importance, slopes, gap_nats=GAP_NATS)
+    near = np.delete(points, [3, 7])
+    y = np.concatenate([np.linspace(near.min(), near.max(), 998), points[[3, 7]]])
+    y = np.append(y, np.average(points, weights=importance))
+    distances = importance[:, None] * (points[:, None] - y) ** 2
+    dense = blahut_arimoto(np.full(NUM_PAIRS, 1 / NUM_PAIRS), distances, slopes)
+    least = np.asarray(dense.rate_nats, float) + slopes * np.asarray(dense.distortion, float)
+    lower = np.array([point.lagrangian_nats for point in found])
+    upper = np.array([point.rate_nats for point in found])
+    upper += slopes * np.array([point.distortion for point in found])
+    assert np.all(lower <= least + 1e-5)
+    assert np.all(upper >= least - 1e-5)
+    # What it costs to say which of the weights lie far away, and which of the two it is.
+    told = 2 / NUM_PAIRS * (np.log(NUM_PAIRS) + 1)
+    assert np.all((upper - lower)[1:] <= 1.2 * GAP_NATS + told)
+
+
 def test_splitting_keeps_means(solved):
     points, importance, problem, _, _ = solved
     mass, place, height = split_pairs(problem)

@@ -1,3 +1,5 @@
+import decimal
+
 import jax
 import numpy as np
 import pytest
@@ -41,6 +43,21 @@ def test_tight_for_gaussians_and_inverse_of_each_other():
     distortion = shannon_distortion(entropy, rates, -0.7)
     np.testing.assert_allclose(distortion, 4 * np.exp(-2 * rates - 0.7), rtol=2e-6)
     np.testing.assert_allclose(shannon_rate(entropy, distortion, -0.7), rates, rtol=2e-6)
+
+
+def test_bounds_hold_after_rounding():
+    generator = np.random.default_rng(0)
+    entropies, rates = generator.normal(size=40), generator.uniform(0, 12, 40)
+    logs, distortions = generator.normal(size=40), np.exp(generator.normal(size=40) - 2)
+    found = shannon_rate(entropies, distortions, logs), shannon_distortion(entropies, rates, logs)
+    with decimal.localcontext(prec=40):
+        constant = (1 + decimal.Decimal("6.28318530717958647692528676655900576839433").ln()) / 2
+        for numbers in zip(entropies, distortions, rates, logs, *found, strict=True):
+            h, d, r, log, rate, least = (decimal.Decimal(float(value)) for value in numbers)
+            exact = max(h + log / 2 - constant - d.ln() / 2, decimal.Decimal(0))
+            assert exact - decimal.Decimal("5e-7") * (1 + exact) <= rate <= exact
+            exact = (2 * (h - r - constant) + log).exp()
+            assert exact * (1 - decimal.Decimal("2e-7")) <= least <= exact
 
 
 def test_says_nothing_where_there_is_nothing_to_say():

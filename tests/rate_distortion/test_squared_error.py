@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import jax
 import numpy as np
 import pytest
@@ -125,6 +127,22 @@ def test_a_coarse_grid_claims_more_than_is_true():
         free.distortion - np.asarray(on_grid.distortion)[:, None]
     )
     assert np.any(claims > free.rate_nats + 0.1)
+
+
+def test_tangents_claim_no_more_after_rounding():
+    # The same computation without the last step: in 64 bits nothing is left to round.
+    points, importance = layer(1)
+    grid = np.linspace(points.min(), points.max(), 17)
+    slopes = np.array([0.7, 2.0, 9.0, 50.0])
+    rounded = solve(points, importance, slopes, reproductions=grid)
+    with jax.enable_x64(True):
+        exact = solve(points, importance, slopes, reproductions=grid)
+    assert (rounded.rate_nats.dtype, exact.rate_nats.dtype) == (np.float32, np.float64)
+    for s, *points in zip(slopes, *rounded[:3], *exact[:3], strict=True):
+        slope, rate, distortion, gap, *wide = (Fraction(float(value)) for value in (s, *points))
+        assert rate >= wide[0]
+        assert distortion >= wide[1]
+        assert rate - gap + slope * distortion <= wide[0] - wide[2] + slope * wide[1]
 
 
 def test_importance_is_not_a_probability():

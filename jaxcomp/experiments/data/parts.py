@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from jaxcomp.experiments.data.dataset import Dataset
+from jaxcomp.numerics.checks import check_count
 
 _VALIDATION_STREAM, _TRAIN_STREAM, _NOISE_STREAM = 1, 2, 3
 
@@ -74,10 +75,10 @@ def draw_parts(
         ValueError: one sentence, if a size is below 1, if the parts do not fit the pool, or if
             `label_noise` or `seed` is out of range.
     """
-    _check_integer("num_models", num_models, smallest=1)
-    _check_integer("train_size", train_size, smallest=1)
-    _check_integer("validation_size", validation_size, smallest=1)
-    _check_integer("seed", seed, smallest=0)
+    check_count("num_models", num_models)
+    check_count("train_size", train_size)
+    check_count("validation_size", validation_size)
+    check_count("seed", seed, 0)
     if not 0 <= label_noise < 1:
         raise ValueError(
             f"label_noise must be a probability from 0 up to but not including 1, got "
@@ -107,14 +108,6 @@ def draw_parts(
         )
         train_labels[model] = labels[train_indices[model]]
     return Parts(train_indices, train_labels, validation.astype(np.int32))
-
-
-def _check_integer(name: str, value: int, *, smallest: int) -> None:
-    """Refuse what is no integer or too small."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be an integer, got {value!r}; give a whole number.")
-    if value < smallest:
-        raise ValueError(f"{name} must be at least {smallest}, got {value}; give a larger one.")
 
 
 def _check_fit(

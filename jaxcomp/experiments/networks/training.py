@@ -39,6 +39,7 @@ from jaxcomp import __version__
 from jaxcomp.experiments.caches import usable
 from jaxcomp.experiments.networks.network import Network
 from jaxcomp.experiments.reproducibility import KEY_IMPLEMENTATION, numerical_options
+from jaxcomp.numerics.checks import check_count, check_positive
 from jaxcomp.storage import (
     fingerprint,
     flatten_tree,
@@ -92,11 +93,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}.")
+            check_count(name, getattr(self, name))
+        check_positive("learning_rate", self.learning_rate)
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be at least 0 and below 1, got {self.momentum}.")
         for name in ("weight_decay", "l1_penalty"):

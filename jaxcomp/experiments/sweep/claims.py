@@ -19,11 +19,10 @@ follows.
 An effect counts from 3 % on. Losses in nats, accuracies as fractions, sizes in bits.
 """
 
+import bisect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
-
-import numpy as np
 
 from jaxcomp.evaluation.statistics import Interval, crossed_mean, holm
 from jaxcomp.experiments.choice import decide_choice
@@ -321,22 +320,27 @@ def _at_equal_bits(setting: JudgedSetting, quantity: Quantity) -> list[Candidate
         name: sorted(curve.values(), key=lambda variant: variant.bits)
         for name, curve in by_size.items()
     }
+    # Once for each curve, not for each pair.
+    bits = {name: [variant.bits for variant in curve] for name, curve in curves.items()}
     for variant in filter(is_penalised, variants):
-        curve = curves.get(str(variant.is_about["importance"]), [])
-        if curve and math.isfinite(variant.bits):
-            candidates.append(_interpolated(variant, curve))
+        name = str(variant.is_about["importance"])
+        if curves.get(name) and math.isfinite(variant.bits):
+            candidates.append(_interpolated(variant, curves[name], bits[name]))
     return usable(candidates, quantity)
 
 
-def _interpolated(variant: JudgedVariant, curve: list[JudgedVariant]) -> Candidate:
+def _interpolated(
+    variant: JudgedVariant, curve: Sequence[JudgedVariant], bits: Sequence[float]
+) -> Candidate:
     """Mix the two neighbours on a curve sorted by bits to the size of the variant."""
-    upper = int(np.searchsorted([c.bits for c in curve], variant.bits))
+    size = variant.bits
+    upper = bisect.bisect_left(bits, size)
     if upper == 0:
-        return Candidate(variant, ((1.0, curve[0]),), is_outside=variant.bits < curve[0].bits)
+        return Candidate(variant, ((1.0, curve[0]),), is_outside=size < bits[0])
     if upper == len(curve):
         return Candidate(variant, ((1.0, curve[-1]),), is_outside=True)
     below, above = curve[upper - 1], curve[upper]
-    share = (variant.bits - below.bits) / (above.bits - below.bits)
+    share = (size - bits[upper - 1]) / (bits[upper] - bits[upper - 1])
     if share == 1:
         return Candidate(variant, ((1.0, above),))
     return Candidate(variant, ((1 - share, below), (share, above)))

@@ -1,11 +1,12 @@
 """What a method of compression is: from a tensor to operating points, codes and weights again.
 
 A method is a frozen dataclass: hashable, static, the one place that says what a quantizer is
-called, what its one parameter is and what its codes cost. Arrays that it takes and gives are in
-ordinary units: weights far from 1 come divided by a power of two (`jaxcomp.compressed.problems`).
+called, what its one parameter is and what its codes cost. Tensors come as they are dealt out in
+chunks (`jaxcomp.quantizers.problems`), so that what is compiled does not depend on their shapes.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, Self
@@ -18,9 +19,11 @@ from jaxtyping import Array, Float, Int, Shaped
 from jaxcomp.coding import sizes
 from jaxcomp.numerics.checks import is_concrete
 from jaxcomp.numerics.scaling import group_exponent, normalise, restore
+from jaxcomp.quantizers.assignment import assignment_dtype
 from jaxcomp.quantizers.curves import Curve, Point
-from jaxcomp.quantizers.histograms import accumulation_dtype
-from jaxcomp.quantizers.scales import SCALES, Rows, Scale, deviations, spread
+from jaxcomp.quantizers.problems import Chunk, Errors, Problem, Total, fetched
+from jaxcomp.quantizers.scales import SCALES, Rows, Scale, spread
+from jaxcomp.trees.leaves import is_wide
 from jaxcomp.types import AnyArray
 
 # What is stored beside a codebook is in float32.
@@ -28,7 +31,7 @@ _SCALE_BITS = 32
 
 
 class Encoded(NamedTuple):
-    """A tensor after one operating point of a method.
+    """A tensor after one operating point of a method, on the host, in the units of the original.
 
     Attributes:
         codes: integers shaped like the tensor (one for each vector of a vector quantizer), or the
@@ -37,12 +40,23 @@ class Encoded(NamedTuple):
             codes are numbers themselves.
         scales: (R,), see `jaxcomp.quantizers.scales`; None for none.
         counts: (symbols,) int32, how often each code occurs.
+        errors: in the units of the problem.
     """
 
     codes: Any
-    codebook: Float[AnyArray, "clusters ..."] | None
-    scales: Float[AnyArray, " rows"] | None
-    counts: Int[Any, " symbols"]
+    codebook: Float[np.ndarray, "clusters ..."] | None
+    scales: Float[np.ndarray, " rows"] | None
+    counts: Int[np.ndarray, " symbols"]
+    errors: Errors
+
+    def cut(self, size: int) -> "Encoded":
+        """Return the same with so many entries of the codebook, the first ones."""
+        assert self.codebook is not None
+        return self._replace(codebook=self.codebook[:size], counts=self.counts[:size])
+
+
+# Of a chunk: its codes, how often each occurs, and what `measured` finds.
+ChunkCodes = tuple[Any, Any, Any]
 
 
 @dataclass(frozen=True)
@@ -127,38 +141,26 @@ class Method(ABC):
         """Say what a parameter means, in a word or two."""
         return self.words.format(self.number(parameter))
 
+    def prepare(self, problem: Problem) -> Problem:
+        """Return a tensor with what the method divides it by, if anything."""
+        return problem
+
     @abstractmethod
-    def curve(
-        self,
-        weights: Float[Array, "*shape"],
-        importance: Float[Array, "*shape"] | None,
-        parameters: Shaped[np.ndarray, " points"],
-    ) -> Curve:
+    def curve(self, problem: Problem, parameters: Shaped[np.ndarray, " points"]) -> Curve:
         """Return the operating points of a tensor.
 
         Args:
-            weights: finite, of ordinary size.
-            importance: h >= 0 of every weight; None for 1.
+            problem: the tensor, prepared.
             parameters: (M,) to look at.
         """
 
-    def point(
-        self,
-        weights: Float[Array, "*shape"],
-        importance: Float[Array, "*shape"] | None,
-        parameter: float,
-    ) -> Point:
+    def point(self, problem: Problem, parameter: float) -> Point:
         """Return one operating point; nothing is measured where the parameter says all of it."""
-        del weights, importance
+        del problem
         return Point(float(parameter))
 
     @abstractmethod
-    def encode(
-        self,
-        weights: Float[Array, "*shape"],
-        importance: Float[Array, "*shape"] | None,
-        point: Point,
-    ) -> Encoded:
+    def encode(self, problem: Problem, point: Point) -> Encoded:
         """Apply one operating point of a tensor to it."""
 
     def decode(
@@ -171,21 +173,31 @@ class Method(ABC):
         dtype: np.dtype,
     ) -> Float[AnyArray, "*shape"]:
         """Return the weights that codes stand for."""
-        is_wide = isinstance(codebook if scales is None else scales, np.ndarray)
-        if is_wide and is_concrete(codes):
-            # Wider than what JAX has at the moment.
-            codes = np.asarray(codes)
-            codebook = None if codebook is None else np.asarray(codebook)
-        values = codes if codebook is None else _look_up(codebook, codes)
+        if is_on_host(codes, codebook, scales):
+            # Nothing is compiled for the shape; wider than what JAX has at the moment, if need be.
+            return self._decoded_on_host(codes, codebook, scales, shape=shape, dtype=dtype)
+        values = codes if codebook is None else jnp.asarray(codebook)[codes.astype(jnp.int32)]
         values = self._join(values, shape)
         if scales is None:
             return values
         rows = self.rows
         assert rows is not None
-        if isinstance(scales, np.ndarray) and isinstance(values, np.ndarray):
-            row = spread(jnp.arange(len(scales), dtype=jnp.int32), rows=rows, shape=shape)
-            return (values * scales[np.asarray(row)]).astype(dtype)
         return _rescaled(values, jnp.asarray(scales), rows=rows, shape=shape, dtype=dtype)
+
+    def _decoded_on_host(
+        self, codes: Any, codebook: Any, scales: Any, *, shape: tuple[int, ...], dtype: np.dtype
+    ) -> Float[AnyArray, "*shape"]:
+        values = np.asarray(codes)
+        if codebook is not None:
+            values = np.asarray(codebook)[values.astype(np.int32)]
+        values = self._join(values, shape)
+        if scales is not None:
+            rows = self.rows
+            assert rows is not None
+            places = np.arange(values.size)
+            each = np.asarray(scales)[rows.of_places(places, shape)]
+            values = (values * each.reshape(shape)).astype(dtype)
+        return values if is_wide(values.dtype) else jax.device_put(values)
 
     def _join(self, values: Any, shape: tuple[int, ...]) -> Any:
         return values.reshape(shape)
@@ -207,13 +219,18 @@ class Method(ABC):
 class CodebookMethod(Method):
     """A method whose codes are entries of a codebook: of weights, or of weights over scales."""
 
-    def point(
-        self,
-        weights: Float[Array, "*shape"],
-        importance: Float[Array, "*shape"] | None,
-        parameter: float,
-    ) -> Point:
-        return self.curve(weights, importance, np.asarray([parameter])).at(0)
+    def prepare(self, problem: Problem) -> Problem:
+        """Return a tensor with the deviations of its rows; an error counts what it did before."""
+        rows = self.rows
+        if rows is None:
+            return problem
+        squares = problem.over_rows(np.square, np.add, rows)
+        deviations = np.sqrt(squares / rows.sizes(problem.shape))
+        scales = np.where(deviations > 0, deviations, 1).astype(problem.dtype)
+        return problem.with_scales(rows, scales)
+
+    def point(self, problem: Problem, parameter: float) -> Point:
+        return self.curve(problem, np.asarray([parameter])).at(0)
 
     def size(
         self, counts: Int[np.ndarray, "layers symbols"], *, num_scales: int, value_bits: int
@@ -232,38 +249,53 @@ class CodebookMethod(Method):
         """Weights that an entry of the codebook stands for."""
         return 1
 
-    def scaled(
-        self, weights: Float[Array, "*shape"], importance: Float[Array, "*shape"] | None
-    ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"] | None, Float[Array, " rows"] | None]:
-        """Divide weights by the deviations of their rows; an error counts what it did before."""
-        return (
-            (weights, importance, None)
-            if self.rows is None
-            else _scaled(weights, importance, rows=self.rows)
+    def _encoded(
+        self,
+        problem: Problem,
+        codebook: Float[np.ndarray, "clusters ..."],
+        encode: Callable[[Chunk, Float[np.ndarray, "clusters ..."]], ChunkCodes],
+    ) -> Encoded:
+        """Give every chunk its codes, and measure what it becomes.
+
+        Args:
+            problem: the tensor.
+            codebook: (K,) or (K, m) in units, over scales; padded by its last entry to a size that
+                many codebooks share, of which only those that occur are kept.
+            encode: of a chunk, given the codebook as it is stored.
+        """
+        size = self.entry_size
+        own = codebook if problem.scales is not None else problem.in_original_units(codebook)
+        stored = codebook if problem.scales is not None else problem.in_units(own)
+        codes = np.empty(-(-problem.size // size), assignment_dtype(len(own)))
+        counts, total = np.zeros(len(own), np.int64), Total()
+        encoded = ((places, encode(chunk, stored)) for places, chunk in problem.chunks(size))
+        for places, (some, number, sums) in fetched(encoded):
+            start, stop = places.start // size, -(-places.stop // size)
+            codes[start:stop] = some[: stop - start]
+            counts += number
+            total.add(sums)
+        return Encoded(
+            codes.reshape(problem.shape) if size == 1 else codes,
+            own,
+            problem.scales_in_original_units(),
+            counts.astype(np.int32),
+            total.errors(problem),
         )
 
 
-def scale_bits(scales: Float[Array, " rows"] | None) -> float:
-    """Return what scales cost."""
-    return 0.0 if scales is None else float(_SCALE_BITS * scales.size)
+def scale_bits(problem: Problem) -> float:
+    """Return what the scales of a tensor cost."""
+    return 0.0 if problem.scales is None else float(_SCALE_BITS * problem.scales.size)
 
 
-def _look_up(codebook: Any, codes: Any) -> Any:
-    if isinstance(codebook, np.ndarray) and isinstance(codes, np.ndarray):
-        return codebook[codes.astype(np.int64)]
-    return jnp.asarray(codebook)[codes.astype(jnp.int32)]
-
-
-# One program for a shape: operation by operation each would compile a dozen.
-@partial(jax.jit, static_argnames=("rows",))
-def _scaled(
-    weights: Float[Array, "*shape"], importance: Float[Array, "*shape"] | None, *, rows: Rows
-) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"], Float[Array, " rows"]]:
-    scales = deviations(weights, rows=rows)
-    each = spread(scales, rows=rows, shape=weights.shape)
-    units = weights.astype(accumulation_dtype(weights.dtype)) / each
-    squared = each * each
-    return units, squared if importance is None else importance * squared, scales
+def is_on_host(*stored: Any) -> bool:
+    """Tell whether the host can read arrays (or None) without a copy: NumPy's, or of a CPU."""
+    return all(
+        part is None
+        or isinstance(part, np.ndarray)
+        or (is_concrete(part) and all(device.platform == "cpu" for device in part.devices()))
+        for part in stored
+    )
 
 
 @partial(jax.jit, static_argnames=("rows", "shape", "dtype"))

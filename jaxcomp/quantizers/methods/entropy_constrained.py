@@ -7,15 +7,21 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 
-from jaxcomp.quantizers.assignment import count_codes
+from jaxcomp.quantizers.assignment import assignment_dtype
 from jaxcomp.quantizers.curves import Curve, Point
-from jaxcomp.quantizers.histograms import Moments, pad_bins
-from jaxcomp.quantizers.methods.base import CodebookMethod, Encoded, check_count, scale_bits
+from jaxcomp.quantizers.methods.base import (
+    ChunkCodes,
+    CodebookMethod,
+    Encoded,
+    check_count,
+    scale_bits,
+)
+from jaxcomp.quantizers.passes import histogram_of, joint_histogram_of
+from jaxcomp.quantizers.problems import Chunk, Problem, counts_of, measured
 from jaxcomp.quantizers.scalar.entropy_constrained import (
-    assign_by_cost,
-    joint_moments,
+    cheapest_symbols,
     solve_entropy_constrained,
 )
 
@@ -79,84 +85,61 @@ class EntropyConstrained(CodebookMethod):
     def number(self, parameter: float) -> str:
         return f"{parameter:.3g}"
 
-    def curve(
-        self,
-        weights: Float[Array, "*shape"],
-        importance: Float[Array, "*shape"] | None,
-        parameters: Shaped[np.ndarray, " points"],
-    ) -> Curve:
-        units, h, scales = self.scaled(weights, importance)
-        moments = _moments(
-            units.reshape(-1),
-            None if h is None else h.reshape(-1),
-            num_bins=self.num_bins,
-            # Without importances there are no levels to tell apart.
-            num_levels=min(2, self.num_levels) if h is None else self.num_levels,
-        )
+    def curve(self, problem: Problem, parameters: Shaped[np.ndarray, " points"]) -> Curve:
+        if problem.importance is None and problem.scales is None:
+            # There are no levels to tell apart.
+            moments = histogram_of(problem, num_bins=self.num_bins * min(2, self.num_levels))
+        else:
+            moments = joint_histogram_of(
+                problem, num_bins=self.num_bins, num_levels=self.num_levels
+            )
         found = solve_entropy_constrained(
             moments,
-            jnp.asarray(parameters, jnp.float32),
+            jnp.asarray(parameters, jnp.float32)[None],
             max_clusters=self.num_symbols,
             num_iterations=self.num_iterations,
-            centroid_dtype=units.dtype,
+            centroid_dtype=problem.codebook_dtype,
         )
+        found = jax.tree.map(lambda part: np.asarray(part)[0], found)
         return Curve(
             parameter=np.asarray(parameters, np.float64),
-            rate_bits=np.asarray(found.rate_bits, np.float64),
-            side_bits=8.0 * units.dtype.itemsize * np.asarray(found.num_used) + scale_bits(scales),
-            distortion=np.asarray(found.distortion, np.float64),
-            converged=np.asarray(found.converged),
-            codebook=tuple(
-                np.asarray(part) for part in (found.centroids, found.length_bits, found.multiplier)
+            rate_bits=found.rate_bits.astype(np.float64),
+            side_bits=float(problem.value_bits) * found.num_used + scale_bits(problem),
+            distortion=found.distortion.astype(np.float64),
+            converged=found.converged,
+            codebook=(found.centroids, found.length_bits, found.multiplier),
+        )
+
+    def encode(self, problem: Problem, point: Point) -> Encoded:
+        centroids, length_bits, multiplier = point.codebook
+        encoded = self._encoded(
+            problem,
+            centroids,
+            lambda chunk, stored: _encode(
+                chunk, length_bits, multiplier, stored, dtype=problem.weights_dtype
             ),
         )
-
-    def encode(
-        self,
-        weights: Float[Array, "*shape"],
-        importance: Float[Array, "*shape"] | None,
-        point: Point,
-    ) -> Encoded:
-        units, h, scales = self.scaled(weights, importance)
-        centroids, length_bits, multiplier = point.codebook
-        codes, counts = _encode(
-            units.reshape(-1),
-            None if h is None else h.reshape(-1),
-            centroids,
-            length_bits,
-            multiplier,
-        )
         # Symbols that occur come first.
-        counts = np.asarray(counts)
-        size = int(np.max(np.flatnonzero(counts), initial=0)) + 1
-        return Encoded(codes.reshape(weights.shape), centroids[:size], scales, counts[:size])
+        return encoded.cut(int(np.max(np.flatnonzero(encoded.counts), initial=0)) + 1)
 
 
-@partial(jax.jit, static_argnames=("num_bins", "num_levels"))
-def _moments(
-    points: Float[Array, " points"],
-    importance: Float[Array, " points"] | None,
-    *,
-    num_bins: int,
-    num_levels: int,
-) -> Moments:
-    found = joint_moments(points, importance, num_bins=num_bins, num_levels=num_levels)
-    return pad_bins(found, num_bins * num_levels)
-
-
-@jax.jit
+@partial(jax.jit, static_argnames=("dtype",))
 def _encode(
-    points: Float[Array, " points"],
-    importance: Float[Array, " points"] | None,
-    centroids: Float[Any, " symbols"],
+    chunk: Chunk,
     length_bits: Float[Any, " symbols"],
     multiplier: Float[Any, ""],
-) -> tuple[Array, Array]:
-    codes = assign_by_cost(
+    codebook: Float[Any, " symbols"],
+    *,
+    dtype: np.dtype,
+) -> ChunkCodes:
+    points, importance = chunk.scaled()
+    codes = cheapest_symbols(
         points,
-        importance,
-        jnp.asarray(centroids),
+        jnp.ones_like(points) if importance is None else importance,
+        jnp.asarray(codebook),
         jnp.asarray(length_bits),
         jnp.asarray(multiplier),
     )
-    return codes, count_codes(codes, centroids.shape[0])
+    values = jnp.asarray(codebook)[codes]
+    codes = codes.astype(assignment_dtype(codebook.shape[0]))
+    return codes, counts_of(chunk, codes, codebook.shape[0]), measured(chunk, values, dtype)

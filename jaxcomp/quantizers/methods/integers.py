@@ -7,14 +7,16 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Int, Shaped
 
 from jaxcomp.coding import sizes
-from jaxcomp.numerics.sums import pairwise_sum
 from jaxcomp.quantizers.curves import Curve, Point
-from jaxcomp.quantizers.methods.base import Encoded, Method, check_count, scale_bits
-from jaxcomp.quantizers.rounding import round_to_nearest
+from jaxcomp.quantizers.methods.base import ChunkCodes, Encoded, Method, check_count, scale_bits
+from jaxcomp.quantizers.problems import Chunk, Problem, Total, counts_of, fetched, measured
 from jaxcomp.quantizers.scales import Rows, Scale
+
+# Codes of the most bits, from the lowest on.
+_NUM_CODES = 1 << 8
 
 
 @dataclass(frozen=True)
@@ -45,35 +47,54 @@ class RoundToNearest(Method):
     def candidates(self) -> np.ndarray:
         return np.arange(2, 9)
 
-    def curve(
-        self,
-        weights: Float[Array, "*shape"],
-        importance: Float[Array, "*shape"] | None,
-        parameters: Shaped[np.ndarray, " points"],
-    ) -> Curve:
-        rates, sides, distortions = [], [], []
-        for num_bits in parameters:
-            codes, scales, distortion = _round(weights, importance, int(num_bits), rows=self.rows)
-            rates.append(sizes.empirical_entropy_bits(_count(codes, int(num_bits))))
-            sides.append(scale_bits(scales))
-            distortions.append(float(distortion))
+    def prepare(self, problem: Problem) -> Problem:
+        """Return a tensor with the largest magnitude of each row, which is the last integer."""
+        largest = problem.over_rows(np.abs, np.maximum, self.rows)
+        return problem.with_scales(self.rows, largest.astype(problem.dtype))
+
+    def curve(self, problem: Problem, parameters: Shaped[np.ndarray, " points"]) -> Curve:
+        num_bits = jnp.asarray(parameters, jnp.int32)
+        counts = np.zeros((len(parameters), _NUM_CODES), np.int64)
+        totals = [Total() for _ in parameters]
+        rounded = (
+            (places, _measure(chunk, num_bits, dtype=problem.weights_dtype))
+            for places, chunk in problem.chunks()
+        )
+        for _, (number, sums) in fetched(rounded):
+            counts += number
+            for point, total in enumerate(totals):
+                total.add([(part[point], exponent[point]) for part, exponent in sums])
         return Curve(
             parameter=np.asarray(parameters, np.float64),
-            rate_bits=np.asarray(rates),
-            side_bits=np.asarray(sides),
-            distortion=np.asarray(distortions),
+            rate_bits=sizes.empirical_entropy_bits(counts),
+            side_bits=np.full(len(parameters), scale_bits(problem)),
+            distortion=np.asarray([total.errors(problem).distortion for total in totals]),
             converged=np.ones(len(parameters), bool),
         )
 
-    def encode(
-        self,
-        weights: Float[Array, "*shape"],
-        importance: Float[Array, "*shape"] | None,
-        point: Point,
-    ) -> Encoded:
-        num_bits = int(point.parameter)
-        codes, scales, _ = _round(weights, importance, num_bits, rows=self.rows)
-        return Encoded(codes, None, scales, _count(codes, num_bits))
+    def encode(self, problem: Problem, point: Point) -> Encoded:
+        num_bits, total = int(point.parameter), Total()
+        codes, counts = np.empty(problem.size, np.int8), np.zeros(_NUM_CODES, np.int64)
+        rounded = (
+            (places, _round(chunk, jnp.int32(num_bits), dtype=problem.weights_dtype))
+            for places, chunk in problem.chunks()
+        )
+        for places, (some, number, sums) in fetched(rounded):
+            codes[places] = some[: places.stop - places.start]
+            counts += number
+            total.add(sums)
+        # The scale of a code, in place of that of the largest weight.
+        largest = np.asarray(2 ** (num_bits - 1) - 1, problem.dtype)
+        assert problem.scales is not None
+        scaled = problem.with_scales(self.rows, problem.scales / largest)
+        lowest = _NUM_CODES // 2 - 2 ** (num_bits - 1)
+        return Encoded(
+            codes.reshape(problem.shape),
+            None,
+            scaled.scales_in_original_units(),
+            counts[lowest : lowest + 2**num_bits].astype(np.int32),
+            total.errors(problem),
+        )
 
     def size(
         self, counts: Int[np.ndarray, "layers symbols"], *, num_scales: int, value_bits: int
@@ -83,22 +104,26 @@ class RoundToNearest(Method):
         return sizes.rounded_size(counts, num_bits=num_bits, num_scales=num_scales)
 
 
-@partial(jax.jit, static_argnames=("rows",))
-def _round(
-    weights: Float[Array, "*shape"],
-    importance: Float[Array, "*shape"] | None,
-    num_bits: Int[Array, ""] | int,
-    *,
-    rows: Rows,
-) -> tuple[Int[Array, "*shape"], Float[Array, " rows"], Float[Array, ""]]:
-    """Return codes, scales and distortion."""
-    rounded = round_to_nearest(rows.split(weights), num_bits=num_bits, channel_axis=0)
-    error = (rows.join(rounded.values, weights.shape) - weights).astype(jnp.float32)
-    squared = error * error if importance is None else importance * error * error
-    return rows.join(rounded.codes, weights.shape), rounded.scales, pairwise_sum(squared.ravel())
+@partial(jax.jit, static_argnames=("dtype",))
+def _round(chunk: Chunk, num_bits: Int[Array, ""], *, dtype: np.dtype) -> ChunkCodes:
+    """Round a chunk to integers; its scales are the largest magnitudes.
+
+    Source: `round_to_nearest`.
+    """
+    assert chunk.scale is not None
+    largest = (jnp.left_shift(jnp.int32(1), num_bits - 1) - 1).astype(chunk.points.dtype)
+    scale = chunk.scale / largest
+    # Rows of zeros become code 0.
+    ratio = chunk.points / jnp.where(scale > 0, scale, 1)
+    codes = jnp.clip(jnp.round(ratio), -largest, largest)
+    sums = measured(chunk._replace(scale=scale), codes, dtype)
+    index = codes.astype(jnp.int32) + _NUM_CODES // 2
+    return codes.astype(jnp.int8), counts_of(chunk, index, _NUM_CODES), sums
 
 
-def _count(codes: Int[Array, "..."], num_bits: int) -> Int[np.ndarray, " codes"]:
-    """Count every code, from -2 ** (num_bits - 1) on."""
-    shifted = np.asarray(codes).astype(np.int64).ravel() + 2 ** (num_bits - 1)
-    return np.bincount(shifted, minlength=2**num_bits).astype(np.int32)
+@partial(jax.jit, static_argnames=("dtype",))
+def _measure(
+    chunk: Chunk, num_bits: Int[Array, " points"], *, dtype: np.dtype
+) -> tuple[Array, Any]:
+    """Return counts and sums of a chunk for each number of bits."""
+    return jax.lax.map(lambda bits: _round(chunk, bits, dtype=dtype)[1:], num_bits)

@@ -17,16 +17,19 @@ from jaxtyping import Array, Float, Int, Shaped
 from jaxcomp.coding import sizes
 from jaxcomp.numerics.checks import check_penalty
 from jaxcomp.numerics.scaling import restore
-from jaxcomp.quantizers.assignment import assign, count_codes, nearest_thresholds
+from jaxcomp.quantizers.assignment import assign, nearest_thresholds
 from jaxcomp.quantizers.curves import Curve, Point
-from jaxcomp.quantizers.histograms import Moments, bins_for, histogram_moments, pad_bins
+from jaxcomp.quantizers.histograms import Moments, bins_for
 from jaxcomp.quantizers.methods.base import (
+    ChunkCodes,
     CodebookMethod,
     Encoded,
     check_count,
     power_of_two,
     scale_bits,
 )
+from jaxcomp.quantizers.passes import histogram_of
+from jaxcomp.quantizers.problems import Chunk, Problem, counts_of, measured
 from jaxcomp.quantizers.scalar.diameter import PENALTY_FORMS, PenaltyForm
 from jaxcomp.quantizers.scalar.lloyd import solve_kmeans
 from jaxcomp.quantizers.scalar.optimal import solve_optimal
@@ -60,50 +63,41 @@ class _Intervals(CodebookMethod):
     def candidates(self) -> np.ndarray:
         return np.asarray(_CANDIDATES)
 
-    def curve(
-        self,
-        weights: Float[Array, "*shape"],
-        importance: Float[Array, "*shape"] | None,
-        parameters: Shaped[np.ndarray, " points"],
-    ) -> Curve:
-        units, h, scales = self.scaled(weights, importance)
+    def curve(self, problem: Problem, parameters: Shaped[np.ndarray, " points"]) -> Curve:
         # A codebook whose static size is a power of two: nearly all K share one compilation.
-        clusters = np.minimum(np.asarray(parameters), units.size).astype(np.int32)
+        clusters = np.minimum(np.asarray(parameters), problem.size).astype(np.int32)
         max_clusters = power_of_two(clusters.max())
-        moments = _moments(
-            units.reshape(-1),
-            None if h is None else h.reshape(-1),
-            num_bins=self._bins(max_clusters),
-        )
+        moments = histogram_of(problem, num_bins=self._bins(max_clusters))
         found = self._solve(
-            moments, jnp.asarray(clusters), max_clusters=max_clusters, dtype=units.dtype
+            moments,
+            jnp.asarray(clusters),
+            max_clusters=max_clusters,
+            dtype=problem.codebook_dtype,
         )
         centroids, thresholds, _ = found.codebook
         size = sizes.code_size(
             np.asarray(_counts(moments, thresholds)),
             num_clusters=clusters,
-            centroid_bits=8 * units.dtype.itemsize,
+            centroid_bits=problem.value_bits,
         )
         return Curve(
             parameter=np.asarray(parameters, np.float64),
-            rate_bits=size.entropy_bits / units.size,
-            side_bits=size.codebook_bits + scale_bits(scales),
+            rate_bits=size.entropy_bits / problem.size,
+            side_bits=size.codebook_bits + scale_bits(problem),
             distortion=np.asarray(found.distortion, np.float64),
             converged=np.asarray(found.converged),
             codebook=(np.asarray(centroids), np.asarray(thresholds)),
         )
 
-    def encode(
-        self,
-        weights: Float[Array, "*shape"],
-        importance: Float[Array, "*shape"] | None,
-        point: Point,
-    ) -> Encoded:
-        units, _, scales = self.scaled(weights, importance)
-        size = min(int(point.parameter), units.size)
+    def encode(self, problem: Problem, point: Point) -> Encoded:
+        size = min(int(point.parameter), problem.size)
         centroids, thresholds = point.codebook
-        codes, counts = _encode(units.reshape(-1), thresholds[: size - 1])
-        return Encoded(codes.reshape(weights.shape), centroids[:size], scales, counts)
+        encoded = self._encoded(
+            problem,
+            centroids,
+            lambda chunk, stored: _encode(chunk, thresholds, stored, dtype=problem.weights_dtype),
+        )
+        return encoded.cut(size)
 
     def _bins(self, max_clusters: int) -> int:
         return bins_for(self.num_bins, max_clusters)
@@ -150,35 +144,6 @@ class KMeans(_Intervals):
                 "choose another form, such as 'monotone'."
             )
         check_count("num_iterations", self.num_iterations)
-
-    def curve(
-        self,
-        weights: Float[Array, "*shape"],
-        importance: Float[Array, "*shape"] | None,
-        parameters: Shaped[np.ndarray, " points"],
-    ) -> Curve:
-        """Return the operating points of a tensor; exact where every distinct weight is one."""
-        if self.diameter_penalty > 0 or self.rows is not None or len(parameters) > 1:
-            return super().curve(weights, importance, parameters)
-        # Exact, where bins of a histogram might join two values: nothing changes a second time.
-        size = min(int(parameters[0]), weights.size)
-        found = _few_distinct(weights.reshape(-1), size)
-        if found is None:
-            return super().curve(weights, importance, parameters)
-        distinct, counts = found
-        extra = (0, size - distinct.size)
-        bits = sizes.code_size(counts, num_clusters=size, centroid_bits=8 * weights.dtype.itemsize)
-        return Curve(
-            parameter=np.asarray(parameters, np.float64),
-            rate_bits=np.atleast_1d(bits.entropy_bits / weights.size),
-            side_bits=np.atleast_1d(bits.codebook_bits),
-            distortion=np.zeros(1),
-            converged=np.ones(1, bool),
-            codebook=(
-                np.pad(distinct, extra, mode="edge")[None],
-                np.pad(distinct[:-1], extra, constant_values=np.inf)[None],
-            ),
-        )
 
     def _solve(
         self,
@@ -264,18 +229,6 @@ class Uniform(_Intervals):
         return solve_uniform(moments, num_clusters, max_clusters=max_clusters, centroid_dtype=dtype)
 
 
-@partial(jax.jit, static_argnames=("num_bins",))
-def _moments(
-    points: Float[Array, " points"],
-    importance: Float[Array, " points"] | None,
-    *,
-    num_bins: int,
-) -> Moments:
-    found = pad_bins(histogram_moments(points, importance, num_bins=num_bins), num_bins)
-    # A leading axis, for the points of a curve.
-    return jax.tree.map(lambda leaf: leaf[None], found)
-
-
 @jax.jit
 def _counts(
     moments: Moments, thresholds: Float[Array, "points clusters-1"]
@@ -325,21 +278,15 @@ def _solve_plain(
     )
 
 
-@jax.jit
+@partial(jax.jit, static_argnames=("dtype",))
 def _encode(
-    points: Float[Array, " points"], thresholds: Float[Any, " clusters-1"]
-) -> tuple[Array, Array]:
+    chunk: Chunk,
+    thresholds: Float[Any, " clusters-1"],
+    codebook: Float[Any, " clusters"],
+    *,
+    dtype: np.dtype,
+) -> ChunkCodes:
+    points, _ = chunk.scaled()
     codes = assign(points, jnp.asarray(thresholds))
-    return codes, count_codes(codes, thresholds.shape[0] + 1)
-
-
-def _few_distinct(
-    points: Float[Array, " points"], limit: int
-) -> tuple[Float[np.ndarray, " values"], Int[np.ndarray, " values"]] | None:
-    """Return the distinct values, ascending, and their counts; None if there are more than that."""
-    values = np.asarray(points)
-    stride = max(values.size // (4 * limit), 1)
-    if np.unique(values[::stride]).size > limit:  # settles it for nearly all layers, at no cost
-        return None
-    distinct, counts = np.unique(values, return_counts=True)
-    return (distinct, counts) if distinct.size <= limit else None
+    values = jnp.asarray(codebook)[codes.astype(jnp.int32)]
+    return codes, counts_of(chunk, codes, codebook.shape[0]), measured(chunk, values, dtype)

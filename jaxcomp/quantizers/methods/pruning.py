@@ -3,15 +3,17 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Int, Shaped
 
 from jaxcomp.coding import sizes
-from jaxcomp.numerics.scaling import is_zero
 from jaxcomp.quantizers.curves import Curve, Point
 from jaxcomp.quantizers.methods.base import Encoded, Method
-from jaxcomp.quantizers.pruning import prune_by_magnitude
+from jaxcomp.quantizers.problems import Errors, Problem, energy
+
+# Bits of a magnitude that are looked at together.
+_DIGIT_BITS = 16
+_NUM_DIGITS = 1 << _DIGIT_BITS
 
 
 @dataclass(frozen=True)
@@ -43,41 +45,55 @@ class MagnitudePruning(Method):
     def number(self, parameter: float) -> str:
         return f"{parameter:.1%}"
 
-    def curve(
-        self,
-        weights: Float[Array, "*shape"],
-        importance: Float[Array, "*shape"] | None,
-        parameters: Shaped[np.ndarray, " points"],
-    ) -> Curve:
+    def curve(self, problem: Problem, parameters: Shaped[np.ndarray, " points"]) -> Curve:
+        """Return the operating points; magnitudes are told apart to one part in 128 or better."""
         parameters = np.asarray(parameters, np.float64)
-        flat = np.asarray(weights, np.float64).ravel()
-        order = np.argsort(np.abs(flat), kind="stable")
-        lost = flat[order] ** 2
-        if importance is not None:
-            lost = lost * np.asarray(importance, np.float64).ravel()[order]
-        upto = np.concatenate([[0.0], np.cumsum(lost)])
-        zeros = np.floor(parameters * flat.size).astype(np.int64)
-        size = sizes.pruned_size(
-            flat.size, flat.size - zeros, value_bits=8 * weights.dtype.itemsize
-        )
+        number, lost = np.zeros(_NUM_DIGITS), np.zeros(_NUM_DIGITS)
+        for places in problem.parts():
+            digit = _magnitudes(problem, places) >> (_num_bits(problem) - _DIGIT_BITS)
+            squares = problem.points(places).astype(np.float64) ** 2
+            mass = problem.importance_of(places)
+            weighted = squares if mass is None else squares * mass
+            number += np.bincount(digit, minlength=_NUM_DIGITS)
+            lost += np.bincount(digit, weights=weighted, minlength=_NUM_DIGITS)
+        zeros = _num_zeros(problem, parameters)
+        upto = np.concatenate([[0.0], np.cumsum(number)]), np.concatenate([[0.0], np.cumsum(lost)])
+        # Within a digit magnitudes are nearly the same: what is lost grows evenly.
+        is_there = np.concatenate([[True], number > 0])
+        distortion = np.interp(zeros, upto[0][is_there], upto[1][is_there])
+        size = sizes.pruned_size(problem.size, problem.size - zeros, value_bits=problem.value_bits)
         return Curve(
             parameter=parameters,
-            rate_bits=size.entropy_bits / flat.size,
+            rate_bits=size.entropy_bits / problem.size,
             side_bits=np.zeros(len(parameters)),
-            distortion=upto[zeros],
+            distortion=0 * distortion if problem.weighs_nothing else distortion,
             converged=np.ones(len(parameters), bool),
         )
 
-    def encode(
-        self,
-        weights: Float[Array, "*shape"],
-        importance: Float[Array, "*shape"] | None,
-        point: Point,
-    ) -> Encoded:
-        left = prune_by_magnitude(weights, point.parameter)
-        num_zeros = int(jnp.sum(is_zero(left), dtype=jnp.int32))
-        counts = np.asarray([num_zeros, left.size - num_zeros], np.int32)
-        return Encoded(left, None, None, counts)
+    def encode(self, problem: Problem, point: Point) -> Encoded:
+        limit, num_ties = _limit(problem, int(_num_zeros(problem, point.parameter)))
+        left = np.array(problem.weights).reshape(-1)
+        squared_error = distortion = 0.0
+        for places in problem.parts():
+            magnitude = _magnitudes(problem, places)
+            # Of equal magnitudes those that come first.
+            is_tied = magnitude == limit
+            rank = np.cumsum(is_tied)
+            is_pruned = (magnitude < limit) | (is_tied & (rank <= num_ties))
+            num_ties -= min(num_ties, int(rank[-1]))
+            left[places][is_pruned] = 0
+            squares = problem.points(places)[is_pruned].astype(np.float64) ** 2
+            mass = problem.importance_of(places)
+            squared_error += float(np.sum(squares))
+            distortion += float(np.sum(squares if mass is None else squares * mass[is_pruned]))
+        num_left = int(np.count_nonzero(left))
+        return Encoded(
+            left.reshape(problem.shape),
+            None,
+            None,
+            np.asarray([problem.size - num_left, num_left], np.int32),
+            Errors(0.0 if problem.weighs_nothing else distortion, squared_error, energy(problem)),
+        )
 
     def decode(self, codes: Any, codebook: Any, scales: Any, *, shape: Any, dtype: Any) -> Any:
         """Return the weights that are left, as they are stored."""
@@ -89,3 +105,39 @@ class MagnitudePruning(Method):
     ) -> sizes.CodeSize:
         del num_scales
         return sizes.pruned_size(counts.sum(axis=-1), counts[:, 1], value_bits=value_bits)
+
+
+def _num_zeros(problem: Problem, sparsity: Any) -> Int[np.ndarray, "..."]:
+    number = np.round(np.asarray(sparsity, np.float64) * problem.size)
+    return np.clip(number, 0, problem.size).astype(np.int64)
+
+
+def _num_bits(problem: Problem) -> int:
+    return 8 * problem.weights.dtype.itemsize
+
+
+def _magnitudes(problem: Problem, places: slice) -> Shaped[np.ndarray, " places"]:
+    """Return unsigned integers in the order of the magnitudes: their bits."""
+    some = np.ascontiguousarray(problem.weights.reshape(-1)[places])
+    num_bits = _num_bits(problem)
+    bits = some.view(np.dtype(f"uint{num_bits}"))
+    return bits & bits.dtype.type((1 << (num_bits - 1)) - 1)
+
+
+def _limit(problem: Problem, num_zeros: int) -> tuple[int, int]:
+    """Return the magnitude up to which weights go, and how many of just this magnitude do.
+
+    The rank is found digit by digit from the top, each in a pass over the weights.
+    """
+    prefix, rank = 0, num_zeros
+    for shift in range(_num_bits(problem) - _DIGIT_BITS, -1, -_DIGIT_BITS):
+        number = np.zeros(_NUM_DIGITS, np.int64)
+        for places in problem.parts():
+            rest = _magnitudes(problem, places) >> shift
+            own = rest[(rest >> _DIGIT_BITS) == prefix] & (_NUM_DIGITS - 1)
+            number += np.bincount(own.astype(np.int64), minlength=_NUM_DIGITS)
+        upto = np.cumsum(number)
+        digit = int(np.searchsorted(upto, rank, side="left"))
+        rank -= int(upto[digit - 1]) if digit else 0
+        prefix = (prefix << _DIGIT_BITS) | digit
+    return prefix, rank

@@ -1,26 +1,30 @@
 """K-means of vectors of consecutive weights."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from jaxcomp.coding import sizes
+from jaxcomp.quantizers.assignment import assignment_dtype
 from jaxcomp.quantizers.curves import Curve, Point
 from jaxcomp.quantizers.methods.base import (
+    ChunkCodes,
     CodebookMethod,
     Encoded,
     check_count,
     power_of_two,
     scale_bits,
 )
-from jaxcomp.quantizers.vector import join_vectors, split_vectors, vector_kmeans
+from jaxcomp.quantizers.problems import Chunk, Problem, measured
+from jaxcomp.quantizers.vector import join_vectors, vector_kmeans
 
-# Vectors on which codebooks are designed.
-_MOST_VECTORS = 1 << 16
+# Vectors on which codebooks are designed: those of a small tensor, most of a large one.
+_SAMPLES = (1 << 12, 1 << 16)
 _CANDIDATES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -64,76 +68,121 @@ class Vector(CodebookMethod):
     def entry_size(self) -> int:
         return self.vector_size
 
-    def curve(
-        self,
-        weights: Float[Array, "*shape"],
-        importance: Float[Array, "*shape"] | None,
-        parameters: Shaped[np.ndarray, " points"],
-    ) -> Curve:
-        vectors, h, scales = self._vectors(weights, importance)
-        stride = -(-len(vectors) // _MOST_VECTORS)
-        some, own = vectors[::stride], h[::stride]
-        clusters = np.minimum(np.asarray(parameters), len(vectors)).astype(np.int32)
+    def curve(self, problem: Problem, parameters: Shaped[np.ndarray, " points"]) -> Curve:
+        num_vectors = -(-problem.size // self.vector_size)
+        sample, num_sampled = self._sample(problem, num_vectors)
+        clusters = np.minimum(np.asarray(parameters), num_vectors).astype(np.int32)
         max_clusters = power_of_two(clusters.max())
         found = [
-            vector_kmeans(
-                some,
-                own,
-                num_clusters=jnp.asarray(k),
+            _solve(
+                sample,
+                jnp.asarray(k),
+                jax.random.key(self.seed, impl="threefry2x32"),
+                jnp.int32(self.num_iterations),
+                vector_size=self.vector_size,
                 max_clusters=max_clusters,
-                key=jax.random.key(self.seed, impl="threefry2x32"),
-                penalty_form="none",
-                num_iterations=self.num_iterations,
             )
             for k in clusters
         ]
-        counts = np.stack([np.asarray(part.counts) for part in found])
-        size = sizes.code_size(
-            counts, num_clusters=max_clusters, centroid_bits=32 * self.vector_size
+        centroids, counts, distortion, converged = (
+            np.stack(part) for part in zip(*jax.device_get(found), strict=True)
         )
-        share = len(vectors) / len(some)
+        size = sizes.code_size(
+            counts, num_clusters=max_clusters, centroid_bits=problem.value_bits * self.vector_size
+        )
+        share = num_vectors / num_sampled
         return Curve(
             parameter=np.asarray(parameters, np.float64),
-            rate_bits=size.entropy_bits * share / weights.size,
-            side_bits=size.codebook_bits + scale_bits(scales),
-            distortion=np.asarray([part.distortion for part in found], np.float64) * share,
-            converged=np.asarray([part.converged for part in found]),
-            codebook=np.stack([np.asarray(part.centroids) for part in found]),
+            rate_bits=size.entropy_bits * share / problem.size,
+            side_bits=size.codebook_bits + scale_bits(problem),
+            distortion=distortion.astype(np.float64) * share,
+            converged=converged,
+            codebook=centroids,
         )
 
-    def encode(
-        self,
-        weights: Float[Array, "*shape"],
-        importance: Float[Array, "*shape"] | None,
-        point: Point,
-    ) -> Encoded:
-        vectors, h, scales = self._vectors(weights, importance)
-        size = min(int(point.parameter), len(vectors))
-        found = vector_kmeans(
-            vectors,
-            h,
-            num_clusters=jnp.asarray(size, jnp.int32),
-            max_clusters=len(point.codebook),
-            initial_centroids=jnp.asarray(point.codebook),
-            penalty_form="none",
-            num_iterations=0,
+    def encode(self, problem: Problem, point: Point) -> Encoded:
+        size = min(int(point.parameter), -(-problem.size // self.vector_size))
+        encoded = self._encoded(
+            problem,
+            np.asarray(point.codebook),
+            lambda chunk, stored: _encode(
+                chunk, jnp.int32(size), stored, dtype=problem.weights_dtype
+            ),
         )
-        return Encoded(
-            found.assignments,
-            np.asarray(found.centroids)[:size],
-            scales,
-            np.asarray(found.counts)[:size],
-        )
+        return encoded.cut(size)
 
-    def _vectors(
-        self, weights: Float[Array, "*shape"], importance: Float[Array, "*shape"] | None
-    ) -> tuple[Array, Array, Array | None]:
-        units, h, scales = self.scaled(weights, importance)
-        h = jnp.ones_like(units) if h is None else h
-        vectors = split_vectors(jnp.atleast_1d(units), self.vector_size)
-        return vectors, split_vectors(jnp.atleast_1d(h), self.vector_size), scales
+    def _sample(self, problem: Problem, num_vectors: int) -> tuple[Chunk, int]:
+        """Return vectors evenly spread over the tensor, in one of two numbers, and how many."""
+        most = next((size for size in _SAMPLES if num_vectors <= size), _SAMPLES[-1])
+        if num_vectors <= most:
+            return problem.sample(most * self.vector_size), num_vectors
+        # The last vector may be short of weights: it is left out.
+        begins = np.arange(most, dtype=np.int64) * (num_vectors - 1) // most * self.vector_size
+        places = begins[:, None] + np.arange(self.vector_size)
+        return problem.chunk(places.reshape(-1)), most
 
     def _join(self, values: Any, shape: tuple[int, ...]) -> Any:
         if isinstance(values, np.ndarray):
             return values.reshape(-1)[: int(np.prod(shape))].reshape(shape)
         return join_vectors(values, shape or (1,)).reshape(shape)
+
+
+def _vectors(chunk: Chunk, vector_size: int) -> tuple[Array, Array, Array]:
+    """Return the vectors of a chunk, their importances, and which have a weight that counts."""
+    points, importance = chunk.scaled()
+    is_point = chunk.is_point()
+    mass = is_point.astype(points.dtype) if importance is None else importance
+    vectors, masses = (part.reshape(-1, vector_size) for part in (points, mass))
+    return vectors, masses, is_point.reshape(-1, vector_size)[:, 0]
+
+
+@partial(jax.jit, static_argnames=("vector_size", "max_clusters"))
+def _solve(
+    sample: Chunk,
+    num_clusters: Int[Array, ""],
+    key: Key[Array, ""],
+    num_iterations: Int[Array, ""],
+    *,
+    vector_size: int,
+    max_clusters: int,
+) -> tuple[Array, Array, Array, Array]:
+    """Return centroids, counts, distortion and whether the iteration reached a fixed point."""
+    vectors, masses, is_vector = _vectors(sample, vector_size)
+    found = vector_kmeans(
+        vectors,
+        masses,
+        num_clusters=num_clusters,
+        max_clusters=max_clusters,
+        key=key,
+        penalty_form="none",
+        num_iterations=num_iterations,
+    )
+    # Copies weigh nothing, but were counted.
+    number = jax.ops.segment_sum(is_vector.astype(jnp.int32), found.assignments, max_clusters)
+    return found.centroids, number, found.distortion, found.converged
+
+
+@partial(jax.jit, static_argnames=("dtype",))
+def _encode(
+    chunk: Chunk,
+    num_clusters: Int[Array, ""],
+    codebook: Float[Any, "clusters m"],
+    *,
+    dtype: np.dtype,
+) -> ChunkCodes:
+    max_clusters, vector_size = codebook.shape
+    vectors, masses, is_vector = _vectors(chunk, vector_size)
+    found = vector_kmeans(
+        vectors,
+        masses,
+        num_clusters=num_clusters,
+        max_clusters=max_clusters,
+        initial_centroids=jnp.asarray(codebook),
+        penalty_form="none",
+        num_iterations=0,
+    )
+    codes = found.assignments
+    number = jax.ops.segment_sum(is_vector.astype(jnp.int32), codes.astype(jnp.int32), max_clusters)
+    values = jnp.asarray(codebook)[codes.astype(jnp.int32)].reshape(-1)
+    codes = codes.astype(assignment_dtype(max_clusters))
+    return codes, number, measured(chunk, values, dtype)

@@ -43,17 +43,16 @@ from jaxcomp.numerics.sums import (
 )
 from jaxcomp.numerics.transformations import always_compiled, without_derivative
 from jaxcomp.quantizers.assignment import assignment_dtype
+from jaxcomp.quantizers.binning import bins_of_points
+from jaxcomp.quantizers.bins import BinSums, PointBins, sums_of_bins
 from jaxcomp.quantizers.histograms import (
     MOMENTS_SIGNATURE,
     Moments,
-    PointBins,
     about_one,
     accumulation_dtype,
-    bins_of_points,
     histogram_moments,
     importance_in_units,
     points_in_units,
-    sums_of_bins,
 )
 
 EntropyMethod = Literal["lagrangian", "uniform"]
@@ -66,7 +65,7 @@ _NUM_STEPS = 64
 # Half-widths of the middle cell in steps: 0.5 is a uniform grid.
 _DEAD_ZONES = (0.5, 0.57, 0.65, 0.75)
 # By what factor the variance within bins may be above the least possible.
-_MOST_EXCESS = 64.0
+MOST_EXCESS = 64.0
 # Octaves of importance below the mean that are told apart.
 _OCTAVES_BELOW_MEAN = 8
 _UNROLL = 4
@@ -286,7 +285,7 @@ def joint_moments(
     scaled, exponent = points_in_units(points)
     scaled, weights = (part.reshape(-1, points.shape[-1]) for part in (scaled, weights))
     if points.shape[-1] <= num_cells:
-        found = _points_as_cells(scaled, weights)
+        found = points_as_cells(scaled, weights)
     else:
         found = _joint_cells(scaled, weights, num_bins=num_bins, num_levels=num_levels)
     minimum, maximum = jnp.min(scaled, axis=-1), jnp.max(scaled, axis=-1)
@@ -343,8 +342,8 @@ def _assign_by_cost(points, weights, centroids, length_bits, multiplier):
 
     def assign_group(values, weights, exponent, mass_exponent, centroids, length_bits, multiplier):
         price = normalise(multiplier, 2 * exponent + mass_exponent, axis=())
-        code = _Code(normalise(centroids, exponent), length_bits)
-        return _cheapest(values, weights, code, jnp.minimum(price, largest))
+        units = normalise(centroids, exponent)
+        return cheapest_symbols(values, weights, units, length_bits, jnp.minimum(price, largest))
 
     index = jnp.vectorize(assign_group, signature="(n),(n),(),(),(k),(k),()->(n)")(
         values, weights, exponent, mass_exponent, centroids, length_bits, multiplier
@@ -352,11 +351,115 @@ def _assign_by_cost(points, weights, centroids, length_bits, multiplier):
     return index.astype(assignment_dtype(centroids.shape[-1]))
 
 
-def _points_as_cells(
-    points: Float[Array, "groups points"], weights: Float[Array, "groups points"]
-) -> tuple[Array, ...]:
-    position, mass = lax.sort((points, weights), dimension=1, num_keys=1)
-    return position, jnp.ones(points.shape, jnp.int32), mass, jnp.zeros_like(mass)
+class CellSums(NamedTuple):
+    """Cells of value and importance in units, in order of their position, (groups, B) each.
+
+    Attributes:
+        position: weighted mean of the points.
+        num_points: int32.
+        mass: sum of the importances.
+        deviation: root of the weighted variance.
+    """
+
+    position: Float[Array, "groups cells"]
+    num_points: Int[Array, "groups cells"]
+    mass: Float[Array, "groups cells"]
+    deviation: Float[Array, "groups cells"]
+
+
+def points_as_cells(
+    points: Float[Array, "groups points"],
+    weights: Float[Array, "groups points"],
+    num_padding: Int[Array, ""] | None = None,
+) -> CellSums:
+    """Return every point in units as a cell of its own; padding, which weighs 0, as empty ones."""
+    size = points.shape[-1]
+    number = jnp.ones(points.shape, jnp.int32)
+    if num_padding is not None:
+        is_point = jnp.arange(size, dtype=jnp.int32) < size - num_padding
+        number = jnp.broadcast_to(is_point.astype(jnp.int32), points.shape)
+        largest = jnp.max(points, axis=-1, keepdims=True)
+        points = jnp.where(is_point, points, largest)
+    is_empty = 1 - number
+    position, _, number, mass = lax.sort(
+        (points, is_empty, number, weights), dimension=1, num_keys=2
+    )
+    return CellSums(position, number, mass, jnp.zeros_like(mass))
+
+
+class ValueBins(NamedTuple):
+    """Intervals of value, equal in `asinh((w - centre) / spread)`.
+
+    Attributes:
+        centre: (groups, 1).
+        spread: (groups, 1), mean distance from the centre.
+        low: (groups,), place of the smallest point.
+        high: (groups,), of the largest one.
+    """
+
+    centre: Float[Array, "groups 1"]
+    spread: Float[Array, "groups 1"]
+    low: Float[Array, " groups"]
+    high: Float[Array, " groups"]
+
+    @classmethod
+    def of(
+        cls,
+        points: Float[Array, "groups points"],
+        minimum: Float[Array, " groups"],
+        maximum: Float[Array, " groups"],
+        *,
+        number: Float[Array, ""] | int,
+        is_point: Bool[Array, " points"] | bool = True,
+    ) -> "ValueBins":
+        """Make the rule of so many points in units."""
+
+        def mean(values: Array) -> Array:
+            return pairwise_sum(jnp.where(is_point, values / number, 0))[:, None]
+
+        centre = mean(points)
+        spread = mean(jnp.abs(points - centre))
+        rule = cls(centre, jnp.where(spread > 0, spread, 1), minimum, maximum)
+        low, high = (rule._place(end[:, None])[:, 0] for end in (minimum, maximum))
+        return rule._replace(low=low, high=high)
+
+    def _place(self, points: Float[Array, "groups points"]) -> Float[Array, "groups points"]:
+        return jnp.arcsinh((points - self.centre) / self.spread)
+
+    def bins_of(
+        self, points: Float[Array, "groups points"], num_bins: int
+    ) -> Int[Array, "groups points"]:
+        """Return the bin of every point."""
+        return _equal_intervals(self._place(points), self.low, self.high, num_bins)
+
+
+class Levels(NamedTuple):
+    """Intervals of importance, equal in log h.
+
+    Attributes:
+        mean: (groups, 1), mean importance, in units.
+        high: (groups,), place of the largest one.
+    """
+
+    mean: Float[Array, "groups 1"]
+    high: Float[Array, " groups"]
+
+    @classmethod
+    def of(cls, mean: Float[Array, " groups"], largest: Float[Array, " groups"]) -> "Levels":
+        """Make the rule of the mean and the largest importance of every group."""
+        mean = jnp.where(mean > 0, mean, 1)[:, None]
+        return cls(mean, _log_importance(largest[:, None], mean)[:, 0])
+
+    def levels_of(
+        self, weights: Float[Array, "groups points"], num_levels: int
+    ) -> Int[Array, "groups points"]:
+        """Return the level of every weight."""
+        low = jnp.full_like(self.high, -_OCTAVES_BELOW_MEAN)
+        return _equal_intervals(_log_importance(weights, self.mean), low, self.high, num_levels)
+
+
+def _log_importance(weights: Array, mean: Array) -> Array:
+    return jnp.log2(jnp.where(weights > 0, weights / mean, 1e-30))
 
 
 def _joint_cells(
@@ -365,33 +468,34 @@ def _joint_cells(
     *,
     num_bins: int,
     num_levels: int,
-) -> tuple[Array, ...]:
+) -> CellSums:
     num_points, num_cells = points.shape[-1], num_bins * num_levels
-    maximum = jnp.max(points, axis=-1, keepdims=True)
-    centre = pairwise_sum(points / num_points)[:, None]
-    offset = points - centre
-    spread = pairwise_sum(jnp.abs(offset) / num_points)[:, None]
-    place = jnp.arcsinh(offset / jnp.where(spread > 0, spread, 1))
-    value_bin = _equal_intervals(place, jnp.min(place, axis=-1), jnp.max(place, axis=-1), num_bins)
+    minimum, maximum = jnp.min(points, axis=-1), jnp.max(points, axis=-1)
+    rule = ValueBins.of(points, minimum, maximum, number=num_points)
+    value_bin = rule.bins_of(points, num_bins)
     # Cut again where the values lie on very different scales, and only there: a grid that is even
     # in the bulk serves quantizers with a rate better than one that is best without.
     value_bin, _ = bins_of_points(
-        points, weights, value_bin, num_bins=num_bins, most_excess=_MOST_EXCESS
+        points, weights, value_bin, num_bins=num_bins, most_excess=MOST_EXCESS
     )
-    mean = pairwise_sum(weights / num_points)[:, None]
-    importance = jnp.log2(jnp.where(weights > 0, weights / jnp.where(mean > 0, mean, 1), 1e-30))
-    lowest = jnp.full(points.shape[:1], -_OCTAVES_BELOW_MEAN, importance.dtype)
-    level = _equal_intervals(importance, lowest, jnp.max(importance, axis=-1), num_levels)
+    levels = Levels.of(pairwise_sum(weights / num_points), jnp.max(weights, axis=-1))
+    level = levels.levels_of(weights, num_levels)
     bins = PointBins.of(value_bin * num_levels + level, num_cells)
-    sums = sums_of_bins(points, weights, bins)
-    is_occupied = sums.num_points > 0
-    position = jnp.where(is_occupied, jnp.minimum(sums.lowest + sums.mean, maximum), maximum)
-    # Cells without points, all at the largest point, come behind those that are there.
+    return cells_of_sums(sums_of_bins(points, weights, bins), maximum)
+
+
+def cells_of_sums(sums: BinSums, maximum: Float[Array, " groups"]) -> CellSums:
+    """Return cells by the sums over each.
+
+    Cells without points, all at the largest point, come behind those that are there.
+    """
+    is_occupied, largest = sums.num_points > 0, maximum[:, None]
+    position = jnp.where(is_occupied, jnp.minimum(sums.lowest + sums.mean, largest), largest)
     is_empty = (~is_occupied).astype(jnp.int32)
     position, _, number, mass, deviation = lax.sort(
         (position, is_empty, sums.num_points, sums.mass, sums.deviation), dimension=1, num_keys=2
     )
-    return position, number, mass, deviation
+    return CellSums(position, number, mass, deviation)
 
 
 def _equal_intervals(
@@ -582,13 +686,17 @@ def _measure(
     return pairwise_sum(bits) / pairwise_sum(number), distortion
 
 
-def _cheapest(
+def cheapest_symbols(
     position: Float[Array, " cells"],
     importance: Float[Array, " cells"],
-    code: _Code,
+    centroids: Float[Array, " symbols"],
+    length_bits: Float[Array, " symbols"],
     multiplier: Float[Array, ""],
 ) -> Int[Array, " cells"]:
-    """Return the cheapest symbol of every cell, ties to the lowest, symbol by symbol."""
+    """Return the symbol of every cell as `assign_by_cost`, for numbers of ordinary size.
+
+    Ties go to the lowest symbol.
+    """
 
     def visit(best, symbol):
         lowest, index = best
@@ -598,11 +706,11 @@ def _cheapest(
         is_better = cost < lowest
         return (jnp.where(is_better, cost, lowest), jnp.where(is_better, number, index)), None
 
-    is_used = jnp.isfinite(code.length_bits)
-    price = jnp.where(is_used, multiplier * jnp.where(is_used, code.length_bits, 0), jnp.inf)
+    is_used = jnp.isfinite(length_bits)
+    price = jnp.where(is_used, multiplier * jnp.where(is_used, length_bits, 0), jnp.inf)
     start = (jnp.full_like(position, jnp.inf), jnp.zeros(position.shape, jnp.int32))
     numbers = jnp.arange(price.shape[0], dtype=jnp.int32)
-    (_, index), _ = lax.scan(visit, start, (code.centroids, price, numbers), unroll=_UNROLL)
+    (_, index), _ = lax.scan(visit, start, (centroids, price, numbers), unroll=_UNROLL)
     return index
 
 
@@ -617,7 +725,9 @@ def _iterate(
 
     def step(state):
         code, index, iteration, _ = state
-        new = _cheapest(cells.position, cells.importance, code, multiplier)
+        new = cheapest_symbols(
+            cells.position, cells.importance, code.centroids, code.length_bits, multiplier
+        )
         code = _describe(cells, new, code.centroids)
         return code, new, iteration + 1, jnp.all(new == index)
 

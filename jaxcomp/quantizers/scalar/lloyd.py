@@ -28,6 +28,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxcomp.numerics.checks import (
     check_codebook_size,
+    check_count,
     check_initial_centroids,
     check_penalty,
     check_points,
@@ -176,8 +177,7 @@ def solve_with_penalty(
         raise ValueError(f"penalty_scale must be one of {PENALTY_SCALES}, got {penalty_scale!r}.")
     if start not in STARTS:
         raise ValueError(f"start must be one of {STARTS}, got {start!r}.")
-    if max_clusters < 1:
-        raise ValueError(f"max_clusters must be at least 1, got {max_clusters}.")
+    check_count("max_clusters", max_clusters)
     dtype = moments.position.dtype
     solve = partial(
         _solve_group,

@@ -30,7 +30,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from jaxcomp.numerics.checks import check_points
+from jaxcomp.numerics.checks import check_count, check_points
 from jaxcomp.numerics.precision import in_float64
 from jaxcomp.numerics.scaling import restore, restore_as, split
 from jaxcomp.numerics.sums import (
@@ -164,8 +164,7 @@ def solve_optimal(
     Raises:
         ValueError: while tracing, if `max_clusters < 1`.
     """
-    if max_clusters < 1:
-        raise ValueError(f"max_clusters must be at least 1, got {max_clusters}.")
+    check_count("max_clusters", max_clusters)
     if edges is None:
         edges = _edges_from_neighbours(moments)
     dtype = moments.position.dtype

@@ -30,7 +30,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxcomp.numerics.checks import check_penalty, check_points
+from jaxcomp.numerics.checks import check_count, check_penalty, check_points
 from jaxcomp.numerics.scaling import normalise, restore
 from jaxcomp.numerics.sums import (
     middle_bin,
@@ -65,7 +65,7 @@ class DiameterSolution(NamedTuple):
     Attributes:
         solution: codebook and costs of the histogram, bins taken whole.
         gap_bound: (...) no quantizer of the bins has an objective below
-            `solution.objective - gap_bound`.
+            `solution.objective - gap_bound`, with these numbers as they are.
     """
 
     solution: Solution
@@ -213,10 +213,8 @@ def solve_optimal_diameter(
     Raises:
         ValueError: while tracing, if `max_clusters` or `num_outer` is below 1.
     """
-    if max_clusters < 1:
-        raise ValueError(f"max_clusters must be at least 1, got {max_clusters}.")
-    if num_outer < 1:
-        raise ValueError(f"num_outer must be at least 1, got {num_outer}.")
+    check_count("max_clusters", max_clusters)
+    check_count("num_outer", num_outer)
     solve = partial(_prepare_group, max_clusters=max_clusters, num_outer=num_outer)
     batch_shape = moments.position.shape[:-1]
     if not batch_shape:
@@ -431,7 +429,16 @@ def _solve_one(solver, num_clusters, beta, num_iterations) -> DiameterSolution:
         distortion=restored(found.distortion),
         objective=restored(found.objective),
     )
-    return DiameterSolution(solution, restored(jnp.maximum(found.objective - bound, 0)))
+    return DiameterSolution(solution, _raised(restored(jnp.maximum(found.objective - bound, 0))))
+
+
+def _raised(gap: Float[Array, ""]) -> Float[Array, ""]:
+    """Return the next number above a positive gap: the difference that it is was rounded.
+
+    So were both of its ends, where their unit leads below 1e-38.
+    """
+    above = jnp.nextafter(gap, jnp.full((), jnp.inf, gap.dtype))
+    return jnp.where(gap > 0, above, gap)
 
 
 def _lower_bound(solver, k, beta):

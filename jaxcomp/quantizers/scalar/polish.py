@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
-from jaxcomp.numerics.checks import check_initial_centroids, check_points
+from jaxcomp.numerics.checks import check_count, check_initial_centroids, check_points
 from jaxcomp.numerics.scaling import normalise, restore, restore_as
 from jaxcomp.numerics.transformations import (
     always_compiled,
@@ -19,9 +19,9 @@ from jaxcomp.numerics.transformations import (
     without_derivative,
 )
 from jaxcomp.quantizers.assignment import assign, nearest_thresholds
+from jaxcomp.quantizers.bins import PointBins
 from jaxcomp.quantizers.histograms import (
     Moments,
-    PointBins,
     importance_in_units,
     points_in_units,
 )
@@ -62,8 +62,7 @@ def plus_plus_start(
 
     Source: Arthur and Vassilvitskii, SODA 2007, with weights in every stage.
     """
-    if max_clusters < 1:
-        raise ValueError(f"max_clusters must be at least 1, got {max_clusters}.")
+    check_count("max_clusters", max_clusters)
     num_clusters = jnp.clip(jnp.asarray(num_clusters, jnp.int32), 1, max_clusters)
     shape = np.broadcast_shapes(moments.minimum.shape, num_clusters.shape)
     # As numbers, which `jnp.vectorize` takes, and back by the implementation they came from.

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxcomp.numerics.checks import check_codebook_size, check_points
+from jaxcomp.numerics.checks import check_codebook_size, check_count, check_points
 from jaxcomp.numerics.scaling import normalise, restore, restore_as
 from jaxcomp.numerics.transformations import (
     always_compiled,
@@ -74,8 +74,7 @@ def solve_uniform(
         raise ValueError(
             f"reconstruction must be one of {RECONSTRUCTIONS}, got {reconstruction!r}."
         )
-    if max_clusters < 1:
-        raise ValueError(f"max_clusters must be at least 1, got {max_clusters}.")
+    check_count("max_clusters", max_clusters)
     solve = partial(
         _solve_group,
         max_clusters=max_clusters,

@@ -220,7 +220,7 @@ def test_help_teaches():
         (["--datasets", "1"], "num_datasets must be at least 4, got 1"),
         (["--num-rates", "65"], "num_rates must be at most 64, got 65"),
         (["--signal", "-1"], "signal must be finite and at least 0, got -1.0"),
-        (["--noise-variance", "0"], "noise_variance must be positive and finite, got 0.0"),
+        (["--noise-variance", "0"], "noise_variance must be positive and finite, got 0"),
         (["--decimals", "9"], "decimals must lie between 0 and 5"),
         (["--correlation", "1"], "correlation must lie between -1 and 1, got 1.0"),
         (["--correlation", "0.99999"], "covariance must be positive definite, got eigenvalues"),

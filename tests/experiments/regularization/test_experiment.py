@@ -294,7 +294,7 @@ def test_without_the_coder_nothing_is_trained(tmp_path, monkeypatch):
         (["--l2", "0"], "l2 must hold positive strengths, got (0.0,); no penalty is always part"),
         (["--l1", "nan"], "l1 must hold positive strengths, got (nan,)"),
         (["--dropout", "1"], "dropout must lie in [0, 1), got 1.0"),
-        (["--step", "0"], "step must be positive and finite, got 0.0"),
+        (["--step", "0"], "step must be positive and finite, got 0"),
         (["--step", "1e-9"], "step must be at least 2^-16 = 1.53e-05, got 1e-09"),
         (["--l2", "200"], "l2 must be below 2 (1 + momentum) / learning_rate = 190"),
         (["--l1", "0.01", "--l1", "0.01000000001"], "got more than one l1-0.01."),

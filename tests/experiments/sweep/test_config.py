@@ -66,7 +66,7 @@ def test_another_data_set_brings_sizes_that_fit_it():
         ({"importance": "hessian"}, "unknown importance 'hessian'"),
         ({"penalty_form": "cubic"}, "unknown penalty_form 'cubic'"),
         ({"num_clusters": 0}, "num_clusters must lie between 1 and 65,536"),
-        ({"num_clusters": 2.5}, "num_clusters must be a whole number"),
+        ({"num_clusters": 2.5}, "num_clusters must be an integer"),
         ({"num_clusters": ()}, "num_clusters must be a value or a non-empty sequence"),
         ({"diameter_penalty": -1.0}, r"diameter_penalty must lie in \[0, inf\)"),
         ({"diameter_penalty": float("nan")}, "diameter_penalty must lie in"),

@@ -1,4 +1,5 @@
 import itertools
+from fractions import Fraction
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ from jaxcomp.quantizers import (
     optimal_diameter_kmeans,
     solve_kmeans,
 )
+from jaxcomp.quantizers.scalar import optimal_diameter
 
 # One size for nearly all tests: every point a bin.
 NUM_POINTS = 40
@@ -79,6 +81,21 @@ def test_brute_force_over_all_partitions(seed, num_clusters, strict_promotion):
         found, gap = float(solved.solution.objective[i]), float(solved.gap_bound[i])
         assert found == pytest.approx(expected, rel=1e-4)
         assert found - gap <= expected * (1 + 1e-7)
+
+
+def test_a_rounded_gap_reaches_down_to_the_bound():
+    generator = np.random.default_rng(0)
+    objective = generator.uniform(1, 4, 2000).astype(np.float32)
+    bound = (objective * generator.uniform(0, 1, 2000)).astype(np.float32)
+    rounded = jnp.asarray(objective) - jnp.asarray(bound)
+    gaps = np.asarray(optimal_diameter._raised(rounded))
+    pairs = [
+        [Fraction(float(value)) for value in row] for row in zip(objective, bound, strict=True)
+    ]
+    assert any(a - Fraction(float(g)) > b for (a, b), g in zip(pairs, rounded, strict=True))
+    assert all(a - Fraction(float(g)) <= b for (a, b), g in zip(pairs, gaps, strict=True))
+    assert np.all(gaps <= np.asarray(rounded) * (1 + 2.0**-22))
+    assert optimal_diameter._raised(jnp.float32(0)) == 0
 
 
 def test_without_penalty_it_is_the_optimal_quantizer(solvers):

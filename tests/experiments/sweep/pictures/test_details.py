@@ -15,7 +15,7 @@ from scipy import stats
 from synthetic_sweep import METHODS, PAPER, SMALL, synthetic_claims, synthetic_table
 
 from jaxcomp.experiments.sweep import summary
-from jaxcomp.experiments.sweep.pictures import plot_details, plot_predicted_rise
+from jaxcomp.experiments.sweep.pictures import plot_bound, plot_details, plot_predicted_rise
 
 COLUMNS = (
     "train_loss",

@@ -1,0 +1,355 @@
+"""Tensors as methods take them: in units of a power of two, dealt out in chunks of few sizes.
+
+A program is compiled for the shapes that it meets, and holds whole arrays in memory. (So does
+`jnp.asarray` of an array of NumPy, but not `jax.device_put`.) A tensor of
+any shape is therefore visited in chunks of two sizes, the last one filled up: what is compiled for
+one tensor serves all, and beside the weights and their codes there is never more than a few
+chunks. The weights stay where the host can read them, a file mapped into memory included.
+
+Results do not depend on the scale of the weights: where that is far from 1, they are quantized in
+units of a power of two, and errors are always measured in such units, in which no square is out of
+range.
+
+Axes: `N` points of a chunk, `R` rows with a scale each.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from jaxcomp.quantizers.histograms import sum_of_squares
+from jaxcomp.quantizers.scales import Rows
+from jaxcomp.trees.leaves import is_wide
+
+# Points of a chunk: as many as fit the cache of a core, and for what is left a sixteenth.
+CHUNK, SMALL_CHUNK = 1 << 18, 1 << 14
+# Octaves around 1 in which no square of a weight or an error is out of range, so that weights of
+# such size are quantized as they are.
+_ORDINARY_OCTAVES = 30
+
+_Result = TypeVar("_Result")
+
+
+class Chunk(NamedTuple):
+    """Some consecutive weights of a tensor, or some spread over it, on the device.
+
+    Attributes:
+        points: (N,) float32 (float64) in the units of the tensor; the last ones may be copies of
+            the first that do not count.
+        importance: (N,) of each, 0 for copies; None for 1.
+        scale: (N,) what each is divided by before it is quantized; None for 1.
+        num_padding: () int32, how many copies there are.
+    """
+
+    points: Float[Array, " points"]
+    importance: Float[Array, " points"] | None
+    scale: Float[Array, " points"] | None
+    num_padding: Int[Array, ""]
+
+    def is_point(self) -> Bool[Array, " points"]:
+        """Return which points count."""
+        size = self.points.shape[0]
+        return jnp.arange(size, dtype=jnp.int32) < size - self.num_padding
+
+    def scaled(self) -> tuple[Float[Array, " points"], Float[Array, " points"] | None]:
+        """Return points over their scales, and what a squared error of these counts."""
+        if self.scale is None:
+            return self.points, self.importance
+        squared = self.scale * self.scale
+        if self.importance is None:
+            weights = jnp.where(self.is_point(), squared, 0)
+        else:
+            weights = self.importance * squared
+        return self.points / self.scale, weights
+
+
+class Errors(NamedTuple):
+    """What became of a tensor, in the squared units of its weights, float64.
+
+    Attributes:
+        distortion: `sum h (w - c)^2`, h in its units.
+        squared_error: `sum (w - c)^2`.
+        energy: `sum w^2`.
+    """
+
+    distortion: float
+    squared_error: float
+    energy: float
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """The weights of a leaf or layer, on the host, as they are quantized.
+
+    Attributes:
+        weights: as they came, of any shape and floating dtype; finite.
+        exponent: they are quantized in units of `2 ** exponent`: 0 for those of ordinary size.
+        importance: h >= 0 of each in units of `2 ** importance_exponent`, of which none is above
+            2; None for 1.
+        importance_exponent: see `importance`.
+        weighs_nothing: whether h is 0 throughout, so that no error counts. The importance is None
+            then, since something has to say which errors are better.
+        rows: how the tensor is cut into rows with a scale each; None for no scale.
+        scales: (R,) float32 (float64) in the units of the weights.
+    """
+
+    weights: Float[np.ndarray, "*shape"]
+    exponent: int
+    importance: Float[np.ndarray, "*shape"] | None = None
+    importance_exponent: int = 0
+    weighs_nothing: bool = False
+    rows: Rows | None = None
+    scales: Float[np.ndarray, " rows"] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the tensor."""
+        return self.weights.shape
+
+    @property
+    def size(self) -> int:
+        """How many weights there are."""
+        return self.weights.size
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype in which points are: float32, or float64 if JAX has it for these weights."""
+        is_double = self.weights.dtype == np.float64 and not is_wide(self.weights.dtype)
+        return np.dtype(np.float64 if is_double else np.float32)
+
+    @property
+    def weights_dtype(self) -> np.dtype:
+        """The dtype in which decoded weights are rounded, as far as JAX has it."""
+        return self.dtype if self._is_wide else self.weights.dtype
+
+    @property
+    def codebook_dtype(self) -> np.dtype:
+        """The dtype in which centroids are stored, as far as JAX has it."""
+        return self.dtype if self.scales is not None else self.weights_dtype
+
+    @property
+    def value_bits(self) -> int:
+        """Bits of one weight of the original; beside scales, of one number of the codebook."""
+        return 8 * (self.dtype if self.scales is not None else self.weights.dtype).itemsize
+
+    @property
+    def _is_wide(self) -> bool:
+        return is_wide(self.weights.dtype)
+
+    def with_scales(self, rows: Rows, scales: Float[np.ndarray, " rows"]) -> "Problem":
+        """Return the same weights, to be divided by the scales of their rows."""
+        return replace(self, rows=rows, scales=scales)
+
+    def in_original_units(self, values: Shaped[Any, "..."]) -> np.ndarray:
+        """Return numbers in these units as ordinary ones, in the dtype of the weights."""
+        wide = np.ldexp(np.asarray(values).astype(np.float64), self.exponent)
+        return wide.astype(self.weights.dtype)
+
+    def scales_in_original_units(self) -> Float[np.ndarray, " rows"] | None:
+        """Return the scales as ordinary numbers; float32, or the dtype of wider weights."""
+        if self.scales is None:
+            return None
+        wide = np.ldexp(self.scales.astype(np.float64), self.exponent)
+        return wide.astype(self.weights.dtype if self._is_wide else self.dtype)
+
+    def in_units(self, values: Shaped[Any, "..."]) -> np.ndarray:
+        """Undo it, after the rounding that it may have brought; float32 (float64)."""
+        wide = np.ldexp(np.asarray(values).astype(np.float64), -self.exponent)
+        return wide.astype(self.dtype)
+
+    def parts(self, size: int = CHUNK) -> Iterator[slice]:
+        """Return consecutive places, so many at a time."""
+        for start in range(0, self.size, size):
+            yield slice(start, min(start + size, self.size))
+
+    def points(self, places: slice | Int[np.ndarray, " points"]) -> np.ndarray:
+        """Return weights in units, by their places in the flattened tensor."""
+        some = self.weights.reshape(-1)[places]
+        if self.exponent == 0:
+            return some.astype(self.dtype)
+        # float16 has no room for what is scaled.
+        exact = some if some.dtype.itemsize >= 4 else some.astype(np.float32)
+        return np.ldexp(exact, -self.exponent).astype(self.dtype)
+
+    def importance_of(self, places: slice | Int[np.ndarray, " points"]) -> np.ndarray | None:
+        """Return importances, likewise."""
+        return None if self.importance is None else self.importance.reshape(-1)[places]
+
+    def scale_of(self, places: slice | Int[np.ndarray, " points"]) -> np.ndarray | None:
+        """Return the scale of weights, likewise."""
+        if self.scales is None or self.rows is None:
+            return None
+        return self.scales[self.rows.of_places(_numbers(places), self.shape)]
+
+    def chunks(self, group: int = 1) -> Iterator[tuple[slice, Chunk]]:
+        """Deal the tensor out: places in the flattened tensor, and the chunk of them.
+
+        Args:
+            group: weights that must not be parted; chunks have a multiple of them.
+        """
+        large, small = (size // group * group for size in (CHUNK, SMALL_CHUNK))
+        whole = self.size // large * large
+        for start in range(0, whole, large):
+            yield slice(start, start + large), self.chunk(slice(start, start + large), large)
+        for start in range(whole, self.size, small):
+            places = slice(start, min(start + small, self.size))
+            yield places, self.chunk(places, small)
+
+    def sample(self, size: int) -> Chunk:
+        """Return so many weights, evenly spread over the tensor; all, if it has no more."""
+        if self.size <= size:
+            return self.chunk(slice(0, self.size), size)
+        return self.chunk(np.arange(size, dtype=np.int64) * self.size // size, size)
+
+    def chunk(self, places: slice | Int[np.ndarray, " points"], size: int | None = None) -> Chunk:
+        """Return the weights of some places on the device, filled up to a size."""
+        points = self.points(places)
+        padding = 0 if size is None else size - points.size
+
+        def filled(values: np.ndarray | None, filling: Any) -> Array | None:
+            if values is None:
+                return None
+            if padding:
+                values = np.concatenate([values, np.full(padding, filling, values.dtype)])
+            return jax.device_put(values)
+
+        scale = self.scale_of(places)
+        own = filled(points, points[0])
+        assert own is not None
+        return Chunk(
+            own,
+            filled(self.importance_of(places), 0),
+            filled(scale, None if scale is None else scale[0]),
+            jax.device_put(np.int32(padding)),
+        )
+
+    def over_rows(
+        self, terms: Callable[[np.ndarray], np.ndarray], add: np.ufunc, rows: Rows
+    ) -> Float[np.ndarray, " rows"]:
+        """Combine a term of every weight over its row, in float64.
+
+        Args:
+            terms: of weights in units, >= 0.
+            add: how two are combined, such as `np.add`.
+            rows: how the tensor is cut.
+        """
+        total = np.zeros(rows.number(self.shape))
+        for places in self.parts():
+            row = rows.of_places(_numbers(places), self.shape)
+            add.at(total, row, terms(self.points(places).astype(np.float64)))
+        return total
+
+
+def problem_of(
+    weights: Float[np.ndarray, "*shape"],
+    *,
+    exponent: int,
+    importance: Float[np.ndarray, "*shape"] | None = None,
+    importance_exponent: int = 0,
+) -> Problem:
+    """Return the weights of a leaf or layer as methods take them.
+
+    Args:
+        weights: as they came; finite.
+        exponent: that of the largest one, `2 ** exponent <= max |w| < 2 ** (exponent + 1)`.
+        importance: of each, in units of `2 ** importance_exponent`, or None.
+        importance_exponent: see `importance`.
+    """
+    # As few octaves as are needed: an outlier far away must not push the others out of range.
+    shift = exponent
+    if not is_wide(weights.dtype):
+        shift = exponent - min(max(exponent, -_ORDINARY_OCTAVES), _ORDINARY_OCTAVES)
+    problem = Problem(weights, shift)
+    if importance is None:
+        return problem
+    if not np.any(importance):
+        return replace(problem, weighs_nothing=True)
+    return replace(problem, importance=importance, importance_exponent=importance_exponent)
+
+
+def survey(values: Float[np.ndarray, "*shape"]) -> tuple[int, int]:
+    """Return how many entries are not finite, and e with `2 ** e <= max |value| < 2 ** (e + 1)`.
+
+    e is 0 for zeros, and where something is not finite.
+    """
+    flat, largest, num_bad = values.reshape(-1), 0.0, 0
+    for start in range(0, flat.size, CHUNK):
+        part = flat[start : start + CHUNK]
+        exact = part if part.dtype.itemsize >= 4 else part.astype(np.float32)
+        most = max(abs(float(exact.min())), abs(float(exact.max())))
+        if not np.isfinite(most):
+            num_bad += int(np.count_nonzero(~np.isfinite(exact)))
+        else:
+            largest = max(largest, most)
+    return num_bad, 0 if num_bad or largest == 0 else int(np.frexp(largest)[1]) - 1
+
+
+def measured(
+    chunk: Chunk, values: Float[Array, " points"], dtype: np.dtype
+) -> list[tuple[Float[Array, ""], Int[Array, ""]]]:
+    """Compare a chunk with what became of it: distortion, squared error and energy.
+
+    Args:
+        chunk: of the tensor.
+        values: what it became, over its scales.
+        dtype: in which the result is stored.
+
+    Returns:
+        Each sum as a number and a power of two.
+    """
+    is_point = chunk.is_point()
+    values = values if chunk.scale is None else values * chunk.scale
+    stored = values.astype(dtype).astype(chunk.points.dtype)
+    error = jnp.where(is_point, chunk.points - stored, 0)
+    before = jnp.where(is_point, chunk.points, 0)
+    # The root before the square: neither is out of range in units of the largest.
+    weighted = error if chunk.importance is None else jnp.sqrt(chunk.importance) * error
+    return [sum_of_squares(None, part) for part in (weighted, error, before)]
+
+
+class Total:
+    """Errors of chunks, added up in float64."""
+
+    def __init__(self) -> None:
+        self._sums = np.zeros(3)
+
+    def add(self, sums: Iterable[tuple[Any, Any]]) -> None:
+        """Add what `measured` found."""
+        self._sums += [np.ldexp(np.float64(number), int(exponent)) for number, exponent in sums]
+
+    def errors(self, problem: Problem) -> Errors:
+        """Return the errors of the whole tensor."""
+        distortion, squared_error, energy = self._sums.tolist()
+        return Errors(0.0 if problem.weighs_nothing else distortion, squared_error, energy)
+
+
+def energy(problem: Problem) -> float:
+    """Return the sum of the squared weights, in units."""
+    wide = (problem.points(places).astype(np.float64) for places in problem.parts())
+    return float(sum(np.dot(part, part) for part in wide))
+
+
+def fetched(results: Iterable[tuple[slice, _Result]]) -> Iterator[tuple[slice, _Result]]:
+    """Bring results of chunks to the host, each while the device works on the next."""
+    waiting: tuple[slice, _Result] | None = None
+    for result in results:
+        if waiting is not None:
+            yield waiting[0], jax.device_get(waiting[1])
+        waiting = result
+    if waiting is not None:
+        yield waiting[0], jax.device_get(waiting[1])
+
+
+def counts_of(chunk: Chunk, codes: Int[Array, " points"], num_codes: int) -> Int[Array, " codes"]:
+    """Count how often each code occurs in a chunk."""
+    number = chunk.is_point().astype(jnp.int32)
+    return jax.ops.segment_sum(number, codes.astype(jnp.int32), num_codes)
+
+
+def _numbers(places: slice | Int[np.ndarray, " points"]) -> Int[np.ndarray, " points"]:
+    return np.arange(places.start, places.stop) if isinstance(places, slice) else places
