@@ -240,11 +240,13 @@ def conv() -> Trained:
     found = networks.train(
         network,
         networks.TrainingConfig(epochs=10, batch_size=20, learning_rate=0.05, weight_decay=5e-4),
-        inputs=np.asarray(images),
-        train_indices=rows[None],
-        train_labels=dataset.pool_labels[rows][None],
-        selection_inputs=np.asarray(test_images[:100]),
-        selection_labels=dataset.test_labels[:100],
+        networks.TrainingData(
+            inputs=np.asarray(images),
+            train_indices=rows[None],
+            train_labels=dataset.pool_labels[rows][None],
+            validation_inputs=np.asarray(test_images[:100]),
+            validation_labels=dataset.test_labels[:100],
+        ),
         seed=0,
         model_ids=[0],
         cache_dir=network_cache(None),

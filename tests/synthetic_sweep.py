@@ -9,7 +9,8 @@ import math
 import numpy as np
 import pandas as pd
 
-from jaxcomp.experiments.sweep.claims import Claim, SmallestNetwork
+from jaxcomp.experiments.sweep.claims import Claim
+from jaxcomp.experiments.sweep.smallest import SmallestNetwork
 from jaxcomp.experiments.sweep.variants import (
     ORIGINAL,
     Variant,
@@ -24,6 +25,7 @@ QUICK = {
     "num_clusters": (2, 4, 8, 16, 32),
     "baselines": True,
 }
+SMALL = QUICK | {"num_clusters": (2, 4, 16), "diameter_penalty": (0.05,)}
 METHODS = QUICK | {
     "method": ("kmeans", "optimal", "entropy_constrained", "vector"),
     "allocation": ("equal", "optimal"),

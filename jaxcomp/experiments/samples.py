@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxcomp.experiments import data
+from jaxcomp.experiments import data, networks
 
 
 class Examples(NamedTuple):
@@ -39,6 +39,16 @@ class Samples(NamedTuple):
     def train(self, model: int) -> Examples:
         """The training sample of one network."""
         return Examples(self.pool[self.train_indices[model]], self.train_labels[model])
+
+    def training_data(self, repeated: int = 1) -> networks.TrainingData:
+        """What the networks learn from, all samples one after the other, `repeated` times."""
+        return networks.TrainingData(
+            inputs=self.pool,
+            train_indices=np.tile(self.train_indices, (repeated, 1)),
+            train_labels=np.tile(self.train_labels, (repeated, 1)),
+            validation_inputs=self.validation.inputs,
+            validation_labels=self.validation.labels,
+        )
 
 
 def draw_samples(

@@ -31,6 +31,7 @@ from jaxcomp.linear_regression.codebooks import (
     DesignedCodebooks,
     design_codebooks,
 )
+from jaxcomp.linear_regression.draws import Solution, draw_solution, draw_solutions
 from jaxcomp.linear_regression.information import (
     GapBound,
     channel_gap_bound,
@@ -52,17 +53,13 @@ from jaxcomp.linear_regression.problem import (
     make_problem,
     random_problem,
 )
+from jaxcomp.linear_regression.ridge import RidgeSolutions, ridge_solutions
 from jaxcomp.linear_regression.simulation import (
     COMPRESSORS,
     CONTROLS,
     QUANTITIES,
-    RidgeSolutions,
     Simulation,
-    Solution,
     codebooks_for,
-    draw_solution,
-    draw_solutions,
-    ridge_solutions,
     simulate,
 )
 

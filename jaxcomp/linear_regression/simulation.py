@@ -1,23 +1,18 @@
-"""Draw thousands of samples, solve them, compress the solutions, and average the risks.
+"""Compress the solutions of thousands of drawn data sets, and average their risks.
 
 A batch of data sets is drawn, solved and compressed by one pure function; `lax.map` makes a chunk
-of batches, and the host adds up chunks in float64. Every data set has the key `fold_in(key,
-number)`, so that neither batch nor chunk sizes change a number.
-
-Risks are exact given the sample and the weights: `L_mu = s2 + |What - w*|_Sigma^2`, and at the
-minimiser W `L_S(What) = L_S(W) + (What-W)^T (G/n) (What-W)`; nothing is held out.
+of batches, and the host adds up chunks in float64.
 
 Axes: `M` data sets, `C` compressors, `R` rates, `d` weights, `n` examples, `K` clusters.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float, Int
 from numpy.typing import NDArray
 
@@ -34,16 +29,23 @@ from jaxcomp.linear_regression.codebooks import (
     designed_quantize,
     merge,
 )
-from jaxcomp.linear_regression.problem import Problem, check_num_examples
+from jaxcomp.linear_regression.draws import (
+    BATCH_SIZE,
+    Draws,
+    Solution,
+    draw,
+    draw_solutions,
+    hessian_diagonal,
+    keys_of,
+    map_batches,
+    num_inputs_of,
+    risks_of,
+)
+from jaxcomp.linear_regression.problem import Problem
+from jaxcomp.linear_regression.ridge import default_penalties, james_stein, ridge
 from jaxcomp.numerics.checks import check_count
-from jaxcomp.numerics.linear_algebra import cholesky, cholesky_solve, solve_lower, solve_shifted
+from jaxcomp.numerics.linear_algebra import cholesky, solve_lower
 from jaxcomp.numerics.units import LN2
-
-Draws = Literal["examples", "statistics"]
-
-# Data sets worked on at once, and drawn by one call.
-_BATCH_SIZE = 64
-_DRAWN_AT_ONCE = 256
 
 CONTROLS = ("least_squares", "shrinkage", "ridge", "james_stein")
 """What compresses nothing: W itself; aW with `a = 1 - e^{-2R/d}`; ridge, one penalty for each
@@ -66,20 +68,6 @@ QUANTITIES = (
 data sets `L_mu(W) - L_mu(What)` (positive if compression helps) and `L_mu(What) - L_mu(aW)` at the
 same place of the rate grid; and what the code of this data set costs, in nats of the whole model
 (infinite for what compresses nothing)."""
-
-
-class Solution(NamedTuple):
-    """Least squares on one data set (or on many), and what its risks are computed from.
-
-    Attributes:
-        weights: (..., d), W.
-        gram_factor: (..., d, d), lower Cholesky factor L of G = X^T X.
-        empirical_risk: (...), L_S(W).
-    """
-
-    weights: Float[Array, "... d"]
-    gram_factor: Float[Array, "... d d"]
-    empirical_risk: Float[Array, "..."]
 
 
 class Samples(NamedTuple):
@@ -160,234 +148,6 @@ class Simulation(NamedTuple):
         return QUANTITIES.index(quantity), self.compressors.index(compressor)
 
 
-def draw_solution(
-    problem: Problem, key: Array, *, num_examples: int, draws: Draws = "statistics"
-) -> Solution:
-    """Draw one data set and solve it.
-
-    Args:
-        problem: the distribution of examples.
-        key: typed PRNG key, consumed here.
-        num_examples: n > d + 1, static.
-        draws: "statistics" draws G, W and the residuals' norm from their joint distribution
-            (Bartlett's decomposition; W given G is normal, the norm independent of both), at a
-            cost that does not grow with n and in a program that serves every n; "examples" draws X
-            and y and solves the normal equations (with one step of refinement).
-
-    Returns:
-        The solution; the two ways have the same distribution.
-
-    Raises:
-        ValueError: while tracing, if n <= d + 1 or on an unknown way.
-    """
-    num_inputs = _num_inputs(problem, num_examples, draws)
-    number = jnp.asarray(num_examples, float)
-    return _draw_solution(problem, key, number, num_inputs=num_inputs)
-
-
-def _num_inputs(problem: Problem, num_examples: int, draws: Draws) -> int | None:
-    """Return how many inputs are drawn, None for statistics; check both."""
-    check_num_examples(problem.true_weights.shape[0], num_examples)
-    if draws not in ("examples", "statistics"):
-        raise ValueError(f"draws must be 'examples' or 'statistics', got {draws!r}.")
-    return num_examples if draws == "examples" else None
-
-
-@partial(jax.jit, static_argnames=("num_inputs",))
-def _draw_solution(
-    problem: Problem, key: Array, num_examples: Float[Array, ""], *, num_inputs: int | None
-) -> Solution:
-    factor = cholesky(problem.covariance)
-    found = _draw(problem, factor, key[None], num_examples, num_inputs)
-    return jax.tree.map(lambda leaf: leaf[0], found)
-
-
-def _draw(
-    problem: Problem,
-    covariance_factor: Float[Array, "d d"],
-    keys: Array,
-    num_examples: Float[Array, ""],
-    num_inputs: int | None,
-) -> Solution:
-    """Draw and solve a data set for every key, of `num_inputs` examples or by statistics."""
-    with jax.default_matmul_precision("highest"):
-        if num_inputs is None:
-            return _draw_statistics(problem, covariance_factor, keys, num_examples)
-        return _draw_examples(problem, covariance_factor, keys, num_inputs)
-
-
-def _draw_examples(
-    problem: Problem, covariance_factor: Float[Array, "d d"], keys: Array, num_examples: int
-) -> Solution:
-    truth = problem.true_weights
-    dim = truth.shape[0]
-    # Inputs and noise from one call: generators are what compiling costs most.
-    shape = (num_examples, dim + 1)
-    normal = jax.vmap(lambda key: jax.random.normal(key, shape, truth.dtype))(keys)
-    inputs = normal[..., :dim] @ covariance_factor.T
-    outputs = inputs @ truth + jnp.sqrt(problem.noise_variance) * normal[..., dim]
-    gram_factor = cholesky(jnp.einsum("mni,mnj->mij", inputs, inputs))
-
-    def solve(right: Float[Array, "M n"]) -> Float[Array, "M d"]:
-        moments = jnp.einsum("mni,mn->mi", inputs, right)
-        return cholesky_solve(gram_factor, moments[..., None])[..., 0]
-
-    def residual(weights: Float[Array, "M d"]) -> Float[Array, "M n"]:
-        return outputs - jnp.einsum("mni,mi->mn", inputs, weights)
-
-    weights = solve(outputs)
-    # The normal equations square the condition number; one refinement wins the digits back.
-    weights = weights + solve(residual(weights))
-    return Solution(weights, gram_factor, jnp.mean(residual(weights) ** 2, axis=-1))
-
-
-def _draw_statistics(
-    problem: Problem,
-    covariance_factor: Float[Array, "d d"],
-    keys: Array,
-    num_examples: Float[Array, ""],
-) -> Solution:
-    truth = problem.true_weights
-    dim, dtype = truth.shape[0], truth.dtype
-    n = num_examples.astype(dtype)
-    # Degrees of freedom of the diagonal of G's factor, then of the residuals.
-    degrees = n - jnp.append(jnp.arange(dim), dim).astype(dtype)
-
-    def draw(key: Array) -> tuple[Array, Array]:
-        chi_key, normal_key = jax.random.split(key)
-        chi_squared = 2 * jax.random.gamma(chi_key, degrees / 2, dtype=dtype)
-        return chi_squared, jax.random.normal(normal_key, (dim + 1, dim), dtype)
-
-    chi_squared, normal = jax.vmap(draw)(keys)
-    roots = jnp.sqrt(chi_squared[:, :dim, None]) * jnp.eye(dim, dtype=dtype)
-    gram_factor = covariance_factor @ (jnp.tril(normal[:, :dim], -1) + roots)
-    noise = solve_lower(gram_factor, normal[:, dim, :, None], transposed=True)[..., 0]
-    weights = truth + jnp.sqrt(problem.noise_variance) * noise
-    risk = problem.noise_variance * chi_squared[:, dim] / n
-    return Solution(weights, gram_factor, risk)
-
-
-def _exact_hessian_diagonal(
-    gram_factor: Float[Array, "... d d"], num_examples: Float[Array, ""]
-) -> Float[Array, "... d"]:
-    """Diagonal of `(2/n) G`, the Hessian of L_S."""
-    return 2 / num_examples * jnp.sum(gram_factor * gram_factor, axis=-1)
-
-
-def _map_batches(function: Callable[[Any], Any], rows: Any, batch_size: int) -> Any:
-    """Apply a function of batches to batch after batch of the leading axis.
-
-    The last batch is filled up with copies, and cut: of another size it would be a second program,
-    beside the first.
-    """
-    num_rows = jax.tree.leaves(rows)[0].shape[0]
-    size = min(batch_size, num_rows)
-    places = jnp.minimum(jnp.arange(-(-num_rows // size) * size), num_rows - 1).reshape(-1, size)
-    found = lax.map(lambda place: function(jax.tree.map(lambda leaf: leaf[place], rows)), places)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:num_rows], found)
-
-
-def draw_solutions(
-    problem: Problem,
-    key: Array,
-    *,
-    num_examples: int,
-    num_datasets: int,
-    draws: Draws = "statistics",
-) -> Solution:
-    """Draw and solve many data sets; data set i has the key `fold_in(key, i)`.
-
-    Args:
-        problem: the distribution of examples.
-        key: typed PRNG key.
-        num_examples: n > d + 1.
-        num_datasets: M >= 1.
-        draws: see `draw_solution`.
-
-    Returns:
-        The solutions, with a leading axis M.
-
-    Raises:
-        ValueError: if n <= d + 1 or on an unknown way to draw.
-    """
-    num_inputs = _num_inputs(problem, num_examples, draws)
-    number = jnp.asarray(num_examples, float)
-    # Always as many at once, so that another number of data sets compiles nothing.
-    starts = range(0, num_datasets, _DRAWN_AT_ONCE)
-    parts = [_draw_some(problem, number, key, start, num_inputs=num_inputs) for start in starts]
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:num_datasets], *parts)
-
-
-@partial(jax.jit, static_argnames=("num_inputs",))
-def _draw_some(
-    problem: Problem,
-    num_examples: Float[Array, ""],
-    key: Array,
-    start: Int[Array, ""],
-    *,
-    num_inputs: int | None,
-) -> Solution:
-    factor = cholesky(problem.covariance)
-
-    def batch(numbers: Int[Array, " M"]) -> Solution:
-        return _draw(problem, factor, _keys(key, numbers), num_examples, num_inputs)
-
-    return _map_batches(batch, start + jnp.arange(_DRAWN_AT_ONCE, dtype=jnp.int32), _BATCH_SIZE)
-
-
-def _keys(key: Array, numbers: Int[Array, " M"]) -> Array:
-    return jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
-
-
-class RidgeSolutions(NamedTuple):
-    """Ridge, rounded, on many data sets.
-
-    Attributes:
-        weights: (M, P, d), not rounded.
-        empirical: (M, P, T), L_S of the weights rounded to multiples of each step.
-        population: (M, P, T), L_mu.
-    """
-
-    weights: Float[Array, "M P d"]
-    empirical: Float[Array, "M P T"]
-    population: Float[Array, "M P T"]
-
-
-@jax.jit
-def ridge_solutions(
-    problem: Problem,
-    solutions: Solution,
-    penalties: Float[Array, " P"],
-    steps: Float[Array, " T"],
-    *,
-    num_examples: Float[Array, ""] | int,
-) -> RidgeSolutions:
-    """Solve drawn data sets by ridge at every penalty, round the weights, and score them.
-
-    Args:
-        problem: the distribution of examples.
-        solutions: from `draw_solutions`, with a leading axis M.
-        penalties: (P,), lambda >= 0 on `|w|^2`, beside the *sum* of squared residuals; 0 is least
-            squares.
-        steps: (T,), the weights are rounded to multiples of them; 0 leaves them as they are.
-        num_examples: n, of the drawn data sets.
-
-    Returns:
-        Weights and risks.
-    """
-    number = jnp.asarray(num_examples).astype(problem.true_weights.dtype)
-    factor = cholesky(problem.covariance)
-
-    def batch(solution: Solution) -> RidgeSolutions:
-        weights = _ridge(solution, penalties)
-        step = jnp.where(steps > 0, steps, 1)[:, None]
-        rounded = jnp.round(weights[..., None, :] / step) * step
-        rounded = jnp.where(steps[:, None] > 0, rounded, weights[..., None, :])
-        return RidgeSolutions(weights, *_risks(problem, factor, solution, rounded, number))
-
-    return _map_batches(batch, solutions, _BATCH_SIZE)
-
-
 def codebooks_for(
     problem: Problem,
     key: Array,
@@ -426,7 +186,7 @@ def codebooks_for(
         draws=draws,
     )
     number = jnp.asarray(num_examples, float)
-    importance = _exact_hessian_diagonal(solutions.gram_factor, number)
+    importance = hessian_diagonal(solutions.gram_factor, number)
     rates = None if rates_nats is None else np.asarray(rates_nats, np.float64) / dim
     return design_codebooks(
         solutions.weights,
@@ -437,45 +197,273 @@ def codebooks_for(
     )
 
 
-def _ridge(solution: Solution, penalties: Float[Array, " P"]) -> Float[Array, "M P d"]:
-    """`(G + lambda I)^{-1} G W = W - lambda (G + lambda I)^{-1} W` for every lambda."""
-    weights, factor = solution.weights, solution.gram_factor
-    with jax.default_matmul_precision("highest"):
-        gram = jnp.einsum("mik,mjk->mij", factor, factor)
-    shrunk = solve_shifted(gram, penalties, weights)
-    return weights[:, None] - penalties[:, None] * shrunk
-
-
-def _james_stein(solution: Solution, num_examples: Float[Array, ""]) -> Float[Array, "M d"]:
-    """Baranchik's positive-part shrinkage, which needs to know neither s2 nor w*."""
-    dim = solution.weights.shape[-1]
-    residual = num_examples * solution.empirical_risk
-    moved = jnp.einsum("mij,mi->mj", solution.gram_factor, solution.weights)
-    explained = jnp.sum(moved * moved, axis=-1)
-    share = max(dim - 2, 0) / (num_examples - dim + 2)
-    factor = 1 - share * residual / jnp.where(explained > 0, explained, 1)
-    return jnp.maximum(factor, 0)[:, None] * solution.weights
-
-
-def _risks(
+def simulate(
     problem: Problem,
+    key: Array,
+    *,
+    num_examples: int,
+    num_datasets: int,
+    num_clusters: Sequence[int] = tuple(range(1, 33)),
+    rates_nats: Float[np.ndarray, " R"] | None = None,
+    compressors: Sequence[str] = (*CHANNELS, *CONTROLS, *DESIGNED),
+    codebooks: DesignedCodebooks | None = None,
+    ridge_penalties: Float[np.ndarray, " R"] | None = None,
+    diameter_penalty: float = 0.05,
+    draws: Draws = "statistics",
+    first_dataset: int = 0,
+    chunk_size: int = 512,
+    batch_size: int = BATCH_SIZE,
+    on_chunk: Callable[[int], None] | None = None,
+) -> Simulation:
+    """Average the risks of least squares under many compressors at every rate of a grid.
+
+    Args:
+        problem: the distribution of examples.
+        key: typed PRNG key; data set i uses `fold_in(key, i)`.
+        num_examples: n > d + 1. Standard errors exist for n > d + 3 and are of use from about
+            d + 8 on.
+        num_datasets: M >= 1.
+        num_clusters: K of the fixed-rate quantizers at every place of the rate grid.
+        rates_nats: (R,), R of the whole model for channels and shrinkage; None for `d ln K`.
+        compressors: names out of `COMPRESSORS`.
+        codebooks: for the designed quantizers, from `design_codebooks` with the same
+            `num_clusters` and an *independent* key; required if one of them is named.
+        ridge_penalties: (R,) for "ridge"; None for `default_penalties`.
+        diameter_penalty: relative strength for "adaptive_diameter".
+        draws: see `draw_solution`.
+        first_dataset: number of the first data set, to continue elsewhere.
+        chunk_size: data sets per call of the compiled program.
+        batch_size: data sets worked on at once; memory grows with it.
+        on_chunk: called with the number of finished data sets after every chunk.
+
+    Returns:
+        Means and sums of squares in float64.
+
+    Raises:
+        ValueError: on an unknown compressor, missing or unfitting codebooks, or n <= d + 1.
+    """
+    names = tuple(compressors)
+    clusters, rates, penalties, codebooks = _checked(
+        problem, names, num_clusters, rates_nats, ridge_penalties, codebooks
+    )
+    check_count("num_datasets", num_datasets)
+    num_inputs = num_inputs_of(problem, num_examples, draws)
+    size = min(chunk_size, num_datasets)
+    setup = _Setup(
+        problem=problem,
+        codebooks=codebooks,
+        merged=merge(codebooks),
+        rates=jnp.asarray(rates, float),
+        num_clusters=jnp.asarray(clusters),
+        penalties=jnp.asarray(penalties, float),
+        diameter_penalty=jnp.asarray(diameter_penalty, float),
+        # Traced: only drawn inputs have n in a shape, all else compiles once for every n.
+        num_examples=jnp.asarray(num_examples, float),
+        key=key,
+    )
+    run = partial(
+        _chunk,
+        setup,
+        compressors=names,
+        num_inputs=num_inputs,
+        max_clusters=int(clusters.max()),
+        batch_size=min(batch_size, size),
+    )
+    total: Simulation | None = None
+    for start in range(0, num_datasets, size):
+        # The last chunk is filled up, and cut afterwards: another shape would compile again.
+        numbers = first_dataset + start + np.arange(size)
+        samples = jax.device_get(run(jnp.asarray(numbers, jnp.int32)))
+        count = min(size, num_datasets - start)
+        part = _summarize(samples, names, rates, count)
+        total = part if total is None else total.merge(part)
+        if on_chunk is not None:
+            on_chunk(start + count)
+    assert total is not None
+    return total
+
+
+def _checked(
+    problem: Problem,
+    names: tuple[str, ...],
+    num_clusters: Sequence[int],
+    rates_nats: Float[np.ndarray, " R"] | None,
+    ridge_penalties: Float[np.ndarray, " R"] | None,
+    codebooks: DesignedCodebooks | None,
+) -> tuple[
+    NDArray[np.int32],
+    NDArray[np.float64],
+    Float[np.ndarray, " R"],
+    DesignedCodebooks,
+]:
+    """Clusters, rates, ridge penalties and codebooks at every place of the grid, all as long."""
+    if not names or not set(names) <= set(COMPRESSORS):
+        unknown = sorted(set(names) - set(COMPRESSORS))
+        raise ValueError(f"compressors must be out of {COMPRESSORS}, got {unknown or names}.")
+    clusters = np.asarray(num_clusters, np.int32)
+    if clusters.ndim != 1 or clusters.size < 1 or clusters.min() < 1:
+        raise ValueError(f"num_clusters must be a list of numbers >= 1, got {num_clusters}.")
+    dim = problem.true_weights.shape[0]
+    if codebooks is None:
+        if set(names) & set(DESIGNED):
+            raise ValueError(
+                "codebooks are required for designed quantizers: make them with design_codebooks "
+                "and an independent key, or leave these compressors out."
+            )
+        codebooks = DesignedCodebooks.empty(clusters.size)
+    if codebooks.centroids.shape[1] != clusters.size:
+        raise ValueError(
+            f"codebooks must have one entry for each of the {clusters.size} rates, got "
+            f"{codebooks.centroids.shape[1]}."
+        )
+    if ridge_penalties is None:
+        ridge_penalties = default_penalties(problem, clusters.size)
+    if np.shape(ridge_penalties) != clusters.shape:
+        raise ValueError(
+            f"ridge_penalties must have one entry for each of the {clusters.size} rates, got "
+            f"shape {np.shape(ridge_penalties)}."
+        )
+    rates = dim * np.log(clusters.astype(np.float64))
+    if rates_nats is not None:
+        rates = np.asarray(rates_nats, np.float64)
+    if rates.shape != clusters.shape or not np.all(rates >= 0):
+        raise ValueError(
+            f"rates_nats must be {clusters.size} numbers >= 0, one for each of num_clusters, got "
+            f"shape {rates.shape}."
+        )
+    return clusters, rates, ridge_penalties, codebooks
+
+
+class _Setup(NamedTuple):
+    """What is the same for all data sets of a simulation; everything traced."""
+
+    problem: Problem
+    codebooks: DesignedCodebooks
+    merged: MergedCodebooks
+    rates: Float[Array, " R"]
+    num_clusters: Int[Array, " R"]
+    penalties: Float[Array, " R"]
+    diameter_penalty: Float[Array, ""]
+    num_examples: Float[Array, ""]
+    key: Array
+
+
+def _one_batch(
+    setup: _Setup,
+    covariance_factor: Float[Array, "d d"],
+    numbers: Int[Array, " M"],
+    *,
+    compressors: tuple[str, ...],
+    num_inputs: int | None,
+    max_clusters: int,
+) -> Samples:
+    """Draw, solve and compress the data sets of these numbers."""
+    problem, rates, num_examples = setup.problem, setup.rates, setup.num_examples
+    keys = jax.vmap(jax.random.split)(keys_of(setup.key, numbers))
+    draw_keys, noise_keys = keys[:, 0], keys[:, 1]
+    solution = draw(problem, covariance_factor, draw_keys, num_examples, num_inputs)
+    num_sets, dim = solution.weights.shape
+    gain, _ = gain_and_loss(rates, jnp.asarray(dim, rates.dtype))
+    shrunk = gain[:, None] * solution.weights[:, None]
+    quantized, lengths, counts = _compressed(
+        setup, covariance_factor, solution, shrunk, noise_keys, compressors, max_clusters
+    )
+    stacked = jnp.stack([quantized[name] for name in compressors], axis=1)
+    score = partial(risks_of, problem, covariance_factor, solution, num_examples=num_examples)
+    empirical, population = score(stacked)
+    _, own = score(solution.weights)
+    fixed = 1 - 1 / jnp.square(setup.num_clusters.astype(rates.dtype))
+    both = jnp.stack([shrunk, fixed[:, None] * solution.weights[:, None]], axis=1)
+    _, shrinkage = score(both)
+    told = [jnp.broadcast_to(lengths[name], (num_sets, *rates.shape)) for name in compressors]
+    return Samples(
+        empirical=empirical,
+        population=population,
+        length=jnp.stack(told, axis=1),
+        least_squares=jnp.stack([solution.empirical_risk, own], axis=-1),
+        shrinkage=shrinkage,
+        counts=counts,
+    )
+
+
+def _compressed(
+    setup: _Setup,
     covariance_factor: Float[Array, "d d"],
     solution: Solution,
-    weights: Float[Array, "M *shape d"],
-    num_examples: Float[Array, ""],
-) -> tuple[Float[Array, "M *shape"], Float[Array, "M *shape"]]:
-    """L_S and L_mu of weights; the axes between the first and the last are the weights' own."""
-    flat = weights.reshape(weights.shape[0], -1, weights.shape[-1])
-    with jax.default_matmul_precision("highest"):
-        moved = jnp.einsum("mpi,mij->mpj", flat - solution.weights[:, None], solution.gram_factor)
-        error = (flat - problem.true_weights) @ covariance_factor
-    paid = jnp.sum(moved * moved, axis=-1) / num_examples
-    excess = jnp.sum(error * error, axis=-1)
-    shape = weights.shape[:-1]
-    return (
-        (solution.empirical_risk[:, None] + paid).reshape(shape),
-        (problem.noise_variance + excess).reshape(shape),
+    shrunk: Float[Array, "M R d"],
+    noise_keys: Array,
+    compressors: tuple[str, ...],
+    max_clusters: int,
+) -> tuple[dict[str, Float[Array, "M R d"]], dict[str, Array], Int[Array, "M A R K"] | None]:
+    """What every compressor makes of W, its code lengths, and counts of adaptive codebooks."""
+    problem, rates, num_examples = setup.problem, setup.rates, setup.num_examples
+    num_sets, dim = solution.weights.shape
+    shape = (num_sets, rates.shape[0], dim)
+    quantized: dict[str, Array] = {}
+    lengths: dict[str, Array] = {}
+    names = [name for name in compressors if name in CHANNELS]
+    if names:
+        outputs = _channels(
+            problem, covariance_factor, solution, rates, noise_keys, names, num_examples
+        )
+        quantized |= dict(zip(names, outputs, strict=True))
+        lengths |= dict.fromkeys(names, rates)
+    controls: dict[str, Callable[[], Array]] = {
+        "least_squares": lambda: solution.weights[:, None],
+        "shrinkage": lambda: shrunk,
+        "ridge": lambda: ridge(solution, setup.penalties),
+        "james_stein": lambda: james_stein(solution, num_examples)[:, None],
+    }
+    for name in compressors:
+        if name in controls:
+            quantized[name] = jnp.broadcast_to(controls[name](), shape)
+            lengths[name] = jnp.full(rates.shape, jnp.inf, rates.dtype)
+    names = tuple(name for name in compressors if name in DESIGNED)
+    if names:
+        fixed_rates = dim * jnp.log(setup.num_clusters.astype(rates.dtype))
+        found = jax.vmap(
+            lambda weights: designed_quantize(
+                weights, setup.codebooks, setup.merged, fixed_rates, names
+            )
+        )(solution.weights)
+        quantized |= {name: values for name, (values, _) in found.items()}
+        lengths |= {name: length for name, (_, length) in found.items()}
+    names = tuple(name for name in compressors if name in ADAPTIVE)
+    counts = None
+    if names:
+        found = adaptive_quantize(
+            solution.weights,
+            hessian_diagonal(solution.gram_factor, num_examples),
+            setup.num_clusters,
+            setup.diameter_penalty,
+            names,
+            max_clusters=max_clusters,
+        )
+        quantized |= {name: values for name, (values, _) in found.items()}
+        lengths |= {name: jnp.zeros_like(rates) for name in names}
+        counts = jnp.stack([count for _, count in found.values()], axis=1)
+    return quantized, lengths, counts
+
+
+@partial(jax.jit, static_argnames=("compressors", "num_inputs", "max_clusters", "batch_size"))
+def _chunk(
+    setup: _Setup,
+    numbers: Int[Array, " M"],
+    *,
+    compressors: tuple[str, ...],
+    num_inputs: int | None,
+    max_clusters: int,
+    batch_size: int,
+) -> Samples:
+    one_batch = partial(
+        _one_batch,
+        setup,
+        cholesky(setup.problem.covariance),
+        compressors=compressors,
+        num_inputs=num_inputs,
+        max_clusters=max_clusters,
     )
+    return map_batches(one_batch, numbers, batch_size)
 
 
 def _channels(
@@ -511,249 +499,6 @@ def _channels(
         sent = mean + a * (weights - mean)[:, None]
         outputs.append(sent + jnp.sqrt(a * b) * noise[name][:, None])
     return outputs
-
-
-class _Setup(NamedTuple):
-    """What is the same for all data sets of a simulation; everything traced."""
-
-    problem: Problem
-    codebooks: DesignedCodebooks
-    merged: MergedCodebooks
-    rates: Float[Array, " R"]
-    num_clusters: Int[Array, " R"]
-    penalties: Float[Array, " R"]
-    diameter_penalty: Float[Array, ""]
-    num_examples: Float[Array, ""]
-    key: Array
-
-
-def _one_batch(
-    setup: _Setup,
-    covariance_factor: Float[Array, "d d"],
-    numbers: Int[Array, " M"],
-    *,
-    compressors: tuple[str, ...],
-    num_inputs: int | None,
-    max_clusters: int,
-) -> Samples:
-    """Draw, solve and compress the data sets of these numbers."""
-    problem, rates, num_examples = setup.problem, setup.rates, setup.num_examples
-    keys = jax.vmap(jax.random.split)(_keys(setup.key, numbers))
-    draw_keys, noise_keys = keys[:, 0], keys[:, 1]
-    solution = _draw(problem, covariance_factor, draw_keys, num_examples, num_inputs)
-    num_sets, dim = solution.weights.shape
-    shape = (num_sets, rates.shape[0], dim)
-    gain, _ = gain_and_loss(rates, jnp.asarray(dim, rates.dtype))
-    shrunk = gain[:, None] * solution.weights[:, None]
-    quantized: dict[str, Array] = {}
-    lengths: dict[str, Array] = {}
-    names = [name for name in compressors if name in CHANNELS]
-    if names:
-        outputs = _channels(
-            problem, covariance_factor, solution, rates, noise_keys, names, num_examples
-        )
-        quantized |= dict(zip(names, outputs, strict=True))
-        lengths |= dict.fromkeys(names, rates)
-    controls: dict[str, Callable[[], Array]] = {
-        "least_squares": lambda: solution.weights[:, None],
-        "shrinkage": lambda: shrunk,
-        "ridge": lambda: _ridge(solution, setup.penalties),
-        "james_stein": lambda: _james_stein(solution, num_examples)[:, None],
-    }
-    for name in compressors:
-        if name in controls:
-            quantized[name] = jnp.broadcast_to(controls[name](), shape)
-            lengths[name] = jnp.full(rates.shape, jnp.inf, rates.dtype)
-    names = tuple(name for name in compressors if name in DESIGNED)
-    if names:
-        fixed_rates = dim * jnp.log(setup.num_clusters.astype(rates.dtype))
-        found = jax.vmap(
-            lambda weights: designed_quantize(
-                weights, setup.codebooks, setup.merged, fixed_rates, names
-            )
-        )(solution.weights)
-        quantized |= {name: values for name, (values, _) in found.items()}
-        lengths |= {name: length for name, (_, length) in found.items()}
-    names = tuple(name for name in compressors if name in ADAPTIVE)
-    counts = None
-    if names:
-        found = adaptive_quantize(
-            solution.weights,
-            _exact_hessian_diagonal(solution.gram_factor, num_examples),
-            setup.num_clusters,
-            setup.diameter_penalty,
-            names,
-            max_clusters=max_clusters,
-        )
-        quantized |= {name: values for name, (values, _) in found.items()}
-        lengths |= {name: jnp.zeros_like(rates) for name in names}
-        counts = jnp.stack([count for _, count in found.values()], axis=1)
-    stacked = jnp.stack([quantized[name] for name in compressors], axis=1)
-    score = partial(_risks, problem, covariance_factor, solution, num_examples=num_examples)
-    empirical, population = score(stacked)
-    _, own = score(solution.weights)
-    fixed = 1 - 1 / jnp.square(setup.num_clusters.astype(rates.dtype))
-    both = jnp.stack([shrunk, fixed[:, None] * solution.weights[:, None]], axis=1)
-    _, shrinkage = score(both)
-    told = [jnp.broadcast_to(lengths[name], shape[:2]) for name in compressors]
-    return Samples(
-        empirical=empirical,
-        population=population,
-        length=jnp.stack(told, axis=1),
-        least_squares=jnp.stack([solution.empirical_risk, own], axis=-1),
-        shrinkage=shrinkage,
-        counts=counts,
-    )
-
-
-@partial(jax.jit, static_argnames=("compressors", "num_inputs", "max_clusters", "batch_size"))
-def _chunk(
-    setup: _Setup,
-    numbers: Int[Array, " M"],
-    *,
-    compressors: tuple[str, ...],
-    num_inputs: int | None,
-    max_clusters: int,
-    batch_size: int,
-) -> Samples:
-    one_batch = partial(
-        _one_batch,
-        setup,
-        cholesky(setup.problem.covariance),
-        compressors=compressors,
-        num_inputs=num_inputs,
-        max_clusters=max_clusters,
-    )
-    return _map_batches(one_batch, numbers, batch_size)
-
-
-def default_penalties(problem: Problem, num_rates: int) -> NDArray[np.float64]:
-    """Return a grid of ridge penalties: four decades, highest first, about `d s2/|w*|^2`.
-
-    That one is the best for true weights drawn from a normal distribution of their length. The
-    grid runs from strong to weak, as the rates do from low to high.
-    """
-    truth = np.asarray(problem.true_weights, np.float64)
-    length = max(float(truth @ truth), 1e-6)
-    centre = truth.size * float(problem.noise_variance) / length
-    return centre * np.logspace(2, -2, num_rates)
-
-
-def simulate(
-    problem: Problem,
-    key: Array,
-    *,
-    num_examples: int,
-    num_datasets: int,
-    num_clusters: Sequence[int] = tuple(range(1, 33)),
-    rates_nats: Float[np.ndarray, " R"] | None = None,
-    compressors: Sequence[str] = (*CHANNELS, *CONTROLS, *DESIGNED),
-    codebooks: DesignedCodebooks | None = None,
-    ridge_penalties: Float[np.ndarray, " R"] | None = None,
-    diameter_penalty: float = 0.05,
-    draws: Draws = "statistics",
-    first_dataset: int = 0,
-    chunk_size: int = 512,
-    batch_size: int = _BATCH_SIZE,
-    on_chunk: Callable[[int], None] | None = None,
-) -> Simulation:
-    """Average the risks of least squares under many compressors at every rate of a grid.
-
-    Args:
-        problem: the distribution of examples.
-        key: typed PRNG key; data set i uses `fold_in(key, i)`.
-        num_examples: n > d + 1. Standard errors exist for n > d + 3 and are of use from about
-            d + 8 on.
-        num_datasets: M >= 1.
-        num_clusters: K of the fixed-rate quantizers at every place of the rate grid.
-        rates_nats: (R,), R of the whole model for channels and shrinkage; None for `d ln K`.
-        compressors: names out of `COMPRESSORS`.
-        codebooks: for the designed quantizers, from `design_codebooks` with the same
-            `num_clusters` and an *independent* key; required if one of them is named.
-        ridge_penalties: (R,) for "ridge"; None for `default_penalties`.
-        diameter_penalty: relative strength for "adaptive_diameter".
-        draws: see `draw_solution`.
-        first_dataset: number of the first data set, to continue elsewhere.
-        chunk_size: data sets per call of the compiled program.
-        batch_size: data sets worked on at once; memory grows with it.
-        on_chunk: called with the number of finished data sets after every chunk.
-
-    Returns:
-        Means and sums of squares in float64.
-
-    Raises:
-        ValueError: on an unknown compressor, missing or unfitting codebooks, or n <= d + 1.
-    """
-    names = tuple(compressors)
-    if not names or not set(names) <= set(COMPRESSORS):
-        unknown = sorted(set(names) - set(COMPRESSORS))
-        raise ValueError(f"compressors must be out of {COMPRESSORS}, got {unknown or names}.")
-    check_count("num_datasets", num_datasets)
-    clusters = np.asarray(num_clusters, np.int32)
-    if clusters.ndim != 1 or clusters.size < 1 or clusters.min() < 1:
-        raise ValueError(f"num_clusters must be a list of numbers >= 1, got {num_clusters}.")
-    dim = problem.true_weights.shape[0]
-    if codebooks is None:
-        if set(names) & set(DESIGNED):
-            raise ValueError(
-                "codebooks are required for designed quantizers: make them with design_codebooks "
-                "and an independent key, or leave these compressors out."
-            )
-        codebooks = DesignedCodebooks.empty(clusters.size)
-    if codebooks.centroids.shape[1] != clusters.size:
-        raise ValueError(
-            f"codebooks must have one entry for each of the {clusters.size} rates, got "
-            f"{codebooks.centroids.shape[1]}."
-        )
-    if ridge_penalties is None:
-        ridge_penalties = default_penalties(problem, clusters.size)
-    if np.shape(ridge_penalties) != clusters.shape:
-        raise ValueError(
-            f"ridge_penalties must have one entry for each of the {clusters.size} rates, got "
-            f"shape {np.shape(ridge_penalties)}."
-        )
-    rates = dim * np.log(clusters.astype(np.float64))
-    if rates_nats is not None:
-        rates = np.asarray(rates_nats, np.float64)
-    if rates.shape != clusters.shape or not np.all(rates >= 0):
-        raise ValueError(
-            f"rates_nats must be {clusters.size} numbers >= 0, one for each of num_clusters, got "
-            f"shape {rates.shape}."
-        )
-    num_inputs = _num_inputs(problem, num_examples, draws)
-    size = min(chunk_size, num_datasets)
-    setup = _Setup(
-        problem=problem,
-        codebooks=codebooks,
-        merged=merge(codebooks),
-        rates=jnp.asarray(rates, float),
-        num_clusters=jnp.asarray(clusters),
-        penalties=jnp.asarray(ridge_penalties, float),
-        diameter_penalty=jnp.asarray(diameter_penalty, float),
-        # Traced: only drawn inputs have n in a shape, all else compiles once for every n.
-        num_examples=jnp.asarray(num_examples, float),
-        key=key,
-    )
-    run = partial(
-        _chunk,
-        setup,
-        compressors=names,
-        num_inputs=num_inputs,
-        max_clusters=int(clusters.max()),
-        batch_size=min(batch_size, size),
-    )
-    total: Simulation | None = None
-    for start in range(0, num_datasets, size):
-        # The last chunk is filled up, and cut afterwards: another shape would compile again.
-        numbers = first_dataset + start + np.arange(size)
-        samples = jax.device_get(run(jnp.asarray(numbers, jnp.int32)))
-        count = min(size, num_datasets - start)
-        part = _summarize(samples, names, rates, count)
-        total = part if total is None else total.merge(part)
-        if on_chunk is not None:
-            on_chunk(start + count)
-    assert total is not None
-    return total
 
 
 def _summarize(

@@ -1,7 +1,6 @@
 """The simulator against closed forms, plain NumPy, and itself in other chunks."""
 
 import jax
-import jax.numpy as jnp
 import linear_regression_oracles as oracle
 import numpy as np
 import pytest
@@ -15,13 +14,9 @@ from jaxcomp.linear_regression import (
     DESIGNED,
     channel_risks,
     codebooks_for,
-    correlated_covariance,
     draw_solution,
-    draw_solutions,
     least_squares_risks,
     make_problem,
-    random_problem,
-    ridge_solutions,
     shrinkage_risks,
     simulate,
 )
@@ -98,64 +93,6 @@ def test_controls(problem, result):
     for channel in ("informed_zero_mean", "uninformed_zero_mean", "matched"):
         over = result.mean("over_shrinkage", channel)[1:]
         assert np.all(over > 3 * result.standard_error("over_shrinkage", channel)[1:])
-
-
-def test_ridge_is_the_solution_of_its_normal_equations(problem):
-    solutions = draw_solutions(problem, jax.random.key(0), num_examples=EXAMPLES, num_datasets=7)
-    penalties, steps = jnp.asarray([0.0, 3.0, 1e4]), jnp.asarray([0.0, 0.1])
-    found = ridge_solutions(problem, solutions, penalties, steps, num_examples=EXAMPLES)
-    factor = np.asarray(solutions.gram_factor, np.float64)
-    gram = factor @ np.swapaxes(factor, -1, -2)
-    right = np.einsum("mij,mj->mi", gram, np.asarray(solutions.weights, np.float64))
-    for place, penalty in enumerate(penalties):
-        expected = np.linalg.solve(gram + float(penalty) * np.eye(DIM), right[..., None])[..., 0]
-        np.testing.assert_allclose(found.weights[:, place], expected, rtol=2e-4, atol=1e-5)
-    np.testing.assert_allclose(found.empirical[:, 0, 0], solutions.empirical_risk, rtol=1e-4)
-    rounded = np.round(np.asarray(found.weights[:, 1], np.float64), 1)
-    error = rounded - np.asarray(problem.true_weights)
-    expected = 0.7 + np.einsum("mi,ij,mj->m", error, np.asarray(problem.covariance), error)
-    np.testing.assert_allclose(found.population[:, 1, 1], expected, rtol=1e-4)
-
-
-def test_a_drawn_data_set_is_solved(problem):
-    # The same normal numbers, solved by NumPy's orthogonal decomposition.
-    key = jax.random.key(5)
-    solution = draw_solution(problem, key, num_examples=EXAMPLES, draws="examples")
-    normal = np.asarray(jax.random.normal(key, (EXAMPLES, DIM + 1)), np.float64)
-    inputs = normal[:, :DIM] @ np.linalg.cholesky(np.asarray(problem.covariance, np.float64)).T
-    outputs = inputs @ np.asarray(problem.true_weights) + np.sqrt(0.7) * normal[:, DIM]
-    weights, residual, _, _ = np.linalg.lstsq(inputs, outputs, rcond=None)
-    np.testing.assert_allclose(solution.weights, weights, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(solution.empirical_risk, residual[0] / EXAMPLES, rtol=1e-4)
-    gram = solution.gram_factor @ solution.gram_factor.T
-    np.testing.assert_allclose(gram, inputs.T @ inputs, rtol=1e-4, atol=1e-4)
-
-
-def test_both_ways_to_draw_have_the_same_distribution(problem):
-    ways = []
-    for draws in ("examples", "statistics"):
-        found = draw_solutions(
-            problem, jax.random.key(1), num_examples=EXAMPLES, num_datasets=4000, draws=draws
-        )
-        factor = np.asarray(found.gram_factor, np.float64)
-        error = np.asarray(found.weights - problem.true_weights, np.float64)
-        moved = np.einsum("mi,mij->mj", error, factor)
-        ways.append(
-            [
-                found.empirical_risk,
-                np.sum(moved**2, axis=1),
-                np.einsum("mi,ij,mj->m", error, np.asarray(problem.covariance), error),
-                2 * np.sum(np.log(np.diagonal(factor, axis1=1, axis2=2)), axis=1),
-                factor[:, 2, 0] * factor[:, 0, 0],
-                error[:, 0] * error[:, 3],
-            ]
-        )
-    for first, second in zip(*ways, strict=True):
-        a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
-        spread = np.sqrt((a.var() + b.var()) / 4000)
-        assert abs(a.mean() - b.mean()) < MAX_Z * spread
-        # Second moments too: spreads that differ by a tenth would be seen.
-        assert abs(np.log(a.std() / b.std())) < 0.1
 
 
 def test_fixed_rate_quantizers(result):
@@ -274,23 +211,3 @@ def test_unknown_names_of_a_result(result):
         result.mean("loss", "kmeans")
     with pytest.raises(ValueError, match="'gzip' is not in this simulation"):
         result.standard_error("improvement", "gzip")
-
-
-def test_problems():
-    found = random_problem(jax.random.key(0), 7, signal=2.5)
-    np.testing.assert_allclose(found.setting(20).signal, 2.5, rtol=1e-5)
-    matrix = correlated_covariance(7, -0.5)
-    assert matrix[1, 4] == -0.125
-    found = random_problem(jax.random.key(0), 7, signal=2.5, covariance=matrix)
-    np.testing.assert_allclose(found.setting(20).signal, 2.5, rtol=1e-5)
-    for call, message in (
-        (lambda: random_problem(jax.random.key(0), 0), "dim must be at least 1, got 0"),
-        (lambda: random_problem(jax.random.key(0), 3, signal=-1.0), "signal must be finite and at"),
-        (lambda: make_problem([[1.0]]), "flat list of finite numbers"),
-        (lambda: make_problem([np.nan]), "flat list of finite numbers"),
-        (lambda: make_problem([1.0, 2.0], np.eye(3)), r"shape \(2, 2\), got shape \(3, 3\)"),
-        (lambda: make_problem([1.0, 2.0], np.ones((2, 2))), "must be positive definite"),
-        (lambda: make_problem([1.0], noise_variance=0.0), "noise_variance must be positive"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            call()

@@ -19,6 +19,7 @@ from jaxcomp.linear_regression import (
     CONTROLS,
     DesignedCodebooks,
     Solution,
+    draws,
     random_problem,
     ridge_solutions,
     simulation,
@@ -241,7 +242,7 @@ def _chunk_of_data_sets(dim, num_inputs):
 
 def _drawing(dim, num_inputs):
     problem = random_problem(jax.random.key(0), dim)
-    run = partial(simulation._draw_some, problem, num_inputs=num_inputs)
+    run = partial(draws.draw_some, problem, num_inputs=num_inputs)
     return run, (jnp.float32(dim + 20), jax.random.key(1), jnp.int32(0))
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 from jaxcomp.experiments.linear_regression.config import StudyConfig
 from jaxcomp.experiments.linear_regression.grid import INFORMATION_STREAM
 from jaxcomp.experiments.reproducibility import random_key
+from jaxcomp.linear_regression.draws import draw_solutions
 from jaxcomp.linear_regression.information import (
     coordinate_entropy_nats,
     estimated_entropy_nats,
@@ -19,11 +20,7 @@ from jaxcomp.linear_regression.information import (
     rounded_entropy_nats,
 )
 from jaxcomp.linear_regression.problem import Problem
-from jaxcomp.linear_regression.simulation import (
-    default_penalties,
-    draw_solutions,
-    ridge_solutions,
-)
+from jaxcomp.linear_regression.ridge import default_penalties, ridge_solutions
 from jaxcomp.numerics.units import LN2
 from jaxcomp.progress import Progress
 

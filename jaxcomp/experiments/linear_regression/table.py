@@ -21,11 +21,11 @@ from jaxcomp.linear_regression.information import (
     relative_gap_bound,
 )
 from jaxcomp.linear_regression.problem import Problem
+from jaxcomp.linear_regression.ridge import default_penalties
 from jaxcomp.linear_regression.simulation import (
     CONTROLS,
     QUANTITIES,
     Simulation,
-    default_penalties,
 )
 from jaxcomp.numerics.units import LN2
 

@@ -1,14 +1,8 @@
 """Many independent networks trained at once: stochastic gradient descent as in the papers.
 
-Plain SGD with momentum and L2 weight decay added to the gradient (of all trainable parameters),
-as `torch.optim.SGD`. Model `m` draws its initial weights, its order of examples and its dropout
+Model `m` draws its initial weights, its order of examples and its dropout
 from its own key, folded from the seed and the model's number: it comes out the same, to rounding,
 whatever is trained beside it. Losses in nats.
-
-An L1 penalty enters by proximal steps: after the gradient step every weight moves towards zero by
-`rate l1 / (1 - momentum)` and stays there if it gets that far, which the gradient of |w| never
-brings about. The factor is that of the gradient: momentum makes each count `1 / (1 - momentum)`
-times, so that a weight rests where `|dL/dw| = l1`, as the penalised loss wants it.
 
 Axes: `M` models, `n` examples of one training sample, `E` epochs, `P` examples of the pool.
 
@@ -20,38 +14,50 @@ is cut does not enter any number.
 
 import math
 import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Int, Key
-from numpy.typing import ArrayLike
 
 from jaxcomp import __version__
 from jaxcomp.experiments.caches import usable
-from jaxcomp.experiments.networks.network import Network
-from jaxcomp.experiments.reproducibility import KEY_IMPLEMENTATION, numerical_options
-from jaxcomp.numerics.checks import check_count, check_positive
-from jaxcomp.storage import (
-    fingerprint,
-    flatten_tree,
-    load_arrays,
-    remove_temporary_files,
-    save_arrays,
-    unflatten_tree,
+from jaxcomp.experiments.networks.checkpoints import (
+    Files,
+    State,
+    load_checkpoint,
+    load_result,
+    save_checkpoint,
+    save_result,
 )
-from jaxcomp.types import AnyArray, Params
-
-ProgressFn: TypeAlias = Callable[[int, int, str], None]
-"""`(steps done, steps in all, message) -> None`."""
+from jaxcomp.experiments.networks.config import TrainingConfig
+from jaxcomp.experiments.networks.descent import (
+    Best,
+    Rates,
+    better,
+    epoch_order,
+    initial_learner,
+    mean_validation_loss,
+    model_keys,
+    run_steps,
+)
+from jaxcomp.experiments.networks.network import Network
+from jaxcomp.experiments.networks.reports import ProgressFn, Report
+from jaxcomp.experiments.networks.training_data import (
+    DeviceData,
+    Sample,
+    TrainingData,
+    check,
+    chunks,
+    sample_of,
+)
+from jaxcomp.experiments.reproducibility import numerical_options
+from jaxcomp.storage import fingerprint, remove_temporary_files
+from jaxcomp.types import Params
 
 MODELS_PER_GROUP = 5
 """Networks trained together. Twenty networks so begin with the five of a smaller run."""
@@ -66,40 +72,6 @@ _FIRST_SEGMENT_STEPS = 8
 _STALE_SECONDS = 3600.0
 _EXAMPLES_PER_CHUNK = {False: 1000, True: 50}  # evaluated at once; the key: is it convolutional?
 _RECIPE = 1  # to be raised when a change of this package changes the numbers
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """Settings of the optimizer; the defaults are the published ones.
-
-    Attributes:
-        epochs: passes over the training sample, at least 1.
-        batch_size: examples per step, at least 1.
-        learning_rate: positive.
-        momentum: in [0, 1).
-        weight_decay: times the weights, added to the gradient; at least 0.
-        l1_penalty: of `|w|` beside the mean loss, by proximal steps; at least 0.
-
-    Raises:
-        ValueError: when made, for a value outside these ranges.
-    """
-
-    epochs: int = 25
-    batch_size: int = 10
-    learning_rate: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    l1_penalty: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            check_count(name, getattr(self, name))
-        check_positive("learning_rate", self.learning_rate)
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must be at least 0 and below 1, got {self.momentum}.")
-        for name in ("weight_decay", "l1_penalty"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
 
 
 class TrainedModels(NamedTuple):
@@ -119,12 +91,8 @@ class TrainedModels(NamedTuple):
 def train(
     network: Network,
     config: TrainingConfig,
+    data: TrainingData,
     *,
-    inputs: Float[AnyArray, "P ..."],
-    train_indices: Int[AnyArray, "M n"],
-    train_labels: Int[AnyArray, "M n"],
-    validation_inputs: Float[AnyArray, "validation ..."],
-    validation_labels: Int[AnyArray, "validation"],
     seed: int,
     model_ids: Sequence[int],
     weight_decay: Sequence[float] | None = None,
@@ -142,12 +110,7 @@ def train(
     Args:
         network: from `build`.
         config: settings of the optimizer. The rates are traced: changing them compiles nothing.
-        inputs: pool of examples of the network's `input_shape`, float32.
-        train_indices: rows of the pool, one sample for each model; repetitions allowed.
-        train_labels: classes, aligned with `train_indices` (labels may be noisy, so they belong
-            to the sample and not to the pool).
-        validation_inputs: examples, apart from all training samples, that choose the early stop.
-        validation_labels: their classes.
+        data: what is learned, and what chooses the early stop.
         seed: of the weights, orders and dropout, together with `model_ids`; in [0, 2^32).
         model_ids: number of each model, an integer in [0, 2^32); models of one number begin with
             the same weights and must differ in a penalty.
@@ -171,52 +134,15 @@ def train(
 
     Source: Bu, Gao, Zou, Veeravalli, Entropy 23(10):1255 (2021), section 5.
     """
-    ids = tuple(model_ids)
-    sample = _Sample(
-        ids,
-        _integers("train_indices", train_indices),
-        _integers("train_labels", train_labels),
-        _penalties("weight_decay", weight_decay, config.weight_decay, len(ids)),
-        _penalties("l1_penalty", l1_penalty, config.l1_penalty, len(ids)),
-    )
-    validation_labels = _integers("validation_labels", validation_labels)
-    _check(network, config, seed, sample, inputs, validation_inputs, validation_labels)
-    data = _Data(
-        jnp.asarray(inputs, jnp.float32),
-        *_chunks(
-            np.asarray(validation_inputs, np.float32),
-            validation_labels,
-            size=_EXAMPLES_PER_CHUNK[network.is_convolutional],
-        ),
-    )
-    platform = next(iter(data.inputs.devices())).platform
-    # Separate programs for each model overlap well on the cores of a CPU (1.5 times as fast as
-    # vmap for dense layers); convolutions and accelerators do better on one batched program.
-    trainer = _Trainer(
-        network,
-        config,
-        data,
-        platform == "cpu" and not network.is_convolutional,
-        any(penalty > 0 for penalty in sample.l1_penalty),
-    )
-    if cache_dir is not None:
-        cache_dir = usable(cache_dir)  # before anything is trained
-    shared: dict[str, Any] = {
-        "recipe": _RECIPE,
-        "versions": [__version__, *(metadata.version(name) for name in ("jax", "flax", "optax"))],
-        "platform": platform,
-        "options": numerical_options(),
-        "network": network,
-        "config": config,
-        "seed": seed,
-        "extra": dict(fingerprint_extra or {}),
-    }
-    if cache_dir is not None:
+    sample = sample_of(data, config, model_ids, weight_decay, l1_penalty)
+    data = check(network, config, seed, sample, data)
+    trainer = _Trainer.on_device(network, config, sample, data)
+    cache = None if cache_dir is None else usable(cache_dir)  # before anything is trained
+    shared: dict[str, Any] = {}
+    if cache is not None:
         # What killed runs left half written, not what others write.
-        remove_temporary_files(cache_dir, older_than_seconds=_STALE_SECONDS)
-        shared["inputs"] = fingerprint(np.asarray(data.inputs))
-        shared["validation"] = fingerprint([np.asarray(validation_inputs), validation_labels])
-
+        remove_temporary_files(cache, older_than_seconds=_STALE_SECONDS)
+        shared = _identity(trainer, data, seed, fingerprint_extra or {})
     groups = [
         sample.part(start, start + MODELS_PER_GROUP)
         for start in range(0, len(sample.model_ids), MODELS_PER_GROUP)
@@ -224,14 +150,14 @@ def train(
     steps_per_group = config.epochs * trainer.steps_per_epoch(sample)
     finished = []
     for number, group in enumerate(groups):
-        name = "" if cache_dir is None else fingerprint(shared | {"sample": group._asdict()})
+        name = "" if cache is None else fingerprint(shared | {"sample": group._asdict()})
         finished.append(
             _train_group(
                 trainer,
                 group,
                 seed,
-                _Files(None if cache_dir is None else Path(cache_dir), name),
-                _Report(progress, group, number * steps_per_group, len(groups) * steps_per_group),
+                Files(cache, name),
+                Report(progress, group, number * steps_per_group, len(groups) * steps_per_group),
             )
         )
     return TrainedModels(
@@ -249,92 +175,41 @@ def train(
     )
 
 
-class _Sample(NamedTuple):
-    """Which examples train which model."""
-
-    model_ids: tuple[int, ...]
-    indices: Int[np.ndarray, "M n"]
-    labels: Int[np.ndarray, "M n"]
-    weight_decay: tuple[float, ...]
-    l1_penalty: tuple[float, ...]
-
-    def part(self, start: int, stop: int) -> "_Sample":
-        return _Sample(
-            self.model_ids[start:stop],
-            self.indices[start:stop],
-            self.labels[start:stop],
-            self.weight_decay[start:stop],
-            self.l1_penalty[start:stop],
-        )
-
-
-class _Data(NamedTuple):
-    """Arrays on the device that all models share."""
-
-    inputs: Float[Array, "P ..."]
-    validation_inputs: Float[Array, "chunks examples ..."]
-    validation_labels: Int[Array, "chunks examples"]  # -1 fills the last chunk
-
-
-class _Rates(NamedTuple):
-    """Numbers of the optimizer, traced; of all models, or of one."""
-
-    learning_rate: Float[Array, "*M"]
-    momentum: Float[Array, "*M"]
-    weight_decay: Float[Array, "*M"]
-    l1_penalty: Float[Array, "*M"]
-
-
-class _Keys(NamedTuple):
-    """One key for each use and model."""
-
-    weights: Key[Array, "M"]
-    order: Key[Array, "M"]
-    dropout: Key[Array, "M"]
-
-
-class _Learner(NamedTuple):
-    """What a training step changes; the models are the first axis of every leaf."""
-
-    variables: Params
-    optimizer: Any
-    loss_sum: Float[Array, "M"]  # over the steps of the epoch so far
-
-
-class _Best(NamedTuple):
-    """The epoch with the lowest validation loss so far."""
-
-    variables: Params
-    loss: Float[Array, "M"]
-    epoch: Int[Array, "M"]
-
-
-class _State(NamedTuple):
-    """All that a checkpoint keeps: where a group stands."""
-
-    learner: _Learner
-    best: _Best
-    train_loss: Float[np.ndarray, "E M"]  # NaN in the epochs to come
-    validation_loss: Float[np.ndarray, "E M"]
-    epoch: np.int32
-    step: np.int32  # within the epoch
-
-
 class _Trainer(NamedTuple):
     """What is the same for all groups."""
 
     network: Network
     config: TrainingConfig
-    data: _Data
+    data: DeviceData
+    platform: str
     is_unrolled: bool
     is_proximal: bool
 
-    def steps_per_epoch(self, sample: _Sample) -> int:
+    @classmethod
+    def on_device(
+        cls, network: Network, config: TrainingConfig, sample: Sample, data: TrainingData
+    ) -> "_Trainer":
+        """Put the data where they are needed, and choose how to compute there."""
+        size = _EXAMPLES_PER_CHUNK[network.is_convolutional]
+        validation = chunks(
+            np.asarray(data.validation_inputs, np.float32),
+            np.asarray(data.validation_labels),
+            size=size,
+        )
+        on_device = DeviceData(jnp.asarray(data.inputs, jnp.float32), *validation)
+        platform = next(iter(on_device.inputs.devices())).platform
+        # Separate programs for each model overlap well on the cores of a CPU (1.5 times as fast as
+        # vmap for dense layers); convolutions and accelerators do better on one batched program.
+        is_unrolled = platform == "cpu" and not network.is_convolutional
+        is_proximal = any(penalty > 0 for penalty in sample.l1_penalty)
+        return cls(network, config, on_device, platform, is_unrolled, is_proximal)
+
+    def steps_per_epoch(self, sample: Sample) -> int:
         return sample.indices.shape[1] // self.config.batch_size
 
-    def rates(self, group: _Sample) -> _Rates:
+    def rates(self, group: Sample) -> Rates:
         num_models = len(group.model_ids)
-        return _Rates(
+        return Rates(
             jnp.full(num_models, self.config.learning_rate, jnp.float32),
             jnp.full(num_models, self.config.momentum, jnp.float32),
             jnp.asarray(group.weight_decay, jnp.float32),
@@ -342,71 +217,49 @@ class _Trainer(NamedTuple):
         )
 
 
-class _Files(NamedTuple):
-    """Where a group is kept: nowhere if there is no folder."""
-
-    directory: Path | None
-    name: str
-
-    @property
-    def result(self) -> Path | None:
-        return self.directory and self.directory / f"{self.name}.npz"
-
-    @property
-    def checkpoint(self) -> Path | None:
-        return self.directory and self.directory / f"{self.name}.checkpoint.npz"
-
-
-class _Report(NamedTuple):
-    """Says how far a group is, in steps of all groups."""
-
-    progress: ProgressFn | None
-    group: _Sample
-    done_before: int
-    total: int
-
-    @property
-    def models(self) -> str:
-        ids = list(dict.fromkeys(self.group.model_ids))
-        return f"model{'s' if len(ids) > 1 else ''} {', '.join(map(str, ids))}"
-
-    def __call__(self, done: int, message: str) -> None:
-        if self.progress is not None:
-            self.progress(self.done_before + done, self.total, message)
-
-    def warn(self, message: str) -> None:
-        """Say something that must not get lost when nobody follows the progress."""
-        if self.progress is None:
-            warnings.warn(message, RuntimeWarning, stacklevel=2)
-        else:
-            self(0, message)
+def _identity(
+    trainer: _Trainer, data: TrainingData, seed: int, extra: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What shapes the networks beside the samples of a group: the names of files are its hash."""
+    return {
+        "recipe": _RECIPE,
+        "versions": [__version__, *(metadata.version(name) for name in ("jax", "flax", "optax"))],
+        "platform": trainer.platform,
+        "options": numerical_options(),
+        "network": trainer.network,
+        "config": trainer.config,
+        "seed": seed,
+        "extra": dict(extra),
+        "inputs": fingerprint(np.asarray(trainer.data.inputs)),
+        "validation": fingerprint([np.asarray(data.validation_inputs), data.validation_labels]),
+    }
 
 
 def _train_group(
-    trainer: _Trainer, group: _Sample, seed: int, files: _Files, report: _Report
+    trainer: _Trainer, group: Sample, seed: int, files: Files, report: Report
 ) -> dict[str, Any]:
     """Train one group, or take it from the cache, or go on from its checkpoint."""
     config = trainer.config
     num_steps = trainer.steps_per_epoch(group)
-    result = _load_result(files, report)
+    result = load_result(files, report)
     if result is not None:
         report(config.epochs * num_steps, f"{report.models}: from the cache")
         return result
 
-    keys = _model_keys(seed, jnp.asarray(group.model_ids, jnp.uint32))
-    state = _load_checkpoint(files, report, _initial_state(trainer, group, keys.weights))
+    keys = model_keys(seed, jnp.asarray(group.model_ids, jnp.uint32))
+    state = load_checkpoint(files, report, _initial_state(trainer, group, keys.weights))
     indices, labels = jnp.asarray(group.indices), jnp.asarray(group.labels)
     num_next, is_compiled = _FIRST_SEGMENT_STEPS, False
     saved_at = time.monotonic()
     for epoch in range(int(state.epoch), config.epochs):
-        order, order_labels = _epoch_order(
+        order, order_labels = epoch_order(
             keys.order, epoch, indices, labels, num_steps=num_steps, batch_size=config.batch_size
         )
         while state.step < num_steps:
             first = int(state.step)
             stop = min(first + num_next, num_steps)
             started = time.monotonic()
-            learner = _run_steps(
+            learner = run_steps(
                 state.learner,
                 trainer.data.inputs,
                 order,
@@ -428,7 +281,7 @@ def _train_group(
             is_compiled = True
             _check_finite(mean_loss, group, epoch, config, files)
             if time.monotonic() - saved_at >= CHECKPOINT_SECONDS:
-                _save_checkpoint(files, state)
+                save_checkpoint(files, state)
                 saved_at = time.monotonic()
             report(
                 epoch * num_steps + stop,
@@ -437,24 +290,24 @@ def _train_group(
             )
         state = _finish_epoch(trainer, state, num_steps)
         _check_finite(state.validation_loss[epoch], group, epoch, config, files)
-    return _save_result(files, group, state)
+    return save_result(files, group, state)
 
 
-def _finish_epoch(trainer: _Trainer, state: _State, num_steps: int) -> _State:
+def _finish_epoch(trainer: _Trainer, state: State, num_steps: int) -> State:
     """Evaluate on the validation set, keep the best, begin the next epoch."""
     epoch = int(state.epoch)
     train_loss, validation_loss = state.train_loss.copy(), state.validation_loss.copy()
     train_loss[epoch] = np.asarray(state.learner.loss_sum) / num_steps
-    losses = _validation_loss(
+    losses = mean_validation_loss(
         state.learner.variables,
         trainer.data.validation_inputs,
         trainer.data.validation_labels,
         network=trainer.network,
     )
     validation_loss[epoch] = np.asarray(losses)
-    return _State(
+    return State(
         state.learner._replace(loss_sum=jnp.zeros_like(state.learner.loss_sum)),
-        _better(state.best, state.learner.variables, losses, epoch),
+        better(state.best, state.learner.variables, losses, epoch),
         train_loss,
         validation_loss,
         np.int32(epoch + 1),
@@ -462,372 +315,21 @@ def _finish_epoch(trainer: _Trainer, state: _State, num_steps: int) -> _State:
     )
 
 
-@jax.jit
-def _model_keys(seed: int, model_ids: Int[Array, "M"]) -> _Keys:
-    # The implementation is named: the numbers must not depend on a global setting of JAX.
-    base = jax.random.key(seed, impl=KEY_IMPLEMENTATION)
-    keys = jax.vmap(lambda number: jax.random.split(jax.random.fold_in(base, number), 3))(model_ids)
-    return _Keys(keys[:, 0], keys[:, 1], keys[:, 2])
-
-
-def _initial_state(trainer: _Trainer, group: _Sample, keys: Key[Array, "M"]) -> _State:
-    learner = _initial_learner(keys, trainer.rates(group), network=trainer.network)
+def _initial_state(trainer: _Trainer, group: Sample, keys: Key[Array, "M"]) -> State:
+    learner = initial_learner(keys, trainer.rates(group), network=trainer.network)
     num_models = len(keys)
     # A copy: the learner's own arrays are given away to the first steps.
-    best = _Best(
+    best = Best(
         jax.tree.map(jnp.copy, learner.variables),
         jnp.full(num_models, jnp.inf, jnp.float32),
         jnp.zeros(num_models, jnp.int32),
     )
     unknown = np.full((trainer.config.epochs, num_models), np.nan, np.float32)
-    return _State(learner, best, unknown, unknown, np.int32(0), np.int32(0))
-
-
-@partial(jax.jit, static_argnames=("network",))
-def _initial_learner(keys: Key[Array, "M"], rates: _Rates, *, network: Network) -> _Learner:
-    variables = jax.vmap(network.init)(keys)
-    optimizer = jax.vmap(lambda own, params: _optimizer(own).init(params))(
-        rates, variables["params"]
-    )
-    return _Learner(variables, optimizer, jnp.zeros(len(keys), jnp.float32))
-
-
-@partial(jax.jit, static_argnames=("num_steps", "batch_size"))
-def _epoch_order(
-    keys: Key[Array, "M"],
-    epoch: int,
-    indices: Int[Array, "M n"],
-    labels: Int[Array, "M n"],
-    *,
-    num_steps: int,
-    batch_size: int,
-) -> tuple[Int[Array, "M steps batch"], Int[Array, "M steps batch"]]:
-    """Put every model's examples into the order of this epoch, cut into batches."""
-
-    def shuffle(
-        key: Key[Array, ""], rows: Int[Array, "n"], classes: Int[Array, "n"]
-    ) -> tuple[Array, Array]:
-        order = jax.random.permutation(jax.random.fold_in(key, epoch), rows.shape[0])
-        order = order[: num_steps * batch_size].reshape(num_steps, batch_size)
-        return rows[order], classes[order]
-
-    return jax.vmap(shuffle)(keys, indices, labels)
-
-
-@partial(
-    jax.jit, static_argnames=("network", "is_unrolled", "is_proximal"), donate_argnames=("learner",)
-)
-def _run_steps(
-    learner: _Learner,
-    inputs: Float[Array, "P ..."],
-    order: Int[Array, "M steps batch"],
-    labels: Int[Array, "M steps batch"],
-    keys: Key[Array, "M"],
-    rates: _Rates,
-    first: int,
-    stop: int,
-    steps_before: int,
-    *,
-    network: Network,
-    is_unrolled: bool,
-    is_proximal: bool,
-) -> _Learner:
-    """Train all models for the steps `first` to `stop` of an epoch (traced: compiled once)."""
-    step = partial(_step, network, inputs, is_proximal)
-    own_rates = [jax.tree.map(lambda leaf, m=m: leaf[m], rates) for m in range(len(keys))]
-
-    def batched(number: Array, learners: _Learner) -> _Learner:
-        return jax.vmap(partial(step, number + steps_before))(
-            rates, learners, order[:, number], labels[:, number], keys
-        )
-
-    def unrolled(number: Array, learners: list[_Learner]) -> list[_Learner]:
-        return [
-            step(
-                number + steps_before,
-                own_rates[m],
-                one,
-                order[m, number],
-                labels[m, number],
-                keys[m],
-            )
-            for m, one in enumerate(learners)
-        ]
-
-    if not is_unrolled:
-        return jax.lax.fori_loop(first, stop, batched, learner)
-    # A list, taken apart and put together outside the loop: inside, it would copy all weights.
-    learners = [jax.tree.map(lambda leaf, m=m: leaf[m], learner) for m in range(len(keys))]
-    learners = jax.lax.fori_loop(first, stop, unrolled, learners)
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *learners)
-
-
-def _step(
-    network: Network,
-    inputs: Float[Array, "P ..."],
-    is_proximal: bool,
-    number: Int[Array, ""],
-    rates: _Rates,
-    learner: _Learner,
-    rows: Int[Array, "batch"],
-    labels: Int[Array, "batch"],
-    key: Key[Array, ""],
-) -> _Learner:
-    """One step of one model; `number` counts the steps from the beginning of the training."""
-    statistics = learner.variables["statistics"]
-
-    def loss_fn(params: Params) -> tuple[Array, Any]:
-        variables = {"params": params, "statistics": statistics}
-        return network.train_loss(variables, inputs[rows], labels, jax.random.fold_in(key, number))
-
-    params = learner.variables["params"]
-    (loss, statistics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
-    updates, optimizer = _optimizer(rates).update(gradient, learner.optimizer, params)
-    params = optax.apply_updates(params, updates)
-    if is_proximal:
-        threshold = rates.learning_rate * rates.l1_penalty / (1 - rates.momentum)
-        params = jax.tree.map(partial(_soft_threshold, threshold=threshold), params)
-    variables = {"params": params, "statistics": statistics}
-    return _Learner(variables, optimizer, learner.loss_sum + loss)
-
-
-def _soft_threshold(weights: Array, threshold: Array) -> Array:
-    """Move weights towards zero by a distance, not beyond it: the proximal map of |w|."""
-    return jnp.sign(weights) * jnp.maximum(jnp.abs(weights) - threshold, 0)
-
-
-def _optimizer(rates: _Rates) -> optax.GradientTransformation:
-    """`torch.optim.SGD`: v <- momentum v + (g + decay w), w <- w - rate v."""
-    return optax.chain(
-        optax.add_decayed_weights(rates.weight_decay),
-        optax.trace(rates.momentum),
-        optax.scale(-rates.learning_rate),
-    )
-
-
-@partial(jax.jit, static_argnames=("network",))
-def _validation_loss(
-    variables: Params,
-    inputs: Float[Array, "chunks examples ..."],
-    labels: Int[Array, "chunks examples"],
-    *,
-    network: Network,
-) -> Float[Array, "M"]:
-    """Mean cross-entropy of every model in evaluation mode, nats."""
-
-    def one_model(own: Params) -> Array:
-        def add(total: Array, chunk: tuple[Array, Array]) -> tuple[Array, None]:
-            logits = network.predict(own, chunk[0])
-            is_filling = chunk[1] < 0
-            losses = optax.softmax_cross_entropy_with_integer_labels(
-                logits, jnp.where(is_filling, 0, chunk[1])
-            )
-            return total + jnp.where(is_filling, 0.0, losses).sum(), None
-
-        total, _ = jax.lax.scan(add, jnp.zeros((), jnp.float32), (inputs, labels))
-        return total / (labels >= 0).sum()
-
-    return jax.vmap(one_model)(variables)
-
-
-@jax.jit
-def _better(
-    best: _Best, variables: Params, losses: Float[Array, "M"], epoch: Int[Array, ""] | int
-) -> _Best:
-    """Keep, for each model, the variables with the lower loss; the earlier ones if equal."""
-    is_better = losses < best.loss
-
-    def choose(new: Array, old: Array) -> Array:
-        return jnp.where(is_better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-
-    return _Best(
-        jax.tree.map(choose, variables, best.variables),
-        choose(losses, best.loss),
-        jnp.where(is_better, epoch, best.epoch),
-    )
-
-
-def _load_result(files: _Files, report: _Report) -> dict[str, Any] | None:
-    """Read a finished group; None if there is none, or none that can be read."""
-    path = files.result
-    if path is None or files.checkpoint is None or not path.exists():
-        return None
-    try:
-        arrays, header = load_arrays(path)
-        if header["fingerprint"] != files.name:
-            raise ValueError("The file has the name of another.")
-        result = unflatten_tree(arrays)
-    except (ValueError, KeyError):
-        report.warn(
-            f"The cache file {path} is damaged or not one of this cache, so {report.models} will "
-            "be trained again."
-        )
-        return None
-    files.checkpoint.unlink(missing_ok=True)  # a run killed between the two files leaves it
-    return _on_device(result)
-
-
-def _save_result(files: _Files, group: _Sample, state: _State) -> dict[str, Any]:
-    """Write a finished group, remove its checkpoint."""
-    result = {
-        "variables": state.learner.variables,
-        "early_stopped": state.best.variables,
-        "best_epoch": np.asarray(state.best.epoch),
-        "history": {"train_loss": state.train_loss, "validation_loss": state.validation_loss},
-    }
-    if files.result is not None and files.checkpoint is not None:
-        arrays = {name: np.asarray(leaf) for name, leaf in flatten_tree(result).items()}
-        header = {"fingerprint": files.name, "model_ids": list(group.model_ids)}
-        if _keep(files.result, arrays, header):
-            files.checkpoint.unlink(missing_ok=True)
-    return _on_device(result)
-
-
-def _on_device(result: dict[str, Any]) -> dict[str, Any]:
-    trees = {
-        name: jax.tree.map(jnp.asarray, result[name]) for name in ("variables", "early_stopped")
-    }
-    return result | trees
-
-
-def _load_checkpoint(files: _Files, report: _Report, initial: _State) -> _State:
-    """Read where an interrupted group stood; the initial state if nothing can be read."""
-    path = files.checkpoint
-    if path is None or not path.exists():
-        return initial
-    leaves, structure = jax.tree.flatten(initial)
-    try:
-        arrays, header = load_arrays(path)
-        if header["fingerprint"] != files.name:
-            raise ValueError("The file has the name of another.")
-        saved = [arrays[f"{index:04d}"] for index in range(len(leaves))]
-    except (ValueError, KeyError):
-        report.warn(
-            f"The checkpoint {path} is damaged or not one of this cache, so {report.models} will "
-            "be trained from the beginning."
-        )
-        return initial
-    state: _State = jax.tree.unflatten(structure, saved)
-    return state._replace(
-        learner=jax.tree.map(jnp.asarray, state.learner), best=jax.tree.map(jnp.asarray, state.best)
-    )
-
-
-def _save_checkpoint(files: _Files, state: _State) -> None:
-    if files.checkpoint is None:
-        return
-    # By position: the state of an optimizer is no tree of named arrays.
-    leaves = {f"{index:04d}": np.asarray(leaf) for index, leaf in enumerate(jax.tree.leaves(state))}
-    _keep(files.checkpoint, leaves, {"fingerprint": files.name})
-
-
-def _keep(path: Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> bool:
-    """Write a file of the cache; a disk that is full does not end the training."""
-    try:
-        save_arrays(path, arrays, header)
-    except OSError as error:
-        warnings.warn(
-            f"{error} The training goes on without keeping its networks.",
-            RuntimeWarning,
-            stacklevel=1,
-        )
-        return False
-    return True
-
-
-def _chunks(
-    inputs: Float[np.ndarray, "examples ..."], labels: Int[np.ndarray, "examples"], *, size: int
-) -> tuple[Array, Array]:
-    """Cut examples into chunks of one size on the device; the label -1 marks the filling."""
-    num_examples = len(labels)
-    num_chunks = -(-num_examples // size)
-    size = -(-num_examples // num_chunks)
-    missing = num_chunks * size - num_examples
-    inputs = np.pad(inputs, [(0, missing)] + [(0, 0)] * (inputs.ndim - 1))
-    labels = np.pad(labels, (0, missing), constant_values=-1)
-    return (
-        jnp.asarray(inputs.reshape(num_chunks, size, *inputs.shape[1:])),
-        jnp.asarray(labels.reshape(num_chunks, size)),
-    )
-
-
-def _integers(name: str, array: ArrayLike) -> Int[np.ndarray, "..."]:
-    result = np.asarray(array)
-    if not np.issubdtype(result.dtype, np.integer):
-        raise TypeError(f"{name} must be integers, got {result.dtype}.")
-    return result.astype(np.int32)
-
-
-def _penalties(
-    name: str, values: Sequence[float] | None, default: float, num_models: int
-) -> tuple[float, ...]:
-    if values is None:
-        return (float(default),) * num_models
-    penalties = tuple(float(value) for value in values)
-    if len(penalties) != num_models or not all(0 <= value < math.inf for value in penalties):
-        raise ValueError(
-            f"{name} must be one number of at least 0 for each of the {num_models} models, got "
-            f"{list(penalties)}."
-        )
-    return penalties
-
-
-def _check(
-    network: Network,
-    config: TrainingConfig,
-    seed: int,
-    sample: _Sample,
-    inputs: Any,
-    validation_inputs: Any,
-    validation_labels: np.ndarray,
-) -> None:
-    """Refuse data that do not fit the network or each other, before anything is compiled."""
-    ids, indices, labels, *penalties = sample
-    if indices.ndim != 2 or indices.shape != labels.shape or len(ids) != len(indices) or not ids:
-        raise ValueError(
-            "train_indices and train_labels must both be (models, examples) with one row for each "
-            f"of the model_ids, got {indices.shape}, {labels.shape} and {len(ids)} ids."
-        )
-    if len(set(zip(ids, *penalties, strict=True))) < len(ids) or not all(
-        0 <= number < 2**32 for number in (*ids, seed)
-    ):
-        raise ValueError(
-            "model_ids must be different (for equal penalties), and they and the seed integers in "
-            "[0, 2^32), got "
-            f"{list(ids)} and {seed}."
-        )
-    if validation_labels.ndim != 1 or len(validation_labels) != len(validation_inputs):
-        raise ValueError(
-            "There must be one validation label for each validation input, got "
-            f"{validation_labels.shape} labels and {len(validation_inputs)} inputs."
-        )
-    for name, array in (("inputs", inputs), ("validation_inputs", validation_inputs)):
-        shape = np.shape(array)
-        if shape[1:] != network.input_shape or shape[0] < 1:
-            raise ValueError(
-                f"{name} must be at least one example of shape {network.input_shape}, which the "
-                f"network was built for, got an array {shape}."
-            )
-    if not 1 <= config.batch_size <= indices.shape[1]:
-        raise ValueError(
-            f"A batch of {config.batch_size} examples is larger than the training sample of "
-            f"{indices.shape[1]}; choose a smaller batch_size."
-        )
-    if indices.min() < 0 or indices.max() >= len(inputs):
-        raise ValueError(
-            f"train_indices must be rows of the pool of {len(inputs)} examples, got values from "
-            f"{indices.min()} to {indices.max()}."
-        )
-    for name, array in (("train_labels", labels), ("validation_labels", validation_labels)):
-        if array.min() < 0 or array.max() >= network.num_classes:
-            raise ValueError(
-                f"{name} must be in 0 to {network.num_classes - 1}, the classes of the network, "
-                f"got values from {array.min()} to {array.max()}."
-            )
+    return State(learner, best, unknown, unknown, np.int32(0), np.int32(0))
 
 
 def _check_finite(
-    losses: np.ndarray, group: _Sample, epoch: int, config: TrainingConfig, files: _Files
+    losses: np.ndarray, group: Sample, epoch: int, config: TrainingConfig, files: Files
 ) -> None:
     """Give up on a group in which a network diverged: going on would not bring it back."""
     diverged = [

@@ -181,6 +181,7 @@ def evaluate_claims(table: pd.DataFrame, losses: Losses) -> list[Claim]:
         *_descriptions(variants),
         *_test_losses(variants, losses),
         *_zeros(variants),
+        *_streams(variants),
     ]
     drafts = [draft for draft in drafts if draft is not None]
     p_values = [1.0 if math.isnan(draft.p_value) else draft.p_value for draft in drafts]
@@ -461,38 +462,43 @@ def _zeros(variants: _Variants) -> list[_Draft]:
                 remark,
             )
         )
-    one, other = variants.best("l1"), variants.best("l2")
-    if one is not None and other is not None:
-        column = "bytes_smaller"
-        scale = 8 / variants.of(one, "num_weights")[0]
-        own, beside = variants.of(one, column) * scale, variants.of(other, column) * scale
-        interval = model_interval(own - beside)
-        drafts.append(
-            _Draft(
-                "stream, L1 against L2",
-                f"the real stream of {variants.label(one)} is shorter than that of "
-                f"{variants.label(other)}",
-                "bits a weight",
-                one,
-                other,
-                float(own.mean()),
-                float(beside.mean()),
-                interval,
-                interval.p_value,
-                float(beside.mean()),
-                _found(
-                    f"The stream of {variants.label(one)}",
-                    f"is shorter than that of {variants.label(other)}",
-                    f"is longer than that of {variants.label(other)}",
-                    f"differs from that of {variants.label(other)}",
-                    f"be shorter than that of {variants.label(other)}",
-                ),
-                f"{variants.of(one, column).mean():,.0f} bytes against "
-                f"{variants.of(other, column).mean():,.0f}, dead parts removed from both, at one "
-                "step.",
-            )
-        )
     return drafts
+
+
+def _streams(variants: _Variants) -> list[_Draft]:
+    """Whether the real stream of the chosen network is shorter under L1 than under L2."""
+    one, other = variants.best("l1"), variants.best("l2")
+    if one is None or other is None:
+        return []
+    column = "bytes_smaller"
+    scale = 8 / variants.of(one, "num_weights")[0]
+    own, beside = variants.of(one, column) * scale, variants.of(other, column) * scale
+    interval = model_interval(own - beside)
+    return [
+        _Draft(
+            "stream, L1 against L2",
+            f"the real stream of {variants.label(one)} is shorter than that of "
+            f"{variants.label(other)}",
+            "bits a weight",
+            one,
+            other,
+            float(own.mean()),
+            float(beside.mean()),
+            interval,
+            interval.p_value,
+            float(beside.mean()),
+            _found(
+                f"The stream of {variants.label(one)}",
+                f"is shorter than that of {variants.label(other)}",
+                f"is longer than that of {variants.label(other)}",
+                f"differs from that of {variants.label(other)}",
+                f"be shorter than that of {variants.label(other)}",
+            ),
+            f"{variants.of(one, column).mean():,.0f} bytes against "
+            f"{variants.of(other, column).mean():,.0f}, dead parts removed from both, at one "
+            "step.",
+        )
+    ]
 
 
 def _decided(draft: _Draft, p_adjusted: float, num_claims: int) -> Claim:

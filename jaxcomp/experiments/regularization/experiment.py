@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import numpy as np
 import pandas as pd
 
 from jaxcomp import storage
@@ -203,11 +202,7 @@ def _train(
                 momentum=config.momentum,
                 weight_decay=0.0,
             ),
-            inputs=samples.pool,
-            train_indices=np.tile(samples.train_indices, (len(members), 1)),
-            train_labels=np.tile(samples.train_labels, (len(members), 1)),
-            validation_inputs=samples.validation.inputs,
-            validation_labels=samples.validation.labels,
+            samples.training_data(repeated=len(members)),
             seed=config.seed,
             model_ids=list(range(config.num_models)) * len(members),
             weight_decay=_repeated(members, "l2", config.num_models),

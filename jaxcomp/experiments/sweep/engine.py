@@ -21,7 +21,7 @@ from jaxcomp.coding.sizes import compression_ratio
 from jaxcomp.evaluation import metrics
 from jaxcomp.evaluation.calibration import fit_temperature
 from jaxcomp.experiments.samples import Examples
-from jaxcomp.experiments.sweep.claims import VariantLosses
+from jaxcomp.experiments.sweep.candidates import VariantLosses
 from jaxcomp.experiments.sweep.codebooks import Codebooks, Layers
 from jaxcomp.experiments.sweep.compress import Compressed, compress, squared_errors
 from jaxcomp.experiments.sweep.limits import NO_LIMITS, limit_curve, limits_at

@@ -8,7 +8,8 @@ from the test set.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jaxcomp.experiments.sweep.claims import Claim, SmallestNetwork
+from jaxcomp.experiments.sweep.claims import Claim
+from jaxcomp.experiments.sweep.smallest import SmallestNetwork
 from jaxcomp.experiments.sweep.summary import CONTROL_NAMES, Summary, best_variant
 from jaxcomp.experiments.verdicts import p_words, percent, signed
 

@@ -29,9 +29,10 @@ from jaxcomp.experiments.reporting import (
     print_labelled,
     print_text,
 )
-from jaxcomp.experiments.sweep.claims import Claim, SmallestNetwork
+from jaxcomp.experiments.sweep.claims import Claim
 from jaxcomp.experiments.sweep.headline import headline
 from jaxcomp.experiments.sweep.importance import importance_name
+from jaxcomp.experiments.sweep.smallest import SmallestNetwork
 from jaxcomp.experiments.sweep.summary import (
     BASELINE_NAMES,
     CONTROL_NAMES,

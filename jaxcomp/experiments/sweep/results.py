@@ -24,17 +24,11 @@ from jaxcomp import storage
 from jaxcomp.experiments.drawing import own_look
 from jaxcomp.experiments.reporting import brief
 from jaxcomp.experiments.result import loading, read_table, seal, write_table
-from jaxcomp.experiments.sweep import plots
-from jaxcomp.experiments.sweep.claims import (
-    Claim,
-    SmallestNetwork,
-    claim_from_dict,
-    claims_table,
-    smallest_from_dict,
-)
+from jaxcomp.experiments.sweep import pictures
+from jaxcomp.experiments.sweep.claims import Claim, claim_from_dict, claims_table
 from jaxcomp.experiments.sweep.engine import Network, Subject, change
-from jaxcomp.experiments.sweep.overview import plot_sweep
 from jaxcomp.experiments.sweep.report import headlines, print_report, report_markdown
+from jaxcomp.experiments.sweep.smallest import SmallestNetwork, smallest_from_dict
 from jaxcomp.experiments.sweep.stored import read_network
 from jaxcomp.experiments.sweep.summary import rows_where, variant_means
 from jaxcomp.experiments.sweep.variants import Variant
@@ -173,13 +167,13 @@ class SweepResult:
         """Draw the test loss, raw and tempered, against the compression ratio, for one setting."""
         rows, claims, name = self._of(setting)
         smallest = next((found for found in self.smallest if found.setting == name), None)
-        return plot_sweep(rows, claims=claims, smallest=smallest)
+        return pictures.plot_sweep(rows, claims=claims, smallest=smallest)
 
     @own_look()
     def plot_details(self, setting: str | None = None) -> Figure:
         """Draw every quantity and every method against the ratio, for one setting."""
         rows, claims, _ = self._of(setting)
-        return plots.plot_details(rows, claims=claims)
+        return pictures.plot_details(rows, claims=claims)
 
     def report(self, *, with_pictures: bool = False) -> str:
         """What was found, the numbers and the claims, as Markdown."""
@@ -217,10 +211,10 @@ class SweepResult:
             seal(self.manifest, folder, is_read)
         report = folder / "report.md"
         storage.write_bytes_atomic(report, self.report(with_pictures=True).encode())
-        pictures = plots.save_figures(
+        drawn = pictures.save_figures(
             self.table, folder, claims=self.claims, smallest=self.smallest
         )
-        return [*files, claims, report, *pictures]
+        return [*files, claims, report, *drawn]
 
     @classmethod
     @all_transfers

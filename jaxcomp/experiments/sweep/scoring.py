@@ -13,15 +13,9 @@ import pandas as pd
 
 from jaxcomp.experiments.reproducibility import random_key
 from jaxcomp.experiments.run import Row, Rows, Run
-from jaxcomp.experiments.sweep.claims import (
-    CalibrationShare,
-    Claim,
-    SmallestNetwork,
-    VariantLosses,
-    calibration_share,
-    evaluate_claims,
-    smallest_without_loss,
-)
+from jaxcomp.experiments.sweep.calibration import CalibrationShare, calibration_share
+from jaxcomp.experiments.sweep.candidates import VariantLosses
+from jaxcomp.experiments.sweep.claims import Claim, evaluate_claims
 from jaxcomp.experiments.sweep.codebooks import Codebooks, solve_codebooks
 from jaxcomp.experiments.sweep.config import Setting, SweepConfig
 from jaxcomp.experiments.sweep.curvature import Curvatures, measure_curvature
@@ -34,6 +28,7 @@ from jaxcomp.experiments.sweep.engine import (
     chunked,
     stack_losses,
 )
+from jaxcomp.experiments.sweep.smallest import SmallestNetwork, smallest_without_loss
 from jaxcomp.experiments.sweep.stored import StoredNetwork
 from jaxcomp.experiments.sweep.variants import Variant
 from jaxcomp.progress import Progress

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 
 from jaxcomp import storage
 from jaxcomp.experiments import sweep
-from jaxcomp.experiments.sweep import engine, experiment, plots, scoring
+from jaxcomp.experiments.sweep import engine, experiment, pictures, scoring
 from jaxcomp.experiments.sweep.config import SweepConfig
 from jaxcomp.experiments.sweep.report import report_markdown
 from jaxcomp.quantizers import solve_kmeans
@@ -48,7 +48,7 @@ def finished(tmp_path_factory, cache):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Drawing takes longer than these sweeps; `finished` and the command's tests do it."""
-    monkeypatch.setattr(plots, "save_figures", lambda *_, **__: [])
+    monkeypatch.setattr(pictures, "save_figures", lambda *_, **__: [])
 
 
 @pytest.fixture

@@ -1,34 +1,22 @@
 """Pictures of a sweep in detail: what is drawn where, against pandas and SciPy."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib import _pylab_helpers
 from matplotlib.figure import Figure
 from pictures import (
     all_texts,
     assert_nothing_is_cut,
-    drawn_lines,
     is_drawn,
     legend_texts,
     levels_of,
 )
 from scipy import stats
-from synthetic_sweep import METHODS, PAPER, QUICK, synthetic_claims, synthetic_table
+from synthetic_sweep import METHODS, PAPER, SMALL, synthetic_claims, synthetic_table
 
-from jaxcomp.experiments import drawing
 from jaxcomp.experiments.sweep import summary
-from jaxcomp.experiments.sweep.plots import (
-    plot_bound,
-    plot_details,
-    plot_limit,
-    plot_predicted_rise,
-    save_figures,
-)
+from jaxcomp.experiments.sweep.pictures import plot_bound, plot_details, plot_predicted_rise
 
-SMALL = QUICK | {"num_clusters": (2, 4, 16), "diameter_penalty": (0.05,)}
 COLUMNS = (
     "train_loss",
     "test_loss",
@@ -362,19 +350,8 @@ def test_other_methods_are_lines_of_their_own_look():
 
 def test_no_legend_is_cut():
     forms = {"penalty_form": ("monotone", "linear", "published"), "num_clusters": (4, 16)}
-    for grid, plots in (
-        (METHODS | {"num_clusters": (4,)}, (plot_details, plot_bound)),
-        (PAPER | forms, (plot_details,)),
-        (SMALL | {"importance": ("none", "gauss_newton", "fisher")}, (plot_bound,)),
-    ):
-        table = synthetic_table(grid, num_models=2)
-        for plot in plots:
-            assert_nothing_is_cut(plot(table))
-
-
-def test_a_long_name_fits():
-    named = synthetic_table(SMALL, num_models=1).assign(dataset="given", model="network" * 20)
-    assert_nothing_is_cut(plot_predicted_rise(named))
+    for grid in (METHODS | {"num_clusters": (4,)}, PAPER | forms):
+        assert_nothing_is_cut(plot_details(synthetic_table(grid, num_models=2)))
 
 
 def test_many_penalties_are_looked_through_once(monkeypatch):
@@ -399,118 +376,13 @@ def test_many_penalties_are_looked_through_once(monkeypatch):
     assert counts[1] < 2 * counts[0]
 
 
-def test_bound_is_marked_vacuous_above_one(table):
-    drawn = plot_bound(table)
-    (axis,) = drawn.axes
-    assert axis.get_yscale() == "log"
-    assert any(text.startswith("vacuous") for text in all_texts(axis))
-    assert np.isclose(levels_of(axis), 1.0).any()
-    variants = table[table["variant"].str.startswith("kmeans/none/K")]
-    means = variants.groupby("variant").mean(numeric_only=True).sort_values("ratio_estimated")
-    ratio = means["ratio_estimated"].to_numpy()
-    assert is_drawn(axis, ratio, means["zero_one_bound"].to_numpy())
-    gap = (means["train_accuracy"] - means["accuracy"]).to_numpy()
-    assert is_drawn(axis, ratio, gap)
-
-
-def test_bound_counts_gaps_that_a_logarithmic_axis_cannot_show(table):
-    better = table.copy()
-    better.loc[better["variant"] == "kmeans/none/K2", "train_accuracy"] = 0.0
-    texts = all_texts(plot_bound(better).axes[0])
-    assert any(text.startswith("1 variant with a measured gap below") for text in texts)
-
-
-def test_predicted_rise_is_compared_with_the_measured_one(table):
-    drawn = plot_predicted_rise(table)
-    (axis,) = drawn.axes
-    assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
-    variants = table[table["method"] == "uniform"].groupby("variant").mean(numeric_only=True)
-    points = np.concatenate(drawn_lines(axis))
-    for _, variant in variants.iterrows():
-        wanted = [variant["predicted_rise_nats"], variant["measured_rise_nats"]]
-        assert np.isclose(points, wanted).all(axis=1).any()
-    diagonal = [xy for xy in drawn_lines(axis) if len(xy) == 2 and np.allclose(xy[:, 0], xy[:, 1])]
-    assert len(diagonal) == 1
-
-
-def test_predicted_rise_says_what_it_leaves_out(table):
-    fallen = table.copy()
-    fallen.loc[fallen["variant"] == "kmeans/none/K16", "measured_rise_nats"] = -0.1
-    assert "1 variant without a rise left out" in legend_texts(plot_predicted_rise(fallen))
-
-
-def test_quantizers_are_drawn_above_the_limit(table):
-    limits = 0.3 * table["entropy_bits_per_weight"]
-    told = table.assign(
-        limit_bits_per_weight=limits,
-        shannon_bits_per_weight=0.5 * limits,
-        excess_bits_per_weight=table["entropy_bits_per_weight"] - limits,
-    )
-    figure = plot_limit(told)
-    plane, above = figure.axes
-    assert plane.get_yscale() == "log"
-    variants = told[told["method"] == "uniform"].groupby("variant").mean(numeric_only=True)
-    places = np.concatenate(drawn_lines(plane))
-    heights = np.concatenate(drawn_lines(above))
-    for _, variant in variants.iterrows():
-        bits, distortion = variant["entropy_bits_per_weight"], 2 * variant["predicted_rise_nats"]
-        assert np.isclose(places, [bits, distortion]).all(axis=1).any()
-        assert np.isclose(places, [variant["limit_bits_per_weight"], distortion]).all(axis=1).any()
-        assert np.isclose(heights, [bits, 0.7 * bits]).all(axis=1).any()
-    assert "3 variants not shown" in legend_texts(figure)
-    with pytest.raises(ValueError, match=r"lacks the columns \['limit_bits_per_weight'"):
-        plot_limit(table)
-    with pytest.raises(ValueError, match="no compressed variant of the table has a limit"):
-        plot_limit(told.assign(excess_bits_per_weight=np.nan))
-
-
-@pytest.mark.parametrize(
-    ("form", "start"), [("svg", b"<?xml"), ("pdf", b"%PDF"), ("png", b"\x89PNG")]
-)
-def test_equal_tables_give_equal_bytes(table, form, start):
-    rows = table[table["variant"].isin(["original", "kmeans/none/K4"])]
-    first, second = (drawing.encoded(plot_bound(rows), form) for _ in range(2))
-    assert first == second
-    assert first.startswith(start)
-
-
-def test_every_picture_is_saved(table, tmp_path):
-    rows = table[table["variant"].isin(["original", "uniform/K4", "kmeans/none/K4", "temperature"])]
-    files = save_figures(rows, tmp_path, formats=("png",))
-    stems = ("sweep", "sweep-details", "bound", "predicted-rise")
-    assert [file.name for file in files] == [f"{stem}.png" for stem in stems]
-    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
-
-
-def test_every_setting_gets_its_own_files(table, tmp_path):
-    rows = table[table["kind"] == "original"].drop(columns=["zero_one_bound"])
-    noisy = rows.assign(label_noise=0.3, setting="mnist-mlp-noise0.3")
-    files = save_figures(pd.concat([rows, noisy]), tmp_path, formats=("png",))
-    assert [file.name for file in files] == [
-        "sweep-mnist-mlp-noise0.png",
-        "sweep-details-mnist-mlp-noise0.png",
-        "sweep-mnist-mlp-noise0.3.png",
-        "sweep-details-mnist-mlp-noise0.3.png",
-    ]
-
-
-def test_figures_can_be_drawn_in_threads(table):
-    rows = table[table["variant"].isin(["original", "kmeans/none/K4"])]
-    with ThreadPoolExecutor(2) as pool:
-        images = list(pool.map(lambda _: plot_bound(rows)._repr_png_(), range(3)))
-    assert images[0] == images[1] == images[2]
-    assert images[0].startswith(b"\x89PNG")
-    assert _pylab_helpers.Gcf.get_all_fig_managers() == []
-
-
 def test_the_table_stays_as_it_is(table):
     before = table.copy()
     plot_details(table)
-    plot_bound(table)
     pd.testing.assert_frame_equal(table, before)
 
 
-def test_tables_that_cannot_be_drawn(table, tmp_path):
+def test_tables_that_cannot_be_drawn(table):
     noisy = table.assign(label_noise=0.3, setting="mnist-mlp-noise0.3")
     with pytest.raises(ValueError, match=r"shows one setting, the table has .*noise0\.3"):
         plot_details(pd.concat([table, noisy]))
@@ -520,13 +392,3 @@ def test_tables_that_cannot_be_drawn(table, tmp_path):
         plot_details(table.iloc[:0])
     with pytest.raises(ValueError, match="no rows of the original networks of mnist-mlp-noise0"):
         plot_details(table[table["kind"] != "original"])
-    with pytest.raises(ValueError, match=r"lacks the columns \['zero_one_bound'\] that this"):
-        plot_bound(table.drop(columns="zero_one_bound"))
-    with pytest.raises(ValueError, match="no variant of the table has a finite zero_one_bound"):
-        plot_bound(table.assign(zero_one_bound=np.nan))
-    with pytest.raises(ValueError, match=r"lacks the columns \['predicted_rise_nats'\] that this"):
-        plot_predicted_rise(table.drop(columns="predicted_rise_nats"))
-    with pytest.raises(ValueError, match="both a positive predicted and a positive measured rise"):
-        plot_predicted_rise(table.assign(measured_rise_nats=-1.0))
-    with pytest.raises(ValueError, match="written as png, svg, pdf; got 'jpg'"):
-        save_figures(table, tmp_path, formats=("jpg",))

@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 
 from jaxcomp.experiments import drawing
 from jaxcomp.experiments.drawing import GREY, INK, SMALL, UNIFORM_COLOUR, Entry, sample
-from jaxcomp.experiments.sweep.claims import Claim, SmallestNetwork
+from jaxcomp.experiments.sweep.claims import Claim
 from jaxcomp.experiments.sweep.importance import importance_name
 from jaxcomp.experiments.sweep.methods import METHODS
+from jaxcomp.experiments.sweep.smallest import SmallestNetwork
 from jaxcomp.experiments.sweep.summary import (
     BASELINE_NAMES,
     CONTROL_NAMES,

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from pictures import all_texts, assert_nothing_is_cut, is_drawn, legend_texts, levels_of
 from synthetic_sweep import METHODS, QUICK, synthetic_claims, synthetic_smallest, synthetic_table
 
-from jaxcomp.experiments.sweep.overview import plot_sweep
+from jaxcomp.experiments.sweep.pictures import plot_sweep
 
 PANELS = {"test_loss": "validation_loss", "test_loss_tempered": "validation_loss_tempered"}
 

@@ -1,0 +1,228 @@
+"""Steps of stochastic gradient descent, of many networks at once; pure functions of arrays.
+
+Plain SGD with momentum and L2 weight decay added to the gradient (of all trainable parameters),
+as `torch.optim.SGD`. An L1 penalty enters by proximal steps: after the gradient step every weight
+moves towards zero by `rate l1 / (1 - momentum)` and stays there if it gets that far, which the
+gradient of |w| never brings about. The factor is that of the gradient: momentum makes each count
+`1 / (1 - momentum)` times, so that a weight rests where `|dL/dw| = l1`, as the penalised loss wants
+it.
+
+Axes: `M` models, `n` examples of one training sample, `P` examples of the pool.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from jaxcomp.experiments.networks.network import Network
+from jaxcomp.experiments.reproducibility import KEY_IMPLEMENTATION
+from jaxcomp.types import Params
+
+
+class Rates(NamedTuple):
+    """Numbers of the optimizer, traced; of all models, or of one."""
+
+    learning_rate: Float[Array, "*M"]
+    momentum: Float[Array, "*M"]
+    weight_decay: Float[Array, "*M"]
+    l1_penalty: Float[Array, "*M"]
+
+
+class Keys(NamedTuple):
+    """One key for each use and model."""
+
+    weights: Key[Array, "M"]
+    order: Key[Array, "M"]
+    dropout: Key[Array, "M"]
+
+
+class Learner(NamedTuple):
+    """What a training step changes; the models are the first axis of every leaf."""
+
+    variables: Params
+    optimizer: Any
+    loss_sum: Float[Array, "M"]  # over the steps of the epoch so far
+
+
+class Best(NamedTuple):
+    """The epoch with the lowest validation loss so far."""
+
+    variables: Params
+    loss: Float[Array, "M"]
+    epoch: Int[Array, "M"]
+
+
+@jax.jit
+def model_keys(seed: int, model_ids: Int[Array, "M"]) -> Keys:
+    """The keys of every model, folded from the seed and its number."""
+    # The implementation is named: the numbers must not depend on a global setting of JAX.
+    base = jax.random.key(seed, impl=KEY_IMPLEMENTATION)
+    keys = jax.vmap(lambda number: jax.random.split(jax.random.fold_in(base, number), 3))(model_ids)
+    return Keys(keys[:, 0], keys[:, 1], keys[:, 2])
+
+
+@partial(jax.jit, static_argnames=("network",))
+def initial_learner(keys: Key[Array, "M"], rates: Rates, *, network: Network) -> Learner:
+    """Models before the first step."""
+    variables = jax.vmap(network.init)(keys)
+    optimizer = jax.vmap(lambda own, params: sgd(own).init(params))(rates, variables["params"])
+    return Learner(variables, optimizer, jnp.zeros(len(keys), jnp.float32))
+
+
+@partial(jax.jit, static_argnames=("num_steps", "batch_size"))
+def epoch_order(
+    keys: Key[Array, "M"],
+    epoch: int,
+    indices: Int[Array, "M n"],
+    labels: Int[Array, "M n"],
+    *,
+    num_steps: int,
+    batch_size: int,
+) -> tuple[Int[Array, "M steps batch"], Int[Array, "M steps batch"]]:
+    """Put every model's examples into the order of this epoch, cut into batches."""
+
+    def shuffle(
+        key: Key[Array, ""], rows: Int[Array, "n"], classes: Int[Array, "n"]
+    ) -> tuple[Array, Array]:
+        order = jax.random.permutation(jax.random.fold_in(key, epoch), rows.shape[0])
+        order = order[: num_steps * batch_size].reshape(num_steps, batch_size)
+        return rows[order], classes[order]
+
+    return jax.vmap(shuffle)(keys, indices, labels)
+
+
+@partial(
+    jax.jit, static_argnames=("network", "is_unrolled", "is_proximal"), donate_argnames=("learner",)
+)
+def run_steps(
+    learner: Learner,
+    inputs: Float[Array, "P ..."],
+    order: Int[Array, "M steps batch"],
+    labels: Int[Array, "M steps batch"],
+    keys: Key[Array, "M"],
+    rates: Rates,
+    first: int,
+    stop: int,
+    steps_before: int,
+    *,
+    network: Network,
+    is_unrolled: bool,
+    is_proximal: bool,
+) -> Learner:
+    """Train all models for the steps `first` to `stop` of an epoch (traced: compiled once)."""
+    step = partial(_step, network, inputs, is_proximal)
+    own_rates = [jax.tree.map(lambda leaf, m=m: leaf[m], rates) for m in range(len(keys))]
+
+    def batched(number: Array, learners: Learner) -> Learner:
+        return jax.vmap(partial(step, number + steps_before))(
+            rates, learners, order[:, number], labels[:, number], keys
+        )
+
+    def unrolled(number: Array, learners: list[Learner]) -> list[Learner]:
+        return [
+            step(
+                number + steps_before,
+                own_rates[m],
+                one,
+                order[m, number],
+                labels[m, number],
+                keys[m],
+            )
+            for m, one in enumerate(learners)
+        ]
+
+    if not is_unrolled:
+        return jax.lax.fori_loop(first, stop, batched, learner)
+    # A list, taken apart and put together outside the loop: inside, it would copy all weights.
+    learners = [jax.tree.map(lambda leaf, m=m: leaf[m], learner) for m in range(len(keys))]
+    learners = jax.lax.fori_loop(first, stop, unrolled, learners)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *learners)
+
+
+def _step(
+    network: Network,
+    inputs: Float[Array, "P ..."],
+    is_proximal: bool,
+    number: Int[Array, ""],
+    rates: Rates,
+    learner: Learner,
+    rows: Int[Array, "batch"],
+    labels: Int[Array, "batch"],
+    key: Key[Array, ""],
+) -> Learner:
+    """One step of one model; `number` counts the steps from the beginning of the training."""
+    statistics = learner.variables["statistics"]
+
+    def loss_fn(params: Params) -> tuple[Array, Any]:
+        variables = {"params": params, "statistics": statistics}
+        return network.train_loss(variables, inputs[rows], labels, jax.random.fold_in(key, number))
+
+    params = learner.variables["params"]
+    (loss, statistics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    updates, optimizer = sgd(rates).update(gradient, learner.optimizer, params)
+    params = optax.apply_updates(params, updates)
+    if is_proximal:
+        threshold = rates.learning_rate * rates.l1_penalty / (1 - rates.momentum)
+        params = jax.tree.map(partial(soft_threshold, threshold=threshold), params)
+    variables = {"params": params, "statistics": statistics}
+    return Learner(variables, optimizer, learner.loss_sum + loss)
+
+
+def soft_threshold(weights: Array, threshold: Array) -> Array:
+    """Move weights towards zero by a distance, not beyond it: the proximal map of |w|."""
+    return jnp.sign(weights) * jnp.maximum(jnp.abs(weights) - threshold, 0)
+
+
+def sgd(rates: Rates) -> optax.GradientTransformation:
+    """`torch.optim.SGD`: v <- momentum v + (g + decay w), w <- w - rate v."""
+    return optax.chain(
+        optax.add_decayed_weights(rates.weight_decay),
+        optax.trace(rates.momentum),
+        optax.scale(-rates.learning_rate),
+    )
+
+
+@partial(jax.jit, static_argnames=("network",))
+def mean_validation_loss(
+    variables: Params,
+    inputs: Float[Array, "chunks examples ..."],
+    labels: Int[Array, "chunks examples"],
+    *,
+    network: Network,
+) -> Float[Array, "M"]:
+    """Mean cross-entropy of every model in evaluation mode, nats."""
+
+    def one_model(own: Params) -> Array:
+        def add(total: Array, chunk: tuple[Array, Array]) -> tuple[Array, None]:
+            logits = network.predict(own, chunk[0])
+            is_filling = chunk[1] < 0
+            losses = optax.softmax_cross_entropy_with_integer_labels(
+                logits, jnp.where(is_filling, 0, chunk[1])
+            )
+            return total + jnp.where(is_filling, 0.0, losses).sum(), None
+
+        total, _ = jax.lax.scan(add, jnp.zeros((), jnp.float32), (inputs, labels))
+        return total / (labels >= 0).sum()
+
+    return jax.vmap(one_model)(variables)
+
+
+@jax.jit
+def better(
+    best: Best, variables: Params, losses: Float[Array, "M"], epoch: Int[Array, ""] | int
+) -> Best:
+    """Keep, for each model, the variables with the lower loss; the earlier ones if equal."""
+    is_better = losses < best.loss
+
+    def choose(new: Array, old: Array) -> Array:
+        return jnp.where(is_better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+    return Best(
+        jax.tree.map(choose, variables, best.variables),
+        choose(losses, best.loss),
+        jnp.where(is_better, epoch, best.epoch),
+    )

@@ -1,0 +1,239 @@
+"""Variants of a sweep as candidates for a claim: numbers to choose by, losses to test on.
+
+What is chosen is chosen on the validation set; the losses on the test set are looked at for it
+alone. Axes: `C` candidates, `M` networks, `N` test examples.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxcomp.experiments.choice import choose
+from jaxcomp.experiments.sweep.config import Setting
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Quantity = Literal["loss", "loss_tempered", "accuracy"]
+
+
+class VariantLosses(NamedTuple):
+    """One variant on the test set, per network and example: `M` networks in the table's order."""
+
+    loss: NDArray[np.floating[Any]]
+    """`(M, N)` cross-entropy in nats."""
+    loss_tempered: NDArray[np.floating[Any]]
+    """`(M, N)` the same with each network's temperature, fitted on the validation set."""
+    correct: NDArray[np.bool_]
+    """`(M, N)` bool: the highest logit is the label's. A temperature does not change it."""
+
+
+_SETTING_COLUMNS = ("dataset", "model", "label_noise")
+_DESCRIPTION_COLUMNS = (
+    "kind",
+    "method",
+    "importance",
+    "penalty_form",
+    "diameter_penalty",
+    "num_clusters",
+    "parameter",
+)
+# A table without the column has the same size of codebook in every layer.
+ALLOCATION = "allocation"
+_VALIDATION_COLUMNS: dict[Quantity, str] = {
+    "loss": "validation_loss",
+    "loss_tempered": "validation_loss_tempered",
+    "accuracy": "validation_accuracy",
+}
+_COLUMNS = (
+    "variant",
+    "model_seed",
+    *_DESCRIPTION_COLUMNS,
+    "size_bits_estimated",
+    *_VALIDATION_COLUMNS.values(),
+)
+
+
+class JudgedVariant(NamedTuple):
+    """One variant of the table: what it is, and its numbers per network."""
+
+    name: str
+    is_about: dict[str, Any]
+    sizes: NDArray[np.float64]  # (M,) bits
+    validation: dict[Quantity, NDArray[np.float64]]  # each (M,)
+
+    @property
+    def bits(self) -> float:
+        """Size, mean over the networks."""
+        return float(self.sizes.mean())
+
+
+class Candidate(NamedTuple):
+    """A variant and what it is compared with, as weights over variants that sum to 1."""
+
+    variant: JudgedVariant
+    reference: tuple[tuple[float, JudgedVariant], ...]
+    is_outside: bool = False
+
+    def validation_difference(self, quantity: Quantity) -> NDArray[np.float64]:
+        """Variant minus reference on the validation set, (M,)."""
+        return self.variant.validation[quantity] - sum(
+            weight * variant.validation[quantity] for weight, variant in self.reference
+        )
+
+
+class JudgedSetting(NamedTuple):
+    """The table of one data set, model and label noise, by variant."""
+
+    name: str
+    variants: tuple[JudgedVariant, ...]
+    original: JudgedVariant
+
+    def of_kind(self, kind: str) -> list[JudgedVariant]:
+        """Variants of one kind, in the table's order."""
+        return [variant for variant in self.variants if variant.is_about["kind"] == kind]
+
+
+def read_table(table: "pd.DataFrame") -> JudgedSetting:
+    """Read the table of one setting.
+
+    Raises:
+        ValueError: if it lacks a column, mixes settings, has no single original or variants of
+            different networks.
+    """
+    identity = ("setting",) if "setting" in table.columns else _SETTING_COLUMNS
+    missing = [name for name in (*identity, *_COLUMNS) if name not in table.columns]
+    if missing:
+        raise ValueError(f"The table lacks the columns {missing} that the claims are made from.")
+    settings = list(dict.fromkeys(zip(*(table[name].tolist() for name in identity), strict=True)))
+    if len(settings) != 1:
+        raise ValueError(
+            "Claims are made for one data set, model and label noise at a time, got the settings "
+            f"{settings}: select the rows of one of them."
+        )
+    columns = {name: table[name].to_numpy() for name in _COLUMNS}
+    columns[ALLOCATION] = (
+        table[ALLOCATION].to_numpy()
+        if ALLOCATION in table.columns
+        else np.full(len(table), "equal", object)
+    )
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(columns["variant"]):
+        rows.setdefault(str(name), []).append(row)
+    variants = tuple(_read_variant(name, rows[name], columns) for name in rows)
+    originals = [variant for variant in variants if variant.is_about["kind"] == "original"]
+    if len(originals) != 1:
+        raise ValueError(
+            "The table must have exactly one variant of kind 'original', "
+            f"got {[variant.name for variant in originals]}."
+        )
+    networks = columns["model_seed"][rows[originals[0].name]].tolist()
+    for name, members in rows.items():
+        if columns["model_seed"][members].tolist() != networks:
+            raise ValueError(
+                f"Every variant must list the networks of the original in the same order, "
+                f"{networks}, but variant {name!r} has {columns['model_seed'][members].tolist()}."
+            )
+    name = settings[0][0]
+    if len(identity) > 1:
+        name = Setting(*settings[0]).name
+    return JudgedSetting(str(name), variants, originals[0])
+
+
+def _read_variant(name: str, rows: list[int], columns: Mapping[str, NDArray[Any]]) -> JudgedVariant:
+    return JudgedVariant(
+        name=name,
+        is_about={
+            column: columns[column][rows[0]] for column in (*_DESCRIPTION_COLUMNS, ALLOCATION)
+        },
+        sizes=columns["size_bits_estimated"][rows].astype(np.float64),
+        validation={
+            quantity: columns[column][rows].astype(np.float64)
+            for quantity, column in _VALIDATION_COLUMNS.items()
+        },
+    )
+
+
+def checked_losses(
+    losses: Callable[[str], VariantLosses], original: JudgedVariant
+) -> Callable[[str], VariantLosses]:
+    """Load each variant once and refuse matrices that do not belong together."""
+    shape = (original.validation["loss"].size, np.shape(losses(original.name).loss)[-1])
+
+    @functools.cache
+    def load(name: str) -> VariantLosses:
+        found = losses(name)
+        for field, matrix in zip(VariantLosses._fields, found, strict=True):
+            if np.shape(matrix) != shape:
+                raise ValueError(
+                    f"The {field} of variant {name!r} must have one row per network of the table "
+                    f"and one column per test example, {shape}, got {np.shape(matrix)}."
+                )
+            if not np.all(np.isfinite(matrix)):
+                raise ValueError(f"The {field} of variant {name!r} has values that are not finite.")
+        return found
+
+    return load
+
+
+def against_original(setting: JudgedSetting, quantity: Quantity) -> list[Candidate]:
+    """Every compressed variant beside the original."""
+    candidates = [
+        Candidate(variant, ((1.0, setting.original),)) for variant in setting.of_kind("compressed")
+    ]
+    return usable(candidates, quantity)
+
+
+def is_penalised(variant: JudgedVariant) -> bool:
+    """Whether the diameter of its codebooks was penalised."""
+    return variant.is_about["penalty_form"] != "none" and variant.is_about["diameter_penalty"] > 0
+
+
+def usable(candidates: list[Candidate], quantity: Quantity) -> list[Candidate]:
+    """Candidates whose numbers are finite."""
+    return [c for c in candidates if np.all(np.isfinite(c.validation_difference(quantity)))]
+
+
+def best(candidates: Sequence[Candidate], quantity: Quantity) -> int:
+    """Index of the variant that is best on the validation set, mean over the networks."""
+    return choose(scores(candidates, quantity))
+
+
+def scores(candidates: Sequence[Candidate], quantity: Quantity) -> NDArray[np.float64]:
+    """What the choice minimises, (C, M).
+
+    By its own value, not by its advantage over the reference: a penalty that helps most where both
+    networks are ruined answers nobody's question.
+    """
+    values = [candidate.variant.validation[quantity] for candidate in candidates]
+    return -claimed_sign(quantity) * np.asarray(values)
+
+
+def claimed_sign(quantity: Quantity) -> int:
+    """Of an improvement."""
+    return 1 if quantity == "accuracy" else -1
+
+
+def values_of(
+    variant: JudgedVariant, quantity: Quantity, load: Callable[[str], VariantLosses]
+) -> NDArray[Any]:
+    """Losses or hits of a variant on the test set, (M, N)."""
+    found = load(variant.name)
+    matrix = {
+        "loss": found.loss,
+        "loss_tempered": found.loss_tempered,
+        "accuracy": found.correct,
+    }[quantity]
+    return np.asarray(matrix, dtype=np.float64)
+
+
+def difference(
+    candidate: Candidate, quantity: Quantity, load: Callable[[str], VariantLosses]
+) -> NDArray[np.float64]:
+    """Variant minus reference on the test set, (M, N)."""
+    return values_of(candidate.variant, quantity, load) - sum(
+        weight * values_of(variant, quantity, load) for weight, variant in candidate.reference
+    )

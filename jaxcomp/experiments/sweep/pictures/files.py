@@ -1,0 +1,78 @@
+"""All pictures of a sweep in files."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from jaxcomp import storage
+from jaxcomp.experiments import drawing
+from jaxcomp.experiments.sweep.claims import Claim
+from jaxcomp.experiments.sweep.pictures.bound import BOUND_COLUMNS, bound_figure, has_bound
+from jaxcomp.experiments.sweep.pictures.details import details_figure
+from jaxcomp.experiments.sweep.pictures.limit import LIMIT_COLUMNS, has_limit, limit_figure
+from jaxcomp.experiments.sweep.pictures.overview import overview_figure
+from jaxcomp.experiments.sweep.pictures.rise import RISE_COLUMNS, has_rise, rise_figure
+from jaxcomp.experiments.sweep.smallest import SmallestNetwork
+from jaxcomp.experiments.sweep.summary import Summary, claims_of, picture_name, summarize
+
+FORMATS = ("png", "svg", "pdf")
+
+
+def save_figures(
+    table: pd.DataFrame,
+    directory: Path | str,
+    *,
+    formats: Sequence[str] = FORMATS,
+    claims: Sequence[Claim] | None = None,
+    smallest: Sequence[SmallestNetwork] = (),
+) -> list[Path]:
+    """Draw all pictures of all settings and write them; the same table gives the same bytes.
+
+    The files are `sweep`, `sweep-details`, `bound`, `predicted-rise` and `limit`, followed by the
+    setting's name if the table has several. A picture that the table has no numbers for (no bound,
+    no prediction) is left out.
+
+    Args:
+        table: as `SweepResult.table`.
+        directory: where to; it must exist.
+        formats: of png, svg, pdf.
+        claims: of all settings, to mark in the pictures.
+        smallest: of all settings, likewise.
+
+    Returns:
+        The files, in the order written.
+
+    Raises:
+        ValueError: on another format, or a table that cannot be drawn.
+        OSError: if the directory cannot be written to.
+    """
+    for form in formats:
+        if form not in FORMATS:
+            raise ValueError(f"pictures can be written as {', '.join(FORMATS)}; got {form!r}.")
+    summaries = summarize(table)
+    files: list[Path] = []
+    for summary in summaries:
+        members = claims_of(claims, summary.name, len(summaries))
+        own = next((found for found in smallest if found.setting == summary.name), None)
+        for stem, figure in _figures(summary, members, own):
+            drawing.freeze_layout(figure)
+            for form in formats:
+                file = f"{picture_name(stem, summary.name, len(summaries))}.{form}"
+                files.append(Path(directory) / file)
+                storage.write_bytes_atomic(files[-1], drawing.encoded(figure, form))
+    return files
+
+
+def _figures(
+    summary: Summary, claims: Sequence[Claim], smallest: SmallestNetwork | None
+) -> Iterator[tuple[str, Figure]]:
+    yield "sweep", overview_figure(summary, claims, smallest)
+    yield "sweep-details", details_figure(summary, claims)
+    if summary.columns.issuperset(BOUND_COLUMNS) and has_bound(summary):
+        yield "bound", bound_figure(summary)
+    if summary.columns.issuperset(RISE_COLUMNS) and has_rise(summary):
+        yield "predicted-rise", rise_figure(summary)
+    if summary.columns.issuperset(LIMIT_COLUMNS) and has_limit(summary):
+        yield "limit", limit_figure(summary)
