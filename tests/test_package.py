@@ -34,9 +34,11 @@ def test_import_is_light():
         "from jaxcomp import cli\n"
         "cli._print_help(['sweep', '--help'])\n"
         "print([name for name in ('jax', 'numpy', 'pydantic') if name in sys.modules])\n"
+        "before = set(sys.modules)\n"
         "print(jaxcomp.evaluation.metrics.__name__, jaxcomp.quantizers.kmeans.__name__)\n"
         "print(jaxcomp.compress.__module__, jaxcomp.compress is jaxcomp.compressed.compress)\n"
-        "print([name for name in sys.modules if name.startswith('jaxcomp.experiments.')])\n"
+        "new = set(sys.modules) - before\n"
+        "print([name for name in new if name.startswith('jaxcomp.experiments.')])\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

@@ -1,7 +1,57 @@
-"""Checks that the settings of every experiment share, each one sentence."""
+"""What the settings of every experiment share: how the command asks for them, and their checks.
+
+Nothing heavy is imported here or in a module of settings: `--help` reads them.
+"""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import field
+from enum import StrEnum
+from typing import Any, NamedTuple, TypeVar
+
+_Value = TypeVar("_Value")
+
+
+class Panel(StrEnum):
+    """Headings of `--help`."""
+
+    DATA = "What is learned"
+    TRAINING = "How it is trained"
+    GRID = "How it is compressed"
+    PROBLEM = "What is learned from what"
+    SIMULATION = "What is drawn"
+    PENALTIES = "How it is penalised"
+    CODES = "How it is coded"
+    RUN = "Running"
+
+
+class Option(NamedTuple):
+    """How the command asks for a setting.
+
+    Attributes:
+        help: what `--help` says.
+        panel: the heading it stands under.
+        names: of the option; none for that of the setting.
+    """
+
+    help: str
+    panel: Panel
+    names: tuple[str, ...] = ()
+
+
+def asked(default: _Value, help: str, panel: Panel, *names: str) -> _Value:
+    """Declare a setting that is an option of the command; other fields are set in Python only.
+
+    Args:
+        default: of the setting; its type and name are those of the option.
+        help: what `--help` says.
+        panel: the heading it stands under.
+        *names: of the option, such as `--models`, if it is not called as the setting.
+
+    Returns:
+        A field of a dataclass, which a type checker takes for its default.
+    """
+    return field(default=default, metadata={"option": Option(help, panel, names)})
+
 
 DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10")
 

@@ -6,12 +6,17 @@ cost as a code, what their loss is, and what theory says about both; rivals that
 penalty has switched off.
 """
 
-from jaxcomp.experiments.regularization.codes import Codes, measure_codes
-from jaxcomp.experiments.regularization.config import RegularizationConfig, Variant, preset
-from jaxcomp.experiments.regularization.results import RegularizationResult
-from jaxcomp.experiments.regularization.rounding import count_rounded_models
-from jaxcomp.experiments.regularization.run import run
-from jaxcomp.experiments.regularization.sparsity import SmallerNetwork, smaller_network
+from typing import TYPE_CHECKING
+
+from jaxcomp.experiments import lazily
+
+if TYPE_CHECKING:
+    from jaxcomp.experiments.regularization.codes import Codes, measure_codes
+    from jaxcomp.experiments.regularization.config import RegularizationConfig, Variant, preset
+    from jaxcomp.experiments.regularization.experiment import run
+    from jaxcomp.experiments.regularization.results import RegularizationResult
+    from jaxcomp.experiments.regularization.rounding import count_rounded_models
+    from jaxcomp.experiments.regularization.sparsity import SmallerNetwork, smaller_network
 
 __all__ = [
     "Codes",
@@ -25,3 +30,19 @@ __all__ = [
     "run",
     "smaller_network",
 ]
+
+__getattr__ = lazily.members(
+    __name__,
+    {
+        "Codes": "codes",
+        "RegularizationConfig": "config",
+        "RegularizationResult": "results",
+        "SmallerNetwork": "sparsity",
+        "Variant": "config",
+        "count_rounded_models": "rounding",
+        "measure_codes": "codes",
+        "preset": "config",
+        "run": "experiment",
+        "smaller_network": "sparsity",
+    },
+)

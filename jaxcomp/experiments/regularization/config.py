@@ -6,7 +6,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from jaxcomp.experiments.settings import (
     DATASETS,
     SAMPLE_SIZES,
+    Panel,
     as_tuple,
+    asked,
     check_counts,
     check_names,
     check_positive,
@@ -73,27 +75,70 @@ class RegularizationConfig:
         ValueError: when made, for a value that is not allowed.
     """
 
-    dataset: str = "digits"
-    width: float = 0.5
-    num_models: int = 8
-    train_size: int = 600
-    validation_size: int = 400
-    label_noise: float = 0.0
+    dataset: str = asked(
+        "digits",
+        "digits (in scikit-learn), mnist, fashion-mnist, cifar10. Default: digits.",
+        Panel.DATA,
+    )
+    width: float = asked(
+        0.5, "Factor on the 256 units of both hidden layers. Default: 0.5.", Panel.TRAINING
+    )
+    num_models: int = asked(
+        8,
+        "Networks for every strength; intervals are over them. Default: 8.",
+        Panel.TRAINING,
+        "--models",
+    )
+    train_size: int = asked(
+        600,
+        "Distinct training examples drawn for each network. Default: 600 on digits, 6000 on mnist.",
+        Panel.DATA,
+    )
+    validation_size: int = asked(
+        400,
+        "Examples of the validation set: strengths, temperatures and the early stop are chosen on "
+        "it; the test set is looked at once. Default: 400 on digits, 5000 on mnist.",
+        Panel.DATA,
+    )
+    label_noise: float = asked(0.0, "Fraction of wrong training labels.", Panel.DATA)
     standardize: bool = True
-    epochs: int = 60
-    batch_size: int = 20
-    learning_rate: float = 0.02
+    epochs: int = asked(60, "Passes over the sample.", Panel.TRAINING)
+    batch_size: int = asked(20, "Examples a step.", Panel.TRAINING)
+    learning_rate: float = asked(0.02, "Of SGD with momentum 0.9.", Panel.TRAINING)
     momentum: float = 0.9
-    l2: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-    l1: tuple[float, ...] = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-    dropout: tuple[float, ...] = (0.2, 0.5)
-    step: float = 1 / 128
+    l2: tuple[float, ...] = asked(
+        (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+        "Strength of l2/2 |w|^2 beside the mean loss. May be repeated; no penalty is always there. "
+        "Default: seven from 0.0001 to 0.1.",
+        Panel.PENALTIES,
+    )
+    l1: tuple[float, ...] = asked(
+        (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+        "Strength of l1 |w|, by proximal steps, which reach exact zeros. May be repeated. "
+        "Default: seven from 0.00001 to 0.01.",
+        Panel.PENALTIES,
+    )
+    dropout: tuple[float, ...] = asked(
+        (0.2, 0.5),
+        "Rate of the rival dropout. May be repeated. Default: 0.2 0.5.",
+        Panel.PENALTIES,
+    )
+    step: float = asked(
+        1 / 128,
+        "Weights are rounded to it where all networks are coded alike. Default: 1/128.",
+        Panel.CODES,
+    )
     num_steps: int = 8
     curvature_examples: int = 300
-    decimals: tuple[int, ...] = (1, 2)
-    num_problems: int = 10_000
+    decimals: tuple[int, ...] = asked(
+        (1, 2),
+        "Decimals to which solutions of drawn linear problems are rounded, to count the models "
+        "that remain. May be repeated. Default: 1 2.",
+        Panel.CODES,
+    )
+    num_problems: int = asked(10_000, "Such problems drawn. Default: 10000.", Panel.CODES)
     delta: float = 0.05
-    seed: int = 0
+    seed: int = asked(0, "Of everything random.", Panel.RUN)
 
     def __post_init__(self) -> None:
         """Sort strengths, each once, and check everything."""

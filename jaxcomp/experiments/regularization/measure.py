@@ -16,10 +16,10 @@ from jaxcomp import bounds, coding
 from jaxcomp.curvature import gauss_newton_diagonal
 from jaxcomp.evaluation import metrics
 from jaxcomp.evaluation.calibration import fit_temperature
-from jaxcomp.experiments.directory import Row
 from jaxcomp.experiments.regularization import codes
 from jaxcomp.experiments.regularization.config import RegularizationConfig, Variant
 from jaxcomp.experiments.regularization.sparsity import smaller_network
+from jaxcomp.experiments.run import Row
 from jaxcomp.experiments.samples import Samples
 from jaxcomp.numerics.units import LN2
 from jaxcomp.types import Params, PredictFn

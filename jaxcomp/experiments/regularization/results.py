@@ -17,14 +17,15 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from rich.console import Console
 
 from jaxcomp import storage
-from jaxcomp.experiments.directory import loading, read_table, seal, write_table
 from jaxcomp.experiments.drawing import own_look
 from jaxcomp.experiments.regularization import figure as pictures
 from jaxcomp.experiments.regularization.claims import Claim, claim_from_dict
-from jaxcomp.experiments.regularization.report import first_lines, report_markdown
+from jaxcomp.experiments.regularization.report import first_lines, print_report, report_markdown
 from jaxcomp.experiments.reporting import brief
+from jaxcomp.experiments.result import loading, read_table, seal, write_table
 
 NOUN = "regularization run"
 
@@ -71,6 +72,12 @@ class RegularizationResult:
     def report(self, *, with_pictures: bool = False) -> str:
         """Numbers and claims in words, as Markdown."""
         return report_markdown(self.table, self.rounding, self.claims, with_pictures=with_pictures)
+
+    def print_report(self, console: Console) -> None:
+        """Print what was found, the numbers and the claims, for a terminal."""
+        print_report(
+            self.table, self.rounding, self.claims, console=console, directory=self.directory
+        )
 
     @own_look()
     def save(self, directory: Path | str | None = None) -> list[Path]:

@@ -4,9 +4,26 @@
 elsewhere; both return a `SweepResult`. `preset` and `SweepConfig` hold the settings.
 """
 
-from jaxcomp.experiments.sweep.claims import Claim
-from jaxcomp.experiments.sweep.config import SweepConfig, preset
-from jaxcomp.experiments.sweep.results import SweepResult
-from jaxcomp.experiments.sweep.run import evaluate, run
+from typing import TYPE_CHECKING
+
+from jaxcomp.experiments import lazily
+
+if TYPE_CHECKING:
+    from jaxcomp.experiments.sweep.claims import Claim
+    from jaxcomp.experiments.sweep.config import SweepConfig, preset
+    from jaxcomp.experiments.sweep.experiment import evaluate, run
+    from jaxcomp.experiments.sweep.results import SweepResult
 
 __all__ = ["Claim", "SweepConfig", "SweepResult", "evaluate", "preset", "run"]
+
+__getattr__ = lazily.members(
+    __name__,
+    {
+        "Claim": "claims",
+        "SweepConfig": "config",
+        "SweepResult": "results",
+        "evaluate": "experiment",
+        "preset": "config",
+        "run": "experiment",
+    },
+)

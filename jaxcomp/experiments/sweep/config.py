@@ -8,12 +8,14 @@ of Bu et al. (2021) on MNIST.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, TypedDict, get_args
 
 from jaxcomp.experiments.settings import (
     DATASETS,
     SAMPLE_SIZES,
+    Panel,
     as_tuple,
+    asked,
     check_counts,
     check_names,
     check_positive,
@@ -81,34 +83,88 @@ class SweepConfig:
         seed: of everything random.
     """
 
-    dataset: tuple[str, ...] = ("digits",)
-    model: tuple[str, ...] = ("mlp",)
-    width: float = 1.0
-    dropout: float = 0.2
-    num_models: int = 5
-    train_size: int = 600
-    replacement: bool = True
-    validation_size: int = 400
-    label_noise: tuple[float, ...] = (0.0,)
-    standardize: bool = True
-    epochs: int = 25
-    batch_size: int = 10
-    learning_rate: float = 0.01
+    dataset: tuple[str, ...] = asked(
+        ("digits",),
+        "digits (in scikit-learn), mnist, fashion-mnist, cifar10. May be repeated.",
+        Panel.DATA,
+    )
+    model: tuple[str, ...] = asked(
+        ("mlp",),
+        "mlp (784-256-256-10) or vgg (3x3 convolutions, 32x32 images). May be repeated.",
+        Panel.TRAINING,
+    )
+    width: float = asked(1.0, "Factor on all hidden widths.", Panel.TRAINING)
+    dropout: float = asked(0.2, "Dropout rate of the mlp.", Panel.TRAINING)
+    num_models: int = asked(
+        5,
+        "Independent networks; intervals are over them and over the test examples.",
+        Panel.TRAINING,
+        "--models",
+    )
+    train_size: int = asked(600, "Training examples drawn for each network.", Panel.DATA)
+    replacement: bool = asked(True, "Draw them with replacement, as published.", Panel.DATA)
+    validation_size: int = asked(
+        400,
+        "Examples of the validation set: every choice and every temperature is made on it; the "
+        "test set is looked at once.",
+        Panel.DATA,
+    )
+    label_noise: tuple[float, ...] = asked(
+        (0.0,), "Fraction of wrong training labels. May be repeated.", Panel.DATA
+    )
+    standardize: bool = asked(
+        True,
+        "Pixels with the training pool's mean and deviation, as published; or in [0, 1].",
+        Panel.DATA,
+    )
+    epochs: int = asked(25, "Passes over the sample.", Panel.TRAINING)
+    batch_size: int = asked(10, "Examples a step.", Panel.TRAINING)
+    learning_rate: float = asked(0.01, "Of SGD with momentum 0.9.", Panel.TRAINING)
     momentum: float = 0.9
-    weight_decay: float = 1e-4
-    method: tuple[str, ...] = ("kmeans",)
-    allocation: tuple[str, ...] = ("equal",)
-    importance: tuple[str, ...] = ("none", "gauss_newton")
-    num_probes: int = 64
-    curvature_examples: int = 1000
-    penalty_form: tuple[str, ...] = ("monotone",)
-    diameter_penalty: tuple[float, ...] = (0.0, 0.003, 0.01, 0.05)
-    num_clusters: tuple[int, ...] = (2, 3, 4, 6, 8, 16, 32)
+    weight_decay: float = asked(1e-4, "L2 penalty.", Panel.TRAINING)
+    method: tuple[str, ...] = asked(
+        ("kmeans",),
+        "Quantizer: kmeans (Lloyd's iteration, as published), optimal (the best codebooks there "
+        "are, of all sizes from one solve), entropy_constrained (least distortion for the bits of "
+        "an entropy coder, ten rates), vector (pairs of weights). May be repeated.",
+        Panel.GRID,
+    )
+    allocation: tuple[str, ...] = asked(
+        ("equal",),
+        "How layers share the bits: equal (the same K in each) or optimal (as many bits in all, "
+        "where they lower the distortion most). May be repeated.",
+        Panel.GRID,
+    )
+    importance: tuple[str, ...] = asked(
+        ("none", "gauss_newton"),
+        "What weighs a weight's squared error in K-means: none, gauss_newton (exact curvature), "
+        "hutchinson (random probes of the Hessian; hutchinson-16 with 16), fisher (squared "
+        "gradients), adam (Adam's second moments). May be repeated.",
+        Panel.GRID,
+    )
+    num_probes: int = asked(64, "Probes of hutchinson.", Panel.GRID)
+    curvature_examples: int = asked(
+        1000, "Training examples that curvature is measured on.", Panel.GRID
+    )
+    penalty_form: tuple[str, ...] = asked(
+        ("monotone",),
+        "How the diameter of a codebook is penalised: monotone, published or linear. May be "
+        "repeated.",
+        Panel.GRID,
+    )
+    diameter_penalty: tuple[float, ...] = asked(
+        (0.0, 0.003, 0.01, 0.05),
+        "Relative strength of the diameter penalty; 0 is always there. May be repeated.",
+        Panel.GRID,
+    )
+    num_clusters: tuple[int, ...] = asked(
+        (2, 3, 4, 6, 8, 16, 32), "Codebook size K of every layer. May be repeated.", Panel.GRID
+    )
     num_iterations: int = 100
     num_bins: int = 4096
     baselines: bool = True
     controls: bool = True
-    seed: int = 0
+    seed: int = asked(0, "Of everything random.", Panel.RUN)
 
     def __post_init__(self) -> None:
         """Turn single values into tuples, sort what has an order, and check everything."""
@@ -144,6 +200,39 @@ class SweepConfig:
                 f"unknown sweep settings {unknown}; this version knows {sorted(known)}."
             )
         return cls(**values)
+
+
+class GridSettings(TypedDict, total=False):
+    """The fields of `SweepConfig` that also speak of a network which was trained elsewhere."""
+
+    method: Sequence[str] | str
+    allocation: Sequence[str] | str
+    importance: Sequence[str] | str
+    num_probes: int
+    curvature_examples: int
+    penalty_form: Sequence[str] | str
+    diameter_penalty: Sequence[float] | float
+    num_clusters: Sequence[int] | int
+    num_iterations: int
+    num_bins: int
+    baselines: bool
+    controls: bool
+    seed: int
+
+
+def grid_config(settings: GridSettings) -> SweepConfig:
+    """Check settings for a network that was trained elsewhere.
+
+    Raises:
+        TypeError: for an unknown name.
+        ValueError: for a value that is not allowed.
+    """
+    unknown = sorted(set(settings) - set(GridSettings.__annotations__))
+    if unknown:
+        known = sorted(GridSettings.__annotations__)
+        raise TypeError(f"unknown settings {unknown}; known are {known}.")
+    values: dict[str, Any] = dict(settings)
+    return SweepConfig(**values)
 
 
 @dataclass(frozen=True)

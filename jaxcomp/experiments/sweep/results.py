@@ -13,18 +13,17 @@ A run directory holds, each file written whole or not at all::
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from rich.console import Console
 
 from jaxcomp import storage
-from jaxcomp.experiments.directory import RunDirectory, loading, read_table, seal, write_table
 from jaxcomp.experiments.drawing import own_look
 from jaxcomp.experiments.reporting import brief
-from jaxcomp.experiments.reproducibility import key_from_plain, key_to_plain
+from jaxcomp.experiments.result import loading, read_table, seal, write_table
 from jaxcomp.experiments.sweep import plots
 from jaxcomp.experiments.sweep.claims import (
     Claim,
@@ -33,89 +32,18 @@ from jaxcomp.experiments.sweep.claims import (
     claims_table,
     smallest_from_dict,
 )
-from jaxcomp.experiments.sweep.codebooks import Codebooks
 from jaxcomp.experiments.sweep.engine import Network, Subject, change
 from jaxcomp.experiments.sweep.overview import plot_sweep
-from jaxcomp.experiments.sweep.report import headlines, report_markdown
+from jaxcomp.experiments.sweep.report import headlines, print_report, report_markdown
+from jaxcomp.experiments.sweep.stored import read_network
 from jaxcomp.experiments.sweep.summary import rows_where, variant_means
 from jaxcomp.experiments.sweep.variants import Variant
 from jaxcomp.numerics.transformations import all_transfers
-from jaxcomp.trees.description import (
-    array_of_dtype,
-    describe_tree,
-    dtype_name,
-    plain_array,
-    rebuild_tree,
-)
+from jaxcomp.trees.description import rebuild_tree
 from jaxcomp.trees.paths import leaves_by_path
 from jaxcomp.types import Params
 
-
-class SweepDirectory(RunDirectory):
-    """The files of a sweep: finished chunks of variants, networks, and their codebooks."""
-
-    noun = "sweep"
-    folders = ("variants", "networks", "codebooks")
-
-    def __init__(self, path: Path | None, settings: dict[str, Any], *, resume: bool = True):
-        super().__init__(path, settings, resume=resume)
-        self.networks: dict[tuple[str, int], Network] = {}
-
-    def forget(self, name: str) -> None:
-        """Forget the results of one network."""
-        if self.path is not None:
-            for file in (
-                f"variants/{name}-*.json",
-                f"networks/{name}.npz",
-                f"codebooks/{name}.npz",
-            ):
-                for found in self.path.glob(file):
-                    found.unlink()
-
-    def load_codebooks(self, name: str, subject: Subject) -> Codebooks | None:
-        """Codebooks of a network if both were stored, are intact and it is the same network.
-
-        Otherwise its results are forgotten: with other versions or on another machine training
-        may end elsewhere, and rows of two networks must not meet under one name.
-        """
-        if self.path is None:
-            return None
-        try:
-            stored, _ = storage.load_arrays(self.path / "networks" / f"{name}.npz")
-            codebooks = read_codebooks(self.path / "codebooks" / f"{name}.npz")
-        except ValueError:
-            stored, codebooks = {}, None
-        now = {place: plain_array(leaf) for place, leaf in _network_leaves(subject).items()}
-        if stored.keys() == now.keys() and all(
-            array.dtype == now[place].dtype and array.tobytes() == now[place].tobytes()
-            for place, array in stored.items()
-        ):
-            return codebooks
-        self.forget(name)
-        return None
-
-    def save_network(self, setting: str, name: str, network: Network) -> None:
-        """Write a network and its codebooks."""
-        subject = network.subject
-        if self.path is None:
-            return
-        leaves = _network_leaves(subject)
-        storage.save_arrays(
-            self.path / "networks" / f"{name}.npz",
-            {place: plain_array(leaf) for place, leaf in leaves.items()},
-            {
-                "setting": setting,
-                "model_seed": subject.model_seed,
-                "layers": list(subject.layers),
-                "stacks": [list(stack) for stack in subject.stacks],
-                "structure": describe_tree(subject.as_given(subject.params)),
-                "last_layer": subject.last_layer,
-                "refreshed": subject.refresh_fn is not None,
-                "key": key_to_plain(network.key),
-                "dtypes": {place: dtype_name(leaf) for place, leaf in leaves.items()},
-            },
-        )
-        storage.save_arrays(self.path / "codebooks" / f"{name}.npz", *network.codebooks.to_arrays())
+NOUN = "sweep"
 
 
 @dataclass(repr=False)
@@ -257,6 +185,12 @@ class SweepResult:
         """What was found, the numbers and the claims, as Markdown."""
         return report_markdown(self.table, self.claims, self.smallest, with_pictures=with_pictures)
 
+    def print_report(self, console: Console) -> None:
+        """Print what was found, the numbers and the claims, for a terminal."""
+        print_report(
+            self.table, self.claims, self.smallest, console=console, directory=self.directory
+        )
+
     @own_look()
     def save(self, directory: Path | str | None = None) -> list[Path]:
         """Write tables, claims, report and pictures; return the files."""
@@ -297,11 +231,11 @@ class SweepResult:
             ValueError: if the directory holds no finished run or a file is damaged.
         """
         folder = Path(directory)
-        with loading(folder, SweepDirectory.noun) as manifest:
+        with loading(folder, NOUN) as manifest:
             told = storage.read_json(folder / "claims.json")
             networks = {}
             for file in sorted((folder / "networks").glob("*.npz")):
-                network, setting = _read_network(file, folder / "codebooks" / file.name)
+                network, setting = read_network(file, folder / "codebooks" / file.name)
                 networks[setting, network.subject.model_seed] = network
             table = read_table(folder / "table.parquet")
             if set(zip(table["setting"], table["model_seed"], strict=True)) - set(networks):
@@ -353,49 +287,3 @@ def variant_of(row: Mapping[Hashable, Any]) -> Variant:
         row["layer"] if isinstance(row.get("layer"), str) else "",
         row.get("allocation", "equal"),
     )
-
-
-def _network_leaves(subject: Subject) -> dict[str, Any]:
-    """All arrays of a network by the names they are stored under."""
-    trees = {"params": subject.params, "early_stopped": subject.early_stopped}
-    return {
-        f"{root}/{path}": leaf
-        for root, tree in trees.items()
-        if tree is not None
-        for path, leaf in leaves_by_path(tree).items()
-    }
-
-
-def read_codebooks(file: Path) -> Codebooks:
-    """Codebooks from a file; a damaged one is a `ValueError`."""
-    return Codebooks.from_arrays(*storage.load_arrays(file))
-
-
-def _read_network(file: Path, codebooks: Path) -> tuple[Network, str]:
-    arrays, metadata = storage.load_arrays(file)
-    # Leaves by path are a tree of these paths; `as_given` makes it the one that was stored.
-    trees = {"params": {}, "early_stopped": {}}
-    for name, array in arrays.items():
-        root, _, path = name.partition("/")
-        trees[root][path] = array_of_dtype(array, metadata["dtypes"][name])
-    subject = Subject(
-        predict_fn=_no_predict_fn,
-        params=trees["params"],
-        layers=tuple(metadata["layers"]),
-        stacks=tuple((path, axis) for path, axis in metadata["stacks"]),
-        as_given=partial(rebuild_tree, metadata["structure"]),
-        early_stopped=trees["early_stopped"] or None,
-        last_layer=metadata["last_layer"],
-        refresh_fn=_no_refresh_fn if metadata["refreshed"] else None,
-        model_seed=metadata["model_seed"],
-    )
-    key = key_from_plain(metadata["key"])
-    return Network(subject, read_codebooks(codebooks), key), metadata["setting"]
-
-
-def _no_predict_fn(params: Params, inputs: Any) -> Any:
-    raise ValueError("a stored network has no predict_fn: use its parameters with your own.")
-
-
-def _no_refresh_fn(params: Params, inputs: Any) -> Any:
-    raise ValueError("a stored network has no refresh_fn: use its parameters with your own.")

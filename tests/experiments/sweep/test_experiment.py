@@ -1,6 +1,5 @@
 """The main job end to end on a small scale: table, resume, networks back, own models."""
 
-import importlib
 import json
 import math
 import shutil
@@ -14,12 +13,9 @@ from sklearn.datasets import load_digits
 
 from jaxcomp import storage
 from jaxcomp.experiments import sweep
-from jaxcomp.experiments.sweep import codebooks, engine, plots
+from jaxcomp.experiments.sweep import codebooks, engine, experiment, plots, scoring
 from jaxcomp.experiments.sweep.config import SweepConfig
 from jaxcomp.experiments.sweep.report import report_markdown
-
-# The package gives the function its module's name.
-run_module = importlib.import_module("jaxcomp.experiments.sweep.run")
 
 CONFIG = SweepConfig(
     width=0.125,
@@ -170,7 +166,7 @@ def test_claims_see_the_losses_of_the_table(finished, cache, monkeypatch, varian
         seen["losses"] = losses(variant)
         return []
 
-    monkeypatch.setattr(run_module, "evaluate_claims", peek)
+    monkeypatch.setattr(scoring, "evaluate_claims", peek)
     sweep.run(CONFIG, cache_dir=cache, quiet=True)
     rows = result.table[result.table["variant"] == variant]
     for column, matrix in (
@@ -218,7 +214,7 @@ def test_files_are_all_there_and_agree(finished):
 
 def test_a_finished_run_is_read_back(finished, cache, monkeypatch):
     out, result = finished
-    monkeypatch.setattr(run_module, "_train", None)  # nothing is trained or scored again
+    monkeypatch.setattr(experiment, "trained_subjects", None)  # nothing is trained or scored again
     again = sweep.run(CONFIG, out=out, cache_dir=cache, quiet=True)
     pd.testing.assert_frame_equal(again.table, result.table)
     assert again.claims == result.claims
@@ -480,9 +476,9 @@ def test_results_of_an_own_network_resume_and_keep_its_structure(own_network, tm
 def test_axes_take_one_value_or_several(own_network, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        run_module, "_sweep", lambda _, __, ___, variants, *____: seen.append(variants)
+        experiment, "score_setting", lambda _, __, ___, variants, *____: seen.append(variants)
     )
-    monkeypatch.setattr(run_module, "_finish", lambda *_: None)
+    monkeypatch.setattr(experiment, "_result", lambda *_: None)
     one = {"importance": "none", "num_clusters": 4, "diameter_penalty": 0.05}
     _evaluate(own_network, **one, penalty_form="linear", sensitivity_clusters=2)
     several = {name: [value] for name, value in one.items()}

@@ -5,22 +5,25 @@ cache, so that nothing finished is computed twice, and the results are the same 
 """
 
 import time
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 import pandas as pd
 
+from jaxcomp import storage
 from jaxcomp.coding.ans import stream_module
 from jaxcomp.experiments import networks
 from jaxcomp.experiments.caches import network_cache
-from jaxcomp.experiments.directory import Row, RunDirectory
 from jaxcomp.experiments.regularization.claims import add_differences, evaluate_claims
 from jaxcomp.experiments.regularization.config import RegularizationConfig, Variant
 from jaxcomp.experiments.regularization.measure import Measured, measure
 from jaxcomp.experiments.regularization.results import NOUN, RegularizationResult
 from jaxcomp.experiments.regularization.rounding import PENALTIES, count_rounded_models
 from jaxcomp.experiments.reproducibility import random_key
+from jaxcomp.experiments.run import Row, Rows, Run
 from jaxcomp.experiments.samples import Samples, draw_samples
 from jaxcomp.numerics.transformations import all_transfers
 from jaxcomp.progress import Progress, Report
@@ -30,22 +33,33 @@ from jaxcomp.types import Params, PredictFn
 _ROUNDING = 1
 
 
-class RegularizationDirectory(RunDirectory):
-    """The files of a run: rows and test losses of finished variants."""
+FOLDERS = ("variants", "losses")
 
-    noun = NOUN
-    folders = ("variants", "losses")
 
-    def load(self, variant: Variant, num_models: int) -> Measured | None:
+@dataclass(frozen=True)
+class StoredVariant:
+    """How a measured variant is kept: rows, and test losses in `losses/NAME.npz`."""
+
+    variant: Variant
+    num_models: int
+
+    def read(self, folder: Path, name: str) -> Measured | None:
         """A finished variant; None if a part is missing or damaged."""
-        rows = self.load_rows(variant.id, [variant.id] * num_models)
-        losses = self.load_arrays("losses", variant.id)
-        return None if rows is None or losses is None else Measured(rows, losses)
+        rows = self._rows.read(folder, name)
+        try:
+            losses, _ = storage.load_arrays(folder / "losses" / f"{name}.npz")
+        except ValueError:
+            return None
+        return None if rows is None else Measured(rows, losses)
 
-    def save(self, variant: Variant, measured: Measured) -> None:
+    def write(self, folder: Path, name: str, value: Measured) -> None:
         """Write a finished variant."""
-        self.save_arrays("losses", variant.id, measured.losses)
-        self.save_rows(variant.id, measured.rows)
+        storage.save_arrays(folder / "losses" / f"{name}.npz", value.losses)
+        self._rows.write(folder, name, value.rows)
+
+    @property
+    def _rows(self) -> Rows:
+        return Rows([self.variant.id] * self.num_models)
 
 
 @all_transfers
@@ -79,50 +93,41 @@ def run(
         ValueError: on data that are missing or do not fit, an unusable `out`, or a network whose
             loss stops being finite.
     """
-    started = time.perf_counter()
     stream_module()  # before anything is trained
-    path = None if out is None else Path(out)
-    with RegularizationDirectory(path, config.to_dict(), resume=resume) as directory:
-        if (result := directory.finished(RegularizationResult.load)) is not None:
+    with Run(
+        out, config.to_dict(), noun=NOUN, folders=("variants", "losses"), resume=resume
+    ) as run:
+        if (result := run.finished(RegularizationResult.load)) is not None:
             return result
-        directory.describe()
+        run.describe()
         with Progress(quiet=quiet) as progress:
-            variants = config.variants()
-            measured = _measure_all(
-                config, variants, directory, progress, data_dir, download, cache_dir
-            )
-            rounding = _count_rounded(config, directory)
-        table = pd.DataFrame([row for part in measured for row in part.rows])
+            measured = _measure_all(config, run, progress, data_dir, download, cache_dir)
+            rounding = _count_rounded(config, run)
+        table = pd.DataFrame([row for part in measured.values() for row in part.rows])
         table.insert(0, "dataset", config.dataset)
-        losses = {variant.id: part.losses for variant, part in zip(variants, measured, strict=True)}
+        losses = {variant.id: part.losses for variant, part in measured.items()}
         table = add_differences(table, losses)
         claims = evaluate_claims(table, losses)
-        times = directory.manifest["times"]
-        times["last session seconds"] = round(time.perf_counter() - started, 3)
-        result = RegularizationResult(
-            table, pd.DataFrame(rounding), claims, directory.manifest, directory.path
-        )
-        if directory.path is not None:
-            result.save()
-        directory.finish()
+        result = RegularizationResult(table, pd.DataFrame(rounding), claims, run.manifest, run.path)
+        run.finish(result)
         return result
 
 
 def _measure_all(
     config: RegularizationConfig,
-    variants: list[Variant],
-    directory: RegularizationDirectory,
+    run: Run,
     progress: Progress,
     data_dir: Path | str | None,
     download: bool,
     cache_dir: Path | str | None,
-) -> list[Measured]:
-    """Measure every variant, or take it from the directory."""
+) -> dict[Variant, Measured]:
+    """Measure every variant, or take it from the run; without data if all are there."""
+    parts = {variant: StoredVariant(variant, config.num_models) for variant in config.variants()}
+    found = {variant: run.find(variant.id, part) for variant, part in parts.items()}
+    finished = {variant: part for variant, part in found.items() if part is not None}
+    if len(finished) == len(parts):
+        return finished
     started = time.perf_counter()
-    found = [directory.load(variant, config.num_models) for variant in variants]
-    measured = [part for part in found if part is not None]
-    if len(measured) == len(variants):
-        return measured
     samples = draw_samples(
         config.dataset,
         data_dir=data_dir,
@@ -136,21 +141,22 @@ def _measure_all(
         standardize=config.standardize,
         seed=config.seed,
     )
-    if not directory.is_made_from(config.dataset, samples.fingerprint):
-        directory.discard()
-        found = [None] * len(variants)
-    report = progress.task("training networks", 1)
-    trained = _train(config, variants, samples, network_cache(cache_dir), report)
-    directory.manifest["times"]["training seconds"] = round(time.perf_counter() - started, 3)
-    report = progress.task("coding and measuring", len(variants))
-    measured = []
-    for place, variant in enumerate(variants):
-        part = found[place]
-        if part is None:
-            part = measure(*trained[variant], variant, samples, config)
-            directory.save(variant, part)
-        measured.append(part)
-        report(place + 1, len(variants), variant.label)
+    if not run.is_made_from(config.dataset, samples.fingerprint):
+        run.discard()
+    trained = _train(
+        config,
+        list(parts),
+        samples,
+        network_cache(cache_dir),
+        progress.task("training networks", 1),
+    )
+    run.manifest["times"]["training seconds"] = round(time.perf_counter() - started, 3)
+    report = progress.task("coding and measuring", len(parts))
+    measured: dict[Variant, Measured] = {}
+    for place, (variant, like) in enumerate(parts.items(), start=1):
+        compute = partial(measure, *trained[variant], variant, samples, config)
+        measured[variant] = run.part(variant.id, compute, like)
+        report(place, len(parts), variant.label)
     return measured
 
 
@@ -239,15 +245,17 @@ def _slice(variables: Params, own: slice) -> Params:
     return jax.tree.map(lambda leaf: leaf[own], variables)
 
 
-def _count_rounded(config: RegularizationConfig, directory: RegularizationDirectory) -> list[Row]:
+def _count_rounded(config: RegularizationConfig, run: Run) -> list[Row]:
+    """Count the models that rounding leaves, or take the counts from the run."""
     names = [f"{penalty:g}-{n}" for penalty in PENALTIES for n in config.decimals]
-    rows = directory.load_rows("rounding", names)
-    if rows is None:
+
+    def count() -> list[Row]:
         counted = count_rounded_models(
             jax.random.fold_in(random_key(config.seed), _ROUNDING),
             decimals=config.decimals,
             num_problems=config.num_problems,
         )
-        rows = [{"variant": name, **row} for name, row in zip(names, counted, strict=True)]
-        directory.save_rows("rounding", rows)
+        return [{"variant": name, **row} for name, row in zip(names, counted, strict=True)]
+
+    rows = run.part("rounding", count, Rows(names))
     return [{k: v for k, v in row.items() if k != "variant"} for row in rows]

@@ -1,6 +1,5 @@
 """The experiment end to end on a small scale: numbers against NumPy, resume, files, the command."""
 
-import importlib
 import json
 import math
 import shutil
@@ -16,10 +15,12 @@ from typer.testing import CliRunner
 from jaxcomp.cli import app
 from jaxcomp.curvature import gauss_newton_diagonal
 from jaxcomp.experiments import regularization, sweep
-from jaxcomp.experiments.regularization import RegularizationConfig, RegularizationResult, figure
-
-# The package gives the function its module's name.
-run_module = importlib.import_module("jaxcomp.experiments.regularization.run")
+from jaxcomp.experiments.regularization import (
+    RegularizationConfig,
+    RegularizationResult,
+    experiment,
+    figure,
+)
 
 CONFIG = RegularizationConfig(
     width=1 / 16,
@@ -60,9 +61,9 @@ def finished(tmp_path_factory, cache, one_format):
         return measure(predict_fn, variables, variant, samples, config)
 
     out = tmp_path_factory.mktemp("runs") / "first"
-    measure = run_module.measure
+    measure = experiment.measure
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "measure", remember)
+        patch.setattr(experiment, "measure", remember)
         result = regularization.run(CONFIG, out=out, cache_dir=cache, quiet=True)
     return out, result, seen
 
@@ -180,7 +181,7 @@ def test_what_each_kind_of_variant_is(finished):
 
 def test_a_finished_run_is_read_back(finished, cache, monkeypatch):
     out, result, _ = finished
-    monkeypatch.setattr(run_module, "draw_samples", None)  # nothing is trained or measured again
+    monkeypatch.setattr(experiment, "draw_samples", None)  # nothing is trained or measured again
     again = regularization.run(CONFIG, out=out, cache_dir=cache, quiet=True)
     pd.testing.assert_frame_equal(again.table, result.table)
     assert again.claims == result.claims
@@ -190,7 +191,7 @@ def test_a_finished_run_is_read_back(finished, cache, monkeypatch):
 @pytest.mark.usefixtures("no_pictures")
 def test_an_interrupted_run_continues_to_the_same_bytes(finished, tmp_path, cache, monkeypatch):
     out, _, _ = finished
-    measure, calls = run_module.measure, []
+    measure, calls = experiment.measure, []
 
     def dies_at_every_fourth(*arguments):
         calls.append(arguments[2].id)
@@ -198,7 +199,7 @@ def test_an_interrupted_run_continues_to_the_same_bytes(finished, tmp_path, cach
             raise KeyboardInterrupt
         return measure(*arguments)
 
-    monkeypatch.setattr(run_module, "measure", dies_at_every_fourth)
+    monkeypatch.setattr(experiment, "measure", dies_at_every_fourth)
     interruptions = 0
     while True:
         try:

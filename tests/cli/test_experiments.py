@@ -1,32 +1,17 @@
-"""The command: help that teaches, one sentence for what cannot be done, and a run that survives."""
+"""The commands: a sweep and its pictures, what they refuse, and a run that survives."""
 
 import json
 import math
-import os
-import re
-import shlex
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import jax
 import pytest
-from typer.testing import CliRunner
+from command_line import SMALL, assert_one_sentence, environment, invoke
 
-import jaxcomp
-from jaxcomp import cli
-from jaxcomp.cli import app
-from jaxcomp.experiments.directory import FORMAT_VERSION
+from jaxcomp.experiments.run import FORMAT_VERSION
 from jaxcomp.experiments.sweep import engine
-
-SMALL = [
-    "sweep", "--models", "2", "--epochs", "2", "--width", "0.0625", "--train-size", "100",
-    "--validation-size", "50", "--num-clusters", "2", "--num-clusters", "8",
-    "--diameter-penalty", "0.01", "--num-probes", "2", "--importance", "none", "--quiet",
-]  # fmt: skip
-
 
 # Stops that a test can hit: a checkpoint after every step, and many small chunks of variants.
 SLICED = """
@@ -47,23 +32,6 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "MAX_CHUNK_VARIANTS", 4)  # one program for all tests
 
 
-def invoke(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def test_help_teaches():
-    top, sweep = invoke("--help"), invoke("sweep", "--help")
-    assert top.exit_code == sweep.exit_code == 0
-    assert "jaxcomp sweep" in top.stdout
-    for option in (
-        "--preset", "--dataset", "--data-dir", "--model", "--importance", "--penalty-form",
-        "--num-clusters", "--diameter-penalty", "--models", "--train-size", "--label-noise",
-        "--epochs", "--seed", "--out", "--resume", "--device", "--method", "--allocation",
-    ):  # fmt: skip
-        assert option in sweep.stdout
-    assert "Ctrl-C" in sweep.stdout
-
-
 def test_a_sweep_and_its_pictures_again(tmp_path):
     out = tmp_path / "run"
     first = invoke(*SMALL, "--out", out)
@@ -82,14 +50,6 @@ def test_a_sweep_and_its_pictures_again(tmp_path):
     other = invoke(*SMALL, "--seed", "1", "--out", out)
     assert other.exit_code == 2
     assert "belongs to other settings: seed (0 there, 1 now)" in other.stderr
-
-
-def assert_one_sentence(result, message):
-    code = result.returncode if hasattr(result, "returncode") else result.exit_code
-    assert code == 2
-    assert re.search(message, result.stderr), result.stderr
-    assert "Traceback" not in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -117,84 +77,6 @@ def assert_one_sentence(result, message):
 def test_what_cannot_be_done_is_one_sentence_and_code_2(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert_one_sentence(invoke(*arguments), message)
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "message"),
-    [
-        (
-            "JAX_PLATFORMS",
-            "cuda",
-            "JAX has none of the devices .* JAX_PLATFORMS names, 'cuda'",
-        ),
-        ("JAX_PLATFORMS", "nonsense", "JAX_PLATFORMS names, 'nonsense' .*; unset it, or use"),
-        ("MPLBACKEND", "nonsense", "backend 'nonsense' that the environment variable MPLBACKEND"),
-    ],
-)
-def test_what_is_not_there_is_found_at_the_start(variable, value, message, tmp_path):
-    if any(found.platform == "gpu" for found in jax.devices()):
-        value = value.replace("cuda", "tpu")
-        message = message.replace("cuda", "tpu")
-    result = _run("-m", "jaxcomp", *SMALL, "--out", tmp_path / "run", **{variable: value})
-    assert_one_sentence(result, message)
-    assert not (tmp_path / "run").exists()
-
-
-def test_the_version():
-    result = _run("-m", "jaxcomp", "--version")
-    assert (result.returncode, result.stdout) == (0, f"jaxcomp {jaxcomp.__version__}\n")
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["sweep", "--help"], ["plot", "-h"]])
-def test_help_is_that_of_typer_without_its_checks(arguments, capsys):
-    cli.main(arguments)
-    expected = CliRunner().invoke(app, arguments, prog_name="jaxcomp").stdout
-    assert capsys.readouterr().out.split() == expected.split()
-
-
-def test_a_report_is_printed_whatever_reads_it():
-    code = (
-        "import sys\n"
-        "from pathlib import Path\n"
-        "from jaxcomp import cli\n"
-        "cli._print_help = lambda arguments: True\n"  # only what goes before
-        "cli.main([])\n"
-        "folder = Path(sys.argv[1])\n"
-        "try:\n"
-        "    with cli._printing(folder) as console:\n"
-        "        for _ in range(2000):\n"
-        "            console.print('\\u2500', folder, '\\udcff')\n"
-        "except ValueError as error:\n"
-        "    sys.exit(f'{error}')\n"
-    )
-    folder = "gr\u00f6\u00dfe-\u65e5\u672c"
-    told = _run("-c", code, folder, PYTHONIOENCODING="ascii", PYTHONUTF8="1")
-    assert told.returncode == 0, told.stderr
-    assert told.stdout.splitlines()[-1] == r"\u2500 gr\xf6\xdfe-\u65e5\u672c \udcff"
-    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} DIR"
-    for reader, expected in (("| head -1", 0), (">&-", 0), ("> /dev/full", 1)):
-        if os.name != "posix" or ("full" in reader and not Path("/dev/full").exists()):
-            continue
-        piped = subprocess.run(
-            ["bash", "-c", f"set -o pipefail; {command} {reader}"],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=_environment() | {"PYTHONUTF8": "1"},
-        )
-        assert piped.returncode == expected, (reader, piped.stderr)
-        told = "the report could not be printed (No space left on device); it is in DIR.\n"
-        assert piped.stderr == (told if expected else "")
-
-
-@pytest.mark.parametrize("device", ["gpu", "tpu"])
-def test_a_device_that_is_not_there(device, tmp_path):
-    if any(found.platform == device for found in jax.devices()):
-        device = {"gpu": "tpu", "tpu": "gpu"}[device]
-    # Choosing a device is for the whole process.
-    result = _run("-m", "jaxcomp.cli", *SMALL, "--device", device, "--out", tmp_path / "run")
-    assert_one_sentence(result, f"no {device} was found.*; use --device cpu, or install")
-    assert not (tmp_path / "run").exists()
 
 
 def _idx(*shape, values=b"", magic=b"\0\0\x08"):
@@ -262,25 +144,6 @@ def test_output_directories_that_cannot_be_used(tmp_path):
     assert_one_sentence(invoke(*SMALL, "--out", tmp_path), told)
 
 
-@pytest.mark.parametrize("missing", ["typer", "pandas"])
-def test_without_the_packages_of_the_command(missing):
-    absent = "import sys; sys.meta_path.insert(0, Absent())"
-    finder = (
-        "class Absent:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        f"        if name == {missing!r}:\n"
-        "            raise ModuleNotFoundError(f'No module named {name!r}')\n"
-    )
-    code = f"{finder}{absent}\nfrom jaxcomp import cli\ncli.main(['sweep'])"
-    assert_one_sentence(_run("-c", code), r"pip install 'jaxcomp\[sweep\]'")
-
-
-def test_usage_errors_are_code_2():
-    assert invoke("sweep", "--preset", "slow").exit_code == 2
-    assert invoke("sweep", "--num-clusters", "many").exit_code == 2
-    assert invoke("squeeze").exit_code == 2
-
-
 def test_a_loss_that_is_not_finite_is_said(tmp_path):
     result = invoke(*SMALL, "--learning-rate", "1e12", "--out", tmp_path / "run")
     assert_one_sentence(result, "loss of model 0.* is not finite in epoch 1 of 2; choose a learn")
@@ -300,16 +163,6 @@ def test_methods_and_allocations_reach_the_sweep(monkeypatch, tmp_path):
     assert_one_sentence(invoke(*SMALL, *arguments, "--out", tmp_path / "run"), "enough")
     assert seen[0].method == ("optimal", "entropy_constrained", "vector")
     assert seen[0].allocation == ("equal", "optimal")
-
-
-def test_ctrl_c_says_how_to_go_on(monkeypatch, tmp_path):
-    def pressed(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("jaxcomp.experiments.sweep.run", pressed)
-    result = invoke(*SMALL, "--out", tmp_path / "run")
-    assert result.exit_code == 130
-    assert result.stderr == "stopped; the same command goes on from here.\n"
 
 
 def test_a_run_killed_in_training_and_in_scoring_continues_to_the_same_table(tmp_path, monkeypatch):
@@ -335,7 +188,7 @@ def _kill_when(condition, *arguments):
         [sys.executable, "-c", SLICED, *SMALL, *map(str, arguments)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=_environment(),
+        env=environment(),
     )
     try:
         while not condition():
@@ -344,17 +197,3 @@ def _kill_when(condition, *arguments):
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-
-
-def _environment():
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-
-
-def _run(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=_environment() | environment,
-    )

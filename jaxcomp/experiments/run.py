@@ -1,21 +1,19 @@
-"""The directory of one run: its manifest, its finished parts, and whose they are.
+"""One run: its directory, its manifest, its finished parts, and whose they are.
 
 Each file is written whole or not at all, so that a run that is killed goes on from its finished
 parts. A directory belongs to one set of settings, and its parts to what else shaped them (versions,
-device, options of JAX, data): others are refused, or forgotten. One run at a time has it.
+device, options of JAX, data): others are refused, or forgotten. One run at a time has it, so that
+no part is ever computed by two.
 """
 
-import contextlib
-import io
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self, TypeAlias, TypeVar
-
-import numpy as np
-import pandas as pd
+from typing import Any, Protocol, Self, TypeAlias, TypeVar
 
 from jaxcomp import storage
 from jaxcomp.experiments.reproducibility import environment
@@ -26,21 +24,71 @@ FORMAT_VERSION = 2
 """Of everything in a run directory; goes up when a file, a column or a setting changes its name."""
 
 Row: TypeAlias = dict[str, Any]
-_Result = TypeVar("_Result")
+_Value = TypeVar("_Value")
 
 
 # What systems and their programs put into every folder; hidden files are theirs too.
 _NOT_FOREIGN = {"thumbs.db", "desktop.ini", "lost+found", "@eadir"}
 
 
-class RunDirectory:
-    """The files of one run; with `path` None everything stays in memory.
+class Kept(Protocol[_Value]):
+    """How a part is kept in files, and which stored one is the right one."""
+
+    def read(self, folder: Path, name: str) -> _Value | None:
+        """The stored part; None if it is not there, damaged, or not the right one."""
+        ...
+
+    def write(self, folder: Path, name: str, value: _Value) -> None:
+        """Write the part, each file whole or not at all."""
+        ...
+
+
+class Saved(Protocol):
+    """A result that writes its own files."""
+
+    def save(self) -> Any:
+        """Write them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A part that is rows of a table, in `variants/NAME.json`; NaN is null there.
+
+    Attributes:
+        variants: what the rows are about, in their order.
+    """
+
+    variants: Sequence[str]
+
+    def read(self, folder: Path, name: str) -> list[Row] | None:
+        """The rows, or None if they are missing, damaged or of other variants."""
+        if not (file := folder / "variants" / f"{name}.json").exists():
+            return None
+        try:
+            rows = storage.read_json(file)["rows"]
+        except (ValueError, KeyError, TypeError):
+            return None
+        if [row.get("variant") for row in rows] != list(self.variants):
+            return None
+        return [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
+
+    def write(self, folder: Path, name: str, value: Sequence[Row]) -> None:
+        """Write the rows."""
+        plain = [{k: _none_if_nan(v) for k, v in row.items()} for row in value]
+        storage.write_json(folder / "variants" / f"{name}.json", {"rows": plain})
+
+
+class Run:
+    """One run of an experiment; with `path` None everything stays in memory.
 
     Use it in a `with` block: until its end no other run can have the directory.
 
     Args:
         path: directory, made if it is not there.
         settings: plain values that decide the results; a directory of other settings is refused.
+        noun: what messages call such a run, and its manifest.
+        folders: where its finished parts are.
         resume: whether finished parts of the same run are used.
 
     Attributes:
@@ -51,13 +99,19 @@ class RunDirectory:
             version of the format, holds other files, or another run has it at this moment.
     """
 
-    noun: ClassVar[str] = "run"
-    """What messages call it."""
-    folders: ClassVar[tuple[str, ...]] = ("variants",)
-    """Where its finished parts are."""
-
-    def __init__(self, path: Path | None, settings: dict[str, Any], *, resume: bool = True):
-        self.path = path
+    def __init__(
+        self,
+        path: Path | str | None,
+        settings: dict[str, Any],
+        *,
+        noun: str = "run",
+        folders: Sequence[str] = ("variants",),
+        resume: bool = True,
+    ):
+        self.path: Path | None = None
+        self.noun = noun
+        self.folders = tuple(folders)
+        self._started = time.perf_counter()
         self._lock: storage.FolderLock | None = None
         self.manifest: dict[str, Any] = {
             "kind": self.noun,
@@ -117,7 +171,7 @@ class RunDirectory:
         """Whether an earlier call wrote all results."""
         return self.path is not None and self.manifest["status"] == "finished"
 
-    def finished(self, load: Callable[[Path], _Result]) -> _Result | None:
+    def finished(self, load: Callable[[Path], _Value]) -> _Value | None:
         """A finished run as its files tell it; None if it is not finished, or a file is damaged.
 
         In that case what is intact, such as finished parts, is used again.
@@ -156,50 +210,53 @@ class RunDirectory:
             self.save_manifest()
         return is_same
 
+    def part(self, name: str, compute: Callable[[], _Value], like: Kept[_Value]) -> _Value:
+        """Return a part of the run: as it is stored, else computed and stored.
+
+        Parts that were made from another one of the same name are forgotten: theirs go on from its
+        name with a dash.
+
+        Args:
+            name: of its files.
+            compute: makes it.
+            like: how it is kept, and which stored one is the right one.
+        """
+        found = self.find(name, like)
+        if found is None:
+            self.forget(name)
+            found = compute()
+            if self.path is not None:
+                like.write(self.path, name, found)
+        return found
+
+    def find(self, name: str, like: Kept[_Value]) -> _Value | None:
+        """A stored part; None if it is not there, damaged, or not the right one."""
+        return None if self.path is None else like.read(self.path, name)
+
+    def forget(self, name: str) -> None:
+        """Forget a part and those made from it, whose names go on from its own with a dash."""
+        self._remove(lambda stem: stem == name or stem.startswith(f"{name}-"))
+
     def discard(self) -> None:
         """Forget all finished parts."""
+        self._remove(lambda stem: True)
+
+    def finish(self, result: Saved) -> None:
+        """Write the result, and down that all of it is there."""
+        seconds = time.perf_counter() - self._started
+        self.manifest["times"]["last session seconds"] = round(seconds, 3)
         if self.path is not None:
-            for folder in self.folders:
-                for file in (self.path / folder).glob("*"):
-                    if file.suffix in (".json", ".npz"):
-                        file.unlink(missing_ok=True)
-
-    def load_rows(self, name: str, variants: Sequence[str]) -> list[Row] | None:
-        """Rows of a finished part, or None if it is missing, damaged or of other variants."""
-        if self.path is None or not (file := self.path / "variants" / f"{name}.json").exists():
-            return None
-        try:
-            rows = storage.read_json(file)["rows"]
-        except (ValueError, KeyError, TypeError):
-            return None
-        if [row.get("variant") for row in rows] != list(variants):
-            return None
-        return [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
-
-    def save_rows(self, name: str, rows: Sequence[Row]) -> None:
-        """Write the rows of a finished part; NaN becomes null."""
-        if self.path is not None:
-            plain = [{k: _none_if_nan(v) for k, v in row.items()} for row in rows]
-            storage.write_json(self.path / "variants" / f"{name}.json", {"rows": plain})
-
-    def load_arrays(self, folder: str, name: str) -> dict[str, np.ndarray] | None:
-        """Arrays of a finished part, or None if they are missing or damaged."""
-        if self.path is None:
-            return None
-        try:
-            return storage.load_arrays(self.path / folder / f"{name}.npz")[0]
-        except ValueError:
-            return None
-
-    def save_arrays(self, folder: str, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write the arrays of a finished part."""
-        if self.path is not None:
-            storage.save_arrays(self.path / folder / f"{name}.npz", arrays)
-
-    def finish(self) -> None:
-        """Write down that all results are there."""
+            result.save()
         self.manifest["status"] = "finished"
         self.save_manifest()
+
+    def _remove(self, is_meant: Callable[[str], bool]) -> None:
+        if self.path is None:
+            return
+        for folder in self.folders:
+            for file in (self.path / folder).glob("*"):
+                if file.suffix in (".json", ".npz") and is_meant(file.stem):
+                    file.unlink(missing_ok=True)
 
     def _check_ours(self, path: Path) -> None:
         """Refuse a folder that holds the files of someone else."""
@@ -274,59 +331,6 @@ def read_manifest(folder: Path, noun: str, *, finished: bool = False) -> dict[st
     if finished and manifest["status"] != "finished":
         raise ValueError(f"the {noun} in {folder} is not finished: run the same command again.")
     return manifest
-
-
-@contextlib.contextmanager
-def loading(folder: Path, noun: str) -> Iterator[dict[str, Any]]:
-    """Read the results of a finished run in this block.
-
-    Args:
-        folder: of the run.
-        noun: what it is called in messages.
-
-    Yields:
-        The manifest.
-
-    Raises:
-        ValueError: one sentence, if the run is not finished, or a file is missing, damaged or not
-            the one that the run wrote.
-    """
-    manifest = read_manifest(folder, noun, finished=True)
-    again = f"run the {noun} again with the same command, which uses what is intact."
-    try:
-        for name, digest in manifest.get("digests", {}).items():
-            if storage.digest_of_file(folder / name) != digest:
-                raise ValueError(f"{name} was damaged or changed after the run")
-        yield manifest
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        told = str(error).rstrip(".")
-        raise ValueError(f"cannot read the results in {folder} ({told}): {again}") from error
-
-
-def seal(manifest: dict[str, Any], folder: Path, files: Sequence[Path]) -> None:
-    """Write down which files the results are, so that damage is found before they are read."""
-    manifest["digests"] = {file.name: storage.digest_of_file(file) for file in files}
-    storage.write_json(folder / MANIFEST, manifest)
-
-
-def write_table(table: pd.DataFrame, folder: Path, name: str = "table") -> list[Path]:
-    """Write a table for people (CSV) and for programs (Parquet, exact); return the files."""
-    csv, parquet = folder / f"{name}.csv", folder / f"{name}.parquet"
-    storage.write_bytes_atomic(csv, table.to_csv(index=False).encode())
-    storage.write_bytes_atomic(parquet, table.to_parquet(index=False))
-    return [csv, parquet]
-
-
-def read_table(file: Path) -> pd.DataFrame:
-    """Read a table, Parquet or CSV by its suffix.
-
-    Raises:
-        OSError: if it is not there.
-        ValueError: if it is damaged.
-    """
-    # From memory: names of files that are not Unicode are beyond the readers.
-    buffer = io.BytesIO(file.read_bytes())
-    return pd.read_parquet(buffer) if file.suffix == ".parquet" else pd.read_csv(buffer)
 
 
 def _none_if_nan(value: Any) -> Any:

@@ -1,0 +1,196 @@
+"""The commands that run experiments, and the one that draws what they left behind again."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jaxcomp import experiments
+from jaxcomp.cli.app import app
+from jaxcomp.cli.options import (
+    CompilationCache,
+    DataDir,
+    Device,
+    DeviceOption,
+    Download,
+    Out,
+    Quiet,
+    Resume,
+    Traceback,
+    options_of,
+)
+from jaxcomp.cli.session import Result, directory_for, one_sentence_errors, report, start
+from jaxcomp.experiments.linear_regression.config import StudyConfig
+from jaxcomp.experiments.regularization.config import RegularizationConfig
+from jaxcomp.experiments.sweep.config import SweepConfig
+
+
+class Preset(StrEnum):
+    """Named settings."""
+
+    quick = "quick"
+    paper = "paper"
+
+
+@app.command(
+    epilog=(
+        "Examples: `jaxcomp sweep` (quick tour on scikit-learn's digits); `jaxcomp sweep --preset "
+        "paper --models 5 --data-dir DATA` (the published MNIST experiment); `jaxcomp sweep "
+        "--preset paper --label-noise 0.3` (memorised labels: where compression may really help); "
+        "`jaxcomp sweep --num-clusters 4 --num-clusters 8 --diameter-penalty 0.05`; `jaxcomp sweep "
+        "--method kmeans --method optimal --allocation equal --allocation optimal` (quantizers "
+        "compared)."
+    )
+)
+@options_of(SweepConfig)
+def sweep(
+    preset: Annotated[
+        Preset,
+        typer.Option(
+            help="quick: digits, 5 networks, a minute. paper: the published experiment on MNIST, "
+            "20 networks, 120 quantized variants. Every other option overrides the preset."
+        ),
+    ] = Preset.quick,
+    data_dir: DataDir = None,
+    download: Download = False,
+    out: Out = None,
+    resume: Resume = True,
+    device: DeviceOption = Device.auto,
+    compilation_cache: CompilationCache = True,
+    quiet: Quiet = False,
+    traceback: Traceback = False,
+    **given: Any,
+) -> None:
+    """Train networks, compress their weights at many rates, and say what of it is real.
+
+    Every variant shows the training loss, the test loss raw and after temperature scaling, the
+    generalization gap and the accuracy against the compression ratio; claims come with 95 %
+    intervals, and what compresses nothing (temperature, shrinkage, clipping, noise, early
+    stopping) stands beside them. Stop with Ctrl-C and run the same command to go on.
+    """
+    with one_sentence_errors(traceback):
+        start(device, compilation_cache)
+        config = experiments.sweep.preset(preset.value, **given)
+        result = experiments.sweep.run(
+            config,
+            out=directory_for(out, preset.value, config.to_dict()),
+            data_dir=data_dir,
+            download=download,
+            resume=resume,
+            quiet=quiet,
+        )
+        report(result)
+
+
+@app.command()
+def plot(
+    directory: Annotated[
+        Path,
+        typer.Argument(help="Directory of a finished run of any of the other commands."),
+    ],
+    traceback: Traceback = False,
+) -> None:
+    """Draw the pictures of a finished run again and print its report."""
+    with one_sentence_errors(traceback):
+        start(Device.cpu, compilation_cache=False)
+        result = _finished(directory)
+        result.save()
+        report(result)
+
+
+def _finished(directory: Path) -> Result:
+    """The result in a directory, of whatever experiment it is."""
+    from jaxcomp.experiments.run import read_manifest
+
+    match kind := read_manifest(directory, "run").get("kind"):
+        case "sweep":
+            return experiments.sweep.SweepResult.load(directory)
+        case "regularization run":
+            return experiments.regularization.RegularizationResult.load(directory)
+        case "study":
+            return experiments.linear_regression.StudyResult.load(directory)
+    raise ValueError(
+        f"{directory} holds a {kind}, which this version cannot draw; name the directory of a "
+        "sweep, a regularization run or a linear-regression study."
+    )
+
+
+@app.command(
+    epilog=(
+        "Examples: `jaxcomp regularization` (digits, a minute and a half on two cores); `jaxcomp "
+        "regularization --dataset mnist --data-dir DATA`; `jaxcomp regularization --label-noise "
+        "0.3` (where a penalty has most to gain); `jaxcomp regularization --l2 0.001 --l2 0.01 "
+        "--l1 0.001 --models 2` (a first look)."
+    )
+)
+@options_of(RegularizationConfig)
+def regularization(
+    data_dir: DataDir = None,
+    download: Download = False,
+    out: Out = None,
+    resume: Resume = True,
+    device: DeviceOption = Device.auto,
+    compilation_cache: CompilationCache = True,
+    quiet: Quiet = False,
+    traceback: Traceback = False,
+    **given: Any,
+) -> None:
+    """Train networks under L2 and L1 penalties of many strengths, and price their weights.
+
+    For every strength: bits under the prior that the penalty says and under fitted ones, streams
+    that are really encoded and decoded, the shortest description of the training labels, losses,
+    the effective rate and bounds; early stopping, dropout and temperature stand beside them. Says
+    whether more L2 means fewer bits, where the test loss is best, and what shortens a stream by
+    zeros. Stop with Ctrl-C and run the same command to go on.
+    """
+    with one_sentence_errors(traceback):
+        start(device, compilation_cache)
+        config = experiments.regularization.preset(**given)
+        result = experiments.regularization.run(
+            config,
+            out=directory_for(out, f"regularization-{config.dataset}", config.to_dict()),
+            data_dir=data_dir,
+            download=download,
+            resume=resume,
+            quiet=quiet,
+        )
+        report(result)
+
+
+@app.command(
+    "linear-regression",
+    epilog=(
+        "Examples: `jaxcomp linear-regression` (10,000 data sets for each n, some minutes on two "
+        "cores); `jaxcomp linear-regression -n 80 --datasets 1000` (a first look); `jaxcomp "
+        "linear-regression --signal 0.5` (2B < V: no U-shape, send nothing)."
+    ),
+)
+@options_of(StudyConfig, with_defaults=True)
+def linear_regression(
+    out: Out = None,
+    resume: Resume = True,
+    device: DeviceOption = Device.auto,
+    compilation_cache: CompilationCache = True,
+    quiet: Quiet = False,
+    traceback: Traceback = False,
+    **given: Any,
+) -> None:
+    """Compress least squares at every rate, where the theory has closed forms.
+
+    Data sets are drawn by the thousand and solved; the solutions go through Gaussian channels and
+    real quantizers, beside controls that compress nothing (shrinkage, ridge, James-Stein).
+    Pictures show empirical risk, generalization error with its bound, and population risk against
+    the rate, theory as lines, simulation as points; improvements are tested on data sets that no
+    rate was chosen on. Stop with Ctrl-C and run the same command to go on.
+    """
+    with one_sentence_errors(traceback):
+        start(device, compilation_cache)
+        config = experiments.linear_regression.preset(**given)
+        result = experiments.linear_regression.run(
+            config,
+            out=directory_for(out, "linear-regression", config),
+            resume=resume,
+            quiet=quiet,
+        )
+        report(result)

@@ -1,0 +1,140 @@
+"""What every command does around its work: devices and caches, errors, printing."""
+
+import io
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import typer
+
+from jaxcomp.cli.options import Device
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Result(Protocol):
+    """What a run leaves behind."""
+
+    directory: Path | None
+
+    def print_report(self, console: "Console") -> None:
+        """Print what was found."""
+        ...
+
+    def save(self) -> Any:
+        """Write the files, pictures among them."""
+        ...
+
+
+@contextmanager
+def one_sentence_errors(traceback: bool) -> Iterator[None]:
+    """Turn what cannot be done in this block into one sentence and exit code 2."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on from here.", err=True)
+        raise typer.Exit(130) from None
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        if traceback or os.environ.get("JAXCOMP_TRACEBACK"):
+            raise
+        told = " ".join(str(error).split())
+        if isinstance(error, ModuleNotFoundError):
+            told += "; pip install 'jaxcomp[sweep]'"
+        typer.echo(f"jaxcomp: {told}", err=True)
+        raise typer.Exit(2) from None
+
+
+def start(device: Device, compilation_cache: bool) -> None:
+    """Find out what is not there, before anything is computed; set JAX up for the command."""
+    warnings.showwarning = _show_warning
+    _check_drawing()
+    import jax
+
+    named = os.environ.get("JAX_PLATFORMS")
+    if device is not Device.auto:
+        jax.config.update("jax_platforms", {"gpu": "cuda"}.get(device.value, device.value))
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        # JAX asserts where it has no plugin for the platform, and raises where that fails.
+        reason = f" ({error})" if str(error) else ""
+        if device is Device.auto and named:
+            raise ValueError(
+                f"JAX has none of the devices that the environment variable JAX_PLATFORMS names, "
+                f"{named!r}{reason}; unset it, or use --device cpu."
+            ) from error
+        what = "device" if device is Device.auto else device.value
+        raise ValueError(
+            f"no {what} was found{reason}; use --device cpu, or install jaxcomp[cuda] or "
+            "jaxcomp[tpu] on a machine that has one."
+        ) from error
+    # A guard against transfers is for the loops of a program that is being written.
+    jax.config.update("jax_transfer_guard", "allow")
+    if compilation_cache:
+        from jaxcomp.experiments.caches import keep_compiled_programs
+
+        keep_compiled_programs()
+
+
+def directory_for(out: Path | None, name: str, settings: Any) -> Path:
+    """Where results go: as asked for, or a folder that only these settings have."""
+    from jaxcomp import storage
+
+    return out if out is not None else Path("runs") / f"{name}-{storage.fingerprint(settings)[:8]}"
+
+
+def report(result: Result) -> None:
+    """Print what a run found."""
+    with printing(result.directory) as console:
+        result.print_report(console)
+
+
+@contextmanager
+def printing(directory: Path | None) -> Iterator["Console"]:
+    """Print a report in this block; what cannot be printed is in the files, and that is said."""
+    from rich.console import Console
+
+    out = sys.stdout or io.StringIO()  # there is none if it was closed
+    # A pipe has no width of its own; the tables are made for 112 columns.
+    console = Console(file=out, width=None if out.isatty() else 112)
+    try:
+        # Written here, in one piece: rich ends the process where nobody reads any more.
+        with console.capture() as captured:
+            yield console
+        out.write(captured.get())
+        out.flush()
+    except OSError as error:
+        with open(os.devnull, "w") as nowhere:  # Python flushes once more at its end
+            os.dup2(nowhere.fileno(), out.fileno())
+        if not isinstance(error, BrokenPipeError):  # such a reader has seen what it wanted
+            raise ValueError(
+                f"the report could not be printed ({error.strerror}); it is in {directory}."
+            ) from error
+
+
+def _check_drawing() -> None:
+    """Refuse a backend that matplotlib does not have, though pictures go to files without one."""
+    import logging
+
+    # Where it keeps its fonts is of no interest here.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    try:
+        import matplotlib  # noqa: F401
+    except ValueError as error:
+        backend = os.environ.get("MPLBACKEND")
+        if not backend:
+            raise
+        raise ValueError(
+            f"matplotlib does not have the backend {backend!r} that the environment variable "
+            "MPLBACKEND names; unset it: the pictures go to files."
+        ) from error
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Print a warning as one line, without the place in the program."""
+    typer.echo(f"jaxcomp: warning: {' '.join(str(message).split())}", err=True)

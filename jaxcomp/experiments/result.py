@@ -1,0 +1,65 @@
+"""Files of a result: tables for people and programs, and proof that none was changed since."""
+
+import contextlib
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from jaxcomp import storage
+from jaxcomp.experiments.run import MANIFEST, read_manifest
+
+
+@contextlib.contextmanager
+def loading(folder: Path, noun: str) -> Iterator[dict[str, Any]]:
+    """Read the results of a finished run in this block.
+
+    Args:
+        folder: of the run.
+        noun: what it is called in messages.
+
+    Yields:
+        The manifest.
+
+    Raises:
+        ValueError: one sentence, if the run is not finished, or a file is missing, damaged or not
+            the one that the run wrote.
+    """
+    manifest = read_manifest(folder, noun, finished=True)
+    again = f"run the {noun} again with the same command, which uses what is intact."
+    try:
+        for name, digest in manifest.get("digests", {}).items():
+            if storage.digest_of_file(folder / name) != digest:
+                raise ValueError(f"{name} was damaged or changed after the run")
+        yield manifest
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        told = str(error).rstrip(".")
+        raise ValueError(f"cannot read the results in {folder} ({told}): {again}") from error
+
+
+def seal(manifest: dict[str, Any], folder: Path, files: Sequence[Path]) -> None:
+    """Write down which files the results are, so that damage is found before they are read."""
+    manifest["digests"] = {file.name: storage.digest_of_file(file) for file in files}
+    storage.write_json(folder / MANIFEST, manifest)
+
+
+def write_table(table: pd.DataFrame, folder: Path, name: str = "table") -> list[Path]:
+    """Write a table for people (CSV) and for programs (Parquet, exact); return the files."""
+    csv, parquet = folder / f"{name}.csv", folder / f"{name}.parquet"
+    storage.write_bytes_atomic(csv, table.to_csv(index=False).encode())
+    storage.write_bytes_atomic(parquet, table.to_parquet(index=False))
+    return [csv, parquet]
+
+
+def read_table(file: Path) -> pd.DataFrame:
+    """Read a table, Parquet or CSV by its suffix.
+
+    Raises:
+        OSError: if it is not there.
+        ValueError: if it is damaged.
+    """
+    # From memory: names of files that are not Unicode are beyond the readers.
+    buffer = io.BytesIO(file.read_bytes())
+    return pd.read_parquet(buffer) if file.suffix == ".parquet" else pd.read_csv(buffer)

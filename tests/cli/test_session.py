@@ -1,0 +1,88 @@
+"""Around the work of every command: what is not there is found first, what is done is told."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from command_line import SMALL, assert_one_sentence, environment, invoke, run_process
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        (
+            "JAX_PLATFORMS",
+            "cuda",
+            "JAX has none of the devices .* JAX_PLATFORMS names, 'cuda'",
+        ),
+        ("JAX_PLATFORMS", "nonsense", "JAX_PLATFORMS names, 'nonsense' .*; unset it, or use"),
+        ("MPLBACKEND", "nonsense", "backend 'nonsense' that the environment variable MPLBACKEND"),
+    ],
+)
+def test_what_is_not_there_is_found_at_the_start(variable, value, message, tmp_path):
+    if any(found.platform == "gpu" for found in jax.devices()):
+        value = value.replace("cuda", "tpu")
+        message = message.replace("cuda", "tpu")
+    result = run_process("-m", "jaxcomp", *SMALL, "--out", tmp_path / "run", **{variable: value})
+    assert_one_sentence(result, message)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_report_is_printed_whatever_reads_it():
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from jaxcomp import cli\n"
+        "from jaxcomp.cli import session\n"
+        "cli._print_help = lambda arguments: True\n"  # only what goes before
+        "cli.main([])\n"
+        "folder = Path(sys.argv[1])\n"
+        "try:\n"
+        "    with session.printing(folder) as console:\n"
+        "        for _ in range(2000):\n"
+        "            console.print('\\u2500', folder, '\\udcff')\n"
+        "except ValueError as error:\n"
+        "    sys.exit(f'{error}')\n"
+    )
+    folder = "gr\u00f6\u00dfe-\u65e5\u672c"
+    told = run_process("-c", code, folder, PYTHONIOENCODING="ascii", PYTHONUTF8="1")
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.splitlines()[-1] == r"\u2500 gr\xf6\xdfe-\u65e5\u672c \udcff"
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} DIR"
+    for reader, expected in (("| head -1", 0), (">&-", 0), ("> /dev/full", 1)):
+        if os.name != "posix" or ("full" in reader and not Path("/dev/full").exists()):
+            continue
+        piped = subprocess.run(
+            ["bash", "-c", f"set -o pipefail; {command} {reader}"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment() | {"PYTHONUTF8": "1"},
+        )
+        assert piped.returncode == expected, (reader, piped.stderr)
+        told = "the report could not be printed (No space left on device); it is in DIR.\n"
+        assert piped.stderr == (told if expected else "")
+
+
+@pytest.mark.parametrize("device", ["gpu", "tpu"])
+def test_a_device_that_is_not_there(device, tmp_path):
+    if any(found.platform == device for found in jax.devices()):
+        device = {"gpu": "tpu", "tpu": "gpu"}[device]
+    # Choosing a device is for the whole process.
+    result = run_process("-m", "jaxcomp", *SMALL, "--device", device, "--out", tmp_path / "run")
+    assert_one_sentence(result, f"no {device} was found.*; use --device cpu, or install")
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch, tmp_path):
+    def pressed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxcomp.experiments.sweep.run", pressed)
+    result = invoke(*SMALL, "--out", tmp_path / "run")
+    assert result.exit_code == 130
+    assert result.stderr == "stopped; the same command goes on from here.\n"
