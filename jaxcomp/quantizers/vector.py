@@ -33,7 +33,7 @@ from jaxcomp.numerics.checks import (
     check_penalty,
     is_concrete,
 )
-from jaxcomp.numerics.linear_algebra import after, cholesky, eigh
+from jaxcomp.numerics.linear_algebra import cholesky
 from jaxcomp.numerics.scaling import group_exponent, restore
 from jaxcomp.numerics.transformations import always_compiled, with_codebook_held_fixed
 from jaxcomp.quantizers.assignment import assignment_dtype
@@ -41,21 +41,21 @@ from jaxcomp.quantizers.histograms import (
     accumulation_dtype,
 )
 from jaxcomp.quantizers.scalar.lloyd import PENALTY_SCALES, PenaltyScale
+from jaxcomp.quantizers.vector_steps import farthest_pair, updated
+from jaxcomp.quantizers.vector_sums import (
+    ImportanceForm,
+    assigned,
+    cluster_sums,
+    cut_into_chunks,
+    times,
+)
 from jaxcomp.types import PRNGKey
 
 VectorPenaltyForm = Literal["none", "monotone", "published"]
 VECTOR_PENALTY_FORMS: tuple[str, ...] = get_args(VectorPenaltyForm)
 
-ImportanceForm = Literal["scalar", "diagonal", "full"]
-
 # Points a random start is drawn from, at least; all of them if there are fewer.
 _MIN_START_POINTS = 16_384
-# Centres compared in one pass over a chunk.
-_UNROLL = 4
-# Halvings of a step before the centres stay where they are.
-_MAX_HALVINGS = 20
-# Radii of the balls the centres are cut to, as fractions of the largest distance to the mean.
-_RADII = (1.0, 0.7, 0.45, 0.25)
 
 
 class VectorQuantizationResult(NamedTuple):
@@ -84,34 +84,6 @@ class VectorQuantizationResult(NamedTuple):
     num_empty: Int[Array, "..."]
     num_iterations: Int[Array, "..."]
     converged: Bool[Array, "..."]
-
-
-class _Chunks(NamedTuple):
-    """Points in chunks, the points of a chunk last, where they fill vector registers.
-
-    Attributes:
-        points: (J, m, C).
-        importance: (J, C), (J, m, C) or (J, m, m, C); 0 for padding.
-        is_point: (J, C), False for padding.
-    """
-
-    points: Float[Array, "chunks m size"]
-    importance: Float[Array, "chunks ... size"]
-    is_point: Bool[Array, "chunks size"]
-
-
-class _Sums(NamedTuple):
-    """Sums over the clusters.
-
-    Attributes:
-        mass: (K, m, m), sum of H.
-        pull: (K, m), sum of H (w - c) about the centre c that the points were assigned to.
-        has_mass: (K,), whether any H of the cluster is not 0.
-    """
-
-    mass: Float[Array, "clusters m m"]
-    pull: Float[Array, "clusters m"]
-    has_mass: Bool[Array, " clusters"]
 
 
 def _distortion_of_vectors(
@@ -473,7 +445,7 @@ def _solve_group(
     else:
         start = initial_centroids / point_unit
     start = _repeat_last(start, is_live, num_live)
-    chunks = _cut(scaled_points, scaled_importance, chunk_size)
+    chunks = cut_into_chunks(scaled_points, scaled_importance, chunk_size)
     beta = diameter_penalty / importance_unit
     if penalty_scale == "relative":
         beta = diameter_penalty * _total_mass(scaled_importance, form, size)
@@ -484,8 +456,8 @@ def _solve_group(
 
     def step(state):
         centroids, iteration, _ = state
-        sums = _cluster_sums(chunks, centroids, is_live, form=form, metric=metric)
-        new = _update(sums, centroids, beta, penalty_form)
+        sums = cluster_sums(chunks, centroids, is_live, form=form, metric=metric)
+        new = updated(sums, centroids, beta, penalty_form)
         new = _repeat_last(new, is_live, num_live)
         return new, iteration + 1, jnp.all(jnp.abs(new - centroids) <= rounding)
 
@@ -496,14 +468,14 @@ def _solve_group(
     )
     centroids = (centroids * point_unit).astype(points.dtype)
     stored = centroids.astype(dtype) / point_unit
-    index, cost, counts, has_mass = _final(chunks, stored, is_live, form=form, metric=metric)
+    index, cost, counts, has_mass = assigned(chunks, stored, is_live, form=form, metric=metric)
 
     def in_units(value: Array) -> Array:
         # One after the other: the product of the units alone may overflow.
         return value * point_unit * importance_unit * point_unit
 
     distortion = in_units(cost)
-    diameter = _farthest_pair(stored, has_mass)[2]
+    diameter = farthest_pair(stored, has_mass)[2]
     if penalty_form == "none":
         beta = jnp.zeros_like(beta)
     num_used = jnp.sum(counts > 0, dtype=jnp.int32)
@@ -533,321 +505,10 @@ def _repeat_last(centroids, is_live, num_live):
     return jnp.where(is_live[:, None], centroids, centroids[num_live - 1][None, :])
 
 
-def _cut(
-    points: Float[Array, "points m"], importance: Float[Array, "points ..."], chunk_size: int
-) -> _Chunks:
-    num_points = points.shape[0]
-    chunk_size = min(chunk_size, num_points)
-    extra = -num_points % chunk_size
-
-    def cut(values):
-        values = jnp.pad(values, [(0, extra)] + [(0, 0)] * (values.ndim - 1))
-        values = values.reshape(-1, chunk_size, *values.shape[1:])
-        return jnp.moveaxis(values, 1, -1)
-
-    return _Chunks(cut(points), cut(importance), cut(jnp.ones((num_points,), bool)))
-
-
 def _total_mass(importance: Array, form: ImportanceForm, size: int) -> Float[Array, ""]:
     if form == "full":
         return jnp.sum(jnp.trace(importance, axis1=-2, axis2=-1)) / size
     return jnp.sum(importance) / (size if form == "diagonal" else 1)
-
-
-def _times(importance: Array, deviation: Float[Array, "m size"], form: ImportanceForm) -> Array:
-    """Return H times the deviation of every point, (m, C)."""
-    if form == "scalar":
-        return importance[None, :] * deviation
-    if form == "diagonal":
-        return importance * deviation
-    return jnp.sum(importance * deviation[None, :, :], axis=1)
-
-
-def _distance(
-    importance: Array, deviation: Float[Array, "m size"], metric: ImportanceForm
-) -> Float[Array, " size"]:
-    """Return what a point compares centres by; a scalar importance scales all distances alike."""
-    if metric == "scalar":
-        return jnp.sum(deviation * deviation, axis=0)
-    if metric == "diagonal":
-        return jnp.sum(importance * deviation * deviation, axis=0)
-    # One sum over both axes is one fused pass; as a product and a sum it takes ten times as long.
-    return jnp.sum(importance * deviation[:, None, :] * deviation[None, :, :], axis=(0, 1))
-
-
-def _nearest(
-    points: Float[Array, "m size"],
-    importance: Array,
-    centroids: Float[Array, "clusters m"],
-    is_live: Bool[Array, " clusters"],
-    metric: ImportanceForm,
-) -> Int[Array, " size"]:
-    """Return the nearest live centre of every point, ties to the lowest index, centre by centre."""
-
-    def visit(best, candidate):
-        lowest, index = best
-        centre, is_allowed, number = candidate
-        distance = _distance(importance, points - centre[:, None], metric)
-        is_better = (distance < lowest) & is_allowed
-        return (jnp.where(is_better, distance, lowest), jnp.where(is_better, number, index)), None
-
-    size = points.shape[-1]
-    start = (jnp.full((size,), jnp.inf, points.dtype), jnp.zeros((size,), jnp.int32))
-    numbers = jnp.arange(centroids.shape[0], dtype=jnp.int32)
-    (_, index), _ = lax.scan(visit, start, (centroids, is_live, numbers), unroll=_UNROLL)
-    return index
-
-
-def _cluster_sums(
-    chunks: _Chunks,
-    centroids: Float[Array, "clusters m"],
-    is_live: Bool[Array, " clusters"],
-    *,
-    form: ImportanceForm,
-    metric: ImportanceForm,
-) -> _Sums:
-    num_clusters, size = centroids.shape
-
-    def visit(total, chunk):
-        points, importance, _ = chunk
-        index = _nearest(points, importance, centroids, is_live, metric)
-        # About the centre, so that a cluster at its mean is not moved by rounding.
-        deviation = points - centroids[index].T
-        pull = _times(importance, deviation, form)
-        mass = importance.reshape(-1, importance.shape[-1])
-        features = jnp.concatenate([pull, mass], axis=0)
-        return total + sum_by_cluster(features, index, num_clusters), None
-
-    num_features = size + {"scalar": 1, "diagonal": size, "full": size * size}[form]
-    start = jnp.zeros((num_features, num_clusters), centroids.dtype)
-    sums, _ = lax.scan(visit, start, chunks)
-    pull, mass = sums[:size].T, sums[size:].T
-    identity = jnp.eye(size, dtype=centroids.dtype)
-    if form == "full":
-        mass = mass.reshape(num_clusters, size, size)
-        mass = 0.5 * (mass + jnp.swapaxes(mass, 1, 2))
-    else:
-        mass = mass[:, :, None] * identity[None, :, :]
-    has_mass = jnp.any(jnp.diagonal(mass, axis1=1, axis2=2) > 0, axis=-1)
-    return _Sums(mass, pull, has_mass)
-
-
-def sum_by_cluster(
-    features: Float[Array, "features size"], index: Int[Array, " size"], num_clusters: int
-) -> Float[Array, "features clusters"]:
-    """Sum the features of the points of every cluster, the same on every run.
-
-    A scatter on CPU; elsewhere, where scatters add in any order, a product with the indicators of
-    the clusters.
-    """
-    return lax.platform_dependent(
-        features,
-        index,
-        cpu=partial(_sum_by_scatter, num_clusters=num_clusters),
-        default=partial(_sum_by_product, num_clusters=num_clusters),
-    )
-
-
-def _sum_by_scatter(features, index, *, num_clusters):
-    return jax.ops.segment_sum(features.T, index, num_clusters, mode="promise_in_bounds").T
-
-
-def _sum_by_product(features, index, *, num_clusters):
-    indicators = jax.nn.one_hot(index, num_clusters, dtype=features.dtype)
-    return jnp.matmul(features, indicators, precision="highest")
-
-
-def _final(
-    chunks: _Chunks,
-    centroids: Float[Array, "clusters m"],
-    is_live: Bool[Array, " clusters"],
-    *,
-    form: ImportanceForm,
-    metric: ImportanceForm,
-) -> tuple[Array, Array, Array, Array]:
-    """Return assignments, distortion, counts and which clusters have mass."""
-    num_clusters = centroids.shape[0]
-
-    def visit(total, chunk):
-        points, importance, is_point = chunk
-        cost, counts, has_mass = total
-        index = _nearest(points, importance, centroids, is_live, metric)
-        deviation = points - centroids[index].T
-        costs = jnp.sum(deviation * _times(importance, deviation, form), axis=0)
-        counts += jax.ops.segment_sum(is_point.astype(jnp.int32), index, num_clusters)
-        weighs = jnp.any(importance.reshape(-1, index.shape[0]) != 0, axis=0)
-        found = jax.ops.segment_max(weighs.astype(jnp.int32), index, num_clusters)
-        return (cost + jnp.sum(costs), counts, has_mass | (found > 0)), index
-
-    start = (
-        jnp.zeros((), centroids.dtype),
-        jnp.zeros((num_clusters,), jnp.int32),
-        jnp.zeros((num_clusters,), bool),
-    )
-    (cost, counts, has_mass), index = lax.scan(visit, start, chunks)
-    return index, jnp.maximum(cost, 0), counts, has_mass
-
-
-def _update(
-    sums: _Sums,
-    centroids: Float[Array, "clusters m"],
-    beta: Float[Array, ""],
-    penalty_form: VectorPenaltyForm,
-) -> Float[Array, "clusters m"]:
-    # The clusters' matrices and, last, their sum: one decomposition for all.
-    matrices = jnp.concatenate([sums.mass, jnp.sum(sums.mass, axis=0, keepdims=True)])
-    values, vectors = eigh(matrices if penalty_form == "monotone" else sums.mass)
-    num_clusters = centroids.shape[0]
-    plain = _solve_with((values[:num_clusters], vectors[:num_clusters]), sums.pull)
-    plain = jnp.where(sums.has_mass[:, None], plain, 0)
-    if penalty_form == "none":
-        return centroids + plain
-    step = _joint_step(sums, centroids, plain, beta)
-    if penalty_form == "monotone":
-        step = _best_step(sums, centroids, step, plain, (values[-1], vectors[-1]), beta)
-    # Not even rounding may tell a penalty of 0 from none.
-    moved = centroids + jnp.where(beta > 0, step, plain)
-    return jnp.where(beta > 0, _gather_empty(moved, sums.has_mass), moved)
-
-
-def _solve_semidefinite(
-    matrix: Float[Array, "... m m"], right: Float[Array, "... m"]
-) -> Float[Array, "... m"]:
-    """Return the shortest minimisers of `x^T A x - 2 b^T x`, A positive semi-definite."""
-    return _solve_with(eigh(matrix), right)
-
-
-def _solve_with(
-    decomposition: tuple[Float[Array, "... m"], Float[Array, "... m m"]],
-    right: Float[Array, "... m"],
-) -> Float[Array, "... m"]:
-    values, vectors = decomposition
-    largest = jnp.maximum(values[..., -1:], 0)
-    is_kept = values > values.shape[-1] * jnp.finfo(values.dtype).eps * largest
-    inverse = jnp.where(is_kept, 1 / jnp.where(is_kept, values, 1), 0)
-    product = partial(jnp.einsum, precision="highest")
-    return product(
-        "...ij,...j->...i", vectors, inverse * product("...ji,...j->...i", vectors, right)
-    )
-
-
-def _farthest_pair(
-    centroids: Float[Array, "clusters m"], has_mass: Bool[Array, " clusters"]
-) -> tuple[Int[Array, ""], Int[Array, ""], Float[Array, ""]]:
-    """Return the two centres with mass that are farthest apart, and their squared distance.
-
-    The first such pair; twice the same centre at distance 0 if all that have mass coincide.
-    """
-
-    def visit(best, number):
-        deviation = centroids - centroids[number][None, :]
-        squares = jnp.sum(deviation * deviation, axis=-1)
-        squares = jnp.where(has_mass & has_mass[number], squares, 0)
-        other = jnp.argmax(squares).astype(jnp.int32)
-        is_better = squares[other] > best[2]
-        new = (number, other, squares[other])
-        return jax.tree.map(partial(jnp.where, is_better), new, best), None
-
-    start = (jnp.int32(0), jnp.int32(0), jnp.zeros((), centroids.dtype))
-    return lax.scan(visit, start, jnp.arange(centroids.shape[0], dtype=jnp.int32))[0]
-
-
-def _joint_step(
-    sums: _Sums,
-    centroids: Float[Array, "clusters m"],
-    plain: Float[Array, "clusters m"],
-    beta: Float[Array, ""],
-) -> Float[Array, "clusters m"]:
-    """Return the step of Algorithm 1: the farthest pair jointly, all others to their own minimum.
-
-    The pair's steps u and v from its centres solve
-    `(S1 + beta I) u - beta v = s1 + beta (c2 - c1)` and
-    `(S2 + beta I) v - beta u = s2 - beta (c2 - c1)`.
-    """
-    first, second, squared_distance = _farthest_pair(centroids, sums.has_mass)
-    size = centroids.shape[1]
-    spring = beta * jnp.eye(size, dtype=centroids.dtype)
-    tension = beta * (centroids[second] - centroids[first])
-    matrix = jnp.block(
-        [[sums.mass[first] + spring, -spring], [-spring, sums.mass[second] + spring]]
-    )
-    right = jnp.concatenate([sums.pull[first] + tension, sums.pull[second] - tension])
-    pair = _solve_semidefinite(after(matrix, plain), right)
-    moved = plain.at[first].set(pair[:size]).at[second].set(pair[size:])
-    return jnp.where(squared_distance > 0, moved, plain)
-
-
-def _best_step(
-    sums: _Sums,
-    centroids: Float[Array, "clusters m"],
-    joint: Float[Array, "clusters m"],
-    plain: Float[Array, "clusters m"],
-    all_mass: tuple[Float[Array, " m"], Float[Array, "m m"]],
-    beta: Float[Array, ""],
-) -> Float[Array, "clusters m"]:
-    """Return the candidate step with the lowest objective of these clusters; 0 if all raise it.
-
-    For fixed assignments the objective is convex, but its minimum has no closed form: the joint
-    step, halved until it does not raise the objective, stalls where several pairs are equally far
-    apart. The other candidates move every centre: towards the common mean g, onto the line
-    `g + rho e_k`, where e_k is the cluster's own mean about g, cut to a ball of some radius, and
-    rho the minimiser along that line. `all_mass` is the decomposition of the sum of all masses.
-    """
-    has_mass = sums.has_mass
-    before = _farthest_pair(centroids, has_mass)[2]
-
-    def rise(step: Float[Array, "clusters m"]) -> Float[Array, ""]:
-        widened = _farthest_pair(centroids + step, has_mass)[2]
-        change = _form(sums.mass, step, step) - 2 * jnp.sum(step * sums.pull)
-        return change + beta * (widened - before)
-
-    def halve(state):
-        return state[0] * 0.5, state[1] + 1
-
-    length, _ = lax.while_loop(
-        lambda state: (rise(state[0] * joint) > 0) & (state[1] < _MAX_HALVINGS),
-        halve,
-        (jnp.ones((), centroids.dtype), jnp.int32(0)),
-    )
-
-    means = jnp.where(has_mass[:, None], centroids + plain, 0)
-    moment = jnp.sum(sums.mass * means[:, None, :], axis=(0, 2))
-    common = _solve_with(all_mass, moment)
-    offset = jnp.where(has_mass[:, None], means - common[None, :], 0)
-    radius = jnp.sqrt(jnp.sum(offset * offset, axis=-1))
-
-    def towards_common(fraction: Float[Array, ""]) -> Float[Array, "clusters m"]:
-        limit = fraction * jnp.max(radius)
-        shrink = jnp.where(radius > limit, limit / jnp.where(radius > limit, radius, 1), 1)
-        cut = offset * shrink[:, None]
-        squared_diameter = _farthest_pair(cut, has_mass)[2]
-        curved = _form(sums.mass, cut, cut) + beta * squared_diameter
-        rho = _form(sums.mass, cut, offset) / jnp.where(curved > 0, curved, 1)
-        moved = common[None, :] + jnp.maximum(rho, 0) * cut
-        return jnp.where(has_mass[:, None], moved - centroids, 0)
-
-    fractions = jnp.asarray(_RADII, centroids.dtype)
-    steps = lax.map(towards_common, fractions)
-    steps = jnp.concatenate([jnp.stack([jnp.zeros_like(joint), length * joint]), steps])
-    rises = lax.map(rise, steps)
-    return steps[jnp.argmin(rises)]
-
-
-def _form(
-    mass: Float[Array, "clusters m m"],
-    left: Float[Array, "clusters m"],
-    right: Float[Array, "clusters m"],
-) -> Float[Array, ""]:
-    return jnp.sum(left[:, :, None] * mass * right[:, None, :])
-
-
-def _gather_empty(
-    centroids: Float[Array, "clusters m"], has_mass: Bool[Array, " clusters"]
-) -> Float[Array, "clusters m"]:
-    """Move every centre without mass to the nearest one with mass."""
-    unit = jnp.ones((centroids.shape[0],), centroids.dtype)
-    nearest = _nearest(centroids.T, unit, centroids, has_mass, "scalar")
-    return jnp.where(has_mass[:, None], centroids, centroids[nearest])
 
 
 def _random_start(
@@ -872,7 +533,7 @@ def _random_start(
 
     def distortion(centre):
         deviation = points - centre[:, None]
-        return jnp.maximum(jnp.sum(deviation * _times(importance, deviation, form), axis=0), 0)
+        return jnp.maximum(jnp.sum(deviation * times(importance, deviation, form), axis=0), 0)
 
     def draw(lowest, key):
         # All distances 0: any point will do, and there is no better one.

@@ -291,16 +291,6 @@ def test_random_start_is_weighted_and_follows_the_key():
     assert sum(np.any(start(seed) == 50) for seed in range(10)) >= 9
 
 
-def test_sums_by_product_equal_sums_by_scatter():
-    rng = np.random.default_rng(0)
-    features = rng.standard_normal((4, 100)).astype(np.float32)
-    index = rng.integers(0, 7, 100).astype(np.int32)
-    expected = np.zeros((4, 8))
-    np.add.at(expected.T, index, features.T.astype(np.float64))
-    for method in (vector._sum_by_scatter, vector._sum_by_product):
-        np.testing.assert_allclose(method(features, index, num_clusters=8), expected, atol=1e-5)
-
-
 @pytest.mark.parametrize("per_position", [False, True])
 @pytest.mark.parametrize(("shape", "size"), [((7,), 2), ((4, 6), 3), ((2, 3, 5), 4)])
 def test_splitting_and_joining_give_the_layer_back(shape, size, per_position):
