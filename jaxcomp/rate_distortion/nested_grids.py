@@ -44,7 +44,6 @@ Sources: Golub and Varga, Numer. Math. 3 (1961), for the relaxation factors; You
 order.
 """
 
-import os
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,6 +51,14 @@ from jaxtyping import Float
 from scipy import fft
 
 from jaxcomp.numerics.units import LN2
+from jaxcomp.rate_distortion.grids import (
+    back,
+    blurred,
+    finely_prolonged,
+    prolonged,
+    restricted,
+    transformed,
+)
 
 _Array = Float[np.ndarray, "..."]
 
@@ -76,12 +83,9 @@ _CYCLE = 8
 _NUM_PLAIN = 4
 _LEAST_SHARE = 1e-9
 _MAX_STEPS = 60
-_THREADED = 4096
 # Pairs times reproductions that a channel is summed over; reproductions of less have no part in it.
 _MAX_SUMMED = 1 << 20
 _LEAST_USED = 1e-9
-# A cubic at -1 from its values at 0, 1, 2, 3.
-_BEYOND = np.array([4.0, -6.0, 4.0, -1.0])
 _TINY = 1e-300
 
 
@@ -383,7 +387,7 @@ class _Problem:
         steps = np.arange(size)
         distance = np.minimum(steps, size - steps) * self.spacings[level]
         gaussian = np.exp(-0.5 * (distance[None, :] / widths[:, None]) ** 2)
-        self.kernels.append(_transformed(gaussian, size).real)
+        self.kernels.append(transformed(gaussian, size).real)
         self.sizes.append(size)
 
     def _smoothed(self, level: int, values: _Array) -> _Array:
@@ -391,14 +395,14 @@ class _Problem:
         if level == 0:
             return self.kernels[0] @ values
         size = self.sizes[level]
-        spectrum = _transformed(values, size)[None, :] * self.kernels[level]
-        return _back(spectrum, size)[:, : self.lengths[level]]
+        spectrum = transformed(values, size)[None, :] * self.kernels[level]
+        return back(spectrum, size)[:, : self.lengths[level]]
 
     def normalisers(self, q: _Array) -> list[_Array]:
         """Return Z at the points of every grid, (K of the level, G)."""
         handed = [q]
         for _ in range(len(self.lengths) - 1):
-            handed.append(_restricted(handed[-1]))
+            handed.append(restricted(handed[-1]))
         return [
             np.maximum(self._smoothed(level, values), _TINY)
             for level, values in enumerate(reversed(handed))
@@ -406,15 +410,15 @@ class _Problem:
 
     def certificates(self, multipliers: list[_Array], interpolate=None) -> _Array:
         """Return c on the finest grid."""
-        interpolate = _prolonged if interpolate is None else interpolate
+        interpolate = prolonged if interpolate is None else interpolate
         total: _Array | None = None
         for level, values in enumerate(multipliers):
             if level == 0:
                 here = np.einsum("kij,kj->i", self.kernels[0], values)
             else:
                 size = self.sizes[level]
-                spectrum = np.einsum("kf,kf->f", _transformed(values, size), self.kernels[level])
-                here = _back(spectrum, size)[: self.lengths[level]]
+                spectrum = np.einsum("kf,kf->f", transformed(values, size), self.kernels[level])
+                here = back(spectrum, size)[: self.lengths[level]]
             total = here if total is None else interpolate(total) + here
         assert total is not None
         return np.maximum(total + self.free, _TINY)
@@ -427,7 +431,7 @@ class _Problem:
             weights[:: 2 ** (len(self.lengths) - 1 - level)] += mass.sum(axis=0)
         total = weights.sum()
         if before is None:
-            start = _blurred(weights / total if total > 0 else np.full(length, 1 / length))
+            start = blurred(weights / total if total > 0 else np.full(length, 1 / length))
         else:
             q, finer = before
             place = np.arange(q.size) * finer / spacing
@@ -462,8 +466,8 @@ class _Problem:
         return best_q, self._certified(best_multipliers)
 
     def _certified(self, multipliers: list[_Array]) -> float:
-        c = self.certificates(multipliers, _finely_prolonged)
-        c = _finely_prolonged(_finely_prolonged(_finely_prolonged(c)))
+        c = self.certificates(multipliers, finely_prolonged)
+        c = finely_prolonged(finely_prolonged(finely_prolonged(c)))
         # The second derivative of ln c is at least that of the narrowest Gaussian's logarithm.
         hidden = (self.spacings[-1] / 8 / self.widths[0]) ** 2 / 8
         value = sum(
@@ -527,7 +531,7 @@ class _Problem:
         """Return `ln(s h E (w - y)^2)` given the points of every grid."""
         handed = [q]
         for _ in range(len(self.lengths) - 1):
-            handed.append(_restricted(handed[-1]))
+            handed.append(restricted(handed[-1]))
         found = []
         for level, values in enumerate(reversed(handed)):
             widths = self.widths[slice(*self.ranges[level])]
@@ -542,9 +546,9 @@ class _Problem:
                 steps = np.arange(size)
                 distance = np.minimum(steps, size - steps) * self.spacings[level]
                 square = 0.5 * (distance[None, :] / widths[:, None]) ** 2
-                spectrum = _transformed(square * np.exp(-square), size).real
-                spectrum = spectrum * _transformed(values, size)[None, :]
-                total = _back(spectrum, size)[:, : self.lengths[level]]
+                spectrum = transformed(square * np.exp(-square), size).real
+                spectrum = spectrum * transformed(values, size)[None, :]
+                total = back(spectrum, size)[:, : self.lengths[level]]
             found.append(np.log(np.maximum(total, _TINY) / z[level]))
         return found
 
@@ -585,68 +589,3 @@ def _relaxation_factors() -> _Array:
     while len(order) < _CYCLE:
         order = [place for first in order for place in (first, 2 * len(order) - 1 - first)]
     return np.sort(2 / spread)[order]
-
-
-def _transformed(values: _Array, size: int) -> Any:
-    """Fourier-transform the last axis, filled up with zeros."""
-    return fft.rfft(values, size, axis=-1, workers=_num_threads(size))
-
-
-def _back(spectrum: Any, size: int) -> Any:
-    return fft.irfft(spectrum, size, axis=-1, workers=_num_threads(size))
-
-
-def _num_threads(size: int) -> int:
-    """Short transforms are over before a thread starts."""
-    return min(4, os.cpu_count() or 1) if size > _THREADED else 1
-
-
-def _blurred(values: _Array) -> _Array:
-    return np.convolve(values, [0.25, 0.5, 0.25], "same")
-
-
-def _restricted(fine: _Array) -> _Array:
-    """Transpose of `_prolonged`: probabilities handed to the grid twice as coarse."""
-    coarse = fine[::2].copy()
-    odd = fine[1::2]
-    coarse[:-1] += 0.5625 * odd
-    coarse[1:] += 0.5625 * odd
-    if odd.size > 1:
-        coarse[2:] -= 0.0625 * odd[:-1]
-        coarse[:-2] -= 0.0625 * odd[1:]
-    coarse[:4] -= 0.0625 * odd[0] * _BEYOND
-    coarse[-4:] -= 0.0625 * odd[-1] * _BEYOND[::-1]
-    return coarse
-
-
-def _prolonged(coarse: _Array) -> _Array:
-    """Interpolate to the grid twice as fine, by cubics."""
-    fine = np.empty(2 * coarse.size - 1)
-    fine[::2] = coarse
-    # The cubics of the ends go on to the point that is missing.
-    ends = coarse[:4] @ _BEYOND, coarse[-4:] @ _BEYOND[::-1]
-    padded = np.concatenate([ends[:1], coarse, ends[1:]])
-    fine[1::2] = 0.5625 * (padded[1:-2] + padded[2:-1]) - 0.0625 * (padded[:-3] + padded[3:])
-    return fine
-
-
-def _finely_prolonged(coarse: _Array) -> _Array:
-    """Interpolate to the grid twice as fine, by polynomials of degree 5."""
-    if coarse.size < 6:
-        return _prolonged(coarse)
-    fine = np.empty(2 * coarse.size - 1)
-    fine[::2] = coarse
-    # Beyond the ends the polynomial of the last six points goes on.
-    weights = np.array([6.0, -15.0, 20.0, -15.0, 6.0, -1.0])
-    first = [float(weights @ coarse[:6])]
-    first = [float(weights @ np.append(first, coarse[:5])), *first]
-    last = [float(weights @ coarse[::-1][:6])]
-    last = [*last, float(weights @ np.append(last, coarse[::-1][:5]))]
-    padded = np.concatenate([first, coarse, last])
-    n = coarse.size - 1
-    fine[1::2] = (
-        150 * (padded[2 : n + 2] + padded[3 : n + 3])
-        - 25 * (padded[1 : n + 1] + padded[4 : n + 4])
-        + 3 * (padded[:n] + padded[5 : n + 5])
-    ) / 256
-    return fine

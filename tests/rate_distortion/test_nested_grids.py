@@ -209,18 +209,6 @@ def test_low_rates_of_heavy_tails_are_certified_too():
         assert point.lagrangian_nats <= slope * variance
 
 
-def test_interpolation_and_its_transpose():
-    rng = np.random.default_rng(0)
-    for size in (4, 5, 9, 33):
-        coarse, fine = rng.normal(size=size), rng.normal(size=2 * size - 1)
-        assert grids._restricted(fine) @ coarse == pytest.approx(fine @ grids._prolonged(coarse))
-    x = np.linspace(0, 1, 17)
-    polynomial = np.polynomial.Polynomial([1, -2, 3, 1, -1, 2])
-    np.testing.assert_allclose(
-        grids._finely_prolonged(polynomial(x)), polynomial(np.linspace(0, 1, 33)), rtol=1e-12
-    )
-
-
 def test_extremes(monkeypatch):
     monkeypatch.setattr(grids, "_MAX_GRID", 4096)
     points, importance = pairs()
