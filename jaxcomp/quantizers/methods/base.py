@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxcomp.coding import sizes
-from jaxcomp.numerics.checks import is_concrete
+from jaxcomp.numerics.checks import check_count, is_concrete
 from jaxcomp.numerics.scaling import group_exponent, normalise, restore
 from jaxcomp.quantizers.assignment import assignment_dtype
 from jaxcomp.quantizers.curves import Curve, Point
@@ -312,20 +312,6 @@ def _rescaled(
     units = spread(normalise(scales, exponent), rows=rows, shape=shape)
     product = values.astype(units.dtype) * units
     return restore(product, exponent, axis=tuple(range(len(shape)))).astype(dtype)
-
-
-def check_count(name: str, value: Any, least: int = 1, most: int | None = None) -> None:
-    """Refuse what is not a whole number in a range.
-
-    Raises:
-        TypeError: if it is no integer.
-        ValueError: if it is out of range.
-    """
-    if not isinstance(value, int | np.integer) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got {value!r}.")
-    if value < least or (most is not None and value > most):
-        allowed = f"at least {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{name} must be {allowed}, got {value}.")
 
 
 def power_of_two(number: int) -> int:

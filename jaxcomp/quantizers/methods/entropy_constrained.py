@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
+from jaxcomp.numerics.checks import check_count
 from jaxcomp.quantizers.assignment import assignment_dtype
 from jaxcomp.quantizers.curves import Curve, Point
 from jaxcomp.quantizers.methods.base import (
     ChunkCodes,
     CodebookMethod,
     Encoded,
-    check_count,
     scale_bits,
 )
 from jaxcomp.quantizers.passes import histogram_of, joint_histogram_of

@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Array, Int, Shaped
 
 from jaxcomp.coding import sizes
+from jaxcomp.numerics.checks import check_count
 from jaxcomp.quantizers.curves import Curve, Point
-from jaxcomp.quantizers.methods.base import ChunkCodes, Encoded, Method, check_count, scale_bits
+from jaxcomp.quantizers.methods.base import ChunkCodes, Encoded, Method, scale_bits
 from jaxcomp.quantizers.problems import Chunk, Problem, Total, counts_of, fetched, measured
 from jaxcomp.quantizers.scales import Rows, Scale
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxcomp.coding import sizes
-from jaxcomp.numerics.checks import check_penalty
+from jaxcomp.numerics.checks import check_count, check_penalty
 from jaxcomp.numerics.scaling import restore
 from jaxcomp.quantizers.assignment import assign, nearest_thresholds
 from jaxcomp.quantizers.curves import Curve, Point
@@ -24,7 +24,6 @@ from jaxcomp.quantizers.methods.base import (
     ChunkCodes,
     CodebookMethod,
     Encoded,
-    check_count,
     power_of_two,
     scale_bits,
 )

@@ -10,13 +10,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, Shaped
 
 from jaxcomp.coding import sizes
+from jaxcomp.numerics.checks import check_count
 from jaxcomp.quantizers.assignment import assignment_dtype
 from jaxcomp.quantizers.curves import Curve, Point
 from jaxcomp.quantizers.methods.base import (
     ChunkCodes,
     CodebookMethod,
     Encoded,
-    check_count,
     power_of_two,
     scale_bits,
 )

@@ -350,14 +350,47 @@ def _solve_group(
         scaled = normalise(multipliers, jnp.broadcast_to(unit, multipliers.shape), axis=())
         scaled = jnp.minimum(scaled, largest)
 
+    rate_bits, distortion, *others = _solve_cells(
+        cells,
+        mean,
+        scaled,
+        num_iterations,
+        store,
+        method=method,
+        max_clusters=max_clusters,
+    )
+    distortion, absolute = in_units(distortion), in_units(scaled)
+    return (
+        rate_bits,
+        distortion,
+        absolute,
+        distortion + absolute * total_points * rate_bits,
+        *others,
+    )
+
+
+def _solve_cells(
+    cells: _Cells,
+    mean: Float[Array, ""],
+    multipliers: Float[Array, " multipliers"],
+    num_iterations: Int[Array, ""],
+    store: Callable[[Array], tuple[Array, Array]],
+    *,
+    method: EntropyMethod,
+    max_clusters: int,
+) -> tuple[Array, ...]:
+    """Return rate, distortion, code and diagnostics of every multiplier, in units."""
+    total_points = pairwise_sum(cells.num_points).astype(cells.mass.dtype)
     grids = _uniform_grids(cells, mean, max_clusters)
-    costs = grids.distortion[None, :] + (scaled * total_points)[:, None] * grids.rate_bits[None, :]
+    costs = (
+        grids.distortion[None, :] + (multipliers * total_points)[:, None] * grids.rate_bits[None, :]
+    )
     best = jnp.argmin(costs, axis=1)
 
-    start = jnp.full((max_clusters,), mean, position.dtype)
+    start = jnp.full((max_clusters,), mean, cells.position.dtype)
 
     # Symbols at equal shares of the cube root of the mass, as for the best fine quantizer.
-    root = jnp.cbrt(mass)
+    root = jnp.cbrt(cells.mass)
     share = (running_sum(root) - 0.5 * root) / pairwise_sum(root)
     spread_out = jnp.clip((share * max_clusters).astype(jnp.int32), 0, max_clusters - 1)
 
@@ -382,15 +415,7 @@ def _solve_group(
         return *_finish(cells, code, index, store), *diagnostics
 
     solve = solve_lagrangian if method == "lagrangian" else solve_uniform
-    rate_bits, distortion, *others = jax.vmap(solve)(scaled, best)
-    distortion, absolute = in_units(distortion), in_units(scaled)
-    return (
-        rate_bits,
-        distortion,
-        absolute,
-        distortion + absolute * total_points * rate_bits,
-        *others,
-    )
+    return jax.vmap(solve)(multipliers, best)
 
 
 class _Grids(NamedTuple):
