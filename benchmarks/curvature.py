@@ -46,10 +46,13 @@ from provenance import commit
 
 from jaxcomp.adapters import CrossEntropyLoss, nnx_predict_fn
 from jaxcomp.curvature import (
+    Fisher,
+    GaussNewton,
+    Hutchinson,
+    HutchinsonBlocks,
     estimate_memory,
     fisher_diagonal,
     gauss_newton_diagonal,
-    hutchinson_blocks,
     hutchinson_diagonal,
     layer_hessians,
     over_batches,
@@ -262,16 +265,14 @@ def jaxcomp_cases(problem: Problem, num_probes: int) -> Iterator[Case]:
     gradient = jax.jit(jax.grad(problem.loss_fn))
     yield Case("gradient", lambda: gradient(problem.params, problem.batch))
     key = jax.random.key(0)
-    gauss_newton = partial(gauss_newton_diagonal, problem.predict_fn, problem.params)
-    sampled = partial(gauss_newton, num_label_samples=NUM_LABEL_SAMPLES, key=key)
-    hutchinson = partial(
-        hutchinson_diagonal, problem.loss_fn, problem.params, key=key, num_probes=num_probes
-    )
+    gauss_newton = GaussNewton(problem.predict_fn, problem.params)
+    sampled = replace(gauss_newton, num_label_samples=NUM_LABEL_SAMPLES, key=key)
+    hutchinson = Hutchinson(problem.loss_fn, problem.params, key=key, num_probes=num_probes)
     kernels = {
         "gauss_newton": (gauss_newton, 1),
         "gauss_newton_sampled": (sampled, NUM_LABEL_SAMPLES),
         "hutchinson": (hutchinson, num_probes),
-        "fisher": (partial(fisher_diagonal, problem.loss_fn, problem.params), 1),
+        "fisher": (Fisher(problem.loss_fn, problem.params), 1),
     }
     for name, (kernel, probes) in kernels.items():
         plan = estimate_memory(kernel, problem.batch, many_batches=False)
@@ -282,18 +283,18 @@ def hutchinson_cases(problem: Problem, num_probes: int) -> Iterator[Case]:
     """The options of Hutchinson's estimator."""
     key = jax.random.key(0)
     options = {"key": key, "num_probes": num_probes}
-    hutchinson = partial(hutchinson_diagonal, problem.loss_fn, problem.params, **options)
-    blocks = partial(hutchinson_blocks, problem.loss_fn, problem.params, **options)
+    hutchinson = Hutchinson(problem.loss_fn, problem.params, **options)
+    blocks = HutchinsonBlocks(problem.loss_fn, problem.params, block_size=4, **options)
     kernels = {
-        "hutchinson_gaussian": partial(hutchinson, distribution="gaussian"),
-        "hutchinson_blocks_4": partial(blocks, block_size=4),
+        "hutchinson_gaussian": replace(hutchinson, distribution="gaussian"),
+        "hutchinson_blocks_4": blocks,
     }
     for name, kernel in kernels.items():
         plan = estimate_memory(kernel, problem.batch, many_batches=False)
         yield Case(name, partial(kernel, problem.batch), num_probes, plan.peak_bytes)
 
     batches = split(problem.batch, EXAMPLES_PER_PROBE)
-    own_probes = partial(hutchinson, examples_per_probe=EXAMPLES_PER_PROBE)
+    own_probes = replace(hutchinson, examples_per_probe=EXAMPLES_PER_PROBE)
     for name, kernel in (("batches", hutchinson), ("own_probes", own_probes)):
         plan = estimate_memory(kernel, batches[0])
         run = partial(over_batches, kernel, batches)

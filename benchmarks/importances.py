@@ -31,7 +31,7 @@ import numpy as np
 from provenance import commit
 
 import jaxcomp
-from jaxcomp.curvature import gauss_newton_diagonal, over_batches
+from jaxcomp.curvature import GaussNewton, over_batches
 from jaxcomp.evaluation import metrics
 from jaxcomp.evaluation.calibration import fit_temperature
 from jaxcomp.evaluation.statistics import Interval, holm, model_interval
@@ -152,8 +152,7 @@ def sampled_labels_table(
                 tuple(array[start : start + BATCH_SIZE] for array in few)
                 for start in range(0, len(few[0]), BATCH_SIZE)
             ]
-            kernel = partial(gauss_newton_diagonal, predict, params, **sampling)
-            curvature = over_batches(kernel, batches)
+            curvature = over_batches(GaussNewton(predict, params, **sampling), batches)
             for num_clusters, scores in by_clusters.items():
                 method = KMeans(
                     num_clusters, num_iterations=config.num_iterations, num_bins=config.num_bins

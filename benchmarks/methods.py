@@ -30,7 +30,6 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +42,7 @@ from provenance import commit
 import jaxcomp
 from jaxcomp import quantizers
 from jaxcomp.compressed.budgets import Budget, choose
-from jaxcomp.curvature import gauss_newton_diagonal, over_batches
+from jaxcomp.curvature import GaussNewton, over_batches
 from jaxcomp.evaluation import metrics
 from jaxcomp.experiments import data, networks
 from jaxcomp.experiments.caches import keep_compiled_programs, network_cache
@@ -282,7 +281,7 @@ def classifier(
     """A classifier is scored by its loss and accuracy on the test set."""
     few = images[:NUM_CURVATURE], jnp.asarray(dataset.pool_labels[:NUM_CURVATURE])
     batches = [tuple(part[at : at + 100] for part in few) for at in range(0, len(few[0]), 100)]
-    curvature = over_batches(partial(gauss_newton_diagonal, predict, params), batches)
+    curvature = over_batches(GaussNewton(predict, params), batches)
     labels = jnp.asarray(dataset.test_labels)
     logits_of = jax.jit(predict)
 

@@ -22,11 +22,12 @@ from jaxcomp.curvature.estimate import (
     CompensatedSum,
     DiagonalEstimate,
     DiagonalSampler,
+    Estimator,
     RunningMean,
     Sampling,
     check_finite,
+    checked_estimator,
     count_examples,
-    find_sampling,
     sample_like,
     starting_at,
     zero_diagonal,
@@ -41,44 +42,64 @@ DiagonalKernel = Callable[[Batch], DiagonalEstimate]
 
 @explicit_transfers
 def over_batches(
-    kernel: DiagonalKernel, batches: Iterable[Batch], *, probes_per_chunk: int = 8
+    estimator: Estimator, batches: Iterable[Batch], *, probes_per_chunk: int = 8
 ) -> DiagonalEstimate:
     """Compute the diagonal of the mean loss over all examples of all batches.
 
-    For a `functools.partial` of `hutchinson_diagonal` or `fisher_diagonal`, such as
-    `partial(hutchinson_diagonal, loss_fn, params, key=key, num_probes=64)`, the result is that of
-    the kernel on all examples at once, standard error included, however they are split: the
+    For an estimator such as `Hutchinson(loss_fn, params, key=key, num_probes=64)` the result is
+    that on all examples at once, standard error included, however they are split: the
     products of a probe are summed over all batches, weighted by examples, and divided once.
     Probes go in chunks; every chunk passes once over the batches. Memory, beside one batch, is
     about `2 C + 6` times that of the weights (the sums are compensated, so that thousands of
     batches add no rounding error). A ragged last batch costs one further compilation.
 
-    Any other callable works too: its means are averaged, weighted by examples, and the standard
-    error is the weighted sum of the batches' errors: an upper bound, whether or not the batches
-    share their probes (too large by up to the root of the number of batches if they do not).
+    (`mean_over_batches` does what can be done for any other function of a batch.)
 
     Args:
-        kernel: `batch -> DiagonalEstimate` for the mean loss of a batch.
+        estimator: `Hutchinson`, `HutchinsonBlocks`, `Fisher` or `GaussNewton`.
         batches: an iterable that can be passed over several times (a list, a loader whose
             `__iter__` starts anew), of pytrees of arrays that share their leading axis.
         probes_per_chunk: C, at most how many probes are held at once. Chunks are made even.
 
     Returns:
-        Mean and standard error over the whole data set, structured like the kernel's, in nats per
-        squared weight.
+        Mean and standard error over the whole data set, structured like the estimator's, in nats
+        per squared weight.
 
     Raises:
         ValueError: if there are no batches, a batch has no examples or leaves of different
             lengths, a later pass gives other numbers of examples than the first, or the result is
             not finite.
-        TypeError: if `batches` is not iterable or can be passed over only once, or `kernel` is
-            not callable or returns something else than a `DiagonalEstimate`.
+        TypeError: if `batches` is not iterable or can be passed over only once, or `estimator` is
+            none.
     """
-    sampling, probes_per_chunk = _check_arguments(kernel, batches, probes_per_chunk)
-    if sampling is None:
-        return check_finite(_weighted_mean(kernel, batches))
+    sampling, probes_per_chunk = _check_arguments(estimator, batches, probes_per_chunk)
     state = _full_data_estimate(*sampling, batches, probes_per_chunk)
     return check_finite(state.running.estimate(sampling.num_samples))
+
+
+@explicit_transfers
+def mean_over_batches(kernel: DiagonalKernel, batches: Iterable[Batch]) -> DiagonalEstimate:
+    """Average the estimates of any function over batches, weighted by examples, in one pass.
+
+    The standard error is the weighted sum of the batches' errors: an upper bound, whether or not
+    the batches share their probes (too large by up to the root of the number of batches if they do
+    not). For an estimator of this package `over_batches` says more.
+
+    Args:
+        kernel: `batch -> DiagonalEstimate` for the mean loss of a batch.
+        batches: pytrees of arrays that share their leading axis.
+
+    Raises:
+        ValueError: if there are no batches, a batch has no examples or leaves of different
+            lengths, or the result is not finite.
+        TypeError: if `kernel` is not callable or returns something else than a `DiagonalEstimate`.
+    """
+    if not callable(kernel):
+        raise TypeError(
+            "kernel must be a function from a batch to a DiagonalEstimate, got "
+            f"{type(kernel).__name__}."
+        )
+    return check_finite(_weighted_mean(kernel, batches))
 
 
 class PreciseEstimate(NamedTuple):
@@ -89,7 +110,7 @@ class PreciseEstimate(NamedTuple):
         num_probes: how many that were.
         relative_error: `|standard_error|_2 / |mean|_2` of every leaf, scalars in its dtype;
             zero for a leaf of zeros.
-        converged: whether all leaves are as precise as asked; otherwise the kernel's
+        converged: whether all leaves are as precise as asked; otherwise the estimator's
             `num_probes` ran out.
     """
 
@@ -101,7 +122,7 @@ class PreciseEstimate(NamedTuple):
 
 @explicit_transfers
 def over_batches_until(
-    kernel: DiagonalKernel,
+    estimator: Estimator,
     batches: Iterable[Batch],
     *,
     relative_error: float,
@@ -118,8 +139,7 @@ def over_batches_until(
     thousands it is not.) Memory and passes as for `over_batches`.
 
     Args:
-        kernel: a `functools.partial` of `hutchinson_diagonal`, `hutchinson_blocks` or another
-            kernel of this package; its `num_probes` is the most that are drawn.
+        estimator: as for `over_batches`; its `num_probes` is the most that are drawn.
         batches: as for `over_batches`; `[batch]` for a single one.
         relative_error: largest relative error of a leaf, in Euclidean norm, above 0.
         min_probes: number of probes before the first look, at least 2.
@@ -128,15 +148,9 @@ def over_batches_until(
     Raises:
         ValueError: as `over_batches`; or if `relative_error` is not a positive finite number or
             `min_probes` not an integer of at least 2.
-        TypeError: as `over_batches`; or if `kernel` is not a partial of a kernel of this package.
+        TypeError: as `over_batches`.
     """
-    sampling, probes_per_chunk = _check_arguments(kernel, batches, probes_per_chunk)
-    if sampling is None:
-        raise TypeError(
-            "kernel must be a functools.partial of a kernel of jaxcomp.curvature, such as "
-            "partial(hutchinson_diagonal, loss_fn, params, key=key, num_probes=256), so that "
-            f"probes can be added one by one, got {type(kernel).__name__}."
-        )
+    sampling, probes_per_chunk = _check_arguments(estimator, batches, probes_per_chunk)
     is_number = isinstance(relative_error, Real) and not isinstance(relative_error, bool)
     if not is_number or not math.isfinite(relative_error) or relative_error <= 0:
         raise ValueError(f"relative_error must be a finite number above 0, got {relative_error!r}.")
@@ -154,16 +168,11 @@ def over_batches_until(
 
 
 def _check_arguments(
-    kernel: DiagonalKernel, batches: Iterable[Batch], probes_per_chunk: int
-) -> tuple[Sampling | None, int]:
+    estimator: Estimator, batches: Iterable[Batch], probes_per_chunk: int
+) -> tuple[Sampling, int]:
     probes_per_chunk = check_count("probes_per_chunk", probes_per_chunk)
-    if not callable(kernel):
-        raise TypeError(
-            "kernel must be a function from a batch to a DiagonalEstimate, got "
-            f"{type(kernel).__name__}."
-        )
     _check_iterable_again(batches)
-    return find_sampling(kernel), probes_per_chunk
+    return checked_estimator(estimator).sampling(), probes_per_chunk
 
 
 def _check_iterable_again(batches: Iterable[Batch]) -> None:

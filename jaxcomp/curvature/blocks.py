@@ -18,13 +18,12 @@ from jaxtyping import Array, Float, Int
 from jaxcomp.curvature.compilation import hint_if_compiled_again
 from jaxcomp.curvature.estimate import (
     DiagonalEstimate,
+    Estimator,
     SampleFn,
     Sampling,
     as_partial,
-    estimate_on_batch,
     floating_leaves,
     open_params,
-    sampled_by,
     shape_and_dtype,
 )
 from jaxcomp.curvature.hutchinson import (
@@ -90,30 +89,33 @@ class BlockSampler:
         return sample
 
 
-def _block_sampling(
-    loss_fn: LossFn,
-    params: Params,
-    batch: Batch,
-    key: PRNGKey,
-    *,
-    num_probes: int,
-    block_size: int,
-    distribution: ProbeDistribution = "rademacher",
-    examples_per_probe: int | None = None,
-) -> Sampling:
-    """Check the arguments of `hutchinson_blocks`, of which the batch plays no part."""
-    del batch
-    num_probes = check_count("num_probes", num_probes, least=2)
-    block_size = check_count("block_size", block_size)
-    check_distribution(distribution)
-    if examples_per_probe is not None:
-        examples_per_probe = check_count("examples_per_probe", examples_per_probe)
-    function, params = open_params(as_partial(loss_fn), params)
-    sampler = BlockSampler(function, params, key, block_size, distribution, examples_per_probe)
-    return Sampling(sampler, num_probes)
+@dataclass(frozen=True, eq=False)
+class HutchinsonBlocks(Estimator):
+    """Hutchinson probing of diagonal blocks; the options are those of `hutchinson_blocks`."""
+
+    loss_fn: LossFn
+    params: Params
+    key: PRNGKey = field(kw_only=True)
+    num_probes: int = field(kw_only=True)
+    block_size: int = field(kw_only=True)
+    distribution: ProbeDistribution = field(default="rademacher", kw_only=True)
+    examples_per_probe: int | None = field(default=None, kw_only=True)
+
+    def sampling(self) -> Sampling:
+        """Return the sampler, after a check of all options."""
+        num_probes = check_count("num_probes", self.num_probes, least=2)
+        block_size = check_count("block_size", self.block_size)
+        check_distribution(self.distribution)
+        examples_per_probe = self.examples_per_probe
+        if examples_per_probe is not None:
+            examples_per_probe = check_count("examples_per_probe", examples_per_probe)
+        function, params = open_params(as_partial(self.loss_fn), self.params)
+        sampler = BlockSampler(
+            function, params, self.key, block_size, self.distribution, examples_per_probe
+        )
+        return Sampling(sampler, num_probes)
 
 
-@sampled_by(_block_sampling)
 @explicit_transfers
 def hutchinson_blocks(
     loss_fn: LossFn,
@@ -159,17 +161,15 @@ def hutchinson_blocks(
     Source: Bekas, Kokiopoulou, Saad (2007), eq. 2, applied to blocks,
     doi:10.1016/j.apnum.2007.01.003.
     """
-    sampler, num_samples = _block_sampling(
+    return HutchinsonBlocks(
         loss_fn,
         params,
-        batch,
-        key,
+        key=key,
         num_probes=num_probes,
         block_size=block_size,
         distribution=distribution,
         examples_per_probe=examples_per_probe,
-    )
-    return estimate_on_batch(sampler, batch, num_samples=num_samples)
+    )(batch)
 
 
 def _block_shape(shape: tuple[int, ...], block_size: int) -> tuple[int, int, int]:

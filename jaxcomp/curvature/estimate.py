@@ -14,9 +14,10 @@ in the result.
 
 import functools
 import math
-from collections.abc import Callable, Hashable
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +27,9 @@ from jax.tree_util import Partial
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxcomp.numerics.transformations import always_compiled
+from jaxcomp.numerics.transformations import always_compiled, explicit_transfers
 from jaxcomp.trees.leaves import Frame, is_argument, split_constants
 from jaxcomp.types import Batch, LossFn, Params
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class DiagonalEstimate(NamedTuple):
@@ -77,37 +76,43 @@ class Sampling(NamedTuple):
     num_samples: int
 
 
-_BUILDERS: dict[Callable[..., Any], Callable[..., Sampling]] = {}
-
-
-def sampled_by(build: Callable[..., Sampling]) -> Callable[[F], F]:
-    """Declare how a kernel's estimate splits over a data set; decorates the kernel.
-
-    Args:
-        build: has the signature of the kernel and returns its `Sampling`, whatever the batch.
-    """
-
-    def declare(kernel: F) -> F:
-        _BUILDERS[kernel] = build
-        return kernel
-
-    return declare
-
-
-def find_sampling(kernel: Callable[..., Any]) -> Sampling | None:
-    """Return the sampling of a `functools.partial` of a declared kernel, else None."""
-    if not isinstance(kernel, functools.partial) or not isinstance(kernel.func, Hashable):
-        return None
-    build = _BUILDERS.get(kernel.func)
-    return None if build is None else build(*kernel.args, None, **kernel.keywords)
-
-
 @functools.partial(jax.jit, static_argnames=("num_samples",))
 def estimate_on_batch(
     sampler: DiagonalSampler, batch: Batch, *, num_samples: int
 ) -> DiagonalEstimate:
     """Average the first `num_samples` samples of one batch; pure, compiled once per shapes."""
     return mean_and_standard_error(sampler.at(batch), sample_like(sampler), num_samples)
+
+
+@dataclass(frozen=True, eq=False)
+class Estimator(ABC):
+    """How a diagonal is estimated: everything but the data.
+
+    Call it with a batch for the estimate on that batch. `over_batches` averages its samples over
+    a data set, which is more than the mean of the estimates of batches: see there.
+    """
+
+    @abstractmethod
+    def sampling(self) -> Sampling:
+        """Return the sampler, after a check of all options."""
+
+    @explicit_transfers
+    def __call__(self, batch: Batch) -> DiagonalEstimate:
+        """Return the estimate for the mean loss of one batch; pure."""
+        sampler, num_samples = self.sampling()
+        return estimate_on_batch(sampler, batch, num_samples=num_samples)
+
+
+def checked_estimator(estimator: Any) -> Estimator:
+    """Refuse what is no estimator."""
+    if not isinstance(estimator, Estimator):
+        raise TypeError(
+            "estimator must be one of jaxcomp.curvature, such as Hutchinson(loss_fn, params, "
+            "key=key, num_probes=64) or GaussNewton(predict_fn, params), so that its samples and "
+            f"its memory are known, got {type(estimator).__name__}; mean_over_batches takes any "
+            "function of a batch."
+        )
+    return estimator
 
 
 def sample_like(sampler: DiagonalSampler) -> Params:

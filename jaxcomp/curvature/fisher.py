@@ -7,7 +7,7 @@ and the Fisher diagonal vanishes on a network that fits its data perfectly. For 
 unit, squared nats per squared weight, is that of a Hessian, since a nat is a number.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import jax
@@ -18,14 +18,13 @@ from jaxtyping import Array, Float
 from jaxcomp.curvature.compilation import hint_if_compiled_again
 from jaxcomp.curvature.estimate import (
     DiagonalEstimate,
+    Estimator,
     SampleFn,
     Sampling,
     as_partial,
     count_examples,
-    estimate_on_batch,
     floating_leaves,
     open_params,
-    sampled_by,
     scalar_loss,
 )
 from jaxcomp.curvature.per_example import open_function, sum_of_squares
@@ -67,18 +66,23 @@ class FisherSampler:
         return lambda index: mean
 
 
-def _fisher_sampling(
-    loss_fn: LossFn, params: Params, batch: Batch, *, examples_per_chunk: int | None = None
-) -> Sampling:
-    """Check the arguments of `fisher_diagonal`, of which the batch plays no part."""
-    del batch
-    if examples_per_chunk is not None:
-        examples_per_chunk = check_count("examples_per_chunk", examples_per_chunk)
-    function, params = open_params(as_partial(loss_fn), params)
-    return Sampling(FisherSampler(function, params, examples_per_chunk), 1)
+@dataclass(frozen=True, eq=False)
+class Fisher(Estimator):
+    """The empirical Fisher diagonal, exactly; the options are those of `fisher_diagonal`."""
+
+    loss_fn: LossFn
+    params: Params
+    examples_per_chunk: int | None = field(default=None, kw_only=True)
+
+    def sampling(self) -> Sampling:
+        """Return the sampler, after a check of all options."""
+        examples_per_chunk = self.examples_per_chunk
+        if examples_per_chunk is not None:
+            examples_per_chunk = check_count("examples_per_chunk", examples_per_chunk)
+        function, params = open_params(as_partial(self.loss_fn), self.params)
+        return Sampling(FisherSampler(function, params, examples_per_chunk), 1)
 
 
-@sampled_by(_fisher_sampling)
 @explicit_transfers
 def fisher_diagonal(
     loss_fn: LossFn, params: Params, batch: Batch, *, examples_per_chunk: int | None = None
@@ -112,7 +116,4 @@ def fisher_diagonal(
     Source: Kunstner, Balles, Hennig (2019), "Limitations of the empirical Fisher approximation",
     eq. 3 (there a sum, here a mean over examples), arXiv:1905.12558.
     """
-    sampler, num_samples = _fisher_sampling(
-        loss_fn, params, batch, examples_per_chunk=examples_per_chunk
-    )
-    return estimate_on_batch(sampler, batch, num_samples=num_samples)
+    return Fisher(loss_fn, params, examples_per_chunk=examples_per_chunk)(batch)

@@ -27,15 +27,14 @@ from jaxtyping import Array, Float, Int
 from jaxcomp.curvature.compilation import hint_if_compiled_again
 from jaxcomp.curvature.estimate import (
     DiagonalEstimate,
+    Estimator,
     SampleFn,
     Sampling,
     as_partial,
     count_examples,
     diagonal_dtype,
-    estimate_on_batch,
     floating_leaves,
     open_params,
-    sampled_by,
 )
 from jaxcomp.curvature.per_example import open_layers, sum_of_squares
 from jaxcomp.numerics.checks import check_count
@@ -102,44 +101,46 @@ class GaussNewtonSampler:
         return lambda index: exact
 
 
-def _gauss_newton_sampling(
-    predict_fn: PredictFn,
-    params: Params,
-    batch: Batch,
-    *,
-    loss: Loss = "softmax_cross_entropy",
-    num_label_samples: int | None = None,
-    key: PRNGKey | None = None,
-    examples_per_chunk: int | None = None,
-) -> Sampling:
-    """Check the arguments of `gauss_newton_diagonal`, of which the batch plays no part."""
-    del batch
-    check_loss(loss)
-    if num_label_samples is None and key is not None:
-        raise ValueError(
-            "key is for sampled labels: pass num_label_samples with it, or leave it out for the "
-            "exact diagonal."
-        )
-    if num_label_samples is not None:
-        num_label_samples = check_count("num_label_samples", num_label_samples, least=2)
-        if key is None:
+@dataclass(frozen=True, eq=False)
+class GaussNewton(Estimator):
+    """The Gauss-Newton diagonal; the options are those of `gauss_newton_diagonal`."""
+
+    predict_fn: PredictFn
+    params: Params
+    loss: Loss = field(default="softmax_cross_entropy", kw_only=True)
+    num_label_samples: int | None = field(default=None, kw_only=True)
+    key: PRNGKey | None = field(default=None, kw_only=True)
+    examples_per_chunk: int | None = field(default=None, kw_only=True)
+
+    def sampling(self) -> Sampling:
+        """Return the sampler, after a check of all options."""
+        check_loss(self.loss)
+        num_label_samples = self.num_label_samples
+        examples_per_chunk = self.examples_per_chunk
+        if num_label_samples is None and self.key is not None:
             raise ValueError(
-                "num_label_samples needs a key: pass key=jax.random.key(seed), or leave "
-                "num_label_samples out for the exact diagonal."
+                "key is for sampled labels: pass num_label_samples with it, or leave it out for "
+                "the exact diagonal."
             )
-    if examples_per_chunk is not None:
-        examples_per_chunk = check_count("examples_per_chunk", examples_per_chunk)
-    sampler = GaussNewtonSampler(
-        *open_params(as_predict_fn(predict_fn), params),
-        key,
-        loss,
-        num_label_samples,
-        examples_per_chunk,
-    )
-    return Sampling(sampler, num_label_samples or 1)
+        if num_label_samples is not None:
+            num_label_samples = check_count("num_label_samples", num_label_samples, least=2)
+            if self.key is None:
+                raise ValueError(
+                    "num_label_samples needs a key: pass key=jax.random.key(seed), or leave "
+                    "num_label_samples out for the exact diagonal."
+                )
+        if examples_per_chunk is not None:
+            examples_per_chunk = check_count("examples_per_chunk", examples_per_chunk)
+        sampler = GaussNewtonSampler(
+            *open_params(as_predict_fn(self.predict_fn), self.params),
+            self.key,
+            self.loss,
+            num_label_samples,
+            examples_per_chunk,
+        )
+        return Sampling(sampler, num_label_samples or 1)
 
 
-@sampled_by(_gauss_newton_sampling)
 @explicit_transfers
 def gauss_newton_diagonal(
     predict_fn: PredictFn,
@@ -190,16 +191,14 @@ def gauss_newton_diagonal(
             key, a batch that is no pair of equal lengths, or outputs that do not fit the loss.
         TypeError: if `predict_fn` is not callable or not hashable, or a leaf of `params` complex.
     """
-    sampler, num_samples = _gauss_newton_sampling(
+    return GaussNewton(
         predict_fn,
         params,
-        batch,
         loss=loss,
         num_label_samples=num_label_samples,
         key=key,
         examples_per_chunk=examples_per_chunk,
-    )
-    return estimate_on_batch(sampler, batch, num_samples=num_samples)
+    )(batch)
 
 
 def as_predict_fn(predict_fn: PredictFn) -> Partial:

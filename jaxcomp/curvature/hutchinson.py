@@ -27,16 +27,15 @@ from jaxtyping import Array, Float, Int, Key
 from jaxcomp.curvature.compilation import hint_if_compiled_again
 from jaxcomp.curvature.estimate import (
     DiagonalEstimate,
+    Estimator,
     FloatingLeaves,
     SampleFn,
     Sampling,
     as_partial,
     count_examples,
     diagonal_dtype,
-    estimate_on_batch,
     floating_leaves,
     open_params,
-    sampled_by,
     scalar_loss,
 )
 from jaxcomp.numerics.checks import check_count
@@ -80,28 +79,31 @@ class HutchinsonSampler:
         return lambda index: leaves.diagonal(products(jax.random.fold_in(self.key, index)))
 
 
-def _hutchinson_sampling(
-    loss_fn: LossFn,
-    params: Params,
-    batch: Batch,
-    key: PRNGKey,
-    *,
-    num_probes: int,
-    distribution: ProbeDistribution = "rademacher",
-    examples_per_probe: int | None = None,
-) -> Sampling:
-    """Check the arguments of `hutchinson_diagonal`, of which the batch plays no part."""
-    del batch
-    num_probes = check_count("num_probes", num_probes, least=2)
-    check_distribution(distribution)
-    if examples_per_probe is not None:
-        examples_per_probe = check_count("examples_per_probe", examples_per_probe)
-    function, params = open_params(as_partial(loss_fn), params)
-    sampler = HutchinsonSampler(function, params, key, distribution, examples_per_probe)
-    return Sampling(sampler, num_probes)
+@dataclass(frozen=True, eq=False)
+class Hutchinson(Estimator):
+    """Hutchinson probing of the diagonal; the options are those of `hutchinson_diagonal`."""
+
+    loss_fn: LossFn
+    params: Params
+    key: PRNGKey = field(kw_only=True)
+    num_probes: int = field(kw_only=True)
+    distribution: ProbeDistribution = field(default="rademacher", kw_only=True)
+    examples_per_probe: int | None = field(default=None, kw_only=True)
+
+    def sampling(self) -> Sampling:
+        """Return the sampler, after a check of all options."""
+        num_probes = check_count("num_probes", self.num_probes, least=2)
+        check_distribution(self.distribution)
+        examples_per_probe = self.examples_per_probe
+        if examples_per_probe is not None:
+            examples_per_probe = check_count("examples_per_probe", examples_per_probe)
+        function, params = open_params(as_partial(self.loss_fn), self.params)
+        sampler = HutchinsonSampler(
+            function, params, self.key, self.distribution, examples_per_probe
+        )
+        return Sampling(sampler, num_probes)
 
 
-@sampled_by(_hutchinson_sampling)
 @explicit_transfers
 def hutchinson_diagonal(
     loss_fn: LossFn,
@@ -159,16 +161,14 @@ def hutchinson_diagonal(
 
     Source: Bekas, Kokiopoulou, Saad (2007), eq. 2, doi:10.1016/j.apnum.2007.01.003.
     """
-    sampler, num_samples = _hutchinson_sampling(
+    return Hutchinson(
         loss_fn,
         params,
-        batch,
-        key,
+        key=key,
         num_probes=num_probes,
         distribution=distribution,
         examples_per_probe=examples_per_probe,
-    )
-    return estimate_on_batch(sampler, batch, num_samples=num_samples)
+    )(batch)
 
 
 class ProbeAndProduct(NamedTuple):

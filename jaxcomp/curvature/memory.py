@@ -5,10 +5,8 @@ kernel is compiled for shapes alone, and what the driver over batches holds besi
 chunk of probes, running mean, the next batch) is added. All sizes are in bytes.
 """
 
-import inspect
 import math
-from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -19,10 +17,11 @@ from jaxtyping import PyTree
 from jaxcomp.curvature import batches as driver
 from jaxcomp.curvature.estimate import (
     DiagonalSampler,
+    Estimator,
     Sampling,
+    checked_estimator,
     count_examples,
     estimate_on_batch,
-    find_sampling,
     sample_like,
     zero_diagonal,
 )
@@ -55,7 +54,7 @@ class MemoryEstimate(NamedTuple):
 
 
 def estimate_memory(
-    kernel: Callable[..., Any],
+    estimator: Estimator,
     batch: Batch | Shapes,
     *,
     limit_bytes: int | None = None,
@@ -64,55 +63,48 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """Predict the peak memory of a curvature, and pick chunk sizes that stay under a limit.
 
-    Nothing is allocated: arrays may be given by their shapes, `jax.ShapeDtypeStruct`. The kernel
+    Nothing is allocated: arrays may be given by their shapes, `jax.ShapeDtypeStruct`. The estimator
     is compiled for them (once without a limit that binds, a handful of times with one), on the
     default device, whose memory it is. The prediction leaves out what the runtime itself takes,
     batches that the caller keeps, and arrays a loss function holds as constants.
 
     Example:
-        kernel = partial(fisher_diagonal, loss_fn, params)
-        plan = estimate_memory(kernel, batch, limit_bytes=10**9)
-        over_batches(partial(kernel, examples_per_chunk=plan.examples_per_chunk), batches)
+        fisher = Fisher(loss_fn, params)
+        plan = estimate_memory(fisher, batch, limit_bytes=10**9)
+        over_batches(replace(fisher, examples_per_chunk=plan.examples_per_chunk), batches)
 
     Args:
-        kernel: a `functools.partial` of `hutchinson_diagonal`, `hutchinson_blocks`,
-            `fisher_diagonal` or another kernel of this package that lacks only the batch.
+        estimator: `Hutchinson`, `HutchinsonBlocks`, `Fisher` or `GaussNewton`.
         batch: one batch, the largest, or its shapes.
         limit_bytes: largest peak; None for no limit.
-        many_batches: whether for `over_batches(kernel, ...)`, or for `kernel(batch)` alone.
+        many_batches: whether for `over_batches(estimator, ...)`, or for `estimator(batch)` alone.
         probes_per_chunk: C of `over_batches`, at most. Under a limit fewer may be chosen (the
             result is the same, the batches are passed over more often), and if one at a time is
-            still too much, fewer than the kernel's `examples_per_chunk`, if it has them.
+            still too much, fewer than the estimator's `examples_per_chunk`, if it has them.
 
     Returns:
         The prediction, with the largest chunk sizes that fit, up to those asked for.
 
     Raises:
         ValueError: if nothing fits under `limit_bytes`, with the need and what would fit; if
-            `limit_bytes` or `probes_per_chunk` is not a positive integer; or as the kernel.
-        TypeError: if `kernel` is not a partial of a kernel of this package.
+            `limit_bytes` or `probes_per_chunk` is not a positive integer; or as the estimator.
+        TypeError: if `estimator` is none.
     """
     probes_per_chunk = check_count("probes_per_chunk", probes_per_chunk)
     if limit_bytes is not None:
         limit_bytes = check_count("limit_bytes", limit_bytes)
-    sampling = find_sampling(kernel)
-    if sampling is None or not isinstance(kernel, partial):
-        raise TypeError(
-            "kernel must be a functools.partial of a kernel of jaxcomp.curvature, such as "
-            "partial(fisher_diagonal, loss_fn, params), so that its memory is known, got "
-            f"{type(kernel).__name__}."
-        )
+    sampling = checked_estimator(estimator).sampling()
     shapes = _shapes(batch)
     probes = min(probes_per_chunk, sampling.num_samples) if many_batches else 1
-    option = inspect.signature(kernel.func).parameters.get("examples_per_chunk")
-    examples = None if option is None else kernel.keywords.get(option.name, option.default)
-    plan = _Plan(kernel, shapes, many_batches, probes, examples, {})
+    has_chunks = hasattr(estimator, "examples_per_chunk")
+    examples = getattr(estimator, "examples_per_chunk", None)
+    plan = _Plan(estimator, shapes, many_batches, probes, examples, {})
     estimate = plan.estimate()
     if limit_bytes is None or estimate.peak_bytes <= limit_bytes:
         return estimate
     for name in ("probes_per_chunk", "examples_per_chunk"):
-        if name == "examples_per_chunk" and option is not None and examples is None:
-            # The kernel's own choice is too much: any number up to all examples may be the answer.
+        if name == "examples_per_chunk" and has_chunks and examples is None:
+            # Its own choice is too much: any number up to all examples may be the answer.
             plan = plan._replace(examples_per_chunk=plan.num_examples)
         largest = getattr(plan, name)
         if largest is None or largest == 1:
@@ -128,7 +120,7 @@ def estimate_memory(
 class _Plan(NamedTuple):
     """What is to be computed; its variants share the estimates they have compiled."""
 
-    kernel: partial[Any]
+    estimator: Estimator
     batch: Shapes
     many_batches: bool
     probes_per_chunk: int
@@ -152,11 +144,10 @@ class _Plan(NamedTuple):
         return self.known[key]
 
     def _compile(self) -> MemoryEstimate:
-        kernel = self.kernel
+        changed = {}
         if self.examples_per_chunk is not None:
-            kernel = partial(kernel, examples_per_chunk=self.examples_per_chunk)
-        sampling = find_sampling(kernel)
-        assert sampling is not None
+            changed["examples_per_chunk"] = self.examples_per_chunk
+        sampling = replace(self.estimator, **changed).sampling()
         sampler = _shapes(sampling.sampler)
         if self.many_batches:
             state, scratch = _driver_bytes(sampler, self.batch, self.probes_per_chunk)
@@ -236,7 +227,7 @@ def _refusal(plan: _Plan, limit_bytes: int) -> str:
     """Say what the smallest chunks need and what would fit."""
     need = plan.estimate().peak_bytes
     smallest = plan.with_examples(1).estimate().peak_bytes
-    name = getattr(plan.kernel.func, "__name__", "the kernel")
+    name = type(plan.estimator).__name__
     text = (
         f"{name} on batches of {plan.num_examples:,} examples needs {_megabytes(need)} even in the "
         f"smallest chunks, but limit_bytes allows {_megabytes(limit_bytes)}; "

@@ -1,13 +1,12 @@
 """Diagonal blocks by probing, against dense Hessians, their variance, and the diagonal itself."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxcomp.curvature import (
+    HutchinsonBlocks,
     check_finite,
     estimate_memory,
     hutchinson_blocks,
@@ -96,8 +95,7 @@ def test_diagonal_of_the_blocks_is_that_of_the_diagonal_estimate():
 @pytest.mark.parametrize("examples_per_probe", [None, 2])
 def test_batches_do_not_matter(examples_per_probe):
     batch = np.stack([scale * make_hessian() for scale in (1, 2, 3, 4, 5)])
-    kernel = partial(
-        hutchinson_blocks,
+    kernel = HutchinsonBlocks(
         quadratic_loss,
         PARAMS,
         key=jax.random.key(4),

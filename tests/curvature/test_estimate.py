@@ -11,6 +11,7 @@ import pytest
 from jaxcomp import compress
 from jaxcomp.curvature import (
     CurvaturePolicy,
+    GaussNewton,
     estimate_memory,
     find_layers,
     fisher_diagonal,
@@ -52,9 +53,7 @@ KERNELS = {
     "blocks": lambda f, params: hutchinson_blocks(
         partial(loss_of, f), params, BATCH, jax.random.key(0), num_probes=2, block_size=2
     ),
-    "over_batches": lambda f, params: over_batches(
-        partial(gauss_newton_diagonal, f, params), [BATCH]
-    ),
+    "over_batches": lambda f, params: over_batches(GaussNewton(f, params), [BATCH]),
 }
 
 
@@ -76,7 +75,7 @@ def test_layers_and_memory_of_such_a_tree():
     found = layer_hessians(predict, WHOLE, [inputs])["out"].hessian
     expected = layer_hessians(predict_arrays, PARAMS, [inputs])["out"].hessian
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    assert estimate_memory(partial(gauss_newton_diagonal, predict, WHOLE), BATCH).peak_bytes > 0
+    assert estimate_memory(GaussNewton(predict, WHOLE), BATCH).peak_bytes > 0
 
 
 def test_the_estimate_is_an_importance_of_the_whole_tree():

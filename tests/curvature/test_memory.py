@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from jaxcomp.curvature import (
+    Fisher,
+    GaussNewton,
+    Hutchinson,
     estimate_memory,
-    fisher_diagonal,
-    gauss_newton_diagonal,
-    hutchinson_diagonal,
 )
 
 PARAMS = {"w": jax.ShapeDtypeStruct((100, 30), jnp.float32), "codes": jnp.arange(3)}
@@ -32,16 +32,15 @@ def loss_fn(params, batch):
     return jnp.mean(jnp.square(predict_fn(params, batch)))
 
 
-fisher = partial(fisher_diagonal, loss_fn, PARAMS)
-hutchinson = partial(hutchinson_diagonal, loss_fn, PARAMS, key=jax.random.key(0), num_probes=6)
+fisher = Fisher(loss_fn, PARAMS)
+hutchinson = Hutchinson(loss_fn, PARAMS, key=jax.random.key(0), num_probes=6)
 
 
 @pytest.mark.parametrize("kernel", [fisher, hutchinson])
 def test_one_batch_takes_what_the_compiler_says(kernel):
     plan = estimate_memory(kernel, BATCH, many_batches=False)
-    bound = {name: value for name, value in kernel.keywords.items() if name != "key"}
     compiled = (
-        jax.jit(lambda params, batch: kernel.func(loss_fn, params, batch, **bound, **keys(kernel)))
+        jax.jit(lambda params, batch: replace(kernel, params=params)(batch))
         .lower(PARAMS, BATCH)
         .compile()
         .memory_analysis()
@@ -56,10 +55,6 @@ def test_one_batch_takes_what_the_compiler_says(kernel):
     )
     # The key is a constant here, and the results have a table of their own.
     np.testing.assert_allclose(plan.peak_bytes, expected, rtol=0.01)
-
-
-def keys(kernel):
-    return {"key": jax.random.key(0)} if "key" in kernel.keywords else {}
 
 
 def test_state_of_the_driver_is_two_trees_per_probe_and_two():
@@ -88,7 +83,7 @@ def test_the_largest_chunk_of_probes_under_the_limit_is_chosen():
 
 
 def test_a_number_is_chosen_where_the_kernels_own_choice_is_too_much():
-    kernel = partial(gauss_newton_diagonal, predict_fn, PARAMS)
+    kernel = GaussNewton(predict_fn, PARAMS)
     batch = (jax.ShapeDtypeStruct((500, 100), jnp.float32), jax.ShapeDtypeStruct((500,), jnp.int32))
     free = estimate_memory(kernel, batch, many_batches=False)
     assert free.examples_per_chunk is None
@@ -96,13 +91,13 @@ def test_a_number_is_chosen_where_the_kernels_own_choice_is_too_much():
     limit_bytes = free.peak_bytes - free.scratch_bytes // 2
     plan = estimate_memory(kernel, batch, limit_bytes=limit_bytes, many_batches=False)
     assert 1 < plan.examples_per_chunk < 500
-    twice = partial(kernel, examples_per_chunk=2 * plan.examples_per_chunk)
+    twice = replace(kernel, examples_per_chunk=2 * plan.examples_per_chunk)
     assert plan.peak_bytes <= limit_bytes
     assert limit_bytes < estimate_memory(twice, batch, many_batches=False).peak_bytes
-    bound = partial(kernel, examples_per_chunk=plan.examples_per_chunk)
+    bound = replace(kernel, examples_per_chunk=plan.examples_per_chunk)
     assert estimate_memory(bound, batch, many_batches=False) == plan
 
-    with pytest.raises(ValueError, match=r"gauss_newton_diagonal on batches of 500 .* would fit"):
+    with pytest.raises(ValueError, match=r"GaussNewton on batches of 500 .* would fit"):
         estimate_memory(kernel, batch, limit_bytes=200_000, many_batches=False)
 
 
@@ -110,7 +105,7 @@ def test_what_cannot_fit_is_refused_with_the_number_and_what_would_fit():
     batch = jax.ShapeDtypeStruct((20_000, 100), jnp.float32)
     with pytest.raises(
         ValueError,
-        match=r"hutchinson_diagonal on batches of 20,000 examples needs [\d.]+ MB even in the "
+        match=r"Hutchinson on batches of 20,000 examples needs [\d.]+ MB even in the "
         r"smallest chunks, but limit_bytes allows 4 MB; batches of [\d,]+ examples would fit",
     ) as refusal:
         estimate_memory(hutchinson, batch, limit_bytes=4_000_000)
@@ -124,9 +119,7 @@ def test_what_cannot_fit_is_refused_with_the_number_and_what_would_fit():
 
 
 def test_arguments_are_checked():
-    with pytest.raises(
-        TypeError, match=r"kernel must be a functools.partial of a kernel of .* got"
-    ):
+    with pytest.raises(TypeError, match=r"estimator must be one of jaxcomp.curvature, .* got"):
         estimate_memory(loss_fn, BATCH)
     with pytest.raises(ValueError, match="limit_bytes must be at least 1, got 0"):
         estimate_memory(fisher, BATCH, limit_bytes=0)
@@ -140,9 +133,7 @@ PROCESS = """
 import json, sys, threading, time
 from functools import partial
 import jax, jax.numpy as jnp, numpy as np
-from jaxcomp.curvature import (
-    estimate_memory, gauss_newton_diagonal, hutchinson_diagonal, over_batches
-)
+from jaxcomp.curvature import GaussNewton, Hutchinson, estimate_memory, over_batches
 
 def predict_fn(params, inputs):
     return (inputs @ params).reshape(len(inputs), 10, -1).sum(2)
@@ -160,17 +151,17 @@ def watch():
         time.sleep(0.001)
 
 if sys.argv[1] == "hutchinson":
-    kernel = partial(hutchinson_diagonal, loss_fn, key=jax.random.key(0), num_probes=8)
+    kernel = partial(Hutchinson, loss_fn, key=jax.random.key(0), num_probes=8)
 else:
-    kernel = partial(gauss_newton_diagonal, predict_fn)
+    kernel = partial(GaussNewton, predict_fn)
 shapes = jax.ShapeDtypeStruct((int(sys.argv[2]), 1500), jnp.float32)
 batches = [(np.ones((4, shapes.shape[0]), np.float32), np.zeros(4, np.int32))] * 2
-plan = estimate_memory(partial(kernel, shapes), batches[0])
+plan = estimate_memory(kernel(shapes), batches[0])
 weights = np.ones(shapes.shape, np.float32)
 before, measured, running = anonymous_bytes(), [], True
 thread = threading.Thread(target=watch)
 thread.start()
-over_batches(partial(kernel, weights), batches)
+over_batches(kernel(weights), batches)
 running = False
 thread.join()
 print(json.dumps({"predicted": plan.peak_bytes, "measured": max(measured) - before}))

@@ -4,8 +4,6 @@ One table of small calls; every test runs it in another mode, against the result
 mode (which itself runs under strict promotion). The arrays of all modes have the same few shapes.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,7 +90,7 @@ CURVATURE = {
         loss, NETWORK, (INPUTS, LABELS), KEY, num_probes=2
     ),
     "over batches": lambda: curvature.over_batches(
-        partial(curvature.gauss_newton_diagonal, predict, NETWORK), [(INPUTS, LABELS)] * 2
+        curvature.GaussNewton(predict, NETWORK), [(INPUTS, LABELS)] * 2
     ),
 }
 

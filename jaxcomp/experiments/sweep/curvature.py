@@ -1,7 +1,6 @@
 """How each importance of a sweep is measured at a trained network."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +11,10 @@ from jaxcomp.adapters import CrossEntropyLoss, freeze
 from jaxcomp.curvature import (
     CurvaturePolicy,
     DiagonalEstimate,
+    Fisher,
+    GaussNewton,
+    Hutchinson,
     adam_second_moments,
-    fisher_diagonal,
-    gauss_newton_diagonal,
-    hutchinson_diagonal,
     over_batches,
 )
 from jaxcomp.experiments.sweep.importance import PROBES
@@ -87,14 +86,14 @@ def measure_curvature(
     def measure(name: str) -> DiagonalEstimate:
         match = PROBES.fullmatch(name)
         if name == "gauss_newton":
-            return over_batches(partial(gauss_newton_diagonal, predict, layers, **sampled), batches)
+            return over_batches(GaussNewton(predict, layers, **sampled), batches)
         if name == "fisher":
-            return over_batches(partial(fisher_diagonal, loss, layers), batches)
+            return over_batches(Fisher(loss, layers), batches)
         if name == "adam":
             return _adam(loss, layers, inputs, labels)
         probes = num_probes if match is None else int(match[1])
-        kernel = partial(hutchinson_diagonal, loss, layers, key=key, num_probes=probes)
-        return over_batches(kernel, batches)
+        hutchinson = Hutchinson(loss, layers, key=key, num_probes=probes)
+        return over_batches(hutchinson, batches)
 
     with jax.default_matmul_precision("highest"):
         reference = measure("gauss_newton")
