@@ -31,7 +31,7 @@ from jaxcomp.compressed.tree import CompressedTree, TreeLayout, kept_bits
 from jaxcomp.curvature import DiagonalEstimate
 from jaxcomp.long_call import LongCall
 from jaxcomp.numerics.checks import is_concrete
-from jaxcomp.numerics.transformations import always_compiled
+from jaxcomp.numerics.transformations import all_transfers, always_compiled
 from jaxcomp.quantizers.curves import Curve, Point
 from jaxcomp.quantizers.methods import EntropyConstrained, Method, Vector
 from jaxcomp.quantizers.problems import Problem, energy, problem_of
@@ -46,9 +46,12 @@ DEFAULT = EntropyConstrained()
 
 # How often a choice is repeated to keep to a budget that the first one missed.
 _MOST_CHOICES = 6
+# A choice that uses this share of a budget is not repeated to use more.
+_SPENT = 0.99
 
 
 @always_compiled
+@all_transfers
 def compress(
     params: Params,
     method: Method | Mapping[str, Method] = DEFAULT,
@@ -137,7 +140,7 @@ def compress(
         kept_bits=bits_of_kept,
     )
     names = sorted({tensor.method.name for tensor in tensors})
-    total = len(tensors) * (1 if budget is None else 2)
+    total = len(tensors) * (1 if budget is None else 3)
     with LongCall(f"compressing by {' and '.join(names)}", total) as report:
         if budget is None:
             found = []
@@ -159,6 +162,7 @@ def compress(
 
 
 @always_compiled
+@all_transfers
 def curve(
     params: Params,
     method: Method | Mapping[str, Method] = DEFAULT,
@@ -217,16 +221,26 @@ class _Tensor(NamedTuple):
         """The operating point of every layer."""
         return [self.method.point(problem, parameter) for problem in self.problems]
 
-    def curves(self) -> list[Curve]:
+    def curves(self, parameters: np.ndarray | None = None) -> list[Curve]:
         """The points of every layer that a budget may choose, distortions in original units."""
         own = self.method.parameter
-        parameters = self.method.candidates() if own is None else np.asarray([own])
+        if parameters is None:
+            parameters = self.method.candidates() if own is None else np.asarray([own])
         curves = []
         for problem in self.problems:
             found = self.method.curve(problem, parameters)
             unit = 2 * problem.exponent + problem.importance_exponent
             curves.append(found._replace(distortion=np.ldexp(found.distortion, unit)))
         return curves
+
+    def closer(self, curves: Sequence[Curve], place: int) -> list[Curve]:
+        """The same curves with more points around one, if there are any between two."""
+        parameters = curves[0].parameter
+        between = self.method.between(parameters, place) if len(parameters) > 1 else None
+        if between is None:
+            return list(curves)
+        more = self.curves(between)
+        return [own.and_points_of(other) for own, other in zip(curves, more, strict=True)]
 
     def energies(self) -> list[float]:
         """The sum of the squared weights of every layer, in original units; 1 for zeros."""
@@ -405,51 +419,99 @@ def _within(
 
     With `is_relative`, the error of every layer counts relative to the squares of its weights.
     """
-    total = 2 * len(tensors)
-    curves, joined, energies = [], [], []
+    total = 3 * len(tensors)
+    curves, energies = [], []
     for done, tensor in enumerate(tensors):
         report(done, total, shorten(tensor.paths, 1))
         curves.append(tensor.curves())
         energies.append(np.asarray(tensor.energies() if is_relative else [1.0]))
-        relative = [
-            own._replace(distortion=own.distortion / energy)
-            for own, energy in zip(
-                curves[-1], np.resize(energies[-1], len(curves[-1])), strict=True
-            )
-        ]
-        joined.append(tensor.joined(relative))
-    rates = [own.size_bits(t.num_weights) for own, t in zip(joined, tensors, strict=True)]
-    costs = [own.distortion for own in joined]
+    rates, costs = _rates_and_costs(tensors, curves, energies)
+    for number, place in enumerate(choose(rates, costs, budget).tolist()):
+        report(len(tensors) + number, total, shorten(tensors[number].paths, 1))
+        curves[number] = tensors[number].closer(curves[number], place)
+    promised = _rates_and_costs(tensors, curves, energies)
+    rates, costs = ([own.copy() for own in part] for part in promised)
     applied: dict[tuple[int, int], CompressedTensor] = {}
+    best: tuple[float, list[CompressedTensor]] | None = None
     for _ in range(_MOST_CHOICES):
         places = choose(rates, costs, budget)
         for number, place in enumerate(places.tolist()):
             if (number, place) in applied:
                 continue
-            report(len(tensors) + number, total, shorten(tensors[number].paths, 1))
+            report(2 * len(tensors) + number, total, shorten(tensors[number].paths, 1))
             leaf = tensors[number].apply([own.at(place) for own in curves[number]])
             applied[number, place] = leaf
-            # From now on this point counts with what it really is.
+            # From now on this point counts with what it really is, and others likewise.
             size = size_of(leaf, tensors[number].layout)
-            rates[number] = _with(
-                rates[number], place, float(size.entropy_bits + size.codebook_bits)
-            )
             cost = float(np.sum(_distortions(leaf) / energies[number]))
-            costs[number] = _with(costs[number], place, cost)
+            known = [other for owner, other in applied if owner == number]
+            for values, (own, real) in zip(
+                (rates, costs),
+                (
+                    (promised[0], float(size.entropy_bits + size.codebook_bits)),
+                    (promised[1], cost),
+                ),
+                strict=True,
+            ):
+                values[number] = _corrected(values[number], own[number], known, place, real)
         found = [applied[number, place] for number, place in enumerate(places.tolist())]
-        at = rates if budget.bits is not None else costs
-        reached = float(sum(own[place] for own, place in zip(at, places.tolist(), strict=True)))
-        if reached <= budget.limit * (1 + 1e-9):
-            return found
-    raise ValueError(
-        f"{budget.name} = {budget.value:g} could not be met by these methods; allow a little more."
-    )
+        spent, lost = (
+            math.fsum(own[place] for own, place in zip(values, places.tolist(), strict=True))
+            for values in (rates, costs)
+        )
+        reached, other = (spent, lost) if budget.bits is not None else (lost, spent)
+        if reached <= budget.limit * (1 + 1e-9) and (best is None or other < best[0]):
+            best = other, found
+            if reached >= _SPENT * budget.limit:
+                break
+    if best is None:
+        raise ValueError(
+            f"{budget.name} = {budget.value:g} could not be met by these methods; allow a little "
+            "more."
+        )
+    return best[1]
 
 
-def _with(values: Float[np.ndarray, " points"], place: int, value: float) -> np.ndarray:
-    values = values.copy()
-    values[place] = value
-    return values
+def _corrected(
+    values: Float[np.ndarray, " points"],
+    promised: Float[np.ndarray, " points"],
+    known: Sequence[int],
+    place: int,
+    real: float,
+) -> Float[np.ndarray, " points"]:
+    """Return what the points of a tensor cost, now that one of them is known.
+
+    Args:
+        values: as they counted before.
+        promised: by the curve.
+        known: points whose numbers are real, this one too.
+        place: of the point.
+        real: its number.
+    """
+    ratio = real / promised[place] if promised[place] > 0 and real > 0 else 1.0
+    # Only neighbours are off by the same; what is far away is not to be made worse.
+    corrected = promised * min(max(ratio, 0.8), 1.25)
+    corrected[list(known)] = values[list(known)]
+    corrected[place] = real
+    return corrected
+
+
+def _rates_and_costs(
+    tensors: Sequence[_Tensor],
+    curves: Sequence[Sequence[Curve]],
+    energies: Sequence[Float[np.ndarray, " layers"]],
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Bits of every tensor at each of its points, and distortions over energies."""
+    rates, costs = [], []
+    for tensor, own, units in zip(tensors, curves, energies, strict=True):
+        relative = [
+            layer._replace(distortion=layer.distortion / unit)
+            for layer, unit in zip(own, np.resize(units, len(own)), strict=True)
+        ]
+        whole = tensor.joined(relative)
+        rates.append(whole.size_bits(tensor.num_weights))
+        costs.append(whole.distortion)
+    return rates, costs
 
 
 def _distortions(leaf: CompressedTensor) -> Float[np.ndarray, "*layers"]:

@@ -23,7 +23,7 @@ from jaxcomp.compressed.tensors import (
     report_of,
 )
 from jaxcomp.numerics.checks import is_concrete
-from jaxcomp.numerics.transformations import always_compiled
+from jaxcomp.numerics.transformations import all_transfers, always_compiled
 from jaxcomp.quantizers.methods import Method
 from jaxcomp.trees.paths import shorten
 from jaxcomp.trees.tied import Slot
@@ -60,6 +60,7 @@ class CompressedTree:
         return tuple(path for _, layout in self._tensors() for path in layout.paths)
 
     @always_compiled
+    @all_transfers
     def params(self) -> Params:
         """Return weights in the structure, shapes and dtypes of the original; works in `jit`.
 
@@ -133,6 +134,7 @@ class CompressedTree:
         raise ValueError(f"there is no leaf {path!r}; compressed leaves are {shorten(self.paths)}.")
 
     @always_compiled
+    @all_transfers
     def report(self) -> Report:
         """Return size, error and diagnostics by layer, and in total.
 

@@ -20,7 +20,8 @@ implementation of random keys and under `jax_transfer_guard`. What is not obviou
 **Transfers.** Functions that take Python numbers and NumPy arrays move them to the device
 themselves: for `jax.transfer_guard` that is explicit. Functions that are compiled as they stand
 (`solve_kmeans`, `histogram_moments`, ...) leave it to the guard, as `jax.jit` does. Experiments may
-fetch what they computed as well: the guard is there to find transfers in the caller's own loops.
+fetch as well, and so may `compress`, which deals weights out on the host: the guard is there to
+find transfers in the caller's own loops.
 
 **Without `jit`.** `jax.disable_jit` is for the caller's own functions. Kernels that call none of
 those (`kmeans`, `jaxcomp.quantize`, bounds, ...) stay compiled: op by op they would take minutes.
@@ -60,7 +61,7 @@ def explicit_transfers(
 def all_transfers(
     function: Callable[_Arguments, _Result],
 ) -> Callable[_Arguments, _Result]:
-    """Decorate an experiment, which fetches results from the device too, again and again."""
+    """Decorate what fetches from the device too: an experiment, or what the host deals out."""
 
     @wraps(function)
     def wrapped(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:

@@ -48,6 +48,10 @@ class Curve(NamedTuple):
         """Bits of the whole tensor at each point, codes and side information."""
         return self.rate_bits * num_weights + self.side_bits
 
+    def and_points_of(self, other: "Curve") -> "Curve":
+        """Return a curve with the points of both, one after the other."""
+        return jax.tree.map(lambda *parts: np.concatenate(parts), self, other)
+
     def at(self, place: int) -> Point:
         """Return one point of the curve."""
         codebook = jax.tree.map(lambda part: part[place], self.codebook)

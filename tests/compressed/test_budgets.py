@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from tree_problems import weights
 
 from jaxcomp import compress
-from jaxcomp.quantizers import RoundToNearest
+from jaxcomp.quantizers import EntropyConstrained, MagnitudePruning, RoundToNearest
 
 
 def layers(unit: float) -> dict[str, jax.Array]:
@@ -60,3 +62,15 @@ def test_without_budget_a_tree_takes_about_four_bits():
     assert abs(rates["second"] - rates["first"] - 0.5 * np.log2(10)) < 0.1
     mean = (10 * rates["first"] + rates["second"]) / 11
     assert abs(mean - 4.25) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("method", "step"),
+    [(EntropyConstrained(num_bins=64, num_symbols=16), 0.04), (MagnitudePruning(), 0.2)],
+)
+def test_a_budget_is_used_where_a_curve_goes_on_between_its_points(method, step):
+    params = {"kernel": weights(1, (96, 100))}
+    for bits in (1.13, 2.06):
+        used = compress(params, method, bits_per_weight=bits).report().bits_per_weight
+        # The points of the curve are 0.25 and 1.6 bits apart.
+        assert bits - step < used <= bits

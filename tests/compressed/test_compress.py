@@ -866,12 +866,12 @@ class TestChunks:
     def test_memory_beside_weights_and_codes_is_that_of_a_few_chunks(self):
         script = (
             "import resource, numpy as np, jaxcomp\n"
-            "from jaxcomp.quantizers import Uniform\n"
+            "from jaxcomp.quantizers import RoundToNearest\n"
             "weights = np.random.default_rng(0).standard_normal((20_000, 1_000), np.float32)\n"
             "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
-            "jaxcomp.compress({'kernel': weights[:300]}, Uniform(16))\n"
+            "jaxcomp.compress({'kernel': weights[:300]}, RoundToNearest(4))\n"
             "before = peak()\n"
-            "tree = jaxcomp.compress({'kernel': weights}, Uniform(16))\n"
+            "tree = jaxcomp.compress({'kernel': weights}, RoundToNearest(4))\n"
             "print(peak() - before)\n"
         )
         found = subprocess.run(

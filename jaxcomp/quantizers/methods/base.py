@@ -121,6 +121,21 @@ class Method(ABC):
     def candidates(self) -> np.ndarray:
         """Return the parameters among which a budget chooses."""
 
+    def between(
+        self, parameters: Shaped[np.ndarray, " points"], place: int
+    ) -> Shaped[np.ndarray, " points"] | None:
+        """Return as many parameters around one of several; None if none lies between two.
+
+        A budget is a matter of hundredths of a bit: where a curve goes on between its points, it
+        is looked at more closely around the one that was chosen.
+
+        Args:
+            parameters: in order.
+            place: of the one that was chosen.
+        """
+        del parameters, place
+        return None
+
     def defaults(
         self, num_weights: Int[np.ndarray, " tensors"], num_layers: Int[np.ndarray, " tensors"]
     ) -> list[Any]:

@@ -68,6 +68,14 @@ class EntropyConstrained(CodebookMethod):
     def candidates(self) -> np.ndarray:
         return 2 * np.log(2) * 4.0 ** -np.arange(7, -1.25, -0.25)
 
+    def between(
+        self, parameters: Shaped[np.ndarray, " points"], place: int
+    ) -> Shaped[np.ndarray, " points"]:
+        """Return multipliers from one neighbour to the other, even in bits."""
+        logs = np.log(parameters)
+        low, high = logs[max(place - 1, 0)], logs[min(place + 1, len(logs) - 1)]
+        return np.exp(np.linspace(low, high, len(logs)))
+
     def defaults(
         self, num_weights: Int[np.ndarray, " tensors"], num_layers: Int[np.ndarray, " tensors"]
     ) -> list[float]:

@@ -42,6 +42,13 @@ class MagnitudePruning(Method):
     def candidates(self) -> np.ndarray:
         return np.concatenate([np.arange(0, 0.95, 0.05), np.arange(0.95, 0.999, 0.01), [1.0]])
 
+    def between(
+        self, parameters: Shaped[np.ndarray, " points"], place: int
+    ) -> Shaped[np.ndarray, " points"]:
+        """Return shares from one neighbour to the other."""
+        low, high = parameters[max(place - 1, 0)], parameters[min(place + 1, len(parameters) - 1)]
+        return np.linspace(low, high, len(parameters))
+
     def number(self, parameter: float) -> str:
         return f"{parameter:.1%}"
 
