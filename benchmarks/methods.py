@@ -41,7 +41,6 @@ from provenance import commit
 
 import jaxcomp
 from jaxcomp import quantizers
-from jaxcomp.compressed.budgets import Budget, choose
 from jaxcomp.curvature import GaussNewton, over_batches
 from jaxcomp.evaluation import metrics
 from jaxcomp.experiments import data, networks
@@ -320,33 +319,21 @@ def methods(names: list[str]) -> Iterator[tuple[str, quantizers.Method]]:
 
 
 def compress(network: Trained, scale: str, method: quantizers.Method, name: str) -> Iterator[Row]:
-    """Compress a network to every budget and score what became of it; its curves are made once."""
-    start = time.perf_counter()
-    h = network.importances[name]
-    curves = jaxcomp.curve(network.params, method, importance=h)
-    shapes = leaves_by_path(network.params)
-    num_weights = [shapes[path].size for path in curves]
-    sizes = [own.size_bits(n) for own, n in zip(curves.values(), num_weights, strict=True)]
-    energies = [float(jnp.sum(shapes[path] ** 2)) if name == LAYERS else 1.0 for path in curves]
-    distortions = [
-        own.distortion / energy for own, energy in zip(curves.values(), energies, strict=True)
-    ]
+    """Compress a network to every budget and score what became of it."""
+    importance = network.importances[name]
     for bits in BITS:
-        budget = Budget("bits_per_weight", bits, bits=bits * sum(num_weights))
+        start = time.perf_counter()
         try:
-            places = choose(sizes, distortions, budget)
+            tree = jaxcomp.compress(
+                network.params, method, importance=importance, bits_per_weight=bits
+            )
         except ValueError:  # a method that cannot go as low
             continue
-        chosen = {
-            path: method.at(parameter_of(method, own.parameter[place]))
-            for (path, own), place in zip(curves.items(), places, strict=True)
-        }
-        tree = jaxcomp.compress(network.params, chosen, importance=h)
         params = jax.block_until_ready(tree.params())
         report = tree.report()
         before, after = leaves_by_path(network.params), leaves_by_path(params)
-        error = sum(float(jnp.sum((before[path] - after[path]) ** 2)) for path in curves)
-        energy = sum(float(jnp.sum(before[path] ** 2)) for path in curves)
+        error = sum(float(jnp.sum((before[path] - after[path]) ** 2)) for path in tree.paths)
+        energy = sum(float(jnp.sum(before[path] ** 2)) for path in tree.paths)
         yield Row(
             method.label,
             scale,
@@ -358,13 +345,6 @@ def compress(network: Trained, scale: str, method: quantizers.Method, name: str)
             network.scores(params),
             time.perf_counter() - start,
         )
-        start = time.perf_counter()
-
-
-def parameter_of(method: quantizers.Method, value: float) -> float | int:
-    """A parameter as the method takes it: most are whole numbers."""
-    is_real = isinstance(method, quantizers.EntropyConstrained | quantizers.MagnitudePruning)
-    return float(value) if is_real else int(value)
 
 
 def markdown(rows: list[Row]) -> str:
