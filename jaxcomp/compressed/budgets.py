@@ -10,7 +10,7 @@ Axes: `L` tensors, `M` points.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,12 @@ class Budget:
     def limit(self) -> float:
         """The limit, in bits or distortion."""
         return self.bits if self.bits is not None else self.distortion or 0.0
+
+    def at(self, limit: float) -> "Budget":
+        """Return the same budget with another limit."""
+        if self.bits is not None:
+            return replace(self, bits=limit)
+        return replace(self, distortion=limit)
 
 
 def budget_of(

@@ -433,8 +433,9 @@ def _within(
     rates, costs = ([own.copy() for own in part] for part in promised)
     applied: dict[tuple[int, int], CompressedTensor] = {}
     best: tuple[float, list[CompressedTensor]] | None = None
+    aim = budget
     for _ in range(_MOST_CHOICES):
-        places = choose(rates, costs, budget)
+        places = choose(rates, costs, aim)
         for number, place in enumerate(places.tolist()):
             if (number, place) in applied:
                 continue
@@ -464,6 +465,13 @@ def _within(
             best = other, found
             if reached >= _SPENT * budget.limit:
                 break
+        if reached > budget.limit:
+            # Fine points use a budget up, and what they really cost scatters: a little less then.
+            least = math.fsum(
+                float(np.min(own)) for own in (rates if budget.bits is not None else costs)
+            )
+            over = reached / budget.limit - 1
+            aim = aim.at(max(aim.limit * (1 - 2 * over), min(least, budget.limit)))
     if best is None:
         raise ValueError(
             f"{budget.name} = {budget.value:g} could not be met by these methods; allow a little "
