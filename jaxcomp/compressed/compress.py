@@ -86,7 +86,7 @@ def compress(
             `KMeans()`, leaves it to the budget, or to its default. By default entropy-constrained
             quantization with one codebook a leaf, about 4 bits per weight without a budget. Of
             what was measured without data it lost least: at 3 bits per weight the embeddings of
-            MiniLM keep a cosine of 0.971; of integers, 0.960 (`benchmarks/methods.py`).
+            MiniLM keep a cosine of 0.969; of integers, 0.960 (`benchmarks/README.md`).
         importance: importance h of each weight, a pytree with a non-negative real array of the
             leaf's shape at the path of every selected leaf (other leaves may be None or missing),
             or a `DiagonalEstimate`, whose mean goes through the default `CurvaturePolicy`. For
