@@ -229,8 +229,8 @@ class _Tensor(NamedTuple):
         curves = []
         for problem in self.problems:
             found = self.method.curve(problem, parameters)
-            unit = 2 * problem.exponent + problem.importance_exponent
-            curves.append(found._replace(distortion=np.ldexp(found.distortion, unit)))
+            distortion = np.ldexp(found.distortion, problem.distortion_exponent)
+            curves.append(found._replace(distortion=distortion))
         return curves
 
     def closer(self, curves: Sequence[Curve], place: int) -> list[Curve]:
@@ -307,11 +307,11 @@ def _select(
     methods = _method_by_leaf(method, [group.paths for group in selected])
     # Read by the host, chunk by chunk; on CPU that is the same memory.
     host = {group.paths[0]: np.asarray(group.value) for group in selected}
-    exponents_of("params", host)
+    exponents = exponents_of("params", host)
     vector_sizes = [own.vector_size if isinstance(own, Vector) else None for own in methods]
     importances = importance_by_leaf(importance, selected, vector_sizes)
     tensors = {}
-    for number, own, h in zip(chosen, methods, importances, strict=True):
+    for number, own, exponent, h in zip(chosen, methods, exponents, importances, strict=True):
         group = chosen[number]
         is_stack = group.paths[0] in stacks
         layout = TensorLayout(
@@ -322,7 +322,8 @@ def _select(
             is_weighted=h is not None,
             is_stack=is_stack,
         )
-        problems = _problems(group, host[group.paths[0]], h, is_stack=is_stack)
+        weights = host[group.paths[0]]
+        problems = _layers(group, weights, h) if is_stack else [_problem(weights, exponent, h)]
         problems = [own.prepare(problem) for problem in problems]
         tensors[number] = _Tensor(problems, own, layout, group.value)
     kept = {
@@ -337,27 +338,28 @@ def _kept(value: Any) -> KeptLeaf:
     return KeptLeaf(value if is_array(value) or not is_concrete(value) else Constant(value))
 
 
-def _problems(
-    group: Group, weights: np.ndarray, importance: Importance | None, *, is_stack: bool
-) -> list[Problem]:
-    """The problem of a leaf, or those of the layers of a stack."""
-    layers = list(weights) if is_stack else [weights]
-    parts: list[Any] = [None] * len(layers)
-    if importance is not None:
-        parts = (
-            importance.of_layers(group.paths[0], len(layers)) if is_stack else [importance.values]
-        )
-    kind = "blocks" if importance is not None and importance.is_blocks else "importance"
-    names = [f"{group.paths[0]}[{number}]" for number in range(len(layers))]
-    exponents = exponents_of("params", dict(zip(names, layers, strict=True)))
+def _problem(weights: np.ndarray, exponent: int, importance: Importance | None) -> Problem:
+    """The problem of a leaf or layer."""
+    if importance is None:
+        return problem_of(weights, exponent=exponent)
+    kind = "blocks" if importance.is_blocks else "importance"
+    return problem_of(
+        weights,
+        exponent=exponent,
+        importance_exponent=importance.exponent,
+        **{kind: importance.values},
+    )
+
+
+def _layers(group: Group, weights: np.ndarray, importance: Importance | None) -> list[Problem]:
+    """The problems of the layers of a stack."""
+    path, number = group.paths[0], len(weights)
+    layers = {f"{path}[{place}]": weights[place] for place in range(number)}
+    parts = [None] * number if importance is None else importance.of_layers(path, number)
+    exponents = exponents_of("params", layers)
     return [
-        problem_of(
-            np.asarray(layer),
-            exponent=exponent,
-            **{kind: part},
-            importance_exponent=0 if importance is None else importance.exponent,
-        )
-        for layer, part, exponent in zip(layers, parts, exponents, strict=True)
+        _problem(layer, exponent, part)
+        for layer, exponent, part in zip(layers.values(), exponents, parts, strict=True)
     ]
 
 
@@ -446,14 +448,8 @@ def _within(
             size = size_of(leaf, tensors[number].layout)
             cost = float(np.sum(_distortions(leaf) / energies[number]))
             known = [other for owner, other in applied if owner == number]
-            for values, (own, real) in zip(
-                (rates, costs),
-                (
-                    (promised[0], float(size.entropy_bits + size.codebook_bits)),
-                    (promised[1], cost),
-                ),
-                strict=True,
-            ):
+            measured = float(size.entropy_bits + size.codebook_bits), cost
+            for values, own, real in zip((rates, costs), promised, measured, strict=True):
                 values[number] = _corrected(values[number], own[number], known, place, real)
         found = [applied[number, place] for number, place in enumerate(places.tolist())]
         spent, lost = (

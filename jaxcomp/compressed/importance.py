@@ -22,21 +22,22 @@ class Importance(NamedTuple):
     exponent: int
     is_blocks: bool = False
 
-    def of_layers(self, path: str, num_layers: int) -> list[np.ndarray]:
+    def of_layers(self, path: str, num_layers: int) -> "list[Importance]":
         """Return the importances of the layers of a stack.
 
         Raises:
             ValueError: if a block reaches over the end of a layer.
         """
         if not self.is_blocks:
-            return list(self.values)
+            return [self._replace(values=part) for part in self.values]
         if len(self.values) % num_layers:
             raise ValueError(
                 f"importance at {path!r} has {len(self.values)} blocks for {num_layers} layers, "
                 "so that some reach over the end of a layer; choose a block size that divides a "
                 "layer, or importances of weights."
             )
-        return list(self.values.reshape(num_layers, -1, *self.values.shape[1:]))
+        parts = self.values.reshape(num_layers, -1, *self.values.shape[1:])
+        return [self._replace(values=part) for part in parts]
 
 
 def importance_by_leaf(

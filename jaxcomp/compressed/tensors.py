@@ -141,7 +141,7 @@ def _measures_of(errors: Errors, problem: Problem, *, converged: bool) -> Measur
     """Return the errors of a tensor as they are stored: each a number and a power of two."""
     number, exponent = np.frexp(np.asarray(errors))
     # Sums of squares: twice the power of two.
-    unit = np.asarray([problem.importance_exponent, 0, 0]) + 2 * problem.exponent
+    unit = np.asarray([problem.distortion_exponent, 2 * problem.exponent, 2 * problem.exponent])
     exponent = np.where(number == 0, 0, exponent + unit).astype(np.int32)
     distortion, squared_error, energy = (jax.device_put(p) for p in number.astype(problem.dtype))
     of_distortion, of_error, of_energy = (jax.device_put(part) for part in exponent)

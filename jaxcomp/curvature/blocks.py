@@ -34,7 +34,6 @@ from jaxcomp.curvature.hutchinson import (
     probed_products,
 )
 from jaxcomp.numerics.checks import check_count
-from jaxcomp.numerics.transformations import explicit_transfers
 from jaxcomp.types import Batch, LossFn, Params, PRNGKey
 
 
@@ -116,7 +115,6 @@ class HutchinsonBlocks(Estimator):
         return Sampling(sampler, num_probes)
 
 
-@explicit_transfers
 def hutchinson_blocks(
     loss_fn: LossFn,
     params: Params,

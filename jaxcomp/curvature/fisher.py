@@ -29,7 +29,6 @@ from jaxcomp.curvature.estimate import (
 )
 from jaxcomp.curvature.per_example import open_function, sum_of_squares
 from jaxcomp.numerics.checks import check_count
-from jaxcomp.numerics.transformations import explicit_transfers
 from jaxcomp.types import Batch, LossFn, Params
 
 
@@ -83,7 +82,6 @@ class Fisher(Estimator):
         return Sampling(FisherSampler(function, params, examples_per_chunk), 1)
 
 
-@explicit_transfers
 def fisher_diagonal(
     loss_fn: LossFn, params: Params, batch: Batch, *, examples_per_chunk: int | None = None
 ) -> DiagonalEstimate:

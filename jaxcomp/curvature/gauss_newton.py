@@ -39,7 +39,6 @@ from jaxcomp.curvature.estimate import (
 from jaxcomp.curvature.per_example import open_layers, sum_of_squares
 from jaxcomp.numerics.checks import check_count
 from jaxcomp.numerics.linear_algebra import eigh
-from jaxcomp.numerics.transformations import explicit_transfers
 from jaxcomp.types import Batch, Params, PredictFn, PRNGKey
 
 OutputLoss = Callable[[Array, Any], Float[Array, ""]]
@@ -141,7 +140,6 @@ class GaussNewton(Estimator):
         return Sampling(sampler, num_label_samples or 1)
 
 
-@explicit_transfers
 def gauss_newton_diagonal(
     predict_fn: PredictFn,
     params: Params,

@@ -39,7 +39,6 @@ from jaxcomp.curvature.estimate import (
     scalar_loss,
 )
 from jaxcomp.numerics.checks import check_count
-from jaxcomp.numerics.transformations import explicit_transfers
 from jaxcomp.types import Batch, LossFn, Params, PRNGKey
 
 ProbeDistribution: TypeAlias = Literal["rademacher", "gaussian"]
@@ -104,7 +103,6 @@ class Hutchinson(Estimator):
         return Sampling(sampler, num_probes)
 
 
-@explicit_transfers
 def hutchinson_diagonal(
     loss_fn: LossFn,
     params: Params,

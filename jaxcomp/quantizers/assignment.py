@@ -9,7 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, UInt
+from jaxtyping import Array, Float, UInt
 
 from jaxcomp.numerics.scaling import group_exponent, normalise, ordered, restore
 from jaxcomp.numerics.sums import (
@@ -115,20 +115,6 @@ def _assign_group(
         return total + _count_below(some, chunk, dtype=dtype), None
 
     return lax.scan(add, start, chunks)[0]
-
-
-def count_codes(codes: UInt[Array, " points"], num_codes: int) -> Int[Array, " codes"]:
-    """Count how often each code occurs.
-
-    Args:
-        codes: (N,).
-        num_codes: K, static.
-
-    Returns:
-        (K,) int32.
-    """
-    index = codes.astype(jnp.int32)
-    return jax.ops.segment_sum(jnp.ones_like(index), index, num_codes)
 
 
 def _count_below(points, thresholds, *, dtype):

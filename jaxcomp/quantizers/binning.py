@@ -31,7 +31,7 @@ _DENSITY_PER_BIN = 8
 # At most every so manieth point.
 _MOST_STRIDE = 8
 # Points that give centre and spread of the first cells.
-_FEW = 64
+FEW = 64
 _BITS_OF_ONE = 127 << 23
 # Places of a linear scale.
 _LOG2_PLACES = 30
@@ -248,7 +248,7 @@ def bins_by_density(
     rule = DensityBins.of(
         points[:, ::stride],
         None if weights is None else weights[:, ::stride],
-        points[:, :: max(1, num_points // _FEW)],
+        points[:, :: max(1, num_points // FEW)],
         minimum,
         maximum,
         num_bins=num_bins,

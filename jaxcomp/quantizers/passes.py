@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxcomp.numerics.scaling import normalise
 from jaxcomp.quantizers import cells as joint
 from jaxcomp.quantizers.binning import (
+    FEW,
     MOST_EXCESS,
     MOST_ROUNDS,
     CutBins,
@@ -36,8 +37,6 @@ from jaxcomp.quantizers.histograms import (
     moments_of_sums,
 )
 from jaxcomp.quantizers.problems import SMALL_CHUNK, Chunk, Problem, fetched
-
-_FEW = 64
 
 
 class _Unit(NamedTuple):
@@ -206,7 +205,7 @@ def _density(sample: Chunk, unit: _Unit, *, num_bins: int, is_part: bool) -> Den
     return DensityBins.of(
         points,
         weights,
-        points[:, :: points.shape[1] // _FEW],
+        points[:, :: points.shape[1] // FEW],
         unit.minimum,
         unit.maximum,
         num_bins=num_bins,

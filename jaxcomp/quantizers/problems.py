@@ -130,6 +130,11 @@ class Problem:
         return np.dtype(np.float64 if is_double else np.float32)
 
     @property
+    def distortion_exponent(self) -> int:
+        """Distortions are in units of `2 ** distortion_exponent`."""
+        return 2 * self.exponent + self.importance_exponent
+
+    @property
     def weights_dtype(self) -> np.dtype:
         """The dtype in which decoded weights are rounded, as far as JAX has it."""
         return self.dtype if self._is_wide else self.weights.dtype
@@ -284,12 +289,15 @@ def problem_of(
     shift = exponent
     if not is_wide(weights.dtype):
         shift = exponent - min(max(exponent, -_ORDINARY_OCTAVES), _ORDINARY_OCTAVES)
-    problem = Problem(weights, shift)
+    # In the order of its places: else every chunk would be cut from a copy of the whole.
+    problem = Problem(np.asarray(weights, order="C"), shift)
     given = importance if blocks is None else blocks
     if given is None:
         return problem
     if not np.any(given):
         return replace(problem, weighs_nothing=True)
+    if importance is not None:
+        importance = np.asarray(importance, order="C")
     return replace(
         problem, importance=importance, importance_exponent=importance_exponent, blocks=blocks
     )
@@ -306,18 +314,13 @@ def as_problem(
     """
     weights = np.asarray(weights)
     exponent = survey(weights)[1]
+    problem = problem_of(weights, exponent=exponent)
     if importance is None:
-        return problem_of(weights, exponent=exponent)
+        return problem
     importance = np.asarray(importance)
     unit = survey(importance)[1]
-    wide = np.ldexp(importance.astype(np.float64), -unit)
-    exact = problem_of(weights, exponent=exponent).dtype
-    return problem_of(
-        weights,
-        exponent=exponent,
-        importance=wide.astype(exact),
-        importance_exponent=unit,
-    )
+    units = np.ldexp(importance.astype(np.float64), -unit).astype(problem.dtype)
+    return problem_of(weights, exponent=exponent, importance=units, importance_exponent=unit)
 
 
 def survey(values: Float[np.ndarray, "*shape"]) -> tuple[int, int]:

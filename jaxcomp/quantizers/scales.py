@@ -14,11 +14,7 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
-
-from jaxcomp.numerics.scaling import group_exponent, normalise, restore
-from jaxcomp.numerics.sums import pairwise_sum
-from jaxcomp.quantizers.histograms import accumulation_dtype
+from jaxtyping import Array, Int, Shaped
 
 Scale = Literal["tensor", "channel"]
 SCALES: tuple[str, ...] = get_args(Scale)
@@ -93,17 +89,6 @@ class Rows(NamedTuple):
 
     def _has_channels(self, shape: tuple[int, ...]) -> bool:
         return self.scale == "channel" and len(shape) >= 2
-
-
-@partial(jax.jit, static_argnames=("rows",))
-def deviations(weights: Float[Array, "*shape"], *, rows: Rows) -> Float[Array, " rows"]:
-    """Return the root of the mean square of every row, 1 for rows of zeros; float32 (float64)."""
-    parts = rows.split(weights.astype(accumulation_dtype(weights.dtype)))
-    num_weights = pairwise_sum(rows.split(jnp.ones(weights.shape, parts.dtype)))
-    exponent = group_exponent(parts)
-    units = normalise(parts, exponent)
-    root = jnp.sqrt(pairwise_sum(units * units) / num_weights)
-    return restore(jnp.where(root > 0, root, 1), jnp.where(root > 0, exponent, 0), axis=())
 
 
 @partial(jax.jit, static_argnames=("rows", "shape"))

@@ -118,3 +118,16 @@ def test_doubles_stay_doubles_where_jax_has_them():
         (_, chunk) = next(given.chunks())
         assert chunk.points.dtype == np.float64
         assert float(chunk.points[0]) == weights[0]
+
+
+def test_weights_in_another_order_of_memory_are_put_in_order_once():
+    values = np.arange(12, dtype=np.float32).reshape(3, 4)
+    turned = np.asfortranarray(values)
+    given = problem(turned, turned + 1)
+    assert given.weights.flags.c_contiguous
+    assert given.importance is not None
+    assert given.importance.flags.c_contiguous
+    (_, chunk) = next(given.chunks())
+    np.testing.assert_array_equal(chunk.points[:12], values.ravel())
+    np.testing.assert_array_equal(chunk.importance[:12], values.ravel() + 1)
+    assert problem(np.float32(2.0)[()] * np.ones((), np.float32)).shape == ()

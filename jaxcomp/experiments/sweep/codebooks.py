@@ -279,7 +279,7 @@ def _shared(
 
 
 def _distortion(curve: Curve, problem: Problem) -> Float[np.ndarray, " points"]:
-    return np.ldexp(curve.distortion, 2 * problem.exponent + problem.importance_exponent)
+    return np.ldexp(curve.distortion, problem.distortion_exponent)
 
 
 def _of_multipliers(
@@ -317,5 +317,5 @@ def _spread(problem: Problem) -> float:
     mass = problem.importance_of(everything)
     mass = np.ones_like(points) if mass is None else mass.astype(np.float64)
     mean = np.sum(mass * points) / np.sum(mass)
-    unit = 2 * problem.exponent + problem.importance_exponent
-    return float(np.ldexp(np.sum(mass * (points - mean) ** 2), unit))
+    spread = np.sum(mass * (points - mean) ** 2)
+    return float(np.ldexp(spread, problem.distortion_exponent))

@@ -11,35 +11,19 @@ class ImportanceName(NamedTuple):
         label: in a table or picture.
         sentence: the quantizer, in a sentence.
         colour: in pictures.
-        description: what it is, for `--help`.
     """
 
     label: str
     sentence: str
     colour: str
-    description: str
 
 
 IMPORTANCES: dict[str, ImportanceName] = {
-    "none": ImportanceName("unweighted", "K-means", "#0072B2", "all weights alike"),
-    "gauss_newton": ImportanceName(
-        "Gauss-Newton",
-        "Gauss-Newton-weighted K-means",
-        "#D55E00",
-        "exact diagonal of the Gauss-Newton matrix",
-    ),
-    "hutchinson": ImportanceName(
-        "Hutchinson",
-        "Hutchinson-weighted K-means",
-        "#CC79A7",
-        "random probes of the Hessian's diagonal; hutchinson-16 with 16 of them",
-    ),
-    "fisher": ImportanceName(
-        "Fisher", "Fisher-weighted K-means", "#009E73", "squared gradients at the true labels"
-    ),
-    "adam": ImportanceName(
-        "Adam", "Adam-weighted K-means", "#E69F00", "roots of Adam's second moments"
-    ),
+    "none": ImportanceName("unweighted", "K-means", "#0072B2"),
+    "gauss_newton": ImportanceName("Gauss-Newton", "Gauss-Newton-weighted K-means", "#D55E00"),
+    "hutchinson": ImportanceName("Hutchinson", "Hutchinson-weighted K-means", "#CC79A7"),
+    "fisher": ImportanceName("Fisher", "Fisher-weighted K-means", "#009E73"),
+    "adam": ImportanceName("Adam", "Adam-weighted K-means", "#E69F00"),
 }
 ALLOWED = ", ".join([*IMPORTANCES, "hutchinson-N"])
 PROBES = re.compile(r"hutchinson-(\d+)")
@@ -60,4 +44,4 @@ def importance_name(name: str) -> ImportanceName:
             label=f"{known.label} ({match[1]} probes)",
             sentence=f"Hutchinson-weighted K-means ({match[1]} probes)",
         )
-    return IMPORTANCES.get(name, ImportanceName(name, f"{name}-weighted K-means", "#6b6b6b", name))
+    return IMPORTANCES.get(name, ImportanceName(name, f"{name}-weighted K-means", "#6b6b6b"))

@@ -11,41 +11,19 @@ class MethodName(NamedTuple):
         sentence: in a sentence; "{}" stands for K-means with its importance.
         colour: in pictures, where it is a line of its own.
         marker: likewise.
-        description: what it is, for `--help`.
     """
 
     label: str
     sentence: str
     colour: str
     marker: str
-    description: str
 
 
 METHODS: dict[str, MethodName] = {
-    "kmeans": MethodName(
-        "K-means", "{}", "#56B4E9", "o", "Lloyd's iteration, as in the published experiments"
-    ),
-    "optimal": MethodName(
-        "optimal",
-        "globally optimal {}",
-        "#332288",
-        "D",
-        "the best codebook there is, of every size from one solve",
-    ),
-    "entropy_constrained": MethodName(
-        "entropy-coded",
-        "entropy-constrained {}",
-        "#882255",
-        "h",
-        "least distortion for the bits of an entropy coder",
-    ),
-    "vector": MethodName(
-        "vector pairs",
-        "vector {} of pairs of weights",
-        "#999933",
-        "X",
-        "K-means of pairs of consecutive weights",
-    ),
+    "kmeans": MethodName("K-means", "{}", "#56B4E9", "o"),
+    "optimal": MethodName("optimal", "globally optimal {}", "#332288", "D"),
+    "entropy_constrained": MethodName("entropy-coded", "entropy-constrained {}", "#882255", "h"),
+    "vector": MethodName("vector pairs", "vector {} of pairs of weights", "#999933", "X"),
 }
 ALLOCATIONS: dict[str, str] = {
     "equal": "the same size of codebook in every layer",
