@@ -1,0 +1,172 @@
+"""Functions with their convolutions and windowed maxima rewritten, for back ends that run them slowly.
+
+The function is traced, and its jaxpr evaluated again with other operations for some of its
+equations, also inside of `jit`, checkpoints, loops and branches. Derivatives and batches that the
+function takes are in that jaxpr already, as further convolutions: they are rewritten as they are,
+and no rule of differentiation is involved. What has a derivative of its own (`custom_jvp`,
+`custom_vjp`) and has not been differentiated within stays as it is.
+"""
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import jax
+from jax import lax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.tree_util import tree_leaves, tree_structure
+
+from jaxcomp.numerics.convolutions import convolution_as_product
+from jaxcomp.numerics.windows import (
+    Windows,
+    add_to_window_maxima,
+    at_window_maxima,
+    window_maxima,
+    window_sums,
+)
+
+
+def rewritten(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function with its convolutions as products, where the default backend is a CPU.
+
+    Elsewhere, and without `jit` (`jax.disable_jit`), the function is called as it is.
+    """
+
+    def call(*arguments: Any) -> Any:
+        if jax.default_backend() != "cpu" or jax.config.jax_disable_jit:
+            return function(*arguments)
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+        results = _evaluate(closed.jaxpr, closed.consts, tree_leaves(arguments))
+        return tree_structure(shapes).unflatten(results)
+
+    return call
+
+
+def _evaluate(jaxpr: Jaxpr, constants: list[Any], arguments: list[Any]) -> list[Any]:
+    environment: dict[Var, Any] = dict(zip(jaxpr.constvars, constants, strict=True))
+    environment.update(zip(jaxpr.invars, arguments, strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else environment[atom]
+
+    for equation in jaxpr.eqns:
+        results = _evaluate_equation(equation, [read(atom) for atom in equation.invars])
+        environment.update(zip(equation.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _evaluate_equation(equation: JaxprEqn, arguments: list[Any]) -> list[Any]:
+    name, parameters = equation.primitive.name, equation.params
+    rule = _RULES.get(name)
+    if rule is not None:
+        result = rule(equation, *arguments)
+        if result is not None:
+            return [result]
+    elif name in ("jit", "pjit", "closed_call", "core_call"):
+        inner = parameters["jaxpr"] if "jaxpr" in parameters else parameters["call_jaxpr"]
+        if _is_affected(inner):
+            inner = inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
+            return _evaluate(inner.jaxpr, inner.consts, arguments)
+    elif name in _CALLS:
+        changed = {key: _rewritten_jaxpr(parameters[key]) for key in _CALLS[name]}
+        parameters = parameters | changed
+    parameters = equation.primitive.get_bind_params(parameters)
+    with equation.ctx.manager:
+        results = equation.primitive.bind(*arguments, **parameters)
+    return list(results) if equation.primitive.multiple_results else [results]
+
+
+# Primitives that call jaxprs, and the parameters that hold these.
+_CALLS = {
+    "scan": ("jaxpr",),
+    "while": ("cond_jaxpr", "body_jaxpr"),
+    "cond": ("branches",),
+    "checkpoint": ("jaxpr",),
+    "remat2": ("jaxpr",),
+}
+
+
+def _rewritten_jaxpr(jaxpr: Any) -> Any:
+    """Return a jaxpr of the same inputs and outputs."""
+    if isinstance(jaxpr, tuple):
+        return tuple(map(_rewritten_jaxpr, jaxpr))
+    if not _is_affected(jaxpr):
+        return jaxpr
+    if isinstance(jaxpr, Jaxpr):
+        closed = _rewritten_jaxpr(ClosedJaxpr(jaxpr, ()))
+        return closed.jaxpr if not closed.consts else jaxpr
+    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in jaxpr.in_avals]
+    return jax.make_jaxpr(
+        lambda *arguments: _evaluate(jaxpr.jaxpr, jaxpr.consts, list(arguments))
+    )(*shapes)
+
+
+def _is_affected(jaxpr: Any) -> bool:
+    """Whether a jaxpr, or one that it calls, has an equation to rewrite."""
+    if isinstance(jaxpr, ClosedJaxpr):
+        jaxpr = jaxpr.jaxpr
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in _RULES:
+            return True
+        for parameter in equation.params.values():
+            for inner in parameter if isinstance(parameter, tuple) else (parameter,):
+                if isinstance(inner, ClosedJaxpr | Jaxpr) and _is_affected(inner):
+                    return True
+    return False
+
+
+# --- Rules ----------------------------------------------------------------------------------------
+
+
+def _convolution(equation: JaxprEqn, lhs: Any, rhs: Any) -> Any:
+    parameters = {k: v for k, v in equation.params.items() if k != "out_sharding"}
+    return convolution_as_product(lhs, rhs, **parameters)
+
+
+MOST_PLACES = 25
+
+
+def _windows(equation: JaxprEqn, rank: int) -> Windows | None:
+    parameters = equation.params
+    if prod(parameters["window_dimensions"]) > MOST_PLACES:
+        return None
+    return Windows(
+        tuple(parameters["window_dimensions"]),
+        tuple(parameters["window_strides"]),
+        tuple(parameters["padding"]),
+        tuple(parameters.get("base_dilation", (1,) * rank)),
+        tuple(parameters.get("window_dilation", (1,) * rank)),
+    )
+
+
+def _maxima(equation: JaxprEqn, x: Any) -> Any:
+    windows = _windows(equation, x.ndim)
+    return None if windows is None else window_maxima(x, windows)
+
+
+def _sums(equation: JaxprEqn, x: Any) -> Any:
+    windows = _windows(equation, x.ndim)
+    return None if windows is None else window_sums(x, windows)
+
+
+def _at_maxima(equation: JaxprEqn, tangents: Any, x: Any) -> Any:
+    windows = _windows(equation, x.ndim)
+    if windows is None or equation.params["select_prim"] is not lax.ge_p:
+        return None
+    return at_window_maxima(tangents, x, windows)
+
+
+def _to_maxima(equation: JaxprEqn, source: Any, x: Any) -> Any:
+    windows = _windows(equation, x.ndim)
+    if windows is None or equation.params["select_prim"] is not lax.ge_p:
+        return None
+    return add_to_window_maxima(source, x, windows)
+
+
+_RULES: dict[str, Callable[..., Any]] = {
+    "conv_general_dilated": _convolution,
+    "reduce_window_max": _maxima,
+    "reduce_window_sum": _sums,
+    "select_and_gather_add": _at_maxima,
+    "select_and_scatter_add": _to_maxima,
+}
