@@ -128,15 +128,18 @@ class _Space(NamedTuple):
         if 0 in counts or image.size == 0 or kernel.size == 0:
             dtype = self.preferred_element_type or image.dtype
             return jnp.zeros((groups, num_images, num_outputs, *counts), dtype)
-        size = groups * prod(self.window) * image.dtype.itemsize
-        by_kernel = size * num_channels * prod(counts)
-        by_parts = size * num_outputs * prod(space)
-        if set(self.strides) == {1} and by_parts < by_kernel:
+        numbers = groups * prod(self.window) * image.dtype.itemsize
+        by_kernel = numbers * num_channels * prod(counts)
+        by_parts = numbers * num_outputs * prod(space)
+        # Per image, a number that is copied costs as much as some multiplications.
+        cost_of_patches = by_kernel * (1 + num_outputs / PRODUCTS_PER_COPY)
+        cost_of_parts = by_parts * (1 + num_channels / PRODUCTS_PER_COPY)
+        if set(self.strides) == {1} and cost_of_parts < cost_of_patches:
             form, block = self._by_parts, BLOCK_BYTES // by_parts
         elif prod(self.window) <= prod(counts):
             form, block = self._by_kernel, BLOCK_BYTES // by_kernel
         else:
-            block = BLOCK_BYTES // (size * prod(counts) * num_images)
+            block = BLOCK_BYTES * num_channels // (by_kernel * num_images)
             return self._sum_over_channels(image, kernel, counts, block)
         return _over_blocks(lambda images: form(images, kernel, counts), image, block)
 
@@ -223,6 +226,10 @@ class _Space(NamedTuple):
 
 BLOCK_BYTES = 2 * 2**20
 """What the patches of a block of images may take: they are read again while still in the cache."""
+
+
+PRODUCTS_PER_COPY = 16
+"""How many multiplications of a matrix product take as long as to copy a number."""
 
 
 def _blocks(num_images: int, block: int) -> tuple[int, int]:

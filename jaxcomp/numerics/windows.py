@@ -11,6 +11,7 @@ Along an axis, window o begins at `o * stride - low` of the operand, whose own e
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from math import prod
 
 import jax
@@ -173,11 +174,7 @@ def _strided(
 def window_maxima(x: Float[Array, "..."], windows: Windows) -> Float[Array, "..."]:
     """Return what `lax.reduce_window` does with `lax.max` and minus infinity."""
     padded = windows.pad(x, jnp.asarray(-jnp.inf, x.dtype))
-    entries = windows.entries(padded, windows.counts(x.shape))
-    largest = next(entries)
-    for entry in entries:
-        largest = lax.max(largest, entry)
-    return largest
+    return reduce(lax.max, windows.entries(padded, windows.counts(x.shape)))
 
 
 def window_sums(x: Shaped[Array, "..."], windows: Windows) -> Shaped[Array, "..."]:
@@ -209,14 +206,14 @@ def at_window_maxima(
     """
     counts = windows.counts(x.shape)
     smallest = jnp.asarray(-jnp.inf, x.dtype)
-    largest = jnp.full(counts, smallest)
-    chosen = jnp.zeros(counts, tangents.dtype)
-    padded = windows.pad(x, smallest), windows.pad(tangents, jnp.zeros((), tangents.dtype))
-    for value, tangent in zip(*(windows.entries(p, counts) for p in padded), strict=True):
-        is_kept = largest >= value
-        largest = lax.select(is_kept, largest, value)
-        chosen = lax.select(is_kept, chosen, tangent)
-    return chosen
+    values = list(windows.entries(windows.pad(x, smallest), counts))
+    zero = jnp.zeros((), tangents.dtype)
+    candidates = list(windows.entries(windows.pad(tangents, zero), counts))
+    largest = reduce(lax.max, values)
+    chosen = candidates[-1]
+    for value, candidate in zip(values[-2::-1], candidates[-2::-1], strict=True):
+        chosen = lax.select(value == largest, candidate, chosen)
+    return jnp.where(largest == smallest, zero, chosen)
 
 
 def add_to_window_maxima(
@@ -243,13 +240,11 @@ def _places_of_maxima(
     padded: Float[Array, "..."], windows: Windows, counts: Sequence[int]
 ) -> Int[Array, "..."]:
     """Return the number of the first largest entry of every window."""
-    entries = windows.entries(padded, counts)
-    largest = next(entries)
-    places = jnp.zeros(counts, jnp.int32)
-    for number, entry in enumerate(entries, 1):
-        is_kept: Bool[Array, "..."] = largest >= entry
-        largest = lax.select(is_kept, largest, entry)
-        places = lax.select(is_kept, places, jnp.full(counts, number, places.dtype))
+    entries = list(windows.entries(padded, counts))
+    largest = reduce(lax.max, entries)
+    places = jnp.full(counts, len(entries) - 1, jnp.int32)
+    for number, entry in reversed(list(enumerate(entries[:-1]))):
+        places = lax.select(entry == largest, jnp.full(counts, number, jnp.int32), places)
     return places
 
 
@@ -260,23 +255,33 @@ def _spread(
     shape: Sequence[int],
 ) -> Float[Array, "..."]:
     """Put what each of adjoining windows brings to its place, zeros elsewhere."""
-    # Every axis becomes two, of windows and of places in a window.
-    axes = [a for a, width in enumerate(windows.shape) if width > 1]
-    split = [size for a, n in enumerate(source.shape) for size in ((n, 1) if a in axes else (n,))]
-    full = [
-        size
-        for a, n in enumerate(source.shape)
-        for size in ((n, windows.shape[a]) if a in axes else (n,))
-    ]
-    numbers = np.arange(prod(windows.shape), dtype=np.int32).reshape(
-        [size for a, width in enumerate(windows.shape) for size in ((1, width) if a in axes else (1,))]
-    )
-    is_here = jnp.broadcast_to(places.reshape(split), full) == jnp.broadcast_to(numbers, full)
-    spread = jnp.where(is_here, jnp.broadcast_to(source.reshape(split), full), 0)
-    spread = spread.reshape([n * width for n, width in zip(source.shape, windows.shape, strict=True)])
+    numbers = np.arange(prod(windows.shape), dtype=np.int32).reshape(windows.shape)
+    axes = [axis for axis, width in enumerate(windows.shape) if width > 1]
+    # Along the last axis first, in an array of its own: the rest then copies long rows.
+    for axis in axes[-1:]:
+        numbers = np.tile(
+            numbers, [n if a == axis else 1 for a, n in enumerate(source.shape)]
+        )
+        source, places = lax.optimization_barrier(
+            tuple(_repeat(x, axis, windows.shape[axis]) for x in (source, places))
+        )
+    for axis in axes[-2::-1]:
+        numbers = np.tile(
+            numbers, [n if a == axis else 1 for a, n in enumerate(source.shape)]
+        )
+        source, places = (_repeat(x, axis, windows.shape[axis]) for x in (source, places))
+    is_here = places == jnp.broadcast_to(numbers, places.shape)
+    spread = jnp.where(is_here, source, jnp.zeros((), source.dtype))
     # What the windows do not reach, and without the padding.
     config = [
         (-low, size + low - covered, 0)
         for (low, _), size, covered in zip(windows.padding, shape, spread.shape, strict=True)
     ]
     return lax.pad(spread, jnp.zeros((), source.dtype), config) if any(map(any, config)) else spread
+
+
+def _repeat(x: Array, axis: int, times: int) -> Array:
+    """Repeat every entry along an axis."""
+    shape = (*x.shape[: axis + 1], times, *x.shape[axis + 1 :])
+    x = lax.broadcast_in_dim(x, shape, [a for a in range(x.ndim + 1) if a != axis + 1])
+    return x.reshape(*shape[:axis], -1, *shape[axis + 2 :])
