@@ -33,6 +33,7 @@ from jaxcomp.curvature.estimate import (
     zero_diagonal,
 )
 from jaxcomp.numerics.checks import check_count
+from jaxcomp.numerics.rewriting import quick_on_cpu
 from jaxcomp.numerics.transformations import explicit_transfers
 from jaxcomp.types import Batch, Params
 
@@ -308,6 +309,16 @@ def add_batch(
     num_examples: Float[Array, ""],
 ) -> Params:
     """Add the samples of one batch, times its number of examples, to the sums of a chunk."""
+    return quick_on_cpu(_added)(total, sampler, batch, indices, num_examples)
+
+
+def _added(
+    total: Params,
+    sampler: DiagonalSampler,
+    batch: Batch,
+    indices: Int[Array, " C"],
+    num_examples: Float[Array, ""],
+) -> Params:
     sample = sampler.at(batch)
 
     # In place: outputs of a scan would be a second copy, and so would two arrays, one of which is

@@ -48,6 +48,7 @@ from jaxcomp.curvature.per_example import (
     sum_over_chunks,
     sum_over_columns,
 )
+from jaxcomp.numerics.rewriting import quick_on_cpu
 from jaxcomp.numerics.transformations import explicit_transfers
 from jaxcomp.trees.paths import leaves_by_path, shorten
 from jaxcomp.trees.selection import Select, selected_paths
@@ -245,17 +246,20 @@ def _add_batch(
     loss: Loss | None,
 ) -> CompensatedSum:
     """Add the sums over the examples of one batch; `loss` is None for the layers' own outputs."""
-    layers = open_layers(function, floating_leaves(params), batch[0])._replace(others=())
-    if loss is not None:
-        check_outputs(layers.output_shape, loss)
-    with jax.default_matmul_precision("highest"):
-        terms = sum_over_chunks(
-            partial(_chunk_hessians, layers, positions, loss),
-            total.total,
-            batch,
-            num_chunks=_num_chunks(layers, positions, loss, count_examples(batch[0])),
-        )
-    return total.add(terms)
+
+    def terms(params: Params, batch: tuple[Any, Any]) -> tuple[Array, ...]:
+        layers = open_layers(function, floating_leaves(params), batch[0])._replace(others=())
+        if loss is not None:
+            check_outputs(layers.output_shape, loss)
+        with jax.default_matmul_precision("highest"):
+            return sum_over_chunks(
+                partial(_chunk_hessians, layers, positions, loss),
+                total.total,
+                batch,
+                num_chunks=_num_chunks(layers, positions, loss, count_examples(batch[0])),
+            )
+
+    return total.add(quick_on_cpu(terms)(params, batch))
 
 
 def _num_chunks(

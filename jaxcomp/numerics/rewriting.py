@@ -26,7 +26,7 @@ from jaxcomp.numerics.windows import (
 )
 
 
-def rewritten(function: Callable[..., Any]) -> Callable[..., Any]:
+def quick_on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function with its convolutions as products, where the default backend is a CPU.
 
     Elsewhere, and without `jit` (`jax.disable_jit`), the function is called as it is.
