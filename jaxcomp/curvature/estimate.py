@@ -51,6 +51,22 @@ SampleFn = Callable[[Int[Array, ""]], Params]
 """Index of a sample -> that sample of the diagonal, structured like the weights."""
 
 
+class SampleBlocks(NamedTuple):
+    """A `SampleFn` of which several samples at once cost less than one by one.
+
+    Attributes:
+        block: indices (S,) -> these samples, with S as a leading axis of every leaf.
+        most: how many samples may be held at once.
+    """
+
+    block: Callable[[Int[Array, " S"]], Params]
+    most: int
+
+    def __call__(self, index: Int[Array, ""]) -> Params:
+        """Return one sample."""
+        return jax.tree.map(lambda x: x[0], self.block(jnp.reshape(index, 1)))
+
+
 class DiagonalSampler(Protocol):
     """An estimator before averaging: a pytree, so that its arrays are traced under `jit`."""
 
@@ -137,7 +153,17 @@ def mean_and_standard_error(sample: SampleFn, like: Params, num_samples: int) ->
     def step(running: "RunningMean", index: Int[Array, ""]) -> tuple["RunningMean", None]:
         return running.update(sample(index), index), None
 
-    running, _ = lax.scan(step, RunningMean.empty(like), jnp.arange(num_samples))
+    def block_step(running: "RunningMean", indices: Int[Array, " S"]) -> tuple["RunningMean", None]:
+        assert isinstance(sample, SampleBlocks)
+        pairs = sample.block(indices), indices
+        return lax.scan(lambda r, pair: (r.update(*pair), None), running, pairs)[0], None
+
+    indices = jnp.arange(num_samples)
+    if isinstance(sample, SampleBlocks):
+        sizes = range(min(sample.most, num_samples), 0, -1)
+        size = next(size for size in sizes if num_samples % size == 0)
+        step, indices = block_step, indices.reshape(-1, size)
+    running, _ = lax.scan(step, RunningMean.empty(like), indices)
     return running.estimate(num_samples)
 
 

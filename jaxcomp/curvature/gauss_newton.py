@@ -28,6 +28,7 @@ from jaxcomp.curvature.compilation import hint_if_compiled_again
 from jaxcomp.curvature.estimate import (
     DiagonalEstimate,
     Estimator,
+    SampleBlocks,
     SampleFn,
     Sampling,
     as_partial,
@@ -36,7 +37,12 @@ from jaxcomp.curvature.estimate import (
     floating_leaves,
     open_params,
 )
-from jaxcomp.curvature.per_example import open_layers, sum_of_squares
+from jaxcomp.curvature.per_example import (
+    ColumnsFn,
+    chunk_bytes,
+    open_layers,
+    sum_of_squares,
+)
 from jaxcomp.numerics.checks import check_count
 from jaxcomp.numerics.linear_algebra import eigh
 from jaxcomp.types import Batch, Params, PredictFn, PRNGKey
@@ -72,32 +78,45 @@ class GaussNewtonSampler:
         leaves = floating_leaves(self.params)
         layers = open_layers(self.predict_fn, leaves, inputs)
         check_outputs(layers.output_shape, self.loss)
-        num_columns = prod(layers.output_shape) if self.num_label_samples is None else 1
         num_examples = count_examples(batch)
 
-        def sample(index: Int[Array, ""]) -> Params:
-            def columns(outputs: Array, example: Any, number: Int[Array, ""]) -> Array:
-                if self.num_label_samples is None:
-                    return exact_columns(outputs, example[1], self.loss)
-                assert self.key is not None
-                key = jax.random.fold_in(jax.random.fold_in(self.key, index), number)
-                return _sampled_column(outputs, example[1], self.loss, key)
-
+        def mean_of_squares(columns_fn: ColumnsFn, num_columns: int, *, is_summed: bool) -> Any:
             total = sum_of_squares(
                 layers,
-                columns,
+                columns_fn,
                 (inputs, targets),
                 num_columns=num_columns,
                 examples_per_chunk=self.examples_per_chunk,
                 inputs_of=lambda chunk: chunk[0],
                 first_example=self.first_example,
+                is_summed=is_summed,
             )
-            return leaves.diagonal(tuple(x / num_examples for x in total))
+            return tuple(x / num_examples for x in total)
 
-        if self.num_label_samples is not None:
-            return sample
-        exact = sample(jnp.int32(0))
-        return lambda index: exact
+        if self.num_label_samples is None:
+            exact = leaves.diagonal(
+                mean_of_squares(
+                    lambda outputs, example, number: exact_columns(outputs, example[1], self.loss),
+                    prod(layers.output_shape),
+                    is_summed=True,
+                )
+            )
+            return lambda index: exact
+
+        def block(indices: Int[Array, " S"]) -> Params:
+            def columns(outputs: Array, example: Any, number: Int[Array, ""]) -> Array:
+                def column(index: Int[Array, ""]) -> Array:
+                    assert self.key is not None
+                    key = jax.random.fold_in(jax.random.fold_in(self.key, index), number)
+                    return _sampled_column(outputs, example[1], self.loss, key)
+
+                return jax.vmap(column)(indices)
+
+            squares = mean_of_squares(columns, indices.size, is_summed=False)
+            return jax.vmap(leaves.diagonal)(squares)
+
+        num_bytes = sum(x.size * x.dtype.itemsize for x in leaves.values)
+        return SampleBlocks(block, max(chunk_bytes() // max(num_bytes, 1), 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +195,7 @@ def gauss_newton_diagonal(
             diagonal. Not every loss has labels: for the others, random signs combine the columns
             of the outputs' Hessian, which is as unbiased.
         key: typed PRNG key for the labels, consumed; required with `num_label_samples` alone.
-        examples_per_chunk: examples held at once, static; None chooses some 64 MiB worth.
+        examples_per_chunk: examples held at once, static; None chooses some 64 MiB worth (on a CPU 16).
 
     Returns:
         The diagonal as `mean`, shaped like `params`, float32 (float64 for float64 leaves), never
@@ -259,7 +278,7 @@ def exact_columns(
 
 def _sampled_column(
     outputs: Float[Array, "*shape"], target: Any, loss: Loss, key: PRNGKey
-) -> Float[Array, "1 *shape"]:
+) -> Float[Array, "*shape"]:
     """Return one random s with `E[s s^T]` the Hessian of the loss in the outputs."""
     if loss == "softmax_cross_entropy":
         flat = outputs.astype(diagonal_dtype(outputs.dtype))
@@ -269,7 +288,7 @@ def _sampled_column(
         rows = exact_columns(outputs, target, loss)
         signs = jax.random.rademacher(key, rows.shape[:1], rows.dtype)
         column = jnp.tensordot(signs, rows, 1)
-    return column.reshape(1, *outputs.shape).astype(outputs.dtype)
+    return column.reshape(outputs.shape).astype(outputs.dtype)
 
 
 def inputs_and_targets(batch: Any) -> tuple[Any, Any]:

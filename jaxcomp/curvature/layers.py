@@ -42,8 +42,8 @@ from jaxcomp.curvature.gauss_newton import (
     inputs_and_targets,
 )
 from jaxcomp.curvature.per_example import (
-    CHUNK_BYTES,
     OpenLayers,
+    chunk_bytes,
     open_layers,
     sum_over_chunks,
     sum_over_columns,
@@ -271,7 +271,7 @@ def _num_chunks(
             layout = use.layout
             numbers += 2 * use.num_positions * layout.num_groups * layout.num_inputs
             numbers += 0 if loss is None else prod(layout.shape)
-    chunk_size = int(np.clip(CHUNK_BYTES // (4 * numbers), 1, num_examples))
+    chunk_size = int(np.clip(chunk_bytes() // (4 * numbers), 1, num_examples))
     return -(-num_examples // chunk_size)
 
 

@@ -72,7 +72,6 @@ def convolution_as_product(
     kernel = jnp.transpose(rhs, numbers.rhs_spec)
     num_images, num_channels, *space = image.shape
     num_outputs, num_inputs, *window = kernel.shape
-    rank = len(space)
     if batch_group_count > 1:
         num_images //= groups
         image = image.reshape(groups, num_images, num_channels, *space)
@@ -80,6 +79,8 @@ def convolution_as_product(
         image = image.reshape(num_images, groups, num_inputs, *space)
         image = jnp.swapaxes(image, 0, 1)
     kernel = kernel.reshape(groups, num_outputs // groups, num_inputs, *window)
+    result_dtype = jnp.dtype(preferred_element_type or lhs.dtype)
+    is_short = jnp.issubdtype(result_dtype, jnp.floating) and result_dtype.itemsize < 4
     along = _Space(
         tuple(window),
         tuple(window_strides),
@@ -87,11 +88,12 @@ def convolution_as_product(
         tuple(lhs_dilation),
         tuple(rhs_dilation),
         precision,
-        preferred_element_type,
+        # Sums over blocks and places are taken in the dtype of the products.
+        jnp.dtype(jnp.float32) if is_short else result_dtype,
     )
     result = along.convolve(image, kernel)  # (G, N, O, *P)
     result = jnp.swapaxes(result, 0, 1).reshape(num_images, num_outputs, *result.shape[3:])
-    return jnp.transpose(result, np.argsort(numbers.out_spec).tolist())
+    return jnp.transpose(result, np.argsort(numbers.out_spec).tolist()).astype(result_dtype)
 
 
 class _Space(NamedTuple):
@@ -103,7 +105,7 @@ class _Space(NamedTuple):
     lhs_dilation: tuple[int, ...]
     rhs_dilation: tuple[int, ...]
     precision: Any
-    preferred_element_type: DTypeLike | None
+    dtype: jnp.dtype
 
     @property
     def rank(self) -> int:
@@ -126,8 +128,7 @@ class _Space(NamedTuple):
         num_outputs = kernel.shape[1]
         counts = self.windows(0, 0).counts(space)
         if 0 in counts or image.size == 0 or kernel.size == 0:
-            dtype = self.preferred_element_type or image.dtype
-            return jnp.zeros((groups, num_images, num_outputs, *counts), dtype)
+            return jnp.zeros((groups, num_images, num_outputs, *counts), self.dtype)
         numbers = groups * prod(self.window) * image.dtype.itemsize
         by_kernel = numbers * num_channels * prod(counts)
         by_parts = numbers * num_outputs * prod(space)
@@ -215,10 +216,7 @@ class _Space(NamedTuple):
 
     def _product(self, a: Array, b: Array) -> Array:
         """Multiply (G, m, k) by (G, k, n)."""
-        options = {
-            "precision": self.precision,
-            "preferred_element_type": self.preferred_element_type,
-        }
+        options = {"precision": self.precision, "preferred_element_type": self.dtype}
         if a.shape[0] == 1:
             return lax.dot_general(a[0], b[0], (((1,), (0,)), ((), ())), **options)[None]
         return lax.dot_general(a, b, (((2,), (1,)), ((0,), (0,))), **options)
