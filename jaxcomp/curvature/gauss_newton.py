@@ -195,7 +195,8 @@ def gauss_newton_diagonal(
             diagonal. Not every loss has labels: for the others, random signs combine the columns
             of the outputs' Hessian, which is as unbiased.
         key: typed PRNG key for the labels, consumed; required with `num_label_samples` alone.
-        examples_per_chunk: examples held at once, static; None chooses some 64 MiB worth (on a CPU 16).
+        examples_per_chunk: examples held at once, static; None chooses some 64 MiB worth, on a
+            CPU 16.
 
     Returns:
         The diagonal as `mean`, shaped like `params`, float32 (float64 for float64 leaves), never

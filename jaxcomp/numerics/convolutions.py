@@ -200,7 +200,7 @@ class _Space(NamedTuple):
         kernel = kernel.reshape(groups, -1, num_channels)
         parts = self._product(kernel, moved)  # (G, K O, S N)
         parts = parts.reshape(groups, prod(self.window), -1, *space, num_images)
-        # A pixel i meets the kernel's entry k in the result at i * lhs_dilation + low - k * dilation.
+        # Pixel i and entry k of the kernel meet at i * lhs_dilation + low - k * rhs_dilation.
         places = Windows(
             (1, 1, *self.window, 1),
             (1, 1, *self.lhs_dilation, 1),

@@ -1,4 +1,4 @@
-"""Functions with their convolutions and windowed maxima rewritten, for back ends that run them slowly.
+"""Functions whose convolutions and pools are rewritten, for a back end that runs them slowly.
 
 The function is traced, and its jaxpr evaluated again with other operations for some of its
 equations, also inside of `jit`, checkpoints, loops and branches. Derivatives and batches that the
@@ -8,13 +8,14 @@ and no rule of differentiation is involved. What has a derivative of its own (`c
 """
 
 from collections.abc import Callable
+from functools import wraps
 from math import prod
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
-from jax.tree_util import tree_leaves, tree_structure
 
 from jaxcomp.numerics.convolutions import convolution_as_product
 from jaxcomp.numerics.windows import (
@@ -25,19 +26,28 @@ from jaxcomp.numerics.windows import (
     window_sums,
 )
 
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
-def quick_on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function with its convolutions as products, where the default backend is a CPU.
 
-    Elsewhere, and without `jit` (`jax.disable_jit`), the function is called as it is.
+def quick_on_cpu(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Return the function with what XLA is slow at rewritten, where the default backend is a CPU.
+
+    Slow are convolutions in groups or of few channels (see `_is_slow`), and windowed maxima and
+    sums with their derivatives. The results are the same up to the order of sums. Elsewhere, and
+    without `jit` (`jax.disable_jit`), the function is called as it is.
+
+    Args:
+        function: of pytrees of arrays, for use inside `jit`.
     """
 
-    def call(*arguments: Any) -> Any:
+    @wraps(function)
+    def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         if jax.default_backend() != "cpu" or jax.config.jax_disable_jit:
-            return function(*arguments)
-        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
-        results = _evaluate(closed.jaxpr, closed.consts, tree_leaves(arguments))
-        return tree_structure(shapes).unflatten(results)
+            return function(*args, **kwargs)
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args, **kwargs)
+        results = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves((args, kwargs)))
+        return jax.tree.structure(shapes).unflatten(results)
 
     return call
 
@@ -96,9 +106,9 @@ def _rewritten_jaxpr(jaxpr: Any) -> Any:
         closed = _rewritten_jaxpr(ClosedJaxpr(jaxpr, ()))
         return closed.jaxpr if not closed.consts else jaxpr
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in jaxpr.in_avals]
-    return jax.make_jaxpr(
-        lambda *arguments: _evaluate(jaxpr.jaxpr, jaxpr.consts, list(arguments))
-    )(*shapes)
+    return jax.make_jaxpr(lambda *arguments: _evaluate(jaxpr.jaxpr, jaxpr.consts, list(arguments)))(
+        *shapes
+    )
 
 
 def _is_affected(jaxpr: Any) -> bool:
@@ -118,12 +128,35 @@ def _is_affected(jaxpr: Any) -> bool:
 # --- Rules ----------------------------------------------------------------------------------------
 
 
+FEW_CHANNELS = 4
+"""Up to how many channels a convolution is quicker as a product."""
+
+MOST_PLACES = 25
+"""Up to how many entries a window of a pool is unrolled."""
+
+
 def _convolution(equation: JaxprEqn, lhs: Any, rhs: Any) -> Any:
     parameters = {k: v for k, v in equation.params.items() if k != "out_sharding"}
+    is_floating = jnp.issubdtype(lhs.dtype, jnp.floating) and lhs.dtype == rhs.dtype
+    if not is_floating or not _is_slow(lhs.shape, rhs.shape, parameters):
+        return None
     return convolution_as_product(lhs, rhs, **parameters)
 
 
-MOST_PLACES = 25
+def _is_slow(
+    lhs_shape: tuple[int, ...], rhs_shape: tuple[int, ...], parameters: dict[str, Any]
+) -> bool:
+    """Whether XLA's CPU back end takes longer for a convolution than the product does.
+
+    It does where it has groups, which batches of kernels become, and where channels are few.
+    """
+    if parameters["feature_group_count"] * parameters["batch_group_count"] > 1:
+        return True
+    numbers = parameters["dimension_numbers"]
+    num_images = lhs_shape[numbers.lhs_spec[0]]
+    num_channels = lhs_shape[numbers.lhs_spec[1]]
+    num_outputs = rhs_shape[numbers.rhs_spec[0]]
+    return min(num_images, num_channels, num_outputs) <= FEW_CHANNELS
 
 
 def _windows(equation: JaxprEqn, rank: int) -> Windows | None:
@@ -152,7 +185,7 @@ def _sums(equation: JaxprEqn, x: Any) -> Any:
 def _at_maxima(equation: JaxprEqn, tangents: Any, x: Any) -> Any:
     windows = _windows(equation, x.ndim)
     if windows is None or equation.params["select_prim"] is not lax.ge_p:
-        return None
+        return None  # of a minimum
     return at_window_maxima(tangents, x, windows)
 
 

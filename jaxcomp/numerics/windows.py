@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 
 @dataclass(frozen=True)
@@ -259,16 +259,12 @@ def _spread(
     axes = [axis for axis, width in enumerate(windows.shape) if width > 1]
     # Along the last axis first, in an array of its own: the rest then copies long rows.
     for axis in axes[-1:]:
-        numbers = np.tile(
-            numbers, [n if a == axis else 1 for a, n in enumerate(source.shape)]
-        )
+        numbers = np.tile(numbers, [n if a == axis else 1 for a, n in enumerate(source.shape)])
         source, places = lax.optimization_barrier(
             tuple(_repeat(x, axis, windows.shape[axis]) for x in (source, places))
         )
     for axis in axes[-2::-1]:
-        numbers = np.tile(
-            numbers, [n if a == axis else 1 for a, n in enumerate(source.shape)]
-        )
+        numbers = np.tile(numbers, [n if a == axis else 1 for a, n in enumerate(source.shape)])
         source, places = (_repeat(x, axis, windows.shape[axis]) for x in (source, places))
     is_here = places == jnp.broadcast_to(numbers, places.shape)
     spread = jnp.where(is_here, source, jnp.zeros((), source.dtype))

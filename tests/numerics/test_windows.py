@@ -19,7 +19,12 @@ pytestmark = pytest.mark.usefixtures("strict_promotion")
 # Shape of a window, strides, padding, window dilation.
 CASES = {
     "adjoining": ((1, 2, 2, 1), (1, 2, 2, 1), ((0, 0),) * 4, (1,) * 4),
-    "adjoining and padded": ((2, 1, 3, 1), (2, 1, 3, 1), ((1, 0), (0, 0), (1, 2), (0, 0)), (1,) * 4),
+    "adjoining and padded": (
+        (2, 1, 3, 1),
+        (2, 1, 3, 1),
+        ((1, 0), (0, 0), (1, 2), (0, 0)),
+        (1,) * 4,
+    ),
     "overlapping": ((1, 3, 2, 1), (1, 1, 2, 1), ((0, 0), (1, 1), (0, 0), (0, 0)), (1,) * 4),
     "dilated": ((1, 2, 2, 1), (1, 2, 1, 1), ((0, 0), (0, 1), (0, 0), (0, 0)), (1, 2, 3, 1)),
 }
