@@ -31,13 +31,12 @@ from jaxcomp.curvature.estimate import (
     FloatingLeaves,
     SampleFn,
     Sampling,
-    as_partial,
     count_examples,
     diagonal_dtype,
     floating_leaves,
-    open_params,
     scalar_loss,
 )
+from jaxcomp.curvature.functions import as_partial, open_params
 from jaxcomp.numerics.checks import check_count
 from jaxcomp.types import Batch, LossFn, Params, PRNGKey
 
@@ -155,7 +154,7 @@ def hutchinson_diagonal(
     Raises:
         ValueError: if `num_probes` is not an integer of at least 2, `distribution` is not one of
             its names, or the loss is no scalar.
-        TypeError: if `loss_fn` is not callable or not hashable, or a leaf of `params` complex.
+        TypeError: if `loss_fn` is not callable, or a leaf of `params` complex.
 
     Source: Bekas, Kokiopoulou, Saad (2007), eq. 2, doi:10.1016/j.apnum.2007.01.003.
     """
