@@ -176,7 +176,7 @@ class OfOutput:
         named = leaves_by_path(outputs)
         if self.output not in named:
             raise ValueError(
-                f"predict_fn has no output {self.output!r}; its outputs are {shorten(named)}."
+                f"predict_fn has no output {self.output!r}; it has {shorten(map(repr, named))}."
             )
         return named[self.output]
 
@@ -210,9 +210,8 @@ def check_one_output(outputs: Any) -> None:
     """
     if not jax.tree_util.all_leaves([outputs]):
         raise ValueError(
-            f"predict_fn returns {len(jax.tree.leaves(outputs))} arrays, "
-            f"{shorten(leaves_by_path(outputs))}: name the one that the loss takes, such as "
-            "output='logits', or pass output=a function that picks it."
+            "predict_fn returns a tree of arrays: name the one that the loss takes by output=, one "
+            f"of {shorten(map(repr, leaves_by_path(outputs)))}, or pass a function that picks it."
         )
     shape = getattr(outputs, "shape", ())
     if len(shape) < 1 or shape[0] != 1:
