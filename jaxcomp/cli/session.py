@@ -1,8 +1,10 @@
 """What every command does around its work: devices and caches, errors, printing."""
 
+import _thread
 import io
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,11 +33,34 @@ class Result(Protocol):
         ...
 
 
+_SECONDS_UNTIL_AGAIN = 0.05
+
+
+@contextmanager
+def _interruptions_arrive() -> Iterator[None]:
+    """Repeat Ctrl-C where Python loses it: in a callback of the garbage collector, JAX has one."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            # Not from here, where it would be lost too.
+            threading.Timer(_SECONDS_UNTIL_AGAIN, _thread.interrupt_main).start()
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
 @contextmanager
 def one_sentence_errors(traceback: bool) -> Iterator[None]:
     """Turn what cannot be done in this block into one sentence and exit code 2."""
     try:
-        yield
+        with _interruptions_arrive():
+            yield
     except KeyboardInterrupt:
         typer.echo("stopped; the same command goes on from here.", err=True)
         raise typer.Exit(130) from None
