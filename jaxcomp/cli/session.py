@@ -3,6 +3,7 @@
 import _thread
 import io
 import os
+import signal
 import sys
 import threading
 import warnings
@@ -36,6 +37,14 @@ class Result(Protocol):
 _SECONDS_UNTIL_AGAIN = 0.05
 
 
+def _interrupt_main_thread() -> None:
+    main = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main is not None:  # ends what it waits for, too
+        signal.pthread_kill(main, signal.SIGINT)
+    else:
+        _thread.interrupt_main()
+
+
 @contextmanager
 def _interruptions_arrive() -> Iterator[None]:
     """Repeat Ctrl-C where Python loses it: in a callback of the garbage collector, JAX has one."""
@@ -44,7 +53,7 @@ def _interruptions_arrive() -> Iterator[None]:
     def hook(unraisable: Any) -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
             # Not from here, where it would be lost too.
-            threading.Timer(_SECONDS_UNTIL_AGAIN, _thread.interrupt_main).start()
+            threading.Timer(_SECONDS_UNTIL_AGAIN, _interrupt_main_thread).start()
         else:
             before(unraisable)
 
