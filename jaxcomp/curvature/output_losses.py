@@ -64,8 +64,9 @@ class PerPosition:
     loss_fn: OutputLoss
 
 
-Loss = Literal["softmax_cross_entropy", "squared_error"] | OutputLoss | PerPosition
-LOSSES = ("softmax_cross_entropy", "squared_error")
+_Named = Literal["softmax_cross_entropy", "squared_error"]
+Loss = _Named | OutputLoss | PerPosition
+LOSSES: tuple[_Named, ...] = get_args(_Named)
 
 
 @jax.tree_util.register_dataclass
@@ -131,7 +132,8 @@ def checked_loss(
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}.")
     if isinstance(loss, str):
-        return LossOfOutputs(loss, None, reduction, max_columns)
+        kind = LOSSES[LOSSES.index(loss)]
+        return LossOfOutputs(kind, None, reduction, max_columns)
     name, signature = "loss", "(outputs, target) -> scalar"
     if isinstance(loss, PerPosition):
         function = as_partial(loss.loss_fn, name=name, signature=signature)

@@ -44,11 +44,11 @@ class Columns(NamedTuple):
     """Columns of a chunk of examples: what the outputs are combined with.
 
     Attributes:
-        count: C, of each example.
+        num_columns: C, of each example.
         at: number of a column -> that column of every example, shaped like the outputs.
     """
 
-    count: int
+    num_columns: int
     at: Callable[[Int[Array, ""]], Float[Array, "E *shape"]]
 
     def where(self, is_example: Bool[Array, " E"]) -> "Columns":
@@ -59,7 +59,7 @@ class Columns(NamedTuple):
             keep = is_example.reshape(-1, *(1,) * (column.ndim - 1))
             return jnp.where(keep, column, jnp.zeros((), column.dtype))
 
-        return Columns(self.count, at)
+        return Columns(self.num_columns, at)
 
 
 class OpenLayers(NamedTuple):
@@ -333,14 +333,14 @@ def sum_over_columns(
         return term_fn(columns.at(index))
 
     first = jnp.int32(0)
-    if columns.count == 1:
+    if columns.num_columns == 1:
         return term(first)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(term, first))
 
     def add(total: list[Array], index: Int[Array, ""]) -> tuple[list[Array], None]:
         return jax.tree.map(jnp.add, total, term(index)), None
 
-    return lax.scan(add, zeros, jnp.arange(columns.count, dtype=jnp.int32))[0]
+    return lax.scan(add, zeros, jnp.arange(columns.num_columns, dtype=jnp.int32))[0]
 
 
 def _pairs(x: Float[Array, "E G P I"]) -> Float[Array, "E G pairs I"]:

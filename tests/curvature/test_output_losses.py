@@ -93,7 +93,7 @@ def test_columns_multiply_to_the_dense_hessian(name, x64):
     @jax.jit
     def all_columns(outputs):
         columns = hessian.exact(outputs, targets)
-        assert columns.count == 24
+        assert columns.num_columns == 24
         return jax.lax.map(columns.at, jnp.arange(24, dtype=jnp.int32))
 
     S = np.asarray(all_columns(OUTPUTS)).reshape(24, 2, -1)
