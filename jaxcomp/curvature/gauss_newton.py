@@ -7,7 +7,8 @@ its diagonal is *equal* to that of the Hessian if the network is piecewise linea
 pooling, fixed batch norm): no unit's output then has a second derivative in any one weight.
 
 The diagonal needs, for every column s of S, the gradient of `s . f` for one example, squared: see
-`jaxcomp.curvature.per_example`.
+`jaxcomp.curvature.per_example`. What S is, with a loss for every token too, and what the mean is
+over: `jaxcomp.curvature.output_losses`.
 
 Sources: Schraudolph (2002), doi:10.1162/08997660260028683; Dangel, Kunstner, Hennig, "BackPACK",
 arXiv:1912.10985 (DiagGGN); Gao, Liu, Wang, Oh (2019), whose `E[(df)^2 / f]` is the same diagonal.

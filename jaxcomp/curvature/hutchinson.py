@@ -131,7 +131,8 @@ def hutchinson_diagonal(
     Args:
         loss_fn: `(params, batch) -> scalar`, the mean loss of the batch in nats. A function is
             static (pass the same object each time, a fresh lambda compiles again); the arrays in
-            a `jax.tree_util.Partial` are traced, so that a fresh one compiles nothing.
+            a `jax.tree_util.Partial` are traced, so that a fresh one compiles nothing, and so are
+            those of an object without a hash that is called, or whose method is.
         params: any pytree, n floating entries in all. The probe of a bfloat16 or float16
             leaf has its dtype; leaves that are not floating are constants of the loss.
         batch: pytree of arrays, passed on untouched.

@@ -326,11 +326,17 @@ def output_hessian(
             "from the model, one backward pass each, or raise max_columns."
         )
     if loss.function is not None and hessian.block_size > loss.max_columns:
+        may_be_split = hessian.num_blocks == 1 and len(shape) > 1
+        what = (
+            "PerPosition of a function of one position if it adds up over positions"
+            if may_be_split
+            else f"its name if it is one of {', '.join(LOSSES)}"
+        )
         raise ValueError(
             f"the loss links {hessian.block_size:,} of the {prod(shape):,} outputs of an example "
-            "with each other, as far as can be seen, so that its Hessian would be a dense matrix "
-            f"of that size, more than max_columns={loss.max_columns:,}: pass PerPosition of a "
-            "function of one position if it adds up over positions, or raise max_columns."
+            "with each other, as far as can be seen, so that its Hessian has dense matrices of "
+            f"that size, more than max_columns={loss.max_columns:,}: pass as loss {what}, or raise "
+            "max_columns."
         )
     return hessian
 

@@ -167,6 +167,8 @@ def test_many_columns_and_dense_matrices_are_refused_with_the_number():
     with pytest.raises(ValueError, match=r"links 2,048 of the 2,048 outputs .*PerPosition"):
         find(linked, is_exact=False)
     assert find(linked, is_exact=False, max_columns=2048).block_size == 2048
+    with pytest.raises(ValueError, match=r"links 128 of the 2,048 .*=100: pass as loss its name"):
+        find(PerPosition(lambda o, t: jnp.sum(o) ** 2), is_exact=False, max_columns=100)
 
 
 def test_bad_input_is_named():
