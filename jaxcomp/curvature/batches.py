@@ -1,9 +1,10 @@
 """Curvature of the mean loss over a data set that comes in batches.
 
-A diagonal of a mean loss is the mean over batches weighted by their numbers of examples; with a
-random estimator the standard error of that mean is known exactly only if the samples themselves
-are averaged over the data set first: `z * (H z)` of all batches with the same z is one sample of
-the full-data estimator. Axis letters: `C` probes in a chunk, `n` examples in all batches.
+A diagonal of a mean loss is the mean over batches weighted by their numbers of examples (of tokens,
+if the loss is a mean over those); with a random estimator the standard error of that mean is known
+exactly only if the samples themselves are averaged over the data set first: `z * (H z)` of all
+batches with the same z is one sample of the full-data estimator. Axis letters: `C` probes in a
+chunk, `n` examples in all batches.
 """
 
 import math
@@ -49,7 +50,8 @@ def over_batches(
 
     For an estimator such as `Hutchinson(loss_fn, params, key=key, num_probes=64)` the result is
     that on all examples at once, standard error included, however they are split: the
-    products of a probe are summed over all batches, weighted by examples, and divided once.
+    products of a probe are summed over all batches, weighted by examples (by the weights of their
+    positions, for a loss that is a mean over tokens), and divided once.
     Probes go in chunks; every chunk passes once over the batches. Memory, beside one batch, is
     about `2 C + 6` times that of the weights (the sums are compensated, so that thousands of
     batches add no rounding error). A ragged last batch costs one further compilation.
@@ -68,8 +70,8 @@ def over_batches(
 
     Raises:
         ValueError: if there are no batches, a batch has no examples or leaves of different
-            lengths, a later pass gives other numbers of examples than the first, or the result is
-            not finite.
+            lengths, a later pass gives other numbers of examples than the first, all weights of
+            positions are zero, or the result is not finite.
         TypeError: if `batches` is not iterable or can be passed over only once, or `estimator` is
             none.
     """

@@ -52,7 +52,7 @@ from jaxcomp.curvature.output_losses import (
 )
 from jaxcomp.curvature.per_example import Columns, OpenLayers, open_layers, sum_of_squares
 from jaxcomp.numerics.checks import check_count
-from jaxcomp.types import Batch, Params, PredictFn, PRNGKey
+from jaxcomp.types import Batch, OutputsFn, Params, PRNGKey
 
 
 @jax.tree_util.register_dataclass
@@ -122,7 +122,7 @@ class GaussNewtonSampler:
 class GaussNewton(Estimator):
     """The Gauss-Newton diagonal; the options are those of `gauss_newton_diagonal`."""
 
-    predict_fn: PredictFn
+    predict_fn: OutputsFn
     params: Params
     loss: Loss = field(default="softmax_cross_entropy", kw_only=True)
     reduction: Reduction = field(default="mean", kw_only=True)
@@ -150,7 +150,7 @@ class GaussNewton(Estimator):
 
 
 def gauss_newton_diagonal(
-    predict_fn: PredictFn,
+    predict_fn: OutputsFn,
     params: Params,
     batch: Batch,
     *,
@@ -226,7 +226,7 @@ def gauss_newton_diagonal(
     )(batch)
 
 
-def as_predict_fn(predict_fn: PredictFn, output: PickOutput | None = None) -> Partial:
+def as_predict_fn(predict_fn: OutputsFn, output: PickOutput | None = None) -> Partial:
     """Return a model's function as a pytree, see `as_partial`; of one of its outputs alone."""
     function = as_partial(predict_fn, name="predict_fn", signature="(params, inputs) -> outputs")
     return pick_output(function, output)

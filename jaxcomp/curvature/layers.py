@@ -59,7 +59,7 @@ from jaxcomp.curvature.per_example import (
 from jaxcomp.numerics.transformations import explicit_transfers
 from jaxcomp.trees.paths import leaves_by_path, shorten
 from jaxcomp.trees.selection import Select, selected_paths
-from jaxcomp.types import Batch, Params, PredictFn, PRNGKey
+from jaxcomp.types import Batch, OutputsFn, Params, PRNGKey
 
 
 class Layer(NamedTuple):
@@ -95,7 +95,7 @@ class LayerHessian(NamedTuple):
 
 
 @explicit_transfers
-def find_layers(model_or_fn: PredictFn | Any, params: Params, inputs: Any) -> dict[str, Layer]:
+def find_layers(model_or_fn: OutputsFn | Any, params: Params, inputs: Any) -> dict[str, Layer]:
     """List the floating leaves of a model by the way they are used.
 
     Nothing is computed: the function is traced for the shapes of one example.
@@ -124,7 +124,7 @@ def find_layers(model_or_fn: PredictFn | Any, params: Params, inputs: Any) -> di
 
 @explicit_transfers
 def layer_hessians(
-    model_or_fn: PredictFn | Any,
+    model_or_fn: OutputsFn | Any,
     params: Params,
     batches: Iterable[Batch],
     *,

@@ -12,7 +12,8 @@ given) and the loss l of each position,
 
 - `"mean"`: `sum of v l / sum of v` over all positions of all examples, a mean per token: what a
   training loss is that ends in `jnp.mean`, or divides by the number of tokens that are no padding;
-- `"example_mean"`: that mean within each example, then the mean over examples;
+- `"example_mean"`: that mean within each example (0 if it has no weight), then the mean over
+  examples;
 - `"sum"`: the sum of `v l` within each example, then the mean over examples.
 
 All three are the same for a classifier without weights. Axis letters: `E` examples of a chunk, `T`

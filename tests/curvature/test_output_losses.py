@@ -122,7 +122,7 @@ def test_drawn_columns_have_the_dense_hessian_as_their_mean(name, x64):
     assert np.max(np.abs(z)) < 5
 
 
-def test_blocks_are_no_larger_than_what_is_linked():
+def test_blocks_are_no_larger_than_what_is_linked(x64):
     sizes = {name: hessian_of(name)[0].block_size for name in CASES}
     assert {sizes[name] for name in CASES if "softmax" in name or "positions" in name} == {4}
     assert (sizes["pixels found"], sizes["squares"], sizes["all linked"]) == (1, 4, 24)
