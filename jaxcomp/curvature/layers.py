@@ -196,10 +196,20 @@ def layer_hessians(
         num_examples += size
     if total is None:
         raise ValueError("batches is empty; pass at least one batch.")
-    sums, weight = total.value()
+    return _divided(*total.value(), uses, num_examples, factor=1.0 if per_output else 2.0)
+
+
+def _divided(
+    sums: tuple[Array, ...],
+    weight: Float[Array, ""],
+    uses: dict[str, MatrixUse],
+    num_examples: int,
+    *,
+    factor: float,
+) -> dict[str, LayerHessian]:
+    """Divide what was summed over the data by its weight, and check it."""
     check_weight(weight)
     hessians: Any = check_finite(dict(zip(uses, sums, strict=True)))
-    factor = 1.0 if per_output else 2.0
     return {
         path: LayerHessian(
             hessians[path] * (factor / weight).astype(hessians[path].dtype),
