@@ -110,8 +110,10 @@ gc.freeze()
 gc.set_threshold(100_000, 50, 50)
 
 
-# Linux grants a process 65,530 mappings of memory by default, and a compiled program holds dozens.
-_MOST_MAPPINGS = 25_000
+# Linux grants a process 65,530 mappings of memory by default; a compiled program holds three or
+# more. Forgetting them takes ten seconds, and what the next modules share is compiled again: only
+# when the most that one module has added (some 10,000) might no longer fit.
+_MOST_MAPPINGS = 45_000
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -138,8 +140,7 @@ def x64() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def programs_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the processes that a test starts, and does not kill, share the programs of this run."""
-    for option, value in _kept_programs().items():
-        monkeypatch.setenv(option.upper(), str(value))
+@pytest.fixture(scope="session")
+def programs_of_processes() -> dict[str, str]:
+    """Environment in which processes that a test starts, and does not kill, share programs."""
+    return {option.upper(): str(value) for option, value in _kept_programs().items()}
