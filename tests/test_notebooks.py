@@ -35,12 +35,17 @@ def test_there_are_notebooks():
     assert NOTEBOOKS
 
 
+# Fine limits of sweeps, which no notebook shows, take a second for each network.
+COARSE = """
+from jaxcomp.experiments.sweep import limits
+limits._NUM_SLOPES, limits._GAP_BITS = 5, 0.2
+"""
+
+
 @pytest.fixture(scope="module")
 def client(programs_of_processes):
     empty = nbformat.v4.new_notebook()
-    # Fine limits of sweeps, which no notebook shows as numbers, take a second for each network.
-    coarse = "from jaxcomp.experiments.sweep import limits\nlimits._NUM_SLOPES, limits._GAP_BITS = 5, 0.2"
-    start = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(coarse)])
+    start = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(COARSE)])
     client = NotebookClient(start, timeout=300, kernel_name="python3")
     client.execute(cleanup_kc=False, env=os.environ | programs_of_processes)
     yield client
