@@ -33,9 +33,11 @@ _Result = TypeVar("_Result")
 def quick_on_cpu(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
     """Return the function with what XLA is slow at rewritten, where the default backend is a CPU.
 
-    Slow are convolutions in groups or of few channels (see `_is_slow`), and windowed maxima and
-    sums with their derivatives. The results are the same up to the order of sums. Elsewhere, and
-    without `jit` (`jax.disable_jit`), the function is called as it is.
+    Slow are convolutions inside loops, in groups or of few channels, and windowed maxima and sums
+    with their derivatives. Every floating convolution is rewritten: the ones that XLA is good at
+    (plain, many channels, in no loop) may take up to twice as long, but those of a curvature are
+    in a loop over probes or columns. The results are the same up to the order of sums. Elsewhere,
+    and without `jit` (`jax.disable_jit`), the function is called as it is.
 
     Args:
         function: of pytrees of arrays, for use inside `jit`.
@@ -80,6 +82,11 @@ def _evaluate_equation(equation: JaxprEqn, arguments: list[Any]) -> list[Any]:
     elif name in _CALLS:
         changed = {key: _rewritten_jaxpr(parameters[key]) for key in _CALLS[name]}
         parameters = parameters | changed
+    elif name in ("checkpoint", "remat2") and _is_affected(parameters["jaxpr"]):
+        # Its jaxpr holds no constants: they become its first arguments.
+        closed = _rewritten_jaxpr(ClosedJaxpr(parameters["jaxpr"], ()))
+        parameters = parameters | _without_constants(closed, parameters)
+        arguments = [*closed.consts, *arguments]
     parameters = equation.primitive.get_bind_params(parameters)
     with equation.ctx.manager:
         results = equation.primitive.bind(*arguments, **parameters)
@@ -91,8 +98,6 @@ _CALLS = {
     "scan": ("jaxpr",),
     "while": ("cond_jaxpr", "body_jaxpr"),
     "cond": ("branches",),
-    "checkpoint": ("jaxpr",),
-    "remat2": ("jaxpr",),
 }
 
 
@@ -102,13 +107,25 @@ def _rewritten_jaxpr(jaxpr: Any) -> Any:
         return tuple(map(_rewritten_jaxpr, jaxpr))
     if not _is_affected(jaxpr):
         return jaxpr
-    if isinstance(jaxpr, Jaxpr):
-        closed = _rewritten_jaxpr(ClosedJaxpr(jaxpr, ()))
-        return closed.jaxpr if not closed.consts else jaxpr
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in jaxpr.in_avals]
     return jax.make_jaxpr(lambda *arguments: _evaluate(jaxpr.jaxpr, jaxpr.consts, list(arguments)))(
         *shapes
     )
+
+
+def _without_constants(closed: ClosedJaxpr, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a checkpoint whose first arguments are the constants."""
+    number = len(closed.consts)
+    shapes = [jax.typeof(x) for x in closed.consts] + list(closed.in_avals)
+    opened = jax.make_jaxpr(
+        lambda *arguments: _evaluate(
+            closed.jaxpr, list(arguments[:number]), list(arguments[number:])
+        )
+    )(*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in shapes))
+    changed: dict[str, Any] = {"jaxpr": opened.jaxpr}
+    if isinstance(parameters.get("prevent_cse"), tuple):  # one for each argument
+        changed["prevent_cse"] = (False,) * number + parameters["prevent_cse"]
+    return changed
 
 
 def _is_affected(jaxpr: Any) -> bool:
@@ -128,9 +145,6 @@ def _is_affected(jaxpr: Any) -> bool:
 # --- Rules ----------------------------------------------------------------------------------------
 
 
-FEW_CHANNELS = 4
-"""Up to how many channels a convolution is quicker as a product."""
-
 MOST_PLACES = 25
 """Up to how many entries a window of a pool is unrolled."""
 
@@ -138,25 +152,9 @@ MOST_PLACES = 25
 def _convolution(equation: JaxprEqn, lhs: Any, rhs: Any) -> Any:
     parameters = {k: v for k, v in equation.params.items() if k != "out_sharding"}
     is_floating = jnp.issubdtype(lhs.dtype, jnp.floating) and lhs.dtype == rhs.dtype
-    if not is_floating or not _is_slow(lhs.shape, rhs.shape, parameters):
+    if not is_floating:
         return None
     return convolution_as_product(lhs, rhs, **parameters)
-
-
-def _is_slow(
-    lhs_shape: tuple[int, ...], rhs_shape: tuple[int, ...], parameters: dict[str, Any]
-) -> bool:
-    """Whether XLA's CPU back end takes longer for a convolution than the product does.
-
-    It does where it has groups, which batches of kernels become, and where channels are few.
-    """
-    if parameters["feature_group_count"] * parameters["batch_group_count"] > 1:
-        return True
-    numbers = parameters["dimension_numbers"]
-    num_images = lhs_shape[numbers.lhs_spec[0]]
-    num_channels = lhs_shape[numbers.lhs_spec[1]]
-    num_outputs = rhs_shape[numbers.rhs_spec[0]]
-    return min(num_images, num_channels, num_outputs) <= FEW_CHANNELS
 
 
 def _windows(equation: JaxprEqn, rank: int) -> Windows | None:

@@ -56,13 +56,13 @@ def hessian_product(weights, images, vector):
     return jax.jvp(partial(jax.grad(loss), images=images), (weights,), (vector,))
 
 
-def test_gradients_and_hessian_products_of_batches():
-    weights, images = problem()
-    vectors = jax.tree.map(lambda x: array(5, 2, *x.shape), weights)
+def test_gradients_and_hessian_products_of_batches(x64):
+    weights, images = jax.tree.map(lambda x: x.astype(jnp.float64), problem())
+    vectors = jax.tree.map(lambda x: array(5, 2, *x.shape).astype(x.dtype), weights)
     products = jax.vmap(hessian_product, in_axes=(None, None, 0))
     found = jax.jit(quick_on_cpu(products))(weights, images, vectors)
     expected = jax.jit(products)(weights, images, vectors)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), found, expected)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), found, expected)
 
 
 def names(jaxpr):
@@ -133,21 +133,3 @@ def test_large_windows_and_integers_are_left():
     numbers = jnp.ones((1, 1, 4), jnp.int32)
     left = jax.make_jaxpr(quick_on_cpu(counts))(numbers, numbers)
     assert "conv_general_dilated" in names(left.jaxpr)
-
-
-def test_only_slow_convolutions_are_rewritten():
-    image, weight = jnp.ones((8, 3, 3, 8)), jnp.ones((2, 2, 8, 8))
-
-    def plain(x, w, groups=1):
-        return lax.conv_general_dilated(
-            x, w, (1, 1), "SAME", dimension_numbers=NHWC, feature_group_count=groups
-        )
-
-    def is_left(function, *arguments):
-        after = jax.make_jaxpr(quick_on_cpu(function))(*arguments)
-        return "conv_general_dilated" in names(after.jaxpr)
-
-    assert is_left(plain, image, weight)
-    assert not is_left(partial(plain, groups=4), image, weight[:, :, :2])
-    assert not is_left(jax.vmap(plain), jnp.stack([image] * 2), jnp.stack([weight] * 2))
-    assert not is_left(plain, image[..., :1], weight[:, :, :1])
