@@ -183,7 +183,7 @@ class _Space(NamedTuple):
         num_blocks, block = _blocks(image.shape[2], block)
         if num_blocks == 1:
             return self._by_result(image, kernel, counts)
-        pairs = tuple(_split(x, 2, num_blocks, block) for x in (image, kernel))
+        pairs = _split(image, 2, num_blocks, block), _split(kernel, 2, num_blocks, block)
 
         def step(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
             return total + self._by_result(*pair, counts), None

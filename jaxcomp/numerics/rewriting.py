@@ -45,7 +45,8 @@ def quick_on_cpu(function: Callable[_Arguments, _Result]) -> Callable[_Arguments
 
     @wraps(function)
     def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        if jax.default_backend() != "cpu" or jax.config.jax_disable_jit:
+        config: Any = jax.config
+        if jax.default_backend() != "cpu" or config.jax_disable_jit:
             return function(*args, **kwargs)
         closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args, **kwargs)
         results = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves((args, kwargs)))

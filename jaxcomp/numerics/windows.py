@@ -122,7 +122,7 @@ class Windows:
         first = places * np.asarray(self.window_dilation, np.int32) - np.asarray(padding, np.int32)
         steps, phases = np.divmod(first, np.asarray(self.strides, np.int32))
         number = np.ravel_multi_index(tuple(phases.T), self.strides).astype(np.int32)
-        return np.concatenate([number[:, None], steps], axis=1)
+        return np.concatenate([np.expand_dims(number, 1), steps], axis=1)
 
 
 def _split_by_phase(x: Shaped[Array, "..."], strides: Sequence[int]) -> Shaped[Array, "..."]:
