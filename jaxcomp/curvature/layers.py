@@ -24,7 +24,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxcomp.curvature.batches import sized_batches
-from jaxcomp.curvature.capture import MatrixLayout, MatrixUse
+from jaxcomp.curvature.capture import MatrixUse
 from jaxcomp.curvature.estimate import (
     CompensatedSum,
     check_finite,
@@ -41,6 +41,7 @@ from jaxcomp.curvature.gauss_newton import (
     exact_columns,
     inputs_and_targets,
 )
+from jaxcomp.curvature.layouts import MatrixLayout
 from jaxcomp.curvature.per_example import (
     CHUNK_BYTES,
     OpenLayers,

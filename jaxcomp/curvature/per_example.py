@@ -62,11 +62,14 @@ class OpenLayers(NamedTuple):
         """Evaluate a chunk of E examples, ready to pull gradients of its outputs back."""
         size = count_examples(inputs, name="inputs")
         uses, values = self.capture.uses, self.leaves.values
-        perturbations = [jnp.zeros((size, *use.output.shape), use.output.dtype) for use in uses]
+        perturbations = [
+            tuple(jnp.zeros((size, *output.shape), output.dtype) for output in use.outputs)
+            for use in uses
+        ]
         # One copy for each example, so that each has a gradient of its own.
         others = [jnp.broadcast_to(values[p], (size, *values[p].shape)) for p in self.others]
 
-        def one(example: Any, perturbations: list[Array], others: list[Array]) -> Any:
+        def one(example: Any, perturbations: list[Any], others: list[Array]) -> Any:
             replaced = list(values)
             for position, value in zip(self.others, others, strict=True):
                 replaced[position] = value
@@ -78,15 +81,15 @@ class OpenLayers(NamedTuple):
         )
         dtypes = [diagonal_dtype(value.dtype) for value in values]
         normal = [
-            jax.vmap(use.to_inputs)(operand).astype(dtypes[use.position])
-            for use, operand in zip(uses, operands, strict=True)
+            jax.vmap(use.to_inputs)(of_use)
+            for use, of_use in zip(uses, operands, strict=True)
         ]
 
         def gradients(column: Float[Array, "E *shape"]) -> tuple[list[Array], list[Array]]:
             of_outputs, of_others = pullback(column)
             deltas = [
-                jax.vmap(use.to_outputs)(delta).astype(dtypes[use.position])
-                for use, delta in zip(uses, of_outputs, strict=True)
+                jax.vmap(use.to_outputs)(of_use)
+                for use, of_use in zip(uses, of_outputs, strict=True)
             ]
             return deltas, [
                 gradient.astype(dtypes[position])
