@@ -53,16 +53,17 @@ class MatrixUse:
         num_positions: P.
         outputs: shapes and dtypes of the perturbations that are added to the result of each of its
             products, at all steps of the loops around.
-        to_inputs: brings the captured operands into the normal form `(G, P, I)`.
-        to_outputs: brings gradients with respect to the perturbations into `(G, P, O)`.
+        to_inputs: brings the captured operands of E examples, `(E, ...)`, into the normal form
+            `(E, G, P, I)`.
+        to_outputs: brings gradients with respect to their perturbations into `(E, G, P, O)`.
     """
 
     position: int
     layout: MatrixLayout
     num_positions: int
     outputs: tuple[jax.ShapeDtypeStruct, ...]
-    to_inputs: Callable[[Arrays], Float[Array, "G P I"]]
-    to_outputs: Callable[[Arrays], Float[Array, "G P O"]]
+    to_inputs: Callable[[Arrays], Float[Array, "E G P I"]]
+    to_outputs: Callable[[Arrays], Float[Array, "E G P O"]]
 
 
 @dataclass(frozen=True)
@@ -180,11 +181,10 @@ def _join(leaf: int, value: Array, products: list[Product]) -> MatrixUse | str:
     layout = layouts[0]
     if any(other.matrices != layout.matrices for other in layouts):
         return "it enters matrix products of different forms"
-    groups = layout.matrices.num_groups // layout.num_rows
     table = _table(layouts, products)
     num_positions = max(product.normal.sizes[1] for product in products)
     normal = partial(
-        _normal, products, table, num_positions, groups, diagonal_dtype(value.dtype)
+        _normal, products, table, num_positions, diagonal_dtype(value.dtype)
     )
     outputs = tuple(
         jax.ShapeDtypeStruct((*product.loops, *product.output.shape), product.output.dtype)
@@ -223,24 +223,32 @@ def _normal(
     products: list[Product],
     table: np.ndarray,
     num_positions: int,
-    groups: int,
     dtype: np.dtype,
     rearrange: list[Callable[[Array], Array]],
     arrays: Arrays,
-) -> Float[Array, "G P X"]:
-    """Rearrange what the products multiply or return, each step alone, and put it into rows."""
+) -> Float[Array, "E G P X"]:
+    """Rearrange what the products multiply or return, each step alone, and put it into rows.
+
+    Examples stay behind rows until the end, where they are named first: so loops stacked them up,
+    and so they are multiplied.
+    """
     parts = []
     for product, to_normal, array in zip(products, rearrange, arrays, strict=True):
-        for _ in product.loops:
+        for _ in (*product.loops, "examples"):
             to_normal = jax.vmap(to_normal)
         part = to_normal(array).astype(dtype)
-        part = part.reshape(-1, *part.shape[len(product.loops) :])
-        missing = num_positions - part.shape[2]
+        part = part.reshape(len(part), -1, *part.shape[1 + len(product.loops) :])
+        missing = num_positions - part.shape[3]
         # Positions that a product does not have add nothing to any sum over positions.
-        parts.append(jnp.pad(part, ((0, 0), (0, 0), (0, missing), (0, 0))) if missing else part)
-    steps = parts[0] if len(parts) == 1 else jnp.concatenate(parts)  # (steps, g, p, x)
-    steps = _by_row(steps, table)  # (rows, uses, g, p, x)
-    return jnp.swapaxes(steps, 1, 2).reshape(len(table) * groups, -1, steps.shape[-1])
+        if missing:
+            part = jnp.pad(part, (*[(0, 0)] * 3, (0, missing), (0, 0)))
+        parts.append(jnp.swapaxes(part, 0, 1))  # (steps, E, g, p, x)
+    steps = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+    _, num_examples, groups, _, width = steps.shape
+    by_row = _by_row(steps, table)  # (rows, uses, E, g, p, x)
+    normal = jnp.transpose(by_row, (0, 3, 2, 1, 4, 5))
+    normal = normal.reshape(len(table) * groups, num_examples, -1, width)
+    return jnp.swapaxes(normal, 0, 1)
 
 
 def _by_row(steps: Float[Array, "steps *x"], table: np.ndarray) -> Float[Array, "rows uses *x"]:

@@ -80,16 +80,12 @@ class OpenLayers(NamedTuple):
             partial(jax.vmap(one), inputs), perturbations, others, has_aux=True
         )
         dtypes = [diagonal_dtype(value.dtype) for value in values]
-        normal = [
-            jax.vmap(use.to_inputs)(of_use)
-            for use, of_use in zip(uses, operands, strict=True)
-        ]
+        normal = [use.to_inputs(of_use) for use, of_use in zip(uses, operands, strict=True)]
 
         def gradients(column: Float[Array, "E *shape"]) -> tuple[list[Array], list[Array]]:
             of_outputs, of_others = pullback(column)
             deltas = [
-                jax.vmap(use.to_outputs)(of_use)
-                for use, of_use in zip(uses, of_outputs, strict=True)
+                use.to_outputs(of_use) for use, of_use in zip(uses, of_outputs, strict=True)
             ]
             return deltas, [
                 gradient.astype(dtypes[position])
@@ -332,8 +328,11 @@ def _squares_of_sums(
     a: Float[Array, "E G P I"], delta: Float[Array, "E G P O"]
 ) -> Float[Array, "G I O"]:
     """Sum over positions, square, then sum over examples."""
-    gradients = jnp.einsum("egpi,egpo->egio", a, delta)
-    return jnp.sum(gradients * gradients, axis=0)
+    # With the groups first: XLA's products and sums on CPUs are up to thirty times slower with
+    # examples before groups.
+    a, delta = jnp.swapaxes(a, 0, 1), jnp.swapaxes(delta, 0, 1)
+    gradients = jnp.einsum("gepi,gepo->geio", a, delta)
+    return jnp.sum(gradients * gradients, axis=1)
 
 
 def _as_batch(example: Any) -> Any:
