@@ -108,6 +108,7 @@ _ELEMENTWISE: dict[str, Callable[..., np.ndarray]] = {
     "ne": np.not_equal,
     "and": np.bitwise_and,
     "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
     "not": np.invert,
     # Rounded towards zero, and division by zero is no index.
     "div": lambda x, y: np.sign(x) * np.sign(y) * (np.abs(x) // np.maximum(np.abs(y), 1)),
