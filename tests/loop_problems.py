@@ -71,6 +71,19 @@ def recurrent(params, x):
     return lax.scan(body, (params["w"], x), steps)[1][-1]
 
 
+def lstm(params, x):
+    """Four gates from the state and the input of a step."""
+
+    def body(state, step):
+        cell, hidden = state
+        gates = jnp.concatenate([step, hidden], axis=1) @ params["w"]
+        forget, enter, leave, new = jnp.split(gates, 4, axis=1)
+        cell = jax.nn.sigmoid(forget) * cell + jax.nn.sigmoid(enter) * jnp.tanh(new)
+        return (cell, jax.nn.sigmoid(leave) * jnp.tanh(cell)), None
+
+    return lax.scan(body, (x, x), jnp.asarray(STEPS, x.dtype))[0][1]
+
+
 def layers_over_time(params, x):
     """At each step of time, a stack of layers."""
 
@@ -120,6 +133,7 @@ LOOPS = {
         {"w": (4, 4), "input": (4, 4)},
         {"w": (1, 5, 4, 4), "input": (1, 5, 4, 4)},
     ),
+    "lstm": (lstm, {"w": (8, 16)}, {"w": (1, 5, 8, 16)}),
     "layers_over_time": (layers_over_time, {"w": (3, 4, 4)}, {"w": (3, 5, 4, 4)}),
     "nested": (nested, {"w": (2, 3, 4, 4)}, {"w": (6, 1, 4, 4)}),
     "used_again": (used_again, {"w": (3, 4, 4)}, {"w": (3, 4, 4, 4)}),
@@ -134,7 +148,7 @@ def loop_params(shapes, dtype=np.float32):
 
 # --- A transformer, its blocks stacked or one by one ----------------------------------------------
 
-WIDTH, HEADS, BLOCKS, TOKENS = 4, 2, 3, 3
+WIDTH, HEADS, BLOCKS, TOKENS = 4, 2, 2, 3
 
 
 def normalised(x):
@@ -181,11 +195,6 @@ def unrolled_transformer(params, inputs):
     for row in params["blocks"]:
         inputs = block(inputs, row)
     return inputs.mean(1) @ params["head"]
-
-
-def indexed_transformer(params, inputs):
-    rows = unrolled_params(params)
-    return unrolled_transformer(rows, inputs)
 
 
 def unrolled_params(params):

@@ -157,9 +157,7 @@ def capture(
     )
 
 
-def _reason(
-    products: list[Product], obstacles: tuple[str, ...], *, is_wanted: bool
-) -> str | None:
+def _reason(products: list[Product], obstacles: tuple[str, ...], *, is_wanted: bool) -> str | None:
     """Why a leaf is not captured, whatever the form of its products; None if it may be."""
     if not is_wanted:
         return "it is left out"
@@ -183,9 +181,7 @@ def _join(leaf: int, value: Array, products: list[Product]) -> MatrixUse | str:
         return "it enters matrix products of different forms"
     table = _table(layouts, products)
     num_positions = max(product.normal.sizes[1] for product in products)
-    normal = partial(
-        _normal, products, table, num_positions, diagonal_dtype(value.dtype)
-    )
+    normal = partial(_normal, products, table, num_positions, diagonal_dtype(value.dtype))
     outputs = tuple(
         jax.ShapeDtypeStruct((*product.loops, *product.output.shape), product.output.dtype)
         for product in products
@@ -206,10 +202,7 @@ def _table(layouts: list[StackLayout], products: list[Product]) -> np.ndarray:
     As many columns as the most used row has uses; -1 where a row has fewer.
     """
     rows = np.concatenate(
-        [
-            layout.rows(product.loops)
-            for layout, product in zip(layouts, products, strict=True)
-        ]
+        [layout.rows(product.loops) for layout, product in zip(layouts, products, strict=True)]
     )
     counts = np.bincount(rows, minlength=layouts[0].num_rows)
     order = np.argsort(rows, kind="stable")

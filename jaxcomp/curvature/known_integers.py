@@ -118,9 +118,7 @@ _ELEMENTWISE: dict[str, Callable[..., np.ndarray]] = {
     "copy": lambda x: x,
 }
 
-_Move = Callable[
-    [list[np.ndarray], dict[str, Any], tuple[int, ...], tuple[int, ...]], np.ndarray
-]
+_Move = Callable[[list[np.ndarray], dict[str, Any], tuple[int, ...], tuple[int, ...]], np.ndarray]
 
 
 def _broadcast(
@@ -143,6 +141,15 @@ def _iota(
     return np.arange(shape[axis]).reshape(own)
 
 
+def _slice(
+    operands: list[np.ndarray], params: dict[str, Any], loops: tuple[int, ...], shape: tuple
+) -> np.ndarray:
+    del loops
+    strides = params["strides"] or (1,) * len(shape)
+    bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
+    return operands[0][(..., *(slice(*bound) for bound in bounds))]
+
+
 def _reshape(
     operands: list[np.ndarray], params: dict[str, Any], loops: tuple[int, ...], shape: tuple
 ) -> np.ndarray:
@@ -158,18 +165,7 @@ _MOVES: dict[str, _Move] = {
     "rev": lambda x, params, loops, shape: np.flip(
         x[0], [len(loops) + axis for axis in params["dimensions"]]
     ),
-    "slice": lambda x, params, loops, shape: x[0][
-        (...,)
-        + tuple(
-            slice(*bounds)
-            for bounds in zip(
-                params["start_indices"],
-                params["limit_indices"],
-                params["strides"] or (1,) * len(shape),
-                strict=True,
-            )
-        )
-    ],
+    "slice": _slice,
     "concatenate": lambda x, params, loops, shape: np.concatenate(
         x, len(loops) + params["dimension"]
     ),

@@ -96,7 +96,7 @@ def find_layers(model_or_fn: PredictFn | Any, params: Params, inputs: Any) -> di
     """List the floating leaves of a model by the way they are used.
 
     Nothing is computed: the function is traced for the shapes of one example. Weights in loops are
-    layers too: a stack that `lax.scan` takes apart, rows `w[i]`, the weights of a recurrent network.
+    layers too: stacks that `lax.scan` takes apart, rows `w[i]`, weights of a recurrent network.
 
     Args:
         model_or_fn: `(params, inputs) -> outputs (batch, ...)`, or a Flax module, which is then
@@ -197,9 +197,7 @@ def _as_function(model_or_fn: Any, params: Params) -> Partial:
     return as_predict_fn(model_or_fn)
 
 
-def _uses_by_path(
-    function: Partial, params: Params, inputs: Any
-) -> dict[str, MatrixUse | str]:
+def _uses_by_path(function: Partial, params: Params, inputs: Any) -> dict[str, MatrixUse | str]:
     """The use of every floating leaf, or why it is no matrix."""
     leaves = floating_leaves(params)
     paths = list(leaves_by_path(params))

@@ -33,9 +33,7 @@ class Step(NamedTuple):
         move = jnp.reshape if self.kind == "reshape" else jnp.transpose
         return move(array, self.argument)
 
-    def undo(
-        self, array: Shaped[Array, "..."], before: tuple[int, ...]
-    ) -> Shaped[Array, "..."]:
+    def undo(self, array: Shaped[Array, "..."], before: tuple[int, ...]) -> Shaped[Array, "..."]:
         """Bring an array back to the shape before the step."""
         if self.kind == "reshape":
             return jnp.reshape(array, before)

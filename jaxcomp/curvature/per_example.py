@@ -84,9 +84,7 @@ class OpenLayers(NamedTuple):
 
         def gradients(column: Float[Array, "E *shape"]) -> tuple[list[Array], list[Array]]:
             of_outputs, of_others = pullback(column)
-            deltas = [
-                use.to_outputs(of_use) for use, of_use in zip(uses, of_outputs, strict=True)
-            ]
+            deltas = [use.to_outputs(of_use) for use, of_use in zip(uses, of_outputs, strict=True)]
             return deltas, [
                 gradient.astype(dtypes[position])
                 for position, gradient in zip(self.others, of_others, strict=True)

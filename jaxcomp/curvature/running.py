@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
-import jax
 from jax import lax
 from jax.extend.core import JaxprEqn, Literal
 from jaxtyping import Array
@@ -102,9 +101,7 @@ def count_activations(opened: Opened, depends: Sequence[bool]) -> int:
     return _count(opened.jaxpr, opened, depends)[0]
 
 
-def _count(
-    jaxpr: Any, opened: Opened | None, depends: Sequence[bool]
-) -> tuple[int, list[bool]]:
+def _count(jaxpr: Any, opened: Opened | None, depends: Sequence[bool]) -> tuple[int, list[bool]]:
     """Count, and tell which outputs depend on the arguments."""
     dependent = {variable for variable, does in zip(jaxpr.invars, depends, strict=True) if does}
     count = 0

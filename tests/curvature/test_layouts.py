@@ -49,4 +49,7 @@ def test_equal_ways_look_equal():
     first, second = (stack_layout((4, 5), steps).matrices for steps in (direct, detour))
     assert first == second
     assert first != stack_layout((4, 5), (Step("reshape", (1, 5, 4)),)).matrices
-    assert stack_layout((3, 4, 5), (Take(0, np.arange(3)), Step("reshape", (1, 4, 5)))).matrices.steps == ()
+    assert (
+        stack_layout((3, 4, 5), (Take(0, np.arange(3)), Step("reshape", (1, 4, 5)))).matrices.steps
+        == ()
+    )

@@ -23,9 +23,7 @@ def array(seed, *shape):
         (lambda w, x: jnp.einsum("hio,bphi->opbh", w, x), (2, 3, 5), (1, 4, 2, 3), (2, 4, 3, 5)),
         (lambda w, x: jnp.einsum("bphd,hdo->bpo", x, w), (2, 3, 5), (1, 4, 2, 3), (1, 4, 6, 5)),
         (
-            lambda w, x: jax.lax.conv_general_dilated(
-                x, w, (2, 1), "VALID", feature_group_count=2
-            ),
+            lambda w, x: jax.lax.conv_general_dilated(x, w, (2, 1), "VALID", feature_group_count=2),
             (6, 2, 3, 2),
             (1, 4, 7, 5),
             (2, 12, 12, 3),
@@ -35,7 +33,9 @@ def array(seed, *shape):
 def test_gradients_are_products_of_inputs_and_output_gradients(function, weight, inputs, sizes):
     weight, x = array(1, *weight), array(2, *inputs)
     equations = jax.make_jaxpr(function)(weight, x).jaxpr.eqns
-    equation = next(e for e in equations if e.primitive.name in ("dot_general", "conv_general_dilated"))
+    equation = next(
+        e for e in equations if e.primitive.name in ("dot_general", "conv_general_dilated")
+    )
     side = [v.aval.shape for v in equation.invars].index(weight.shape)
     normal = normal_form(equation, side)
     assert normal.sizes == sizes

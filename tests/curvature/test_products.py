@@ -74,7 +74,10 @@ REASONS = [
         "its rows are looked up by indices that depend on the data or are not known beside matrix "
         "products",
     ),
-    (lambda w, x: lax.conv(w.reshape(1, 1, 4, 4), x.reshape(1, 1, 2, 2), (1, 1), "VALID"), "what is"),
+    (
+        lambda w, x: lax.conv(w.reshape(1, 1, 4, 4), x.reshape(1, 1, 2, 2), (1, 1), "VALID"),
+        "what is",
+    ),
     (changing, "it is a state of a loop that changes"),
     (lambda w, x: lax.scan(lambda h, _: (h, w), x, length=2)[1], "a loop returns it"),
     (
