@@ -161,13 +161,10 @@ def _reason(products: list[Product], obstacles: tuple[str, ...], *, is_wanted: b
     """Why a leaf is not captured, whatever the form of its products; None if it may be."""
     if not is_wanted:
         return "it is left out"
-    if not products and not obstacles:
-        return "it is not used"
-    if not obstacles:
-        return None
-    beside = " beside matrix products" if products else ""
-    more = f" and {len(obstacles) - 1} more" if len(obstacles) > 1 else ""
-    return f"{obstacles[0]}{beside}{more}"
+    if obstacles:
+        # The first that a reader of the function meets.
+        return obstacles[0] + (" (and matrix products elsewhere)" if products else "")
+    return None if products else "it is not used"
 
 
 def _join(leaf: int, value: Array, products: list[Product]) -> MatrixUse | str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 # More numbers are tables, not counters.
@@ -25,7 +26,7 @@ def known_constant(value: Any, loops: tuple[int, ...]) -> np.ndarray | None:
         value: a number or an array.
         loops: the numbers of steps of the loops around.
     """
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return None
     dtype = value.dtype if hasattr(value, "dtype") else np.result_type(value)
     shape = (*loops, *np.shape(value))
@@ -163,7 +164,7 @@ _MOVES: dict[str, _Move] = {
     "reshape": _reshape,
     "squeeze": _reshape,
     "rev": lambda x, params, loops, shape: np.flip(
-        x[0], [len(loops) + axis for axis in params["dimensions"]]
+        x[0], tuple(len(loops) + axis for axis in params["dimensions"])
     ),
     "slice": _slice,
     "concatenate": lambda x, params, loops, shape: np.concatenate(

@@ -196,12 +196,11 @@ class _Walk:
             arguments = values[1:] if name == "cond" else values
             body, results = self.jaxpr(called, arguments, loops)
             return self.entered(opened, place, body, results)
-        if len(pieces) == 1 and name in _REARRANGING:
-            piece = values[pieces[0]]
-            results = _REARRANGING[name](equation, values, loops) if pieces[0] == 0 else None
-            if isinstance(results, list) and isinstance(piece, Piece):
-                return [piece._replace(steps=(*piece.steps, *steps)) for steps in results]
-            reason = results or f"its rows are chosen by numbers made from weights ({name})"
+        if pieces == [0] and name in _REARRANGING:
+            piece, found = values[0], _REARRANGING[name](equation, values, loops)
+            if isinstance(piece, Piece) and not isinstance(found, str):
+                return [piece._replace(steps=(*piece.steps, *steps)) for steps in found]
+            reason = str(found)
         else:
             reason = self.multiply(opened, place, values, pieces, loops)
         if reason:

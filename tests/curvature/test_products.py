@@ -71,8 +71,8 @@ REASONS = [
     (lambda w, x: w[jnp.asarray([1, 2])], "its rows are looked up by indices"),
     (
         lambda w, x: w[x[0, 0].astype(int)] @ w.T,
-        "its rows are looked up by indices that depend on the data or are not known beside matrix "
-        "products",
+        "its rows are looked up by indices that depend on the data or are not known (and matrix "
+        "products elsewhere)",
     ),
     (
         lambda w, x: lax.conv(w.reshape(1, 1, 4, 4), x.reshape(1, 1, 2, 2), (1, 1), "VALID"),
@@ -82,7 +82,7 @@ REASONS = [
     (lambda w, x: lax.scan(lambda h, _: (h, w), x, length=2)[1], "a loop returns it"),
     (
         lambda w, x: x @ w + w + jnp.sum(w),
-        "it enters add, which is no matrix product beside matrix products and 1 more",
+        "it enters add, which is no matrix product (and matrix products elsewhere)",
     ),
 ]
 
