@@ -25,6 +25,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import Any
 
 import jax
@@ -174,6 +175,8 @@ def _join(leaf: int, value: Array, products: list[Product]) -> MatrixUse | str:
         for product in products
     ]
     layout = layouts[0]
+    if not any(prod(product.loops) for product in products):
+        return "it is used only in a loop without steps"
     if any(other.matrices != layout.matrices for other in layouts):
         return "it enters matrix products of different forms"
     table = _table(layouts, products)

@@ -78,6 +78,7 @@ REASONS = [
         lambda w, x: lax.conv(w.reshape(1, 1, 4, 4), x.reshape(1, 1, 2, 2), (1, 1), "VALID"),
         "what is",
     ),
+    (lambda w, x: lax.fori_loop(0, 0, lambda i, h: h @ w, x), "in a loop without steps"),
     (changing, "it is a state of a loop that changes"),
     (lambda w, x: lax.scan(lambda h, _: (h, w), x, length=2)[1], "a loop returns it"),
     (
