@@ -50,9 +50,10 @@ def known_results(
     known = [operand for operand in operands if operand is not None]
     if name in ("jit", "pjit"):
         return _of_jaxpr(equation.params["jaxpr"].jaxpr, known, loops)
-    (output, *others) = equation.outvars
-    aval: Any = output.aval
-    if others or not hasattr(aval, "shape") or not _is_kept(aval.dtype, (*loops, *aval.shape)):
+    if len(equation.outvars) != 1:
+        return unknown
+    aval: Any = equation.outvars[0].aval
+    if not hasattr(aval, "shape") or not _is_kept(aval.dtype, (*loops, *aval.shape)):
         return unknown
     if name in _ELEMENTWISE:
         # A number may stand beside an array.

@@ -253,7 +253,7 @@ class _Walk:
         start = values[num_consts : num_consts + num_carry]
         slices = [_at_each_step(value, inner) for value in values[num_consts + num_carry :]]
         time = np.arange(length)[:: -1 if equation.params["reverse"] else 1]
-        carry = [_counting(value, 1, time) for value in start]
+        carry = [_counting(value, 1, time, len(loops)) for value in start]
         body = _closed(equation.params["jaxpr"])
         is_first = [True] * num_carry
         while True:
@@ -265,7 +265,7 @@ class _Walk:
                 for number, (before, after) in enumerate(
                     zip(carry, results[:num_carry], strict=True)
                 )
-                if not _follows(before, after, start[number], time)
+                if not _follows(before, after, time)
             ]
             if not wrong:
                 break
@@ -274,7 +274,9 @@ class _Walk:
             for number in wrong:
                 step = _increment(carry[number], results[number]) if is_first[number] else None
                 is_first[number] = False
-                carry[number] = None if step is None else _counting(start[number], step, time)
+                carry[number] = (
+                    None if step is None else _counting(start[number], step, time, len(loops))
+                )
         for before, value, after in zip(start, carry, results[:num_carry], strict=True):
             if value is None:
                 self.block([before, after], "it is a state of a loop that changes")
@@ -307,19 +309,16 @@ def _at_each_step(value: _Value, loops: _Loops) -> _Value:
     return value._replace(steps=(*value.steps, Take(0, rows)))
 
 
-def _counting(value: _Value, increment: int, time: np.ndarray) -> _Value:
+def _counting(value: _Value, increment: int, time: np.ndarray, depth: int) -> _Value:
     """A state that starts at a value: the same weight, or an integer that counts."""
     if not isinstance(value, np.ndarray):
         return value
-    # Scalars have the axes of the loops around and no other.
-    return value[..., np.newaxis] + increment * time if _is_counter(value) else None
+    # A counter has the axes of the loops around and no other.
+    is_counter = value.dtype.kind in "iu" and value.ndim == depth
+    return value[..., np.newaxis] + increment * time if is_counter else None
 
 
-def _is_counter(value: np.ndarray) -> bool:
-    return value.dtype.kind in "iu"
-
-
-def _follows(before: _Value, after: _Value, start: _Value, time: np.ndarray) -> bool:
+def _follows(before: _Value, after: _Value, time: np.ndarray) -> bool:
     """Whether a state at all steps is what the body makes of it, one step later."""
     if before is None:
         return True

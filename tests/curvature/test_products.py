@@ -52,6 +52,15 @@ def by_two_counters(p, x):
     return lax.scan(body, (0, 0, x), length=3)[0][2]
 
 
+def by_an_array(p, x):
+    """A state that counts, but is an array."""
+
+    def body(state, _):
+        return (state[0] + 1, state[1] @ p[state[0][0]]), None
+
+    return lax.scan(body, (jnp.zeros(3, int), x), length=3)[0][1]
+
+
 REASONS = [
     (lambda w, x: x, "it is not used"),
     (lambda w, x: x + w[:2], "it is cut into pieces of more than one row"),
@@ -111,8 +120,17 @@ def test_states_of_loops_are_not_taken_for_what_they_are_at_first():
     found = capture(lambda v, x: made_in_the_loop(v[0], x), (W,), X)
     assert not found.uses
     assert found.reasons[0] == "it is a state of a loop that changes"
-    found = capture(lambda v, x: by_two_counters(v[0], x), (STACK,), X)
-    assert found.reasons[0].startswith("its rows are looked up")
+    for function in (by_two_counters, by_an_array):
+        found = capture(lambda v, x, function=function: function(v[0], x), (STACK,), X)
+        assert found.reasons[0].startswith("its rows are looked up")
+
+
+def test_effects_without_results_are_passed_over():
+    def function(values, x):
+        jax.debug.callback(lambda: None)
+        return x @ values[0]
+
+    assert capture(function, (W,), X).uses
 
 
 def test_bodies_without_products_stay_closed():
