@@ -130,7 +130,7 @@ def _broadcast(
     own = [1] * len(shape)
     for axis, size in zip(params["broadcast_dimensions"], x.shape[len(loops) :], strict=True):
         own[axis] = size
-    return x.reshape(*loops, *own)
+    return x.reshape((*loops, *own))
 
 
 def _iota(
@@ -156,7 +156,7 @@ def _reshape(
     operands: list[np.ndarray], params: dict[str, Any], loops: tuple[int, ...], shape: tuple
 ) -> np.ndarray:
     del params
-    return operands[0].reshape(*loops, *shape)
+    return operands[0].reshape((*loops, *shape))
 
 
 _MOVES: dict[str, _Move] = {

@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxcomp.curvature.known_integers import known_constant, known_results
 
-LOOPS = (2, 3)
+VALUES = np.asarray([[-2, 0, 1], [2, 3, 4]], np.int32)
 
 
 def indices(i, table):
@@ -20,20 +21,22 @@ def indices(i, table):
     return wrapped, mixed, divided, flags.astype(jnp.int32), jnp.squeeze(joined, 1)
 
 
-def test_results_are_those_of_jax():
-    i = np.asarray([[-2, 0, 1], [2, 3, 4]], np.int32)
+@pytest.mark.parametrize("i", [VALUES, np.asarray(3, np.int32)])
+def test_results_are_those_of_jax(i):
+    loops = i.shape
     table = np.asarray(7, np.int32)
-    jaxpr = jax.make_jaxpr(indices)(i[0, 0], table).jaxpr
-    known = dict(zip(jaxpr.invars, [i, known_constant(table, LOOPS)], strict=True))
+    jaxpr = jax.make_jaxpr(indices)(i.reshape(-1)[0], table).jaxpr
+    known = dict(zip(jaxpr.invars, [i, known_constant(table, loops)], strict=True))
 
     def read(atom):
-        return known_constant(atom.val, LOOPS) if hasattr(atom, "val") else known[atom]
+        return known_constant(atom.val, loops) if hasattr(atom, "val") else known[atom]
 
     for equation in jaxpr.eqns:
         operands = [read(atom) for atom in equation.invars]
-        results = known_results(equation, operands, LOOPS)
+        results = known_results(equation, operands, loops)
         known.update(zip(equation.outvars, results, strict=True))
-    expected = jax.jit(jax.vmap(jax.vmap(lambda i: indices(i, table))))(i)
+    each = jax.vmap(lambda i: indices(i, table))(i.reshape(-1))
+    expected = [x.reshape((*loops, *x.shape[1:])) for x in each]
     for atom, result in zip(jaxpr.outvars, expected, strict=True):
         found = read(atom)
         assert found is not None, atom
