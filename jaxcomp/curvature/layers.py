@@ -202,7 +202,8 @@ def layer_hessians(
         num_examples += size
     if total is None:
         raise ValueError("batches is empty; pass at least one batch.")
-    return _divided(*total.value(), uses, num_examples, factor=1.0 if per_output else 2.0)
+    sums, weight = total.value()
+    return _divided(sums, weight, uses, num_examples, factor=1.0 if per_output else 2.0)
 
 
 def _divided(
