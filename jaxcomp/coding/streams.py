@@ -30,6 +30,7 @@ _CHUNK = 1 << 16
 # Below this many symbols contexts have nothing to learn from; above, the format has none.
 _FEWEST_OF_CONTEXTS, _MOST_OF_CONTEXTS = 64, 1 << 24
 _LARGEST_PARAMETRIC = 1 << 12
+_ALL_MODELS = 15
 _ROUGH = np.asarray([min((16 + m) << e >> 5, 1 << 26) for e in range(32) for m in range(16)])
 
 
@@ -265,7 +266,7 @@ def _fit(
 
 
 def _of_contexts(values: Int[np.ndarray, " n"], size: int, columns: int) -> Iterator[StackWriter]:
-    """Write symbols by contexts: rows or columns, one model or several."""
+    """Write symbols by contexts, row by row or column by column, all models mixed."""
     centre = int(np.argmax(np.bincount(values, minlength=size)))
     rows = len(values) // columns
     signed = values.astype(np.int64) - centre
@@ -273,11 +274,8 @@ def _of_contexts(values: Int[np.ndarray, " n"], size: int, columns: int) -> Iter
     if rows > 1 and columns > 1 and rows * columns == len(values):
         orders.append((1, rows, signed.reshape(rows, columns).T.reshape(-1)))
     most = max(centre, size - 1 - centre)
-    tried = [_by_contexts(*order, centre, most, 3) for order in orders]
-    yield from tried
-    best = min(range(len(tried)), key=lambda place: tried[place].size_bits)
-    for mask in (2, 15):
-        yield _by_contexts(*orders[best], centre, most, mask)
+    for order in orders:
+        yield _by_contexts(*order, centre, most, _ALL_MODELS)
 
 
 def _by_contexts(

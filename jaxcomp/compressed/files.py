@@ -162,7 +162,7 @@ def load(
         source: path of the file, or its bytes.
         like: a tree of the same paths, whose structure, functions and other constants the result
             takes over; needed where the original was no tree of dicts, lists and tuples.
-        max_bytes: most bytes that all arrays may have once decoded; None for 1 GiB, or 1,024
+        max_bytes: most bytes that all arrays may have once decoded; None for 256 MiB, or 1,024
             times the file if that is more.
 
     Raises:

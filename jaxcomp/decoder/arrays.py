@@ -147,7 +147,7 @@ def _rounded(values: np.ndarray) -> np.ndarray:
 
 
 def decode_bare(
-    data: bytes, spec: Sequence[tuple[str, tuple[int, ...]]], max_bytes: int = 1 << 30
+    data: bytes, spec: Sequence[tuple[str, tuple[int, ...]]], max_bytes: int = 1 << 28
 ) -> list[np.ndarray]:
     """Decode a bare stream: arrays of which dtypes and shapes are known.
 
@@ -155,7 +155,7 @@ def decode_bare(
         FormatError: if the stream is not one of just these arrays.
     """
     check_size(spec, max_bytes)
-    stack = Stack(data, 2 * max_bytes)
+    stack = Stack(data, 2 * max_bytes + (1 << 20))
     arrays = [values_of(read_parts(stack, *one), *one) for one in spec]
     stack.finish()
     return arrays

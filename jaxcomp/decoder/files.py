@@ -42,7 +42,8 @@ class File:
 
     Args:
         source: path, or the bytes themselves.
-        max_bytes: most bytes that all arrays may have; None for 1 GiB or 1,024 times the file.
+        max_bytes: most bytes that all arrays may have; None for 256 MiB, or 1,024 times the file if that
+            is more.
 
     Raises:
         FormatError: whatever is wrong with the file.
@@ -56,7 +57,7 @@ class File:
         self._file: Any = open(source, "rb") if is_path else io.BytesIO(source)  # noqa: SIM115
         try:
             self.size = self._file.seek(0, os.SEEK_END)
-            self._limit = max(1 << 30, 1024 * self.size) if max_bytes is None else max_bytes
+            self._limit = max(1 << 28, 1024 * self.size) if max_bytes is None else max_bytes
             offset, places = 12, None
             start = self._read(0, 12)
             if not start.startswith(MAGIC):
@@ -83,7 +84,7 @@ class File:
         """Return what is stored of an array, after a look at its checksum."""
         data = self._read(entry.offset, entry.length)
         require(zlib.crc32(data) == entry.checksum, f"the checksum of {entry.path!r} is wrong")
-        stack = Stack(data, 2 * self._limit)
+        stack = Stack(data, 2 * self._limit + (1 << 20))
         found = read_parts(stack, entry.dtype, entry.shape)
         stack.finish()
         return found

@@ -247,12 +247,12 @@ def contexts(count: int, width: int, top: int, mask: int, exchange: Callable) ->
     def decide(places: np.ndarray, node: Any, step: int) -> np.ndarray:
         index = 2 * (context[:, places] * nodes + node)
         ones, total = counts[index + 1], counts[index] + counts[index + 1]
-        odds = _ODDS[(2 * ones + 1) * 2048 // (total + 1)]
+        odds = _ODDS[((2 * ones + 1) << 11) // (total + 1)]
         mixed = np.asarray(weights[step]) @ odds >> 16
-        chance = _CHANCE[np.clip(mixed, -_REACH, _REACH) + _REACH]
+        chance = np.take(_CHANCE, mixed + _REACH, mode="clip")
         bits = exchange(start + places, step, chance).astype(np.int64)
         gains = odds @ ((bits << 16) - chance)
-        spread = odds**2 @ (chance * ((1 << 16) - chance) >> 16)
+        spread = (odds * odds) @ (chance * ((1 << 16) - chance) >> 16)
         for model, (gain, square) in enumerate(zip(gains.tolist(), spread.tolist(), strict=True)):
             squares[step][model] += square
             moved = weights[step][model] + gain * 24204406 // (len(models) * squares[step][model])
