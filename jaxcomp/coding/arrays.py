@@ -36,9 +36,19 @@ def write_numbers(
         symbols = flat.astype(stored).view(np.uint8) & ((1 << width) - 1)
         write_symbols(writer, symbols, 1 << width, columns, effort)
         return
-    planes = bytes_of(flat.astype(stored, copy=False)).reshape(-1, width // 8)
+    planes = bytes_of(flat.astype(stored, copy=False)).reshape(flat.size, width // 8)
+    coded = StackWriter()
     for plane in reversed(range(width // 8)):
-        write_symbols(writer, planes[:, plane], 256, columns)
+        write_symbols(coded, planes[:, plane], 256, columns)
+    if width > 8:
+        is_plain = coded.size_bits >= width * flat.size
+        writer.small(is_plain, 1)
+        if is_plain:
+            coded = StackWriter()
+            for plane in reversed(range(width // 8)):
+                coded.plain(planes[:, plane], 8)
+            coded.bits_by_code["p"] = coded.size_bits
+    writer.append(coded)
 
 
 def write_parts(
@@ -101,7 +111,7 @@ def _kept(
     write_numbers(whole, values, dtype, columns_of(shape), effort)
     width, stored = DTYPES[dtype]
     flat = np.ascontiguousarray(values).reshape(-1).astype(stored, copy=False)
-    planes = bytes_of(flat).reshape(flat.size, -1)
+    planes = bytes_of(flat).reshape(flat.size, flat.dtype.itemsize)
     is_there = planes.any(axis=1)  # a negative zero is no zero
     if width < 8 or is_there.all():
         return whole

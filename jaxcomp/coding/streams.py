@@ -27,8 +27,8 @@ Effort = Literal["fast", "best"]
 """Static codes only, or contexts as well."""
 
 _CHUNK = 1 << 16
-# Below this many symbols contexts have nothing to learn from; above, the format has none.
-_FEWEST_OF_CONTEXTS, _MOST_OF_CONTEXTS = 64, 1 << 24
+# The format has no contexts of more symbols; of fewer bits there is nothing to save.
+_MOST_OF_CONTEXTS, _LEAST_BITS_OF_CONTEXTS = 1 << 24, 256
 _LARGEST_PARAMETRIC = 1 << 12
 _ALL_MODELS = 15
 _ROUGH = np.asarray([min((16 + m) << e >> 5, 1 << 26) for e in range(32) for m in range(16)])
@@ -49,7 +49,7 @@ class StackWriter:
         self.code = code
         self._steps: list[_Step] = []
         self.size_bits = 0.0
-        """Length so far; the stream has up to 31 bits more."""
+        """Length so far; the stream has up to 31 bits more, by its first symbol."""
         self.bits_by_code: dict[str, float] = {}
         """Bits of symbols by their code, a letter: plain, table, distance, contexts."""
 
@@ -136,24 +136,34 @@ def write_symbols(
         high = values // MOST_SYMBOLS
         write_symbols(writer, high, -(-size // MOST_SYMBOLS), columns, effort)
     elif size > 1 and len(values):
-        candidates = _static_candidates(values, size)
-        is_fit = size <= MOST_OF_CONTEXTS
-        is_fit = is_fit and _FEWEST_OF_CONTEXTS <= len(values) <= _MOST_OF_CONTEXTS
-        if effort == "best" and is_fit:
-            candidates = [*candidates, *_of_contexts(values, size, columns)]
-        found = min(candidates, key=lambda candidate: candidate.size_bits)
+        found = min(_static_candidates(values, size), key=_size)
+        is_fit = size <= MOST_OF_CONTEXTS and len(values) <= _MOST_OF_CONTEXTS
+        if effort == "best" and is_fit and found.size_bits >= _LEAST_BITS_OF_CONTEXTS:
+            found = min(found, *_of_contexts(values, size, columns), key=_size)
         found.bits_by_code[found.code] = found.size_bits
         writer.append(found)
 
 
+def _size(writer: StackWriter) -> float:
+    return writer.size_bits
+
+
 def _static_candidates(values: Int[np.ndarray, " n"], size: int) -> Iterator[StackWriter]:
+    """Return codes that do not adapt, as far as they may be the shortest."""
     plain = StackWriter("p")
     plain.small(0, 2)
     plain.plain(values, (size - 1).bit_length())
     yield plain
     counts = np.bincount(values, minlength=size)
-    yield _of_table(values, counts)
-    if size <= _LARGEST_PARAMETRIC:
+    used = counts[counts > 0]
+    # What suits the counts by chance, half a bit of each, no law of a few numbers has.
+    least = float(used @ np.log2(counts.sum() / used)) + 0.5 * len(used)
+    shortest = plain.size_bits
+    if least + 0.5 * len(used) < shortest:
+        table = _of_table(values, counts)
+        shortest = min(shortest, table.size_bits)
+        yield table
+    if size <= _LARGEST_PARAMETRIC and least + 30 < shortest:
         yield _parametric(values, counts)
 
 
@@ -164,16 +174,17 @@ def _of_table(values: Int[np.ndarray, " n"], counts: Int[np.ndarray, " k"]) -> S
     used = np.flatnonzero(counts)
     place = np.zeros(len(counts), np.int64)
     place[used] = np.arange(len(used))
-
-    def table_of(precision: int) -> tuple[float, StackWriter, np.ndarray]:
+    best = None
+    for precision in range(12):
         head = StackWriter("t")
         head.small(1, 2)
         frequencies = whole_frequencies(_write_table(head, counts, precision)[used])
-        return head.size_bits + table_bits(counts[used] << shift, frequencies), head, frequencies
-
-    # Of few symbols no more bits than their counts have.
-    tables = [table_of(precision) for precision in range(min(int(counts.max()).bit_length(), 12))]
-    _, head, frequencies = min(tables, key=lambda one: one[0])
+        bits = head.size_bits + table_bits(counts[used] << shift, frequencies)
+        if best is not None and bits >= best[0]:
+            break
+        best = bits, head, frequencies
+    assert best is not None
+    _, head, frequencies = best
     head.of_table(place[values], frequencies)
     return head
 

@@ -36,9 +36,10 @@ def numbers(stack: Stack, dtype: str, count: int, columns: int) -> np.ndarray:
         sign = 1 << (width - 1)
         return (found ^ sign) - sign if dtype in ("int2", "int4") else found
     stack.claim(count * width // 8, 0)
-    planes = np.empty((count, width // 8), np.uint8)
+    is_plain, planes = width > 8 and stack.small(1), np.empty((count, width // 8), np.uint8)
     for plane in reversed(range(width // 8)):
-        planes[:, plane] = symbols(stack, 256, count, columns)
+        own = stack.plain(8, count) if is_plain else symbols(stack, 256, count, columns)
+        planes[:, plane] = own
     return planes.reshape(-1).view(np.dtype(stored).newbyteorder("<")).astype(stored)
 
 

@@ -42,8 +42,8 @@ class File:
 
     Args:
         source: path, or the bytes themselves.
-        max_bytes: most bytes that all arrays may have; None for 256 MiB, or 1,024 times the file if that
-            is more.
+        max_bytes: most bytes that all arrays may have; None for 256 MiB, or 1,024 times the file
+            if that is more.
 
     Raises:
         FormatError: whatever is wrong with the file.

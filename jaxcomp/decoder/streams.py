@@ -254,7 +254,7 @@ def contexts(count: int, width: int, top: int, mask: int, exchange: Callable) ->
         gains = odds @ ((bits << 16) - chance)
         spread = (odds * odds) @ (chance * ((1 << 16) - chance) >> 16)
         for model, (gain, square) in enumerate(zip(gains.tolist(), spread.tolist(), strict=True)):
-            squares[step][model] += square
+            squares[step][model] += square - (squares[step][model] >> 4)
             moved = weights[step][model] + gain * 24204406 // (len(models) * squares[step][model])
             weights[step][model] = min(max(moved, -(1 << 20)), 1 << 20)
         np.add.at(counts, (index + bits).reshape(-1), 1)
