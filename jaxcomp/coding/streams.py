@@ -163,7 +163,7 @@ def _static_candidates(values: Int[np.ndarray, " n"], size: int) -> Iterator[Sta
         table = _of_table(values, counts)
         shortest = min(shortest, table.size_bits)
         yield table
-    if size <= _LARGEST_PARAMETRIC and least + 30 < shortest:
+    if size <= _LARGEST_PARAMETRIC and least + 40 < shortest:
         yield _parametric(values, counts)
 
 
@@ -222,23 +222,18 @@ def _bit_lengths(numbers: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
 def _parametric(values: Int[np.ndarray, " n"], counts: Int[np.ndarray, " k"]) -> StackWriter:
     """Write symbols by the best frequencies of three numbers."""
     centre = int(np.argmax(counts))
-    best = None
-    for terms in ((0,), (1,), (0, 1)):
-        slopes, peak = _fit(counts, centre, terms)
-        places = np.searchsorted(_ROUGH, slopes * [1 << 12, 1 << 20])
-        own = tuple(min(int(place), len(_ROUGH) - 1) for place in places)
-        steps = min(max(round(16 * peak), -128), 127)
-        linear, square = (int(_ROUGH[place]) for place in own)
-        found = parametric(len(counts), centre, linear, square, steps)
-        bits = table_bits(counts, found)
-        if best is None or bits < best[0]:
-            best = bits, own, steps, found
-    assert best is not None
-    _, own, steps, frequencies = best
+    slopes, peak = _fit(counts, centre, (0, 1))
+    if not slopes.all():
+        slopes, peak = _fit(counts, centre, (0,) if slopes[0] else (1,))
+    places = np.searchsorted(_ROUGH, slopes * [1 << 12, 1 << 20])
+    places = np.minimum(places, len(_ROUGH) - 1).tolist()
+    steps = min(max(round(16 * peak), -128), 127)
+    linear, square = (int(_ROUGH[place]) for place in places)
+    frequencies = parametric(len(counts), centre, linear, square, steps)
     writer = StackWriter("d")
     writer.small(2, 2)
     writer.number(centre)
-    for place in own:
+    for place in places:
         writer.small(place >> 4, 5)
         writer.small(place & 15, 4)
     writer.small(steps + 128, 8)
@@ -270,6 +265,8 @@ def _fit(
         found = found + move * min(1.0, 2.0 / max(np.abs(move).max(), 1e-12))
         found[: len(terms)] = np.clip(found[: len(terms)], 0, 40)
         found[-1] = np.clip(found[-1], -6, 6)
+        if np.abs(move).max() < 1e-4:
+            break
     slopes = np.zeros(2)
     for place, term in enumerate(terms):
         slopes[term] = found[place] / unit ** (term + 1) / math.log(2)
