@@ -58,8 +58,8 @@ def write_parts(
 
     Args:
         writer: of the stream.
-        parts: what is stored; dtypes of codebook and scales are those of NumPy or, of bfloat16,
-            uint16.
+        parts: what is stored; a codebook has the dtype of the array, or that of the scales, which
+            is float32 or float64.
         dtype: of the array, a name among `jaxcomp.decoder.arrays.DTYPES`.
         shape: of the array.
         effort: see `write_symbols`.
@@ -67,39 +67,29 @@ def write_parts(
     if parts.codebook is None and parts.scales is None:
         writer.append(_kept(parts.codes, dtype, shape, effort))
         return
-    has_codebook = parts.codebook is not None
+    has_codebook, floats, entry = parts.codebook is not None, dtype, 1
     writer.small(2 if has_codebook else 3, 2)
     writer.small(parts.is_stack, 1)
     writer.small(parts.scales is not None, 1)
     if parts.scales is not None and parts.rows is not None:
+        floats = parts.scales.dtype.name
         has_channels, axis, group = parts.rows
+        writer.small(floats == "float64", 1)
         writer.small(has_channels, 1)
         writer.number(axis)
         writer.number(group)
-        _write_floats(writer, parts.scales, parts.scales.shape[-1])
+        write_numbers(writer, parts.scales, floats, BLOCK)
     writer.number(parts.num_codes)
-    entry = 1
     if parts.codebook is not None:
         entry = parts.codebook.shape[-1]
         writer.number(entry)
-        _write_floats(writer, parts.codebook)
+        write_numbers(writer, parts.codebook, floats, BLOCK)
     own = shape[1:] if parts.is_stack else shape
     kept = own if entry == 1 else (-(-math.prod(own) // entry),)
     codes = parts.codes.reshape(shape[0] if parts.is_stack else 1, math.prod(kept))
     for layer in codes:
         symbols = layer if has_codebook else layer.astype(np.int16) + parts.num_codes // 2
         write_symbols(writer, symbols, parts.num_codes, columns_of(kept), effort)
-
-
-def _write_floats(
-    writer: StackWriter, values: Shaped[np.ndarray, "..."], length: int | None = None
-) -> None:
-    """Write floats after the name of their dtype, and their number in between."""
-    name = "bfloat16" if values.dtype == np.uint16 else values.dtype.name
-    writer.small(list(DTYPES).index(name), 8)
-    if length is not None:
-        writer.number(length)
-    write_numbers(writer, values, name, BLOCK)
 
 
 def _kept(

@@ -29,6 +29,7 @@ from jaxcomp.compressed.tree import CompressedTree, TreeLayout
 from jaxcomp.decoder import File, FormatError
 from jaxcomp.decoder.arrays import DTYPES, Parts, bytes_of, values_of
 from jaxcomp.decoder.files import HEADER_NAME, MAGIC, Entry, walk
+from jaxcomp.decoder.streams import require
 from jaxcomp.storage import PathLike, write_bytes_atomic
 from jaxcomp.storage.files import to_plain
 from jaxcomp.trees.description import KEY, describe_tree, dtype_name, plain_array, rebuild_tree
@@ -178,8 +179,13 @@ def load(
         try:
             tree = rebuild_tree(description, marks, like=like)
             named = leaves_by_path(tree)
-        except (TypeError, OverflowError) as error:
+        except (TypeError, OverflowError, ValueError) as error:
+            if isinstance(error, ValueError) and (
+                like is not None or b'["missing",' in file.identity
+            ):
+                raise
             raise FormatError("its tree is wrong") from error
+        require(set(paths) <= set(named), "its paths are not those of its tree")
         places = dict(zip(paths, file.slots, strict=True))
         owners: dict[int, list[str]] = {}
         for path in named:

@@ -24,9 +24,8 @@ from jaxcomp.decoder.arrays import DTYPES, Parts
 from jaxcomp.decoder.files import Entry
 from jaxcomp.decoder.streams import FormatError, require
 from jaxcomp.quantizers.assignment import assignment_dtype
-from jaxcomp.quantizers.methods import METHODS, Method, Vector
+from jaxcomp.quantizers.methods import METHODS, Method, RoundToNearest, Vector
 from jaxcomp.quantizers.methods.base import CodebookMethod
-from jaxcomp.quantizers.scales import Rows
 
 _METHODS = {method.name: method for method in METHODS}
 _WEIGHTS = ("float16", "bfloat16", "float32", "float64")
@@ -139,26 +138,20 @@ def _method_of(parts: Parts, kind: type[Method], entry: Entry) -> Method:
         return kind()
     options: dict[str, Any] = {}
     if parts.codebook is not None:
-        name = _name_of(parts.codebook)
-        require(name in _WEIGHTS and (name == entry.dtype or parts.rows is not None), what)
         if issubclass(kind, Vector):
             options["vector_size"] = parts.codebook.shape[-1]
         else:
             require(parts.codebook.shape[-1] == 1, what)
     require(issubclass(kind, CodebookMethod) == (parts.codebook is not None), what)
-    if parts.rows is not None and parts.scales is not None:
+    require(kind is not RoundToNearest or parts.num_codes.bit_count() == 1, what)
+    if parts.rows is not None:
         has_channels, axis, group = parts.rows
         own = entry.shape[1:] if parts.is_stack else entry.shape
-        options |= {"scale": "channel" if has_channels else "tensor", "channel_axis": axis}
+        # An array of fewer than two axes has no channels, whatever its method says.
+        is_by_channel = has_channels or (not group and issubclass(kind, CodebookMethod))
+        require(has_channels or not is_by_channel or len(own) < 2, what)
+        options |= {"scale": "channel" if is_by_channel else "tensor", "channel_axis": axis}
         options["group_size"] = group or None
-        if issubclass(kind, CodebookMethod) and not has_channels and not group:
-            # One scale for all, of a tensor without channels.
-            options["scale"] = "channel"
-        rows = Rows(options["scale"], options["group_size"], axis)
-        require(axis < max(len(own), 1) and parts.scales.shape[-1] == rows.number(own), what)
-        require(parts.scales.dtype.kind == "f", what)
-    elif parts.codebook is None:
-        require(False, what)
     try:
         return kind(**options)
     except (TypeError, ValueError) as error:

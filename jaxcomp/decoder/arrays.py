@@ -13,7 +13,7 @@ import numpy as np
 from jaxcomp.decoder.streams import BLOCK, Stack, require, symbols
 
 _FLOATS_OF_8 = ("e3m4", "e4m3", "e4m3b11fnuz", "e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e8m0fnu")
-# Bits, and the dtype of NumPy in which they come. Streams tell dtypes by their place here.
+# Bits, and the dtype of NumPy in which they come.
 DTYPES: dict[str, tuple[int, str]] = {
     **{f"int{bits}": (bits, f"int{bits}") for bits in (8, 16, 32, 64)},
     **{f"uint{bits}": (bits, f"uint{bits}") for bits in (8, 16, 32, 64)},
@@ -70,18 +70,20 @@ def read_parts(stack: Stack, dtype: str, shape: tuple[int, ...]) -> Parts:
         return Parts(found.reshape(shape))
     is_stack, has_scales = stack.small(1) > 0, stack.small(1)
     require(shape or not is_stack, "a stack has no layers")
-    layers, own, entry, rows, scales, codebook = 1, shape, 1, None, None, None
-    if is_stack:
-        layers, own = shape[0], shape[1:]
+    layers, own = (shape[0], shape[1:]) if is_stack else (1, shape)
+    entry, rows, scales, codebook, floats = 1, None, None, None, dtype
     if has_scales:
+        floats = "float64" if stack.small(1) else "float32"
         rows = stack.small(1) > 0, stack.number(), stack.number()
-        scales = numbers(stack, _dtype(stack), layers * stack.number(), BLOCK).reshape(layers, -1)
+        length = num_scales(rows, own)
+        scales = numbers(stack, floats, layers * length, BLOCK).reshape(layers, length)
     num_codes = max(stack.number(), 1)
     if kind == 2:
         entry = max(stack.number(), 1)
-        codebook = numbers(stack, _dtype(stack), layers * num_codes * entry, BLOCK)
+        codebook = numbers(stack, floats, layers * num_codes * entry, BLOCK)
         codebook = codebook.reshape(layers, num_codes, entry)
-    require(num_codes < 1 << 31, "an alphabet is too large")
+    is_allowed = num_codes < 1 << 31 if kind == 2 else has_scales and num_codes <= 256
+    require(is_allowed, "its codes are of no kind that there is")
     kept = own if entry == 1 else (-(-math.prod(own) // entry),)
     parts = [symbols(stack, num_codes, math.prod(kept), columns_of(kept)) for _ in range(layers)]
     codes = np.stack(parts) if parts else np.zeros((0, math.prod(kept)), np.uint8)
@@ -94,12 +96,6 @@ def read_parts(stack: Stack, dtype: str, shape: tuple[int, ...]) -> Parts:
 def columns_of(shape: tuple[int, ...]) -> int:
     """Return how many numbers are a row for contexts."""
     return max(shape[-1], 1) if len(shape) > 1 else BLOCK
-
-
-def _dtype(stack: Stack) -> str:
-    number = stack.small(8)
-    require(number < len(DTYPES), "it has numbers of an unknown dtype")
-    return list(DTYPES)[number]
 
 
 def values_of(parts: Parts, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -115,33 +111,38 @@ def values_of(parts: Parts, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
         if parts.scales is not None:
             with np.errstate(all="ignore"):
                 values = values * _spread(parts.rows or (False, 0, 0), parts.scales[layer], own)
-        found[layer if parts.is_stack else ...] = (
-            _rounded(values) if dtype == "bfloat16" else values
-        )
+            values = _rounded(values) if dtype == "bfloat16" else values
+        found[layer if parts.is_stack else ...] = values
     return found
+
+
+def _cut(rows: tuple[bool, int, int], shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
+    """Return the shape, axis and size of the groups of what is cut into rows."""
+    has_channels, axis, group = rows
+    if not has_channels or len(shape) < 2:
+        shape, axis = (1, math.prod(shape)), 0
+    require(axis < len(shape), "an axis of scales is not there")
+    length = math.prod(shape[:axis] + shape[axis + 1 :])
+    return shape, axis, max(min(group or length, length), 1)
+
+
+def num_scales(rows: tuple[bool, int, int], shape: tuple[int, ...]) -> int:
+    """Return how many scales an array has that is cut into such rows."""
+    shape, axis, group = _cut(rows, shape)
+    return shape[axis] * -(-math.prod(shape[:axis] + shape[axis + 1 :]) // group)
 
 
 def _spread(rows: tuple[bool, int, int], scales: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Return the scale of every weight."""
-    has_channels, axis, group = rows
-    if not has_channels or len(shape) < 2:
-        return _spread((True, 0, group), scales, (1, math.prod(shape))).reshape(shape)
-    require(axis < len(shape), "an axis of scales is not there")
-    others = shape[:axis] + shape[axis + 1 :]
-    length = math.prod(others)
-    group = min(group or length, length)
-    require(
-        len(scales) * group == shape[axis] * -(-length // max(group, 1)) * group,
-        "scales are missing",
-    )
-    each = np.repeat(scales.reshape(shape[axis], -1), group, axis=1)[:, :length]
-    return np.moveaxis(each.reshape(shape[axis], *others), 0, axis)
+    whole, axis, group = _cut(rows, shape)
+    others = whole[:axis] + whole[axis + 1 :]
+    groups = scales.reshape(whole[axis], len(scales) // max(whole[axis], 1))
+    each = np.repeat(groups, group, axis=1)[:, : math.prod(others)]
+    return np.moveaxis(each.reshape(whole[axis], *others), 0, axis).reshape(shape)
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
-    """Return the bits of the nearest numbers of bfloat16; bits as they are."""
-    if values.dtype == np.uint16:
-        return values
+    """Return the bits of the nearest numbers of bfloat16."""
     bits = values.astype(np.float32).view(np.uint32)
     nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return np.where(np.isnan(values), (bits >> 16) | 0x40, nearest).astype(np.uint16)

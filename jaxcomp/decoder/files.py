@@ -62,6 +62,7 @@ class File:
             start = self._read(0, 12)
             if not start.startswith(MAGIC):
                 start, offset, places = self._safetensors(start)
+                require(start.startswith(MAGIC), "its header has another version")
             length, checksum = (int.from_bytes(part, "little") for part in (start[4:8], start[8:]))
             block = self._read(offset, length)
             require(zlib.crc32(block) == checksum, "the checksum of its header is wrong")

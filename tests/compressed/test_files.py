@@ -160,7 +160,10 @@ def test_tied_arrays_are_stored_once():
         assert np.shares_memory(plain["head"]["kernel"], plain["z"])
 
 
-@pytest.mark.parametrize("method", [KMeans(5), RoundToNearest(4), Vector(5)])
+STACKED = (KMeans(5), RoundToNearest(4), Vector(5), KMeans(5, scale="channel", group_size=5))
+
+
+@pytest.mark.parametrize("method", STACKED)
 def test_stacks_of_layers(method):
     params = {"kernel": weights(1, (3, 12, 8))}
     tree = compress(params, method, stacked="*")

@@ -1,0 +1,76 @@
+"""Damaged files: each is refused by one sentence, or reads as what was written.
+
+`python benchmarks/fuzz_files.py [NUMBER] [SEED]`, 100,000 files by default: bits, bytes, cuts and
+moves anywhere, or in a header or a section under checksums that match. Golden files of all that
+the format has are damaged; every one is read by the decoder, one in ten by `jaxcomp.load` as well.
+"""
+
+import contextlib
+import json
+import random
+import sys
+import time
+import tracemalloc
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from file_problems import bits_of  # noqa: E402
+from forgeries import random_file  # noqa: E402
+
+import jaxcomp  # noqa: E402
+from jaxcomp.decoder import File, FormatError  # noqa: E402
+
+MAX_BYTES = 1 << 20
+
+
+def leaves(node):
+    if isinstance(node, dict):
+        node = list(node.values())
+    if isinstance(node, list | tuple):
+        return [leaf for part in node for leaf in leaves(part)]
+    return [bits_of(node)]
+
+
+def main() -> None:
+    number, seed = (int(given) for given in [*sys.argv[1:], "100000", "0"][:2])
+    data = (ROOT / "tests/decoder/golden/model.jxc").read_bytes()
+    rng = random.Random(seed)
+    with File(data) as file:
+        expected = leaves(file.tree())
+    found: Counter[str] = Counter()
+    slowest, start = 0.0, time.perf_counter()
+    tracemalloc.start()
+    for place in range(number):
+        damaged = random_file(data, rng)
+        began = time.perf_counter()
+        try:
+            with File(damaged, MAX_BYTES) as file:
+                own = leaves(file.tree())
+            assert own == expected, f"file {place} of seed {seed} reads as something else"
+            found["as it was"] += 1
+        except FormatError as error:
+            found[error.what.split("'")[0]] += 1
+        if place % 10 == 0:
+            with contextlib.suppress(FormatError):
+                jaxcomp.load(damaged, max_bytes=MAX_BYTES)
+        slowest = max(slowest, time.perf_counter() - began)
+    _, peak = tracemalloc.get_traced_memory()
+    for what, times in found.most_common():
+        print(f"{times:8,}  {what}")
+    result = {
+        "files": number,
+        "seed": seed,
+        "read_as_written": found["as it was"],
+        "refused": number - found["as it was"],
+        "slowest_seconds": slowest,
+        "peak_bytes": peak,
+        "seconds": time.perf_counter() - start,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
