@@ -108,11 +108,11 @@ def values_of(parts: Parts, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
         values = parts.codes[layer] if parts.is_stack else parts.codes
         if parts.codebook is not None:
             values = parts.codebook[layer][values].reshape(-1)[: math.prod(own)].reshape(own)
-        if parts.scales is not None:
-            with np.errstate(all="ignore"):
-                values = values * _spread(parts.rows or (False, 0, 0), parts.scales[layer], own)
-            values = _rounded(values) if dtype == "bfloat16" else values
-        found[layer if parts.is_stack else ...] = values
+        with np.errstate(all="ignore"):
+            if parts.scales is not None and parts.rows is not None:
+                values = values * _spread(parts.rows, parts.scales[layer], own)
+                values = _rounded(values) if dtype == "bfloat16" else values
+            found[layer if parts.is_stack else ...] = values
     return found
 
 

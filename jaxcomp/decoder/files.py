@@ -90,6 +90,10 @@ class File:
         stack.finish()
         return found
 
+    def array(self, entry: Entry) -> np.ndarray:
+        """Return one array, after a look at its checksum."""
+        return values_of(self.parts(entry), entry.dtype, entry.shape)
+
     def check_digest(self, digest: bytes) -> None:
         """Refuse arrays whose SHA-256, after that of the first line of the header, is another."""
         require(digest == self.digest, "the SHA-256 of its arrays is wrong")
@@ -98,7 +102,7 @@ class File:
         """Return the whole tree, after a look at its SHA-256."""
         hashed, arrays = hashlib.sha256(self.identity), []
         for entry in self.entries:
-            arrays.append(values_of(self.parts(entry), entry.dtype, entry.shape))
+            arrays.append(self.array(entry))
             hashed.update(bytes_of(arrays[-1]).data)
         self.check_digest(hashed.digest())
         slots = iter(self.slots)
@@ -145,7 +149,8 @@ class File:
             coding, checks = _from_json(lines[1]), inflater.unused_data
             spec = [(dtype, tuple(shape)) for dtype, *shape in self.header["arrays"]]
             for dtype, shape in spec:
-                are_counts = all(type(axis) is int and 0 <= axis < 1 << 48 for axis in shape)
+                are_counts = all(type(axis) is int and axis >= 0 for axis in shape)
+                are_counts = are_counts and math.prod(axis or 1 for axis in shape) < 1 << 60
                 require(dtype in DTYPES and are_counts, "its arrays have wrong dtypes or shapes")
                 require(len(shape) <= _MOST_AXES, "an array has too many axes")
             check_size(spec, self._limit)
