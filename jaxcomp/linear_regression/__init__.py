@@ -42,8 +42,6 @@ from jaxcomp.linear_regression.information import (
     least_squares_relative_gap,
     least_squares_rounded_entropy_bound_nats,
     relative_gap_bound,
-    ridge_entropy_nats,
-    ridge_log_density,
     rounded_entropy_nats,
 )
 from jaxcomp.linear_regression.problem import (
@@ -54,6 +52,7 @@ from jaxcomp.linear_regression.problem import (
     random_problem,
 )
 from jaxcomp.linear_regression.ridge import RidgeSolutions, ridge_solutions
+from jaxcomp.linear_regression.ridge_entropy import ridge_entropy_nats, ridge_log_density
 from jaxcomp.linear_regression.simulation import (
     COMPRESSORS,
     CONTROLS,

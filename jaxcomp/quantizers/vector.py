@@ -199,11 +199,7 @@ def vector_kmeans(
         jnp.asarray(num_iterations, jnp.int32),
         key,
         initial_centroids,
-        form=form,
-        max_clusters=max_clusters,
-        penalty_form=penalty_form,
-        penalty_scale=penalty_scale,
-        chunk_size=chunk_size,
+        options=_Options(form, max_clusters, penalty_form, penalty_scale, chunk_size),
     )
 
 
@@ -354,10 +350,17 @@ def _importance_problems(
     return jnp.sum(is_bad, dtype=jnp.int32), num_massless
 
 
-@partial(
-    jax.jit,
-    static_argnames=("form", "max_clusters", "penalty_form", "penalty_scale", "chunk_size"),
-)
+class _Options(NamedTuple):
+    """What is static in a solve."""
+
+    form: ImportanceForm
+    max_clusters: int
+    penalty_form: VectorPenaltyForm
+    penalty_scale: PenaltyScale
+    chunk_size: int
+
+
+@partial(jax.jit, static_argnames=("options",))
 def _vector_kmeans(
     points,
     importance,
@@ -367,11 +370,7 @@ def _vector_kmeans(
     key,
     initial_centroids,
     *,
-    form,
-    max_clusters,
-    penalty_form,
-    penalty_scale,
-    chunk_size,
+    options,
 ):
     batch, dtype = points.shape[:-2], accumulation_dtype(points.dtype)
     batch = jnp.broadcast_shapes(batch, num_clusters.shape, diameter_penalty.shape)
@@ -387,14 +386,7 @@ def _vector_kmeans(
     if importance is not None:
         shape = (*points.shape[:-1], *points.shape[-1:] * (importance.ndim - points.ndim + 1))
         importance = flat(jnp.broadcast_to(importance, shape), importance.ndim - points.ndim + 2)
-    solve = partial(
-        _solve_group,
-        form=form,
-        max_clusters=max_clusters,
-        penalty_form=penalty_form,
-        penalty_scale=penalty_scale,
-        chunk_size=chunk_size,
-    )
+    solve = partial(_solve_group, options=options)
     arguments: Any = (
         flat(points, 2),
         importance,
@@ -422,12 +414,9 @@ def _solve_group(
     key: PRNGKey | None,
     initial_centroids: Float[Array, "clusters m"] | None,
     *,
-    form: ImportanceForm,
-    max_clusters: int,
-    penalty_form: VectorPenaltyForm,
-    penalty_scale: PenaltyScale,
-    chunk_size: int,
+    options: _Options,
 ) -> VectorQuantizationResult:
+    form, max_clusters, penalty_form, penalty_scale, chunk_size = options
     num_points, size = points.shape
     dtype = accumulation_dtype(points.dtype)
     if importance is None:

@@ -16,11 +16,11 @@ from jaxcomp.linear_regression.information import (
     least_squares_relative_gap,
     least_squares_rounded_entropy_bound_nats,
     relative_gap_bound,
-    ridge_entropy_nats,
     rounded_entropy_nats,
 )
 from jaxcomp.linear_regression.problem import Problem
 from jaxcomp.linear_regression.ridge import default_penalties, ridge_solutions
+from jaxcomp.linear_regression.ridge_entropy import ridge_entropy_nats
 from jaxcomp.numerics.units import LN2
 from jaxcomp.progress import Progress
 

@@ -48,6 +48,14 @@ class Learner(NamedTuple):
     loss_sum: Float[Array, "M"]  # over the steps of the epoch so far
 
 
+class Epoch(NamedTuple):
+    """The examples of every model in the order of one epoch, cut into batches."""
+
+    order: Int[Array, "M steps batch"]  # rows of the pool
+    labels: Int[Array, "M steps batch"]
+    steps_before: Int[Array, ""]
+
+
 class Best(NamedTuple):
     """The epoch with the lowest validation loss so far."""
 
@@ -82,7 +90,7 @@ def epoch_order(
     *,
     num_steps: int,
     batch_size: int,
-) -> tuple[Int[Array, "M steps batch"], Int[Array, "M steps batch"]]:
+) -> Epoch:
     """Put every model's examples into the order of this epoch, cut into batches."""
 
     def shuffle(
@@ -92,7 +100,7 @@ def epoch_order(
         order = order[: num_steps * batch_size].reshape(num_steps, batch_size)
         return rows[order], classes[order]
 
-    return jax.vmap(shuffle)(keys, indices, labels)
+    return Epoch(*jax.vmap(shuffle)(keys, indices, labels), jnp.asarray(epoch * num_steps))
 
 
 @partial(
@@ -101,19 +109,18 @@ def epoch_order(
 def run_steps(
     learner: Learner,
     inputs: Float[Array, "P ..."],
-    order: Int[Array, "M steps batch"],
-    labels: Int[Array, "M steps batch"],
+    epoch: Epoch,
     keys: Key[Array, "M"],
     rates: Rates,
     first: int,
     stop: int,
-    steps_before: int,
     *,
     network: Network,
     is_unrolled: bool,
     is_proximal: bool,
 ) -> Learner:
     """Train all models for the steps `first` to `stop` of an epoch (traced: compiled once)."""
+    order, labels, steps_before = epoch
     step = partial(_step, network, inputs, is_proximal)
     own_rates = [jax.tree.map(lambda leaf, m=m: leaf[m], rates) for m in range(len(keys))]
 

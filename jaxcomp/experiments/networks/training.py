@@ -252,7 +252,7 @@ def _train_group(
     num_next, is_compiled = _FIRST_SEGMENT_STEPS, False
     saved_at = time.monotonic()
     for epoch in range(int(state.epoch), config.epochs):
-        order, order_labels = epoch_order(
+        examples = epoch_order(
             keys.order, epoch, indices, labels, num_steps=num_steps, batch_size=config.batch_size
         )
         while state.step < num_steps:
@@ -262,13 +262,11 @@ def _train_group(
             learner = run_steps(
                 state.learner,
                 trainer.data.inputs,
-                order,
-                order_labels,
+                examples,
                 keys.dropout,
                 trainer.rates(group),
                 first,
                 stop,
-                epoch * num_steps,
                 network=trainer.network,
                 is_unrolled=trainer.is_unrolled,
                 is_proximal=trainer.is_proximal,

@@ -300,35 +300,28 @@ def _assign_by_cost(points, weights, centroids, length_bits, multiplier):
 
 
 def _solve_group(
-    position: Float[Array, " cells"],
-    num_points: Int[Array, " cells"],
-    mass: Float[Array, " cells"],
-    cell_deviation: Float[Array, " cells"],
-    minimum: Float[Array, ""],
-    maximum: Float[Array, ""],
-    exponent: Int[Array, ""],
-    mass_exponent: Int[Array, ""],
-    multipliers: Float[Array, " multipliers"],
-    *,
+    *arguments: Array,
     num_iterations: Int[Array, ""],
     multiplier_scale: MultiplierScale,
     method: EntropyMethod,
     max_clusters: int,
     centroid_dtype: jnp.dtype,
 ) -> tuple[Array, ...]:
-    number = jnp.maximum(num_points, 1).astype(mass.dtype)
-    is_occupied = num_points > 0
+    *fields, multipliers = arguments
+    moments = Moments(*fields)
+    mass, exponent = moments.mass, moments.exponent
+    number = jnp.maximum(moments.num_points, 1).astype(mass.dtype)
     # Bins without points are moved onto the next one below, where they make no symbol.
-    position = running_maximum(jnp.where(is_occupied, position, minimum))
-    del maximum
+    position = jnp.where(moments.num_points > 0, moments.position, moments.minimum)
+    position = running_maximum(position)
     cells = _Cells(
         position=position,
-        num_points=num_points,
+        num_points=moments.num_points,
         mass=mass,
         importance=mass / number,
-        second=pairwise_sum(mass * cell_deviation * cell_deviation),
+        second=pairwise_sum(mass * moments.deviation * moments.deviation),
     )
-    unit = 2 * exponent + mass_exponent
+    unit = 2 * exponent + moments.mass_exponent
 
     def in_units(value: Array) -> Array:
         return restore(value, jnp.broadcast_to(unit, value.shape), axis=())
@@ -338,7 +331,7 @@ def _solve_group(
         stored = restore_as(centroids, exponent, centroid_dtype)
         return stored, normalise(stored.astype(position.dtype), exponent)
 
-    total_points = pairwise_sum(num_points).astype(mass.dtype)
+    total_points = pairwise_sum(moments.num_points).astype(mass.dtype)
     total_mass = pairwise_sum(mass)
     mean = pairwise_sum(mass * position) / jnp.where(total_mass > 0, total_mass, 1)
     deviation = position - mean

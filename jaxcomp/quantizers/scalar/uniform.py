@@ -95,27 +95,21 @@ def solve_uniform(
 
 
 def _solve_group(
-    position: Float[Array, " bins"],
-    num_points: Int[Array, " bins"],
-    mass: Float[Array, " bins"],
-    deviation: Float[Array, " bins"],
-    minimum: Float[Array, ""],
-    maximum: Float[Array, ""],
-    exponent: Int[Array, ""],
-    mass_exponent: Int[Array, ""],
-    num_clusters: Int[Array, ""],
-    *,
+    *arguments: Array,
     max_clusters: int,
     reconstruction: Reconstruction,
     centroid_dtype: jnp.dtype,
 ) -> tuple[Array, ...]:
+    *fields, num_clusters = arguments
+    moments = Moments(*fields)
+    position, mass, exponent = moments.position, moments.mass, moments.exponent
     dtype = position.dtype
     num_live = jnp.clip(num_clusters, 1, max_clusters)
     k = jnp.arange(max_clusters, dtype=jnp.int32)
 
     def at(place):
         fraction = place.astype(dtype) / (2 * num_live).astype(dtype)
-        return minimum + (maximum - minimum) * fraction
+        return moments.minimum + (moments.maximum - moments.minimum) * fraction
 
     edges = at(2 * k[:-1] + 2)
     thresholds = jnp.where(k[:-1] + 1 < num_live, edges, jnp.inf)
@@ -133,12 +127,12 @@ def _solve_group(
     centroids = jnp.where(k < num_live, centroids, centroids[num_live - 1])
     stored = restore_as(centroids, exponent, centroid_dtype)
     distance = position - normalise(stored.astype(dtype), exponent)[cells]
-    square, of_square = sum_of_squares(mass, distance, deviation)
+    square, of_square = sum_of_squares(mass, distance, moments.deviation)
     return (
         stored,
         restore(thresholds, exponent, rounds_down=True),
         num_live,
-        restore(square, of_square + 2 * exponent + mass_exponent, axis=()),
+        restore(square, of_square + 2 * exponent + moments.mass_exponent, axis=()),
     )
 
 

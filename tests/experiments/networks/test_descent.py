@@ -38,7 +38,7 @@ def test_every_epoch_is_a_new_order_of_the_sample(strict_promotion):
         descent.epoch_order(keys, epoch, indices, 100 + indices, num_steps=4, batch_size=4)
         for epoch in (0, 1)
     ]
-    for rows, labels in orders:
+    for rows, labels, _ in orders:
         assert rows.shape == (2, 4, 4)
         np.testing.assert_array_equal(labels, rows + 100)
         for model in range(2):
@@ -68,12 +68,11 @@ def test_the_two_forms_of_a_segment_agree(strict_promotion):
         descent.run_steps(
             descent.initial_learner(keys.weights, rates, network=NETWORK),
             jnp.asarray(task["inputs"]),
-            *order,
+            order._replace(steps_before=jnp.asarray(8)),
             keys.dropout,
             rates,
             0,
             4,
-            8,
             network=NETWORK,
             is_unrolled=is_unrolled,
             is_proximal=True,
