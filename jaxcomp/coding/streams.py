@@ -174,15 +174,16 @@ def _of_table(values: Int[np.ndarray, " n"], counts: Int[np.ndarray, " k"]) -> S
     used = np.flatnonzero(counts)
     place = np.zeros(len(counts), np.int64)
     place[used] = np.arange(len(used))
-    best = None
+    best, num_worse = None, 0
     for precision in range(12):
         head = StackWriter("t")
         head.small(1, 2)
         frequencies = whole_frequencies(_write_table(head, counts, precision)[used])
         bits = head.size_bits + table_bits(counts[used] << shift, frequencies)
-        if best is not None and bits >= best[0]:
+        if best is None or bits < best[0]:
+            best, num_worse = (bits, head, frequencies), 0
+        elif (num_worse := num_worse + 1) == 2:
             break
-        best = bits, head, frequencies
     assert best is not None
     _, head, frequencies = best
     head.of_table(place[values], frequencies)

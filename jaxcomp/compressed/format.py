@@ -20,7 +20,7 @@ from jaxcomp.compressed.tensors import (
     on_device,
     packed,
 )
-from jaxcomp.decoder.arrays import DTYPES, Parts
+from jaxcomp.decoder.arrays import DTYPES, WEIGHTS, Parts
 from jaxcomp.decoder.files import Entry
 from jaxcomp.decoder.streams import FormatError, require
 from jaxcomp.quantizers.assignment import assignment_dtype
@@ -28,7 +28,6 @@ from jaxcomp.quantizers.methods import METHODS, Method, RoundToNearest, Vector
 from jaxcomp.quantizers.methods.base import CodebookMethod
 
 _METHODS = {method.name: method for method in METHODS}
-_WEIGHTS = ("float16", "bfloat16", "float32", "float64")
 KEPT = "kept"
 """What stands in a file in place of a method's name."""
 
@@ -131,7 +130,7 @@ def _name_of(floats: np.ndarray) -> str:
 def _method_of(parts: Parts, kind: type[Method], entry: Entry) -> Method:
     """Return the method of a leaf as far as its codes show it, without its parameter."""
     what = f"{entry.path!r} is not what {entry.method} makes"
-    require(entry.dtype in _WEIGHTS, what)
+    require(entry.dtype in WEIGHTS, what)
     has_codes = parts.codebook is not None or parts.scales is not None
     require(has_codes != kind.keeps_weights, what)
     if not has_codes:

@@ -26,6 +26,7 @@ DTYPES: dict[str, tuple[int, str]] = {
     "float4_e2m1fn": (4, "uint8"),
     **{f"float8_{name}": (8, "uint8") for name in _FLOATS_OF_8},
 }
+WEIGHTS = ("float16", "bfloat16", "float32", "float64")
 
 
 def numbers(stack: Stack, dtype: str, count: int, columns: int) -> np.ndarray:
@@ -68,6 +69,7 @@ def read_parts(stack: Stack, dtype: str, shape: tuple[int, ...]) -> Parts:
         there = np.flatnonzero(symbols(stack, 2, count, columns_of(shape)))
         found[there] = numbers(stack, dtype, len(there), BLOCK)
         return Parts(found.reshape(shape))
+    require(dtype in WEIGHTS, "what has codes is of no dtype of weights")
     is_stack, has_scales = stack.small(1) > 0, stack.small(1)
     require(shape or not is_stack, "a stack has no layers")
     layers, own = (shape[0], shape[1:]) if is_stack else (1, shape)

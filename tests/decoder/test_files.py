@@ -161,6 +161,7 @@ HOSTILE = {
     "no number": (in_arrays(0, ["float32", 1.5]), "wrong dtypes or shapes"),
     "truth": (in_arrays(0, ["float32", True]), "wrong dtypes or shapes"),
     "dtype": (in_arrays(0, ["object", 3]), "wrong dtypes or shapes"),
+    "codes of integers": (in_arrays(0, ["int32", 40, 30]), "of no dtype of weights"),
     "many axes": (in_arrays(0, ["int8", *[1] * 33]), "an array has too many axes"),
     "other shape": (in_arrays(0, ["float32", 40, 31]), "does not end where|SHA-256|contexts"),
     "deep": (in_tree(nested(80)), "its tree is too deep"),
