@@ -30,6 +30,7 @@ from jaxcomp.decoder import File, FormatError
 from jaxcomp.decoder.arrays import DTYPES, Parts, bytes_of, values_of
 from jaxcomp.decoder.files import HEADER_NAME, MAGIC, Entry, walk
 from jaxcomp.decoder.streams import require
+from jaxcomp.numerics.checks import is_concrete
 from jaxcomp.storage import PathLike, write_bytes_atomic
 from jaxcomp.storage.files import to_plain
 from jaxcomp.trees.description import KEY, describe_tree, dtype_name, plain_array, rebuild_tree
@@ -74,13 +75,15 @@ def to_bytes(
 
     Raises:
         ImportError: without `constriction` (install `jaxcomp[coding]`).
-        TypeError: if an array has a dtype that files do not hold.
+        TypeError: inside `jit`, or if an array has a dtype that files do not hold.
         ValueError: if a name in the tree would be a path of files.
     """
     if container not in ("jxc", "safetensors", "bare"):
         raise ValueError(f"container must be jxc, safetensors or bare, got {container!r}.")
     if effort not in (None, "fast", "best"):
         raise ValueError(f"effort must be fast, best or None, got {effort!r}.")
+    if not all(is_concrete(value) for value in jax.tree.leaves(tree.leaves)):
+        raise TypeError("files need arrays with known values; write them outside jit and vmap.")
     description, order, ties = _described(tree)
     if container == "bare":
         writer = StackWriter()

@@ -205,7 +205,7 @@ class CompressedTree:
 
         Raises:
             ImportError: without `constriction` (install `jaxcomp[coding]`).
-            TypeError: if an array has a dtype that files do not hold.
+            TypeError: inside `jit`, or if an array has a dtype that files do not hold.
             ValueError: on another container or effort, or if a name in the tree would be a path
                 of files.
             OSError: if the file cannot be written.
