@@ -123,6 +123,11 @@ def to_bytes(
     if container == "jxc":
         return header + b"".join(sections)
     names = [path for path in _paths(description) if path not in ties]
+    if HEADER_NAME in names:
+        raise ValueError(
+            f"the leaf {HEADER_NAME!r} has the name of the header in a file of safetensors; rename "
+            "it, or write a .jxc."
+        )
     return _safetensors({HEADER_NAME: header, **dict(zip(names, sections, strict=True))})
 
 

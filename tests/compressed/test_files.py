@@ -276,6 +276,13 @@ def test_names_that_would_be_paths_are_refused(name):
         to_bytes(kept({name: np.arange(3)}))
 
 
+def test_the_name_of_the_header_is_taken():
+    tree = kept({"jaxcomp.header": np.arange(3)})
+    assert_same_bits(load(to_bytes(tree)).params(), tree.params())
+    with pytest.raises(ValueError, match="has the name of the header"):
+        to_bytes(tree, container="safetensors")
+
+
 def test_dtypes_that_no_file_holds():
     with pytest.raises(TypeError, match=r"an array of \w+ cannot be stored"):
         to_bytes(kept({"wide": np.zeros(2, np.longdouble)}))
