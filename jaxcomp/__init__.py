@@ -1,8 +1,9 @@
 """How far can a trained model be compressed, what does each bit cost, and does it generalise?
 
-`compress` compresses the weights of any JAX model, `curve` says what each size would cost; the
-submodules hold what it is made of
-(`curvature`, `quantizers`, `coding`, `compressed`), how compressed networks are judged
+`compress` compresses the weights of any JAX model, `curve` says what each size would cost, `load`
+reads the file of a compressed model and `inspect` lists what is in it; the submodules hold what
+they are made of (`curvature`, `quantizers`, `coding`, `compressed`, and `decoder`, which needs no
+JAX), how compressed networks are judged
 (`evaluation`, `bounds`), the theory computed (`rate_distortion`, `linear_regression`), and the
 laboratory (`experiments`). All of them are imported when they are first used: `import jaxcomp`
 itself takes no time, not even that of JAX.
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         coding,
         compressed,
         curvature,
+        decoder,
         evaluation,
         experiments,
         linear_regression,
@@ -28,12 +30,14 @@ if TYPE_CHECKING:
         trees,
         types,
     )
-    from jaxcomp.compressed import CompressedTree, compress, curve
+    from jaxcomp.compressed import CompressedTree, compress, curve, inspect, load
+    from jaxcomp.decoder import FormatError
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CompressedTree",
+    "FormatError",
     "__version__",
     "adapters",
     "bits_back",
@@ -43,9 +47,12 @@ __all__ = [
     "compressed",
     "curvature",
     "curve",
+    "decoder",
     "evaluation",
     "experiments",
+    "inspect",
     "linear_regression",
+    "load",
     "quantizers",
     "rate_distortion",
     "training",
@@ -54,12 +61,15 @@ __all__ = [
 ]
 
 
-_FROM_COMPRESSED = ("CompressedTree", "compress", "curve")
+_FROM = {
+    "FormatError": "decoder",
+    **dict.fromkeys(("CompressedTree", "compress", "curve", "inspect", "load"), "compressed"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _FROM_COMPRESSED:
-        value = getattr(importlib.import_module(f"{__name__}.compressed"), name)
+    if name in _FROM:
+        value = getattr(importlib.import_module(f"{__name__}.{_FROM[name]}"), name)
         globals()[name] = value  # asked for once
         return value
     if name in __all__:

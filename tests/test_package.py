@@ -53,6 +53,7 @@ def test_import_is_light():
 def test_public_names():
     assert set(jaxcomp.__all__) == {
         "CompressedTree",
+        "FormatError",
         "__version__",
         "adapters",
         "bits_back",
@@ -62,9 +63,12 @@ def test_public_names():
         "compressed",
         "curvature",
         "curve",
+        "decoder",
         "evaluation",
         "experiments",
+        "inspect",
         "linear_regression",
+        "load",
         "quantizers",
         "rate_distortion",
         "training",

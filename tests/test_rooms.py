@@ -7,6 +7,7 @@ import jaxcomp
 
 # In dependency order: arithmetic first, the command last.
 ROOMS = (
+    "decoder",
     "types",
     "storage",
     "numerics",

@@ -1,12 +1,12 @@
 """A compressed model: a pytree of codes, codebooks and kept leaves, and its weights again.
 
 Sizes are estimates (`jaxcomp.coding.sizes`): what an ideal order-0 entropy coder would need for the
-codes, plus codebooks and scales, plus the kept leaves at full precision.
+codes, plus codebooks and scales, plus the kept leaves at full precision. `save` writes the file.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,9 +25,14 @@ from jaxcomp.compressed.tensors import (
 from jaxcomp.numerics.checks import is_concrete
 from jaxcomp.numerics.transformations import all_transfers, always_compiled
 from jaxcomp.quantizers.methods import Method
+from jaxcomp.storage import PathLike
 from jaxcomp.trees.paths import shorten
 from jaxcomp.trees.tied import Slot
 from jaxcomp.types import AnyArray, Params
+
+if TYPE_CHECKING:
+    from jaxcomp.coding.streams import Effort
+    from jaxcomp.compressed.files import Container
 
 
 class TreeLayout(NamedTuple):
@@ -174,6 +179,40 @@ class CompressedTree:
     def ratio(self) -> float:
         """Estimated compression ratio, `original_bits / size_bits`, kept leaves in both."""
         return self.report().ratio
+
+    @all_transfers
+    def save(
+        self,
+        path: PathLike,
+        *,
+        container: "Container | None" = None,
+        effort: "Effort | None" = None,
+        made: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Write the tree to a file, whole or not at all, and return its size in bytes.
+
+        `jaxcomp.load` gives it back, with the same weights bit for bit; `jaxcomp.decoder` reads
+        it without JAX. `docs/format.md` specifies the bytes.
+
+        Args:
+            path: of the file; missing folders are made.
+            container: "jxc"; "safetensors", the same streams as tensors that other programs list;
+                "bare", one stream without names, checks or structure. None for safetensors if
+                the path ends so, else jxc.
+            effort: "fast" for static codes, "best" for contexts of earlier rows too; None for the
+                best below 1,000,000 codes of an array.
+            made: how the tree was made, as JSON can say it; costs its bytes. None for nothing.
+
+        Raises:
+            ImportError: without `constriction` (install `jaxcomp[coding]`).
+            TypeError: inside `jit`, or if an array has a dtype that files do not hold.
+            ValueError: on another container or effort, or if a name in the tree would be a path
+                of files.
+            OSError: if the file cannot be written.
+        """
+        from jaxcomp.compressed.files import save
+
+        return save(self, path, container=container, effort=effort, made=made)
 
     def _is_concrete(self) -> bool:
         return all(

@@ -77,20 +77,21 @@ def plain_array(leaf: Any) -> np.ndarray:
 def dtype_name(leaf: Any) -> str:
     """Return the name of a leaf's dtype, with which `array_of_dtype` reads its plain array back."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return f"{_KEY}{jax.random.key_impl(leaf)}"
+        return f"{KEY}{jax.random.key_impl(leaf)}"
     return np.dtype(leaf.dtype).name
 
 
 def array_of_dtype(array: np.ndarray, name: str) -> Any:
     """Undo `plain_array`, given the name of the dtype."""
-    if name.startswith(_KEY):
-        return jax.random.wrap_key_data(jnp.asarray(array), impl=name.removeprefix(_KEY))
+    if name.startswith(KEY):
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=name.removeprefix(KEY))
     if array.dtype.name == name:
         return array
     return array.view(np.dtype(getattr(jnp, name)))
 
 
-_KEY = "key of "
+KEY = "key of "
+"""What the name of a dtype of random keys begins with, before that of their implementation."""
 
 
 def _describe(node: Any, path: tuple[Any, ...]) -> Any:

@@ -1,0 +1,418 @@
+"""Compressed trees in files: written whole or not at all, read array by array.
+
+`docs/format.md` specifies the bytes, `jaxcomp.decoder` reads them without JAX. A file holds what
+is stored of every leaf, and so decodes to exactly the weights that the tree has.
+"""
+
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxcomp.coding.arrays import write_parts
+from jaxcomp.coding.streams import Effort, StackWriter
+from jaxcomp.compressed.format import KEPT, leaf_of, parts_of, plain
+from jaxcomp.compressed.tensors import (
+    CompressedTensor,
+    KeptLayout,
+    KeptLeaf,
+    TensorLayout,
+    kept_value,
+)
+from jaxcomp.compressed.tree import CompressedTree, TreeLayout
+from jaxcomp.decoder import File, FormatError
+from jaxcomp.decoder.arrays import DTYPES, Parts, bytes_of, values_of
+from jaxcomp.decoder.files import HEADER_NAME, MAGIC, Entry, walk
+from jaxcomp.decoder.streams import require
+from jaxcomp.numerics.checks import is_concrete
+from jaxcomp.storage import PathLike, write_bytes_atomic
+from jaxcomp.storage.files import to_plain
+from jaxcomp.trees.description import KEY, describe_tree, dtype_name, plain_array, rebuild_tree
+from jaxcomp.trees.leaves import Constant, View, is_array
+from jaxcomp.trees.paths import leaves_by_path, shorten
+from jaxcomp.trees.tied import Slot
+from jaxcomp.types import Params
+
+Container = Literal["jxc", "safetensors", "bare"]
+
+# Above this many codes an array has static codes only, unless more effort is asked for.
+_BEST_BELOW = 1_000_000
+
+
+class _Stored(NamedTuple):
+    """One stored array, ready to be written."""
+
+    parts: Parts
+    dtype: str
+    shape: tuple[int, ...]
+    method: str
+    key: str
+
+
+def to_bytes(
+    tree: CompressedTree,
+    *,
+    container: Container = "jxc",
+    effort: Effort | None = None,
+    made: Mapping[str, Any] | None = None,
+) -> bytes:
+    """Return the file of a compressed tree.
+
+    Args:
+        tree: known values.
+        container: "jxc"; "safetensors", the same streams as tensors of bytes that other programs
+            list; "bare", one stream without names, checks or structure, which only
+            `jaxcomp.decoder.decode_bare` reads, given the dtype and shape of each array.
+        effort: "fast" for static codes, "best" for contexts of earlier rows too; None for the
+            best below 1,000,000 codes of an array.
+        made: how the tree was made, as JSON can say it; costs its bytes. None for nothing.
+
+    Raises:
+        ImportError: without `constriction` (install `jaxcomp[coding]`).
+        TypeError: inside `jit`, or if an array has a dtype that files do not hold.
+        ValueError: if a name in the tree would be a path of files.
+    """
+    if container not in ("jxc", "safetensors", "bare"):
+        raise ValueError(f"container must be jxc, safetensors or bare, got {container!r}.")
+    if effort not in (None, "fast", "best"):
+        raise ValueError(f"effort must be fast, best or None, got {effort!r}.")
+    if not all(is_concrete(value) for value in jax.tree.leaves(tree.leaves)):
+        raise TypeError("files need arrays with known values; write them outside jit and vmap.")
+    description, order, ties = _described(tree)
+    if container == "bare":
+        writer = StackWriter()
+        for number in order:
+            _write(writer, _stored(tree, number), effort)
+        return writer.to_bytes()
+    stored = [_stored(tree, number) for number in order]
+    identity: dict[str, Any] = {
+        "tree": description,
+        "arrays": [[one.dtype, *one.shape] for one in stored],
+    }
+    if ties:
+        identity["ties"] = ties
+    if any(one.key for one in stored):
+        identity["keys"] = {str(n): one.key for n, one in enumerate(stored) if one.key}
+    first = _to_json(identity)
+    hashed, sections, codes = hashlib.sha256(first), [], ""
+    for one in stored:
+        writer = StackWriter()
+        _write(writer, one, effort)
+        sections.append(writer.to_bytes())
+        codes += max(writer.bits_by_code or "p", key=lambda c: writer.bits_by_code.get(c, 0.0))
+        hashed.update(bytes_of(values_of(one.parts, one.dtype, one.shape)).data)
+    coding: dict[str, Any] = {
+        "lengths": [len(section) for section in sections],
+        "methods": [one.method for one in stored],
+        "codes": codes,
+    }
+    if made is not None:
+        coding["made"] = to_plain(made, "made")
+    deflate = zlib.compressobj(9, wbits=-15)
+    block = deflate.compress(first + b"\n" + _to_json(coding)) + deflate.flush()
+    block += hashed.digest()
+    block += b"".join(zlib.crc32(section).to_bytes(4, "little") for section in sections)
+    header = MAGIC + b"".join(n.to_bytes(4, "little") for n in (len(block), zlib.crc32(block)))
+    header += block
+    if container == "jxc":
+        return header + b"".join(sections)
+    names = [path for path in _paths(description) if path not in ties]
+    if HEADER_NAME in names:
+        raise ValueError(
+            f"the leaf {HEADER_NAME!r} has the name of the header in a file of safetensors; rename "
+            "it, or write a .jxc."
+        )
+    return _safetensors({HEADER_NAME: header, **dict(zip(names, sections, strict=True))})
+
+
+def save(
+    tree: CompressedTree,
+    path: PathLike,
+    *,
+    container: Container | None = None,
+    effort: Effort | None = None,
+    made: Mapping[str, Any] | None = None,
+) -> int:
+    """Write a compressed tree to a file, whole or not at all, and return its size in bytes.
+
+    Args:
+        tree: see `to_bytes`.
+        path: of the file.
+        container: see `to_bytes`; None for that of the path: safetensors if it ends so, else jxc.
+        effort: see `to_bytes`.
+        made: see `to_bytes`.
+
+    Raises:
+        ImportError, TypeError, ValueError: as `to_bytes`.
+        OSError: if the file cannot be written.
+    """
+    if container is None:
+        container = "safetensors" if Path(path).suffix == ".safetensors" else "jxc"
+    data = to_bytes(tree, container=container, effort=effort, made=made)
+    write_bytes_atomic(path, data)
+    return len(data)
+
+
+def load(
+    source: PathLike | bytes, *, like: Params | None = None, max_bytes: int | None = None
+) -> CompressedTree:
+    """Read a compressed tree from a file, jxc or safetensors.
+
+    Its weights are those of the tree that was written, bit for bit. What the compression lost is
+    not in the file, and not a number in the report.
+
+    Args:
+        source: path of the file, or its bytes.
+        like: a tree of the same paths, whose structure, functions and other constants the result
+            takes over; needed where the original was no tree of dicts, lists and tuples.
+        max_bytes: most bytes that all arrays may have once decoded; None for 256 MiB, or 1,024
+            times the file if that is more.
+
+    Raises:
+        FormatError: if the file is damaged, cut, or none of jaxcomp.
+        ImportError: without `constriction`.
+        OSError: if the file cannot be read.
+        ValueError: if `like` does not fit, or is needed.
+    """
+    with File(source, max_bytes) as file:
+        description = file.header["tree"]
+        paths = _paths(description)
+        marks = {path: np.zeros(0, np.int8) for path in paths}
+        try:
+            tree = rebuild_tree(description, marks, like=like)
+            named = leaves_by_path(tree)
+        except (TypeError, OverflowError, ValueError) as error:
+            if isinstance(error, ValueError) and (
+                like is not None or b'["missing",' in file.identity
+            ):
+                raise
+            raise FormatError("its tree is wrong") from error
+        require(set(paths) <= set(named), "its paths are not those of its tree")
+        places = dict(zip(paths, file.slots, strict=True))
+        owners: dict[int, list[str]] = {}
+        for path in named:
+            if path in places:
+                owners.setdefault(places[path][0], []).append(path)
+        hashed = hashlib.sha256(file.identity)
+        leaves, layouts = [], []
+        for number, entry in enumerate(file.entries):
+            parts = file.parts(entry)
+            hashed.update(bytes_of(values_of(parts, entry.dtype, entry.shape)).data)
+            leaf, layout = leaf_of(parts, entry, tuple(owners[number]))
+            leaves.append(leaf)
+            layouts.append(layout)
+        file.check_digest(hashed.digest())
+        slots = []
+        for path, value in named.items():
+            if path in places:
+                number, view = places[path]
+                slots.append(Slot(number, _view_of(view, file.entries[number])))
+            else:
+                slots.append(Slot(len(leaves), None))
+                constant = _constant(path, value)
+                leaves.append(constant[0])
+                layouts.append(constant[1])
+    structure = jax.tree.structure(tree)
+    return CompressedTree(tuple(leaves), TreeLayout(structure, tuple(slots), tuple(layouts)))
+
+
+class FileEntry(NamedTuple):
+    """One stored array in numbers.
+
+    Attributes:
+        path: where it stands; the first place of a tied one.
+        shape: of the array.
+        dtype: of the array.
+        method: that compressed it, or "kept".
+        coder: of most of its symbols: plain, table, distance or contexts.
+        size_bytes: of its section.
+        bits_per_weight: of its section over its numbers; NaN for none.
+        share: of the file.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    method: str
+    coder: str
+    size_bytes: int
+    bits_per_weight: float
+    share: float
+
+
+class Contents(NamedTuple):
+    """What is in a file, a table as text.
+
+    Attributes:
+        entries: one for each stored array.
+        size_bytes: of the file.
+        overhead_bytes: what is in no section: names, shapes, checks.
+        original_bytes: of all stored arrays.
+        made: how the tree was made, if the file says so.
+    """
+
+    entries: tuple[FileEntry, ...]
+    size_bytes: int
+    overhead_bytes: int
+    original_bytes: int
+    made: Any
+
+    def __str__(self) -> str:
+        header = ["leaf", "shape", "dtype", "method", "coder", "bytes", "bits/weight", "share"]
+        rows = [header, *(_row(entry) for entry in self.entries)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if place < 5 else cell.rjust(width)
+                for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in rows
+        ]
+        ratio = self.original_bytes / self.size_bytes
+        total = (
+            f"{self.original_bytes:,} bytes in {self.size_bytes:,}, ratio {ratio:.2f}; "
+            f"{self.overhead_bytes:,} of them names, shapes and checks"
+        )
+        made = [] if self.made is None else [f"made by {json.dumps(self.made)}"]
+        return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], total, *made])
+
+
+def inspect(source: PathLike | bytes) -> Contents:
+    """Return what is in a file, by its header alone.
+
+    Args:
+        source: path of the file, or its bytes.
+
+    Raises:
+        FormatError: if the header is damaged, or none of jaxcomp.
+        OSError: if the file cannot be read.
+    """
+    # Nothing is allocated: arrays of any size are told.
+    with File(source, max_bytes=1 << 62) as file:
+        entries, original = [], 0
+        for entry in file.entries:
+            number = math.prod(entry.shape)
+            original += -(-DTYPES[entry.dtype][0] * number // 8)
+            entries.append(
+                FileEntry(
+                    path=entry.path,
+                    shape=entry.shape,
+                    dtype=entry.dtype,
+                    method=entry.method,
+                    coder=_CODERS.get(entry.coder, "unknown"),
+                    size_bytes=entry.length,
+                    bits_per_weight=8 * entry.length / number if number else math.nan,
+                    share=entry.length / file.size,
+                )
+            )
+        sections = sum(entry.length for entry in file.entries)
+        return Contents(tuple(entries), file.size, file.size - sections, original, file.made)
+
+
+_CODERS = {"p": "plain", "t": "table", "d": "distance", "c": "contexts"}
+
+
+def _row(entry: FileEntry) -> list[str]:
+    return [
+        shorten([entry.path]),
+        "x".join(map(str, entry.shape)) or "scalar",
+        entry.dtype,
+        entry.method,
+        entry.coder,
+        f"{entry.size_bytes:,}",
+        f"{entry.bits_per_weight:.2f}",
+        f"{entry.share:.1%}",
+    ]
+
+
+def _described(tree: CompressedTree) -> tuple[Any, list[int], dict[str, Any]]:
+    """Return the description of a tree, the numbers of its arrays in order, and its ties."""
+    layout = tree.layout
+    values = [_skeleton(tree.leaves[slot.number]) for slot in layout.slots]
+    skeleton = layout.structure.unflatten(values)
+    description = describe_tree(skeleton)
+    slots = dict(zip(leaves_by_path(skeleton), layout.slots, strict=True))
+    try:
+        walk(description, lambda _: None)
+    except FormatError as error:
+        raise ValueError(f"the tree cannot be stored: {error.what}; change it.") from error
+    order: list[int] = []
+    ties: dict[str, Any] = {}
+    for path in _paths(description):
+        slot = slots[path]
+        if slot.number not in order:
+            assert slot.view is None  # trees list their leaves in the order of JAX
+            order.append(slot.number)
+            continue
+        view = slot.view
+        told = None if view is None else [view.stored_order, view.order, view.shape]
+        ties[path] = [order.index(slot.number), told]
+    return description, order, ties
+
+
+def _skeleton(leaf: CompressedTensor | KeptLeaf) -> Any:
+    """Return a constant as it is, an array as an empty one."""
+    value = kept_value(leaf) if isinstance(leaf, KeptLeaf) else None
+    is_constant = isinstance(leaf, KeptLeaf) and not is_array(value)
+    return value if is_constant else np.zeros(0, np.int8)
+
+
+def _paths(description: Any) -> list[str]:
+    """Return the paths of all arrays of a described tree."""
+    paths: list[str] = []
+    walk(description, paths.append)
+    return paths
+
+
+def _stored(tree: CompressedTree, number: int) -> _Stored:
+    leaf, layout = tree.leaves[number], tree.layout.leaves[number]
+    if isinstance(leaf, CompressedTensor) and isinstance(layout, TensorLayout):
+        parts = parts_of(leaf, layout)
+        return _Stored(parts, layout.dtype.name, layout.shape, layout.method.name, "")
+    assert isinstance(leaf, KeptLeaf)
+    value = kept_value(leaf)
+    key = dtype_name(value).removeprefix(KEY) if dtype_name(value).startswith(KEY) else ""
+    values, name = plain(plain_array(value) if key else value)
+    return _Stored(Parts(values), name, values.shape, KEPT, key)
+
+
+def _write(writer: StackWriter, one: _Stored, effort: Effort | None) -> None:
+    if effort is None:
+        effort = "best" if one.parts.codes.size < _BEST_BELOW else "fast"
+    write_parts(writer, one.parts, one.dtype, one.shape, effort)
+
+
+def _to_json(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _safetensors(tensors: Mapping[str, bytes]) -> bytes:
+    """Return a file of safetensors with tensors of bytes."""
+    header: dict[str, Any] = {"__metadata__": {"format": "jaxcomp 1"}}
+    start = 0
+    for name, data in tensors.items():
+        offsets = [start, start + len(data)]
+        header[name] = {"dtype": "U8", "shape": [len(data)], "data_offsets": offsets}
+        start += len(data)
+    text = _to_json(header)
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + b"".join(tensors.values())
+
+
+def _view_of(view: Any, entry: Entry) -> View | None:
+    if view is None:
+        return None
+    stored_order, order, shape = view
+    return View(tuple(stored_order), entry.shape, tuple(order), tuple(shape))
+
+
+def _constant(path: str, value: Any) -> tuple[KeptLeaf, KeptLayout]:
+    """Return a leaf that is in no section: of the description, or of the tree `like`."""
+    held = value if is_array(value) else Constant(value)
+    return KeptLeaf(held), KeptLayout((path,), "no array of the file")

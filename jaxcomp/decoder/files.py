@@ -1,0 +1,273 @@
+"""Files: sections of arrays under a header, alone (`.jxc`) or as tensors of safetensors.
+
+Section 4 of `docs/format.md`.
+"""
+
+import hashlib
+import io
+import json
+import math
+import os
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxcomp.decoder.arrays import DTYPES, Parts, bytes_of, check_size, read_parts, values_of
+from jaxcomp.decoder.streams import FormatError, Stack, require
+
+MAGIC, HEADER_NAME = b"JXC\x01", "jaxcomp.header"
+_MOST_HEADER, _MOST_DEPTH, _MOST_AXES = 1 << 24, 64, 32
+_ERRORS = (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError, zlib.error)
+
+
+class Entry(NamedTuple):
+    """A stored array: what the header says of it, and where its section lies."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    method: str
+    coder: str  # of most of its symbols
+    key: str  # implementation of random keys of which these are the data
+    path: str
+    offset: int
+    length: int
+    checksum: int
+
+
+class File:
+    """An open file of a compressed model: its arrays one by one, or the whole tree.
+
+    Args:
+        source: path, or the bytes themselves.
+        max_bytes: most bytes that all arrays may have; None for 256 MiB, or 1,024 times the file
+            if that is more.
+
+    Raises:
+        FormatError: whatever is wrong with the file.
+        OSError: if it cannot be read.
+    """
+
+    def __init__(
+        self, source: str | os.PathLike[str] | bytes, max_bytes: int | None = None
+    ) -> None:
+        is_path = not isinstance(source, bytes)
+        self._file: Any = open(source, "rb") if is_path else io.BytesIO(source)  # noqa: SIM115
+        try:
+            self.size = self._file.seek(0, os.SEEK_END)
+            self._limit = max(1 << 28, 1024 * self.size) if max_bytes is None else max_bytes
+            offset, places = 12, None
+            start = self._read(0, 12)
+            if not start.startswith(MAGIC):
+                start, offset, places = self._safetensors(start)
+                require(start.startswith(MAGIC), "its header has another version")
+            length, checksum = (int.from_bytes(part, "little") for part in (start[4:8], start[8:]))
+            block = self._read(offset, length)
+            require(zlib.crc32(block) == checksum, "the checksum of its header is wrong")
+            self._parse(block, offset + length, places)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "File":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def parts(self, entry: Entry) -> Parts:
+        """Return what is stored of an array, after a look at its checksum."""
+        data = self._read(entry.offset, entry.length)
+        require(zlib.crc32(data) == entry.checksum, f"the checksum of {entry.path!r} is wrong")
+        stack = Stack(data, 2 * self._limit + (1 << 20))
+        found = read_parts(stack, entry.dtype, entry.shape)
+        stack.finish()
+        return found
+
+    def array(self, entry: Entry) -> np.ndarray:
+        """Return one array, after a look at its checksum."""
+        return values_of(self.parts(entry), entry.dtype, entry.shape)
+
+    def check_digest(self, digest: bytes) -> None:
+        """Refuse arrays whose SHA-256, after that of the first line of the header, is another."""
+        require(digest == self.digest, "the SHA-256 of its arrays is wrong")
+
+    def tree(self) -> Any:
+        """Return the whole tree, after a look at its SHA-256."""
+        hashed, arrays = hashlib.sha256(self.identity), []
+        for entry in self.entries:
+            arrays.append(self.array(entry))
+            hashed.update(bytes_of(arrays[-1]).data)
+        self.check_digest(hashed.digest())
+        slots = iter(self.slots)
+
+        def at(_: str) -> np.ndarray:
+            number, view = next(slots)
+            return viewed(arrays[number], view)
+
+        return walk(self.header["tree"], at)
+
+    def _read(self, offset: int, length: int) -> bytes:
+        self._file.seek(offset)
+        data = self._file.read(length)
+        require(len(data) == length, "it is cut")
+        return data
+
+    def _safetensors(self, start: bytes) -> tuple[bytes, int, dict[str, tuple[int, int]]]:
+        """Return the first bytes of the header, the offset of the rest, and where tensors lie."""
+        length = int.from_bytes(start[:8], "little")
+        require(length <= min(self.size - 8, _MOST_HEADER), "it does not begin as one")
+        try:
+            tensors = _from_json(self._read(8, length))
+            tensors.pop("__metadata__", None)
+            places = {name: tuple(own["data_offsets"]) for name, own in tensors.items()}
+            require(all(own["dtype"] == "U8" for own in tensors.values()), "its tensors are not U8")
+            end = 0
+            for name, (first, last) in sorted(places.items(), key=lambda item: item[1]):
+                is_next = type(first) is type(last) is int and first == end <= last
+                require(is_next and tensors[name]["shape"] == [last - first], "its tensors overlap")
+                places[name], end = (8 + length + first, last - first), last
+            require(8 + length + end == self.size, "something follows its last tensor")
+            offset = places.pop(HEADER_NAME)[0]
+        except _ERRORS as error:
+            raise _as_format_error(error) from error
+        return self._read(offset, 12), offset + 12, places
+
+    def _parse(self, block: bytes, begin: int, places: dict[str, tuple[int, int]] | None) -> None:
+        """Read the header, and check all that can be checked without the sections."""
+        try:
+            inflater = zlib.decompressobj(-15)
+            lines = inflater.decompress(block, _MOST_HEADER).split(b"\n")
+            require(inflater.eof and len(lines) == 2, "its header does not end")
+            self.identity, self.header = lines[0], _from_json(lines[0])
+            coding, checks = _from_json(lines[1]), inflater.unused_data
+            spec = [(dtype, tuple(shape)) for dtype, *shape in self.header["arrays"]]
+            for dtype, shape in spec:
+                are_counts = all(type(axis) is int and axis >= 0 for axis in shape)
+                are_counts = are_counts and math.prod(axis or 1 for axis in shape) < 1 << 60
+                require(dtype in DTYPES and are_counts, "its arrays have wrong dtypes or shapes")
+                require(len(shape) <= _MOST_AXES, "an array has too many axes")
+            check_size(spec, self._limit)
+            self.made, keys, paths = coding.get("made"), self.header.get("keys", {}), []
+            walk(self.header["tree"], paths.append)
+            require(len(set(paths)) == len(paths), "two arrays have one path")
+            self.slots = _slots(self.header.get("ties", {}), paths, [shape for _, shape in spec])
+            names: dict[int, str] = {}
+            for path, (number, _) in zip(paths, self.slots, strict=True):
+                names.setdefault(number, path)
+            lengths, methods, codes = (coding[name] for name in ("lengths", "methods", "codes"))
+            is_whole = len(lengths) == len(methods) == len(codes) == len(spec) == len(names)
+            require(is_whole, "arrays are missing")
+            require(len(checks) == 32 + 4 * len(spec), "its checksums are missing")
+            self.digest, self.entries = checks[:32], []
+            for number, (one, length, method) in enumerate(
+                zip(spec, lengths, methods, strict=True)
+            ):
+                require(type(length) is int and length >= 0, "a section has no length")
+                offset = begin
+                if places is not None:
+                    offset, found = places.pop(names[number])
+                    require(found == length, "a tensor has another length")
+                begin += length
+                check = int.from_bytes(checks[32 + 4 * number : 36 + 4 * number], "little")
+                key = keys.get(str(number), "")
+                own = Entry(
+                    *one, str(method), str(codes[number]), key, names[number], offset, length, check
+                )
+                self.entries.append(own)
+            is_whole = begin == self.size if places is None else not places
+            require(is_whole, "something is missing, or follows its last section")
+        except _ERRORS as error:
+            raise _as_format_error(error) from error
+
+
+def _as_format_error(error: BaseException) -> FormatError:
+    return error if isinstance(error, FormatError) else FormatError("its header is wrong")
+
+
+def _from_json(text: bytes) -> Any:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        require(len(dict(pairs)) == len(pairs), "a name stands twice")
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=unique)
+
+
+def _slots(ties: dict[str, Any], paths: list[str], shapes: list[Any]) -> list[tuple[int, Any]]:
+    """Return the stored array of every path, and how it is seen there."""
+    slots, number = [], 0
+    for path in paths:
+        if path not in ties:
+            slots.append((number, None))
+            number += 1
+            continue
+        stored, view = ties[path]
+        require(type(stored) is int and 0 <= stored < number, "a tie leads to no earlier array")
+        if view is not None:
+            stored_order, order, shape = view
+            for axes, own in ((stored_order, shapes[stored]), (order, shape)):
+                require(sorted(axes) == list(range(len(own))), "a view has wrong axes")
+            is_whole = all(type(axis) is int and axis >= 0 for axis in shape)
+            is_whole = is_whole and math.prod(shape) == math.prod(shapes[stored])
+            require(is_whole, "a view has a wrong shape")
+        slots.append((stored, view))
+    require(number == len(shapes) and set(ties) <= set(paths), "it has arrays of no path")
+    return slots
+
+
+def viewed(values: Any, view: Any) -> Any:
+    """Return an array as it is seen where it is tied."""
+    if view is None:
+        return values
+    stored_order, order, shape = view
+    in_memory = values.transpose(stored_order).reshape([shape[axis] for axis in order])
+    return in_memory.transpose([order.index(axis) for axis in range(len(order))])
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that would lead out of a folder, if it were a path of files."""
+    parts = name.replace("\\", "/").split("/")
+    is_path = (not parts[0] and len(parts) > 1) or {".", ".."} & set(parts) or parts[0][1:2] == ":"
+    require(not is_path and name.isprintable(), f"the name {name[:80]!r} is a path")
+
+
+def walk(node: Any, leaf: Callable[[str], Any], depth: int = 0) -> Any:
+    """Build a tree, given what stands at each path."""
+    require(depth <= _MOST_DEPTH, "its tree is too deep")
+    kind, *content = node
+
+    def all_of(children: list[Any]) -> list[Any]:
+        return [walk(child, leaf, depth + 1) for child in children]
+
+    if kind == "none" or kind == "missing":
+        return None
+    if kind == "array":
+        check_name(content[0])
+        return leaf(content[0])
+    if kind == "constant":
+        require(type(content[0]) in (bool, int, float, str), "a constant is no number or text")
+        return content[0]
+    if kind == "float0":
+        return np.zeros(content[0], np.dtype([("float0", "V")]))
+    if kind in ("list", "tuple"):
+        return tuple(all_of(content[0])) if kind == "tuple" else all_of(content[0])
+    require(kind in ("dict", "OrderedDict", "fields"), "its tree has an unknown kind of node")
+    keys = [_key(key) for key, _ in content[0]]
+    require(len(set(keys)) == len(keys), "a name stands twice")
+    pairs = zip(keys, all_of([child for _, child in content[0]]), strict=True)
+    return OrderedDict(pairs) if kind == "OrderedDict" else dict(pairs)
+
+
+def _key(plain: Any) -> Any:
+    if isinstance(plain, list):
+        return tuple(_key(part) for part in plain)
+    require(type(plain) in (int, str), "a key is no number or text")
+    if isinstance(plain, str):
+        check_name(plain)
+    return plain
