@@ -132,7 +132,7 @@ def factor_inputs(
     num_live = jnp.maximum(jnp.sum(is_live, axis=-1), 1).astype(diagonal.dtype)
     mean = jnp.sum(diagonal, axis=-1) / num_live
     is_pair = is_live[..., :, None] & is_live[..., None, :]
-    identity = np.eye(diagonal.shape[-1], dtype=bool)[None]
+    identity = np.eye(diagonal.shape[-1], dtype=diagonal.dtype)[None]
     kept = jnp.where(is_pair, second_moments, 0)
 
     def is_bad(state: tuple[Array, Array, Array]) -> Array:
@@ -194,8 +194,8 @@ def round_with_feedback(
 
     Of floor, ceiling and 0 each weight takes the code z of least
     `g (y - L_ii a rho(|z|) z)^2 + price(z)`, the first of equal ones in the order 0, floor,
-    ceiling. Codes lie within +-(T - 1)/2; a weight beyond is clipped, and the inputs after it make
-    up for it.
+    ceiling. Codes lie within +-(T - 1)/2: a weight beyond has the last two to choose from, and the
+    inputs after it make up for it.
 
     Args:
         problem: the layer.
