@@ -92,7 +92,7 @@ def rounded(weights, second, cross, importance, spacing, factors, classes, price
 @pytest.mark.parametrize("drift", [False, True])
 @pytest.mark.parametrize(("eta", "multiplier"), [(0.0, 0.0), (0.5, 0.3), (1.0, 1.0)])
 def test_codes_are_those_of_a_loop(drift, eta, multiplier):
-    weights, second, cross, importance, x, changed = layer(drift=drift)
+    weights, second, cross, importance, *_ = layer(drift=drift)
     spacing, factors, classes, lengths = grid(eta=eta)
     problem = weights, second, cross, importance, spacing, factors, classes, multiplier * lengths
     codes, values, errors = reference(*problem)
@@ -108,9 +108,7 @@ def test_codes_are_those_of_a_loop(drift, eta, multiplier):
     targets = errors + pivots * values
     for magnitude, factor in enumerate(found.fitted_factors, 1):
         own = np.minimum(np.abs(codes), 3) == magnitude
-        plain = np.where(own, pivots * spacing[..., None] * codes, 0) * np.sqrt(
-            importance[:, None]
-        )
+        plain = np.where(own, pivots * spacing[..., None] * codes, 0) * np.sqrt(importance[:, None])
         targets_of = np.where(own, targets, 0) * np.sqrt(importance[:, None])
         np.testing.assert_allclose(factor, np.sum(plain * targets_of) / np.sum(plain**2))
 
@@ -168,8 +166,8 @@ def test_without_prices_and_with_one_step_it_is_gptq_and_babai():
     for output in range(OUTPUTS):
         point = basis @ weights[1, :, output] / step
         for row in range(INPUTS - 1, -1, -1):
-            orthogonal = basis[:, row] - basis[:, :row] @ (
-                np.linalg.lstsq(basis[:, :row], basis[:, row])[0]
+            orthogonal = (
+                basis[:, row] - basis[:, :row] @ (np.linalg.lstsq(basis[:, :row], basis[:, row])[0])
             )
             code = np.round(point @ orthogonal / (orthogonal @ orthogonal))
             assert code == found.codes[1, row, output]

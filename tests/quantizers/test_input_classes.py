@@ -38,7 +38,7 @@ def entropy_bits(labels):
 def test_classes_counts_and_bits_are_those_of_numpy():
     codes, is_live, levels = layer()
     classes = classes_by_magnitude(codes, is_live, num_classes=CLASSES)
-    live, own, label = np.asarray(codes)[is_live], np.asarray(classes)[is_live], levels[is_live]
+    live, own = np.asarray(codes)[is_live], np.asarray(classes)[is_live]
     magnitude = np.abs(live).mean(axis=1)
     # Ten inputs: classes of four, three and three, in order.
     np.testing.assert_array_equal(np.bincount(own), [4, 3, 3])
