@@ -1,9 +1,9 @@
 """Biases and scales of a layer's outputs, refitted after its weights were rounded.
 
-Output o of the layer becomes `s q^T xh + b + d` instead of `w^T x + b`: the bias changes by d, which
-costs nothing where biases are stored anyway, and the weights are scaled by s. Both are linear least
-squares in moments of the inputs. A refit is kept, output by output, only if other data than it was
-fitted on says that it is better.
+Output o of the layer becomes `s q^T xh + b + d` instead of `w^T x + b`: the bias changes by d,
+which costs nothing where biases are stored anyway, and the weights are scaled by s. Both are linear
+least squares in moments of the inputs. A refit is kept, output by output, only if other data than
+it was fitted on says that it is better.
 
 Axes: `G` groups, `I` inputs, `O` outputs.
 
