@@ -68,17 +68,19 @@ def make_layer(size: int, seed: int = 0) -> tuple[jax.Array, jax.Array]:
 
 
 def timed(run: Callable[[], Any], repeats: int) -> tuple[Any, dict[str, float]]:
-    start = time.perf_counter()
-    result = jax.block_until_ready(run())
-    first = time.perf_counter() - start
+    """Time a call after a first one; without repeats, the first one itself."""
     walls, processors = [], []
-    for _ in range(repeats):
+    for _ in range(repeats + 1):
         start, busy = time.perf_counter(), time.process_time()
-        jax.block_until_ready(run())
+        result = jax.block_until_ready(run())
         walls.append(time.perf_counter() - start)
         processors.append(time.process_time() - busy)
-    wall, processor = float(np.median(walls)), float(np.median(processors))
-    return result, {"first_seconds": first, "seconds": wall, "processor_seconds": processor}
+    counted = slice(min(repeats, 1), None)
+    return result, {
+        "first_seconds": walls[0],
+        "seconds": float(np.median(walls[counted])),
+        "processor_seconds": float(np.median(processors[counted])),
+    }
 
 
 def time_parts(size: int, repeats: int) -> dict[str, dict[str, float]]:
@@ -118,8 +120,9 @@ def time_parts(size: int, repeats: int) -> dict[str, dict[str, float]]:
         lambda: hessian_rounding._round(layer, multiplier, *pair, settings=settings), few
     )
     del layer, problem, factor
-    _, rows["call, multiplier"] = timed(lambda: round_layer(weights, second, multiplier), few)
-    _, rows["call, rate"] = timed(lambda: round_layer_to_rate(weights, second, rate), few)
+    # Their parts are compiled by now.
+    _, rows["call, multiplier"] = timed(lambda: round_layer(weights, second, multiplier), 0)
+    _, rows["call, rate"] = timed(lambda: round_layer_to_rate(weights, second, rate), 0)
     for row in rows.values():
         row["products"] = row["seconds"] / rows["product"]["seconds"]
         row["processor_products"] = row["processor_seconds"] / rows["product"]["processor_seconds"]

@@ -133,7 +133,6 @@ def factor_inputs(
     mean = jnp.sum(diagonal, axis=-1) / num_live
     is_pair = is_live[..., :, None] & is_live[..., None, :]
     identity = np.eye(diagonal.shape[-1], dtype=diagonal.dtype)[None]
-    kept = jnp.where(is_pair, second_moments, 0)
 
     def is_bad(state: tuple[Array, Array, Array]) -> Array:
         lower, _, number = state
@@ -144,14 +143,15 @@ def factor_inputs(
         more = jnp.maximum(10 * damping, jnp.finfo(damping.dtype).eps)
         damping = jnp.where(number == 0, damping, more)
         added = jnp.where(is_live, damping * mean[:, None], 1)
+        kept = jnp.where(is_pair, second_moments, 0)
         return cholesky(kept + identity * added[:, None, :]), damping, number + 1
 
-    start = jnp.full_like(kept, jnp.nan), jnp.asarray(damping, kept.dtype), jnp.int32(0)
+    unknown = jnp.full_like(second_moments, jnp.nan)
+    start = unknown, jnp.asarray(damping, diagonal.dtype), jnp.int32(0)
     lower, damping, _ = lax.while_loop(is_bad, decompose, start)
     return Factor(lower, is_live, damping, damping * mean)
 
 
-@jax.jit
 def problem_of(
     weights: Float[Array, "G I O"],
     factor: Factor,
@@ -169,16 +169,22 @@ def problem_of(
     Returns:
         The problem, in the dtype of the weights.
     """
+    return Problem(factor, _target_of(weights, factor, cross_moments), output_importance)
+
+
+@jax.jit
+def _target_of(
+    weights: Float[Array, "G I O"], factor: Factor, cross_moments: Float[Array, "G I I"] | None
+) -> Float[Array, "G I O"]:
     is_live = factor.is_live[..., None]
     if cross_moments is None:
-        kept = jnp.where(is_live, weights, 0)
-        target = jnp.einsum("gki,gko->gio", factor.lower, kept, precision="highest")
-        return Problem(factor, target, output_importance)
+        # Rows and columns of L keep the weights of inputs that are always 0 apart.
+        target = jnp.einsum("gki,gko->gio", factor.lower, weights, precision="highest")
+        return jnp.where(is_live, target, 0)
     product = jnp.einsum("gij,gjo->gio", cross_moments, weights, precision="highest")
     # Damped like S, so that without drift the target is the same.
     product = product + factor.added[:, None, None] * weights
-    target = solve_lower(factor.lower, jnp.where(is_live, product, 0))
-    return Problem(factor, target, output_importance)
+    return solve_lower(factor.lower, jnp.where(is_live, product, 0))
 
 
 @partial(jax.jit, static_argnames=("block_size",))

@@ -421,27 +421,29 @@ def _passes(
         return classes, counts
 
     def one_pass(_: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
-        codes, _, _, factors = state
-        classes, counts = tables(codes)
+        *_, factors, classes, counts = state
         prices = multiplier * length_bits(counts).astype(spacings.dtype)
         found = round_with_feedback(
             layer.problem,
             Grid(spacings, factors),
             classes,
             prices,
-            block_size=min(settings.block_size, codes.shape[1]),
+            block_size=min(settings.block_size, layer.weights.shape[1]),
         )
         # A factor beyond would not be one of the bin that it is for.
-        return found.codes, found.errors, factors, jnp.clip(found.fitted_factors, 0.5, 1.5)
+        fitted = jnp.clip(found.fitted_factors, 0.5, 1.5)
+        return found.codes, found.errors, factors, fitted, *tables(found.codes)
 
     plain = jnp.clip(jnp.round(layer.weights / spacings[..., None]), -most, most)
     plain = jnp.where(is_live[..., None], plain, 0).astype(jnp.int16)
     factors = jnp.ones(NUM_FACTORS, spacings.dtype)
     errors = jnp.zeros_like(layer.problem.output_importance)
-    codes, errors, factors, _ = counted_loop(
-        0, settings.num_passes, one_pass, (plain, errors, factors, factors)
+    # Codes themselves are not needed by the next pass, so that one copy of them is enough.
+    start = plain, errors, factors, factors, *tables(plain)
+    codes, errors, factors, _, classes, counts = counted_loop(
+        0, settings.num_passes, one_pass, start
     )
-    return codes, errors, factors, *tables(codes)
+    return codes, errors, factors, classes, counts
 
 
 @partial(jax.jit, static_argnames=("settings",))

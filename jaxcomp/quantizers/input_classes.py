@@ -13,9 +13,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Int16
 
 from jaxcomp.numerics.sums import pairwise_sum
+from jaxcomp.numerics.transformations import counted_loop
 from jaxcomp.numerics.units import LN2
 
 # Weights of symbols that have not occurred, all together, in units of one that has.
@@ -56,7 +58,14 @@ def classes_by_magnitude(
     Returns:
         (G, I) int32, from 0 for the smallest codes to J - 1.
     """
-    magnitude = jnp.mean(jnp.abs(codes.astype(jnp.float32)), axis=-1)
+
+    # Input after input: all codes as floats would be twice as large.
+    def step(row: Array, sums: Float[Array, "G I"]) -> Float[Array, "G I"]:
+        own = lax.dynamic_index_in_dim(codes, row, 1, keepdims=False).astype(jnp.float32)
+        return lax.dynamic_update_index_in_dim(sums, jnp.sum(jnp.abs(own), axis=-1), row, 1)
+
+    start = jnp.zeros(is_live.shape, jnp.float32)
+    magnitude = counted_loop(0, codes.shape[1], step, start)
     flat = jnp.where(is_live, magnitude, jnp.inf).ravel()
     rank = jnp.argsort(jnp.argsort(flat)).astype(jnp.int32)
     number = jnp.maximum(jnp.sum(is_live, dtype=jnp.int32), 1)
@@ -85,8 +94,15 @@ def count_codes(
     first = classes * num_symbols + max_code
     # Those of other inputs go where nobody looks.
     first = jnp.where(is_live, first, num_classes * num_symbols + max_code)
-    places = first[..., None] + codes.astype(jnp.int32)
-    counts = jnp.zeros((num_classes + 1) * num_symbols, jnp.int32).at[places].add(1)
+
+    # Input after input: places of all codes would be twice as large as the codes.
+    def step(row: Array, counts: Int[Array, " symbols"]) -> Int[Array, " symbols"]:
+        own = lax.dynamic_index_in_dim(codes, row, 1, keepdims=False).astype(jnp.int32)
+        place = lax.dynamic_index_in_dim(first, row, 1) + own
+        return counts.at[place].add(1)
+
+    counts = jnp.zeros((num_classes + 1) * num_symbols, jnp.int32)
+    counts = counted_loop(0, codes.shape[1], step, counts)
     return counts.reshape(num_classes + 1, num_symbols)[:num_classes]
 
 
