@@ -37,7 +37,7 @@ import jaxcomp
 from jaxcomp.curvature import gauss_newton_diagonal, layer_hessians
 from jaxcomp.evaluation import metrics
 from jaxcomp.experiments import data
-from jaxcomp.quantizers import feedback, hessian_rounding, spacings
+from jaxcomp.quantizers import feedback, hessian_rounding, rounding_passes, spacings
 from jaxcomp.quantizers.hessian_rounding import (
     RoundingSettings,
     round_layer,
@@ -86,7 +86,8 @@ def timed(run: Callable[[], Any], repeats: int) -> tuple[Any, dict[str, float]]:
 def time_parts(size: int, repeats: int) -> dict[str, dict[str, float]]:
     """Time the parts of a call, and whole calls."""
     weights, second = make_layer(size)
-    settings, rows = RoundingSettings(), {}
+    settings, rows = RoundingSettings().without_choices, {}
+    pairs = jnp.asarray(RoundingSettings().pairs, jnp.float32)
     product = jax.jit(partial(jnp.einsum, "gki,gko->gio", precision="highest"))
     _, rows["product"] = timed(lambda: product(second, weights), repeats)
     factor, rows["factor"] = timed(lambda: feedback.factor_inputs(second, 1e-3), repeats)
@@ -94,9 +95,9 @@ def time_parts(size: int, repeats: int) -> dict[str, dict[str, float]]:
     problem, rows["target"] = timed(
         lambda: feedback.problem_of(weights, factor, None, one), repeats
     )
-    layer = hessian_rounding._Layer(weights, problem)
+    layer = rounding_passes.Layer(weights, problem)
     rate = jnp.float32(RATE_BITS)
-    multiplier = hessian_rounding._first_multiplier(layer, rate)
+    multiplier = rounding_passes.first_multiplier(layer, rate)
     pair = jnp.float32(1), jnp.float32(1)
     spacing = spacings.spacing_for(factor, jnp.float32(1), multiplier, *pair)
     grid = feedback.Grid(spacing.of_inputs, jnp.ones(feedback.NUM_FACTORS))
@@ -111,10 +112,10 @@ def time_parts(size: int, repeats: int) -> dict[str, dict[str, float]]:
     )
     few = max(1, repeats // 3)
     _, rows["choice"] = timed(
-        lambda: hessian_rounding._choose(layer, multiplier, settings=settings), few
+        lambda: rounding_passes.choose_pair(layer, multiplier, pairs, settings=settings), few
     )
     _, rows["secants"] = timed(
-        lambda: hessian_rounding._meet_rate(layer, multiplier, rate, *pair, settings=settings), few
+        lambda: rounding_passes.meet_rate(layer, multiplier, rate, *pair, settings=settings), few
     )
     _, rows["passes"] = timed(
         lambda: hessian_rounding._round(layer, multiplier, *pair, settings=settings), few

@@ -2,30 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rounding_problems import FIXED, SETTINGS, layer
 
-from jaxcomp.quantizers.hessian_rounding import (
-    RoundingSettings,
-    layer_curve,
-    round_layer,
-    round_layer_to_rate,
-)
+from jaxcomp.quantizers.hessian_rounding import round_layer, round_layer_to_rate
+from jaxcomp.quantizers.rounding_passes import RoundingSettings
 from jaxcomp.rate_distortion.gaussian import gaussian_rate
-
-INPUTS, OUTPUTS = 24, 40
-SETTINGS = RoundingSettings(block_size=8, max_code=255, slopes=(1.0, 2.0))
-FIXED = RoundingSettings(block_size=8, max_code=255, exponents=(0.5,), slopes=(1.0,))
-
-
-def layer(seed: int = 0, groups: int = 2):
-    """Weights, S with an input that is always 0, and importances of outputs."""
-    rng = np.random.default_rng(seed)
-    x = rng.standard_normal((groups, 200, INPUTS)) * np.exp(rng.standard_normal(INPUTS))
-    x = x + rng.standard_normal((groups, 200, 1))
-    x[0, :, 3] = 0
-    second = np.swapaxes(x, 1, 2) @ x / 200
-    weights = rng.standard_normal((groups, INPUTS, OUTPUTS))
-    parts = weights, second, rng.gamma(1.0, size=(groups, OUTPUTS))
-    return tuple(jnp.asarray(part, jnp.float32) for part in parts)
 
 
 def test_a_rounded_layer_is_what_it_says():
@@ -41,13 +22,13 @@ def test_a_rounded_layer_is_what_it_says():
     live = np.diagonal(second, axis1=1, axis2=2) > 0
     np.testing.assert_array_equal(found.is_live, live)
     mean = np.trace(second, axis1=1, axis2=2) / live.sum(axis=1)
-    added = 1e-3 * mean[:, None, None] * live[..., None] * np.eye(INPUTS)
+    added = 1e-3 * mean[:, None, None] * live[..., None] * np.eye(24)
     error = np.asarray(weights, np.float64) - values
     damped = np.einsum("gio,gij,gjo->go", error, second + added, error)
     np.testing.assert_allclose(found.errors, damped, rtol=1e-4)
     assert not np.any(codes[~live])
     # The bits are those of its codes.
-    assert found.counts.sum() == live.sum() * OUTPUTS
+    assert found.counts.sum() == live.sum() * 40
     used = [
         codes[live & (np.asarray(found.classes) == c)].ravel() for c in range(len(found.counts))
     ]
@@ -56,52 +37,6 @@ def test_a_rounded_layer_is_what_it_says():
     ideal = -sum(np.sum(n * np.log2(np.maximum(n, 1) / n.sum())) for n in counts)
     np.testing.assert_allclose(found.bits.codes, ideal, rtol=1e-4)
     np.testing.assert_allclose(found.rate_bits, sum(found.bits) / codes.size, rtol=1e-6)
-
-
-def test_the_choice_is_the_cheapest_of_all_pairs():
-    weights, second, importance = layer()
-
-    def cost(found):
-        return jnp.sum(importance * found.errors) + found.multiplier * found.bits.total
-
-    chosen = set()
-    for multiplier in (0.02, 1.0, 20.0):
-        best = round_layer(
-            weights, second, multiplier, output_importance=importance, settings=SETTINGS
-        )
-        costs = []
-        for exponent in SETTINGS.exponents:
-            for slope in SETTINGS.slopes:
-                pair = RoundingSettings(
-                    block_size=8, max_code=255, exponents=(exponent,), slopes=(slope,)
-                )
-                found = round_layer(
-                    weights, second, multiplier, output_importance=importance, settings=pair
-                )
-                costs.append(cost(found))
-        np.testing.assert_allclose(cost(best), min(costs), rtol=1e-5)
-        chosen.add((float(best.spacing.exponent), float(best.spacing.slope)))
-    assert len(chosen) > 1
-
-
-def test_a_curve_is_that_of_the_points_rounded_one_by_one():
-    weights, second, importance = layer()
-    multipliers = jnp.asarray([0.02, 0.3, 20.0])
-    curve = layer_curve(
-        weights, second, multipliers, output_importance=importance, settings=SETTINGS
-    )
-    # So few outputs are all in the sample.
-    for number, multiplier in enumerate(multipliers):
-        found = round_layer(
-            weights, second, multiplier, output_importance=importance, settings=SETTINGS
-        )
-        np.testing.assert_allclose(curve.rate_bits[number], found.rate_bits, rtol=1e-4)
-        distortion = jnp.sum(importance * found.errors)
-        np.testing.assert_allclose(curve.distortion[number], distortion, rtol=1e-4)
-        assert curve.exponent[number] == found.spacing.exponent
-        assert curve.slope[number] == found.spacing.slope
-    assert jnp.all(jnp.diff(curve.rate_bits) < 0)
-    assert jnp.all(jnp.diff(curve.distortion) > 0)
 
 
 def test_mapped_over_layers_equals_a_loop_and_comes_out_the_same_twice():
@@ -194,9 +129,3 @@ def test_bad_layers_are_refused():
         round_layer(weights, second, 1.0, damping=-1.0)
     with pytest.raises(TypeError, match="weights must be floating"):
         round_layer(jnp.ones((1, 2, 2), int), second, 1.0)
-    with pytest.raises(ValueError, match="slopes must be positive"):
-        RoundingSettings(slopes=(0.0,))
-    with pytest.raises(ValueError, match="exponents must be a tuple of finite numbers"):
-        RoundingSettings(exponents=())
-    with pytest.raises(ValueError, match="max_code must be from 1 to 16383"):
-        RoundingSettings(max_code=1 << 15)
