@@ -41,6 +41,7 @@ from jaxcomp.numerics.checks import (
 )
 from jaxcomp.numerics.transformations import always_compiled, without_derivative
 from jaxcomp.quantizers.feedback import Grid, factor_inputs, problem_of
+from jaxcomp.quantizers.histograms import accumulation_dtype
 from jaxcomp.quantizers.input_classes import Bits, bits_of
 from jaxcomp.quantizers.rounding_passes import (
     DEFAULT_SETTINGS,
@@ -253,7 +254,7 @@ def _prepared(
             "weights must be (groups, inputs, outputs) with at least one of each, (1, inputs, "
             f"outputs) for a dense layer, got shape {weights.shape}."
         )
-    dtype = jnp.promote_types(weights.dtype, jnp.float32)
+    dtype = accumulation_dtype(weights.dtype)
     num_groups, num_inputs, num_outputs = weights.shape
     if output_importance is None:
         output_importance = jnp.ones((num_groups, num_outputs), dtype)

@@ -7,6 +7,7 @@ belongs to is stored. All bits are ideal lengths: those of counts, of a real cod
 Axes: `G` groups, `I` inputs, `O` outputs, `J` classes, `T` symbols (code z at place z + (T - 1)/2).
 """
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -149,5 +150,5 @@ def bits_of(
     num_labels = counts.shape[0] * (2 * _MAX_LEVEL + 1)
     label = jnp.where(is_live, classes * (2 * _MAX_LEVEL + 1) + level, num_labels)
     occur = jnp.zeros(num_labels + 1, jnp.int32).at[label].add(1).astype(jnp.float32)
-    labels = jnp.sum(occur * (np.log2(label.size) - jnp.log2(jnp.maximum(occur, 1))))
+    labels = jnp.sum(occur * (math.log2(label.size) - jnp.log2(jnp.maximum(occur, 1))))
     return Bits(codes, tables, labels)
