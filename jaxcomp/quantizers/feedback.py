@@ -25,7 +25,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Int16
 
@@ -132,7 +131,9 @@ def factor_inputs(
     num_live = jnp.maximum(jnp.sum(is_live, axis=-1), 1).astype(diagonal.dtype)
     mean = jnp.sum(diagonal, axis=-1) / num_live
     is_pair = is_live[..., :, None] & is_live[..., None, :]
-    identity = np.eye(diagonal.shape[-1], dtype=diagonal.dtype)[None]
+    # Not as a constant, of which a program keeps several copies.
+    place = jnp.arange(diagonal.shape[-1])
+    is_diagonal = (place[:, None] == place[None, :])[None]
 
     def is_bad(state: tuple[Array, Array, Array]) -> Array:
         lower, _, number = state
@@ -144,7 +145,8 @@ def factor_inputs(
         damping = jnp.where(number == 0, damping, more)
         added = jnp.where(is_live, damping * mean[:, None], 1)
         kept = jnp.where(is_pair, second_moments, 0)
-        return cholesky(kept + identity * added[:, None, :]), damping, number + 1
+        kept = kept + jnp.where(is_diagonal, added[:, None, :], 0)
+        return cholesky(kept), damping, number + 1
 
     unknown = jnp.full_like(second_moments, jnp.nan)
     start = unknown, jnp.asarray(damping, diagonal.dtype), jnp.int32(0)
