@@ -8,7 +8,7 @@ seeded; 3 bits per weight. Every part as a ratio to the matrix product L^T W in 
 and processor time: `factor` (Cholesky), `target` (L^T W), `pass` (factor, spacings and tables
 given), and the parts of a whole call: `choice` of exponent and slope on a sample, `secants`, and
 `passes`. Inputs lie on the device before the clock starts; medians; compilation apart. Peak memory
-of a whole call, in a process of its own, and of one with a layer of 64 inputs, which is what JAX and
+of a whole call, in a process of its own, and of one with a layer of 64 inputs: what JAX and
 compiling take.
 
 **Bits.** LeNet-300-100 on MNIST (weights `fcK.weight` (out, in)); S from 10,000 training images,
