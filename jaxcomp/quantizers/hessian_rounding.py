@@ -132,8 +132,9 @@ def round_layer(
 
     Raises:
         TypeError: if an array is not floating.
-        ValueError: on shapes that do not fit, NaN or infinity, negative importances or a
-            multiplier that is not positive. Values are checked only outside `jit` and `vmap`.
+        ValueError: on shapes that do not fit, NaN or infinity, negative importances, an S with
+            eigenvalues far below 0 or a multiplier that is not positive. Values are checked only
+            outside `jit` and `vmap`.
     """
     check_positive("multiplier", multiplier)
     layer = _prepared(
@@ -280,10 +281,25 @@ def _prepared(
         raise ValueError(f"damping must be finite and at least 0, got {damping}.")
     arrays = {name: value.astype(dtype) for name, value in arrays.items()}
     factor = factor_inputs(arrays["second_moments"], damping)
+    _check_definite(arrays["second_moments"], factor.damping, damping)
     problem = problem_of(
         arrays["weights"], factor, arrays.get("cross_moments"), arrays["output_importance"]
     )
     return Layer(arrays["weights"], problem)
+
+
+def _check_definite(
+    second_moments: Float[Array, "G I I"], found: Float[Array, ""], damping: Any
+) -> None:
+    """Refuse a matrix that no rounding error made indefinite."""
+    if not all(is_concrete(part) for part in (second_moments, found, damping)):
+        return
+    least = float(jnp.min(jnp.diagonal(second_moments, axis1=-2, axis2=-1)))
+    if least < 0 or not float(found) <= max(1, float(damping)):
+        raise ValueError(
+            "second_moments must be positive semi-definite, got a matrix with an eigenvalue far "
+            "below 0."
+        )
 
 
 def _check_importance(output_importance: Float[Array, "G O"]) -> None:
@@ -316,7 +332,6 @@ def _round(
     )
     bits = bits_of(counts, classes, spacing.levels, factor.is_live)
     bits = bits._replace(tables=bits.tables + NUMBER_BITS)
-    # Whoever sees a factor that could not be found sees it in the errors.
     return RoundedLayer(
         codes,
         spacing,

@@ -127,5 +127,8 @@ def test_bad_layers_are_refused():
         round_layer(weights, second, 1.0, output_importance=0 * importance)
     with pytest.raises(ValueError, match="damping must be finite and at least 0, got -1"):
         round_layer(weights, second, 1.0, damping=-1.0)
+    for bad in (-second, second + 1e3 * (1 - jnp.eye(24))):
+        with pytest.raises(ValueError, match="second_moments must be positive semi-definite"):
+            round_layer(weights, bad, 1.0)
     with pytest.raises(TypeError, match="weights must be floating"):
         round_layer(jnp.ones((1, 2, 2), int), second, 1.0)
