@@ -39,6 +39,7 @@ def test_a_rounded_layer_is_what_it_says():
     np.testing.assert_allclose(found.rate_bits, sum(found.bits) / codes.size, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("strict_promotion")
 def test_mapped_over_layers_equals_a_loop_and_comes_out_the_same_twice():
     layers = [layer(seed) for seed in range(2)]
 
