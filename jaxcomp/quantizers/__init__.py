@@ -10,6 +10,12 @@ from jaxcomp.quantizers.assignment import assign
 from jaxcomp.quantizers.blocks import block_kmeans
 from jaxcomp.quantizers.cells import joint_moments
 from jaxcomp.quantizers.curves import Curve
+from jaxcomp.quantizers.hessian_rounding import (
+    RoundedLayer,
+    layer_curve,
+    round_layer,
+    round_layer_to_rate,
+)
 from jaxcomp.quantizers.histograms import (
     Moments,
     histogram_moments,
@@ -26,8 +32,11 @@ from jaxcomp.quantizers.methods import (
     Uniform,
     Vector,
 )
+from jaxcomp.quantizers.output_importance import output_importance
+from jaxcomp.quantizers.output_refit import InputMoments, OutputRefit, refit_outputs
 from jaxcomp.quantizers.pruning import prune_by_magnitude
 from jaxcomp.quantizers.rounding import RoundedWeights, round_to_nearest
+from jaxcomp.quantizers.rounding_passes import LayerCurve, RoundingSettings
 from jaxcomp.quantizers.scalar.entropy_constrained import (
     RateDistortionCurve,
     assign_by_cost,
@@ -61,16 +70,21 @@ __all__ = [
     "DiameterSolution",
     "DiameterSolver",
     "EntropyConstrained",
+    "InputMoments",
     "KMeans",
+    "LayerCurve",
     "MagnitudePruning",
     "Method",
     "Moments",
     "Optimal",
     "OptimalCodebooks",
+    "OutputRefit",
     "QuantizationResult",
     "RateDistortionCurve",
     "RoundToNearest",
+    "RoundedLayer",
     "RoundedWeights",
+    "RoundingSettings",
     "Solution",
     "Uniform",
     "Vector",
@@ -85,13 +99,18 @@ __all__ = [
     "join_vectors",
     "joint_moments",
     "kmeans",
+    "layer_curve",
     "lower_convex_hull",
     "optimal_diameter_kmeans",
     "optimal_kmeans",
+    "output_importance",
     "pad_bins",
     "plus_plus_start",
     "polish_kmeans",
     "prune_by_magnitude",
+    "refit_outputs",
+    "round_layer",
+    "round_layer_to_rate",
     "round_to_nearest",
     "solve_entropy_constrained",
     "solve_kmeans",

@@ -1,0 +1,40 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcomp.quantizers.feedback import factor_inputs
+from jaxcomp.quantizers.spacings import spacing_for
+
+
+@pytest.mark.usefixtures("strict_promotion")
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
+def test_spacings_follow_the_pivots_and_the_worth_of_a_bit(exponent):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 50, 8)) * np.exp(rng.standard_normal(8))
+    x[1, :, 2] = 0
+    second = jnp.asarray(np.swapaxes(x, 1, 2) @ x, jnp.float32)
+    factor = factor_inputs(second, 0.01)
+    importance, multiplier, slope = 3.0, 0.2, 2.0
+    found = spacing_for(
+        factor, *(jnp.float32(part) for part in (importance, multiplier, exponent, slope))
+    )
+    live = np.ones((2, 8), bool)
+    live[1, 2] = False
+    pivots = np.asarray(factor.pivots, np.float64)
+    mean = np.exp(np.mean(np.log(pivots[live])))
+    ratios = 2 ** (np.round(4 * np.log2((mean / pivots) ** exponent)) / 4)
+    spacing = np.asarray(found.of_inputs)
+    np.testing.assert_allclose((spacing / found.scale)[live], ratios[live], rtol=1e-5)
+    # What a bit is worth at high rate: ln 2 / 6 times the mean squared step of the errors.
+    worth = np.log(2) / 6 * importance * np.mean((pivots * spacing)[live] ** 2)
+    np.testing.assert_allclose(multiplier, slope * worth, rtol=1e-5)
+    # With exponent 1 all errors are alike but for the rounding of the ratios.
+    if exponent == 1:
+        steps = (pivots * spacing)[live]
+        assert steps.max() / steps.min() <= 2**0.25 * 1.0001
+
+
+def test_a_layer_whose_inputs_are_all_zero_has_spacings():
+    factor = factor_inputs(jnp.zeros((1, 3, 3)), 0.01)
+    found = spacing_for(factor, *(jnp.float32(1) for _ in range(4)))
+    np.testing.assert_array_equal(found.of_inputs, 1)
