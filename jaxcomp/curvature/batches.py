@@ -25,6 +25,7 @@ from jaxcomp.curvature.estimate import (
     Estimator,
     RunningMean,
     Sampling,
+    check_batch,
     check_finite,
     checked_estimator,
     count_examples,
@@ -261,7 +262,7 @@ def _full_data_samples(
     num_examples_before = None
     for first in range(0, num_chunks * chunk_size, chunk_size):
         indices = jnp.arange(chunk_size) + first
-        total, num_examples = _sum_over_batches(sampler, batches, indices)
+        total, num_examples = _sum_over_batches(sampler, batches, indices, is_first=first == 0)
         _check_pass(num_examples, num_examples_before)
         num_examples_before = num_examples
         samples = Samples(total, indices, _count(num_examples))
@@ -271,7 +272,11 @@ def _full_data_samples(
 
 
 def _sum_over_batches(
-    sampler: DiagonalSampler, batches: Iterable[Batch], indices: Int[Array, " C"]
+    sampler: DiagonalSampler,
+    batches: Iterable[Batch],
+    indices: Int[Array, " C"],
+    *,
+    is_first: bool,
 ) -> tuple[Params, int]:
     """Sum the samples of one chunk over all examples, in one pass; and count the examples.
 
@@ -282,6 +287,8 @@ def _sum_over_batches(
     for batch, size in sized_batches(batches):
         # While a step runs the next batch is fetched, but not a second one after it.
         jax.block_until_ready(total)
+        if is_first and num_examples == 0:
+            check_batch(sampler, batch)
         here = starting_at(sampler, num_examples)
         total = add_batch(total, here, batch, indices, _count(size))
         num_examples += size

@@ -60,7 +60,8 @@ class DiagonalSampler(Protocol):
         A sampler whose samples are not shaped like the weights has, beside the weights, an
         attribute `sample_like`: a tree of arrays or `jax.ShapeDtypeStruct`, one for each weight.
         One whose samples depend on the place of a batch in the data set has a method
-        `starting_at(example)` that returns the sampler for batches that start there.
+        `starting_at(example)` that returns the sampler for batches that start there. One that can
+        tell a batch it is not defined for has a method `check(batch)` that raises a `ValueError`.
         """
         ...
 
@@ -100,6 +101,7 @@ class Estimator(ABC):
     def __call__(self, batch: Batch) -> DiagonalEstimate:
         """Return the estimate for the mean loss of one batch; pure."""
         sampler, num_samples = self.sampling()
+        check_batch(sampler, batch)
         return estimate_on_batch(sampler, batch, num_samples=num_samples)
 
 
@@ -118,6 +120,13 @@ def checked_estimator(estimator: Any) -> Estimator:
 def sample_like(sampler: DiagonalSampler) -> Params:
     """Return a tree of the shapes of one sample, and of the dtypes of the weights."""
     return getattr(sampler, "sample_like", sampler.params)
+
+
+def check_batch(sampler: DiagonalSampler, batch: Batch) -> None:
+    """Let a sampler refuse a batch; for use outside `jit`, where values are known."""
+    check = getattr(sampler, "check", None)
+    if check is not None:
+        check(batch)
 
 
 def starting_at(sampler: DiagonalSampler, example: int) -> DiagonalSampler:

@@ -36,6 +36,7 @@ from jaxcomp.curvature.estimate import (
     floating_leaves,
     open_params,
 )
+from jaxcomp.curvature.independence import check_outputs_are_independent
 from jaxcomp.curvature.per_example import open_layers, sum_of_squares
 from jaxcomp.numerics.checks import check_count
 from jaxcomp.numerics.linear_algebra import eigh
@@ -64,6 +65,10 @@ class GaussNewtonSampler:
     def starting_at(self, example: int) -> "GaussNewtonSampler":
         """Return the sampler for a batch that starts at this example: labels are keyed by it."""
         return replace(self, first_example=example)
+
+    def check(self, batch: Batch) -> None:
+        """Refuse a model whose examples depend on each other."""
+        check_outputs_are_independent(self.predict_fn, self.params, inputs_and_targets(batch)[0])
 
     def at(self, batch: Batch) -> SampleFn:
         """Lay the layers open once; a sample is one pass over the examples, chunk by chunk."""
@@ -164,7 +169,8 @@ def gauss_newton_diagonal(
 
     Args:
         predict_fn: `(params, inputs) -> outputs (batch, ...)` in evaluation mode: the outputs of
-            an example must not depend on the others (dropout off, batch statistics fixed). Called
+            an example must not depend on the others (dropout off, batch statistics fixed), which
+            is checked on a few examples unless values are not known (in `jit`, `vmap`). Called
             on batches of one example. Static or traced as `loss_fn` of `hutchinson_diagonal`.
         params: any pytree; leaves that are not floating are constants.
         batch: `(inputs, targets)`, pytrees with leading axis B >= 1. Only a callable loss reads
@@ -186,7 +192,8 @@ def gauss_newton_diagonal(
 
     Raises:
         ValueError: for an unknown loss, a count that is not positive, labels to sample without a
-            key, a batch that is no pair of equal lengths, or outputs that do not fit the loss.
+            key, a batch that is no pair of equal lengths, outputs that do not fit the loss, or
+            outputs of an example that depend on the other examples.
         TypeError: if `predict_fn` is not callable or not hashable, or a leaf of `params` complex.
     """
     return GaussNewton(

@@ -41,6 +41,7 @@ from jaxcomp.curvature.gauss_newton import (
     exact_columns,
     inputs_and_targets,
 )
+from jaxcomp.curvature.independence import check_outputs_are_independent
 from jaxcomp.curvature.per_example import (
     CHUNK_BYTES,
     OpenLayers,
@@ -149,7 +150,8 @@ def layer_hessians(
 
     Raises:
         ValueError: if `select` names a weight that is no matrix (they are listed by
-            `find_layers`), there are no batches, or the result is not finite.
+            `find_layers`), there are no batches, the outputs of an example depend on the others in
+            the first batch, or the result is not finite.
         TypeError: if `predict_fn` is not callable or not hashable.
     """
     function, params = open_params(_as_function(model_or_fn, params), params)
@@ -158,6 +160,7 @@ def layer_hessians(
     for batch, size in sized_batches(batches):
         inputs, targets = inputs_and_targets(batch) if _is_pair(batch) else (batch, None)
         if total is None:
+            check_outputs_are_independent(function, params, inputs)
             uses = _selected_uses(function, params, inputs, select)
             total = CompensatedSum.empty(_zero_hessians(params, uses, per_output=per_output))
         jax.block_until_ready(total)
