@@ -277,6 +277,7 @@ def floating_leaves(params: Params) -> FloatingLeaves:
 
     Raises:
         TypeError: if a leaf is complex.
+        ValueError: if none is floating.
     """
     with_paths, structure = jax.tree_util.tree_flatten_with_path(params)
     leaves = tuple(leaf for _, leaf in with_paths)
@@ -290,6 +291,12 @@ def floating_leaves(params: Params) -> FloatingLeaves:
             )
         if jnp.issubdtype(dtype, jnp.floating):
             positions.append(position)
+    if not positions:
+        raise ValueError(
+            "params has no floating array among its leaves, so that there is nothing to take "
+            "curvature of; pass the weights as arrays (mutable variables of a module frozen, such "
+            "as by penzai's pz.freeze_params)."
+        )
     values = tuple(jnp.asarray(leaves[position]) for position in positions)
     return FloatingLeaves(values, tuple(positions), leaves, structure)
 
