@@ -33,6 +33,7 @@ from jaxcomp.curvature.estimate import (
     starting_at,
     zero_diagonal,
 )
+from jaxcomp.curvature.not_finite import where_it_began
 from jaxcomp.numerics.checks import check_count
 from jaxcomp.numerics.transformations import explicit_transfers
 from jaxcomp.types import Batch, Params
@@ -75,7 +76,9 @@ def over_batches(
     """
     sampling, probes_per_chunk = _check_arguments(estimator, batches, probes_per_chunk)
     state = _full_data_estimate(*sampling, batches, probes_per_chunk)
-    return check_finite(state.running.estimate(sampling.num_samples))
+    return check_finite(
+        state.running.estimate(sampling.num_samples), _looking_for(sampling.sampler, batches)
+    )
 
 
 @explicit_transfers
@@ -164,8 +167,16 @@ def over_batches_until(
         min(min_probes, sampling.num_samples),
     )
     num_probes = int(state.num_samples)
-    estimate = check_finite(state.running.estimate(num_probes))
+    estimate = check_finite(
+        state.running.estimate(num_probes), _looking_for(sampling.sampler, batches)
+    )
     return PreciseEstimate(estimate, num_probes, _relative_errors(estimate), bool(state.is_precise))
+
+
+def _looking_for(sampler: DiagonalSampler, batches: Iterable[Batch]) -> Callable[[], str] | None:
+    """Return what says where values that are not finite began, if the sampler lets it look."""
+    evaluate = getattr(sampler, "evaluate", None)
+    return None if evaluate is None else partial(where_it_began, evaluate, sampler.params, batches)
 
 
 def _check_arguments(

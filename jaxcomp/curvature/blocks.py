@@ -64,6 +64,10 @@ class BlockSampler:
 
         return jax.tree.map(leaf, self.params)
 
+    def evaluate(self, params: Params, batch: Batch) -> Any:
+        """Return the loss."""
+        return self.loss_fn(params, batch)
+
     def at(self, batch: Batch) -> SampleFn:
         """Linearise the gradient once, if all of the batch has the same probes."""
         hint_if_compiled_again("hutchinson_blocks", self.loss_fn.func, (self.params, batch))

@@ -62,6 +62,8 @@ class DiagonalSampler(Protocol):
         One whose samples depend on the place of a batch in the data set has a method
         `starting_at(example)` that returns the sampler for batches that start there. One that can
         tell a batch it is not defined for has a method `check(batch)` that raises a `ValueError`.
+        One with a method `evaluate(params, batch)`, what curvature is taken of, can say where
+        numbers that are not finite began.
         """
         ...
 
@@ -429,11 +431,15 @@ def count_examples(batch: Batch, name: str = "batch") -> int:
 
 
 @always_compiled
-def check_finite(curvature: DiagonalEstimate | PyTree) -> DiagonalEstimate | PyTree:
+def check_finite(
+    curvature: DiagonalEstimate | PyTree, where_it_began: Callable[[], str] | None = None
+) -> DiagonalEstimate | PyTree:
     """Return `curvature` unchanged if all of it is finite; a host boundary, not for use in `jit`.
 
     Args:
         curvature: an estimate, or any tree of arrays (a diagonal).
+        where_it_began: looks for the first number that was not finite, and says so in a clause;
+            called only if there is one.
 
     Raises:
         ValueError: naming the first leaf with NaN or infinite entries, and how many.
@@ -442,9 +448,17 @@ def check_finite(curvature: DiagonalEstimate | PyTree) -> DiagonalEstimate | PyT
     counts = jax.device_get(count_not_finite([jnp.asarray(leaf) for _, leaf in with_paths]))
     for (path, leaf), count in zip(with_paths, counts, strict=True):
         if count:
-            raise ValueError(
+            found = (
                 f"curvature{jax.tree_util.keystr(path)} has {int(count)} NaN or infinite entries "
-                f"of {math.prod(jnp.shape(leaf))}; check that the weights and the loss are finite."
+                f"of {math.prod(jnp.shape(leaf))}"
+            )
+            if where_it_began is None:
+                raise ValueError(
+                    f"{found}; check that the weights and the loss are finite (over_batches of an "
+                    "estimator says in which layer it began)."
+                )
+            raise ValueError(
+                f"{found}: {where_it_began()}; mend what is computed there, or leave that out."
             )
     return curvature
 

@@ -9,6 +9,7 @@ unit, squared nats per squared weight, is that of a Hessian, since a nat is a nu
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,10 @@ class FisherSampler:
     def check(self, batch: Batch) -> None:
         """Refuse a loss whose examples depend on each other."""
         check_losses_are_independent(self.loss_fn, self.params, batch)
+
+    def evaluate(self, params: Params, batch: Batch) -> Any:
+        """Return the loss."""
+        return self.loss_fn(params, batch)
 
     def at(self, batch: Batch) -> SampleFn:
         """Sum the squares over chunks of examples; the sample is the same for every index."""

@@ -70,6 +70,10 @@ class GaussNewtonSampler:
         """Refuse a model whose examples depend on each other."""
         check_outputs_are_independent(self.predict_fn, self.params, inputs_and_targets(batch)[0])
 
+    def evaluate(self, params: Params, batch: Batch) -> Any:
+        """Return the outputs."""
+        return self.predict_fn(params, inputs_and_targets(batch)[0])
+
     def at(self, batch: Batch) -> SampleFn:
         """Lay the layers open once; a sample is one pass over the examples, chunk by chunk."""
         hint_if_compiled_again("gauss_newton_diagonal", self.predict_fn.func, (self.params, batch))

@@ -63,6 +63,10 @@ class HutchinsonSampler:
         """Return the sampler for a batch that starts at this example of the data set."""
         return replace(self, first_block=number_of_block(example, self.examples_per_probe))
 
+    def evaluate(self, params: Params, batch: Batch) -> Any:
+        """Return the loss."""
+        return self.loss_fn(params, batch)
+
     def at(self, batch: Batch) -> SampleFn:
         """Linearise the gradient once, if all of the batch has the same probes."""
         hint_if_compiled_again("hutchinson_diagonal", self.loss_fn.func, (self.params, batch))

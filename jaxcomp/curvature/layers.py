@@ -12,7 +12,7 @@ Sources: Hassibi, Stork (1993); Frantar et al. (2022), arXiv:2210.17323, eq. 1 a
 the factor 1/n).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from math import prod
 from typing import Any, Literal, NamedTuple
@@ -42,6 +42,7 @@ from jaxcomp.curvature.gauss_newton import (
     inputs_and_targets,
 )
 from jaxcomp.curvature.independence import check_outputs_are_independent
+from jaxcomp.curvature.not_finite import where_it_began
 from jaxcomp.curvature.per_example import (
     CHUNK_BYTES,
     OpenLayers,
@@ -176,11 +177,19 @@ def layer_hessians(
     if total is None:
         raise ValueError("batches is empty; pass at least one batch.")
     factor = (1.0 if per_output else 2.0) / num_examples
-    hessians: Any = check_finite(dict(zip(uses, total.value(), strict=True)))
+    # Batches that can be passed over again are, if anything is not finite.
+    again = None if isinstance(batches, Iterator) else partial(_began, function, params, batches)
+    hessians: Any = check_finite(dict(zip(uses, total.value(), strict=True)), again)
     return {
         path: LayerHessian(hessians[path] * factor, use.layout, num_examples)
         for path, use in uses.items()
     }
+
+
+def _began(function: Partial, params: Params, batches: Iterable[Batch]) -> str:
+    """Say where values that are not finite began."""
+    inputs = (batch[0] if _is_pair(batch) else batch for batch in batches)
+    return where_it_began(function, params, inputs)
 
 
 def _as_function(model_or_fn: Any, params: Params) -> Partial:
