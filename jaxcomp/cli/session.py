@@ -1,8 +1,11 @@
 """What every command does around its work: devices and caches, errors, printing."""
 
+import _thread
 import io
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,11 +34,42 @@ class Result(Protocol):
         ...
 
 
+_SECONDS_UNTIL_AGAIN = 0.05
+
+
+def _interrupt_main_thread() -> None:
+    main = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main is not None:  # ends what it waits for, too
+        signal.pthread_kill(main, signal.SIGINT)
+    else:
+        _thread.interrupt_main()
+
+
+@contextmanager
+def _interruptions_arrive() -> Iterator[None]:
+    """Repeat Ctrl-C where Python loses it: in a callback of the garbage collector, JAX has one."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            # Not from here, where it would be lost too.
+            threading.Timer(_SECONDS_UNTIL_AGAIN, _interrupt_main_thread).start()
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
 @contextmanager
 def one_sentence_errors(traceback: bool) -> Iterator[None]:
     """Turn what cannot be done in this block into one sentence and exit code 2."""
     try:
-        yield
+        with _interruptions_arrive():
+            yield
     except KeyboardInterrupt:
         typer.echo("stopped; the same command goes on from here.", err=True)
         raise typer.Exit(130) from None

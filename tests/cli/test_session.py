@@ -1,14 +1,19 @@
 """Around the work of every command: what is not there is found first, what is done is told."""
 
+import gc
 import os
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
 import pytest
+import typer
 from command_line import SMALL, assert_one_sentence, environment, invoke, run_process
+
+from jaxcomp.cli.session import one_sentence_errors
 
 
 @pytest.mark.parametrize(
@@ -86,3 +91,20 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, tmp_path):
     result = invoke(*SMALL, "--out", tmp_path / "run")
     assert result.exit_code == 130
     assert result.stderr == "stopped; the same command goes on from here.\n"
+
+
+def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost(capsys):
+    def interrupt(phase: str, info: dict[str, int]) -> None:
+        gc.callbacks.remove(interrupt)
+        raise KeyboardInterrupt
+
+    def work() -> None:
+        with one_sentence_errors(traceback=False):
+            gc.collect()
+            time.sleep(60)  # ended by the second one
+
+    gc.callbacks.append(interrupt)
+    with pytest.raises(typer.Exit) as stopped:
+        work()
+    assert stopped.value.exit_code == 130
+    assert "goes on from here" in capsys.readouterr().err
