@@ -11,7 +11,7 @@ from jaxtyping import Float, PyTree
 from jaxcomp.curvature import CurvaturePolicy, DiagonalEstimate
 from jaxcomp.quantizers.problems import survey
 from jaxcomp.trees.leaves import readable_leaves
-from jaxcomp.trees.paths import shorten
+from jaxcomp.trees.paths import leaves_by_path, shorten
 from jaxcomp.trees.tied import Group
 
 
@@ -81,11 +81,15 @@ def importance_by_leaf(
         for path, view in zip(group.paths, group.views, strict=True)
     }
     exponents = dict(zip(found, exponents_of("importance", found), strict=True))
+    # What an estimate of weights of extreme size is in units of.
+    units = {} if not is_estimate or importance.exponent is None else importance.exponent
+    unit_of = {path: int(unit) for path, unit in leaves_by_path(units).items()}
     importances: list[Importance | None] = []
     for group in groups:
         # The loss changes through every place of a tied array; one array counts once.
         places = {id(named[path]): path for path in group.paths}
-        exponent = max(exponents[path] for path in places.values())
+        shifts = {path: unit_of.get(path, 0) for path in places.values()}
+        exponent = max(exponents[path] + shift for path, shift in shifts.items())
         dtype = jax.dtypes.canonicalize_dtype(
             np.float64 if group.value.dtype == np.float64 else np.float32
         )
@@ -93,8 +97,8 @@ def importance_by_leaf(
         parts = []
         for path in places.values():
             view = group.views[group.paths.index(path)]
-            units = np.ldexp(found[path].astype(np.float64), -exponent).astype(dtype)
-            parts.append(units if view is None else np.asarray(view.undo(units)))
+            part = np.ldexp(found[path].astype(np.float64), shifts[path] - exponent).astype(dtype)
+            parts.append(part if view is None else np.asarray(view.undo(part)))
         total = sum(parts[1:], start=parts[0])
         if is_estimate:
             result = policy.apply_blocks(total) if is_blocks else policy.apply(total)

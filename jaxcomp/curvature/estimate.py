@@ -27,6 +27,7 @@ from jax.tree_util import Partial
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
+from jaxcomp.curvature.units import estimate_in_units
 from jaxcomp.numerics.transformations import always_compiled, explicit_transfers
 from jaxcomp.trees.leaves import Frame, is_argument, split_constants
 from jaxcomp.types import Batch, LossFn, Params
@@ -40,10 +41,14 @@ class DiagonalEstimate(NamedTuple):
             weights); zeros for leaves that are not floating.
         standard_error: standard error of `mean` over random probes, of the same structure; zeros
             where the estimator is exact. It does not cover the choice of the data.
+        exponent: None, but for weights of extreme size (above some 1e12, below 1e-12), the
+            curvature of which float32 cannot hold: then an int32 for each leaf, and that leaf's
+            curvature, and its error, are the numbers here times `2 ** exponent`.
     """
 
     mean: Params
     standard_error: Params
+    exponent: PyTree | None = None
 
 
 SampleFn = Callable[[Int[Array, ""]], Params]
@@ -104,7 +109,8 @@ class Estimator(ABC):
         """Return the estimate for the mean loss of one batch; pure."""
         sampler, num_samples = self.sampling()
         check_batch(sampler, batch)
-        return estimate_on_batch(sampler, batch, num_samples=num_samples)
+        run = functools.partial(estimate_on_batch, batch=batch, num_samples=num_samples)
+        return estimate_in_units(run, sampler)
 
 
 def checked_estimator(estimator: Any) -> Estimator:

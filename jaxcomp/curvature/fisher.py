@@ -30,13 +30,14 @@ from jaxcomp.curvature.estimate import (
 )
 from jaxcomp.curvature.independence import check_losses_are_independent
 from jaxcomp.curvature.per_example import open_function, sum_of_squares
+from jaxcomp.curvature.units import Exponents
 from jaxcomp.numerics.checks import check_count
 from jaxcomp.types import Batch, LossFn, Params
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["loss_fn", "params"],
+    data_fields=["loss_fn", "params", "exponents"],
     meta_fields=["examples_per_chunk"],
 )
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class FisherSampler:
     loss_fn: Partial
     params: Params
     examples_per_chunk: int | None
+    exponents: Exponents = None
 
     def check(self, batch: Batch) -> None:
         """Refuse a loss whose examples depend on each other."""
@@ -70,6 +72,7 @@ class FisherSampler:
             batch,
             num_columns=1,
             examples_per_chunk=self.examples_per_chunk,
+            exponents=self.exponents,
         )
         mean = leaves.diagonal(tuple(x / num_examples for x in total))
         return lambda index: mean

@@ -38,6 +38,7 @@ from jaxcomp.curvature.estimate import (
 )
 from jaxcomp.curvature.independence import check_outputs_are_independent
 from jaxcomp.curvature.per_example import open_layers, sum_of_squares
+from jaxcomp.curvature.units import Exponents
 from jaxcomp.numerics.checks import check_count
 from jaxcomp.numerics.linear_algebra import eigh
 from jaxcomp.types import Batch, Params, PredictFn, PRNGKey
@@ -61,6 +62,7 @@ class GaussNewtonSampler:
     num_label_samples: int | None = field(metadata={"static": True})
     examples_per_chunk: int | None = field(metadata={"static": True})
     first_example: Int[Array, ""] | int = 0
+    exponents: Exponents = None
 
     def starting_at(self, example: int) -> "GaussNewtonSampler":
         """Return the sampler for a batch that starts at this example: labels are keyed by it."""
@@ -100,6 +102,7 @@ class GaussNewtonSampler:
                 examples_per_chunk=self.examples_per_chunk,
                 inputs_of=lambda chunk: chunk[0],
                 first_example=self.first_example,
+                exponents=self.exponents,
             )
             return leaves.diagonal(tuple(x / num_examples for x in total))
 

@@ -54,8 +54,9 @@ class PolicyResult(NamedTuple):
 
     Attributes:
         importance: structured and shaped like the curvature, float32 (float64 for float64),
-            positive (non-negative for a floor of zero), in nats per squared weight; ones in a
-            leaf that fell back.
+            positive (non-negative for a floor of zero), in nats per squared weight (times
+            `2 ** exponent` for an estimate that has one, which `jaxcomp.compress` reads from the
+            estimate itself); ones in a leaf that fell back.
         report: the same structure with a `LeafReport` in place of each leaf.
     """
 
