@@ -41,7 +41,10 @@ def estimate_in_units(run: Callable[[_Sampler], _Estimate], sampler: _Sampler) -
             samples that are `2^(2e)` times the curvature; without, it is run as it is.
     """
     plain = run(sampler)
-    exponents = extreme_exponents(sampler.params) if hasattr(sampler, "exponents") else None
+    is_known = all(is_concrete(leaf) for leaf in jax.tree.leaves((plain.mean, sampler.params)))
+    if not is_known or not hasattr(sampler, "exponents"):
+        return plain
+    exponents = extreme_exponents(sampler.params)
     if exponents is None:
         return plain
     again = run(replace(sampler, exponents=tuple(jnp.int32(e) for e in exponents)))
@@ -68,9 +71,7 @@ def estimate_in_units(run: Callable[[_Sampler], _Estimate], sampler: _Sampler) -
 
 
 def extreme_exponents(params: Params) -> tuple[int, ...] | None:
-    """Return the exponents of leaves that are far from ordinary size; None if none is, or known."""
-    if not all(is_concrete(leaf) for leaf in jax.tree.leaves(params)):
-        return None
+    """Return the exponents of leaves that are far from ordinary size; None if none is."""
     values = list(_floating_leaves(params).values())
     found = jax.device_get([_exponent(value) for value in values])
     exponents = tuple(
