@@ -26,3 +26,6 @@ LossFn: TypeAlias = Callable[[Params, Batch], Float[Array, ""]]
 
 PredictFn: TypeAlias = Callable[[Params, Any], Float[Array, "batch classes"]]
 """`(params, inputs) -> logits`, in evaluation mode."""
+
+OutputsFn: TypeAlias = Callable[[Params, Any], Any]
+"""`(params, inputs) -> outputs`, an array or any tree of arrays, in evaluation mode."""

@@ -44,29 +44,34 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 # Programs of this run, for all its processes: a test elsewhere, or the same function in another
-# mode, may compile the same. Nothing stays for the next run.
+# mode, may compile the same. Nothing stays for the next run, unless the variable names a folder.
 _PROGRAMS = "JAXCOMP_PROGRAMS_OF_TESTS"
 
 # Those that take longest; the others follow, so that no worker is left with one at the end.
 _TESTS = Path(__file__).parent
 _DEAREST = (
     "test_notebooks.py",
-    "compressed/test_compress.py",
-    "quantizers/test_scales.py",
-    "numerics/test_transformations.py",
-    "cli/test_experiments.py",
     "experiments/sweep/test_experiment.py",
-    "test_readme.py",
+    "compressed/test_compress.py",
     "quantizers/scalar/test_lloyd.py",
+    "numerics/test_transformations.py",
+    "quantizers/test_padding.py",
     "quantizers/scalar/test_optimal.py",
-    "quantizers/scalar/test_optimal_diameter.py",
-    "rate_distortion/test_discrete.py",
     "experiments/linear_regression/test_experiment.py",
+    "experiments/sweep/test_codebooks.py",
+    "quantizers/scalar/test_entropy_constrained.py",
+    "bounds/test_bounds.py",
+    "quantizers/test_scales.py",
+    "cli/test_experiments.py",
+    "experiments/sweep/test_compress.py",
+    "quantizers/test_vector.py",
+    "quantizers/scalar/test_optimal_diameter.py",
     "quantizers/scalar/test_coarse_to_fine.py",
+    "experiments/regularization/test_experiment.py",
+    "test_readme.py",
     "quantizers/scalar/test_uniform.py",
     "test_adapters.py",
     "bits_back/test_training.py",
-    "bounds/test_bounds.py",
     "numerics/test_linear_algebra.py",
 )
 
@@ -111,7 +116,9 @@ gc.set_threshold(100_000, 50, 50)
 
 
 # Linux grants a process 65,530 mappings of memory by default, and a compiled program holds dozens.
-_MOST_MAPPINGS = 25_000
+# Forgetting all of them takes ten seconds, and what the next modules share is compiled again: only
+# when those of one more module might not fit.
+_MOST_MAPPINGS = 40_000
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -138,8 +145,7 @@ def x64() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def programs_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the processes that a test starts, and does not kill, share the programs of this run."""
-    for option, value in _kept_programs().items():
-        monkeypatch.setenv(option.upper(), str(value))
+@pytest.fixture(scope="session")
+def programs_of_processes() -> dict[str, str]:
+    """Environment in which processes that a test starts, and does not kill, share programs."""
+    return {option.upper(): str(value) for option, value in _kept_programs().items()}

@@ -84,3 +84,25 @@ def image_problem(dtype=np.float32):
         "dense": leaf(rng, 3, 2, dtype=dtype),
     }
     return params, (leaf(rng, 3, 5, 6, 4, dtype=dtype), jnp.zeros(3, jnp.int32))
+
+
+def language_model(params, tokens):
+    """Logits (batch, T, V) of the next token, from the mean of those before it."""
+    hidden = params["embed"][tokens]
+    counts = jnp.arange(1, tokens.shape[1] + 1, dtype=hidden.dtype).reshape(1, -1, 1)
+    hidden = jnp.tanh((hidden + jnp.cumsum(hidden, axis=1) / counts) @ params["hidden"])
+    return hidden @ params["head"] + params["bias"].reshape(1, 1, -1)
+
+
+def language_problem(dtype=np.float32, num_classes=5, width=3, num_examples=3, length=4):
+    """Weights, and tokens with (the tokens that follow, weights of positions)."""
+    rng = np.random.default_rng(4)
+    params = {
+        "embed": leaf(rng, num_classes, width, dtype=dtype),
+        "hidden": leaf(rng, width, width, dtype=dtype),
+        "head": leaf(rng, width, num_classes, dtype=dtype),
+        "bias": leaf(rng, num_classes, dtype=dtype),
+    }
+    tokens, labels = rng.integers(0, num_classes, (2, num_examples, length))
+    weights = rng.integers(0, 3, (num_examples, length)) / 2
+    return params, (jnp.asarray(tokens), (jnp.asarray(labels), jnp.asarray(weights, dtype)))

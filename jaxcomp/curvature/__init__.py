@@ -24,6 +24,7 @@ from jaxcomp.curvature.hutchinson import Hutchinson, hutchinson_diagonal
 from jaxcomp.curvature.layers import Layer, LayerHessian, find_layers, layer_hessians
 from jaxcomp.curvature.linear_regression import linear_regression_hessian
 from jaxcomp.curvature.memory import MemoryEstimate, estimate_memory
+from jaxcomp.curvature.output_losses import PerPosition
 from jaxcomp.curvature.policy import CurvaturePolicy, LeafReport, PolicyResult
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "LayerHessian",
     "LeafReport",
     "MemoryEstimate",
+    "PerPosition",
     "PolicyResult",
     "PreciseEstimate",
     "adam_second_moments",

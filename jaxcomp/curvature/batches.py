@@ -1,9 +1,10 @@
 """Curvature of the mean loss over a data set that comes in batches.
 
-A diagonal of a mean loss is the mean over batches weighted by their numbers of examples; with a
-random estimator the standard error of that mean is known exactly only if the samples themselves
-are averaged over the data set first: `z * (H z)` of all batches with the same z is one sample of
-the full-data estimator. Axis letters: `C` probes in a chunk, `n` examples in all batches.
+A diagonal of a mean loss is the mean over batches weighted by their numbers of examples (of tokens,
+if the loss is a mean over those); with a random estimator the standard error of that mean is known
+exactly only if the samples themselves are averaged over the data set first: `z * (H z)` of all
+batches with the same z is one sample of the full-data estimator. Axis letters: `C` probes in a
+chunk, `n` examples in all batches.
 """
 
 import math
@@ -31,6 +32,7 @@ from jaxcomp.curvature.estimate import (
     count_examples,
     sample_like,
     starting_at,
+    weight_of,
     zero_diagonal,
 )
 from jaxcomp.curvature.not_finite import where_it_began
@@ -51,7 +53,8 @@ def over_batches(
 
     For an estimator such as `Hutchinson(loss_fn, params, key=key, num_probes=64)` the result is
     that on all examples at once, standard error included, however they are split: the
-    products of a probe are summed over all batches, weighted by examples, and divided once.
+    products of a probe are summed over all batches, weighted by examples (by the weights of their
+    positions, for a loss that is a mean over tokens), and divided once.
     Probes go in chunks; every chunk passes once over the batches. Memory, beside one batch, is
     about `2 C + 6` times that of the weights (the sums are compensated, so that thousands of
     batches add no rounding error). A ragged last batch costs one further compilation.
@@ -70,8 +73,8 @@ def over_batches(
 
     Raises:
         ValueError: if there are no batches, a batch has no examples or leaves of different
-            lengths, a later pass gives other numbers of examples than the first, or the result is
-            not finite.
+            lengths, a later pass gives other numbers of examples than the first, all weights of
+            positions are zero, or the result is not finite.
         TypeError: if `batches` is not iterable or can be passed over only once, or `estimator` is
             none.
     """
@@ -273,11 +276,11 @@ class Limits(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Full-data samples of one chunk of probes, before the division by the examples."""
+    """Full-data samples of one chunk of probes, before the division by the weight of the data."""
 
     total: Params
     indices: Int[Array, " C"]
-    num_examples: np.ndarray
+    weight: Float[Array, ""]
 
 
 def _full_data_samples(
@@ -287,10 +290,14 @@ def _full_data_samples(
     num_examples_before = None
     for first in range(0, num_chunks * chunk_size, chunk_size):
         indices = jnp.arange(chunk_size) + first
-        total, num_examples = _sum_over_batches(sampler, batches, indices, is_first=first == 0)
+        total, weight, num_examples = _sum_over_batches(
+            sampler, batches, indices, is_first=first == 0
+        )
         _check_pass(num_examples, num_examples_before)
+        if num_examples_before is None:
+            check_weight(weight)
         num_examples_before = num_examples
-        samples = Samples(total, indices, _count(num_examples))
+        samples = Samples(total, indices, weight)
         del total
         yield samples
         del samples
@@ -302,12 +309,13 @@ def _sum_over_batches(
     indices: Int[Array, " C"],
     *,
     is_first: bool,
-) -> tuple[Params, int]:
-    """Sum the samples of one chunk over all examples, in one pass; and count the examples.
+) -> tuple[Params, Float[Array, ""], int]:
+    """Sum the samples of one chunk over all examples, in one pass; and weigh and count those.
 
     Sum and correction of a `CompensatedSum` lie side by side, in arrays of shape (C, 2, ...).
     """
     total = zero_diagonal(sample_like(sampler), leading=(indices.size, 2))
+    weight = CompensatedSum.empty(jnp.zeros(()))
     num_examples = 0
     for batch, size in sized_batches(batches):
         # While a step runs the next batch is fetched, but not a second one after it.
@@ -315,9 +323,21 @@ def _sum_over_batches(
         if is_first and num_examples == 0:
             check_batch(sampler, batch)
         here = starting_at(sampler, num_examples)
-        total = add_batch(total, here, batch, indices, _count(size))
+        total, weight = add_batch(total, weight, here, batch, indices)
         num_examples += size
-    return total, num_examples
+    return total, weight.value(), num_examples
+
+
+def check_weight(weight: Float[Array, ""]) -> None:
+    """Refuse data of which nothing counts.
+
+    Raises:
+        ValueError: if the sum of all weights is zero.
+    """
+    if jax.device_get(weight) == 0:
+        raise ValueError(
+            "the weights of all positions of all batches are zero; at least one must be positive."
+        )
 
 
 def _check_pass(num_examples: int, num_examples_before: int | None) -> None:
@@ -331,25 +351,27 @@ def _check_pass(num_examples: int, num_examples_before: int | None) -> None:
         )
 
 
-@partial(jax.jit, donate_argnames=("total",))
+@partial(jax.jit, donate_argnames=("total", "weight"))
 def add_batch(
     total: Params,
+    weight: CompensatedSum,
     sampler: DiagonalSampler,
     batch: Batch,
     indices: Int[Array, " C"],
-    num_examples: Float[Array, ""],
-) -> Params:
-    """Add the samples of one batch, times its number of examples, to the sums of a chunk."""
+) -> tuple[Params, CompensatedSum]:
+    """Add the samples of one batch, times its weight, to the sums of a chunk; and its weight."""
     sample = sampler.at(batch)
+    own_weight = weight_of(sampler, batch)
 
     # In place: outputs of a scan would be a second copy, and so would two arrays, one of which is
     # set while its old value is still needed for the other.
     def step(row: Int[Array, ""], total: Params) -> Params:
-        added = _sum_at(total, row).add(_times(sample(indices[row]), num_examples))
+        added = _sum_at(total, row).add(_times(sample(indices[row]), own_weight))
         pair = jax.tree.map(lambda *x: jnp.stack(x), *added)
         return jax.tree.map(lambda x, new: x.at[row].set(new), total, pair)
 
-    return lax.fori_loop(0, indices.size, step, total)
+    total = lax.fori_loop(0, indices.size, step, total)
+    return total, weight.add(own_weight.astype(weight.total.dtype))
 
 
 def _sum_at(total: Params, row: Int[Array, ""]) -> CompensatedSum:
@@ -363,7 +385,7 @@ def take_in(state: _State, samples: Samples, limits: Limits) -> _State:
     """Take the full-data samples of one chunk into the running mean, until there are enough."""
 
     def step(row: Int[Array, ""], state: _State) -> _State:
-        sample = _divided(_sum_at(samples.total, row).value(), samples.num_examples)
+        sample = _divided(_sum_at(samples.total, row).value(), samples.weight)
         running = state.running.update(sample, state.num_samples)
         num_samples = state.num_samples + 1
         is_precise = (num_samples >= limits.min_samples) & _is_precise(

@@ -21,11 +21,10 @@ from jaxcomp.curvature.estimate import (
     Estimator,
     SampleFn,
     Sampling,
-    as_partial,
     floating_leaves,
-    open_params,
     shape_and_dtype,
 )
+from jaxcomp.curvature.functions import as_partial, open_params
 from jaxcomp.curvature.hutchinson import (
     ProbeDistribution,
     check_distribution,
@@ -166,7 +165,7 @@ def hutchinson_blocks(
     Raises:
         ValueError: if `num_probes` is not an integer of at least 2, `block_size` not one of at
             least 1, `distribution` is not one of its names, or the loss is no scalar.
-        TypeError: if `loss_fn` is not callable or not hashable, or a leaf of `params` complex.
+        TypeError: if `loss_fn` is not callable, or a leaf of `params` complex.
 
     Source: Bekas, Kokiopoulou, Saad (2007), eq. 2, applied to blocks,
     doi:10.1016/j.apnum.2007.01.003.

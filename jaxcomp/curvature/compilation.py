@@ -1,8 +1,10 @@
 """A hint where one kernel compiles again and again because only the loss function is a new object.
 
 A kernel takes the function of the loss as a static argument, which is compared by identity: a
-lambda that is written anew for every call compiles anew for every call. That is slow and silent,
-so the third time it happens for the same code and the same shapes a warning says what to do.
+lambda that is written anew for every call compiles anew for every call, and so does a method of an
+object that is made anew. (An object without a hash is compared by what it holds, so that only new
+functions among that count.) That is slow and silent, so the third time it happens for the same code
+and the same shapes a warning says what to do.
 """
 
 import functools
@@ -14,7 +16,8 @@ from typing import Any
 
 import jax
 
-from jaxcomp.curvature.estimate import OfArguments, shape_and_dtype
+from jaxcomp.curvature.estimate import shape_and_dtype
+from jaxcomp.curvature.functions import OfArguments, OfHeld, OfIdentity, OfOutput
 
 _NUM_COMPILATIONS = 3
 _QUIET = ("jaxcomp.", "jax.", "jax_", "functools", "contextlib")
@@ -34,12 +37,15 @@ def hint_if_compiled_again(kernel: str, function: Callable[..., Any], arguments:
             causes no compilation of its own and is passed over.
         arguments: pytree of the arrays that the kernel is traced for.
     """
-    function = function.function if isinstance(function, OfArguments) else function
+    while isinstance(function, OfArguments | OfOutput):
+        function = function.function
+    if isinstance(function, OfIdentity):
+        function = function.function.value
     # jax.tree_util.Partial wraps a functools.partial, which is still compared by identity.
     inner = getattr(function, "fun", function)
     function = inner if isinstance(inner, functools.partial) else function
-    # Functions, lambdas, functools.partial and objects without an __eq__ of their own.
-    if type(function).__hash__ is not object.__hash__:
+    identity = _identity(function)
+    if identity is None:
         return
     leaves, structure = jax.tree.flatten(arguments)
     shapes = tuple(shape_and_dtype(leaf) for leaf in leaves)
@@ -48,9 +54,9 @@ def hint_if_compiled_again(kernel: str, function: Callable[..., Any], arguments:
     if len(functions) >= _NUM_COMPILATIONS:
         return
     # JAX's own cache keeps the functions alive, so that an id is not given twice.
-    functions.add(id(function))
+    functions.add(identity)
     if len(functions) == _NUM_COMPILATIONS:
-        name = getattr(function, "__qualname__", type(function).__qualname__)
+        name = _name(function)
         warnings.warn(
             f"{kernel} compiles for the {_NUM_COMPILATIONS}rd time with the same shapes, because "
             f"{name} is a new object each time; define it once and pass the same object, or bind "
@@ -60,10 +66,31 @@ def hint_if_compiled_again(kernel: str, function: Callable[..., Any], arguments:
         )
 
 
+def _identity(function: Callable[..., Any]) -> int | None:
+    """Return what tells a function from others of its code; None if it compares by value."""
+    if isinstance(function, OfHeld):
+        return hash(function)
+    if isinstance(function, types.MethodType):
+        return id(function.__self__)
+    # Functions, lambdas, functools.partial, and objects without an __eq__ of their own or a hash.
+    return id(function) if type(function).__hash__ in (object.__hash__, None) else None
+
+
+def _name(function: Callable[..., Any]) -> str:
+    if isinstance(function, OfHeld):
+        if function.method is not None:
+            return f"what holds {function.method.__qualname__}"
+        return getattr(function.kind, "__qualname__", "the pytree that is called")
+    return getattr(function, "__qualname__", type(function).__qualname__)
+
+
 def _origin(function: Callable[..., Any]) -> Hashable:
     """Return what two functions share that were made by the same lines of code."""
     if isinstance(function, functools.partial):
         return ("partial", _origin(function.func))
+    if isinstance(function, OfHeld):
+        return ("held", function.kind, function.method, function.frame.structure)
+    function = function.__func__ if isinstance(function, types.MethodType) else function
     return function.__code__ if isinstance(function, types.FunctionType) else type(function)
 
 

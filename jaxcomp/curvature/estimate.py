@@ -23,13 +23,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.tree_util import Partial
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxcomp.curvature.units import estimate_in_units
 from jaxcomp.numerics.transformations import always_compiled, explicit_transfers
-from jaxcomp.trees.leaves import Frame, is_argument, split_constants
 from jaxcomp.types import Batch, LossFn, Params
 
 
@@ -65,15 +63,19 @@ class DiagonalSampler(Protocol):
         A sampler whose samples are not shaped like the weights has, beside the weights, an
         attribute `sample_like`: a tree of arrays or `jax.ShapeDtypeStruct`, one for each weight.
         One whose samples depend on the place of a batch in the data set has a method
-        `starting_at(example)` that returns the sampler for batches that start there. One that can
-        tell a batch it is not defined for has a method `check(batch)` that raises a `ValueError`.
-        One with a method `evaluate(params, batch)`, what curvature is taken of, can say where
-        numbers that are not finite began.
+        `starting_at(example)` that returns the sampler for batches that start there. One whose
+        batches do not count by their examples (but by tokens, say) has a method `weight(batch)`.
+        One that can tell a batch it is not defined for has a method `check(batch)` that raises a
+        `ValueError`. One with a method `evaluate(params, batch)`, what curvature is taken of, can
+        say where numbers that are not finite began.
         """
         ...
 
     def at(self, batch: Batch) -> SampleFn:
-        """Prepare `batch` once; sample `i` must be the mean over examples of the same quantity."""
+        """Prepare `batch` once; sample `i` must be the mean over examples of the same quantity.
+
+        The mean by weight, if the sampler has one; 0 for a batch of the weight 0.
+        """
         ...
 
 
@@ -135,6 +137,14 @@ def check_batch(sampler: DiagonalSampler, batch: Batch) -> None:
     check = getattr(sampler, "check", None)
     if check is not None:
         check(batch)
+
+
+def weight_of(sampler: DiagonalSampler, batch: Batch) -> Float[Array, ""]:
+    """Return how much a batch counts in a mean over batches: by its examples, if nothing else."""
+    weight = getattr(sampler, "weight", None)
+    if weight is None:
+        return jnp.asarray(count_examples(batch), jnp.result_type(float))
+    return weight(batch)
 
 
 def starting_at(sampler: DiagonalSampler, example: int) -> DiagonalSampler:
@@ -307,71 +317,6 @@ def floating_leaves(params: Params) -> FloatingLeaves:
         )
     values = tuple(jnp.asarray(leaves[position]) for position in positions)
     return FloatingLeaves(values, tuple(positions), leaves, structure)
-
-
-def as_partial(
-    function: Callable[..., Any],
-    *,
-    name: str = "loss_fn",
-    signature: str = "(params, batch) -> scalar",
-) -> Partial:
-    """Return a function as a pytree: its code static, the arrays bound to it traced.
-
-    Args:
-        function: the function.
-        name: of the argument it came by, for messages.
-        signature: what it should be, for messages.
-
-    Raises:
-        TypeError: if it is not callable, or its code has no hash.
-    """
-    if not callable(function):
-        raise TypeError(f"{name} must be a function {signature}, got {type(function).__name__}.")
-    # A Partial inside another would be compared by identity: its arrays would be constants.
-    partial = function if isinstance(function, Partial) else Partial(function)
-    try:
-        hash(partial.func)
-    except TypeError:
-        raise TypeError(
-            f"{name} must be hashable, so that a second call need not compile again, but "
-            f"{type(partial.func).__name__} is not; pass a function, or a jax.tree_util.Partial "
-            "of a function and the arrays it needs."
-        ) from None
-    return partial
-
-
-@dataclass(frozen=True)
-class OfArguments:
-    """A function of a whole tree as one of its arrays and numbers; equal for equal functions.
-
-    Attributes:
-        function: takes the whole tree.
-        frame: the leaves that no compiled function takes.
-        place: of the tree among the arguments, behind those that are bound.
-    """
-
-    function: Callable[..., Any]
-    frame: Frame
-    place: int
-
-    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        """Call the function on the whole tree."""
-        whole = list(arguments)
-        whole[self.place] = self.frame.fill(whole[self.place])
-        return self.function(*whole, **keywords)
-
-
-def open_params(function: Partial, params: Params) -> tuple[Partial, Params]:
-    """Take the leaves that no compiled function takes (functions, text) out of a tree of weights.
-
-    Returns:
-        The function of the rest of the tree, and the rest, which has None in their place.
-    """
-    arguments, frame = split_constants(params, is_argument)
-    if frame.is_empty:
-        return function, params
-    framed = OfArguments(function.func, frame, len(function.args))
-    return Partial(framed, *function.args, **function.keywords), arguments
 
 
 def scalar_loss(

@@ -22,14 +22,13 @@ from jaxcomp.curvature.estimate import (
     Estimator,
     SampleFn,
     Sampling,
-    as_partial,
     count_examples,
     floating_leaves,
-    open_params,
     scalar_loss,
 )
+from jaxcomp.curvature.functions import as_partial, open_params
 from jaxcomp.curvature.independence import check_losses_are_independent
-from jaxcomp.curvature.per_example import open_function, sum_of_squares
+from jaxcomp.curvature.per_example import Columns, open_function, sum_of_squares
 from jaxcomp.curvature.units import Exponents
 from jaxcomp.numerics.checks import check_count
 from jaxcomp.types import Batch, LossFn, Params
@@ -68,9 +67,10 @@ class FisherSampler:
 
         total = sum_of_squares(
             open_function(loss, leaves, batch),
-            lambda loss, example, number: jnp.ones((1,), loss.dtype),
+            lambda losses, chunk, numbers: Columns(1, lambda index: jnp.ones_like(losses)),
             batch,
             num_columns=1,
+            numbers_per_example=1,
             examples_per_chunk=self.examples_per_chunk,
             exponents=self.exponents,
         )
@@ -124,7 +124,7 @@ def fisher_diagonal(
         ValueError: if the leaves of `batch` differ in their leading axis or it is empty, if
             `examples_per_chunk` is not a positive integer, the loss is no scalar, or that of an
             example depends on the other examples.
-        TypeError: if `loss_fn` is not callable or not hashable, or a leaf of `params` complex.
+        TypeError: if `loss_fn` is not callable, or a leaf of `params` complex.
 
     Source: Kunstner, Balles, Hennig (2019), "Limitations of the empirical Fisher approximation",
     eq. 3 (there a sum, here a mean over examples), arXiv:1905.12558.

@@ -31,13 +31,12 @@ from jaxcomp.curvature.estimate import (
     FloatingLeaves,
     SampleFn,
     Sampling,
-    as_partial,
     count_examples,
     diagonal_dtype,
     floating_leaves,
-    open_params,
     scalar_loss,
 )
+from jaxcomp.curvature.functions import as_partial, open_params
 from jaxcomp.curvature.units import Exponents, in_units
 from jaxcomp.numerics.checks import check_count
 from jaxcomp.types import Batch, LossFn, Params, PRNGKey
@@ -144,7 +143,8 @@ def hutchinson_diagonal(
     Args:
         loss_fn: `(params, batch) -> scalar`, the mean loss of the batch in nats. A function is
             static (pass the same object each time, a fresh lambda compiles again); the arrays in
-            a `jax.tree_util.Partial` are traced, so that a fresh one compiles nothing.
+            a `jax.tree_util.Partial` are traced, so that a fresh one compiles nothing, and so are
+            those of an object without a hash that is called, or whose method is.
         params: any pytree, n floating entries in all. The probe of a bfloat16 or float16
             leaf has its dtype; leaves that are not floating are constants of the loss.
         batch: pytree of arrays, passed on untouched.
@@ -167,7 +167,7 @@ def hutchinson_diagonal(
     Raises:
         ValueError: if `num_probes` is not an integer of at least 2, `distribution` is not one of
             its names, or the loss is no scalar.
-        TypeError: if `loss_fn` is not callable or not hashable, or a leaf of `params` complex.
+        TypeError: if `loss_fn` is not callable, or a leaf of `params` complex.
 
     Source: Bekas, Kokiopoulou, Saad (2007), eq. 2, doi:10.1016/j.apnum.2007.01.003.
     """

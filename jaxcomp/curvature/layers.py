@@ -12,7 +12,7 @@ Sources: Hassibi, Stork (1993); Frantar et al. (2022), arXiv:2210.17323, eq. 1 a
 the factor 1/n).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from math import prod
 from typing import Any, Literal, NamedTuple
@@ -23,7 +23,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxcomp.curvature.batches import sized_batches
+from jaxcomp.curvature.batches import check_weight, sized_batches
 from jaxcomp.curvature.capture import MatrixLayout, MatrixUse
 from jaxcomp.curvature.estimate import (
     CompensatedSum,
@@ -31,20 +31,28 @@ from jaxcomp.curvature.estimate import (
     count_examples,
     diagonal_dtype,
     floating_leaves,
-    open_params,
 )
+from jaxcomp.curvature.functions import PickOutput, open_params
 from jaxcomp.curvature.gauss_newton import (
-    Loss,
     as_predict_fn,
-    check_loss,
-    check_outputs,
-    exact_columns,
+    checked_label_samples,
+    hessian_of_outputs,
+    hint_of_functions,
     inputs_and_targets,
 )
 from jaxcomp.curvature.independence import check_outputs_are_independent
 from jaxcomp.curvature.not_finite import where_it_began
+from jaxcomp.curvature.output_losses import (
+    MAX_COLUMNS,
+    Loss,
+    LossOfOutputs,
+    OutputHessian,
+    Reduction,
+    checked_loss,
+)
 from jaxcomp.curvature.per_example import (
     CHUNK_BYTES,
+    Columns,
     OpenLayers,
     open_layers,
     sum_over_chunks,
@@ -53,7 +61,7 @@ from jaxcomp.curvature.per_example import (
 from jaxcomp.numerics.transformations import explicit_transfers
 from jaxcomp.trees.paths import leaves_by_path, shorten
 from jaxcomp.trees.selection import Select, selected_paths
-from jaxcomp.types import Batch, Params, PredictFn
+from jaxcomp.types import Batch, OutputsFn, Params, PRNGKey
 
 
 class Layer(NamedTuple):
@@ -89,14 +97,14 @@ class LayerHessian(NamedTuple):
 
 
 @explicit_transfers
-def find_layers(model_or_fn: PredictFn | Any, params: Params, inputs: Any) -> dict[str, Layer]:
+def find_layers(model_or_fn: OutputsFn | Any, params: Params, inputs: Any) -> dict[str, Layer]:
     """List the floating leaves of a model by the way they are used.
 
     Nothing is computed: the function is traced for the shapes of one example.
 
     Args:
-        model_or_fn: `(params, inputs) -> outputs (batch, ...)`, or a Flax module, which is then
-            put into evaluation mode.
+        model_or_fn: `(params, inputs) -> outputs`, any tree of arrays; or a Flax module, which is
+            then put into evaluation mode.
         params: any pytree.
         inputs: pytree with leading axis of examples, as for `predict_fn`.
 
@@ -104,8 +112,7 @@ def find_layers(model_or_fn: PredictFn | Any, params: Params, inputs: Any) -> di
         A `Layer` for each path, in the order of the pytree.
 
     Raises:
-        ValueError: if `predict_fn` does not return one array with the axis of examples.
-        TypeError: if it is not callable or not hashable.
+        TypeError: if it is not callable.
     """
     function, params = open_params(_as_function(model_or_fn, params), params)
     uses = _uses_by_path(function, params, inputs)
@@ -119,13 +126,18 @@ def find_layers(model_or_fn: PredictFn | Any, params: Params, inputs: Any) -> di
 
 @explicit_transfers
 def layer_hessians(
-    model_or_fn: PredictFn | Any,
+    model_or_fn: OutputsFn | Any,
     params: Params,
     batches: Iterable[Batch],
     *,
     select: Select = None,
     per_output: bool = False,
     loss: Loss = "softmax_cross_entropy",
+    reduction: Reduction = "mean",
+    output: PickOutput | None = None,
+    num_label_samples: int | None = None,
+    key: PRNGKey | None = None,
+    max_columns: int = MAX_COLUMNS,
 ) -> dict[str, LayerHessian]:
     """Gather the Hessians of the layers of a model from its real inputs, in one pass.
 
@@ -135,15 +147,21 @@ def layer_hessians(
     O times the memory.
 
     Args:
-        model_or_fn: `(params, inputs) -> outputs (batch, ...)` in evaluation mode, static or
-            traced as `loss_fn` of `hutchinson_diagonal` and called on batches of one example; or
-            a Flax module.
+        model_or_fn: `(params, inputs) -> outputs` in evaluation mode, static or traced as
+            `loss_fn` of `hutchinson_diagonal` and called on batches of one example; or a Flax
+            module. Any tree of outputs will do, but for `per_output`.
         params: any pytree; of a Flax module its `nnx.State` or its Linen variables.
         batches: an iterable of `(inputs, targets)`, passed over once (and read in full, so that
             a generator will do). A batch that is no pair is all inputs.
         select: which weights, as in `jaxcomp.compress`; by default all that are matrices.
         per_output: whether each output unit has its own.
-        loss: with `per_output`, as in `gauss_newton_diagonal`.
+        loss: with `per_output`, as in `gauss_newton_diagonal`; so are all that follow.
+        reduction: what the mean loss is a mean of.
+        output: which of several outputs the loss takes.
+        num_label_samples: labels drawn for each position; None for all columns.
+        key: typed PRNG key for the labels; an example of the data set has the same ones however
+            it is split.
+        max_columns: how many outputs of an example the exact blocks may have.
 
     Returns:
         A `LayerHessian` for each path, float32 (float64 for float64 weights). Sums over batches
@@ -151,37 +169,61 @@ def layer_hessians(
 
     Raises:
         ValueError: if `select` names a weight that is no matrix (they are listed by
-            `find_layers`), there are no batches, the outputs of an example depend on the others in
-            the first batch, or the result is not finite.
-        TypeError: if `predict_fn` is not callable or not hashable.
+            `find_layers`), there are no batches, all weights of positions are zero, the outputs of
+            an example depend on the others in the first batch, or the result is not finite; or as
+            `gauss_newton_diagonal`.
+        TypeError: if `predict_fn` is not callable.
     """
-    function, params = open_params(_as_function(model_or_fn, params), params)
-    check_loss(loss)
+    function, params = open_params(_as_function(model_or_fn, params, output), params)
+    own_loss = checked_loss(loss, reduction, max_columns)
+    num_label_samples = checked_label_samples(num_label_samples, key)
     total, uses, num_examples = None, {}, 0
     for batch, size in sized_batches(batches):
         inputs, targets = inputs_and_targets(batch) if _is_pair(batch) else (batch, None)
         if total is None:
             check_outputs_are_independent(function, params, inputs)
             uses = _selected_uses(function, params, inputs, select)
-            total = CompensatedSum.empty(_zero_hessians(params, uses, per_output=per_output))
+            zeros = _zero_hessians(params, uses, per_output=per_output)
+            total = CompensatedSum.empty((zeros, jnp.zeros(())))
         jax.block_until_ready(total)
         total = _add_batch(
             total,
             function,
             params,
             (inputs, targets),
+            own_loss if per_output else None,
+            key,
+            num_examples,
             positions=tuple(use.position for use in uses.values()),
-            loss=loss if per_output else None,
+            num_label_samples=num_label_samples,
         )
         num_examples += size
     if total is None:
         raise ValueError("batches is empty; pass at least one batch.")
-    factor = (1.0 if per_output else 2.0) / num_examples
+    sums, weight = total.value()
+    check_weight(weight)
     # Batches that can be passed over again are, if anything is not finite.
     again = None if isinstance(batches, Iterator) else partial(_began, function, params, batches)
-    hessians: Any = check_finite(dict(zip(uses, total.value(), strict=True)), again)
+    check_finite(dict(zip(uses, sums, strict=True)), again)
+    return _divided(sums, weight, uses, num_examples, factor=1.0 if per_output else 2.0)
+
+
+def _divided(
+    sums: tuple[Array, ...],
+    weight: Float[Array, ""],
+    uses: dict[str, MatrixUse],
+    num_examples: int,
+    *,
+    factor: float,
+) -> dict[str, LayerHessian]:
+    """Divide what was summed over the data by its weight."""
+    hessians = dict(zip(uses, sums, strict=True))
     return {
-        path: LayerHessian(hessians[path] * factor, use.layout, num_examples)
+        path: LayerHessian(
+            hessians[path] * (factor / weight).astype(hessians[path].dtype),
+            use.layout,
+            num_examples,
+        )
         for path, use in uses.items()
     }
 
@@ -192,15 +234,15 @@ def _began(function: Partial, params: Params, batches: Iterable[Batch]) -> str:
     return where_it_began(function, params, inputs)
 
 
-def _as_function(model_or_fn: Any, params: Params) -> Partial:
+def _as_function(model_or_fn: Any, params: Params, output: PickOutput | None = None) -> Partial:
     """Return the function of a model; only here are models told from functions."""
     bases = {base.__module__.partition(".")[0] for base in type(model_or_fn).__mro__}
     if "flax" in bases:
         # Not known to this package otherwise; whoever has a module has Flax.
         from jaxcomp.adapters import predict_fn_of
 
-        return as_predict_fn(predict_fn_of(model_or_fn, params))
-    return as_predict_fn(model_or_fn)
+        return as_predict_fn(predict_fn_of(model_or_fn, params), output)
+    return as_predict_fn(model_or_fn, output)
 
 
 def _uses_by_path(function: Partial, params: Params, inputs: Any) -> dict[str, MatrixUse | None]:
@@ -246,65 +288,125 @@ def _zero_hessians(
     )
 
 
-@partial(jax.jit, static_argnames=("positions", "loss"), donate_argnames=("total",))
+@partial(
+    jax.jit,
+    static_argnames=("positions", "num_label_samples"),
+    donate_argnames=("total",),
+)
 def _add_batch(
     total: CompensatedSum,
     function: Partial,
     params: Params,
     batch: tuple[Any, Any],
+    loss: LossOfOutputs | None,
+    key: PRNGKey | None,
+    first_example: Int[Array, ""] | int,
     *,
     positions: tuple[int, ...],
-    loss: Loss | None,
+    num_label_samples: int | None,
 ) -> CompensatedSum:
     """Add the sums over the examples of one batch; `loss` is None for the layers' own outputs."""
     layers = open_layers(function, floating_leaves(params), batch[0])._replace(others=())
-    if loss is not None:
-        check_outputs(layers.output_shape, loss)
+    num_examples = count_examples(batch[0])
+    weight = jnp.asarray(num_examples, jnp.result_type(float))
+    if loss is None:
+        terms_fn = partial(_grams_of_inputs, layers, positions)
+        numbers = layers.capture.num_activations
+    else:
+        hint_of_functions("layer_hessians", function, loss, (params, batch))
+        hessian = hessian_of_outputs(layers, loss, batch[1], is_exact=num_label_samples is None)
+        weight = loss.total_weight(hessian.shape, batch[1], num_examples)
+        columns_fn = partial(_columns, hessian, num_label_samples, key, first_example)
+        terms_fn = partial(_grams_of_gradients, layers, positions, columns_fn)
+        numbers = 4 * layers.capture.num_activations + hessian.num_held
     with jax.default_matmul_precision("highest"):
         terms = sum_over_chunks(
-            partial(_chunk_hessians, layers, positions, loss),
-            total.total,
+            terms_fn,
+            total.total[0],
             batch,
-            num_chunks=_num_chunks(layers, positions, loss, count_examples(batch[0])),
+            num_chunks=_num_chunks(
+                layers, positions, numbers, num_examples, has_gradients=loss is not None
+            ),
         )
-    return total.add(terms)
+    return total.add((terms, weight.astype(total.total[1].dtype)))
 
 
 def _num_chunks(
-    layers: OpenLayers, positions: tuple[int, ...], loss: Loss | None, num_examples: int
+    layers: OpenLayers,
+    positions: tuple[int, ...],
+    numbers: int,
+    num_examples: int,
+    *,
+    has_gradients: bool,
 ) -> int:
-    numbers = layers.capture.num_activations * (1 if loss is None else 4)
+    """How many chunks; `numbers` are those that an example takes outside the chosen layers."""
     for use in layers.capture.uses:
         if use.position in positions:
             layout = use.layout
             numbers += 2 * use.num_positions * layout.num_groups * layout.num_inputs
-            numbers += 0 if loss is None else prod(layout.shape)
+            numbers += prod(layout.shape) if has_gradients else 0
     chunk_size = int(np.clip(CHUNK_BYTES // (4 * numbers), 1, num_examples))
     return -(-num_examples // chunk_size)
 
 
-def _chunk_hessians(
+def _columns(
+    hessian: OutputHessian,
+    num_label_samples: int | None,
+    key: PRNGKey | None,
+    first_example: Int[Array, ""] | int,
+    outputs: Float[Array, "E *shape"],
+    targets: Any,
+    rows: Int[Array, " E"],
+) -> Columns:
+    """All columns of a chunk, or the mean over samples of drawn ones as one column for each."""
+    if num_label_samples is None:
+        return hessian.exact(outputs, targets)
+    assert key is not None
+    scale = np.sqrt(1.0 / num_label_samples).astype(outputs.dtype)
+
+    def at(index: Int[Array, ""]) -> Float[Array, "E *shape"]:
+        own = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+        keys = own(jax.random.fold_in(key, index), rows + first_example)
+        return scale * hessian.drawn(outputs, targets, keys).at(index)
+
+    return Columns(num_label_samples, at)
+
+
+def _chosen(layers: OpenLayers, positions: tuple[int, ...]) -> list[int]:
+    """Numbers of the uses of the leaves at these positions."""
+    number_of = {use.position: number for number, use in enumerate(layers.capture.uses)}
+    return [number_of[position] for position in positions]
+
+
+def _grams_of_inputs(
     layers: OpenLayers,
     positions: tuple[int, ...],
-    loss: Loss | None,
     chunk: tuple[Any, Any],
     rows: Int[Array, " E"],
     is_example: Bool[Array, " E"],
 ) -> tuple[Array, ...]:
-    """Sums over a chunk of examples: of `a a^T`, or of `u u^T` for the gradients u of each unit."""
+    """Sums over a chunk of examples and positions of `a a^T`, a the inputs of a layer."""
     del rows
+    inputs = layers.inputs_of_uses(chunk[0])
+    keep = is_example.astype(jnp.float32).reshape(-1, 1, 1, 1)
+    return tuple(
+        _gram(inputs[number] * keep.astype(inputs[number].dtype), "egpi,egpj->gij")
+        for number in _chosen(layers, positions)
+    )
+
+
+def _grams_of_gradients(
+    layers: OpenLayers,
+    positions: tuple[int, ...],
+    columns_fn: Callable[[Array, Any, Int[Array, " E"]], Columns],
+    chunk: tuple[Any, Any],
+    rows: Int[Array, " E"],
+    is_example: Bool[Array, " E"],
+) -> tuple[Array, ...]:
+    """Sums over a chunk of examples of `u u^T`, u the gradients in the weights of each unit."""
     inputs, targets = chunk
     linearized = layers.linearize(inputs)
-    number_of = {use.position: number for number, use in enumerate(layers.capture.uses)}
-    chosen = [number_of[position] for position in positions]
-    keep = is_example.astype(jnp.float32)
-    if loss is None:
-        return tuple(
-            _gram(a * keep.reshape(-1, 1, 1, 1).astype(a.dtype), "egpi,egpj->gij")
-            for a in (linearized.inputs[number] for number in chosen)
-        )
-    columns = jax.vmap(lambda o, t: exact_columns(o, t, loss))(linearized.outputs, targets)
-    columns = columns * keep.reshape(-1, *(1,) * (columns.ndim - 1)).astype(columns.dtype)
+    chosen = _chosen(layers, positions)
 
     def of_column(column: Float[Array, "E *shape"]) -> list[Array]:
         deltas, _ = linearized.gradients(column)
@@ -315,7 +417,8 @@ def _chunk_hessians(
             for number in chosen
         ]
 
-    found = sum_over_columns(of_column, jnp.swapaxes(columns, 0, 1))
+    columns = columns_fn(linearized.outputs, targets, rows).where(is_example)
+    found = sum_over_columns(of_column, columns)
     return tuple(
         _gram(_unit_gradients(linearized.inputs[number], jnp.sqrt(total)), _PER_OUTPUT)
         if layers.capture.uses[number].num_positions == 1

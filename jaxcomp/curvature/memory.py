@@ -16,6 +16,7 @@ from jaxtyping import PyTree
 
 from jaxcomp.curvature import batches as driver
 from jaxcomp.curvature.estimate import (
+    CompensatedSum,
     DiagonalSampler,
     Estimator,
     Sampling,
@@ -175,10 +176,10 @@ def _driver_bytes(
     total = jax.eval_shape(lambda: zero_diagonal(like, leading=(probes_per_chunk, 2)))
     state = jax.eval_shape(lambda: driver.empty_state(like))
     indices = jax.eval_shape(lambda: jnp.arange(probes_per_chunk))
-    count = _shapes(np.float64(1))
-    samples = driver.Samples(total, indices, count)
+    weight = jax.eval_shape(lambda: CompensatedSum.empty(jnp.zeros(())))
+    samples = driver.Samples(total, indices, weight.total)
     limits = _shapes(driver.Limits(np.asarray(driver.NEVER), 1, 1))
-    add = driver.add_batch.lower(total, sampler, batch, indices, count)
+    add = driver.add_batch.lower(total, weight, sampler, batch, indices)
     take = driver.take_in.lower(state, samples, limits)
     return _num_bytes(total) + _num_bytes(state), max(_scratch_bytes(add), _scratch_bytes(take))
 

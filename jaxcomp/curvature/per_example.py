@@ -42,6 +42,28 @@ CHUNK_BYTES = 64 * 2**20
 """What the numbers of a chunk of examples may take, where the caller does not say."""
 
 
+class Columns(NamedTuple):
+    """Columns of a chunk of examples: what the outputs are combined with.
+
+    Attributes:
+        num_columns: C, of each example.
+        at: number of a column -> that column of every example, shaped like the outputs.
+    """
+
+    num_columns: int
+    at: Callable[[Int[Array, ""]], Float[Array, "E *shape"]]
+
+    def where(self, is_example: Bool[Array, " E"]) -> "Columns":
+        """Return columns that are zero for those that fill up the last chunk."""
+
+        def at(index: Int[Array, ""]) -> Float[Array, "E *shape"]:
+            column = self.at(index)
+            keep = is_example.reshape(-1, *(1,) * (column.ndim - 1))
+            return jnp.where(keep, column, jnp.zeros((), column.dtype))
+
+        return Columns(self.num_columns, at)
+
+
 class OpenLayers(NamedTuple):
     """A function of one example with its layers laid open, and what is left to differentiate.
 
@@ -55,16 +77,20 @@ class OpenLayers(NamedTuple):
     leaves: FloatingLeaves
     others: tuple[int, ...]
 
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        """Shape of the outputs of one example."""
-        return self.capture.outputs.shape[1:]
+    def inputs_of_uses(self, inputs: Any) -> list[Float[Array, "E G P I"]]:
+        """Evaluate a chunk of E examples for what its layers multiply their weights with."""
+
+        def one(example: Any, perturbations: list[Array]) -> tuple[Array, ...]:
+            return self.capture.run(perturbations, self.leaves.values, _as_batch(example))[1]
+
+        operands = jax.vmap(one)(inputs, self._perturbations(inputs))
+        return self._normal(operands)
 
     def linearize(self, inputs: Any) -> "Linearized":
-        """Evaluate a chunk of E examples, ready to pull gradients of its outputs back."""
+        """Evaluate a chunk of E examples, ready to pull gradients of its one output back."""
         size = count_examples(inputs, name="inputs")
         uses, values = self.capture.uses, self.leaves.values
-        perturbations = [jnp.zeros((size, *use.output.shape), use.output.dtype) for use in uses]
+        perturbations = self._perturbations(inputs)
         # One copy for each example, so that each has a gradient of its own.
         others = [jnp.broadcast_to(values[p], (size, *values[p].shape)) for p in self.others]
 
@@ -79,10 +105,6 @@ class OpenLayers(NamedTuple):
             partial(jax.vmap(one), inputs), perturbations, others, has_aux=True
         )
         dtypes = [diagonal_dtype(value.dtype) for value in values]
-        normal = [
-            jax.vmap(use.to_inputs)(operand).astype(dtypes[use.position])
-            for use, operand in zip(uses, operands, strict=True)
-        ]
 
         def gradients(column: Float[Array, "E *shape"]) -> tuple[list[Array], list[Array]]:
             of_outputs, of_others = pullback(column)
@@ -95,7 +117,21 @@ class OpenLayers(NamedTuple):
                 for position, gradient in zip(self.others, of_others, strict=True)
             ]
 
-        return Linearized(outputs, normal, gradients)
+        return Linearized(outputs, self._normal(operands), gradients)
+
+    def _perturbations(self, inputs: Any) -> list[Array]:
+        size = count_examples(inputs, name="inputs")
+        outputs = [use.output for use in self.capture.uses]
+        return [jnp.zeros((size, *output.shape), output.dtype) for output in outputs]
+
+    def _normal(self, operands: tuple[Array, ...]) -> list[Float[Array, "E G P I"]]:
+        """Bring what the weights are multiplied with into the normal form of `capture`."""
+        return [
+            jax.vmap(use.to_inputs)(operand).astype(
+                diagonal_dtype(self.leaves.values[use.position].dtype)
+            )
+            for use, operand in zip(self.capture.uses, operands, strict=True)
+        ]
 
 
 class Linearized(NamedTuple):
@@ -138,27 +174,19 @@ class Linearized(NamedTuple):
 def open_layers(predict_fn: Partial, leaves: FloatingLeaves, inputs: Any) -> OpenLayers:
     """Lay open a function of `(params, inputs)`, which is evaluated one example at a time.
 
-    Raises:
-        ValueError: if it does not return one array whose leading axis is that of the examples.
+    It may return any tree; gradients (`OpenLayers.linearize`) are for one array `(1, ...)` alone.
     """
 
     def predict(values: tuple[Array, ...], inputs: Any) -> Any:
         return predict_fn(leaves.rebuild(values), inputs)
 
-    layers = open_function(predict, leaves, inputs)
-    output = layers.capture.outputs
-    if not hasattr(output, "shape") or output.ndim < 1 or output.shape[0] != 1:
-        raise ValueError(
-            "predict_fn must return one array (batch, ...), got "
-            f"{jax.tree.map(lambda x: x.shape, output)} for a batch of one example."
-        )
-    return layers
+    return open_function(predict, leaves, inputs)
 
 
 def open_function(
     function: Callable[[tuple[Array, ...], Any], Any], leaves: FloatingLeaves, batch: Any
 ) -> OpenLayers:
-    """Lay open `(values, batch of one example) -> array (1, ...)`."""
+    """Lay open `(values, batch of one example) -> outputs`."""
     example = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((1, *jnp.shape(x)[1:]), jnp.result_type(x)), batch
     )
@@ -181,7 +209,11 @@ class _Plan(NamedTuple):
 
 
 def _plan(
-    layers: OpenLayers, num_columns: int, num_examples: int, examples_per_chunk: int | None
+    layers: OpenLayers,
+    num_columns: int,
+    numbers_per_example: int,
+    num_examples: int,
+    examples_per_chunk: int | None,
 ) -> _Plan:
     uses = layers.capture.uses
     # A pair costs a row of one product; a column costs P rows, and to square and add I x O numbers.
@@ -191,7 +223,7 @@ def _plan(
     )
     if examples_per_chunk is None:
         # Activations, their gradients, and what the derivative keeps.
-        numbers = 4 * layers.capture.num_activations + num_columns * prod(layers.output_shape)
+        numbers = 4 * layers.capture.num_activations + numbers_per_example
         numbers += 2 * sum(layers.leaves.values[position].size for position in layers.others)
         for use, paired in zip(uses, is_paired, strict=True):
             layout, rows = use.layout, use.num_positions
@@ -205,8 +237,8 @@ def _plan(
     return _Plan(num_chunks, is_paired)
 
 
-ColumnsFn = Callable[[Array, Any, Int[Array, ""]], Float[Array, "C ..."]]
-"""Outputs, example and number of an example -> columns, as rows, shaped like the outputs."""
+ColumnsFn = Callable[[Float[Array, "E ..."], Any, Int[Array, " E"]], Columns]
+"""Outputs, examples of a chunk and their numbers -> the columns of the chunk."""
 
 
 def sum_over_chunks(
@@ -253,6 +285,7 @@ def sum_of_squares(
     batch: Any,
     *,
     num_columns: int,
+    numbers_per_example: int,
     examples_per_chunk: int | None,
     inputs_of: Callable[[Any], Any] = lambda batch: batch,
     first_example: Int[Array, ""] | int = 0,
@@ -262,22 +295,23 @@ def sum_of_squares(
 
     Args:
         layers: the function.
-        columns_fn: the columns of one example.
+        columns_fn: the columns of the examples of a chunk.
         batch: pytree with leading axis of examples.
         num_columns: C, of each example.
+        numbers_per_example: how many numbers its columns are made of.
         examples_per_chunk: E; None chooses.
         inputs_of: what of a batch the function is evaluated on.
         first_example: number of the first example, from which the others are counted.
         exponents: e of every leaf, whose gradients then count `2^e` times.
     """
-    plan = _plan(layers, num_columns, count_examples(batch), examples_per_chunk)
+    plan = _plan(
+        layers, num_columns, numbers_per_example, count_examples(batch), examples_per_chunk
+    )
 
     def squares(chunk: Any, rows: Int[Array, " E"], is_example: Bool[Array, " E"]) -> Any:
         linearized = layers.linearize(inputs_of(chunk)).in_units(layers, exponents)
-        columns = jax.vmap(columns_fn)(linearized.outputs, chunk, rows + first_example)
-        keep = is_example.reshape(-1, *(1,) * (columns.ndim - 1))
-        columns = jnp.where(keep, columns, jnp.zeros((), columns.dtype))
-        return _squares(layers, plan, linearized, jnp.swapaxes(columns, 0, 1))
+        columns = columns_fn(linearized.outputs, chunk, rows + first_example)
+        return _squares(layers, plan, linearized, columns.where(is_example))
 
     zeros = tuple(jnp.zeros(x.shape, diagonal_dtype(x.dtype)) for x in layers.leaves.values)
     with jax.default_matmul_precision("highest"):
@@ -288,7 +322,7 @@ def _squares(
     layers: OpenLayers,
     plan: _Plan,
     linearized: Linearized,
-    columns: Float[Array, "C E *shape"],
+    columns: Columns,
 ) -> tuple[Array, ...]:
     """Squared gradients of a chunk, summed over its examples and columns; for each leaf."""
     uses = layers.capture.uses
@@ -312,19 +346,26 @@ def _squares(
 
 
 def sum_over_columns(
-    term_fn: Callable[[Array], list[Array]], columns: Float[Array, "C E *shape"]
+    term_fn: Callable[[Float[Array, "E *shape"]], list[Array]], columns: Columns
 ) -> list[Array]:
     """Sum a function of the columns, one after the other.
 
     All columns at once would need C times the memory, and sums over a leading axis are slow on
     CPUs.
     """
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(term_fn, columns[0]))
 
-    def add(total: list[Array], column: Array) -> tuple[list[Array], None]:
-        return jax.tree.map(jnp.add, total, term_fn(column)), None
+    def term(index: Int[Array, ""]) -> list[Array]:
+        return term_fn(columns.at(index))
 
-    return lax.scan(add, zeros, columns)[0]
+    first = jnp.int32(0)
+    if columns.num_columns == 1:
+        return term(first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(term, first))
+
+    def add(total: list[Array], index: Int[Array, ""]) -> tuple[list[Array], None]:
+        return jax.tree.map(jnp.add, total, term(index)), None
+
+    return lax.scan(add, zeros, jnp.arange(columns.num_columns, dtype=jnp.int32))[0]
 
 
 def _pairs(x: Float[Array, "E G P I"]) -> Float[Array, "E G pairs I"]:

@@ -1,7 +1,10 @@
 """The commands: a sweep and its pictures, what they refuse, and a run that survives."""
 
+import functools
 import json
 import math
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,16 +14,17 @@ import pytest
 from command_line import SMALL, assert_one_sentence, environment, invoke
 
 from jaxcomp.experiments.run import FORMAT_VERSION
-from jaxcomp.experiments.sweep import engine
+from jaxcomp.experiments.sweep import engine, limits, pictures
 
 # Stops that a test can hit: a checkpoint after every step, and many small chunks of variants.
 SLICED = """
 import sys
 from jaxcomp import cli
 from jaxcomp.experiments.networks import training
-from jaxcomp.experiments.sweep import engine
+from jaxcomp.experiments.sweep import engine, limits
 training.SEGMENT_SECONDS = training.CHECKPOINT_SECONDS = 0.0
 engine.MAX_CHUNK_VARIANTS = 4
+limits._NUM_SLOPES, limits._GAP_BITS = 5, 0.2
 cli.main(sys.argv[1:])
 """
 
@@ -30,9 +34,13 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXCOMP_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("JAXCOMP_DATA_DIR", raising=False)
     monkeypatch.setattr(engine, "MAX_CHUNK_VARIANTS", 4)  # one program for all tests
+    monkeypatch.setattr(limits, "_NUM_SLOPES", 5)  # fine ones take half of the time of a sweep
+    monkeypatch.setattr(limits, "_GAP_BITS", 0.2)
 
 
-def test_a_sweep_and_its_pictures_again(tmp_path):
+def test_a_sweep_and_its_pictures_again(tmp_path, monkeypatch):
+    only_png = functools.partial(pictures.save_figures, formats=("png",))
+    monkeypatch.setattr(pictures, "save_figures", only_png)
     out = tmp_path / "run"
     first = invoke(*SMALL, "--out", out)
     assert first.exit_code == 0, first.output
@@ -165,14 +173,23 @@ def test_methods_and_allocations_reach_the_sweep(monkeypatch, tmp_path):
     assert seen[0].allocation == ("equal", "optimal")
 
 
-def test_a_run_killed_in_training_and_in_scoring_continues_to_the_same_table(tmp_path, monkeypatch):
+def test_a_run_killed_in_training_and_in_scoring_continues_to_the_same_table(
+    tmp_path, monkeypatch, programs_of_processes
+):
+    monkeypatch.setattr(pictures, "save_figures", lambda *_, **__: [])
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert invoke(*SMALL, "--out", whole).exit_code == 0
+    # What was compiled so far, in a folder where a killed process harms nobody.
+    programs = tmp_path / "programs"
+    shutil.copytree(
+        programs_of_processes["JAX_COMPILATION_CACHE_DIR"], programs, copy_function=_linked
+    )
+    variables = programs_of_processes | {"JAX_COMPILATION_CACHE_DIR": str(programs)}
     networks = tmp_path / "networks"  # trained again: nothing comes from the cache
     monkeypatch.setenv("JAXCOMP_CACHE_DIR", str(networks))
-    _kill_when(lambda: list(networks.glob("networks/*.checkpoint.npz")), "--out", cut)
+    _kill_when(lambda: list(networks.glob("networks/*.checkpoint.npz")), variables, "--out", cut)
     assert [path.suffixes for path in networks.glob("networks/*.npz")] == [[".checkpoint", ".npz"]]
-    _kill_when(lambda: list((cut / "variants").glob("*.json")), "--out", cut)
+    _kill_when(lambda: list((cut / "variants").glob("*.json")), variables, "--out", cut)
     chunks = len(list((cut / "variants").glob("*.json")))
     assert 1 <= chunks < len(list((whole / "variants").glob("*.json")))
     assert json.loads((cut / "manifest.json").read_text())["status"] == "running"
@@ -182,13 +199,21 @@ def test_a_run_killed_in_training_and_in_scoring_continues_to_the_same_table(tmp
     assert not list(cut.glob("**/*.tmp"))
 
 
-def _kill_when(condition, *arguments):
+def _linked(source, target):
+    """Link a file, or copy it to another file system."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _kill_when(condition, variables, *arguments):
     """Start the sweep and kill it, as `kill -9` does, as soon as the condition is true."""
     process = subprocess.Popen(
         [sys.executable, "-c", SLICED, *SMALL, *map(str, arguments)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=environment(),
+        env=environment() | variables,
     )
     try:
         while not condition():

@@ -10,6 +10,8 @@ import pytest
 from curvature_problems import (
     image_network,
     image_problem,
+    language_model,
+    language_problem,
     leaf,
     perceptron_batch,
     perceptron_params,
@@ -24,6 +26,7 @@ from jax.tree_util import Partial
 from jaxcomp.curvature import (
     GaussNewton,
     check_finite,
+    estimate_memory,
     gauss_newton_diagonal,
     linear_regression_hessian,
     over_batches,
@@ -297,6 +300,155 @@ def test_arrays_bound_to_the_function_are_traced():
     np.testing.assert_array_equal(flatten(second)[:-12], 0.0)
 
 
+# --- Losses per token -----------------------------------------------------------------------------
+
+
+def dense_token_diagonal(params, batch, loss, reduction):
+    """`diag(J^T H J)` from the whole Jacobian, H block diagonal over positions."""
+    flat, unravel = ravel_pytree(params)
+    tokens, (_, weights) = batch
+    if reduction == "mean":
+        weights = weights / jnp.sum(weights)
+    elif reduction == "example_mean":
+        weights = weights / jnp.sum(weights, axis=1, keepdims=True) / len(tokens)
+    else:
+        weights = weights / len(tokens)
+
+    @jax.jit
+    def diagonal(w):
+        jacobian = jax.jacobian(lambda w: language_model(unravel(w), tokens))(w)
+        logits = language_model(unravel(w), tokens)
+        hessian = jax.vmap(jax.vmap(partial(output_hessian, loss=loss)))(logits)
+        return jnp.einsum("bt,btcn,btcd,btdn->n", weights, jacobian, hessian, jacobian)
+
+    return np.asarray(diagonal(flat))
+
+
+@pytest.mark.parametrize(
+    ("loss", "reduction"),
+    [
+        ("softmax_cross_entropy", "mean"),
+        ("softmax_cross_entropy", "example_mean"),
+        ("squared_error", "sum"),
+    ],
+)
+def test_losses_per_token_equal_the_dense_product_in_float64(loss, reduction, x64):
+    params, batch = language_problem(np.float64)
+    estimate = gauss_newton_diagonal(language_model, params, batch, loss=loss, reduction=reduction)
+    expected = dense_token_diagonal(params, batch, loss, reduction)
+    np.testing.assert_allclose(flatten(estimate.mean), expected, rtol=1e-9, atol=1e-13)
+
+
+def test_the_default_is_the_hessian_of_a_mean_per_token(x64):
+    # Of a model that is linear in its weights, the Hessian is the Gauss-Newton matrix.
+    params, (tokens, (labels, weights)) = language_problem(np.float64)
+    hidden = jnp.tanh(params["embed"][tokens])
+
+    def loss(head):
+        log_p = jax.nn.log_softmax(hidden @ head)
+        losses = -jnp.take_along_axis(log_p, labels[:, :, None], axis=2)[:, :, 0]
+        return jnp.sum(losses * weights) / jnp.sum(weights)
+
+    hessian = jax.jit(jax.hessian(loss))(params["head"])
+    estimate = gauss_newton_diagonal(
+        lambda head, x: x @ head, params["head"], (hidden, (labels, weights))
+    )
+    np.testing.assert_allclose(estimate.mean, jnp.einsum("icic->ic", hessian), rtol=1e-9)
+
+
+def test_drawn_labels_per_token_agree_with_the_exact_diagonal():
+    params, batch = language_problem()
+    exact = flatten(gauss_newton_diagonal(language_model, params, batch).mean)
+    options = {"num_label_samples": 200, "key": jax.random.key(3)}
+    estimate = gauss_newton_diagonal(language_model, params, batch, **options)
+    mean, error = flatten(estimate.mean), flatten(estimate.standard_error)
+    # Embeddings of tokens that do not occur have no curvature.
+    is_used = exact > 0
+    np.testing.assert_array_equal(mean[~is_used], 0.0)
+    z = (mean - exact)[is_used] / error[is_used]
+    assert 0.4 < np.mean(z**2) < 2.0
+    assert np.max(np.abs(z)) < 4.5
+
+
+def test_a_mask_is_leaving_the_tokens_out():
+    params, (tokens, (labels, _)) = language_problem()
+    mask = jnp.broadcast_to(jnp.arange(4).reshape(1, 4) < 3, tokens.shape)
+    masked = gauss_newton_diagonal(language_model, params, (tokens, (labels, mask)))
+    short = gauss_newton_diagonal(language_model, params, (tokens[:, :3], labels[:, :3]))
+    np.testing.assert_allclose(flatten(masked.mean), flatten(short.mean), rtol=1e-5, atol=1e-8)
+
+
+def test_positions_of_a_dense_model_are_a_batch_of_examples():
+    params, (inputs, labels) = perceptron_params(), perceptron_batch()
+
+    def predict(p, x):
+        return jnp.tanh(x @ p["in"]) @ p["out"]
+
+    own = {name: params[name] for name in ("in", "out")}
+    batch = inputs.reshape(3, 4, 3), labels.reshape(3, 4)
+    for loss in ("softmax_cross_entropy", "squared_error"):
+        together = gauss_newton_diagonal(predict, own, batch, loss=loss).mean
+        alone = gauss_newton_diagonal(predict, own, (inputs, labels), loss=loss).mean
+        np.testing.assert_allclose(flatten(together), flatten(alone), rtol=1e-5)
+
+
+def test_a_mean_per_token_does_not_depend_on_the_batches():
+    params, (tokens, (labels, weights)) = language_problem()
+    weights = weights.at[1].set(0.0)
+    batch = tokens, (labels, weights)
+    split = [jax.tree.map(lambda x, i=i: x[i : i + 1], batch) for i in range(3)]
+    for options in ({}, {"num_label_samples": 3, "key": jax.random.key(8)}):
+        kernel = GaussNewton(language_model, params, **options)
+        whole, parts = kernel(batch), over_batches(kernel, split)
+        scale = np.max(flatten(whole.mean))
+        np.testing.assert_allclose(flatten(parts.mean), flatten(whole.mean), atol=1e-6 * scale)
+    with pytest.raises(ValueError, match="weights of all positions of all batches are zero"):
+        over_batches(kernel, split[1:2])
+
+
+def test_drawn_labels_take_the_memory_of_gradients_at_any_vocabulary():
+    params, batch = jax.eval_shape(
+        lambda: language_problem(num_classes=2000, width=64, num_examples=4, length=32)
+    )
+    with pytest.raises(ValueError, match="takes 64,000 backward passes for an example"):
+        gauss_newton_diagonal(language_model, *jax.tree.map(jnp.zeros_like, (params, batch)))
+
+    @jax.jit
+    def gradient(params, batch):
+        def loss(params):
+            log_p = jax.nn.log_softmax(language_model(params, batch[0]))
+            return -jnp.mean(jnp.take_along_axis(log_p, batch[1][0][:, :, None], axis=2))
+
+        return jax.grad(loss)(params)
+
+    analysis = gradient.lower(params, batch).compile().memory_analysis()
+    of_gradient = (
+        analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        + analysis.temp_size_in_bytes
+    )
+    kernel = GaussNewton(language_model, params, num_label_samples=4, key=jax.random.key(0))
+    plan = estimate_memory(kernel, batch, many_batches=False)
+    assert plan.peak_bytes < 3 * of_gradient
+
+
+def test_one_of_many_outputs_is_picked_by_name_or_by_a_function():
+    params, batch = perceptron_params(), perceptron_batch()
+
+    def predict(p, x):
+        logits = relu_network(p, x)
+        return {"hidden": [x, jnp.sum(x)], "logits": logits}
+
+    expected = flatten(gauss_newton_diagonal(relu_network, params, batch).mean)
+    for output in ("logits", lambda outputs: outputs["logits"]):
+        found = gauss_newton_diagonal(predict, params, batch, output=output).mean
+        np.testing.assert_array_equal(flatten(found), expected)
+    with pytest.raises(ValueError, match="no output 'head'; it has 'hidden/0', 'hidden/1', 'log"):
+        gauss_newton_diagonal(predict, params, batch, output="head")
+    with pytest.raises(TypeError, match=r"output must be the path of an array .* got int"):
+        gauss_newton_diagonal(predict, params, batch, output=1)
+
+
 def test_bad_input_is_named():
     params, batch = perceptron_params(), perceptron_batch()
     run = partial(gauss_newton_diagonal, relu_network, params, batch)
@@ -316,9 +468,11 @@ def test_bad_input_is_named():
         gauss_newton_diagonal(relu_network, params, batch[0])
     with pytest.raises(ValueError, match="share the leading axis"):
         gauss_newton_diagonal(relu_network, params, (batch[0], batch[1][:3]))
-    with pytest.raises(ValueError, match="predict_fn must return one array"):
+    with pytest.raises(ValueError, match=r"returns a tree of arrays: .* output=, one of '0', '1'"):
         gauss_newton_diagonal(lambda p, x: (x, x), params, batch)
-    with pytest.raises(ValueError, match=r"logits \(batch, classes\), got outputs of shape"):
+    with pytest.raises(ValueError, match=r"must return an array \(batch, ...\) .* shape \(3,\)"):
+        gauss_newton_diagonal(lambda p, x: jnp.sum(x, axis=0), params, batch)
+    with pytest.raises(ValueError, match=r"outputs \(batch, ..., classes\), got outputs of shape"):
         gauss_newton_diagonal(lambda p, x: jnp.sum(x @ p["in"], axis=1), params, batch)
     with pytest.raises(ValueError, match="loss must return a scalar"):
         run(loss=lambda outputs, target: outputs)

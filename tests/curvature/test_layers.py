@@ -7,6 +7,8 @@ import pytest
 from curvature_problems import (
     image_network,
     image_problem,
+    language_model,
+    language_problem,
     perceptron_batch,
     perceptron_params,
     relu_network,
@@ -150,6 +152,40 @@ def test_does_not_depend_on_the_batches():
     for path, layer in whole.items():
         scale = float(jnp.max(jnp.abs(layer.hessian)))
         np.testing.assert_allclose(parts[path].hessian, layer.hessian, atol=1e-6 * scale)
+
+
+def test_blocks_of_a_loss_per_token_have_its_diagonal_exact_and_drawn():
+    params, batch = language_problem()
+    split = [jax.tree.map(lambda x, i=i: x[i : i + 1], batch) for i in range(3)]
+    for options in ({}, {"num_label_samples": 3, "key": jax.random.key(5)}):
+        diagonal = gauss_newton_diagonal(language_model, params, batch, **options).mean
+        found = layer_hessians(language_model, params, split, per_output=True, **options)
+        assert list(found) == ["head", "hidden"]
+        for path, layer in found.items():
+            blocks = jnp.swapaxes(jnp.diagonal(layer.hessian, axis1=-2, axis2=-1), 1, 2)
+            scale = float(jnp.max(diagonal[path]))
+            np.testing.assert_allclose(
+                layer.layout.from_matrices(blocks), diagonal[path], rtol=1e-4, atol=1e-6 * scale
+            )
+
+
+def test_any_tree_of_outputs_will_do_for_the_layers_own_outputs():
+    params, batch = perceptron_params(), perceptron_batch()
+
+    def predict(p, x):
+        logits = relu_network(p, x)
+        return {"logits": logits, "classes": jnp.argmax(logits, axis=1), "size": jnp.sum(x)}
+
+    assert find_layers(predict, params, batch[0]) == find_layers(relu_network, params, batch[0])
+    for options in ({}, {"per_output": True, "output": "logits"}):
+        found = layer_hessians(predict, params, [batch], **options)
+        expected = layer_hessians(
+            relu_network, params, [batch], per_output=options.get("per_output", False)
+        )
+        for path, layer in found.items():
+            np.testing.assert_allclose(layer.hessian, expected[path].hessian, rtol=1e-6, atol=1e-7)
+    with pytest.raises(ValueError, match="output=, one of 'classes', 'logits', 'size'"):
+        layer_hessians(predict, params, [batch], per_output=True)
 
 
 def test_bad_input_is_named():

@@ -102,11 +102,11 @@ def test_equal_cells_are_those_of_the_uniform_quantizer(sample, found):
     weights, _ = sample
     values, counts = found["adaptive_uniform"]
     for place, k in enumerate(CLUSTERS):
-        expected = uniform(jnp.asarray(weights), num_clusters=k)
+        expected = uniform(jnp.asarray(weights), num_clusters=k, max_clusters=max(CLUSTERS))
         index = expected.assignments.astype(jnp.int32)
         centres = jnp.take_along_axis(expected.centroids, index, axis=-1)
         np.testing.assert_allclose(values[:, place], centres, rtol=1e-5, atol=1e-6)
-        np.testing.assert_array_equal(counts[:, place, :k], expected.counts)
+        np.testing.assert_array_equal(counts[:, place, :k], expected.counts[:, :k])
 
 
 def test_counts_say_how_many_weights_share_a_value(found):

@@ -31,7 +31,7 @@ def test_fixed_rate_codebooks_are_those_of_the_quantizers(sample, books):
     place, k = 2, 5
     for name, expected in (
         ("uniform", uniform(points, num_clusters=k)),
-        ("kmeans", from_quantiles(points, num_clusters=k)),
+        ("kmeans", from_quantiles(points, jnp.ones_like(points), num_clusters=k)),
         ("hessian_kmeans", from_quantiles(points, importance, num_clusters=k)),
         (
             "diameter_kmeans",

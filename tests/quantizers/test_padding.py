@@ -20,7 +20,8 @@ QUANTIZERS = {
 
 @pytest.mark.parametrize("num_bins", [64, 1000])
 def test_sizes(num_bins):
-    for number in [*range(1, 70), 127, 128, 129, 1000, 4097, 1_000_001]:
+    edges = [size + k for size in (32, 64, 128) for k in (-1, 0, 1)]
+    for number in [*range(1, 21), *edges, 1000, 4097, 1_000_001]:
         points = np.zeros(number, np.float32)
         bucket = bucketed(points, None, num_bins=num_bins)
         size = bucket.points.shape[0]

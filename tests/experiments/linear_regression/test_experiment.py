@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from jaxcomp import storage
 from jaxcomp.cli import app
-from jaxcomp.experiments.linear_regression import StudyConfig, StudyResult, run
+from jaxcomp.experiments.linear_regression import StudyConfig, StudyResult, figure, run
 from jaxcomp.linear_regression import (
     CHANNELS,
     Setting,
@@ -31,6 +31,12 @@ def finished(tmp_path_factory):
     result = CliRunner().invoke(app, [*SMALL, "--out", str(out)])
     assert result.exit_code == 0, result.output
     return out, result
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Drawing takes longer than these studies; `finished` does it."""
+    monkeypatch.setattr(figure, "save_figures", lambda *_, **__: [])
 
 
 def test_what_is_left_behind(finished):
@@ -133,6 +139,7 @@ def test_pictures_show_theory_and_simulation(finished):
     assert "n = 14" in figure.get_suptitle()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_same_command_goes_on_and_other_settings_are_refused(finished, tmp_path):
     out, first = finished
     again = CliRunner().invoke(app, [*SMALL, "--out", str(out)])
@@ -155,6 +162,7 @@ def test_the_same_command_goes_on_and_other_settings_are_refused(finished, tmp_p
     assert (half / "table.csv").read_bytes() == (out / "table.csv").read_bytes()
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("damaged", ["claims.json", "information.csv", "table.parquet"])
 def test_what_is_damaged_is_refused_and_made_again(finished, tmp_path, damaged):
     out, _ = finished
@@ -184,6 +192,7 @@ def test_its_pictures_again(finished, tmp_path):
     assert again.stdout.split("Tables and pict")[0] == first.stdout.split("Tables and pict")[0]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_correlated_inputs_meet_the_theory(tmp_path):
     options = ["--correlation", "0.6", "--out", str(tmp_path / "run")]
     told = CliRunner().invoke(app, [*SMALL, *options])

@@ -32,8 +32,6 @@ CONFIG = RegularizationConfig(
     l2=(0.001, 0.1),
     l1=(0.001, 0.02),
     dropout=(0.2,),
-    num_steps=4,
-    curvature_examples=80,
     decimals=(1,),
     num_problems=200,
 )

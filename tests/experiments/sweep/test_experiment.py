@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 
 from jaxcomp import storage
 from jaxcomp.experiments import sweep
-from jaxcomp.experiments.sweep import engine, experiment, pictures, scoring
+from jaxcomp.experiments.sweep import engine, experiment, limits, pictures, scoring
 from jaxcomp.experiments.sweep.config import SweepConfig
 from jaxcomp.experiments.sweep.report import report_markdown
 from jaxcomp.quantizers import solve_kmeans
@@ -45,15 +45,36 @@ def finished(tmp_path_factory, cache):
     return out, result
 
 
+def simplify(patch):
+    """Drawing and exact limits take longer than these sweeps; `finished` has both."""
+    patch.setattr(pictures, "save_figures", lambda *_, **__: [])
+    patch.setattr(limits, "_NUM_SLOPES", 5)
+    patch.setattr(limits, "_GAP_BITS", 0.2)
+
+
 @pytest.fixture
 def no_pictures(monkeypatch):
-    """Drawing takes longer than these sweeps; `finished` and the command's tests do it."""
     monkeypatch.setattr(pictures, "save_figures", lambda *_, **__: [])
 
 
 @pytest.fixture
-def small_chunks(monkeypatch):
+def simplified(monkeypatch):
+    simplify(monkeypatch)
+
+
+@pytest.fixture
+def small_chunks(simplified, monkeypatch):
     monkeypatch.setattr(engine, "MAX_CHUNK_VARIANTS", 4)
+
+
+@pytest.fixture(scope="module")
+def in_small_chunks(tmp_path_factory, cache):
+    """A run in chunks of variants that an interruption can hit, for tests with `small_chunks`."""
+    out = tmp_path_factory.mktemp("runs") / "chunks"
+    with pytest.MonkeyPatch.context() as patch:
+        simplify(patch)
+        patch.setattr(engine, "MAX_CHUNK_VARIANTS", 4)
+        return out, sweep.run(CONFIG, out=out, cache_dir=cache, quiet=True)
 
 
 def test_every_variant_of_every_network_has_a_row(finished):
@@ -156,24 +177,34 @@ def _test_losses(predict_fn, params):
     return np.asarray(metrics.cross_entropy(predict_fn(params, inputs), dataset.test_labels))
 
 
-@pytest.mark.parametrize(
-    "variant", ["original", "temperature", "kmeans/none/K4", "early_stopping", "gaussian_noise/K4"]
-)
-def test_claims_see_the_losses_of_the_table(finished, cache, monkeypatch, variant):
-    _, result = finished
+SEEN = ("original", "temperature", "kmeans/none/K4", "early_stopping", "gaussian_noise/K4")
+
+
+@pytest.fixture(scope="module")
+def losses_of_claims(finished, cache):
+    """What the claims get to see of some variants, in one run."""
     seen = {}
 
     def peek(table, losses):
-        seen["losses"] = losses(variant)
+        seen.update({variant: losses(variant) for variant in SEEN})
         return []
 
-    monkeypatch.setattr(scoring, "evaluate_claims", peek)
-    sweep.run(CONFIG, cache_dir=cache, quiet=True)
+    with pytest.MonkeyPatch.context() as patch:
+        simplify(patch)
+        patch.setattr(scoring, "evaluate_claims", peek)
+        sweep.run(CONFIG, cache_dir=cache, quiet=True)
+    return seen
+
+
+@pytest.mark.parametrize("variant", SEEN)
+def test_claims_see_the_losses_of_the_table(finished, losses_of_claims, variant):
+    _, result = finished
+    seen = losses_of_claims[variant]
     rows = result.table[result.table["variant"] == variant]
     for column, matrix in (
-        ("test_loss", seen["losses"].loss),
-        ("test_loss_tempered", seen["losses"].loss_tempered),
-        ("accuracy", seen["losses"].correct),
+        ("test_loss", seen.loss),
+        ("test_loss_tempered", seen.loss_tempered),
+        ("accuracy", seen.correct),
     ):
         np.testing.assert_allclose(rows[column], matrix.mean(axis=1), rtol=2e-5)
 
@@ -234,9 +265,11 @@ def test_the_default_implementation_of_keys_shapes_nothing(finished, implementat
     assert told["options"]["jax_enable_x64"] is False
 
 
-@pytest.mark.usefixtures("small_chunks", "no_pictures")
-def test_an_interrupted_run_continues_to_the_same_table(tmp_path, cache, monkeypatch):
-    whole = sweep.run(CONFIG, out=tmp_path / "whole", cache_dir=cache, quiet=True)
+@pytest.mark.usefixtures("small_chunks")
+def test_an_interrupted_run_continues_to_the_same_table(
+    in_small_chunks, tmp_path, cache, monkeypatch
+):
+    out, whole = in_small_chunks
     score, calls = engine.Scorer.score, []
 
     def dies_in_the_second_network(self, variants):
@@ -256,7 +289,7 @@ def test_an_interrupted_run_continues_to_the_same_table(tmp_path, cache, monkeyp
     assert interruptions >= 2
     pd.testing.assert_frame_equal(resumed.table, whole.table, check_exact=True)
     assert resumed.claims == whole.claims
-    assert (tmp_path / "cut/table.csv").read_bytes() == (tmp_path / "whole/table.csv").read_bytes()
+    assert (tmp_path / "cut/table.csv").read_bytes() == (out / "table.csv").read_bytes()
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -292,10 +325,13 @@ def test_what_is_damaged_is_made_again(tmp_path, finished, cache, status, damage
     assert not (copy / "variants" / ".half.json.1-00000000.tmp").exists()
 
 
-@pytest.mark.usefixtures("no_pictures", "small_chunks")
+@pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("change", ["network", "versions", "data"])
-def test_parts_of_another_network_or_version_are_not_mixed_in(tmp_path, cache, change):
-    whole = sweep.run(CONFIG, out=tmp_path / "run", cache_dir=cache, quiet=True)
+def test_parts_of_another_network_or_version_are_not_mixed_in(
+    in_small_chunks, tmp_path, cache, change
+):
+    out, whole = in_small_chunks
+    shutil.copytree(out, tmp_path / "run")
     # Chunks that would be seen in the table, if they were used.
     for chunk in (tmp_path / "run" / "variants").iterdir():
         told = json.loads(chunk.read_text())
@@ -338,6 +374,7 @@ def test_directories_that_cannot_be_used(tmp_path, finished, cache):
         sweep.SweepResult.load(tmp_path / "letters")
 
 
+@pytest.mark.usefixtures("simplified")
 def test_a_sweep_compiles_a_quantizer_once(cache):
     # Two networks, four layers, many K and penalties: one program per penalty form.
     before = solve_kmeans._cache_size()
@@ -349,13 +386,20 @@ def test_a_sweep_compiles_a_quantizer_once(cache):
 # A network trained elsewhere
 
 
+@pytest.fixture(scope="module")
+def simplified_evaluations():
+    with pytest.MonkeyPatch.context() as patch:
+        simplify(patch)
+        yield
+
+
 def predict(params, inputs):
     hidden = jax.nn.relu(inputs @ params["hidden"]["kernel"] + params["hidden"]["bias"])
     return hidden @ params["output"]["kernel"] + params["output"]["bias"]
 
 
 @pytest.fixture(scope="module")
-def own_network():
+def own_network(simplified_evaluations):
     images, labels = load_digits(return_X_y=True)
     images, labels = (images / 16).astype(np.float32), labels.astype(np.int32)
     key = jax.random.key(0)
@@ -393,8 +437,13 @@ def _evaluate(own_network, **overrides):
     return sweep.evaluate(predict, params, *parts, **{**settings, **overrides})
 
 
-def test_a_network_trained_elsewhere(own_network):
-    result = _evaluate(own_network)
+@pytest.fixture(scope="module")
+def evaluated(own_network):
+    return _evaluate(own_network)
+
+
+def test_a_network_trained_elsewhere(own_network, evaluated):
+    result = evaluated
     original = result.table[result.table["kind"] == "original"].iloc[0]
     params, parts = own_network
     logits = np.asarray(predict(params, parts[2][0]))
@@ -410,6 +459,7 @@ def bracketed(params, inputs):
     return inputs @ params["w[0]"]
 
 
+@pytest.mark.usefixtures("simplified_evaluations")
 def test_names_of_weights_are_no_patterns():
     rng = np.random.default_rng(0)
     params = {"w[0]": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)}
@@ -430,8 +480,8 @@ def test_names_of_weights_are_no_patterns():
     assert len(np.unique(result.params("kmeans/gauss_newton/K2")["w[0]"])) == 2
 
 
-def test_sensitivity_changes_one_layer_at_a_time(own_network):
-    result = _evaluate(own_network)
+def test_sensitivity_changes_one_layer_at_a_time(own_network, evaluated):
+    result = evaluated
     assert set(result.sensitivity["layer"]) == {"hidden/kernel", "output/kernel"}
     assert "layer" not in result.table.columns
     params, _ = own_network
@@ -444,7 +494,7 @@ def test_sensitivity_changes_one_layer_at_a_time(own_network):
     assert changed == [result.sensitivity.iloc[0]["layer"]]
 
 
-def test_batch_statistics_can_be_re_estimated(own_network):
+def test_batch_statistics_can_be_re_estimated(own_network, evaluated):
     calls = []
 
     def centre_the_logits(params, inputs):
@@ -452,14 +502,13 @@ def test_batch_statistics_can_be_re_estimated(own_network):
         shift = jnp.mean(predict(params, inputs), axis=0)
         return {**params, "output": {**params["output"], "bias": params["output"]["bias"] - shift}}
 
-    plain, refreshed = _evaluate(own_network), _evaluate(own_network, refresh_fn=centre_the_logits)
+    refreshed = _evaluate(own_network, refresh_fn=centre_the_logits)
     assert set(calls) == {600}
-    same, other = plain.table.set_index("variant"), refreshed.table.set_index("variant")
+    same, other = evaluated.table.set_index("variant"), refreshed.table.set_index("variant")
     assert same.loc["original", "test_loss"] == other.loc["original", "test_loss"]
     assert same.loc["uniform/K4", "test_loss"] != other.loc["uniform/K4", "test_loss"]
 
 
-@pytest.mark.usefixtures("no_pictures")
 def test_results_of_an_own_network_resume_and_keep_its_structure(own_network, tmp_path):
     first = _evaluate(own_network, out=tmp_path / "own")
     again = _evaluate(own_network, out=tmp_path / "own")
@@ -533,11 +582,10 @@ def test_bad_networks_and_parts_get_one_sentence(own_network):
 
 
 def test_a_network_with_more_clusters_than_weights_uses_fewer(own_network):
-    result = _evaluate(own_network, num_clusters=(4, 1024), controls=False, baselines=False)
-    rows = result.table[
-        (result.table["num_clusters"] == 1024) & (result.table["importance"] == "none")
-    ]
-    plain = rows[rows["diameter_penalty"] == 0].iloc[0]
+    plain_ones = {"importance": "none", "diameter_penalty": 0.0, "sensitivity_clusters": ()}
+    plain_ones |= {"controls": False, "baselines": False}
+    result = _evaluate(own_network, num_clusters=(4, 1024), **plain_ones)
+    (plain,) = (row for _, row in result.table.iterrows() if row["num_clusters"] == 1024)
     # 320 distinct weights in the last layer.
     assert plain["num_used"] < 1024
     assert plain["num_empty"] >= 1024 - 320
@@ -545,7 +593,6 @@ def test_a_network_with_more_clusters_than_weights_uses_fewer(own_network):
     assert math.isfinite(plain["test_loss"])
 
 
-@pytest.mark.usefixtures("no_pictures")
 def test_half_precision_weights_are_swept_stored_and_given_back(own_network, tmp_path):
     params, parts = own_network
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
@@ -590,7 +637,7 @@ def odd(params, inputs):
     return hidden @ params["out"][0] + params["out"][1]
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("simplified_evaluations")
 @pytest.mark.filterwarnings("ignore:1 leaves are float64")
 def test_odd_trees_are_swept_stored_and_given_back(tmp_path):
     """Slashes in names, whole numbers as keys, a stack, float64, functions and numbers."""

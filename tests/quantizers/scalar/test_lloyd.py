@@ -306,25 +306,24 @@ def test_enough_clusters_leave_no_distortion(num_points, num_clusters, start):
     np.testing.assert_array_equal(quantized, points)
 
 
-@pytest.mark.parametrize("values", [[2.5], [2.5] * 40, [-1.0, 3.0] * 20])
+@pytest.mark.parametrize("values", [[2.5], [2.5] * EXACT, [-1.0, 3.0] * (EXACT // 2)])
 def test_degenerate_groups(values):
     points = np.array(values, np.float32)
-    result = kmeans(points, num_clusters=1, max_clusters=3, diameter_penalty=1.0)
+    ones = np.ones_like(points)
+    result = run(points, ones, 1, start="coarse_to_fine", diameter_penalty=1.0)
     np.testing.assert_allclose(result.centroids, points.mean())
     assert result.assignments.shape == points.shape
-    more = kmeans(points, num_clusters=3, max_clusters=3)
+    more = run(points, ones, 3, start="coarse_to_fine")
     assert float(more.distortion) == 0
     assert int(more.num_used) == len(np.unique(points))
 
 
 def test_ties_go_to_the_lower_cluster_and_the_start_needs_no_order():
-    points = np.array([-1.0, 0.0, 1.0], np.float32)
-    start = np.array([1.0, -1.0, 7.0], np.float32)
-    result = kmeans(
-        points, num_clusters=2, max_clusters=3, num_iterations=0, initial_centroids=start
-    )
-    np.testing.assert_array_equal(result.centroids, [-1.0, 1.0, 1.0])
-    np.testing.assert_array_equal(result.assignments, [0, 0, 1])
+    points = np.resize(np.array([-1.0, 0.0, 1.0], np.float32), EXACT)
+    start = np.array([1.0, -1.0] + [7.0] * (MAX_CLUSTERS - 2), np.float32)
+    result = run(points, np.ones_like(points), 2, num_iterations=0, initial_centroids=start)
+    np.testing.assert_array_equal(result.centroids, [-1.0] + [1.0] * (MAX_CLUSTERS - 1))
+    np.testing.assert_array_equal(result.assignments, np.resize([0, 0, 1], EXACT))
 
 
 @pytest.mark.parametrize("form", PENALTY_FORMS)
