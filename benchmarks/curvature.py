@@ -6,7 +6,9 @@ Times, of one Hutchinson probe, one sampled label, or one exact diagonal:
 - LeNet-300-100 (266,610 weights, ReLU), briefly trained, on 2,000 images; and the Hessians of its
   three layers from 10,000, against the matrix products alone;
 - LeNet-5 (61,706 weights, convolutions, ReLU, max pooling) on 300 images;
-- a Flax transformer block (attention over 16 tokens, gelu, mean pooling) on 300 seeded examples.
+- a Flax transformer block (attention over 16 tokens, gelu, mean pooling) on 300 seeded examples;
+- a transformer of 4 blocks on 64 examples: its weights stacked and scanned, stacked and indexed,
+  against a list of blocks one after the other.
 Images are MNIST where the package finds it (`JAXCOMP_DATA_DIR`), otherwise seeded noise of the
 same shape. All cases of a problem get the same weights and examples and run in turns, so that a
 slow moment hits all alike; compilation and preparation are reported apart; ratios are medians over
@@ -71,6 +73,7 @@ NUM_LAYER_IMAGES = 10_000
 NUM_LABEL_SAMPLES = 4
 NUM_OTHER_EXAMPLES = 300
 NUM_TOKENS, NUM_FEATURES = 16, 32
+NUM_BLOCKS, BLOCK_SIZE, NUM_HEADS, NUM_BLOCK_EXAMPLES = 4, 64, 4, 64
 AGREEMENT = 1e-4
 PEERS = ("torch", "curvlinops-for-pytorch", "backpack-for-pytorch", "matfree")
 
@@ -141,6 +144,37 @@ class TransformerBlock(nnx.Module):
         hidden = tokens + self.attention(self.first_norm(tokens))
         hidden = hidden + self.down(nnx.gelu(self.up(self.second_norm(hidden))))
         return self.head(hidden.mean(axis=1))
+
+
+def block(hidden, weights):
+    """Attention and a perceptron with residuals, of tokens (batch, T, features)."""
+
+    def normal(x, gain):
+        return gain * (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
+
+    x = normal(hidden, weights["first_gain"])
+    query, key, value = (jnp.einsum("btd,dhk->bthk", x, weights[name]) for name in "qkv")
+    attention = jax.nn.softmax(jnp.einsum("bthk,bshk->bhts", query, key))
+    hidden = hidden + jnp.einsum("bhts,bshk,hkd->btd", attention, value, weights["o"])
+    x = jax.nn.gelu(normal(hidden, weights["second_gain"]) @ weights["up"] + weights["bias"])
+    return hidden + x @ weights["down"]
+
+
+def scanned_blocks(params, tokens):
+    hidden, _ = lax.scan(lambda h, row: (block(h, row), None), tokens, params["blocks"])
+    return hidden.mean(axis=1) @ params["head"]
+
+
+def indexed_blocks(params, tokens):
+    for row in range(NUM_BLOCKS):
+        tokens = block(tokens, jax.tree.map(lambda w, row=row: w[row], params["blocks"]))
+    return tokens.mean(axis=1) @ params["head"]
+
+
+def listed_blocks(params, tokens):
+    for weights in params["blocks"]:
+        tokens = block(tokens, weights)
+    return tokens.mean(axis=1) @ params["head"]
 
 
 def draw_params(shapes):
@@ -225,6 +259,27 @@ def transformer_problem(num_examples: int) -> Problem:
     return make_problem("transformer", predict_fn, params, tokens, labels, num_steps=100)
 
 
+def blocks_problem(num_examples: int) -> Problem:
+    """Stacked blocks at their initial weights, on tokens of noise."""
+    rng = np.random.default_rng(3)
+    size, head_size = BLOCK_SIZE, BLOCK_SIZE // NUM_HEADS
+    shapes = {
+        **dict.fromkeys("qkv", (size, NUM_HEADS, head_size)),
+        "o": (NUM_HEADS, head_size, size),
+        "up": (size, 4 * size),
+        "down": (4 * size, size),
+    }
+    blocks = {
+        name: jnp.asarray(rng.normal(size=(NUM_BLOCKS, *shape)) / np.sqrt(size), jnp.float32)
+        for name, shape in shapes.items()
+    }
+    blocks["bias"] = jnp.zeros((NUM_BLOCKS, 4 * size))
+    blocks |= {name: jnp.ones((NUM_BLOCKS, size)) for name in ("first_gain", "second_gain")}
+    params = {"blocks": blocks, "head": jnp.asarray(rng.normal(size=(size, 10)), jnp.float32)}
+    tokens = jnp.asarray(rng.normal(size=(num_examples, NUM_TOKENS, size)), jnp.float32)
+    return Problem("blocks", scanned_blocks, params, (tokens, jnp.zeros(num_examples, jnp.int32)))
+
+
 def make_problems(names: list[str]) -> list[Problem]:
     images, labels, _ = load_images(NUM_LAYER_IMAGES)
     few = images[:NUM_OTHER_EXAMPLES], labels[:NUM_OTHER_EXAMPLES]
@@ -237,6 +292,8 @@ def make_problems(names: list[str]) -> list[Problem]:
         problems.append(lenet5_problem(*few))
     if "transformer" in names:
         problems.append(transformer_problem(NUM_OTHER_EXAMPLES))
+    if "blocks" in names:
+        problems.append(blocks_problem(NUM_BLOCK_EXAMPLES))
     return [problem for problem in problems if problem.name in names]
 
 
@@ -321,6 +378,33 @@ def layer_cases(problem: Problem, num_probes: int) -> Iterator[Case]:
         check_agreement("layer_hessians", [found], [expected])
     yield Case("matrix_products", lambda: products(layer_inputs))
     yield Case("layer_hessians", hessians)
+
+
+def block_cases(problem: Problem, num_probes: int) -> Iterator[Case]:
+    """Curvatures of stacked blocks, each after that of the same blocks in a list."""
+    del num_probes
+    blocks = problem.params["blocks"]
+    rows = [jax.tree.map(lambda w, row=row: w[row], blocks) for row in range(NUM_BLOCKS)]
+    networks = {
+        "listed": (listed_blocks, {**problem.params, "blocks": rows}),
+        "scanned": (scanned_blocks, problem.params),
+        "indexed": (indexed_blocks, problem.params),
+    }
+    exact = {name: gauss_newton_diagonal(*of, problem.batch).mean for name, of in networks.items()}
+    together = jax.tree.map(lambda *x: jnp.stack(x), *exact["listed"]["blocks"])
+    for name in ("scanned", "indexed"):
+        found, expected = (jax.tree.leaves(x) for x in (exact[name]["blocks"], together))
+        check_agreement(name, found, expected)
+    key = jax.random.key(0)
+    for kind in ("exact", "sampled", "layer_hessians"):
+        for name, (predict_fn, params) in networks.items():
+            kernel = GaussNewton(predict_fn, params)
+            if kind == "sampled":
+                kernel = replace(kernel, num_label_samples=NUM_LABEL_SAMPLES, key=key)
+            run = partial(kernel, problem.batch)
+            if kind == "layer_hessians":
+                run = partial(layer_hessians, predict_fn, params, [problem.batch])
+            yield Case(f"{kind}_{name}", run, NUM_LABEL_SAMPLES if kind == "sampled" else 1)
 
 
 def matfree_cases(problem: Problem, num_probes: int) -> Iterator[Case]:
@@ -474,6 +558,7 @@ CASES = {
     "layers": (layer_cases,),
     "lenet-5": (jaxcomp_cases, torch_cases, backpack_cases),
     "transformer": (jaxcomp_cases,),
+    "blocks": (block_cases,),
 }
 
 

@@ -1,102 +1,70 @@
 """Layers of any function, found in its jaxpr: their inputs, and the gradients of their outputs.
 
-A *matrix use* is a matrix product or a convolution with a weight as one operand; the weight may
-have been reshaped, transposed or converted before. Every such use is brought into one normal form,
+A *matrix use* is all that a function does with a weight, if that is matrix products or
+convolutions with the weight as one operand; the weight may have been reshaped, transposed or cast
+before, or be one row of a stack. Every such use is brought into one normal form,
 
     z[g, p, o] = sum over i of a[g, p, i] w[g, i, o],
 
-with the axis letters `G` groups (of a convolution, or the batch axes of a product), `P` positions
-(pixels, tokens, heads; 1 for a dense layer on a vector), `I` inputs (fan-in) and `O` outputs. What
-curvature needs of a layer is `a`, and the gradient of a loss with respect to `z`: a zero is added
-to `z`, and differentiated. The gradient of one example's loss with respect to the weight is then
-the sum over positions of `a[g, p, i] delta[g, p, o]`.
+with the axis letters `G` groups (of a convolution, or the batch axes of a product; and every row of
+a stack of layers, whether a loop scans it or it is indexed, `w[i]`), `P` positions (pixels, tokens,
+heads, steps of a loop over time that uses the whole weight at each, and every further use of a
+weight that is used several times; 1 for a dense layer on a vector), `I` inputs (fan-in) and `O`
+outputs. What curvature needs of a layer is `a`, and the gradient of a loss with respect to `z`: a
+zero is added to `z`, and differentiated. The gradient of one example's loss with respect to the
+weight is then the sum over positions of `a[g, p, i] delta[g, p, o]`.
 
 All this is for the function of *one example* (a batch of one), to be used under `jax.vmap`: so it
 does not matter where a model keeps its batch axis, and products of the form "batch times weight"
-come out again as single large ones. Weights that are used otherwise (biases, tied weights, weights
-inside a `scan`, embeddings) are not captured; they are left to ordinary differentiation.
+come out again as single large ones. Weights that are used otherwise (biases, embeddings, weights
+that are changed before they multiply) are not captured: `Capture.reasons` says why, and they are
+left to ordinary differentiation.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
-from jaxtyping import Array, Float, Shaped
+from jax.extend.core import ClosedJaxpr
+from jax.interpreters.partial_eval import dce_jaxpr
+from jaxtyping import Array, Float
 
-_Steps = tuple[tuple[str, tuple[int, ...]], ...]
+from jaxcomp.curvature.estimate import diagonal_dtype
+from jaxcomp.curvature.layouts import MatrixLayout, StackLayout, stack_layout
+from jaxcomp.curvature.products import Product, find_products
+from jaxcomp.curvature.running import count_activations, run
 
-
-@dataclass(frozen=True)
-class MatrixLayout:
-    """How a weight is laid out as matrices `(G, I, O)`: a fixed rearrangement of its entries.
-
-    Attributes:
-        shape: of the weight.
-        num_groups: G.
-        num_inputs: I, fan-in of a group.
-        num_outputs: O, outputs of a group.
-        steps: the rearrangements, from the weight to the matrices.
-    """
-
-    shape: tuple[int, ...]
-    num_groups: int
-    num_inputs: int
-    num_outputs: int
-    steps: _Steps
-
-    def to_matrices(self, weight: Shaped[Array, "..."]) -> Shaped[Array, "G I O"]:
-        """Return the weight (or anything shaped like it) as one matrix for each group."""
-        for kind, argument in self.steps:
-            weight = (
-                jnp.reshape(weight, argument)
-                if kind == "reshape"
-                else jnp.transpose(weight, argument)
-            )
-        return weight
-
-    def from_matrices(self, matrices: Shaped[Array, "G I O"]) -> Shaped[Array, "..."]:
-        """Undo `to_matrices`."""
-        shapes = [self.shape]
-        for kind, argument in self.steps:
-            before = shapes[-1]
-            shapes.append(
-                argument if kind == "reshape" else tuple(before[axis] for axis in argument)
-            )
-        for (kind, argument), before in zip(self.steps[::-1], shapes[-2::-1], strict=True):
-            matrices = (
-                jnp.reshape(matrices, before)
-                if kind == "reshape"
-                else jnp.transpose(matrices, tuple(np.argsort(argument).tolist()))
-            )
-        return matrices
+Arrays = tuple[Array, ...]
+"""One array for each product of a use."""
 
 
 @dataclass(frozen=True)
 class MatrixUse:
-    """The one use of a weight in a matrix product or convolution, for one example.
+    """All uses of a weight in matrix products or convolutions, for one example.
 
     Attributes:
         position: of the weight among the floating leaves.
         layout: of the weight as matrices `(G, I, O)`.
         num_positions: P.
-        output: shape and dtype of the perturbation that is added to the output.
-        to_inputs: brings the captured operand into the normal form `(G, P, I)`.
-        to_outputs: brings the gradient with respect to the perturbation into `(G, P, O)`.
+        outputs: shapes and dtypes of the perturbations that are added to the result of each of its
+            products, at all steps of the loops around.
+        to_inputs: brings the captured operands of E examples, `(E, ...)`, into the normal form
+            `(E, G, P, I)`.
+        to_outputs: brings gradients with respect to their perturbations into `(E, G, P, O)`.
     """
 
     position: int
     layout: MatrixLayout
     num_positions: int
-    output: jax.ShapeDtypeStruct
-    to_inputs: Callable[[Array], Float[Array, "G P I"]]
-    to_outputs: Callable[[Array], Float[Array, "G P O"]]
+    outputs: tuple[jax.ShapeDtypeStruct, ...]
+    to_inputs: Callable[[Arrays], Float[Array, "E G P I"]]
+    to_outputs: Callable[[Arrays], Float[Array, "E G P O"]]
 
 
 @dataclass(frozen=True)
@@ -105,17 +73,19 @@ class Capture:
 
     Attributes:
         uses: the captured weights, in the order of the leaves.
+        reasons: for each leaf why it is not captured; None for those that are.
         outputs: shapes and dtypes of what the function returns.
         num_activations: numbers that evaluating one example makes, weights left out.
         run: `(perturbations, values, example) -> (outputs, operands)`: evaluates the function with
-            a perturbation added to the output of each use, and returns what each use multiplies
+            a perturbation added to the results of each use, and returns what each use multiplies
             its weight with.
     """
 
     uses: tuple[MatrixUse, ...]
+    reasons: tuple[str | None, ...]
     outputs: Any
     num_activations: int
-    run: Callable[[Sequence[Array], Sequence[Array], Any], tuple[Any, tuple[Array, ...]]]
+    run: Callable[[Sequence[Arrays], Sequence[Array], Any], tuple[Any, tuple[Arrays, ...]]]
 
 
 def capture(
@@ -127,9 +97,9 @@ def capture(
 ) -> Capture:
     """Trace a function and find the matrix uses among its operations.
 
-    Calls are opened where a weight passes through them (`jit`, `remat`, and the branch of
-    `lax.platform_dependent` for the default backend). A weight is captured if its only use is as
-    one operand of a `dot_general` or `conv_general_dilated`.
+    Calls and loops are opened where a weight passes through them to a product (`jit`, `remat`, the
+    branch of `lax.platform_dependent` for the default backend, `lax.scan`). A weight is captured if
+    all that it enters are products of one form.
 
     Args:
         function: `(values, example) -> outputs`, pure.
@@ -141,335 +111,147 @@ def capture(
         The capture; `run` holds the arrays that `function` closes over, and may be used under
         `jax.vmap` and differentiated.
     """
-    closed, outputs = jax.make_jaxpr(function, return_shape=True)(values, example)
+    traced, outputs = jax.make_jaxpr(function, return_shape=True)(values, example)
+    # What a loop returns and nobody reads (the weights of a module, say) is no use of it.
+    jaxpr, _ = dce_jaxpr(traced.jaxpr, [True] * len(traced.jaxpr.outvars), instantiate=True)
+    closed = ClosedJaxpr(jaxpr, traced.consts)
+    wanted = [True] * len(values) if is_wanted is None else list(is_wanted)
+    found = find_products(closed, wanted)
+    products_of: dict[int, list[int]] = defaultdict(list)
+    for number, product in enumerate(found.products):
+        products_of[product.piece.leaf].append(number)
+
+    uses: list[MatrixUse] = []
+    reasons: list[str | None] = []
+    for leaf, value in enumerate(values):
+        numbers = products_of[leaf]
+        products = [found.products[number] for number in numbers]
+        use = _reason(products, found.obstacles.get(leaf, ()), is_wanted=wanted[leaf])
+        if use is None:
+            use = _join(leaf, value, products)
+        reasons.append(use if isinstance(use, str) else None)
+        uses += [] if isinstance(use, str) else [use]
+    captured = [products_of[use.position] for use in uses]
+    opened = found.opened.only({number for numbers in captured for number in numbers})
     structure = jax.tree.structure(outputs)
-    num_leaves = len(values)
-    flat = _opened(closed, num_leaves)
-    found = _find_uses(flat, [True] * num_leaves if is_wanted is None else is_wanted)
-    number_of = {place: number for number, (place, _, _) in enumerate(found)}
 
-    def run(
-        perturbations: Sequence[Array], leaves: Sequence[Array], example: Any
-    ) -> tuple[Any, tuple[Array, ...]]:
-        arguments = [*leaves, *jax.tree.leaves(example)]
-        environment = {**flat.constants, **dict(zip(flat.inputs, arguments, strict=True))}
-
-        def read(atom: Any) -> Any:
-            return atom.val if isinstance(atom, Literal) else environment[atom]
-
-        operands: list[Any] = [None] * len(found)
-        for place, equation in enumerate(flat.equations):
-            operands_here = [read(atom) for atom in equation.invars]
-            results = _evaluate(equation, operands_here)
-            if place in number_of:
-                number = number_of[place]
-                operands[number] = operands_here[1 - found[number][1]]
-                results = [results[0] + perturbations[number]]
-            environment.update(zip(equation.outvars, results, strict=True))
-        return structure.unflatten([read(atom) for atom in flat.outputs]), tuple(operands)
-
-    uses = tuple(use for _, _, use in found)
-    return Capture(uses, outputs, _num_activations(flat, num_leaves), run)
-
-
-# --- A jaxpr with its calls opened ---------------------------------------------------------------
-
-
-class _Opened(NamedTuple):
-    """Equations of a jaxpr and of the calls in it, in one list; all variables are distinct."""
-
-    inputs: list[Var]
-    outputs: list[Any]
-    equations: list[JaxprEqn]
-    constants: dict[Var, Any]
-
-
-def _opened(closed: ClosedJaxpr, num_leaves: int) -> _Opened:
-    """Open the calls that the first `num_leaves` arguments, or rearrangements of them, enter."""
-    aliases: dict[Var, Any] = {}  # a variable of an opened call -> what it stands for
-    constants: dict[Var, Any] = {}
-    equations: list[JaxprEqn] = []
-    weights: set[Var] = set(closed.jaxpr.invars[:num_leaves])
-    branch_of: dict[Var, int] = {}
-
-    def resolve(atom: Any) -> Any:
-        return atom if isinstance(atom, Literal) else aliases.get(atom, atom)
-
-    def open_jaxpr(closed: ClosedJaxpr) -> None:
-        constants.update(zip(closed.jaxpr.constvars, closed.consts, strict=True))
-        for equation in closed.jaxpr.eqns:
-            arguments = [resolve(atom) for atom in equation.invars]
-            equation = equation.replace(invars=arguments)
-            name = equation.primitive.name
-            if name == "platform_index":
-                branch_of[equation.outvars[0]] = _platform_index(equation)
-            enters = any(not isinstance(a, Literal) and a in weights for a in arguments)
-            called = _called(equation, branch_of) if enters else None
-            if called is None:
-                equations.append(equation)
-                if enters and name in _REARRANGING:
-                    weights.update(equation.outvars)
-                continue
-            arguments = arguments[1:] if name == "cond" else arguments
-            # Traced anew: two calls of one function would share their variables.
-            inner = jax.make_jaxpr(jaxpr_as_fun(called))(
-                *(jax.ShapeDtypeStruct(a.aval.shape, a.aval.dtype) for a in called.jaxpr.invars)
-            )
-            aliases.update(zip(inner.jaxpr.invars, arguments, strict=True))
-            open_jaxpr(inner)
-            results = [resolve(atom) for atom in inner.jaxpr.outvars]
-            aliases.update(zip(equation.outvars, results, strict=True))
-
-    open_jaxpr(closed)
-    outputs = [resolve(atom) for atom in closed.jaxpr.outvars]
-    return _Opened(list(closed.jaxpr.invars), outputs, equations, constants)
-
-
-_REARRANGING = frozenset({"reshape", "transpose", "squeeze", "convert_element_type", "copy"})
-
-
-def _called(equation: JaxprEqn, branch_of: dict[Var, int]) -> ClosedJaxpr | None:
-    """Return the function that an equation calls, if it may be opened.
-
-    Calls with derivatives of their own (`custom_jvp`, `custom_vjp`) stay closed: opened, they
-    would be differentiated by other rules.
-    """
-    name, parameters = equation.primitive.name, equation.params
-    if name in ("jit", "pjit", "closed_call", "core_call"):
-        inner = parameters["jaxpr"] if "jaxpr" in parameters else parameters["call_jaxpr"]
-        return inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
-    if name in ("remat2", "checkpoint", "remat"):
-        return ClosedJaxpr(parameters["jaxpr"], ())
-    if name == "cond" and not isinstance(equation.invars[0], Literal):
-        branch = branch_of.get(equation.invars[0])
-        return None if branch is None else parameters["branches"][branch]
-    return None
-
-
-def _platform_index(equation: JaxprEqn) -> int:
-    """Which branch of `lax.platform_dependent` the default backend takes."""
-    backend = jax.default_backend()
-    names = {"gpu": ("gpu", "cuda", "rocm")}.get(backend, (backend,))
-    for index, platforms in enumerate(equation.params["platforms"]):
-        if platforms is None or any(name in platforms for name in names):
-            return index
-    raise ValueError(f"lax.platform_dependent has no branch for {backend}; give it a default.")
-
-
-def _evaluate(equation: JaxprEqn, arguments: list[Any]) -> list[Any]:
-    parameters = equation.primitive.get_bind_params(equation.params)
-    with equation.ctx.manager:
-        results = equation.primitive.bind(*arguments, **parameters)
-    return list(results) if equation.primitive.multiple_results else [results]
-
-
-# --- Finding the uses ----------------------------------------------------------------------------
-
-
-def _find_uses(flat: _Opened, is_wanted: Sequence[bool]) -> list[tuple[int, int, MatrixUse]]:
-    """Find the uses: the place of the equation, the side of the weight in it, and the use."""
-    read = [atom for equation in flat.equations for atom in equation.invars] + flat.outputs
-    num_readers = Counter(atom for atom in read if not isinstance(atom, Literal))
-    # For every variable that is a mere rearrangement of one leaf: which leaf, and how.
-    chains: dict[Var, tuple[int, _Steps]] = {
-        variable: (position, ())
-        for position, variable in enumerate(flat.inputs[: len(is_wanted)])
-        if is_wanted[position] and num_readers[variable] == 1
-    }
-    found = []
-    for place, equation in enumerate(flat.equations):
-        variables: list[Any] = list(equation.invars)
-        sides = [
-            side
-            for side, atom in enumerate(variables)
-            if not isinstance(atom, Literal) and atom in chains
-        ]
-        # A product of two weights is left to differentiation.
-        if len(sides) != 1:
-            continue
-        position, steps = chains[variables[sides[0]]]
-        name, output = equation.primitive.name, equation.outvars[0]
-        if name in _REARRANGING:
-            step = _step(equation)
-            if step is not None and num_readers[output] == 1:
-                chains[output] = (position, steps + step)
-        elif name in _NORMAL_FORMS:
-            normal = _NORMAL_FORMS[name](equation, sides[0])
-            if normal is not None:
-                shape = _shape(flat.inputs[position])
-                use = normal.use(position, shape, steps, output.aval)
-                found.append((place, sides[0], use))
-    return sorted(found, key=lambda entry: entry[2].position)
-
-
-def _num_activations(flat: _Opened, num_leaves: int) -> int:
-    """Count the numbers that are computed from the example, for one evaluation."""
-    depends: set[Any] = set(flat.inputs[num_leaves:])
-    count = 0
-    for equation in flat.equations:
-        if any(not isinstance(a, Literal) and a in depends for a in equation.invars):
-            depends.update(equation.outvars)
-            count += sum(prod(_shape(variable)) for variable in equation.outvars)
-    return count
-
-
-def _step(equation: JaxprEqn) -> _Steps | None:
-    """Return a rearranging equation as steps of a `MatrixLayout`; None if it loses the weight."""
-    name, output = equation.primitive.name, equation.outvars[0]
-    if name == "transpose":
-        return (("transpose", tuple(equation.params["permutation"])),)
-    if name in ("reshape", "squeeze"):
-        if equation.params.get("dimensions") is not None and name == "reshape":
-            return None
-        return (("reshape", _shape(output)),)
-    aval: Any = output.aval
-    return () if jnp.issubdtype(aval.dtype, jnp.floating) else None
-
-
-def _shape(atom: Any) -> tuple[int, ...]:
-    return tuple(atom.aval.shape)
-
-
-class _Normal(NamedTuple):
-    """The normal form of an equation: how each of its parts becomes `(G, P, I)` and so on."""
-
-    sizes: tuple[int, int, int, int]  # G, P, I, O
-    weight_steps: _Steps
-    to_inputs: Callable[[Array], Array]
-    to_outputs: Callable[[Array], Array]
-
-    def use(self, position: int, shape: tuple[int, ...], steps: _Steps, output: Any) -> MatrixUse:
-        groups, positions, num_inputs, num_outputs = self.sizes
-        return MatrixUse(
-            position,
-            MatrixLayout(shape, groups, num_inputs, num_outputs, steps + self.weight_steps),
-            positions,
-            jax.ShapeDtypeStruct(output.shape, output.dtype),
-            self.to_inputs,
-            self.to_outputs,
+    def run_captured(
+        perturbations: Sequence[Arrays], leaves: Sequence[Array], example: Any
+    ) -> tuple[Any, tuple[Arrays, ...]]:
+        numbered = {
+            number: array
+            for numbers, arrays in zip(captured, perturbations, strict=True)
+            for number, array in zip(numbers, arrays, strict=True)
+        }
+        results, operands = run(opened, [*leaves, *jax.tree.leaves(example)], numbered)
+        return structure.unflatten(results), tuple(
+            tuple(operands[number] for number in numbers) for numbers in captured
         )
 
-
-def _normal_product(equation: JaxprEqn, side: int) -> _Normal:
-    """Normal form of `dot_general`: groups are its batch axes, positions the rows it meets."""
-    contracting, batch = equation.params["dimension_numbers"]
-    weight = _shape(equation.invars[side])
-    other = _shape(equation.invars[1 - side])
-
-    def order(shape: tuple[int, ...], operand: int) -> tuple[list[int], list[int], list[int]]:
-        used = (*batch[operand], *contracting[operand])
-        free = [axis for axis in range(len(shape)) if axis not in used]
-        return list(batch[operand]), list(contracting[operand]), free
-
-    w_batch, w_contract, w_free = order(weight, side)
-    x_batch, x_contract, x_free = order(other, 1 - side)
-    groups = prod(weight[axis] for axis in w_batch)
-    num_inputs = prod(weight[axis] for axis in w_contract)
-    num_outputs = prod(weight[axis] for axis in w_free)
-    positions = prod(other[axis] for axis in x_free)
-    x_order = tuple(x_batch + x_free + x_contract)
-
-    def to_inputs(operand: Array) -> Array:
-        return jnp.transpose(operand, x_order).reshape(groups, positions, num_inputs)
-
-    def to_outputs(gradient: Array) -> Array:
-        # The result has the batch axes, then the free axes of the left, then of the right operand.
-        if side == 1:
-            return gradient.reshape(groups, positions, num_outputs)
-        return jnp.swapaxes(gradient.reshape(groups, num_outputs, positions), 1, 2)
-
-    steps = (
-        ("transpose", tuple(w_batch + w_contract + w_free)),
-        ("reshape", (groups, num_inputs, num_outputs)),
+    is_example = [number >= len(values) for number in range(len(jaxpr.invars))]
+    return Capture(
+        tuple(uses),
+        tuple(reasons),
+        outputs,
+        count_activations(opened, is_example),
+        run_captured,
     )
-    return _Normal((groups, positions, num_inputs, num_outputs), steps, to_inputs, to_outputs)
 
 
-def _normal_convolution(equation: JaxprEqn, side: int) -> _Normal | None:
-    """Normal form of `conv_general_dilated`: the inputs are patches, the positions pixels."""
-    parameters = equation.params
-    if side != 1 or parameters["batch_group_count"] != 1:
-        return None
-    numbers = parameters["dimension_numbers"]
-    image = _shape(equation.invars[0])
-    kernel = _shape(equation.invars[1])
-    output = _shape(equation.outvars[0])
-    groups = parameters["feature_group_count"]
-    kernel_out, kernel_in, *kernel_space = numbers.rhs_spec
-    window = tuple(kernel[axis] for axis in kernel_space)
-    pixels = prod(output[axis] for axis in numbers.out_spec[2:])
-    num_images = output[numbers.out_spec[0]]
-    num_outputs = kernel[kernel_out] // groups
-    num_inputs = kernel[kernel_in] * prod(window)
-    positions = num_images * pixels
+def _reason(products: list[Product], obstacles: tuple[str, ...], *, is_wanted: bool) -> str | None:
+    """Why a leaf is not captured, whatever the form of its products; None if it may be."""
+    if not is_wanted:
+        return "it is left out"
+    if obstacles:
+        # The first that a reader of the function meets.
+        return obstacles[0] + (" (and matrix products elsewhere)" if products else "")
+    return None if products else "it is not used"
 
-    def to_inputs(operand: Array) -> Array:
-        patches = _patches(
-            jnp.transpose(operand, numbers.lhs_spec),
-            window,
-            strides=parameters["window_strides"],
-            padding=parameters["padding"],
-            image_dilation=parameters["lhs_dilation"],
-            kernel_dilation=parameters["rhs_dilation"],
-        )  # (window, images, channels, *space)
-        patches = patches.reshape(
-            prod(window), num_images, groups, image[numbers.lhs_spec[1]] // groups, pixels
-        )
-        # (G, images, pixels, channels, window)
-        patches = jnp.transpose(patches, (2, 1, 4, 3, 0))
-        return patches.reshape(groups, positions, num_inputs)
 
-    def to_outputs(gradient: Array) -> Array:
-        gradient = jnp.transpose(gradient, numbers.out_spec)
-        gradient = gradient.reshape(num_images, groups, num_outputs, pixels)
-        return jnp.transpose(gradient, (1, 0, 3, 2)).reshape(groups, positions, num_outputs)
-
-    steps = (
-        ("transpose", (kernel_out, kernel_in, *kernel_space)),
-        ("reshape", (groups, num_outputs, num_inputs)),
-        ("transpose", (0, 2, 1)),
+def _join(leaf: int, value: Array, products: list[Product]) -> MatrixUse | str:
+    """Make one use of the products of a leaf; or say why they are not of one form."""
+    layouts = [
+        stack_layout(value.shape, (*product.piece.steps, *product.normal.weight_steps))
+        for product in products
+    ]
+    layout = layouts[0]
+    if not any(prod(product.loops) for product in products):
+        return "it is used only in a loop without steps"
+    if any(other.matrices != layout.matrices for other in layouts):
+        return "it enters matrix products of different forms"
+    table = _table(layouts, products)
+    num_positions = max(product.normal.sizes[1] for product in products)
+    normal = partial(_normal, products, table, num_positions, diagonal_dtype(value.dtype))
+    outputs = tuple(
+        jax.ShapeDtypeStruct((*product.loops, *product.output.shape), product.output.dtype)
+        for product in products
     )
-    return _Normal((groups, positions, num_inputs, num_outputs), steps, to_inputs, to_outputs)
+    return MatrixUse(
+        leaf,
+        layout.matrices,
+        table.shape[1] * num_positions,
+        outputs,
+        partial(normal, [product.normal.to_inputs for product in products]),
+        partial(normal, [product.normal.to_outputs for product in products]),
+    )
 
 
-def _patches(
-    image: Array,
-    window: tuple[int, ...],
-    *,
-    strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
-    image_dilation: Sequence[int],
-    kernel_dilation: Sequence[int],
-) -> Array:
-    """Cut the patches of a convolution out of `(images, channels, *space)`, as slices.
+def _table(layouts: list[StackLayout], products: list[Product]) -> np.ndarray:
+    """Where the uses of each row are, among all steps of all products one after the other.
 
-    (`lax.conv_general_dilated_patches` convolves with one-hot kernels, which costs a convolution.)
+    As many columns as the most used row has uses; -1 where a row has fewer.
     """
-    config = [(0, 0, 0), (0, 0, 0)] + [
-        (low, high, dilation - 1)
-        for (low, high), dilation in zip(padding, image_dilation, strict=True)
-    ]
-    padded = lax.pad(image, jnp.zeros((), image.dtype), config)
-    counts = [
-        (size - ((width - 1) * dilation + 1)) // stride + 1
-        for size, width, dilation, stride in zip(
-            padded.shape[2:], window, kernel_dilation, strides, strict=True
-        )
-    ]
-    slices = []
-    for offset in np.ndindex(*window):
-        first = [o * d for o, d in zip(offset, kernel_dilation, strict=True)]
-        last = [
-            f + (count - 1) * stride + 1
-            for f, count, stride in zip(first, counts, strides, strict=True)
-        ]
-        slices.append(
-            lax.slice(padded, (0, 0, *first), (*padded.shape[:2], *last), (1, 1, *strides))
-        )
-    return jnp.stack(slices)
+    rows = np.concatenate(
+        [layout.rows(product.loops) for layout, product in zip(layouts, products, strict=True)]
+    )
+    counts = np.bincount(rows, minlength=layouts[0].num_rows)
+    order = np.argsort(rows, kind="stable")
+    column = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    table = np.full((layouts[0].num_rows, int(counts.max())), -1)
+    table[rows[order], column] = order
+    return table
 
 
-_NORMAL_FORMS: dict[str, Callable[[JaxprEqn, int], _Normal | None]] = {
-    "dot_general": _normal_product,
-    "conv_general_dilated": _normal_convolution,
-}
+def _normal(
+    products: list[Product],
+    table: np.ndarray,
+    num_positions: int,
+    dtype: np.dtype,
+    rearrange: list[Callable[[Array], Array]],
+    arrays: Arrays,
+) -> Float[Array, "E G P X"]:
+    """Rearrange what the products multiply or return, each step alone, and put it into rows.
+
+    Examples stay behind rows until the end, where they are named first: so loops stacked them up,
+    and so they are multiplied.
+    """
+    parts = []
+    for product, to_normal, array in zip(products, rearrange, arrays, strict=True):
+        for _ in (*product.loops, "examples"):
+            to_normal = jax.vmap(to_normal)
+        part = to_normal(array).astype(dtype)
+        part = part.reshape(len(part), -1, *part.shape[1 + len(product.loops) :])
+        missing = num_positions - part.shape[3]
+        # Positions that a product does not have add nothing to any sum over positions.
+        if missing:
+            part = jnp.pad(part, (*[(0, 0)] * 3, (0, missing), (0, 0)))
+        parts.append(jnp.swapaxes(part, 0, 1))  # (steps, E, g, p, x)
+    steps = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+    _, num_examples, groups, _, width = steps.shape
+    by_row = _by_row(steps, table)  # (rows, uses, E, g, p, x)
+    normal = jnp.transpose(by_row, (0, 3, 2, 1, 4, 5))
+    normal = normal.reshape(len(table) * groups, num_examples, -1, width)
+    return jnp.swapaxes(normal, 0, 1)
+
+
+def _by_row(steps: Float[Array, "steps *x"], table: np.ndarray) -> Float[Array, "rows uses *x"]:
+    """Put steps into a table; zeros where it has no step. Copies only if it must."""
+    num_rows, num_uses = table.shape
+    in_order = np.arange(len(steps))
+    if np.array_equal(table.reshape(-1), in_order):
+        return steps.reshape(num_rows, num_uses, *steps.shape[1:])
+    if np.array_equal(table.T.reshape(-1), in_order):
+        return jnp.swapaxes(steps.reshape(num_uses, num_rows, *steps.shape[1:]), 0, 1)
+    if np.any(table < 0):
+        steps = jnp.concatenate([steps, jnp.zeros_like(steps[:1])])
+    return steps[table]

@@ -183,9 +183,11 @@ def gauss_newton_diagonal(
     `jax.vmap` over `params` or `batch`.
 
     Dense layers and convolutions are found in the jaxpr of `predict_fn`, whatever library it is
-    written in; all other weights (biases, tied weights, weights in a `scan`) go through their
-    gradient for every example and column: the same result at more memory (`find_layers` lists
-    them).
+    written in, also in loops: stacked blocks that `lax.scan` takes one by one cost what they cost
+    unrolled, and a recurrent network's weights meet an example once a step. All other weights
+    (biases, embeddings, weights that are changed before they multiply) go through their gradient
+    for every example and column: the same result at more memory (`find_layers` lists them, and
+    says why).
 
     Args:
         predict_fn: `(params, inputs) -> outputs (batch, ...)` in evaluation mode: the outputs of

@@ -24,7 +24,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxcomp.curvature.batches import check_weight, sized_batches
-from jaxcomp.curvature.capture import MatrixLayout, MatrixUse
+from jaxcomp.curvature.capture import MatrixUse
 from jaxcomp.curvature.estimate import (
     CompensatedSum,
     check_finite,
@@ -41,6 +41,7 @@ from jaxcomp.curvature.gauss_newton import (
     inputs_and_targets,
 )
 from jaxcomp.curvature.independence import check_outputs_are_independent
+from jaxcomp.curvature.layouts import MatrixLayout
 from jaxcomp.curvature.not_finite import where_it_began
 from jaxcomp.curvature.output_losses import (
     MAX_COLUMNS,
@@ -68,16 +69,20 @@ class Layer(NamedTuple):
     """How one floating leaf of a model is used.
 
     Attributes:
-        kind: `"matrix"` if its only use is a matrix product or a convolution; `"other"` if not
-            (biases, tied weights, weights inside a loop), so that curvature of it goes through
-            the gradient of every example.
-        num_positions: P, how often an example meets the weight (pixels, tokens); 0 for others.
-        layout: the weight as matrices `(G, I, O)`; None for others.
+        kind: `"matrix"` if all that it enters are matrix products or convolutions of one form;
+            `"other"` if not (biases, embeddings, weights that are changed before they multiply), so
+            that curvature of it goes through the gradient of every example.
+        num_positions: P, how often an example meets a row of the weight (pixels, tokens, steps of
+            a recurrent network); 0 for others.
+        layout: the weight as matrices `(G, I, O)`, of a stack of layers those of all layers; None
+            for others.
+        reason: why it is one of the others, a clause that begins with "it"; None for a matrix.
     """
 
     kind: Literal["matrix", "other"]
     num_positions: int
     layout: MatrixLayout | None
+    reason: str | None
 
 
 class LayerHessian(NamedTuple):
@@ -100,7 +105,8 @@ class LayerHessian(NamedTuple):
 def find_layers(model_or_fn: OutputsFn | Any, params: Params, inputs: Any) -> dict[str, Layer]:
     """List the floating leaves of a model by the way they are used.
 
-    Nothing is computed: the function is traced for the shapes of one example.
+    Nothing is computed: the function is traced for the shapes of one example. Weights in loops are
+    layers too: stacks that `lax.scan` takes apart, rows `w[i]`, weights of a recurrent network.
 
     Args:
         model_or_fn: `(params, inputs) -> outputs`, any tree of arrays; or a Flax module, which is
@@ -117,9 +123,9 @@ def find_layers(model_or_fn: OutputsFn | Any, params: Params, inputs: Any) -> di
     function, params = open_params(_as_function(model_or_fn, params), params)
     uses = _uses_by_path(function, params, inputs)
     return {
-        path: Layer("other", 0, None)
-        if use is None
-        else Layer("matrix", use.num_positions, use.layout)
+        path: Layer("other", 0, None, use)
+        if isinstance(use, str)
+        else Layer("matrix", use.num_positions, use.layout, None)
         for path, use in uses.items()
     }
 
@@ -245,27 +251,30 @@ def _as_function(model_or_fn: Any, params: Params, output: PickOutput | None = N
     return as_predict_fn(model_or_fn, output)
 
 
-def _uses_by_path(function: Partial, params: Params, inputs: Any) -> dict[str, MatrixUse | None]:
-    """The use of every floating leaf, None where it is no matrix."""
+def _uses_by_path(function: Partial, params: Params, inputs: Any) -> dict[str, MatrixUse | str]:
+    """The use of every floating leaf, or why it is no matrix."""
     leaves = floating_leaves(params)
     paths = list(leaves_by_path(params))
-    uses = {use.position: use for use in open_layers(function, leaves, inputs).capture.uses}
-    return {paths[position]: uses.get(number) for number, position in enumerate(leaves.positions)}
+    captured = open_layers(function, leaves, inputs).capture
+    uses: dict[int, MatrixUse | str] = {use.position: use for use in captured.uses}
+    uses |= {number: reason for number, reason in enumerate(captured.reasons) if reason}
+    return {paths[position]: uses[number] for number, position in enumerate(leaves.positions)}
 
 
 def _selected_uses(
     function: Partial, params: Params, inputs: Any, select: Select
 ) -> dict[str, MatrixUse]:
     uses = _uses_by_path(function, params, inputs)
-    matrices = {path: use for path, use in uses.items() if use is not None}
+    matrices = {path: use for path, use in uses.items() if not isinstance(use, str)}
     if select is None:
         return matrices
     chosen = selected_paths(params, select)
     others = [path for path in chosen if path not in matrices]
     if others:
+        reason = uses.get(others[0], "it is not floating")
         raise ValueError(
-            f"select names {shorten(others)}, whose only use is not a matrix product or "
-            f"convolution; layers with a Hessian are {shorten(matrices)}."
+            f"select names {shorten(others)}, which have no Hessian of a layer: of {others[0]}, "
+            f"{reason}. Layers with a Hessian are {shorten(matrices)}."
         )
     return {path: matrices[path] for path in chosen}
 

@@ -274,12 +274,7 @@ class _Walk:
 
     def scan(self, equation: Any, operands: list[_Value]) -> list[_Value]:
         parameters = equation.params
-        # From the shapes, since versions of JAX name the numbers differently: what is taken apart
-        # or stacked up has one axis more outside the body than in it.
-        inner = getattr(parameters["jaxpr"], "jaxpr", parameters["jaxpr"])
-        num_carry = len(equation.outvars) - _num_deeper(equation.outvars, inner.outvars)
-        num_slices = _num_deeper(equation.invars, inner.invars)
-        num_consts = len(operands) - num_carry - num_slices
+        num_consts, num_carry = scan_arguments(equation)
         consts, carry = operands[:num_consts], operands[num_consts : num_consts + num_carry]
         slices = []
         for value in operands[num_consts + num_carry :]:
@@ -336,6 +331,19 @@ class _Walk:
                 break
             carry = joined
         return carry
+
+
+def scan_arguments(equation: Any) -> tuple[int, int]:
+    """Return how many arguments of a `lax.scan` are constants, and how many are its state.
+
+    They come first, in this order; what is taken apart follows.
+    """
+    # From the shapes, since versions of JAX name the numbers differently: what is taken apart or
+    # stacked up has one axis more outside the body than in it.
+    inner = getattr(equation.params["jaxpr"], "jaxpr", equation.params["jaxpr"])
+    num_carry = len(equation.outvars) - _num_deeper(equation.outvars, inner.outvars)
+    num_slices = _num_deeper(equation.invars, inner.invars)
+    return len(equation.invars) - num_carry - num_slices, num_carry
 
 
 def _num_deeper(outer: Sequence[Any], inner: Sequence[Any]) -> int:

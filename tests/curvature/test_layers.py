@@ -17,9 +17,10 @@ from curvature_problems import (
 )
 from flax import linen, nnx
 from jax.flatten_util import ravel_pytree
+from loop_problems import LOOPS, loop_params
 
 from jaxcomp import adapters
-from jaxcomp.curvature import find_layers, gauss_newton_diagonal, layer_hessians
+from jaxcomp.curvature import Layer, find_layers, gauss_newton_diagonal, layer_hessians
 
 
 class Attention(nnx.Module):
@@ -41,6 +42,32 @@ class LinenNetwork(linen.Module):
     @linen.compact
     def __call__(self, inputs):
         return linen.Dense(3)(linen.relu(linen.Conv(2, (2, 2))(inputs)).reshape(len(inputs), -1))
+
+
+def test_why_a_leaf_is_no_layer():
+    params, (inputs, _) = token_problem()
+    layers = find_layers(token_network, params, inputs)
+    assert (layers["shared"].num_positions, layers["tied"].num_positions) == (4, 8)
+    assert layers["tied"].reason is None
+    assert layers["scale"] == Layer("other", 0, None, "it enters mul, which is no matrix product")
+
+
+def test_hessians_of_a_stack_are_those_of_its_rows():
+    function, shapes, _ = LOOPS["scanned"]
+    params = loop_params(shapes)
+    inputs = jnp.asarray(np.random.default_rng(4).normal(size=(6, 4)), jnp.float32)
+
+    def stacked(params, inputs):
+        return jax.vmap(lambda x: function(params, x.reshape(1, 4))[0])(inputs)
+
+    found = layer_hessians(stacked, params, [inputs])
+    assert list(found) == ["w"]
+    hidden = inputs
+    for row in range(3):
+        hessian = found["w"].hessian[row]
+        scale = float(jnp.max(hessian))
+        np.testing.assert_allclose(hessian, 2 / 6 * hidden.T @ hidden, rtol=1e-6, atol=1e-6 * scale)
+        hidden = jnp.tanh(hidden @ params["w"][row]) + params["b"][row]
 
 
 def test_output_error_of_a_layer_is_the_quadratic_form():
@@ -190,8 +217,8 @@ def test_any_tree_of_outputs_will_do_for_the_layers_own_outputs():
 
 def test_bad_input_is_named():
     params, batch = token_problem()
-    with pytest.raises(ValueError, match="select names tied, whose only use is not a matrix"):
-        layer_hessians(token_network, params, [batch], select="tied")
+    with pytest.raises(ValueError, match=r"select names scale, .* of scale, it enters mul, which"):
+        layer_hessians(token_network, params, [batch], select="scale")
     with pytest.raises(ValueError, match="batches is empty"):
         layer_hessians(token_network, params, [])
     with pytest.raises(ValueError, match="loss must be one of"):
