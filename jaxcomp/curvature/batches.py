@@ -38,6 +38,7 @@ from jaxcomp.curvature.estimate import (
 from jaxcomp.curvature.not_finite import where_it_began
 from jaxcomp.curvature.units import estimate_in_units, in_units_of
 from jaxcomp.numerics.checks import check_count
+from jaxcomp.numerics.rewriting import quick_on_cpu
 from jaxcomp.numerics.transformations import explicit_transfers
 from jaxcomp.types import Batch, Params
 
@@ -360,6 +361,16 @@ def add_batch(
     indices: Int[Array, " C"],
 ) -> tuple[Params, CompensatedSum]:
     """Add the samples of one batch, times its weight, to the sums of a chunk; and its weight."""
+    return quick_on_cpu(_added)(total, weight, sampler, batch, indices)
+
+
+def _added(
+    total: Params,
+    weight: CompensatedSum,
+    sampler: DiagonalSampler,
+    batch: Batch,
+    indices: Int[Array, " C"],
+) -> tuple[Params, CompensatedSum]:
     sample = sampler.at(batch)
     own_weight = weight_of(sampler, batch)
 

@@ -27,6 +27,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxcomp.curvature.units import estimate_in_units
+from jaxcomp.numerics.rewriting import quick_on_cpu
 from jaxcomp.numerics.transformations import always_compiled, explicit_transfers
 from jaxcomp.types import Batch, LossFn, Params
 
@@ -91,7 +92,11 @@ def estimate_on_batch(
     sampler: DiagonalSampler, batch: Batch, *, num_samples: int
 ) -> DiagonalEstimate:
     """Average the first `num_samples` samples of one batch; pure, compiled once per shapes."""
-    return mean_and_standard_error(sampler.at(batch), sample_like(sampler), num_samples)
+
+    def estimate(sampler: DiagonalSampler, batch: Batch) -> DiagonalEstimate:
+        return mean_and_standard_error(sampler.at(batch), sample_like(sampler), num_samples)
+
+    return quick_on_cpu(estimate)(sampler, batch)
 
 
 @dataclass(frozen=True, eq=False)

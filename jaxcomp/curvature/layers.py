@@ -52,13 +52,14 @@ from jaxcomp.curvature.output_losses import (
     checked_loss,
 )
 from jaxcomp.curvature.per_example import (
-    CHUNK_BYTES,
     Columns,
     OpenLayers,
+    chunk_bytes,
     open_layers,
     sum_over_chunks,
     sum_over_columns,
 )
+from jaxcomp.numerics.rewriting import quick_on_cpu
 from jaxcomp.numerics.transformations import explicit_transfers
 from jaxcomp.trees.paths import leaves_by_path, shorten
 from jaxcomp.trees.selection import Select, selected_paths
@@ -329,14 +330,11 @@ def _add_batch(
         terms_fn = partial(_grams_of_gradients, layers, positions, columns_fn)
         numbers = 4 * layers.capture.num_activations + hessian.num_held
     with jax.default_matmul_precision("highest"):
-        terms = sum_over_chunks(
-            terms_fn,
-            total.total[0],
-            batch,
-            num_chunks=_num_chunks(
-                layers, positions, numbers, num_examples, has_gradients=loss is not None
-            ),
+        num_chunks = _num_chunks(
+            layers, positions, numbers, num_examples, has_gradients=loss is not None
         )
+        summed = partial(sum_over_chunks, terms_fn, total.total[0], num_chunks=num_chunks)
+        terms = quick_on_cpu(summed)(batch)
     return total.add((terms, weight.astype(total.total[1].dtype)))
 
 
@@ -354,7 +352,7 @@ def _num_chunks(
             layout = use.layout
             numbers += 2 * use.num_positions * layout.num_groups * layout.num_inputs
             numbers += prod(layout.shape) if has_gradients else 0
-    chunk_size = int(np.clip(CHUNK_BYTES // (4 * numbers), 1, num_examples))
+    chunk_size = int(np.clip(chunk_bytes() // (4 * numbers), 1, num_examples))
     return -(-num_examples // chunk_size)
 
 
