@@ -28,7 +28,7 @@ from jaxcomp.compressed.tensors import (
     tensor_of,
 )
 from jaxcomp.compressed.tree import CompressedTree, TreeLayout, kept_bits
-from jaxcomp.curvature import DiagonalEstimate
+from jaxcomp.curvature import CurvaturePolicy, DiagonalEstimate
 from jaxcomp.long_call import LongCall
 from jaxcomp.numerics.checks import is_concrete
 from jaxcomp.numerics.transformations import all_transfers, always_compiled
@@ -43,6 +43,7 @@ from jaxcomp.types import AnyArray, Params
 
 # What keeps most without data, by `benchmarks/methods.py`.
 DEFAULT = EntropyConstrained()
+POLICY = CurvaturePolicy()
 
 # How often a choice is repeated to keep to a budget that the first one missed.
 _MOST_CHOICES = 6
@@ -57,6 +58,7 @@ def compress(
     method: Method | Mapping[str, Method] = DEFAULT,
     *,
     importance: DiagonalEstimate | PyTree | None = None,
+    policy: CurvaturePolicy = POLICY,
     bits_per_weight: float | None = None,
     size_bytes: float | None = None,
     ratio: float | None = None,
@@ -89,12 +91,15 @@ def compress(
             MiniLM keep a cosine of 0.969; of integers, 0.960 (`benchmarks/README.md`).
         importance: importance h of each weight, a pytree with a non-negative real array of the
             leaf's shape at the path of every selected leaf (other leaves may be None or missing),
-            or a `DiagonalEstimate`, whose mean goes through the default `CurvaturePolicy`. For
+            or a `DiagonalEstimate`, whose mean goes through the `policy`. For
             `Vector` also the Hessian blocks (ceil(n / m), m, m) of a leaf's vectors. None,
             without data, weighs the weights of a layer alike, and a budget in bits lets the
             relative errors `sum (w - c)^2 / sum w^2` of all layers count alike. (An array of ones
             lets the errors of all weights count alike: there 0.916.) At the places of a tied leaf
-            importances add up, unless they are one array as well.
+            importances add up, unless they are one array as well. A leaf with importance 0 for over
+            half of its weights is named by the report, which says what these weigh.
+        policy: what becomes of negative and vanishing entries of a `DiagonalEstimate`: by default
+            zeros that are over half of a leaf weigh as the median of the rest.
         bits_per_weight: budget: codes and side bits (codebooks, scales) of the compressed leaves
             over their weights, shared between leaves by one slope. Estimated by entropy, as all
             sizes here.
@@ -125,7 +130,7 @@ def compress(
     Source: Choi, El-Khamy, Lee, arXiv:1612.01543 (weighted and entropy-constrained quantization of
     networks); Shoham and Gersho, IEEE Trans. ASSP 36 (1988) (one slope for all).
     """
-    selected = _select(params, method, importance, select, stacked)
+    selected = _select(params, method, (importance, policy), select, stacked)
     tensors = list(selected.tensors.values())
     bits_of_kept = sum(kept_bits(leaf) for leaf, _ in selected.kept.values())
     budget = budget_of(
@@ -168,6 +173,7 @@ def curve(
     method: Method | Mapping[str, Method] = DEFAULT,
     *,
     importance: DiagonalEstimate | PyTree | None = None,
+    policy: CurvaturePolicy = POLICY,
     select: Select = None,
     stacked: Select = None,
 ) -> dict[str, Curve]:
@@ -177,6 +183,7 @@ def curve(
         params: as in `compress`.
         method: likewise; a method with its parameter has one point.
         importance: likewise.
+        policy: likewise.
         select: likewise.
         stacked: likewise.
 
@@ -187,7 +194,8 @@ def curve(
     Raises:
         TypeError, ValueError: as `compress`.
     """
-    tensors = list(_select(params, method, importance, select, stacked).tensors.values())
+    selected = _select(params, method, (importance, policy), select, stacked)
+    tensors = list(selected.tensors.values())
     found = {}
     with LongCall("measuring curves", len(tensors)) as report:
         for done, tensor in enumerate(tensors):
@@ -282,8 +290,18 @@ class _Selected(NamedTuple):
 
 
 def _select(
-    params: Params, method: Any, importance: Any, select: Select, stacked: Select
+    params: Params,
+    method: Any,
+    weighing: tuple[Any, CurvaturePolicy],
+    select: Select,
+    stacked: Select,
 ) -> _Selected:
+    importance, policy = weighing
+    if not isinstance(policy, CurvaturePolicy):
+        raise TypeError(
+            "policy must be a jaxcomp.curvature.CurvaturePolicy, such as "
+            f"CurvaturePolicy(zeros='floor'), got {type(policy).__name__}."
+        )
     params = with_readable_leaves(params)
     named = leaves_by_path(params)
     decisions = decide(params, select)
@@ -309,7 +327,7 @@ def _select(
     host = {group.paths[0]: np.asarray(group.value) for group in selected}
     exponents = exponents_of("params", host)
     vector_sizes = [own.vector_size if isinstance(own, Vector) else None for own in methods]
-    importances = importance_by_leaf(importance, selected, vector_sizes)
+    importances = importance_by_leaf(importance, selected, vector_sizes, policy)
     tensors = {}
     for number, own, exponent, h in zip(chosen, methods, exponents, importances, strict=True):
         group = chosen[number]
@@ -321,6 +339,7 @@ def _select(
             dtype=np.dtype(group.value.dtype),
             is_weighted=h is not None,
             is_stack=is_stack,
+            unseen=None if h is None else h.unseen,
         )
         weights = host[group.paths[0]]
         problems = _layers(group, weights, h) if is_stack else [_problem(weights, exponent, h)]

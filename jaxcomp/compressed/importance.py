@@ -1,7 +1,7 @@
 """The importance of every weight of a tree: checked, in units, of tied places together."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +11,33 @@ from jaxtyping import Float, PyTree
 from jaxcomp.curvature import CurvaturePolicy, DiagonalEstimate
 from jaxcomp.quantizers.problems import survey
 from jaxcomp.trees.leaves import readable_leaves
-from jaxcomp.trees.paths import shorten
+from jaxcomp.trees.paths import leaves_by_path, shorten
 from jaxcomp.trees.tied import Group
 
 
+class Unseen(NamedTuple):
+    """What is known of a leaf with importance 0 for over half of its weights.
+
+    Attributes:
+        number: of these weights (or eigenvalues, of blocks).
+        weigh: what they count for: as the `median` of the rest, or the `floor`, by the policy for
+            estimates; `nothing`, where an importance of 0 was given.
+    """
+
+    number: int
+    weigh: Literal["median", "floor", "nothing"]
+
+
 class Importance(NamedTuple):
-    """Importance of the weights of a leaf, on the host, in units of a power of two."""
+    """Importance of the weights of a leaf, on the host, in units of a power of two.
+
+    `unseen` is None for a leaf with importance for at least half of its weights.
+    """
 
     values: Float[np.ndarray, "*shape"]
     exponent: int
     is_blocks: bool = False
+    unseen: Unseen | None = None
 
     def of_layers(self, path: str, num_layers: int) -> "list[Importance]":
         """Return the importances of the layers of a stack.
@@ -44,6 +61,7 @@ def importance_by_leaf(
     importance: DiagonalEstimate | PyTree | None,
     groups: list[Group],
     vector_sizes: Sequence[int | None],
+    policy: CurvaturePolicy,
 ) -> list[Importance | None]:
     """Return the importance of every leaf, None where it says nothing; all of it checked.
 
@@ -51,6 +69,7 @@ def importance_by_leaf(
         importance: as `compress` takes it.
         groups: the leaves.
         vector_sizes: m of every leaf whose importance may be blocks (ceil(n / m), m, m); or None.
+        policy: what estimates go through.
     """
     if importance is None:
         return [None] * len(groups)
@@ -62,11 +81,15 @@ def importance_by_leaf(
         for path, view in zip(group.paths, group.views, strict=True)
     }
     exponents = dict(zip(found, exponents_of("importance", found), strict=True))
+    # What an estimate of weights of extreme size is in units of.
+    units = {} if not is_estimate or importance.exponent is None else importance.exponent
+    unit_of = {path: int(unit) for path, unit in leaves_by_path(units).items()}
     importances: list[Importance | None] = []
     for group in groups:
         # The loss changes through every place of a tied array; one array counts once.
         places = {id(named[path]): path for path in group.paths}
-        exponent = max(exponents[path] for path in places.values())
+        shifts = {path: unit_of.get(path, 0) for path in places.values()}
+        exponent = max(exponents[path] + shift for path, shift in shifts.items())
         dtype = jax.dtypes.canonicalize_dtype(
             np.float64 if group.value.dtype == np.float64 else np.float32
         )
@@ -74,19 +97,28 @@ def importance_by_leaf(
         parts = []
         for path in places.values():
             view = group.views[group.paths.index(path)]
-            units = np.ldexp(found[path].astype(np.float64), -exponent).astype(dtype)
-            parts.append(units if view is None else np.asarray(view.undo(units)))
+            part = np.ldexp(found[path].astype(np.float64), shifts[path] - exponent).astype(dtype)
+            parts.append(part if view is None else np.asarray(view.undo(part)))
         total = sum(parts[1:], start=parts[0])
         if is_estimate:
-            policy = CurvaturePolicy()
             result = policy.apply_blocks(total) if is_blocks else policy.apply(total)
-            is_fallback = bool(result.report.is_fallback)
-            values = None if is_fallback else np.asarray(result.importance)
+            report = result.report
+            values = None if bool(report.is_fallback) else np.asarray(result.importance)
+            unseen = Unseen(int(report.num_zero), policy.zeros) if report.is_mostly_zero else None
         else:
             _check_importance(group.paths[0], total, is_blocks=is_blocks)
-            values = total
-        importances.append(None if values is None else Importance(values, exponent, is_blocks))
+            values, unseen = total, _unseen(total, is_blocks=is_blocks)
+        importances.append(
+            None if values is None else Importance(values, exponent, is_blocks, unseen)
+        )
     return importances
+
+
+def _unseen(importance: Float[np.ndarray, "..."], *, is_blocks: bool) -> Unseen | None:
+    """Count the weights whose given importance is 0, if that is over half."""
+    own = np.diagonal(importance, axis1=1, axis2=2) if is_blocks else importance
+    number = own.size - int(np.count_nonzero(own))
+    return Unseen(number, "nothing") if number > own.size // 2 else None
 
 
 def _is_blocks(group: Group, found: Mapping[str, np.ndarray]) -> bool:

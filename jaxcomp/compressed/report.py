@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxcomp.coding.sizes import CodeSize, compression_ratio
+from jaxcomp.compressed.importance import Unseen
 from jaxcomp.quantizers.methods import METHODS, Method
 from jaxcomp.trees.paths import shorten
 
@@ -73,6 +74,9 @@ class LayerReport(NamedTuple):
         ratio: original bits over `size_bits`.
         distortion: `sum h (w - c)^2`.
         is_weighted: whether h in the distortion is an importance; otherwise h = 1.
+        num_unseen: weights whose importance was 0, if that is over half of them; else 0.
+        unseen_weigh: what these count for: as the `median` of the rest of the leaf or the `floor`
+            (see `jaxcomp.curvature.CurvaturePolicy`), or `nothing`; empty if there are none.
         signal_to_noise_db: `10 log10(sum w^2 / sum (w - c)^2)`, infinite without error; right at
             any scale, also where the sums themselves are out of range.
         converged: whether the K-means iteration reached a fixed point.
@@ -96,6 +100,8 @@ class LayerReport(NamedTuple):
     ratio: float
     distortion: float
     is_weighted: bool
+    num_unseen: int
+    unseen_weigh: str
     signal_to_noise_db: float
     converged: bool
 
@@ -211,6 +217,7 @@ def layer_report(
     parameter: float,
     num_used: int,
     is_weighted: bool,
+    unseen: Unseen | None = None,
     num_codebooks: int = 1,
 ) -> LayerReport:
     """Return the report of one leaf, which has at least one weight.
@@ -225,6 +232,7 @@ def layer_report(
         parameter: see `LayerReport`, as are the others.
         num_used: see there.
         is_weighted: see there.
+        unseen: weights without importance, if over half.
         num_codebooks: see there.
     """
     num_weights = math.prod(shape)
@@ -251,6 +259,8 @@ def layer_report(
         ratio=compression_ratio(8 * dtype.itemsize * num_weights, entropy + codebook),
         distortion=distortion.value(),
         is_weighted=is_weighted,
+        num_unseen=0 if unseen is None else unseen.number,
+        unseen_weigh="" if unseen is None else unseen.weigh,
         signal_to_noise_db=_decibel(energy, noise),
         converged=bool(np.all(measures.converged)),
     )
@@ -433,6 +443,7 @@ def _notes(report: Report) -> list[str]:
                 "no positive importance, weighted alike and left out of the total distortion: "
                 + ", ".join(unweighted)
             )
+    lines += _notes_on_unseen(report)
     joined = [layer.path for layer in report if layer.num_codebooks == 1 and len(layer.shape) == 3]
     if joined:
         lines.append(
@@ -449,6 +460,29 @@ def _notes(report: Report) -> list[str]:
     num_stopped = sum(not layer.converged for layer in report)
     if num_stopped:
         lines.append(f"stopped by num_iterations before a fixed point: {num_stopped} layers")
+    return lines
+
+
+_UNSEEN = {
+    "median": "they weigh as the median of the rest of their leaf",
+    "floor": "they weigh a small share of the mean of their leaf, the floor of the policy",
+    "nothing": "they weigh nothing, as given; a CurvaturePolicy weighs them as the median of the "
+    "rest of their leaf",
+}
+
+
+def _notes_on_unseen(report: Report) -> list[str]:
+    lines = []
+    for weigh, meaning in _UNSEEN.items():
+        leaves = [
+            f"{shorten([layer.path])} {100 * layer.num_unseen / layer.num_weights:.3g} %"
+            for layer in report
+            if layer.unseen_weigh == weigh
+        ]
+        if leaves:
+            lines.append(
+                f"importance 0 for over half of the weights ({', '.join(leaves)}): {meaning}"
+            )
     return lines
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxcomp.coding.sizes import CodeSize
+from jaxcomp.compressed.importance import Unseen
 from jaxcomp.compressed.report import LayerReport, Measures, layer_report
 from jaxcomp.numerics.checks import is_concrete
 from jaxcomp.quantizers.curves import Point
@@ -61,7 +62,7 @@ class TensorLayout(NamedTuple):
     """Static part of a compressed leaf: where it stands (several paths if tied), what it was.
 
     The method is without its parameter, so that trees of different operating points share one
-    compilation.
+    compilation. `unseen` are weights without importance, if that is over half of them.
     """
 
     paths: tuple[str, ...]
@@ -70,6 +71,7 @@ class TensorLayout(NamedTuple):
     dtype: np.dtype
     is_weighted: bool
     is_stack: bool
+    unseen: Unseen | None = None
 
 
 def kept_value(leaf: KeptLeaf) -> Any:
@@ -191,4 +193,5 @@ def report_of(leaf: CompressedTensor, layout: TensorLayout) -> LayerReport:
         num_used=num_used,
         num_codebooks=len(counts),
         is_weighted=layout.is_weighted,
+        unseen=layout.unseen,
     )

@@ -26,6 +26,7 @@ from jaxcomp.curvature.estimate import (
     Estimator,
     RunningMean,
     Sampling,
+    check_batch,
     check_finite,
     checked_estimator,
     count_examples,
@@ -34,6 +35,8 @@ from jaxcomp.curvature.estimate import (
     weight_of,
     zero_diagonal,
 )
+from jaxcomp.curvature.not_finite import where_it_began
+from jaxcomp.curvature.units import estimate_in_units, in_units_of
 from jaxcomp.numerics.checks import check_count
 from jaxcomp.numerics.rewriting import quick_on_cpu
 from jaxcomp.numerics.transformations import explicit_transfers
@@ -77,8 +80,14 @@ def over_batches(
             none.
     """
     sampling, probes_per_chunk = _check_arguments(estimator, batches, probes_per_chunk)
-    state = _full_data_estimate(*sampling, batches, probes_per_chunk)
-    return check_finite(state.running.estimate(sampling.num_samples))
+    num_samples = sampling.num_samples
+
+    def run(sampler: DiagonalSampler) -> DiagonalEstimate:
+        state = _full_data_estimate(sampler, num_samples, batches, probes_per_chunk)
+        return state.running.estimate(num_samples)
+
+    estimate = estimate_in_units(run, sampling.sampler)
+    return check_finite(estimate, _looking_for(sampling.sampler, batches))
 
 
 @explicit_transfers
@@ -159,16 +168,33 @@ def over_batches_until(
     if not is_number or not math.isfinite(relative_error) or relative_error <= 0:
         raise ValueError(f"relative_error must be a finite number above 0, got {relative_error!r}.")
     min_probes = check_count("min_probes", min_probes, least=2)
-    state = _full_data_estimate(
-        *sampling,
-        batches,
-        probes_per_chunk,
-        float(relative_error),
-        min(min_probes, sampling.num_samples),
+    num_samples = sampling.num_samples
+    states: list[_State] = []
+
+    def run(sampler: DiagonalSampler) -> DiagonalEstimate:
+        state = _full_data_estimate(
+            sampler,
+            num_samples,
+            batches,
+            probes_per_chunk,
+            float(relative_error),
+            min(min_probes, num_samples),
+        )
+        states.append(state)
+        return state.running.estimate(int(state.num_samples))
+
+    estimate = estimate_in_units(run, sampling.sampler)
+    check_finite(estimate, _looking_for(sampling.sampler, batches))
+    last = states[-1]  # in other units, if there were two
+    return PreciseEstimate(
+        estimate, int(last.num_samples), _relative_errors(estimate), bool(last.is_precise)
     )
-    num_probes = int(state.num_samples)
-    estimate = check_finite(state.running.estimate(num_probes))
-    return PreciseEstimate(estimate, num_probes, _relative_errors(estimate), bool(state.is_precise))
+
+
+def _looking_for(sampler: DiagonalSampler, batches: Iterable[Batch]) -> Callable[[], str] | None:
+    """Return what says where values that are not finite began, if the sampler lets it look."""
+    evaluate = getattr(sampler, "evaluate", None)
+    return None if evaluate is None else partial(where_it_began, evaluate, sampler.params, batches)
 
 
 def _check_arguments(
@@ -265,7 +291,9 @@ def _full_data_samples(
     num_examples_before = None
     for first in range(0, num_chunks * chunk_size, chunk_size):
         indices = jnp.arange(chunk_size) + first
-        total, weight, num_examples = _sum_over_batches(sampler, batches, indices)
+        total, weight, num_examples = _sum_over_batches(
+            sampler, batches, indices, is_first=first == 0
+        )
         _check_pass(num_examples, num_examples_before)
         if num_examples_before is None:
             check_weight(weight)
@@ -277,7 +305,11 @@ def _full_data_samples(
 
 
 def _sum_over_batches(
-    sampler: DiagonalSampler, batches: Iterable[Batch], indices: Int[Array, " C"]
+    sampler: DiagonalSampler,
+    batches: Iterable[Batch],
+    indices: Int[Array, " C"],
+    *,
+    is_first: bool,
 ) -> tuple[Params, Float[Array, ""], int]:
     """Sum the samples of one chunk over all examples, in one pass; and weigh and count those.
 
@@ -289,6 +321,8 @@ def _sum_over_batches(
     for batch, size in sized_batches(batches):
         # While a step runs the next batch is fetched, but not a second one after it.
         jax.block_until_ready(total)
+        if is_first and num_examples == 0:
+            check_batch(sampler, batch)
         here = starting_at(sampler, num_examples)
         total, weight = add_batch(total, weight, here, batch, indices)
         num_examples += size
@@ -407,7 +441,7 @@ def _relative_errors(estimate: DiagonalEstimate) -> Params:
 
 def _weighted_mean(kernel: DiagonalKernel, batches: Iterable[Batch]) -> DiagonalEstimate:
     """Average the estimates of any kernel over batches, weighted by examples."""
-    total = None
+    total = exponent = None
     num_examples = 0
     for batch, size in sized_batches(batches):
         estimate = kernel(batch)
@@ -416,13 +450,15 @@ def _weighted_mean(kernel: DiagonalKernel, batches: Iterable[Batch]) -> Diagonal
                 "kernel must return a DiagonalEstimate(mean, standard_error), got "
                 f"{type(estimate).__name__}."
             )
-        total = CompensatedSum.empty(estimate) if total is None else total
+        exponent = estimate.exponent if total is None else exponent
+        numbers = in_units_of(estimate, exponent)._replace(exponent=None)
+        total = CompensatedSum.empty(numbers) if total is None else total
         jax.block_until_ready(total)
-        total = _add_estimate(total, estimate, _count(size))
+        total = _add_estimate(total, numbers, _count(size))
         num_examples += size
     if total is None:
         raise ValueError("batches is empty; pass at least one batch.")
-    return _divided(total.value(), _count(num_examples))
+    return _divided(total.value(), _count(num_examples))._replace(exponent=exponent)
 
 
 @partial(jax.jit, donate_argnames=("total",))

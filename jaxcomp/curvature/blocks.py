@@ -32,6 +32,7 @@ from jaxcomp.curvature.hutchinson import (
     probed_hessian,
     probed_products,
 )
+from jaxcomp.curvature.units import Exponents
 from jaxcomp.numerics.checks import check_count
 from jaxcomp.types import Batch, LossFn, Params, PRNGKey
 
@@ -48,6 +49,7 @@ class BlockSampler:
     distribution: ProbeDistribution = field(metadata={"static": True})
     examples_per_probe: int | None = field(metadata={"static": True})
     first_block: Int[Array, ""] | int = 0
+    exponents: Exponents = None
 
     def starting_at(self, example: int) -> "BlockSampler":
         """Return the sampler for a batch that starts at this example of the data set."""
@@ -63,13 +65,23 @@ class BlockSampler:
 
         return jax.tree.map(leaf, self.params)
 
+    def evaluate(self, params: Params, batch: Batch) -> Any:
+        """Return the loss."""
+        return self.loss_fn(params, batch)
+
     def at(self, batch: Batch) -> SampleFn:
         """Linearise the gradient once, if all of the batch has the same probes."""
         hint_if_compiled_again("hutchinson_blocks", self.loss_fn.func, (self.params, batch))
         leaves = floating_leaves(self.params)
         products = probed_products(
             partial(_products, block_size=self.block_size),
-            partial(probed_hessian, self.loss_fn, leaves, distribution=self.distribution),
+            partial(
+                probed_hessian,
+                self.loss_fn,
+                leaves,
+                distribution=self.distribution,
+                exponents=self.exponents,
+            ),
             leaves,
             batch,
             self.examples_per_probe,

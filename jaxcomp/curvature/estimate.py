@@ -26,6 +26,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
+from jaxcomp.curvature.units import estimate_in_units
 from jaxcomp.numerics.rewriting import quick_on_cpu
 from jaxcomp.numerics.transformations import always_compiled, explicit_transfers
 from jaxcomp.types import Batch, LossFn, Params
@@ -39,10 +40,14 @@ class DiagonalEstimate(NamedTuple):
             weights); zeros for leaves that are not floating.
         standard_error: standard error of `mean` over random probes, of the same structure; zeros
             where the estimator is exact. It does not cover the choice of the data.
+        exponent: None, but for weights of extreme size (above some 1e12, below 1e-12), the
+            curvature of which float32 cannot hold: then an int32 for each leaf, and that leaf's
+            curvature, and its error, are the numbers here times `2 ** exponent`.
     """
 
     mean: Params
     standard_error: Params
+    exponent: PyTree | None = None
 
 
 SampleFn = Callable[[Int[Array, ""]], Params]
@@ -61,6 +66,9 @@ class DiagonalSampler(Protocol):
         One whose samples depend on the place of a batch in the data set has a method
         `starting_at(example)` that returns the sampler for batches that start there. One whose
         batches do not count by their examples (but by tokens, say) has a method `weight(batch)`.
+        One that can tell a batch it is not defined for has a method `check(batch)` that raises a
+        `ValueError`. One with a method `evaluate(params, batch)`, what curvature is taken of, can
+        say where numbers that are not finite began.
         """
         ...
 
@@ -107,7 +115,9 @@ class Estimator(ABC):
     def __call__(self, batch: Batch) -> DiagonalEstimate:
         """Return the estimate for the mean loss of one batch; pure."""
         sampler, num_samples = self.sampling()
-        return estimate_on_batch(sampler, batch, num_samples=num_samples)
+        check_batch(sampler, batch)
+        run = functools.partial(estimate_on_batch, batch=batch, num_samples=num_samples)
+        return estimate_in_units(run, sampler)
 
 
 def checked_estimator(estimator: Any) -> Estimator:
@@ -125,6 +135,13 @@ def checked_estimator(estimator: Any) -> Estimator:
 def sample_like(sampler: DiagonalSampler) -> Params:
     """Return a tree of the shapes of one sample, and of the dtypes of the weights."""
     return getattr(sampler, "sample_like", sampler.params)
+
+
+def check_batch(sampler: DiagonalSampler, batch: Batch) -> None:
+    """Let a sampler refuse a batch; for use outside `jit`, where values are known."""
+    check = getattr(sampler, "check", None)
+    if check is not None:
+        check(batch)
 
 
 def weight_of(sampler: DiagonalSampler, batch: Batch) -> Float[Array, ""]:
@@ -283,6 +300,7 @@ def floating_leaves(params: Params) -> FloatingLeaves:
 
     Raises:
         TypeError: if a leaf is complex.
+        ValueError: if none is floating.
     """
     with_paths, structure = jax.tree_util.tree_flatten_with_path(params)
     leaves = tuple(leaf for _, leaf in with_paths)
@@ -296,6 +314,12 @@ def floating_leaves(params: Params) -> FloatingLeaves:
             )
         if jnp.issubdtype(dtype, jnp.floating):
             positions.append(position)
+    if not positions:
+        raise ValueError(
+            "params has no floating array among its leaves, so that there is nothing to take "
+            "curvature of; pass the weights as arrays (mutable variables of a module frozen, such "
+            "as by penzai's pz.freeze_params)."
+        )
     values = tuple(jnp.asarray(leaves[position]) for position in positions)
     return FloatingLeaves(values, tuple(positions), leaves, structure)
 
@@ -363,11 +387,15 @@ def count_examples(batch: Batch, name: str = "batch") -> int:
 
 
 @always_compiled
-def check_finite(curvature: DiagonalEstimate | PyTree) -> DiagonalEstimate | PyTree:
+def check_finite(
+    curvature: DiagonalEstimate | PyTree, where_it_began: Callable[[], str] | None = None
+) -> DiagonalEstimate | PyTree:
     """Return `curvature` unchanged if all of it is finite; a host boundary, not for use in `jit`.
 
     Args:
         curvature: an estimate, or any tree of arrays (a diagonal).
+        where_it_began: looks for the first number that was not finite, and says so in a clause;
+            called only if there is one.
 
     Raises:
         ValueError: naming the first leaf with NaN or infinite entries, and how many.
@@ -376,9 +404,17 @@ def check_finite(curvature: DiagonalEstimate | PyTree) -> DiagonalEstimate | PyT
     counts = jax.device_get(count_not_finite([jnp.asarray(leaf) for _, leaf in with_paths]))
     for (path, leaf), count in zip(with_paths, counts, strict=True):
         if count:
-            raise ValueError(
+            found = (
                 f"curvature{jax.tree_util.keystr(path)} has {int(count)} NaN or infinite entries "
-                f"of {math.prod(jnp.shape(leaf))}; check that the weights and the loss are finite."
+                f"of {math.prod(jnp.shape(leaf))}"
+            )
+            if where_it_began is None:
+                raise ValueError(
+                    f"{found}; check that the weights and the loss are finite (over_batches of an "
+                    "estimator says in which layer it began)."
+                )
+            raise ValueError(
+                f"{found}: {where_it_began()}; mend what is computed there, or leave that out."
             )
     return curvature
 

@@ -9,6 +9,7 @@ unit, squared nats per squared weight, is that of a Hessian, since a nat is a nu
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,14 +27,16 @@ from jaxcomp.curvature.estimate import (
     scalar_loss,
 )
 from jaxcomp.curvature.functions import as_partial, open_params
+from jaxcomp.curvature.independence import check_losses_are_independent
 from jaxcomp.curvature.per_example import Columns, open_function, sum_of_squares
+from jaxcomp.curvature.units import Exponents
 from jaxcomp.numerics.checks import check_count
 from jaxcomp.types import Batch, LossFn, Params
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["loss_fn", "params"],
+    data_fields=["loss_fn", "params", "exponents"],
     meta_fields=["examples_per_chunk"],
 )
 @dataclass(frozen=True)
@@ -43,6 +46,15 @@ class FisherSampler:
     loss_fn: Partial
     params: Params
     examples_per_chunk: int | None
+    exponents: Exponents = None
+
+    def check(self, batch: Batch) -> None:
+        """Refuse a loss whose examples depend on each other."""
+        check_losses_are_independent(self.loss_fn, self.params, batch)
+
+    def evaluate(self, params: Params, batch: Batch) -> Any:
+        """Return the loss."""
+        return self.loss_fn(params, batch)
 
     def at(self, batch: Batch) -> SampleFn:
         """Sum the squares over chunks of examples; the sample is the same for every index."""
@@ -60,6 +72,7 @@ class FisherSampler:
             num_columns=1,
             numbers_per_example=1,
             examples_per_chunk=self.examples_per_chunk,
+            exponents=self.exponents,
         )
         mean = leaves.diagonal(tuple(x / num_examples for x in total))
         return lambda index: mean
@@ -96,7 +109,8 @@ def fisher_diagonal(
     Args:
         loss_fn: `(params, batch) -> scalar`, the mean loss of the batch in nats; called on
             batches of one example (leading axis 1), so the loss of an example must not depend on
-            the others (fixed batch statistics). Static or traced as in `hutchinson_diagonal`.
+            the others (fixed batch statistics), which is checked on a few examples unless values
+            are not known (in `jit`, `vmap`). Static or traced as in `hutchinson_diagonal`.
         params: any pytree; leaves that are not floating are constants of the loss.
         batch: pytree of arrays with leading axis B >= 1.
         examples_per_chunk: examples held at once, static; None chooses some 64 MiB worth.
@@ -108,7 +122,8 @@ def fisher_diagonal(
 
     Raises:
         ValueError: if the leaves of `batch` differ in their leading axis or it is empty, if
-            `examples_per_chunk` is not a positive integer, or the loss is no scalar.
+            `examples_per_chunk` is not a positive integer, the loss is no scalar, or that of an
+            example depends on the other examples.
         TypeError: if `loss_fn` is not callable, or a leaf of `params` complex.
 
     Source: Kunstner, Balles, Hennig (2019), "Limitations of the empirical Fisher approximation",

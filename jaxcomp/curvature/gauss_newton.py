@@ -41,6 +41,7 @@ from jaxcomp.curvature.functions import (
     open_params,
     pick_output,
 )
+from jaxcomp.curvature.independence import check_outputs_are_independent
 from jaxcomp.curvature.output_losses import (
     MAX_COLUMNS,
     Loss,
@@ -51,6 +52,7 @@ from jaxcomp.curvature.output_losses import (
     output_hessian,
 )
 from jaxcomp.curvature.per_example import Columns, OpenLayers, open_layers, sum_of_squares
+from jaxcomp.curvature.units import Exponents
 from jaxcomp.numerics.checks import check_count
 from jaxcomp.types import Batch, OutputsFn, Params, PRNGKey
 
@@ -67,10 +69,19 @@ class GaussNewtonSampler:
     num_label_samples: int | None = field(metadata={"static": True})
     examples_per_chunk: int | None = field(metadata={"static": True})
     first_example: Int[Array, ""] | int = 0
+    exponents: Exponents = None
 
     def starting_at(self, example: int) -> "GaussNewtonSampler":
         """Return the sampler for a batch that starts at this example: labels are keyed by it."""
         return replace(self, first_example=example)
+
+    def check(self, batch: Batch) -> None:
+        """Refuse a model whose examples depend on each other."""
+        check_outputs_are_independent(self.predict_fn, self.params, inputs_and_targets(batch)[0])
+
+    def evaluate(self, params: Params, batch: Batch) -> Any:
+        """Return the outputs."""
+        return self.predict_fn(params, inputs_and_targets(batch)[0])
 
     def weight(self, batch: Batch) -> Float[Array, ""]:
         """Return how much a batch counts: its examples, or the weights of its positions."""
@@ -109,6 +120,7 @@ class GaussNewtonSampler:
                 examples_per_chunk=self.examples_per_chunk,
                 inputs_of=lambda chunk: chunk[0],
                 first_example=self.first_example,
+                exponents=self.exponents,
             )
             return leaves.diagonal(tuple(x / weight.astype(x.dtype) for x in total))
 
@@ -179,7 +191,8 @@ def gauss_newton_diagonal(
 
     Args:
         predict_fn: `(params, inputs) -> outputs (batch, ...)` in evaluation mode: the outputs of
-            an example must not depend on the others (dropout off, batch statistics fixed). Called
+            an example must not depend on the others (dropout off, batch statistics fixed), which
+            is checked on a few examples unless values are not known (in `jit`, `vmap`). Called
             on batches of one example. Static or traced as `loss_fn` of `hutchinson_diagonal`.
         params: any pytree; leaves that are not floating are constants.
         batch: `(inputs, targets)`, pytrees with leading axis B >= 1. Of the targets only a callable
@@ -213,7 +226,8 @@ def gauss_newton_diagonal(
     Raises:
         ValueError: for an unknown loss, reduction or output, a count that is not positive, labels
             to sample without a key, a batch that is no pair of equal lengths, outputs or weights
-            that do not fit the loss, or more than `max_columns`.
+            that do not fit the loss, more than `max_columns`, or outputs of an example that depend
+            on the other examples.
         TypeError: if `predict_fn` is not callable, or a leaf of `params` complex.
     """
     return GaussNewton(

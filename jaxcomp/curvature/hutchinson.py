@@ -37,6 +37,7 @@ from jaxcomp.curvature.estimate import (
     scalar_loss,
 )
 from jaxcomp.curvature.functions import as_partial, open_params
+from jaxcomp.curvature.units import Exponents, in_units
 from jaxcomp.numerics.checks import check_count
 from jaxcomp.types import Batch, LossFn, Params, PRNGKey
 
@@ -57,10 +58,15 @@ class HutchinsonSampler:
     distribution: ProbeDistribution = field(metadata={"static": True})
     examples_per_probe: int | None = field(metadata={"static": True})
     first_block: Int[Array, ""] | int = 0
+    exponents: Exponents = None
 
     def starting_at(self, example: int) -> "HutchinsonSampler":
         """Return the sampler for a batch that starts at this example of the data set."""
         return replace(self, first_block=number_of_block(example, self.examples_per_probe))
+
+    def evaluate(self, params: Params, batch: Batch) -> Any:
+        """Return the loss."""
+        return self.loss_fn(params, batch)
 
     def at(self, batch: Batch) -> SampleFn:
         """Linearise the gradient once, if all of the batch has the same probes."""
@@ -68,7 +74,13 @@ class HutchinsonSampler:
         leaves = floating_leaves(self.params)
         products = probed_products(
             jnp.multiply,
-            partial(probed_hessian, self.loss_fn, leaves, distribution=self.distribution),
+            partial(
+                probed_hessian,
+                self.loss_fn,
+                leaves,
+                distribution=self.distribution,
+                exponents=self.exponents,
+            ),
             leaves,
             batch,
             self.examples_per_probe,
@@ -177,16 +189,24 @@ class ProbeAndProduct(NamedTuple):
 
 
 def probed_hessian(
-    loss_fn: Partial, leaves: FloatingLeaves, batch: Batch, *, distribution: ProbeDistribution
+    loss_fn: Partial,
+    leaves: FloatingLeaves,
+    batch: Batch,
+    *,
+    distribution: ProbeDistribution,
+    exponents: Exponents,
 ) -> Callable[[Key[Array, ""]], ProbeAndProduct]:
-    """Linearise the gradient at `batch` once; return the function from a key to (z, H z)."""
+    """Linearise the gradient at `batch` once; return the function from a key to (z, H z).
+
+    With `exponents` e, H is the Hessian in the weights divided by `2^e`.
+    """
     gradient = jax.grad(scalar_loss(loss_fn, leaves, batch))
     _, hessian_product = jax.linearize(gradient, leaves.values)
     draw = _rademacher_like if distribution == "rademacher" else _gaussian_like
 
     def probed(key: Key[Array, ""]) -> ProbeAndProduct:
         probe = draw(key, leaves.values)
-        product = hessian_product(probe)
+        product = in_units(hessian_product(tuple(in_units(probe, exponents))), exponents)
         return ProbeAndProduct(tuple(map(_widen, probe)), tuple(map(_widen, product)))
 
     return probed

@@ -12,7 +12,7 @@ Sources: Hassibi, Stork (1993); Frantar et al. (2022), arXiv:2210.17323, eq. 1 a
 the factor 1/n).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from math import prod
 from typing import Any, Literal, NamedTuple
@@ -40,7 +40,9 @@ from jaxcomp.curvature.gauss_newton import (
     hint_of_functions,
     inputs_and_targets,
 )
+from jaxcomp.curvature.independence import check_outputs_are_independent
 from jaxcomp.curvature.layouts import MatrixLayout
+from jaxcomp.curvature.not_finite import where_it_began
 from jaxcomp.curvature.output_losses import (
     MAX_COLUMNS,
     Loss,
@@ -174,8 +176,9 @@ def layer_hessians(
 
     Raises:
         ValueError: if `select` names a weight that is no matrix (they are listed by
-            `find_layers`), there are no batches, all weights of positions are zero, or the result
-            is not finite; or as `gauss_newton_diagonal`.
+            `find_layers`), there are no batches, all weights of positions are zero, the outputs of
+            an example depend on the others in the first batch, or the result is not finite; or as
+            `gauss_newton_diagonal`.
         TypeError: if `predict_fn` is not callable.
     """
     function, params = open_params(_as_function(model_or_fn, params, output), params)
@@ -185,6 +188,7 @@ def layer_hessians(
     for batch, size in sized_batches(batches):
         inputs, targets = inputs_and_targets(batch) if _is_pair(batch) else (batch, None)
         if total is None:
+            check_outputs_are_independent(function, params, inputs)
             uses = _selected_uses(function, params, inputs, select)
             zeros = _zero_hessians(params, uses, per_output=per_output)
             total = CompensatedSum.empty((zeros, jnp.zeros(())))
@@ -204,6 +208,10 @@ def layer_hessians(
     if total is None:
         raise ValueError("batches is empty; pass at least one batch.")
     sums, weight = total.value()
+    check_weight(weight)
+    # Batches that can be passed over again are, if anything is not finite.
+    again = None if isinstance(batches, Iterator) else partial(_began, function, params, batches)
+    check_finite(dict(zip(uses, sums, strict=True)), again)
     return _divided(sums, weight, uses, num_examples, factor=1.0 if per_output else 2.0)
 
 
@@ -215,9 +223,8 @@ def _divided(
     *,
     factor: float,
 ) -> dict[str, LayerHessian]:
-    """Divide what was summed over the data by its weight, and check it."""
-    check_weight(weight)
-    hessians: Any = check_finite(dict(zip(uses, sums, strict=True)))
+    """Divide what was summed over the data by its weight."""
+    hessians = dict(zip(uses, sums, strict=True))
     return {
         path: LayerHessian(
             hessians[path] * (factor / weight).astype(hessians[path].dtype),
@@ -226,6 +233,12 @@ def _divided(
         )
         for path, use in uses.items()
     }
+
+
+def _began(function: Partial, params: Params, batches: Iterable[Batch]) -> str:
+    """Say where values that are not finite began."""
+    inputs = (batch[0] if _is_pair(batch) else batch for batch in batches)
+    return where_it_began(function, params, inputs)
 
 
 def _as_function(model_or_fn: Any, params: Params, output: PickOutput | None = None) -> Partial:

@@ -35,6 +35,8 @@ from jaxcomp.curvature.estimate import (
     count_examples,
     diagonal_dtype,
 )
+from jaxcomp.curvature.units import Exponents, in_units
+from jaxcomp.numerics.scaling import group_exponent
 
 CHUNK_BYTES = 64 * 2**20
 """What the numbers of a chunk of examples may take, where the caller does not say."""
@@ -151,6 +153,27 @@ class Linearized(NamedTuple):
     outputs: Float[Array, "E ..."]
     inputs: list[Float[Array, "E G P I"]]
     gradients: Callable[[Float[Array, "E ..."]], tuple[list[Array], list[Array]]]
+
+    def in_units(self, layers: OpenLayers, exponents: Exponents) -> "Linearized":
+        """Return the same with the gradients of every leaf times `2^e`.
+
+        The inputs of a layer may be as far from 1 as its weights, and come in units of their own.
+        """
+        if exponents is None:
+            return self
+        of_inputs = tuple(group_exponent(a, axis=tuple(range(a.ndim))) for a in self.inputs)
+        inputs = in_units(self.inputs, tuple(-e for e in of_inputs))
+        of_uses = tuple(
+            exponents[use.position] + e
+            for use, e in zip(layers.capture.uses, of_inputs, strict=True)
+        )
+        of_others = tuple(exponents[position] for position in layers.others)
+
+        def gradients(column: Float[Array, "E *shape"]) -> tuple[list[Array], list[Array]]:
+            deltas, others = self.gradients(column)
+            return in_units(deltas, of_uses), in_units(others, of_others)
+
+        return Linearized(self.outputs, inputs, gradients)
 
 
 def open_layers(predict_fn: Partial, leaves: FloatingLeaves, inputs: Any) -> OpenLayers:
@@ -271,6 +294,7 @@ def sum_of_squares(
     examples_per_chunk: int | None,
     inputs_of: Callable[[Any], Any] = lambda batch: batch,
     first_example: Int[Array, ""] | int = 0,
+    exponents: Exponents = None,
 ) -> tuple[Array, ...]:
     """Sum over examples and columns of the squared gradients of `column . outputs`, for each leaf.
 
@@ -283,13 +307,14 @@ def sum_of_squares(
         examples_per_chunk: E; None chooses.
         inputs_of: what of a batch the function is evaluated on.
         first_example: number of the first example, from which the others are counted.
+        exponents: e of every leaf, whose gradients then count `2^e` times.
     """
     plan = _plan(
         layers, num_columns, numbers_per_example, count_examples(batch), examples_per_chunk
     )
 
     def squares(chunk: Any, rows: Int[Array, " E"], is_example: Bool[Array, " E"]) -> Any:
-        linearized = layers.linearize(inputs_of(chunk))
+        linearized = layers.linearize(inputs_of(chunk)).in_units(layers, exponents)
         columns = columns_fn(linearized.outputs, chunk, rows + first_example)
         return _squares(layers, plan, linearized, columns.where(is_example))
 

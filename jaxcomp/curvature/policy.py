@@ -7,15 +7,18 @@ is one object, `CurvaturePolicy`, applied leaf by leaf, with a report of what it
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxcomp.curvature.estimate import DiagonalEstimate, check_finite, diagonal_dtype
 from jaxcomp.numerics.linear_algebra import eigh
+from jaxcomp.numerics.scaling import is_zero
 from jaxcomp.numerics.transformations import always_compiled
 from jaxcomp.types import Params
 
@@ -25,16 +28,25 @@ class LeafReport(NamedTuple):
 
     Attributes:
         num_entries: entries of the leaf, int32.
-        num_raised: entries that lay below the floor and were raised to it (all of them in a leaf
-            that fell back), int32.
+        num_raised: entries that lay below the floor and were raised, to it or to the median (all
+            of them in a leaf that fell back), int32.
         num_negative: entries that were negative, int32.
+        num_zero: entries that were exactly zero, int32: no example says anything about them.
         is_fallback: whether the leaf had no positive entry, so that all its weights are one.
+        is_mostly_zero: whether over half of the entries were zero, but not all; what became of
+            them is the policy's `zeros`.
     """
 
     num_entries: Int[Array, ""]
     num_raised: Int[Array, ""]
     num_negative: Int[Array, ""]
+    num_zero: Int[Array, ""]
     is_fallback: Bool[Array, ""]
+    is_mostly_zero: Bool[Array, ""]
+
+
+Zeros = Literal["median", "floor"]
+"""What entries without curvature get in a leaf that has mostly such."""
 
 
 class PolicyResult(NamedTuple):
@@ -42,8 +54,9 @@ class PolicyResult(NamedTuple):
 
     Attributes:
         importance: structured and shaped like the curvature, float32 (float64 for float64),
-            positive (non-negative for a floor of zero), in nats per squared weight; ones in a
-            leaf that fell back.
+            positive (non-negative for a floor of zero), in nats per squared weight (times
+            `2 ** exponent` for an estimate that has one, which `jaxcomp.compress` reads from the
+            estimate itself); ones in a leaf that fell back.
         report: the same structure with a `LeafReport` in place of each leaf.
     """
 
@@ -72,16 +85,25 @@ class CurvaturePolicy:
     spread between networks, for floors from 0 to 0.1. A floor of zero leaves clusters without
     mass; one far above the mean is plain K-means.
 
+    A leaf of which over half is exactly zero was hardly seen: 32 sentences meet 1.2 % of the rows
+    of an embedding, and the next sentence meets others. Zero is then no knowledge that a weight
+    does not matter, and the mean above is that of the few. Such zeros get the median of the rest
+    of the leaf (of its other entries after they were raised, the lower one of an even number), so
+    that they count like a weight that was seen; the report says so in `is_mostly_zero`.
+
     The policy bounds, it does not denoise: an entry that noise made too large stays.
 
     Attributes:
         relative_floor: floor in units of the leaf's mean curvature, finite and >= 0.
+        zeros: what zeros get in a leaf of which they are over half: `"median"`, that of the rest;
+            or `"floor"`, as in any other leaf.
 
     Raises:
-        ValueError: if `relative_floor` is negative or not finite.
+        ValueError: if `relative_floor` is negative or not finite, or `zeros` is neither.
     """
 
     relative_floor: float = 0.01
+    zeros: Zeros = "median"
 
     def __post_init__(self) -> None:
         floor = self.relative_floor
@@ -90,6 +112,8 @@ class CurvaturePolicy:
                 f"relative_floor must be a finite number >= 0, got {floor!r}; it is a fraction of "
                 "the mean curvature of a leaf."
             )
+        if self.zeros not in get_args(Zeros):
+            raise ValueError(f"zeros must be one of {get_args(Zeros)}, got {self.zeros!r}.")
 
     @always_compiled
     def apply(self, curvature: DiagonalEstimate | Params) -> PolicyResult:
@@ -102,7 +126,7 @@ class CurvaturePolicy:
             ValueError: if an entry is NaN or infinite, naming its leaf.
         """
         diagonal = check_finite(_diagonal(curvature))
-        return _apply(diagonal, self.relative_floor)
+        return _apply(diagonal, self.relative_floor, zeros=self.zeros)
 
     @always_compiled
     def apply_blocks(self, blocks: DiagonalEstimate | Params) -> PolicyResult:
@@ -141,7 +165,8 @@ class CurvaturePolicy:
         results: dict[int, tuple[Array, LeafReport]] = {}
         for group in places.values():
             blocks = [jnp.asarray(leaves[place]) for place in group]
-            results |= zip(group, _raise_eigenvalues(blocks, self.relative_floor), strict=True)
+            raised = _raise_eigenvalues(blocks, self.relative_floor, zeros=self.zeros)
+            results |= zip(group, raised, strict=True)
         return _assembled(structure, [results[place] for place in range(len(leaves))])
 
     @always_compiled
@@ -150,17 +175,17 @@ class CurvaturePolicy:
 
         Nothing is checked: a leaf with NaN or infinite entries has NaN or infinite importance.
         """
-        return _apply(_diagonal(curvature), self.relative_floor)
+        return _apply(_diagonal(curvature), self.relative_floor, zeros=self.zeros)
 
 
 def _diagonal(curvature: DiagonalEstimate | Params) -> Params:
     return curvature.mean if isinstance(curvature, DiagonalEstimate) else curvature
 
 
-@jax.jit
-def _apply(diagonal: Params, relative_floor: Float[Array, ""]) -> PolicyResult:
+@partial(jax.jit, static_argnames="zeros")
+def _apply(diagonal: Params, relative_floor: Float[Array, ""], *, zeros: Zeros) -> PolicyResult:
     leaves, structure = jax.tree.flatten(diagonal)
-    return _assembled(structure, [_raise_to_floor(leaf, relative_floor) for leaf in leaves])
+    return _assembled(structure, [_raised(leaf, relative_floor, zeros) for leaf in leaves])
 
 
 def _assembled(structure: Any, results: list[tuple[Array, LeafReport]]) -> PolicyResult:
@@ -170,8 +195,8 @@ def _assembled(structure: Any, results: list[tuple[Array, LeafReport]]) -> Polic
     )
 
 
-def _raise_to_floor(
-    h: Float[Array, "*shape"], relative_floor: Float[Array, ""]
+def _raised(
+    h: Float[Array, "*shape"], relative_floor: Float[Array, ""], zeros: Zeros
 ) -> tuple[Float[Array, "*shape"], LeafReport]:
     h = h.astype(diagonal_dtype(h.dtype))
     num_entries = max(h.size, 1)
@@ -183,18 +208,39 @@ def _raise_to_floor(
     floor = relative_floor.astype(h.dtype) * scale * unit
     is_fallback = jnp.logical_not(jnp.any(h > 0) | jnp.any(jnp.isnan(h)))
     importance = jnp.where(is_fallback, jnp.ones_like(h), jnp.maximum(h, floor))
+    without = is_zero(h)
+    num_zero = jnp.sum(without, dtype=jnp.int32)
+    is_mostly_zero = (num_zero > h.size // 2) & ~is_fallback
+    if zeros == "median":
+        # Sorting takes long, and few leaves need it.
+        importance = lax.cond(
+            is_mostly_zero,
+            lambda importance: jnp.where(without, _median(importance, ~without), importance),
+            lambda importance: importance,
+            importance,
+        )
     report = LeafReport(
         num_entries=jnp.int32(h.size),
         num_raised=jnp.sum(importance > h, dtype=jnp.int32),
         num_negative=jnp.sum(h < 0, dtype=jnp.int32),
+        num_zero=num_zero,
         is_fallback=is_fallback,
+        is_mostly_zero=is_mostly_zero,
     )
     return importance, report
 
 
-@jax.jit
+def _median(values: Float[Array, "*shape"], is_chosen: Bool[Array, "*shape"]) -> Float[Array, ""]:
+    """Return the lower median of the chosen values."""
+    if values.size == 0:
+        return jnp.zeros((), values.dtype)
+    in_order = jnp.sort(jnp.where(is_chosen, values, jnp.inf).reshape(-1))
+    return in_order[jnp.maximum(jnp.sum(is_chosen, dtype=jnp.int32) - 1, 0) // 2]
+
+
+@partial(jax.jit, static_argnames="zeros")
 def _raise_eigenvalues(
-    leaves: list[Float[Array, "..."]], relative_floor: Float[Array, ""]
+    leaves: list[Float[Array, "..."]], relative_floor: Float[Array, ""], *, zeros: Zeros
 ) -> list[tuple[Float[Array, "..."], LeafReport]]:
     """Raise the eigenvalues of leaves (..., m, m), all of one m, in one decomposition."""
     leaves = [leaf.astype(diagonal_dtype(leaf.dtype)) for leaf in leaves]
@@ -205,7 +251,7 @@ def _raise_eigenvalues(
     results, start = [], 0
     for leaf, blocks, unit in zip(leaves, flat, units, strict=True):
         rows = slice(start, start + blocks.shape[0])
-        raised, report = _raise_to_floor(values[rows], relative_floor)
+        raised, report = _raised(values[rows], relative_floor, zeros)
         with jax.default_matmul_precision("highest"):
             rebuilt = (vectors[rows] * jnp.expand_dims(raised, -2)) @ jnp.swapaxes(
                 vectors[rows], -1, -2

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -615,6 +614,7 @@ class TestLeaves:
         assert [layer.parameter for layer in levels.report()] == [5, 3]
 
     def test_an_equinox_module_keeps_its_functions(self):
+        eqx = pytest.importorskip("equinox")
         module = eqx.nn.MLP(12, 8, 8, 1, key=jax.random.key(0))
         tree = compress(module, method=KMeans(5))
         assert tree.paths == ("layers/0/weight", "layers/1/weight")

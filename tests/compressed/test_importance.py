@@ -81,6 +81,35 @@ def test_an_odd_weight_has_a_block_of_its_own():
     assert tree.report()[0].distortion == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("weigh", ["median", "floor", "nothing"])
+def test_weights_that_no_example_met_are_said_and_weigh_as_stated(weigh):
+    h = np.zeros(SHAPE, np.float32)
+    h[3], h[7] = 1.0, 3.0
+    params = {"embedding": weights(0), "kernel": weights(1)}
+    given = {"embedding": jnp.asarray(h), "kernel": jnp.ones(SHAPE)}
+    policy = CurvaturePolicy(zeros="floor" if weigh == "floor" else "median")
+    estimate = given if weigh == "nothing" else DiagonalEstimate(given, given)
+
+    tree = compress(params, KMeans(3), importance=estimate, policy=policy)
+
+    raised = {"median": 1.0, "floor": 0.01 * h.mean(), "nothing": 0.0}
+    by_hand = given | {"embedding": jnp.where(h == 0, raised[weigh], h).astype(jnp.float32)}
+    expected = compress(params, KMeans(3), importance=by_hand)
+    np.testing.assert_array_equal(tree.codes("embedding"), expected.codes("embedding"))
+    embedding, kernel = tree.report()
+    assert (embedding.num_unseen, embedding.unseen_weigh) == (80, weigh)
+    assert (kernel.num_unseen, kernel.unseen_weigh) == (0, "")
+    (line,) = (line for line in str(tree.report()).splitlines() if "importance 0" in line)
+    assert line.startswith(
+        "importance 0 for over half of the weights (embedding 83.3 %): they weigh"
+    )
+
+
+def test_the_policy_is_checked():
+    with pytest.raises(TypeError, match=r"must be a .*CurvaturePolicy.*, got str"):
+        compress({"kernel": weights()}, KMeans(3), policy="median")
+
+
 def test_bad_blocks_get_one_sentence():
     params = {"kernel": weights()}
     h = jnp.asarray(blocks())

@@ -114,10 +114,10 @@ def test_fresh_partial_compiles_nothing():
         return scale * logistic_loss(params, batch)
 
     params, batch = make_problem(5)
-    one, two = (
-        fisher_diagonal(Partial(loss_fn, jnp.float32(scale)), params, batch) for scale in (1.0, 2.0)
-    )
-    assert num_traces == 1
+    one = fisher_diagonal(Partial(loss_fn, jnp.float32(1.0)), params, batch)
+    num_traces_of_one = num_traces
+    two = fisher_diagonal(Partial(loss_fn, jnp.float32(2.0)), params, batch)
+    assert num_traces == num_traces_of_one > 0
     np.testing.assert_allclose(two.mean["w"], 4 * one.mean["w"], rtol=1e-6)
 
 

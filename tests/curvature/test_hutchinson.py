@@ -279,7 +279,7 @@ def test_leaves_that_are_not_floating_are_passed_over():
     )
 
     np.testing.assert_allclose(estimate.mean["w"], [4.0, 12.0])
-    for tree in estimate:
+    for tree in estimate[:2]:
         assert tree["step"].dtype == tree["key"].dtype == np.float32
         np.testing.assert_array_equal(tree["step"], np.zeros(3))
         np.testing.assert_array_equal(tree["key"], 0.0)

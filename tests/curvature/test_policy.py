@@ -30,17 +30,17 @@ def test_entries_below_the_floor_are_raised_to_it_and_counted():
     h = np.asarray(diagonal["noisy"], np.float64)
     np.testing.assert_allclose(importance["noisy"], np.maximum(h, 0.1 * h.mean()), rtol=1e-5)
     assert importance["noisy"].shape == (40, 5)
-    expected = (200, int(np.sum(h < 0.1 * h.mean())), int(np.sum(h < 0)), False)
+    expected = (200, int(np.sum(h < 0.1 * h.mean())), int(np.sum(h < 0)), 0, False, False)
     assert numbers(report["noisy"]) == expected
     assert expected[1] > expected[2] > 0
     np.testing.assert_array_equal(importance["fine"], diagonal["fine"])
-    assert numbers(report["fine"]) == (3, 0, 0, False)
+    assert numbers(report["fine"]) == (3, 0, 0, 0, False, False)
 
 
 def test_mean_of_the_positive_part_serves_where_the_signed_mean_does_not():
     importance, report = CurvaturePolicy(relative_floor=0.5).apply(jnp.asarray([4.0, -6.0, -1.0]))
     np.testing.assert_allclose(importance, [4.0, 0.5 * 4 / 3, 0.5 * 4 / 3], rtol=1e-6)
-    assert numbers(report) == (3, 2, 2, False)
+    assert numbers(report) == (3, 2, 2, 0, False, False)
 
 
 @pytest.mark.parametrize(("value", "num_negative"), [(0.0, 0), (-2.0, 3)])
@@ -48,20 +48,67 @@ def test_leaf_without_positive_curvature_falls_back_to_ones(value, num_negative)
     diagonal = [jnp.full(3, value), jnp.asarray([1.0, 2.0])]
     importance, report = CurvaturePolicy().apply(diagonal)
     np.testing.assert_array_equal(importance[0], np.ones(3))
-    assert numbers(report[0]) == (3, 3, num_negative, True)
-    assert numbers(report[1]) == (2, 0, 0, False)
+    assert numbers(report[0]) == (3, 3, num_negative, 3 - num_negative, True, False)
+    assert numbers(report[1]) == (2, 0, 0, 0, False, False)
 
 
 def test_empty_and_scalar_leaves():
     importance, report = CurvaturePolicy().apply({"empty": jnp.zeros((0, 4)), "scalar": 2.0})
     assert importance["empty"].shape == (0, 4)
-    assert numbers(report["empty"]) == (0, 0, 0, True)
+    assert numbers(report["empty"]) == (0, 0, 0, 0, True, False)
     np.testing.assert_array_equal(importance["scalar"], np.float32(2.0))
 
 
 def test_floor_of_zero_clips_at_zero():
     importance, _ = CurvaturePolicy(relative_floor=0.0).apply(jnp.asarray([2.0, -1.0, 0.0]))
     np.testing.assert_array_equal(importance, [2.0, 0.0, 0.0])
+
+
+def rarely_seen(seed=3):
+    """Rows of an embedding of which 9 of 10 were never met, and noise in the others."""
+    h = np.random.default_rng(seed).normal(1.0, 0.8, (20, 3)).astype(np.float32)
+    h[np.arange(20) % 10 != 0] = 0.0
+    return jnp.asarray(h)
+
+
+@pytest.mark.parametrize("zeros", ["median", "floor"])
+def test_zeros_of_a_leaf_that_has_mostly_such_get_the_median_of_the_rest(zeros):
+    diagonal = {"embedding": rarely_seen(), "dense": rarely_seen()[:2].at[1].set(0.5)}
+    policy = CurvaturePolicy(relative_floor=0.1, zeros=zeros)
+    importance, report = policy.apply(diagonal)
+
+    h = np.asarray(diagonal["embedding"], np.float64)
+    floor = 0.1 * h.mean()
+    seen = np.sort(np.maximum(h[h != 0], floor))
+    expected = np.maximum(h, floor)
+    expected[h == 0] = seen[(len(seen) - 1) // 2] if zeros == "median" else floor
+    np.testing.assert_allclose(importance["embedding"], expected, rtol=1e-6)
+    assert (int(report["embedding"].num_zero), len(seen)) == (54, 6)
+    assert report["embedding"].is_mostly_zero
+    assert not report["dense"].is_mostly_zero
+    found = jax.vmap(policy.apply_traced)(jax.tree.map(lambda x: x[None], diagonal))
+    np.testing.assert_array_equal(found.importance["embedding"][0], importance["embedding"])
+
+
+def test_half_of_a_leaf_may_be_zero():
+    half = jnp.asarray([0.0, 0.0, 1.0, 3.0])
+    importance, report = CurvaturePolicy(relative_floor=0.5).apply(half)
+    np.testing.assert_allclose(importance, [0.5, 0.5, 1.0, 3.0])
+    assert (int(report.num_zero), bool(report.is_mostly_zero)) == (2, False)
+
+
+def test_blocks_that_were_never_met_get_the_median_too():
+    blocks = jnp.zeros((5, 2, 2)).at[1].set(jnp.diag(jnp.asarray([2.0, 4.0])))
+    importance, report = CurvaturePolicy().apply_blocks(blocks)
+    expected = np.broadcast_to(2 * np.eye(2), (5, 2, 2)).copy()
+    expected[1, 1, 1] = 4
+    np.testing.assert_allclose(importance, expected, rtol=1e-6)
+    assert (int(report.num_zero), bool(report.is_mostly_zero)) == (8, True)
+
+
+def test_zeros_are_checked():
+    with pytest.raises(ValueError, match=r"zeros must be one of \('median', 'floor'\), got 'mean'"):
+        CurvaturePolicy(zeros="mean")
 
 
 def test_estimate_stands_for_its_mean():
@@ -87,7 +134,7 @@ def test_entries_at_the_ends_of_the_range(value):
     diagonal = value * jnp.asarray([1.0] * 9 + [-1.0])
     importance, report = CurvaturePolicy().apply(diagonal)
     np.testing.assert_allclose(importance, value * np.asarray([1.0] * 9 + [0.008]), rtol=1e-6)
-    assert numbers(report) == (10, 1, 1, False)
+    assert numbers(report) == (10, 1, 1, 0, False, False)
     blocks = diagonal[:, None, None] * jnp.asarray([[[1.0, 0.25], [0.25, 1.0]]])
     found, _ = CurvaturePolicy(relative_floor=0.0).apply_blocks(blocks)
     np.testing.assert_allclose(found[:9], blocks[:9], rtol=1e-5)
@@ -158,7 +205,7 @@ def test_blocks_get_eigenvalues_of_at_least_the_floor():
     expected = np.einsum("bij,bj,bkj->bik", vectors, np.maximum(values, floor), vectors)
     np.testing.assert_allclose(importance["w"], expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(importance["w"], np.swapaxes(importance["w"], 1, 2))
-    counts = 18, int(np.sum(values < floor)), int(np.sum(values < 0)), False
+    counts = 18, int(np.sum(values < floor)), int(np.sum(values < 0)), 0, False, False
     assert numbers(report["w"]) == counts
     assert counts[2] > 0
 
@@ -166,7 +213,7 @@ def test_blocks_get_eigenvalues_of_at_least_the_floor():
 def test_blocks_without_positive_curvature_fall_back_to_unit_matrices():
     importance, report = CurvaturePolicy().apply_blocks(jnp.zeros((2, 3, 3)))
     np.testing.assert_allclose(importance, np.broadcast_to(np.eye(3), (2, 3, 3)), atol=1e-6)
-    assert numbers(report) == (6, 6, 0, True)
+    assert numbers(report) == (6, 6, 0, 6, True, False)
 
 
 def test_blocks_must_be_square():

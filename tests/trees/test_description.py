@@ -4,7 +4,6 @@ import json
 from collections import OrderedDict
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,6 +79,7 @@ def test_other_nodes_come_back_as_dicts_or_like_a_tree_at_hand():
 
 
 def test_functions_need_a_tree_at_hand():
+    eqx = pytest.importorskip("equinox")
     module = eqx.nn.MLP(2, 2, 2, 1, key=jax.random.key(0))
     description, leaves = stored(module)
     with pytest.raises(ValueError, match="no file holds the leaves activation, final_activation"):

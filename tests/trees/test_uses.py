@@ -1,6 +1,5 @@
 """How functions use their parameters, on functions whose uses are known by construction."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,12 +141,15 @@ def test_what_is_no_stack(function):
     assert {use.stack_axis for use in find_uses(function, params, X).values()} == {None}
 
 
-def test_the_layer_that_makes_the_outputs_is_the_last_on_every_way():
+def test_the_last_layer_of_a_module_makes_the_outputs():
+    eqx = pytest.importorskip("equinox")
     mlp = eqx.nn.MLP(4, 4, 4, 2, key=jax.random.key(0))  # all layers have the width of the logits
     arrays, static = eqx.partition(mlp, eqx.is_array)
     uses = find_uses(lambda p, x: jax.vmap(eqx.combine(p, static))(x), arrays, X)
     assert output_layer(uses) == "layers/2/weight"
 
+
+def test_the_layer_that_makes_the_outputs_is_the_last_on_every_way():
     def last(function):
         return output_layer(find_uses(function, {"w": W, "v": V, "gain": GAIN}, X))
 

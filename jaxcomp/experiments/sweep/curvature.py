@@ -15,8 +15,10 @@ from jaxcomp.curvature import (
     GaussNewton,
     Hutchinson,
     adam_second_moments,
+    check_finite,
     over_batches,
 )
+from jaxcomp.curvature.units import in_units_of
 from jaxcomp.experiments.sweep.importance import PROBES
 from jaxcomp.trees.selection import Select
 from jaxcomp.types import Params, PredictFn
@@ -95,13 +97,17 @@ def measure_curvature(
         hutchinson = Hutchinson(loss, layers, key=key, num_probes=probes)
         return over_batches(hutchinson, batches)
 
+    def plain(estimate: DiagonalEstimate) -> DiagonalEstimate:
+        # Layers are weighed against each other, without units of their own.
+        return check_finite(in_units_of(estimate, None))
+
     with jax.default_matmul_precision("highest"):
-        reference = measure("gauss_newton")
+        reference = plain(measure("gauss_newton"))
         importance: dict[str, Layers | None] = {"none": None}
         num_raised: dict[str, int] = {"none": 0}
         for name in names:
             if name != "none":
-                estimate = reference if name == "gauss_newton" else measure(name)
+                estimate = reference if name == "gauss_newton" else plain(measure(name))
                 importance[name], report = policy.apply(estimate)
                 num_raised[name] = int(sum(np.sum(leaf.num_raised) for leaf in report.values()))
     return Curvatures(importance, reference.mean, num_raised)

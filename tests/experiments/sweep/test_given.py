@@ -3,7 +3,6 @@
 import subprocess
 import sys
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +23,7 @@ def predict(params, inputs):
 
 
 def test_a_module_becomes_arrays_and_a_module_again():
+    eqx = pytest.importorskip("equinox")
     module = eqx.nn.MLP(4, 3, 4, 1, key=jax.random.key(0))
     given = Given.from_params(predict_module, module)
     expected = predict_module(module, X)

@@ -1,0 +1,103 @@
+"""Models whose examples depend on each other are refused; rounding and token weights are not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from curvature_problems import leaf, perceptron_batch, perceptron_params, tanh_network
+
+from jaxcomp.curvature import (
+    Fisher,
+    GaussNewton,
+    fisher_diagonal,
+    gauss_newton_diagonal,
+    layer_hessians,
+    over_batches,
+)
+
+REFUSED = r"the outputs for an example depend on the others .* evaluation mode"
+NO_MEAN = r"the loss of a batch is no mean of the losses of its examples .* evaluation mode"
+
+
+def normalised_by_batch(params, inputs):
+    """Batch normalization in training mode between two layers."""
+    hidden = inputs @ params["in"] + params["bias"]
+    centred = hidden - jnp.mean(hidden, axis=0)
+    return jax.nn.relu(centred / jnp.sqrt(jnp.var(hidden, axis=0) + 1e-5)) @ params["out"]
+
+
+def dropped_out(params, inputs):
+    """Dropout that is left on, with a key of its own."""
+    hidden = jnp.tanh(inputs @ params["in"] + params["bias"])
+    kept = jax.random.bernoulli(jax.random.key(0), 0.5, hidden.shape)
+    return jnp.where(kept, 2 * hidden, 0) @ params["out"]
+
+
+def cross_entropy(predict_fn):
+    def loss_fn(params, batch):
+        logits = predict_fn(params, batch[0])
+        chosen = jnp.take_along_axis(logits, batch[1][:, None], axis=1)[:, 0]
+        return jnp.mean(jax.nn.logsumexp(logits, axis=1) - chosen)
+
+    return loss_fn
+
+
+LOSS_OF = {fn: cross_entropy(fn) for fn in (normalised_by_batch, dropped_out, tanh_network)}
+
+
+@pytest.mark.parametrize("predict_fn", [normalised_by_batch, dropped_out])
+def test_every_estimator_by_examples_refuses_it(predict_fn):
+    params, batch = perceptron_params(), perceptron_batch()
+    with pytest.raises(ValueError, match=REFUSED):
+        gauss_newton_diagonal(predict_fn, params, batch)
+    with pytest.raises(ValueError, match=REFUSED):
+        over_batches(GaussNewton(predict_fn, params), [batch, batch])
+    with pytest.raises(ValueError, match=REFUSED):
+        layer_hessians(predict_fn, params, [batch])
+    with pytest.raises(ValueError, match=NO_MEAN):
+        fisher_diagonal(LOSS_OF[predict_fn], params, batch)
+    with pytest.raises(ValueError, match=NO_MEAN):
+        over_batches(Fisher(LOSS_OF[predict_fn], params), [batch])
+
+
+def test_where_nothing_is_known_nothing_is_compared():
+    params, batch = perceptron_params(), perceptron_batch()
+    inside = jax.jit(lambda p: gauss_newton_diagonal(normalised_by_batch, p, batch).mean)(params)
+    # What silence gave: nothing but what stands behind the normalization is curved.
+    np.testing.assert_array_equal(inside["in"], 0.0)
+    scaled = jax.jit(
+        lambda s: gauss_newton_diagonal(lambda p, x: s * tanh_network(p, x), params, batch).mean
+    )(1.0)
+    assert np.all(np.isfinite(scaled["in"]))
+    one = jax.tree.map(lambda x: x[:1], batch)
+    assert gauss_newton_diagonal(normalised_by_batch, params, one) is not None
+
+
+def test_rounding_is_no_dependence():
+    def half(params, inputs):
+        short = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+        return tanh_network(short, inputs.astype(jnp.bfloat16)).astype(jnp.float32)
+
+    params, batch = perceptron_params(), perceptron_batch()
+    assert np.all(np.isfinite(gauss_newton_diagonal(half, params, batch).mean["in"]))
+    # What is not finite is found by others.
+    broken = params | {"bias": params["bias"].at[0].set(jnp.nan)}
+    assert np.any(np.isnan(gauss_newton_diagonal(tanh_network, broken, batch).mean["in"]))
+
+
+@pytest.mark.parametrize("weigh", ["by tokens", "as a sum"])
+def test_losses_that_are_weighted_means_or_sums_are_allowed(weigh):
+    rng = np.random.default_rng(4)
+    params = {"w": leaf(rng, 3, 3)}
+    tokens, mask = (
+        leaf(rng, 6, 4, 3),
+        jnp.asarray(rng.integers(0, 2, (6, 4)) | np.eye(6, 4, dtype=int)),
+    )
+
+    def loss_fn(params, batch):
+        tokens, mask = batch
+        losses = jax.nn.logsumexp(tokens @ params["w"], axis=2) * mask
+        return jnp.sum(losses) / (jnp.sum(mask) if weigh == "by tokens" else 1)
+
+    mask = mask.at[4:, :2].set(1)  # no example without a token
+    assert np.all(np.asarray(fisher_diagonal(loss_fn, params, (tokens, mask)).mean["w"]) >= 0)
