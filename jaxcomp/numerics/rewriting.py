@@ -33,11 +33,12 @@ _Result = TypeVar("_Result")
 def quick_on_cpu(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
     """Return the function with what XLA is slow at rewritten, where the default backend is a CPU.
 
-    Slow are convolutions inside loops, in groups or of few channels, and windowed maxima and sums
-    with their derivatives. Every floating convolution is rewritten: the ones that XLA is good at
-    (plain, many channels, in no loop) may take up to twice as long, but those of a curvature are
-    in a loop over probes or columns. The results are the same up to the order of sums. Elsewhere,
-    and without `jit` (`jax.disable_jit`), the function is called as it is.
+    Slow are convolutions of gradients, in groups or of few channels, and windowed maxima and sums
+    with their derivatives. Every floating convolution is rewritten: alone, a forward one of many
+    channels may take twice as long then (strided or 1 x 1 ones 2.5 times), but in whole estimators
+    rewriting fewer was slower throughout (LeNet-5: `benchmarks/curvature.py`). The results are the
+    same up to the order of sums. Elsewhere, and without `jit` (`jax.disable_jit`), the function is
+    called as it is.
 
     Args:
         function: of pytrees of arrays, for use inside `jit`.

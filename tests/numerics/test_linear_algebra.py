@@ -270,7 +270,10 @@ PROGRAMS = {
         jax.vmap(jax.vmap(everything)),
         (jnp.ones((2, 3, 70, 70)), jnp.ones((2, 3, 70, 1))),
     ),
-    "blocks": lambda: (lambda b: list(_raise_eigenvalues(b, 0.1)), (list(BLOCKS.values()),)),
+    "blocks": lambda: (
+        lambda b: list(_raise_eigenvalues(b, 0.1, zeros="median")),
+        (list(BLOCKS.values()),),
+    ),
     "vectors": lambda: _groups_of_vectors("none"),
     "vectors, published": lambda: _groups_of_vectors("published"),
     "vectors, monotone": lambda: _groups_of_vectors("monotone"),
