@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
@@ -211,8 +212,7 @@ def layer_report(
     measures: Measures,
     *,
     paths: tuple[str, ...],
-    shape: tuple[int, ...],
-    dtype: np.dtype,
+    like: jax.ShapeDtypeStruct,
     method: Method,
     parameter: float,
     num_used: int,
@@ -226,8 +226,7 @@ def layer_report(
         size: of the leaf, in bits.
         measures: error and diagnostics; values known.
         paths: of the leaf, several if it is tied.
-        shape: of the leaf.
-        dtype: of the leaf.
+        like: shape and dtype of the leaf.
         method: of the leaf.
         parameter: see `LayerReport`, as are the others.
         num_used: see there.
@@ -235,7 +234,7 @@ def layer_report(
         unseen: weights without importance, if over half.
         num_codebooks: see there.
     """
-    num_weights = math.prod(shape)
+    num_weights = math.prod(like.shape)
     fixed, entropy, codebook, description = (float(part) for part in size)
     distortion = _total(measures.distortion, measures.distortion_exponent)
     noise = _total(measures.squared_error, measures.error_exponent)
@@ -243,8 +242,8 @@ def layer_report(
     return LayerReport(
         path=paths[0],
         tied_paths=paths[1:],
-        shape=shape,
-        dtype=dtype.name,
+        shape=like.shape,
+        dtype=like.dtype.name,
         computed_in=np.asarray(measures.energy).dtype.name,
         num_weights=num_weights,
         method=method.name,
@@ -256,7 +255,7 @@ def layer_report(
         codebook_bits=codebook,
         size_bits=entropy + codebook,
         description_bits=description,
-        ratio=compression_ratio(8 * dtype.itemsize * num_weights, entropy + codebook),
+        ratio=compression_ratio(8 * like.dtype.itemsize * num_weights, entropy + codebook),
         distortion=distortion.value(),
         is_weighted=is_weighted,
         num_unseen=0 if unseen is None else unseen.number,

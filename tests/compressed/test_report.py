@@ -3,6 +3,7 @@
 import json
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,8 +22,7 @@ def one_layer(squared_error: float, energy: float, converged: bool = True) -> La
         CodeSize(np.array(2000.0), np.array(1500.0), np.array(128.0), np.array(1700.0)),
         Measures(error, error, jnp.float32(energy), jnp.asarray(converged), *[jnp.int32(0)] * 3),
         paths=("kernel",),
-        shape=(50, 20),
-        dtype=np.dtype(np.float32),
+        like=jax.ShapeDtypeStruct((50, 20), np.float32),
         method=KMeans(),
         parameter=4,
         num_used=4,
