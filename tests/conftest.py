@@ -118,7 +118,7 @@ gc.set_threshold(100_000, 50, 50)
 # Linux grants a process 65,530 mappings of memory by default, and a compiled program holds dozens.
 # Forgetting all of them takes ten seconds, and what the next modules share is compiled again: only
 # when those of one more module might not fit.
-_MOST_MAPPINGS = 40_000
+_MOST_MAPPINGS = 30_000
 
 
 @pytest.fixture(autouse=True, scope="module")
