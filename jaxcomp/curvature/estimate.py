@@ -357,6 +357,13 @@ def scalar_loss(
     return loss
 
 
+def shapes_of_one(batch: Batch) -> Batch:
+    """Return shapes and dtypes of a batch of one example, like the examples of this one."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((1, *jnp.shape(x)[1:]), jnp.result_type(x)), batch
+    )
+
+
 def count_examples(batch: Batch, name: str = "batch") -> int:
     """Return the length of the leading axis that the leaves of a batch share.
 

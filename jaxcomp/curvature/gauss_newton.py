@@ -31,6 +31,7 @@ from jaxcomp.curvature.estimate import (
     Sampling,
     count_examples,
     floating_leaves,
+    shapes_of_one,
 )
 from jaxcomp.curvature.functions import (
     OfArguments,
@@ -86,10 +87,8 @@ class GaussNewtonSampler:
     def weight(self, batch: Batch) -> Float[Array, ""]:
         """Return how much a batch counts: its examples, or the weights of its positions."""
         inputs, targets = inputs_and_targets(batch)
-        one = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((1, *jnp.shape(x)[1:]), jnp.result_type(x)), inputs
-        )
-        shape = jax.eval_shape(self.predict_fn, self.params, one).shape[1:]
+        outputs = jax.eval_shape(self.predict_fn, self.params, shapes_of_one(inputs))
+        shape = outputs.shape[1:]
         return self.loss.total_weight(shape, targets, count_examples(batch))
 
     def at(self, batch: Batch) -> SampleFn:

@@ -17,6 +17,7 @@ from jax.extend.core import JaxprEqn
 from jaxtyping import Array, Float
 
 from jaxcomp.curvature.layouts import Step
+from jaxcomp.numerics.equations import shape_of
 
 
 class NormalForm(NamedTuple):
@@ -46,15 +47,11 @@ def normal_form(equation: JaxprEqn, side: int) -> NormalForm | None:
     return None if make is None else make(equation, side)
 
 
-def _shape(atom: object) -> tuple[int, ...]:
-    return tuple(atom.aval.shape)  # type: ignore[attr-defined]
-
-
 def _of_product(equation: JaxprEqn, side: int) -> NormalForm:
     """Normal form of `dot_general`: groups are its batch axes, positions the rows it meets."""
     contracting, batch = equation.params["dimension_numbers"]
-    weight = _shape(equation.invars[side])
-    other = _shape(equation.invars[1 - side])
+    weight = shape_of(equation.invars[side])
+    other = shape_of(equation.invars[1 - side])
 
     def order(shape: tuple[int, ...], operand: int) -> tuple[list[int], list[int], list[int]]:
         used = (*batch[operand], *contracting[operand])
@@ -91,9 +88,9 @@ def _of_convolution(equation: JaxprEqn, side: int) -> NormalForm | None:
     if side != 1 or parameters["batch_group_count"] != 1:
         return None
     numbers = parameters["dimension_numbers"]
-    image = _shape(equation.invars[0])
-    kernel = _shape(equation.invars[1])
-    output = _shape(equation.outvars[0])
+    image = shape_of(equation.invars[0])
+    kernel = shape_of(equation.invars[1])
+    output = shape_of(equation.outvars[0])
     groups = parameters["feature_group_count"]
     kernel_out, kernel_in, *kernel_space = numbers.rhs_spec
     window = tuple(kernel[axis] for axis in kernel_space)

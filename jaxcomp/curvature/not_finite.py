@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal
 from jaxtyping import Array, Float
 
+from jaxcomp.numerics.equations import evaluate_equation
 from jaxcomp.trees.paths import leaves_by_path, shorten
 from jaxcomp.types import Batch, Params
 
@@ -188,9 +189,7 @@ def _called(equation: Any) -> Any:
 
 def _results(equation: Any, operands: list[_Value], events: list[_Event]) -> list[_Value]:
     """Evaluate an operation, and note whether anything began there."""
-    parameters = equation.primitive.get_bind_params(equation.params)
-    found = equation.primitive.bind(*(operand.value for operand in operands), **parameters)
-    outputs = list(found) if equation.primitive.multiple_results else [found]
+    outputs = evaluate_equation(equation, [operand.value for operand in operands])
     weights = frozenset().union(*(operand.weights for operand in operands))
     layers = [operand.layer for operand in operands if operand.layer is not None]
     layer = max(layers, default=(0, ()))

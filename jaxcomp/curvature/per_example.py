@@ -34,6 +34,7 @@ from jaxcomp.curvature.estimate import (
     FloatingLeaves,
     count_examples,
     diagonal_dtype,
+    shapes_of_one,
 )
 from jaxcomp.curvature.units import Exponents, in_units
 from jaxcomp.numerics.scaling import group_exponent
@@ -192,9 +193,7 @@ def open_function(
     function: Callable[[tuple[Array, ...], Any], Any], leaves: FloatingLeaves, batch: Any
 ) -> OpenLayers:
     """Lay open `(values, batch of one example) -> outputs`."""
-    example = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((1, *jnp.shape(x)[1:]), jnp.result_type(x)), batch
-    )
+    example = shapes_of_one(batch)
     with jax.default_matmul_precision("highest"):
         captured = capture(function, leaves.values, example)
     others = set(range(len(leaves.values))) - {use.position for use in captured.uses}

@@ -23,6 +23,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jaxcomp.curvature.known_integers import known_constant, known_results
 from jaxcomp.curvature.layouts import Step, Take
 from jaxcomp.curvature.normal_forms import NormalForm, normal_form
+from jaxcomp.numerics.equations import shape_of
 from jaxcomp.trees.uses import scan_arguments
 
 
@@ -361,13 +362,9 @@ def _platform_index(equation: JaxprEqn) -> int:
 _Steps = list[tuple[Step | Take, ...]] | str
 
 
-def _shape(atom: Any) -> tuple[int, ...]:
-    return tuple(atom.aval.shape)
-
-
 def _reshaped(equation: JaxprEqn, values: list[_Value], loops: _Loops) -> _Steps:
     del values, loops
-    before, after = _shape(equation.invars[0]), _shape(equation.outvars[0])
+    before, after = shape_of(equation.invars[0]), shape_of(equation.outvars[0])
     if prod(before) != prod(after):
         return "its entries are repeated (broadcast_in_dim)"
     if equation.primitive.name == "reshape" and equation.params.get("dimensions") is not None:
@@ -397,7 +394,7 @@ _LOOKED_UP = "its rows are looked up by indices that depend on the data or are n
 
 
 def _sliced(equation: JaxprEqn, values: list[_Value], loops: _Loops) -> _Steps:
-    before, after = _shape(equation.invars[0]), _shape(equation.outvars[0])
+    before, after = shape_of(equation.invars[0]), shape_of(equation.outvars[0])
     rows = {}
     for axis, (size, kept) in enumerate(zip(before, after, strict=True)):
         if kept == size:
@@ -419,18 +416,18 @@ def _split(equation: JaxprEqn, values: list[_Value], loops: _Loops) -> _Steps:
     """`split` keeps the axis, `unstack` does not."""
     del values
     axis = equation.params["axis"]
-    before = _shape(equation.invars[0])
+    before = shape_of(equation.invars[0])
     if len(equation.outvars) != before[axis]:
         return _CUT
     return [
-        (Take(axis, np.full(loops, row)), Step("reshape", _shape(output)))
+        (Take(axis, np.full(loops, row)), Step("reshape", shape_of(output)))
         for row, output in enumerate(equation.outvars)
     ]
 
 
 def _gathered(equation: JaxprEqn, values: list[_Value], loops: _Loops) -> _Steps:
     """Only `w[i]` with one index for each axis that it drops, the first axes of the result."""
-    before, indices = _shape(equation.invars[0]), values[1]
+    before, indices = shape_of(equation.invars[0]), values[1]
     numbers = equation.params["dimension_numbers"]
     axes = tuple(numbers.start_index_map)
     sizes = tuple(1 if axis in axes else size for axis, size in enumerate(before))
@@ -438,7 +435,7 @@ def _gathered(equation: JaxprEqn, values: list[_Value], loops: _Loops) -> _Steps
         tuple(numbers.collapsed_slice_dims) == tuple(sorted(axes))
         and not numbers.operand_batching_dims
         and tuple(equation.params["slice_sizes"]) == sizes
-        and _shape(equation.invars[1]) == (len(axes),)
+        and shape_of(equation.invars[1]) == (len(axes),)
     )
     if not is_one_row or not isinstance(indices, np.ndarray):
         return _LOOKED_UP

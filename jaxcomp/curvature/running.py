@@ -13,6 +13,7 @@ from jax.extend.core import JaxprEqn, Literal
 from jaxtyping import Array
 
 from jaxcomp.curvature.products import Opened
+from jaxcomp.numerics.equations import evaluate_equation
 from jaxcomp.trees.uses import scan_arguments
 
 Numbered = dict[int, Array]
@@ -49,7 +50,7 @@ def run(
                 results, found = run(body, values[1:] if name == "cond" else values, here)
             operands.update(found)
         else:
-            results = _evaluate(equation, values)
+            results = evaluate_equation(equation, values)
         if place in opened.products:
             number, side = opened.products[place]
             operands[number] = values[1 - side]
@@ -83,13 +84,6 @@ def _loop(
         unroll=equation.params["unroll"],
     )
     return [*carry, *stacked], {number: distinct[place] for number, place in place_of.items()}
-
-
-def _evaluate(equation: JaxprEqn, arguments: list[Any]) -> list[Any]:
-    parameters = equation.primitive.get_bind_params(equation.params)
-    with equation.ctx.manager:
-        results = equation.primitive.bind(*arguments, **parameters)
-    return list(results) if equation.primitive.multiple_results else [results]
 
 
 def count_activations(opened: Opened, depends: Sequence[bool]) -> int:

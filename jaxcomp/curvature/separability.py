@@ -22,6 +22,8 @@ from typing import Any
 import jax
 from jax.extend.core import JaxprEqn, Literal
 
+from jaxcomp.numerics.equations import shape_of
+
 _CONSTANT, _SUM, _MIXED = -1, -2, -3
 """States of a value; the axis that it lies along is counted from 0."""
 
@@ -189,7 +191,7 @@ def _broadcast(equation: JaxprEqn, states: list[int]) -> int:
 
 def _reshape(equation: JaxprEqn, states: list[int]) -> int:
     state = states[0]
-    before, after = _shape(equation.invars[0]), _shape(equation.outvars[0])
+    before, after = shape_of(equation.invars[0]), shape_of(equation.outvars[0])
     if state < 0 or equation.params.get("dimensions") is not None:
         return _SUM
     for axis, length in enumerate(after):
@@ -212,7 +214,8 @@ def _reverse(equation: JaxprEqn, states: list[int]) -> int:
 
 def _slice(equation: JaxprEqn, states: list[int]) -> int:
     state = states[0]
-    whole = state >= 0 and _shape(equation.outvars[0])[state] == _shape(equation.invars[0])[state]
+    before, after = shape_of(equation.invars[0]), shape_of(equation.outvars[0])
+    whole = state >= 0 and after[state] == before[state]
     return state if whole else _SUM
 
 
@@ -248,7 +251,7 @@ def _gather(equation: JaxprEqn, states: list[int]) -> int:
     if state not in numbers.operand_batching_dims:
         return _SUM
     index_axis = numbers.start_indices_batching_dims[numbers.operand_batching_dims.index(state)]
-    rank = len(_shape(equation.outvars[0]))
+    rank = len(shape_of(equation.outvars[0]))
     return [axis for axis in range(rank) if axis not in numbers.offset_dims][index_axis]
 
 
@@ -264,17 +267,13 @@ def _product(equation: JaxprEqn, states: list[int]) -> int:
             return batch[side].index(state)
         used = (*batch[side], *contracting[side])
         place = state - sum(axis < state for axis in used)
-        left = len(_shape(equation.invars[0])) - len(batch[0]) - len(contracting[0])
+        left = len(shape_of(equation.invars[0])) - len(batch[0]) - len(contracting[0])
         return len(batch[0]) + place + (left if side == 1 else 0)
     if tuple(states) in set(zip(*contracting, strict=True)):
         return _SUM
     if tuple(states) in set(zip(*batch, strict=True)):
         return batch[0].index(states[0])
     return _MIXED
-
-
-def _shape(atom: Any) -> tuple[int, ...]:
-    return tuple(atom.aval.shape)
 
 
 _RULES: dict[str, _Rule] = {

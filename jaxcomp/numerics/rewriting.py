@@ -18,6 +18,7 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from jaxcomp.numerics.convolutions import convolution_as_product
+from jaxcomp.numerics.equations import evaluate_equation
 from jaxcomp.numerics.windows import (
     Windows,
     add_to_window_maxima,
@@ -89,10 +90,7 @@ def _evaluate_equation(equation: JaxprEqn, arguments: list[Any]) -> list[Any]:
         closed = _rewritten_jaxpr(ClosedJaxpr(parameters["jaxpr"], ()))
         parameters = parameters | _without_constants(closed, parameters)
         arguments = [*closed.consts, *arguments]
-    parameters = equation.primitive.get_bind_params(parameters)
-    with equation.ctx.manager:
-        results = equation.primitive.bind(*arguments, **parameters)
-    return list(results) if equation.primitive.multiple_results else [results]
+    return evaluate_equation(equation, arguments, parameters)
 
 
 # Primitives that call jaxprs, and the parameters that hold these.
