@@ -86,6 +86,7 @@ def mean_loss(params: dict[str, Any], batch: tuple[jax.Array, jax.Array]) -> jax
     log_p = jax.nn.log_softmax(predict(params, batch[0]))
     return -jnp.mean(jnp.take_along_axis(log_p, batch[1][..., None], axis=-1))
 
+
 # --- Trained on characters --------------------------------------------------------------------
 
 CHARACTERS = "".join(map(chr, range(32, 127)))
