@@ -99,7 +99,7 @@ def compress(
             importances add up, unless they are one array as well. A leaf with importance 0 for over
             half of its weights is named by the report, which says what these weigh.
         policy: what becomes of negative and vanishing entries of a `DiagonalEstimate`: by default
-            zeros that are over half of a leaf weigh as the median of the rest.
+            zeros that are over half of a leaf weigh as the mean of the leaf.
         bits_per_weight: budget: codes and side bits (codebooks, scales) of the compressed leaves
             over their weights, shared between leaves by one slope. Estimated by entropy, as all
             sizes here.
