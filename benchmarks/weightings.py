@@ -58,7 +58,14 @@ TOLERANCE_BITS = 0.02
 MOST_TRIES = 6
 NUM_RESAMPLES = 4000
 NOTHING = "nothing"
-MAIN = (NOTHING, "all weights alike", "diagonal", "outputs", "layer Hessian")
+MAIN = (
+    NOTHING,
+    "all weights alike",
+    "diagonal",
+    "outputs",
+    "layer Hessian",
+    "between leaves alone",
+)
 """At every budget and by every method; the others at the middle budget, by the first method."""
 
 NOT_OF_THE_LOSS = ("all weights alike", "contrastive")

@@ -27,7 +27,7 @@ def _is_benchmark(module):
 def run(weightings, rows, capsys):
     numbers = {"size": "1 8 2 4", "num-steps": "1", "counts": "2 4 6", "num-held-out": "2"}
     arguments = [part for name in numbers for part in (f"--{name}", *numbers[name].split())]
-    arguments += ["--weightings", "nothing", "layer Hessian", "--methods", "sixteen_clusters"]
+    arguments += ["--weightings", "nothing", "diagonal", "--methods", "sixteen_clusters"]
     weightings.main([*arguments, "--rows", str(rows)])
     return json.loads(rows.read_text())["rows"], capsys.readouterr()
 
@@ -35,12 +35,12 @@ def run(weightings, rows, capsys):
 def test_a_run(weightings, tmp_path, capsys):
     """The whole matrix predicts the rise of a small error; a second run computes no row again."""
     rows, captured = run(weightings, tmp_path / "rows.json", capsys)
-    assert [row["weighting"] for row in rows] == ["nothing", "layer Hessian"]
+    assert [row["weighting"] for row in rows] == ["nothing", "diagonal"]
     for row in rows:
         assert row["bits"] == pytest.approx(rows[0]["bits"], rel=0.1)
         assert row["quadratic"] == pytest.approx(np.mean(row["scores"]["rise"]), rel=0.3)
-    assert "| layer Hessian |" in captured.out
-    assert "layer Hessian, sixteen_clusters" in captured.err
+    assert "| diagonal |" in captured.out
+    assert "diagonal, sixteen_clusters" in captured.err
     again, captured = run(weightings, tmp_path / "rows.json", capsys)
     assert again == rows
     assert "sixteen_clusters," not in captured.err
