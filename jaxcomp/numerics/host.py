@@ -1,8 +1,8 @@
 """Arrays that the host can read where they are.
 
 A program is compiled for the shape of its input. What is little work and done for arrays of many
-sizes, such as a check or filling them up, is therefore done by NumPy where the host holds the values;
-on an accelerator it costs a program for every size.
+sizes, such as a check or filling them up, is therefore done by NumPy where the host holds the
+values; on an accelerator it costs a program for every size.
 """
 
 from typing import Any
