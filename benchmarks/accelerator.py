@@ -70,23 +70,25 @@ class Part(NamedTuple):
         run: makes its rows.
         weight: of its time.
         is_alone: whether it begins in a new process, which does not use JAX itself.
+        is_asked_for: whether small problems leave it out if nobody asks for it.
     """
 
     run: Callable[[Work], None]
     weight: float
     is_alone: bool = False
+    is_asked_for: bool = False
 
 
 PARTS = {
     "machine": Part(machine, 25),
-    "kmeans": Part(kmeans_part, 80),
+    "kmeans": Part(kmeans_part, 90),
     "rows": Part(rows_part, 40),
     "convolution": Part(partial(curvature, convolutional), 60),
     "transformer": Part(partial(curvature, transformer), 40),
     "rounding": Part(rounding_part, 50),
     "blahut_arimoto": Part(blahut_arimoto_part, 20),
     "torch": Part(torch_part, 25, is_alone=True),
-    "sweep": Part(sweep_part, 90, is_alone=True),
+    "sweep": Part(sweep_part, 90, is_alone=True, is_asked_for=True),
 }
 
 
@@ -94,11 +96,10 @@ PARTS = {
 
 
 def work_on_requests() -> None:
-    """Run the parts that are asked for, one a line of standard input: name, seconds, size."""
+    """Run the parts that are asked for, one a line of standard input: name, its end, size."""
     is_known = False
     for line in sys.stdin:
-        name, seconds, size = json.loads(line)
-        deadline = time.monotonic() + seconds
+        name, deadline, size = json.loads(line)
         part = PARTS[name]
         try:
             work = Work(name, size == "full", deadline)
@@ -156,20 +157,20 @@ class Worker:
             self._lines.put(line)
         self._lines.put(None)
 
-    def run(self, name: str, seconds: float, size: str | None) -> Iterator[tuple[str, Any]]:
+    def run(self, name: str, ends: float, size: str | None) -> Iterator[tuple[str, Any]]:
         """Run a part; yield what comes of it until it is done.
 
         Raises:
-            TimeoutError: if it is not done after that time.
+            TimeoutError: if it is not done by that time of `time.monotonic`.
             EOFError: if the process has ended.
         """
-        deadline = time.monotonic() + seconds
+        begins = time.monotonic()
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps([name, seconds, size]) + "\n")
+            self._process.stdin.write(json.dumps([name, ends, size]) + "\n")
             self._process.stdin.flush()
             while True:
-                line = self._lines.get(timeout=max(deadline - time.monotonic(), 0.001))
+                line = self._lines.get(timeout=max(ends - time.monotonic(), 0.001))
                 if line is None:
                     break
                 if not line.startswith(MARK):
@@ -180,7 +181,7 @@ class Worker:
                     return
                 yield kind, content
         except queue.Empty:
-            raise TimeoutError(f"ended after {seconds:.0f} s") from None
+            raise TimeoutError(f"ended after {ends - begins:.0f} s") from None
         except BrokenPipeError:
             pass
         raise EOFError(f"the process ended by itself, with code {self._process.wait()}")
@@ -250,35 +251,45 @@ def version(name: str) -> str:
         return "not installed"
 
 
-def run_parts(names: list[str], size: str | None, seconds: float, report: Report) -> None:
+def run_parts(options: argparse.Namespace, report: Report) -> None:
     """Run parts one after the other; each may take what is left by its weight."""
-    deadline, worker = time.monotonic() + seconds, None
+    names = options.parts or list(PARTS)
+    deadline, worker = time.monotonic() + options.seconds, None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         try:
             for place, name in enumerate(names):
+                part, size = PARTS[name], options.size or report.environment.get("size")
+                if part.is_asked_for and not options.parts and size == "small":
+                    note = f"left out where problems are small; --parts {name} asks for it"
+                    report.add("row", asdict(Row(name, "", note=note)))
+                    continue
                 weights = [PARTS[other].weight for other in names[place:]]
-                share = (deadline - time.monotonic()) * weights[0] / sum(weights)
-                if worker is not None and PARTS[name].is_alone:
+                now = time.monotonic()
+                ends = now + (deadline - now) * weights[0] / sum(weights)
+                if worker is not None and part.is_alone:
                     worker.end()
                     worker = None
                 worker = worker or Worker(scratch)
-                last = ""
-                try:
-                    size = size or report.environment.get("size")
-                    for kind, content in worker.run(name, share, size):
-                        last = content if kind == "progress" else last
-                        report.add(kind, content)
-                except (TimeoutError, EOFError) as error:
-                    note = f"{error}; {last}".rstrip("; ")
-                    report.add("row", asdict(Row(name, "", note=note)))
-                    worker.end()
-                    worker = None
-                if PARTS[name].is_alone and worker is not None:
+                is_done = run_part(worker, name, ends, size, report)
+                if part.is_alone or not is_done:
                     worker.end()
                     worker = None
         finally:
             if worker is not None:
                 worker.end()
+
+
+def run_part(worker: Worker, name: str, ends: float, size: str | None, report: Report) -> bool:
+    """Run one part; return whether its process can go on with others."""
+    last = ""
+    try:
+        for kind, content in worker.run(name, ends, size):
+            last = content if kind == "progress" else last
+            report.add(kind, content)
+    except (TimeoutError, EOFError) as error:
+        report.add("row", asdict(Row(name, "", note=f"{error}; {last}".rstrip("; "))))
+        return False
+    return True
 
 
 def names_of_parts(text: str) -> list[str]:
@@ -298,7 +309,6 @@ def main() -> None:
     parser.add_argument(
         "--parts",
         type=names_of_parts,
-        default=list(PARTS),
         help=f"some of {','.join(PARTS)}; the limits are always measured",
     )
     parser.add_argument(
@@ -314,7 +324,7 @@ def main() -> None:
     report = Report(options.out, options.seconds)
     is_whole = False
     try:
-        run_parts(options.parts, options.size, options.seconds, report)
+        run_parts(options, report)
         is_whole = True
     finally:
         report.write(is_whole=is_whole)

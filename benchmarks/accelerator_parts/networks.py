@@ -6,7 +6,6 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-
 from accelerator_parts.work import Work
 
 
@@ -105,6 +104,7 @@ def block_of(num_heads: int, params: Any, hidden: Any) -> Any:
 
 
 def curvature(make: Callable[[bool], Network], work: Work) -> None:
+    """Time the diagonals of a network; small, only two, since compiling is what they cost then."""
     import jax
 
     from jaxcomp.adapters import CrossEntropyLoss
@@ -129,6 +129,10 @@ def curvature(make: Callable[[bool], Network], work: Work) -> None:
             per_call=num_probes,
             against="gradient",
         )
+        exact = GaussNewton(predict, params)
+        work.time("Gauss-Newton, exact", lambda: exact(batch), against="gradient")
+        if not work.is_full:
+            return
         sampled = GaussNewton(predict, params, num_label_samples=num_labels, key=key)
         work.time(
             "Gauss-Newton, a sampled label",
@@ -136,8 +140,6 @@ def curvature(make: Callable[[bool], Network], work: Work) -> None:
             per_call=num_labels,
             against="gradient",
         )
-        exact = GaussNewton(predict, params)
-        work.time("Gauss-Newton, exact", lambda: exact(batch), against="gradient")
         work.time(
             "layer Hessians",
             lambda: [h.hessian for h in layer_hessians(predict, params, [batch]).values()],

@@ -4,7 +4,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-
 from accelerator_parts.work import Work, send
 
 
@@ -61,29 +60,29 @@ def quantizing(number: int) -> dict[str, Any]:
 
 
 def kmeans_part(work: Work) -> None:
+    """K-means, the kernel and whole calls; what compiles nothing new comes right after."""
     import jaxcomp
     from jaxcomp.quantizers import EntropyConstrained, KMeans, Optimal, kmeans
 
-    sizes = (10**6, 10**8) if work.is_full else (20_000,)
-    for number in sizes:
+    def kernel(number: int) -> None:
         points = student((number,))
-        name = f"10^{round(np.log10(number))}" if work.is_full else f"{number:,}"
-        work.time(
-            f"kmeans, {name} weights",
-            lambda points=points: kmeans(points, num_clusters=16),
-            **quantizing(number),
-        )
-    methods = [KMeans(16), Optimal(16), EntropyConstrained()]
-    middle, largest = (10**7, 10**8) if work.is_full else (20_000, 20_000)
-    tasks = [(method, middle) for method in methods] + [(methods[0], largest)] * work.is_full
-    for method, number in tasks:
+        name = f"kmeans, {number:.0e} weights"
+        work.time(name, lambda: kmeans(points, num_clusters=16), **quantizing(number))
+
+    def compress(method: Any, number: int) -> None:
         params = {"layer": {"kernel": student((number // 100, 100))}}
-        name = f"10^{round(np.log10(number))}" if work.is_full else f"{number:,}"
-        work.time(
-            f"compress, {type(method).__name__}, {name} weights",
-            lambda params=params, method=method: jaxcomp.compress(params, method),
-            **quantizing(number),
-        )
+        name = f"compress, {type(method).__name__}, {number:.0e} weights"
+        work.time(name, lambda: jaxcomp.compress(params, method), **quantizing(number))
+
+    if not work.is_full:
+        kernel(20_000)
+        return compress(KMeans(16), 20_000)
+    kernel(10**8)
+    compress(KMeans(16), 10**7)
+    compress(KMeans(16), 10**8)
+    compress(Optimal(16), 10**7)
+    compress(EntropyConstrained(), 10**7)
+    return kernel(10**6)
 
 
 def rows_part(work: Work) -> None:
@@ -126,12 +125,13 @@ def rounding_part(work: Work) -> None:
         describe=bits,
         **compared,
     )
-    work.time(
-        f"round_layer_to_rate, {name}",
-        lambda: round_layer_to_rate(weights, second, 3.0),
-        describe=bits,
-        **compared,
-    )
+    if work.is_full:
+        work.time(
+            f"round_layer_to_rate, {name}",
+            lambda: round_layer_to_rate(weights, second, 3.0),
+            describe=bits,
+            **compared,
+        )
 
 
 def blahut_arimoto_part(work: Work) -> None:

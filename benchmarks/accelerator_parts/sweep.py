@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-
 from accelerator_parts.work import Work, send
 
 

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-
 from accelerator_parts.table import Row, first_line
 
 MOST_CALLS, ENOUGH_SECONDS, LEAST_SECONDS = 7, 3.0, 1.0
