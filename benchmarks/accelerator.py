@@ -209,19 +209,21 @@ class Report:
             "commit": commit(),
         }
         self._options = {"seconds": seconds, "dtype": "float32", "seed": 0}
+        self.write(is_whole=False)  # what cannot be written is said before anything is timed
         self._print(HEADER)
 
     def add(self, kind: str, content: Any) -> None:
         """Take what a worker says."""
         if kind == "row":
             self.rows.append(with_share(Row(**content), self.limits))
-            self._print(cells(self.rows[-1]))
         elif kind == "limit":
             name, rate = content
             self.limits[name] = max(rate, self.limits.get(name, 0.0))
         elif kind == "environment":
             self.environment |= content
         self.write(is_whole=False)
+        if kind == "row":
+            self._print(cells(self.rows[-1]))
 
     def write(self, *, is_whole: bool) -> None:
         """Write the JSON, which is there whole whenever the process is ended."""
