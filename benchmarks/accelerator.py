@@ -82,7 +82,7 @@ class Part(NamedTuple):
 PARTS = {
     "machine": Part(machine, 25),
     "kmeans": Part(kmeans_part, 90),
-    "rows": Part(rows_part, 40),
+    "rows": Part(rows_part, 50),
     "convolution": Part(partial(curvature, convolutional), 60),
     "transformer": Part(partial(curvature, transformer), 40),
     "rounding": Part(rounding_part, 50),
@@ -203,6 +203,7 @@ class Report:
         self._out = out
         self.rows: list[Row] = []
         self.limits: dict[str, float] = {}
+        self._pending: dict[str, Any] | None = None
         self.environment: dict[str, Any] = {
             "python": platform.python_version(),
             **{name: version(name) for name in VERSIONS},
@@ -216,6 +217,9 @@ class Report:
         """Take what a worker says."""
         if kind == "row":
             self.rows.append(with_share(Row(**content), self.limits))
+            self._pending = None
+        elif kind == "pending":
+            self._pending = content
         elif kind == "limit":
             name, rate = content
             self.limits[name] = max(rate, self.limits.get(name, 0.0))
@@ -224,6 +228,11 @@ class Report:
         self.write(is_whole=False)
         if kind == "row":
             self._print(cells(self.rows[-1]))
+
+    def settle(self) -> None:
+        """Take the first call of a case for the whole of it, if no more will come."""
+        if self._pending is not None:
+            self.add("row", self._pending)
 
     def write(self, *, is_whole: bool) -> None:
         """Write the JSON, which is there whole whenever the process is ended."""
@@ -289,6 +298,7 @@ def run_part(worker: Worker, name: str, ends: float, size: str | None, report: R
             last = content if kind == "progress" else last
             report.add(kind, content)
     except (TimeoutError, EOFError) as error:
+        report.settle()
         report.add("row", asdict(Row(name, "", note=f"{error}; {last}".rstrip("; "))))
         return False
     return True
@@ -329,6 +339,7 @@ def main() -> None:
         run_parts(options, report)
         is_whole = True
     finally:
+        report.settle()
         report.write(is_whole=is_whole)
         print("\n" + markdown(report.rows), flush=True)
     return None

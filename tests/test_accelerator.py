@@ -22,7 +22,8 @@ from accelerator import PARTS, Part
 
 def endless(work):
     work.emit("begun", note=str(os.getpid()))
-    time.sleep(10_000)
+    calls = iter([0])
+    work.time("one call", lambda: time.sleep(next(calls, 10_000)))
 
 def broken(work):
     work.emit("before", seconds=2.0)
@@ -36,7 +37,7 @@ def missing(work):
     import a_package_that_nobody_has
 
 own = {
-    "endless": Part(endless, 0.1),
+    "endless": Part(endless, 0.15),
     "broken": Part(broken, 20, is_alone=True),
     "dead": Part(dead, 20, is_alone=True),
     "missing": Part(missing, 20, is_alone=True),
@@ -81,6 +82,9 @@ def test_errors_are_rows_and_the_next_part_goes_on(script, tmp_path):
     assert rounded["note"].endswith("bits a weight")
     notes = {place: row["note"] for place, row in rows.items()}
     assert notes["endless", ""].startswith("ended after ")
+    # Its second call did not come back.
+    assert notes["endless", "one call"] == "first call only, compiling included"
+    assert rows["endless", "one call"]["num_calls"] == 0
     assert notes["broken", "before"] == ""
     assert notes["broken", "its only case"] == "ZeroDivisionError: division by zero"
     assert notes["broken", ""] == "ValueError: of no use"

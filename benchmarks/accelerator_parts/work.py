@@ -65,28 +65,39 @@ class Work:
         """
         if self.left() < LEAST_SECONDS:
             return self.emit(case, note="left out: no time left")
+
+        def row(first: float, times: list[float], note: str) -> Row:
+            each = [one / per_call for one in times or [first]]
+            seconds = float(np.median(each))
+            ratio = (seconds / self.seconds[against], against) if against in self.seconds else None
+            return Row(
+                self.part,
+                case,
+                seconds,
+                spread=(min(each), max(each)),
+                num_calls=len(times),
+                compile_seconds=max(first - seconds * per_call, 0.0) if times else None,
+                ratio=ratio,
+                note=note if times else f"first call only, compiling included; {note}".rstrip("; "),
+                **facts,
+            )
+
         try:
             first, result = self._once(call)
+            # What there is if the process is ended before there is more.
+            send("pending", asdict(row(first, [], "")))
             times: list[float] = []
             while len(times) < MOST_CALLS and (len(times) < 3 or sum(times) < ENOUGH_SECONDS):
-                if self.left() < LEAST_SECONDS + (times[-1] if times else first):
+                if self.left() < LEAST_SECONDS + sum(times[-1:]):
                     break
-                times.append(self._once(call)[0])
-            note = "" if describe is None else describe(result)
+                seconds, result = self._once(call)
+                times.append(seconds)
+            found = row(first, times, "" if describe is None else describe(result))
         except Exception as error:  # of whatever kind: the next case is independent of it
             return self.emit(case, note=first_line(error))
-        seconds = float(np.median(times or [first])) / per_call
-        self.seconds[case] = seconds
-        self.emit(
-            case,
-            seconds=seconds,
-            spread=(min(times or [first]) / per_call, max(times or [first]) / per_call),
-            num_calls=len(times),
-            compile_seconds=max(first - seconds * per_call, 0.0) if times else None,
-            ratio=(seconds / self.seconds[against], against) if against in self.seconds else None,
-            note=note if times else f"first call only, compiling included; {note}".rstrip("; "),
-            **facts,
-        )
+        assert found.seconds is not None
+        self.seconds[case] = found.seconds
+        send("row", asdict(found))
         return result
 
     def _once(self, call: Callable[[], Any]) -> tuple[float, Any]:
