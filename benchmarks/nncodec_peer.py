@@ -3,13 +3,12 @@
     python3.11 -m venv NNC && NNC/bin/pip install "numpy<2" nncodec safetensors
     NNC/bin/python benchmarks/nncodec_peer.py MODEL.safetensors --qp -34 -26 -20 --out peer.json
 
-The codec asks for a NumPy that JAX does without, so that this script has an environment of its own and
-imports neither. For every quantization parameter and both modes (dependent scalar quantization, a
-trellis, or not) it prints a row, and writes it to the JSON: bytes, seconds to encode and decode,
-and the squared error of all weights over their energy. `--decoded FOLDER` keeps what was decoded,
-a file of safetensors each, whose metrics are then taken where the network runs. (Where an option
-is not named, it is the codec's default: tables of row skipping, optimised parameters, biases and
-other vectors at a parameter of -75.)
+The codec asks for a NumPy that JAX does without, so that this script has an environment of its own
+and imports neither. For every quantization parameter and both modes (dependent scalar quantization,
+by a trellis, or not) it prints a row, and writes it to the JSON: bytes, seconds to encode and
+decode, and the squared error of all weights over their energy. `--decoded FOLDER` keeps what was
+decoded, a file of safetensors each, whose metrics are then taken where the network runs. Options
+that are not named are the codec's defaults.
 """
 
 import argparse
