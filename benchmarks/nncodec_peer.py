@@ -8,7 +8,7 @@ and imports neither. For every quantization parameter and both modes (dependent 
 by a trellis, or not) it prints a row, and writes it to the JSON: bytes, seconds to encode and
 decode, and the squared error of all weights over their energy. `--decoded FOLDER` keeps what was
 decoded, a file of safetensors each, whose metrics are then taken where the network runs. Options
-that are not named are the codec's defaults.
+that are not named are the codec's defaults; leaves that are not float32 are left out.
 """
 
 import argparse
@@ -55,7 +55,8 @@ def main() -> None:
     except ImportError as error:
         sys.exit(f"{error}. The docstring says how to make an environment: --help, or the file.")
 
-    weights = load_file(options.model)
+    # It takes no 64-bit integers (positions, counters).
+    weights = {k: v for k, v in load_file(options.model).items() if v.dtype == np.float32}
     energy = sum(float(np.sum(np.square(value, dtype=np.float64))) for value in weights.values())
     rows: list[dict[str, Any]] = []
     print("| qp | dependent | bytes | relative squared error | encode s | decode s |")
