@@ -6,7 +6,6 @@ is stored of every leaf, and so decodes to exactly the weights that the tree has
 
 import hashlib
 import json
-import math
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +26,7 @@ from jaxcomp.compressed.tensors import (
 )
 from jaxcomp.compressed.tree import CompressedTree, TreeLayout
 from jaxcomp.decoder import File, FormatError
-from jaxcomp.decoder.arrays import DTYPES, Parts, bytes_of, values_of
+from jaxcomp.decoder.arrays import Parts, bytes_of, values_of
 from jaxcomp.decoder.files import HEADER_NAME, MAGIC, Entry, walk
 from jaxcomp.decoder.streams import require
 from jaxcomp.numerics.checks import is_concrete
@@ -35,7 +34,7 @@ from jaxcomp.storage import PathLike, write_bytes_atomic
 from jaxcomp.storage.files import to_plain
 from jaxcomp.trees.description import KEY, describe_tree, dtype_name, plain_array, rebuild_tree
 from jaxcomp.trees.leaves import Constant, View, is_array
-from jaxcomp.trees.paths import leaves_by_path, shorten
+from jaxcomp.trees.paths import leaves_by_path
 from jaxcomp.trees.tied import Slot
 from jaxcomp.types import Params
 
@@ -220,115 +219,6 @@ def load(
                 layouts.append(constant[1])
     structure = jax.tree.structure(tree)
     return CompressedTree(tuple(leaves), TreeLayout(structure, tuple(slots), tuple(layouts)))
-
-
-class FileEntry(NamedTuple):
-    """One stored array in numbers.
-
-    Attributes:
-        path: where it stands; the first place of a tied one.
-        shape: of the array.
-        dtype: of the array.
-        method: that compressed it, or "kept".
-        coder: of most of its symbols: plain, table, distance or contexts.
-        size_bytes: of its section.
-        bits_per_weight: of its section over its numbers; NaN for none.
-        share: of the file.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    dtype: str
-    method: str
-    coder: str
-    size_bytes: int
-    bits_per_weight: float
-    share: float
-
-
-class Contents(NamedTuple):
-    """What is in a file, a table as text.
-
-    Attributes:
-        entries: one for each stored array.
-        size_bytes: of the file.
-        overhead_bytes: what is in no section: names, shapes, checks.
-        original_bytes: of all stored arrays.
-        made: how the tree was made, if the file says so.
-    """
-
-    entries: tuple[FileEntry, ...]
-    size_bytes: int
-    overhead_bytes: int
-    original_bytes: int
-    made: Any
-
-    def __str__(self) -> str:
-        header = ["leaf", "shape", "dtype", "method", "coder", "bytes", "bits/weight", "share"]
-        rows = [header, *(_row(entry) for entry in self.entries)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if place < 5 else cell.rjust(width)
-                for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
-        ratio = self.original_bytes / self.size_bytes
-        total = (
-            f"{self.original_bytes:,} bytes in {self.size_bytes:,}, ratio {ratio:.2f}; "
-            f"{self.overhead_bytes:,} of them names, shapes and checks"
-        )
-        made = [] if self.made is None else [f"made by {json.dumps(self.made)}"]
-        return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], total, *made])
-
-
-def inspect(source: PathLike | bytes) -> Contents:
-    """Return what is in a file, by its header alone.
-
-    Args:
-        source: path of the file, or its bytes.
-
-    Raises:
-        FormatError: if the header is damaged, or none of jaxcomp.
-        OSError: if the file cannot be read.
-    """
-    # Nothing is allocated: arrays of any size are told.
-    with File(source, max_bytes=1 << 62) as file:
-        entries, original = [], 0
-        for entry in file.entries:
-            number = math.prod(entry.shape)
-            original += -(-DTYPES[entry.dtype][0] * number // 8)
-            entries.append(
-                FileEntry(
-                    path=entry.path,
-                    shape=entry.shape,
-                    dtype=entry.dtype,
-                    method=entry.method,
-                    coder=_CODERS.get(entry.coder, "unknown"),
-                    size_bytes=entry.length,
-                    bits_per_weight=8 * entry.length / number if number else math.nan,
-                    share=entry.length / file.size,
-                )
-            )
-        sections = sum(entry.length for entry in file.entries)
-        return Contents(tuple(entries), file.size, file.size - sections, original, file.made)
-
-
-_CODERS = {"p": "plain", "t": "table", "d": "distance", "c": "contexts"}
-
-
-def _row(entry: FileEntry) -> list[str]:
-    return [
-        shorten([entry.path]),
-        "x".join(map(str, entry.shape)) or "scalar",
-        entry.dtype,
-        entry.method,
-        entry.coder,
-        f"{entry.size_bytes:,}",
-        f"{entry.bits_per_weight:.2f}",
-        f"{entry.share:.1%}",
-    ]
 
 
 def _described(tree: CompressedTree) -> tuple[Any, list[int], dict[str, Any]]:

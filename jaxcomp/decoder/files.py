@@ -157,6 +157,7 @@ class File:
             self.made, keys, paths = coding.get("made"), self.header.get("keys", {}), []
             walk(self.header["tree"], paths.append)
             require(len(set(paths)) == len(paths), "two arrays have one path")
+            self.paths: list[str] = paths
             self.slots = _slots(self.header.get("ties", {}), paths, [shape for _, shape in spec])
             names: dict[int, str] = {}
             for path, (number, _) in zip(paths, self.slots, strict=True):
