@@ -13,6 +13,15 @@ import numpy as np
 
 from jaxcomp.checkpoints.tensors import Checkpoint, Tensor
 
+# What PyTorch raises on files that are damaged or hold other objects.
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    KeyError,
+    ValueError,
+    AttributeError,
+)
 _MODELS = ("state_dict", "model_state_dict", "model")
 
 
@@ -33,7 +42,7 @@ def open_pytorch(path: Path) -> Checkpoint:
         ) from error
     try:
         content = _load(path, torch)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except _UNREADABLE as error:
         raise ValueError(
             f"{path} cannot be read as tensors alone: it is damaged or holds other objects, which "
             "are never unpickled; save the model's state_dict(), or safetensors."
