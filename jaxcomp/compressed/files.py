@@ -7,7 +7,7 @@ is stored of every leaf, and so decodes to exactly the weights that the tree has
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,6 +29,7 @@ from jaxcomp.decoder import File, FormatError
 from jaxcomp.decoder.arrays import Parts, bytes_of, values_of
 from jaxcomp.decoder.files import HEADER_NAME, MAGIC, Entry, walk
 from jaxcomp.decoder.streams import require
+from jaxcomp.long_call import LongCall
 from jaxcomp.numerics.checks import is_concrete
 from jaxcomp.storage import PathLike, write_bytes_atomic
 from jaxcomp.storage.files import to_plain
@@ -83,51 +84,127 @@ def to_bytes(
         raise ValueError(f"effort must be fast, best or None, got {effort!r}.")
     if not all(is_concrete(value) for value in jax.tree.leaves(tree.leaves)):
         raise TypeError("files need arrays with known values; write them outside jit and vmap.")
-    description, order, ties = _described(tree)
+    described = _described(tree)
     if container == "bare":
         writer = StackWriter()
-        for number in order:
+        for number in described.order:
             _write(writer, _stored(tree, number), effort)
         return writer.to_bytes()
-    stored = [_stored(tree, number) for number in order]
-    identity: dict[str, Any] = {
-        "tree": description,
-        "arrays": [[one.dtype, *one.shape] for one in stored],
-    }
-    if ties:
-        identity["ties"] = ties
-    if any(one.key for one in stored):
-        identity["keys"] = {str(n): one.key for n, one in enumerate(stored) if one.key}
-    first = _to_json(identity)
-    hashed, sections, codes = hashlib.sha256(first), [], ""
-    for one in stored:
-        writer = StackWriter()
-        _write(writer, one, effort)
-        sections.append(writer.to_bytes())
-        codes += max(writer.bits_by_code or "p", key=lambda c: writer.bits_by_code.get(c, 0.0))
-        hashed.update(bytes_of(values_of(one.parts, one.dtype, one.shape)).data)
-    coding: dict[str, Any] = {
-        "lengths": [len(section) for section in sections],
-        "methods": [one.method for one in stored],
-        "codes": codes,
-    }
-    if made is not None:
-        coding["made"] = to_plain(made, "made")
-    deflate = zlib.compressobj(9, wbits=-15)
-    block = deflate.compress(first + b"\n" + _to_json(coding)) + deflate.flush()
+    stored = [_stored(tree, number) for number in described.order]
+    first = _identity(described, stored)
+    hashed, written = hashlib.sha256(first), []
+    with LongCall("coding", len(stored)) as report:
+        for place, one in enumerate(stored):
+            report(place, len(stored), "")
+            written.append(_section(one, effort))
+            hashed.update(bytes_of(values_of(one.parts, one.dtype, one.shape)).data)
+    sections = [section.to_bytes() for section in written]
+    codes = [_code_of(section) for section in written]
+    block = _block(first, stored, codes, [len(section) for section in sections], made)
     block += hashed.digest()
     block += b"".join(zlib.crc32(section).to_bytes(4, "little") for section in sections)
     header = MAGIC + b"".join(n.to_bytes(4, "little") for n in (len(block), zlib.crc32(block)))
     header += block
     if container == "jxc":
         return header + b"".join(sections)
-    names = [path for path in _paths(description) if path not in ties]
+    names = [path for path in _paths(described.description) if path not in described.ties]
     if HEADER_NAME in names:
         raise ValueError(
             f"the leaf {HEADER_NAME!r} has the name of the header in a file of safetensors; rename "
             "it, or write a .jxc."
         )
     return _safetensors({HEADER_NAME: header, **dict(zip(names, sections, strict=True))})
+
+
+class FileSizes:
+    """Sizes of files (.jxc) of trees that share leaves: each leaf is coded once.
+
+    Args:
+        effort: see `to_bytes`.
+    """
+
+    def __init__(self, effort: Effort | None = None) -> None:
+        self._effort: Effort | None = effort
+        # The leaves too, so that no other has the number of one that is gone.
+        self._known: dict[int, tuple[Any, _Stored, str, int]] = {}
+
+    def of_leaf(self, leaf: CompressedTensor | KeptLeaf, layout: TensorLayout | KeptLayout) -> int:
+        """Return the bytes of the section of a leaf."""
+        return self._of(leaf, layout)[2]
+
+    def of_tree(self, tree: CompressedTree) -> int:
+        """Return the bytes of the file of a tree; without `constriction` some more."""
+        described = _described(tree)
+        known = [
+            self._of(tree.leaves[number], tree.layout.leaves[number]) for number in described.order
+        ]
+        stored = [one for one, _, _ in known]
+        lengths = [length for _, _, length in known]
+        first = _identity(described, stored)
+        block = _block(first, stored, [code for _, code, _ in known], lengths, None)
+        return len(MAGIC) + 8 + len(block) + 32 + 4 * len(stored) + sum(lengths)
+
+    def _of(
+        self, leaf: CompressedTensor | KeptLeaf, layout: TensorLayout | KeptLayout
+    ) -> tuple["_Stored", str, int]:
+        if id(leaf) not in self._known:
+            one = _stored_leaf(leaf, layout)
+            section = _section(one, self._effort)
+            # What was coded is not needed any more, only what the header says of it.
+            brief = one._replace(parts=Parts(np.zeros(0, np.uint8)))
+            self._known[id(leaf)] = leaf, brief, _code_of(section), section.num_bytes()
+        return self._known[id(leaf)][1:]
+
+
+def _identity(described: "_Described", stored: list[_Stored]) -> bytes:
+    """Return the first line of a header: what the arrays are."""
+    identity: dict[str, Any] = {
+        "tree": described.description,
+        "arrays": [[one.dtype, *one.shape] for one in stored],
+    }
+    if described.ties:
+        identity["ties"] = described.ties
+    if any(one.key for one in stored):
+        identity["keys"] = {str(n): one.key for n, one in enumerate(stored) if one.key}
+    return _to_json(identity)
+
+
+def _block(
+    first: bytes,
+    stored: list[_Stored],
+    codes: Sequence[str],
+    lengths: list[int],
+    made: Mapping[str, Any] | None,
+) -> bytes:
+    """Return the text of a header, compressed.
+
+    Args:
+        first: its first line.
+        stored: the arrays.
+        codes: a letter for each.
+        lengths: of their sections.
+        made: how the tree was made.
+    """
+    coding: dict[str, Any] = {
+        "lengths": lengths,
+        "methods": [one.method for one in stored],
+        "codes": "".join(codes),
+    }
+    if made is not None:
+        coding["made"] = to_plain(made, "made")
+    deflate = zlib.compressobj(9, wbits=-15)
+    return deflate.compress(first + b"\n" + _to_json(coding)) + deflate.flush()
+
+
+def _section(one: _Stored, effort: Effort | None) -> StackWriter:
+    writer = StackWriter()
+    _write(writer, one, effort)
+    return writer
+
+
+def _code_of(section: StackWriter) -> str:
+    """Return the letter of the code of most symbols."""
+    return max(section.bits_by_code or "p", key=lambda code: section.bits_by_code.get(code, 0.0))
 
 
 def save(
@@ -221,8 +298,15 @@ def load(
     return CompressedTree(tuple(leaves), TreeLayout(structure, tuple(slots), tuple(layouts)))
 
 
-def _described(tree: CompressedTree) -> tuple[Any, list[int], dict[str, Any]]:
-    """Return the description of a tree, the numbers of its arrays in order, and its ties."""
+class _Described(NamedTuple):
+    """The description of a tree, the numbers of its arrays in order, and its ties."""
+
+    description: Any
+    order: list[int]
+    ties: dict[str, Any]
+
+
+def _described(tree: CompressedTree) -> _Described:
     layout = tree.layout
     values = [_skeleton(tree.leaves[slot.number]) for slot in layout.slots]
     skeleton = layout.structure.unflatten(values)
@@ -243,7 +327,7 @@ def _described(tree: CompressedTree) -> tuple[Any, list[int], dict[str, Any]]:
         view = slot.view
         told = None if view is None else [view.stored_order, view.order, view.shape]
         ties[path] = [order.index(slot.number), told]
-    return description, order, ties
+    return _Described(description, order, ties)
 
 
 def _skeleton(leaf: CompressedTensor | KeptLeaf) -> Any:
@@ -261,7 +345,10 @@ def _paths(description: Any) -> list[str]:
 
 
 def _stored(tree: CompressedTree, number: int) -> _Stored:
-    leaf, layout = tree.leaves[number], tree.layout.leaves[number]
+    return _stored_leaf(tree.leaves[number], tree.layout.leaves[number])
+
+
+def _stored_leaf(leaf: CompressedTensor | KeptLeaf, layout: TensorLayout | KeptLayout) -> _Stored:
     if isinstance(leaf, CompressedTensor) and isinstance(layout, TensorLayout):
         parts = parts_of(leaf, layout)
         return _Stored(parts, layout.dtype.name, layout.shape, layout.method.name, "")
