@@ -9,16 +9,19 @@ from jaxcomp.checkpoints.comparison import Difference, compare, differences
 from jaxcomp.checkpoints.decompression import Decompressed, decompress, refuse_same
 from jaxcomp.checkpoints.reading import is_compressed, open_checkpoint
 from jaxcomp.checkpoints.tensors import Checkpoint, Tensor
+from jaxcomp.checkpoints.verification import Verified, verify
 
 __all__ = [
     "Checkpoint",
     "Decompressed",
     "Difference",
     "Tensor",
+    "Verified",
     "compare",
     "decompress",
     "differences",
     "is_compressed",
     "open_checkpoint",
     "refuse_same",
+    "verify",
 ]

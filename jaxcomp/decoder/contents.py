@@ -21,6 +21,7 @@ class FileEntry(NamedTuple):
         size_bytes: of its section.
         bits_per_weight: of its section over its numbers; NaN for none.
         share: of the file.
+        mean_squared_error: of its numbers, NaN if the file does not say it or they are kept.
     """
 
     path: str
@@ -31,6 +32,7 @@ class FileEntry(NamedTuple):
     size_bytes: int
     bits_per_weight: float
     share: float
+    mean_squared_error: float = math.nan
 
 
 class Contents(NamedTuple):
@@ -50,9 +52,26 @@ class Contents(NamedTuple):
     original_bytes: int
     made: Any
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as dicts and lists of text and numbers, NaN among them."""
+        told = self._asdict()
+        return told | {"entries": [entry._asdict() for entry in self.entries]}
+
     def __str__(self) -> str:
-        header = ["leaf", "shape", "dtype", "method", "coder", "bytes", "bits/weight", "share"]
+        header = [
+            "leaf",
+            "shape",
+            "dtype",
+            "method",
+            "coder",
+            "bytes",
+            "bits/weight",
+            "share",
+            "MSE",
+        ]
         rows = [header, *(_row(entry) for entry in self.entries)]
+        if all(math.isnan(entry.mean_squared_error) for entry in self.entries):
+            rows = [row[:-1] for row in rows]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(
@@ -66,7 +85,10 @@ class Contents(NamedTuple):
             f"{self.original_bytes:,} bytes in {self.size_bytes:,}, ratio {ratio:.2f}; "
             f"{self.overhead_bytes:,} of them names, shapes and checks"
         )
-        made = [] if self.made is None else [f"made by {json.dumps(self.made)}"]
+        told = self.made
+        if isinstance(told, dict):  # the table has the errors
+            told = {key: value for key, value in told.items() if key != ERRORS}
+        made = [] if self.made is None else [f"made by {json.dumps(told)}"]
         return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], total, *made])
 
 
@@ -96,12 +118,16 @@ def inspect(source: str | os.PathLike[str] | bytes) -> Contents:
                     size_bytes=entry.length,
                     bits_per_weight=8 * entry.length / number if number else math.nan,
                     share=entry.length / file.size,
+                    mean_squared_error=_error_of(file.made, entry.path),
                 )
             )
         sections = sum(entry.length for entry in file.entries)
         return Contents(tuple(entries), file.size, file.size - sections, original, file.made)
 
 
+# What a record of how a file was made calls the mean squared errors of its arrays, by path.
+ERRORS = "mean_squared_errors"
+_HEADER = ["leaf", "shape", "dtype", "method", "coder", "bytes", "bits/weight", "share", "MSE"]
 _CODERS = {"p": "plain", "t": "table", "d": "distance", "c": "contexts"}
 
 
@@ -115,4 +141,12 @@ def _row(entry: FileEntry) -> list[str]:
         f"{entry.size_bytes:,}",
         f"{entry.bits_per_weight:.2f}",
         f"{entry.share:.1%}",
+        "" if math.isnan(entry.mean_squared_error) else f"{entry.mean_squared_error:.3g}",
     ]
+
+
+def _error_of(made: Any, path: str) -> float:
+    """Return what a file says that an array lost, NaN if it does not."""
+    told = made.get(ERRORS) if isinstance(made, dict) else None
+    error = told.get(path) if isinstance(told, dict) else None
+    return error if isinstance(error, float) else math.nan

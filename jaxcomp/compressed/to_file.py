@@ -1,0 +1,307 @@
+"""A checkpoint compressed to a file, by a budget that is counted in bytes of that file.
+
+Sizes that `compress` estimates differ from those of files by some percent: it is asked for the
+estimate that makes a file of the size that is wanted.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxcomp import __version__
+from jaxcomp.checkpoints import Checkpoint, open_checkpoint, refuse_same
+from jaxcomp.coding.streams import Effort
+from jaxcomp.compressed.compress import DEFAULT, compress
+from jaxcomp.compressed.file_report import (
+    FileReport,
+    bits_per_weight,
+    file_report,
+    mean_squared_errors,
+)
+from jaxcomp.compressed.files import Container, to_bytes
+from jaxcomp.compressed.loss_budget import CalibrationData, importance_of, smallest_within_loss
+from jaxcomp.compressed.rate_control import largest_under
+from jaxcomp.compressed.tree import CompressedTree
+from jaxcomp.decoder import inspect
+from jaxcomp.decoder.arrays import DTYPES
+from jaxcomp.decoder.contents import ERRORS
+from jaxcomp.numerics.checks import check_positive
+from jaxcomp.quantizers.methods import Method
+from jaxcomp.storage import PathLike, write_bytes_atomic
+from jaxcomp.trees.paths import leaves_by_path, matching_paths, shorten
+from jaxcomp.trees.selection import decide
+from jaxcomp.trees.tied import Group, group_tied
+
+# Dtypes of weights in 8 bits; of the others of 8 bits some are scales.
+_FLOATS_OF_8 = tuple(name for name in DTYPES if name.startswith(("float8_e4m3", "float8_e5m2")))
+
+# Above this many weights the size that a file will have is looked for with the quick codes.
+_MOST_WEIGHTS_OF_TRIALS = 1_000_000
+# A file that uses this share of its budget is taken.
+_SPENT = 0.99
+_MOST_TRIALS = 6
+# How often the quick codes' size is corrected by that of the best ones.
+_MOST_CORRECTIONS = 3
+
+
+def compress_file(
+    source: PathLike,
+    target: PathLike,
+    method: Method = DEFAULT,
+    *,
+    bits_per_weight: float | None = None,
+    size_bytes: float | None = None,
+    ratio: float | None = None,
+    max_mean_squared_error: float | None = None,
+    max_loss_increase: float | None = None,
+    data: CalibrationData | None = None,
+    keep: Sequence[str] = (),
+    lossless: bool = False,
+    convert_float8: bool = False,
+    effort: Effort | None = None,
+    record: bool = False,
+) -> FileReport:
+    """Compress a checkpoint to a file, written whole or not at all.
+
+    Which arrays are compressed is decided by their names and shapes, as in `compress`. float16 and
+    bfloat16 come back as such. Arrays of a mapped file (safetensors) are read one by one.
+
+    Args:
+        source: what `jaxcomp.checkpoints.open_checkpoint` opens.
+        target: the file; a container of safetensors if its name ends so, else jxc.
+        method: one of `jaxcomp.quantizers`. Its channels are the first axis of weights of PyTorch
+            (whose names end with `.weight`), unless it names an axis itself.
+        bits_per_weight: budget: bytes of the compressed arrays in the file over their weights.
+        size_bytes: budget: of the whole file.
+        ratio: budget: bytes of all arrays before, over those of the file.
+        max_mean_squared_error: budget: `sum (w - c)^2` of the compressed weights over their number;
+            the bits are least.
+        max_loss_increase: budget: in the loss of `data`; the bits are least.
+        data: a function of the weights and what it is to do; importance is taken from it.
+        keep: glob patterns of paths of arrays that are not compressed.
+        lossless: whether all are kept bit for bit.
+        convert_float8: whether weights in float8 are compressed as bfloat16, which has all of their
+            values; else they are kept as they are.
+        effort: see `jaxcomp.compressed.to_bytes`.
+        record: whether the file says how it was made and what each array lost.
+
+    Raises:
+        FormatError, ImportError, TypeError, ValueError, OSError: as `open_checkpoint`, `compress`
+            and `to_bytes`; or if the target is the source, two budgets were given, a budget cannot
+            be met, or one of a loss has no data.
+    """
+    wanted = {
+        "bits_per_weight": bits_per_weight,
+        "size_bytes": size_bytes,
+        "ratio": ratio,
+        "mean_squared_error": max_mean_squared_error,
+        "loss_increase": max_loss_increase,
+    }
+    goal = _goal(wanted, lossless=lossless, has_data=data is not None)
+    container: Container = "safetensors" if Path(target).suffix == ".safetensors" else "jxc"
+    with open_checkpoint(source) as checkpoint:
+        refuse_same(Path(target), checkpoint.files)
+        params = checkpoint.tree()
+        if convert_float8:
+            params = jax.tree.map(_widened, params)
+        reasons = _reasons(params, keep, lossless)
+        job = _Job(
+            params=params,
+            method=_with_channels(method, checkpoint),
+            select=lambda path, _: path not in reasons,
+            importance=None if data is None else importance_of(params, data),
+            goal=goal,
+            container=container,
+            effort=effort,
+            record=record,
+        )
+        tree = job.within_budget(data)
+        encoded = job.encode(tree, effort)
+    write_bytes_atomic(target, encoded)
+    losses = None if data is None else (data.loss_of(params), data.loss_of(tree.params()))
+    return file_report(
+        checkpoint,
+        Path(target),
+        tree,
+        inspect(encoded),
+        reasons=reasons,
+        goal=goal,
+        losses=losses,
+    )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is compressed, and how it is written."""
+
+    params: Any
+    method: Method
+    select: Callable[[str, Any], bool]
+    importance: Any
+    goal: tuple[str, float] | None
+    container: Container
+    effort: Effort | None
+    record: bool
+
+    def compress(self, **budget: Any) -> CompressedTree:
+        return compress(
+            self.params, self.method, select=self.select, importance=self.importance, **budget
+        )
+
+    @cached_property
+    def num_weights(self) -> int:
+        """Of what is compressed, tied arrays once."""
+        return sum(
+            group.value.size
+            for group in self._groups
+            if any(self.select(path, group.value) for path in group.paths)
+        )
+
+    @cached_property
+    def _groups(self) -> list[Group]:
+        groups, _ = group_tied(leaves_by_path(self.params))
+        return [group for group in groups if hasattr(group.value, "nbytes")]
+
+    def within_budget(self, data: CalibrationData | None) -> CompressedTree:
+        """Return the tree that keeps to the budget."""
+        if self.goal is None:
+            return self.compress()
+        name, value = self.goal
+        if not self.num_weights:
+            raise ValueError(
+                f"{name} = {value:g} is a budget of compressed tensors, but all are kept as they "
+                "are; leave the budget out, or keep fewer."
+            )
+        if name == "mean_squared_error":
+            return self.compress(max_distortion=value * self.num_weights)
+        if name == "loss_increase":
+            assert data is not None
+            return smallest_within_loss(
+                lambda bits: self.compress(bits_per_weight=bits),
+                lambda tree: data.loss_of(tree.params()),
+                data.loss_of(self.params),
+                value,
+            )
+        if name == "bits_per_weight":
+            return self._of_size(value, lambda bits: self.compress(bits_per_weight=bits))
+        limit = value if name == "size_bytes" else math.floor(self._original_bytes() / value)
+        return self._of_size(limit, lambda size: self.compress(size_bytes=size))
+
+    def _of_size(
+        self, limit: float, compress_to: Callable[[float], CompressedTree]
+    ) -> CompressedTree:
+        """Return the tree whose file uses a limit up, by the bytes that it really has."""
+        assert self.goal is not None
+        name, value = self.goal
+
+        def measure(tree: CompressedTree, effort: Effort | None) -> float:
+            contents = inspect(self.encode(tree, effort))
+            return bits_per_weight(contents) if name == "bits_per_weight" else contents.size_bytes
+
+        is_large = self.num_weights > _MOST_WEIGHTS_OF_TRIALS
+        effort: Effort | None = "fast" if is_large else self.effort
+        aim: float = limit
+        best: tuple[float, CompressedTree] | None = None
+        for _ in range(_MOST_CORRECTIONS):
+            found = _largest(compress_to, lambda tree: measure(tree, effort), aim)
+            if found is None:
+                break
+            quick, tree = found
+            real = quick if effort == self.effort else measure(tree, self.effort)
+            if real <= limit and (best is None or real > best[0]):
+                best = real, tree
+            if effort == self.effort or _SPENT * limit <= real <= limit:
+                break
+            # What the quick codes need for the same is what the best ones save.
+            aim = limit * quick / real
+        if best is None:
+            raise ValueError(
+                f"no file of this method keeps to {name} = {value:g}; allow more, or keep fewer "
+                "arrays as they are."
+            )
+        return best[1]
+
+    def _original_bytes(self) -> int:
+        return sum(group.value.nbytes for group in self._groups)
+
+    def encode(self, tree: CompressedTree, effort: Effort | None) -> bytes:
+        """Return the file of a tree."""
+        made = None
+        if self.record:
+            made = {
+                "jaxcomp": __version__,
+                "method": self.method.name,
+                "budget": None if self.goal is None else list(self.goal),
+                ERRORS: {
+                    path: float(f"{error:.3g}") for path, error in mean_squared_errors(tree).items()
+                },
+            }
+        return to_bytes(tree, container=self.container, effort=effort, made=made)
+
+
+def _goal(
+    wanted: Mapping[str, float | None], *, lossless: bool, has_data: bool
+) -> tuple[str, float] | None:
+    given = {name: value for name, value in wanted.items() if value is not None}
+    if lossless and given:
+        raise ValueError(f"lossless has no budget, got {', '.join(given)}; leave one of them out.")
+    if len(given) > 1:
+        raise ValueError(f"one budget at a time, got {' and '.join(given)}; leave out all but one.")
+    if not given:
+        return None
+    ((name, value),) = given.items()
+    check_positive(name, value)
+    if name == "loss_increase" and not has_data:
+        raise ValueError("a budget of the loss needs data; give a hook, or another budget.")
+    return name, float(value)
+
+
+def _largest(
+    compress_to: Callable[[float], CompressedTree],
+    measure: Callable[[CompressedTree], float],
+    limit: float,
+) -> tuple[float, CompressedTree] | None:
+    """Return size and tree of the largest file that keeps to a limit; None if none does."""
+
+    def try_at(fineness: float) -> tuple[float, CompressedTree]:
+        tree = compress_to(math.exp(fineness))
+        return measure(tree), tree
+
+    start = math.log(limit)
+    found = largest_under(
+        try_at, start - 1, start + 1, limit, start=start, spent=_SPENT, max_trials=_MOST_TRIALS
+    )
+    return None if found is None else (found.size, found.result)
+
+
+def _reasons(params: Any, keep: Sequence[str], lossless: bool) -> dict[str, str]:
+    """Return why arrays are kept, by path; those that are not there are compressed."""
+    decisions = decide(params)
+    reasons = {path: own.reason for path, own in decisions.items() if not own.is_compressed}
+    for pattern in keep:
+        matching = matching_paths(decisions, pattern)
+        if not matching:
+            raise ValueError(
+                f"the pattern {pattern!r} in keep matches no tensor: they are {shorten(decisions)}."
+            )
+        reasons |= dict.fromkeys(matching, "as asked for")
+    return reasons | (dict.fromkeys(decisions, "lossless") if lossless else {})
+
+
+def _with_channels(method: Method, checkpoint: Checkpoint) -> Method:
+    """Return the method with the axis of outputs of where the weights come from."""
+    is_pytorch = any(path.endswith(".weight") for path in checkpoint.tensors)
+    if is_pytorch and method.channel_axis == -1:
+        return replace(method, channel_axis=0)
+    return method
+
+
+def _widened(leaf: Any) -> Any:
+    """Return weights in float8 in bfloat16, which has all of their values."""
+    name = getattr(getattr(leaf, "dtype", None), "name", "")
+    return leaf.astype(jax.numpy.bfloat16) if name in _FLOATS_OF_8 else leaf
