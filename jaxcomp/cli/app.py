@@ -19,8 +19,8 @@ app = typer.Typer(
         "`jaxcomp compress model.safetensors -o small.jxc` makes a model of your own small, "
         "without data.\n\n"
         "Of the experiments start with `jaxcomp sweep`: about a minute on two cores, no data "
-        "needed. `jaxcomp linear-regression` is the example with closed forms, `jaxcomp regularization` "
-        "asks in what sense a penalty on the weights compresses a model."
+        "needed. `jaxcomp linear-regression` is the example with closed forms, `jaxcomp "
+        "regularization` asks in what sense a penalty on the weights compresses a model."
     ),
 )
 

@@ -78,8 +78,8 @@ class DTypeName(StrEnum):
 Source = Annotated[
     Path,
     typer.Argument(
-        help="What to read: .safetensors, an index of several (or its folder), .npz, .pt or .pth (a "
-        "state dictionary; needs torch, nothing else is unpickled), or a folder of Orbax.",
+        help="What to read: .safetensors, an index of several (or its folder), .npz, .pt or .pth "
+        "(a state dictionary; needs torch, nothing else is unpickled), or a folder of Orbax.",
         show_default=False,
     ),
 ]
@@ -113,24 +113,25 @@ class CompressionSettings:
         "Rise of the loss on the data of --hook: the smallest file that keeps to it.",
         Panel.BUDGET,
     )
-    method: MethodName = asked(
+    method: MethodName = asked(  # noqa: RUF009 - a field
         MethodName.entropy_constrained, "How weights become codes.", Panel.GRID
     )
-    scale: ScaleName | None = asked(
+    scale: ScaleName | None = asked(  # noqa: RUF009 - a field
         None,
         "What shares a scale; channels are the first axis of PyTorch's weights, else the last. "
         "Default: what the method does.",
         Panel.GRID,
     )
-    hook: Path | None = asked(
+    hook: Path | None = asked(  # noqa: RUF009 - a field
         None,
         "A Python file of your own, which is run with all that you may do. It defines "
         "predict_fn(params, inputs), loss ('softmax_cross_entropy', 'squared_error' or a function "
         "(outputs, target) of one example) and batches (pairs of inputs and targets). params are "
-        "the tensors by name, or the tree of Orbax. Weights that matter to the loss are kept finer.",
+        "the tensors by name, or the tree of Orbax. Weights that matter to the loss are kept "
+        "finer.",
         Panel.GRID,
     )
-    effort: EffortName | None = asked(
+    effort: EffortName | None = asked(  # noqa: RUF009 - a field
         None,
         "fast: codes that are quick to write and read. best: contexts of earlier rows too, some "
         "percent smaller. Default: best for tensors of less than a million weights.",
@@ -145,8 +146,8 @@ class CompressionSettings:
     lossless: bool = asked(False, "Keep every tensor bit for bit.", Panel.KEPT, "--lossless")
     convert_float8: bool = asked(
         False,
-        "Compress weights in float8 as bfloat16, which has all of their values. Else they are kept; "
-        "float16 and bfloat16 are compressed and come back as such.",
+        "Compress weights in float8 as bfloat16, which has all of their values. Else they are "
+        "kept; float16 and bfloat16 are compressed and come back as such.",
         Panel.KEPT,
         "--convert-float8",
     )
@@ -280,7 +281,7 @@ def inspect_file(
         _require_file(source)
         contents = inspect(source)
         if plot is not None:
-            from jaxcomp.compressed.pictures import save_picture
+            from jaxcomp.experiments.file_picture import save_picture
 
             save_picture(source, plot)
         print_text(_to_json(contents.to_dict()) if as_json else str(contents))

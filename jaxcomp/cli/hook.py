@@ -39,4 +39,4 @@ def read_hook(path: Path) -> "CalibrationData":
             f"{path} defines no batches; set batches to a list of pairs (inputs, targets), or to a "
             "function that returns one."
         )
-    return CalibrationData(defined["predict_fn"], loss, pairs)
+    return CalibrationData(defined["predict_fn"], defined["loss"], pairs)
