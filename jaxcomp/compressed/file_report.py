@@ -74,10 +74,13 @@ class FileReport:
             f"{self.source} -> {self.target}",
             f"{self.contents.original_bytes:,} bytes in {self.contents.size_bytes:,}, ratio "
             f"{self.ratio:.2f}",
-            f"{self.num_weights:,} weights in {compressed} tensors: {self.bits_per_weight:.3f} "
-            f"bits per weight, mean squared error {self.mean_squared_error:.4g}, signal to noise "
-            f"{self.signal_to_noise_db:.1f} dB",
         ]
+        if compressed:
+            lines.append(
+                f"{self.num_weights:,} weights in {compressed} tensors: {self.bits_per_weight:.3f} "
+                f"bits per weight, mean squared error {self.mean_squared_error:.4g}, signal to "
+                f"noise {self.signal_to_noise_db:.1f} dB"
+            )
         if self.budget is not None:
             name, value, reached = self.budget
             lines.append(f"{name} {value:,.6g} allowed, {reached:,.6g} reached")

@@ -4,6 +4,7 @@ Sizes that `compress` estimates differ from those of files by some percent: it i
 estimate that makes a file of the size that is wanted.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -261,22 +262,37 @@ def _goal(
     return name, float(value)
 
 
+class _TooFewBits(Exception):  # noqa: N818 - no error, the end of a search
+    """A file of fewer bits than a method has was asked for."""
+
+
 def _largest(
     compress_to: Callable[[float], CompressedTree],
     measure: Callable[[CompressedTree], float],
     limit: float,
 ) -> tuple[float, CompressedTree] | None:
     """Return size and tree of the largest file that keeps to a limit; None if none does."""
-
-    def try_at(fineness: float) -> tuple[float, CompressedTree]:
-        tree = compress_to(math.exp(fineness))
-        return measure(tree), tree
-
     start = math.log(limit)
-    found = largest_under(
-        try_at, start - 1, start + 1, limit, start=start, spent=_SPENT, max_trials=_MOST_TRIALS
-    )
-    return None if found is None else (found.size, found.result)
+    best: tuple[float, CompressedTree] | None = None
+
+    def try_at(fineness: float) -> tuple[float, None]:
+        nonlocal best
+        try:
+            tree = compress_to(math.exp(fineness))
+        except ValueError as error:
+            if fineness >= start:
+                raise
+            raise _TooFewBits from error
+        size = measure(tree)
+        if size <= limit and (best is None or size > best[0]):
+            best = size, tree
+        return size, None
+
+    with contextlib.suppress(_TooFewBits):
+        largest_under(
+            try_at, start - 1, start + 1, limit, start=start, spent=_SPENT, max_trials=_MOST_TRIALS
+        )
+    return best
 
 
 def _reasons(params: Any, keep: Sequence[str], lossless: bool) -> dict[str, str]:

@@ -139,7 +139,7 @@ def _row(entry: FileEntry) -> list[str]:
         entry.method,
         entry.coder,
         f"{entry.size_bytes:,}",
-        f"{entry.bits_per_weight:.2f}",
+        "" if math.isnan(entry.bits_per_weight) else f"{entry.bits_per_weight:.2f}",
         f"{entry.share:.1%}",
         "" if math.isnan(entry.mean_squared_error) else f"{entry.mean_squared_error:.3g}",
     ]

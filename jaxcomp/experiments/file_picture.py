@@ -106,6 +106,7 @@ def _draw_weights(axis: Axes, file: File, entry: Entry) -> None:
     low, high = np.quantile(values, [0.0005, 0.9995]) if values.size else (0.0, 0.0)
     if high <= low:
         low, high = low - 0.5, high + 0.5
+    low, high = low - 0.03 * (high - low), high + 0.03 * (high - low)
     axis.hist(values, bins=_BINS, range=(low, high), color=_CODED, alpha=0.85)
     axis.set_yscale("log")
     axis.set_xlim(low, high)
