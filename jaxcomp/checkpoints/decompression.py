@@ -10,8 +10,9 @@ import numpy as np
 
 from jaxcomp.checkpoints.npz import write_npz
 from jaxcomp.checkpoints.orbax import write_orbax
+from jaxcomp.checkpoints.references import give_reference
 from jaxcomp.checkpoints.safetensors import write_safetensors
-from jaxcomp.checkpoints.tensors import dtype_of, is_weight, with_own_dtype
+from jaxcomp.checkpoints.tensors import Checkpoint, dtype_of, is_weight, with_own_dtype
 from jaxcomp.decoder import File
 from jaxcomp.decoder.arrays import bytes_of
 from jaxcomp.decoder.files import viewed, walk
@@ -47,6 +48,7 @@ def decompress(
     *,
     format: Target | None = None,
     dtype: DTypeOfWeights = "original",
+    reference: Checkpoint | None = None,
     max_bytes: int | None = None,
     report: Report | None = None,
 ) -> Decompressed:
@@ -61,6 +63,7 @@ def decompress(
         format: of the target; None for that of its name, Orbax without a suffix.
         dtype: of the weights (floating-point numbers of 16 bits or more); everything else stays as
             it is.
+        reference: the model to which the file holds differences, if it does.
         max_bytes: see `jaxcomp.decoder.File`.
         report: told `(arrays done, arrays in all, path)`.
 
@@ -77,6 +80,7 @@ def decompress(
     if format == "orbax" and target.exists():
         raise ValueError(f"{target} exists; remove it, or name another folder.")
     with File(source, max_bytes) as file:
+        give_reference(file, reference)
         specs = []
         for path, (number, view) in zip(file.paths, file.slots, strict=True):
             entry = file.entries[number]
@@ -143,7 +147,7 @@ def _arrays(file: File, report: Report | None) -> Iterator[np.ndarray]:
         if number == seen:  # stored arrays come in order, and again where they are tied
             hashed.update(bytes_of(values).data)
             seen += 1
-        yield with_own_dtype(viewed(values, view), entry.dtype)
+        yield with_own_dtype(viewed(file.weights(number, values), view), entry.dtype)
     file.check_digest(hashed.digest())
     if report is not None:
         report(len(file.slots), len(file.slots), "")

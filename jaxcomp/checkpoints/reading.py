@@ -10,6 +10,7 @@ from jaxcomp.checkpoints.decompression import constants
 from jaxcomp.checkpoints.npz import open_npz
 from jaxcomp.checkpoints.orbax import is_orbax, open_orbax
 from jaxcomp.checkpoints.pytorch import open_pytorch
+from jaxcomp.checkpoints.references import give_reference
 from jaxcomp.checkpoints.safetensors import open_safetensors
 from jaxcomp.checkpoints.sharded import INDEX, open_sharded
 from jaxcomp.checkpoints.tensors import Checkpoint, Tensor, with_own_dtype
@@ -32,7 +33,9 @@ _IN_FOLDERS = (
 
 
 @contextmanager
-def open_checkpoint(path: PathLike, *, max_bytes: int | None = None) -> Iterator[Checkpoint]:
+def open_checkpoint(
+    path: PathLike, *, reference: Checkpoint | None = None, max_bytes: int | None = None
+) -> Iterator[Checkpoint]:
     """Open a checkpoint for the time of a `with` block.
 
     Safetensors are mapped into memory: a tensor is read when its numbers are. Nothing is unpickled
@@ -41,6 +44,7 @@ def open_checkpoint(path: PathLike, *, max_bytes: int | None = None) -> Iterator
     Args:
         path: a compressed model, safetensors, a state dictionary of PyTorch, an archive of NumPy,
             an index of files in Hugging Face's layout or their folder, or a folder of Orbax.
+        reference: the model to which a compressed one holds differences, if it does.
         max_bytes: most bytes that the arrays of a compressed model may have; see
             `jaxcomp.decoder.File`.
 
@@ -55,6 +59,7 @@ def open_checkpoint(path: PathLike, *, max_bytes: int | None = None) -> Iterator
         raise ValueError(f"there is no {path}; name {_FORMATS}.")
     if is_compressed(path):
         with File(path, max_bytes) as file:
+            give_reference(file, reference)
             yield _of_compressed(path, file)
     else:
         yield _open_file(path) if path.is_file() else _open_folder(path)
@@ -107,8 +112,10 @@ def _of_compressed(path: Path, file: File) -> Checkpoint:
     for place, (number, view) in zip(file.paths, file.slots, strict=True):
         entry = file.entries[number]
 
-        def read(entry=entry, view=view) -> np.ndarray:
-            return with_own_dtype(viewed(file.array(entry), view), entry.dtype)
+        def read(number=number, view=view) -> np.ndarray:
+            entry = file.entries[number]
+            values = file.weights(number, file.array(entry))
+            return with_own_dtype(viewed(values, view), entry.dtype)
 
         shape = entry.shape if view is None else tuple(view[2])
         tensors[place] = Tensor(entry.dtype, shape, read)

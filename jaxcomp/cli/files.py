@@ -91,6 +91,12 @@ Anything = Annotated[
     typer.Argument(help="A compressed model, or what compress reads.", show_default=False),
 ]
 Target = Annotated[Path, typer.Option("--output", "-o", help="What to write.", show_default=False)]
+ReferenceOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--reference", help="The model that the compressed one holds differences to, if it does."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -151,6 +157,12 @@ class CompressionSettings:
         Panel.KEPT,
         "--convert-float8",
     )
+    reference: Path | None = asked(  # noqa: RUF009 - a field
+        None,
+        "Another model, such as the one that this was fine-tuned from: the file holds differences "
+        "to it, and cannot be decompressed without it.",
+        Panel.GRID,
+    )
     record: bool = asked(
         False,
         "Write into the file how it was made and what each tensor lost.",
@@ -206,6 +218,7 @@ def compress(
                 convert_float8=wanted.convert_float8,
                 effort=None if wanted.effort is None else wanted.effort.value,
                 record=wanted.record,
+                reference=wanted.reference,
             )
         print_text(report.to_json() if as_json else str(report))
 
@@ -229,6 +242,7 @@ def decompress(
         DTypeName,
         typer.Option(help="Of the weights; integers and the like stay as they are."),
     ] = DTypeName.original,
+    reference: ReferenceOption = None,
     as_json: Json = False,
     quiet: Quiet = False,
     traceback: Traceback = False,
@@ -238,12 +252,13 @@ def decompress(
         show_warnings()
         from jaxcomp import checkpoints
 
-        with _task("decompressing", quiet) as step:
+        with _reference(reference) as other, _task("decompressing", quiet) as step:
             done = checkpoints.decompress(
                 source,
                 output,
                 format=None if format is None else format.value,
                 dtype=dtype.value,
+                reference=other,
                 report=step,
             )
         told = {"source": str(source), "target": str(output), **done._asdict()}
@@ -300,6 +315,7 @@ def verify(
         Path | None,
         typer.Argument(help="What it was made from.", show_default=False),
     ] = None,
+    reference: ReferenceOption = None,
     as_json: Json = False,
     quiet: Quiet = False,
     traceback: Traceback = False,
@@ -320,7 +336,7 @@ def verify(
         is_wrong = False
         if original is not None:
             with _task("comparing", quiet) as step:
-                rows = _compared(original, source, step)
+                rows = _compared(original, source, reference, step)
             is_wrong = any(
                 row.kind not in ("same", "values")
                 or (row.kind == "values" and row.path in found.kept)
@@ -342,6 +358,7 @@ def verify(
 def diff(
     first: Anything,
     second: Anything,
+    reference: ReferenceOption = None,
     as_json: Json = False,
     quiet: Quiet = False,
     traceback: Traceback = False,
@@ -350,7 +367,7 @@ def diff(
     with one_sentence_errors(traceback, _STOPPED):
         show_warnings()
         with _task("comparing", quiet) as step:
-            rows = _compared(first, second, step)
+            rows = _compared(first, second, reference, step)
         told: dict[str, Any] = {"first": str(first), "second": str(second)}
         told["tensors"] = [row._asdict() for row in rows]
         print_text(
@@ -375,19 +392,32 @@ def _method(name: MethodName, scale: ScaleName | None) -> Any:
     return kind() if scale is None else kind(scale=scale.value)
 
 
-def _compared(first: Path, second: Path, step: Any) -> list[Any]:
+def _compared(first: Path, second: Path, reference: Path | None, step: Any) -> list[Any]:
     from jaxcomp import checkpoints
 
     rows = []
     with (
+        _reference(reference) as third,
         checkpoints.open_checkpoint(first) as one,
-        checkpoints.open_checkpoint(second) as other,
+        checkpoints.open_checkpoint(second, reference=third) as other,
     ):
         total = len({*one.tensors, *other.tensors})
         for row in checkpoints.differences(one, other):
             rows.append(row)
             step(len(rows), total, row.path)
     return rows
+
+
+@contextmanager
+def _reference(path: Path | None) -> Iterator[Any]:
+    """Open a reference in this block, if there is one."""
+    from jaxcomp import checkpoints
+
+    if path is None:
+        yield None
+    else:
+        with checkpoints.open_checkpoint(path) as checkpoint:
+            yield checkpoint
 
 
 def _table_of(rows: list[Any]) -> str:

@@ -14,6 +14,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
+from jaxcomp.checkpoints.references import digest_of
+from jaxcomp.checkpoints.tensors import Tensor
 from jaxcomp.coding.arrays import write_parts
 from jaxcomp.coding.streams import Effort, StackWriter
 from jaxcomp.compressed.format import KEPT, leaf_of, parts_of, plain
@@ -45,6 +47,13 @@ Container = Literal["jxc", "safetensors", "bare"]
 _BEST_BELOW = 1_000_000
 
 
+class Reference(NamedTuple):
+    """Another model, and the paths at which a tree holds differences to it."""
+
+    tensors: Mapping[str, Tensor]
+    paths: frozenset[str]
+
+
 class _Stored(NamedTuple):
     """One stored array, ready to be written."""
 
@@ -61,6 +70,7 @@ def to_bytes(
     container: Container = "jxc",
     effort: Effort | None = None,
     made: Mapping[str, Any] | None = None,
+    reference: "Reference | None" = None,
 ) -> bytes:
     """Return the file of a compressed tree.
 
@@ -72,6 +82,7 @@ def to_bytes(
         effort: "fast" for static codes, "best" for contexts of earlier rows too; None for the
             best below 1,000,000 codes of an array.
         made: how the tree was made, as JSON can say it; costs its bytes. None for nothing.
+        reference: of which arrays differences to another model are in the tree; None for none.
 
     Raises:
         ImportError: without `constriction` (install `jaxcomp[coding]`).
@@ -91,7 +102,7 @@ def to_bytes(
             _write(writer, _stored(tree, number), effort)
         return writer.to_bytes()
     stored = [_stored(tree, number) for number in described.order]
-    first = _identity(described, stored)
+    first = _identity(described, stored, reference)
     hashed, written = hashlib.sha256(first), []
     with LongCall("coding", len(stored)) as report:
         for place, one in enumerate(stored):
@@ -156,7 +167,9 @@ class FileSizes:
         return self._known[id(leaf)][1:]
 
 
-def _identity(described: "_Described", stored: list[_Stored]) -> bytes:
+def _identity(
+    described: "_Described", stored: list[_Stored], reference: "Reference | None" = None
+) -> bytes:
     """Return the first line of a header: what the arrays are."""
     identity: dict[str, Any] = {
         "tree": described.description,
@@ -166,6 +179,11 @@ def _identity(described: "_Described", stored: list[_Stored]) -> bytes:
         identity["ties"] = described.ties
     if any(one.key for one in stored):
         identity["keys"] = {str(n): one.key for n, one in enumerate(stored) if one.key}
+    if reference is not None:
+        names = [path for path in _paths(described.description) if path not in described.ties]
+        numbers = [number for number, path in enumerate(names) if path in reference.paths]
+        read = [reference.tensors[names[number]] for number in numbers]
+        identity["reference"] = [digest_of(read), numbers]
     return _to_json(identity)
 
 
@@ -254,9 +272,15 @@ def load(
         FormatError: if the file is damaged, cut, or none of jaxcomp.
         ImportError: without `constriction`.
         OSError: if the file cannot be read.
-        ValueError: if `like` does not fit, or is needed.
+        ValueError: if `like` does not fit, or is needed; or if the file holds differences to
+            another model.
     """
     with File(source, max_bytes) as file:
+        if file.reference is not None:
+            raise ValueError(
+                "the file holds differences to another model; give it its weights by "
+                "`jaxcomp.checkpoints.decompress`, or by `jaxcomp decompress --reference`."
+            )
         description = file.header["tree"]
         paths = _paths(description)
         marks = {path: np.zeros(0, np.int8) for path in paths}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxcomp import __version__
 from jaxcomp.checkpoints import Checkpoint, open_checkpoint, refuse_same
@@ -24,7 +25,7 @@ from jaxcomp.compressed.file_report import (
     file_report,
     mean_squared_errors,
 )
-from jaxcomp.compressed.files import Container, to_bytes
+from jaxcomp.compressed.files import Container, Reference, to_bytes
 from jaxcomp.compressed.loss_budget import CalibrationData, importance_of, smallest_within_loss
 from jaxcomp.compressed.rate_control import largest_under
 from jaxcomp.compressed.tree import CompressedTree
@@ -34,9 +35,10 @@ from jaxcomp.decoder.contents import ERRORS
 from jaxcomp.numerics.checks import check_positive
 from jaxcomp.quantizers.methods import Method
 from jaxcomp.storage import PathLike, write_bytes_atomic
-from jaxcomp.trees.paths import leaves_by_path, matching_paths, shorten
+from jaxcomp.trees.paths import leaves_by_path, matching_paths, replace_leaves, shorten
 from jaxcomp.trees.selection import decide
 from jaxcomp.trees.tied import Group, group_tied
+from jaxcomp.types import Params
 
 # Dtypes of weights in 8 bits; of the others of 8 bits some are scales.
 _FLOATS_OF_8 = tuple(name for name in DTYPES if name.startswith(("float8_e4m3", "float8_e5m2")))
@@ -66,6 +68,7 @@ def compress_file(
     convert_float8: bool = False,
     effort: Effort | None = None,
     record: bool = False,
+    reference: PathLike | None = None,
 ) -> FileReport:
     """Compress a checkpoint to a file, written whole or not at all.
 
@@ -90,6 +93,8 @@ def compress_file(
             values; else they are kept as they are.
         effort: see `jaxcomp.compressed.to_bytes`.
         record: whether the file says how it was made and what each array lost.
+        reference: another checkpoint: compressed arrays that it has too, of the same dtype and
+            shape, are coded as their differences to it. It is needed to decompress the file.
 
     Raises:
         FormatError, ImportError, TypeError, ValueError, OSError: as `open_checkpoint`, `compress`
@@ -105,35 +110,41 @@ def compress_file(
     }
     goal = _goal(wanted, lossless=lossless, has_data=data is not None)
     container: Container = "safetensors" if Path(target).suffix == ".safetensors" else "jxc"
-    with open_checkpoint(source) as checkpoint:
-        refuse_same(Path(target), checkpoint.files)
+    with contextlib.ExitStack() as stack:
+        checkpoint = stack.enter_context(open_checkpoint(source))
+        other = None if reference is None else stack.enter_context(open_checkpoint(reference))
+        refuse_same(Path(target), (*checkpoint.files, *(() if other is None else other.files)))
         params = checkpoint.tree()
         if convert_float8:
             params = jax.tree.map(_widened, params)
         reasons = _reasons(params, keep, lossless)
+        importance = None if data is None else importance_of(params, data)
+        told = None if other is None else _reference(params, other, reasons)
         job = _Job(
-            params=params,
+            params=params if told is None else _differences(params, told),
             method=_with_channels(method, checkpoint),
             select=lambda path, _: path not in reasons,
-            importance=None if data is None else importance_of(params, data),
+            importance=importance,
             goal=goal,
             container=container,
             effort=effort,
             record=record,
+            reference=told,
         )
-        tree = job.within_budget(data)
+        loss_before = math.nan if data is None else data.loss_of(params)
+        tree = job.within_budget(data, loss_before)
         encoded = job.encode(tree, effort)
-    write_bytes_atomic(target, encoded)
-    losses = None if data is None else (data.loss_of(params), data.loss_of(tree.params()))
-    return file_report(
-        checkpoint,
-        Path(target),
-        tree,
-        inspect(encoded),
-        reasons=reasons,
-        goal=goal,
-        losses=losses,
-    )
+        losses = None if data is None else (loss_before, data.loss_of(job.weights(tree)))
+        write_bytes_atomic(target, encoded)
+        return file_report(
+            checkpoint,
+            Path(target),
+            tree,
+            inspect(encoded),
+            reasons=reasons,
+            goal=goal,
+            losses=losses,
+        )
 
 
 @dataclass(frozen=True)
@@ -148,6 +159,17 @@ class _Job:
     container: Container
     effort: Effort | None
     record: bool
+    reference: Reference | None
+
+    def weights(self, tree: CompressedTree) -> Params:
+        """Return what a tree stands for, with the reference."""
+        params = tree.params()
+        if self.reference is None:
+            return params
+        leaves = leaves_by_path(params)
+        tensors = self.reference.tensors
+        sums = {path: leaves[path] + tensors[path].read() for path in self.reference.paths}
+        return replace_leaves(params, sums)
 
     def compress(self, **budget: Any) -> CompressedTree:
         return compress(
@@ -168,7 +190,7 @@ class _Job:
         groups, _ = group_tied(leaves_by_path(self.params))
         return [group for group in groups if hasattr(group.value, "nbytes")]
 
-    def within_budget(self, data: CalibrationData | None) -> CompressedTree:
+    def within_budget(self, data: CalibrationData | None, loss_before: float) -> CompressedTree:
         """Return the tree that keeps to the budget."""
         if self.goal is None:
             return self.compress()
@@ -184,8 +206,8 @@ class _Job:
             assert data is not None
             return smallest_within_loss(
                 lambda bits: self.compress(bits_per_weight=bits),
-                lambda tree: data.loss_of(tree.params()),
-                data.loss_of(self.params),
+                lambda tree: data.loss_of(self.weights(tree)),
+                loss_before,
                 value,
             )
         if name == "bits_per_weight":
@@ -242,7 +264,9 @@ class _Job:
                     path: float(f"{error:.3g}") for path, error in mean_squared_errors(tree).items()
                 },
             }
-        return to_bytes(tree, container=self.container, effort=effort, made=made)
+        return to_bytes(
+            tree, container=self.container, effort=effort, made=made, reference=self.reference
+        )
 
 
 def _goal(
@@ -307,6 +331,36 @@ def _reasons(params: Any, keep: Sequence[str], lossless: bool) -> dict[str, str]
             )
         reasons |= dict.fromkeys(matching, "as asked for")
     return reasons | (dict.fromkeys(decisions, "lossless") if lossless else {})
+
+
+def _reference(params: Params, other: Checkpoint, reasons: Mapping[str, str]) -> Reference:
+    """Return another model, with the paths of compressed arrays that it has too."""
+    # Tied arrays need not be tied in the other model: they are stored whole.
+    alone = [group for group in group_tied(leaves_by_path(params))[0] if len(group.paths) == 1]
+    shared = [
+        group.paths[0]
+        for group in alone
+        if group.paths[0] not in reasons
+        and group.paths[0] in other.tensors
+        and other.tensors[group.paths[0]][:2] == (group.value.dtype.name, group.value.shape)
+    ]
+    if not shared:
+        raise ValueError(
+            f"the reference {other.path} has no compressed tensor of the same name, dtype and "
+            f"shape; its tensors are {shorten(other.tensors)}."
+        )
+    return Reference(other.tensors, frozenset(shared))
+
+
+def _differences(params: Params, reference: Reference) -> Params:
+    """Return a tree with differences in place of weights."""
+    leaves, changed = leaves_by_path(params), {}
+    for path in reference.paths:
+        weights = np.asarray(leaves[path])
+        wide = np.float64 if weights.dtype == np.float64 else np.float32
+        apart = weights.astype(wide) - reference.tensors[path].read().astype(wide)
+        changed[path] = apart.astype(weights.dtype)
+    return replace_leaves(params, changed)
 
 
 def _with_channels(method: Method, checkpoint: Checkpoint) -> Method:

@@ -63,9 +63,16 @@ def test_there_and_back(source, tmp_path):
     assert "all checksums and the SHA-256 fit" in checked.stdout
     assert "a.weight  12x8  values  relative error 0." in checked.stdout
     assert "checking" in checked.stderr
+    # The difference to a model is decompressed by that model.
+    done = invoke("compress", source, "-o", small, *QUICK, "--reference", back)
+    assert done.exit_code == 0, done.output
+    assert_one_sentence(invoke("decompress", small, "-o", back), "holds differences to another")
+    assert_one_sentence(invoke("verify", small, source, "-q"), "holds differences to another")
+    checked = invoke("verify", small, source, "--reference", back)
+    assert checked.exit_code == 0, checked.output
     # A kept tensor that is another is told by the exit code.
     safetensors.numpy.save_file(model() | {"a.bias": np.ones(8, np.float32)}, source)
-    assert invoke("verify", small, source).exit_code == 1
+    assert invoke("verify", small, source, "--reference", back).exit_code == 1
 
 
 def test_options_reach_the_library(monkeypatch, source, tmp_path):
@@ -86,7 +93,7 @@ def test_options_reach_the_library(monkeypatch, source, tmp_path):
         "compress", source, "-o", tmp_path / "a.jxc", "--size", "1.5KB", "--bits-per-weight", "3",
         "--ratio", "8", "--mse", "0.1", "--max-loss-increase", "0.2", "--method", "kmeans",
         "--scale", "channel", "--keep", "a*", "--keep", "b", "--lossless", "--convert-float8",
-        "--effort", "fast", "--record", "--hook", hook, "-q",
+        "--effort", "fast", "--record", "--hook", hook, "--reference", source, "-q",
     )  # fmt: skip
     assert_one_sentence(result, "enough")
     assert seen.pop("arguments") == (source, tmp_path / "a.jxc", KMeans(scale="channel"))
@@ -95,7 +102,7 @@ def test_options_reach_the_library(monkeypatch, source, tmp_path):
     assert seen == {
         "bits_per_weight": 3.0, "size_bytes": 1500.0, "ratio": 8.0, "max_mean_squared_error": 0.1,
         "max_loss_increase": 0.2, "keep": ("a*", "b"), "lossless": True, "convert_float8": True,
-        "effort": "fast", "record": True,
+        "effort": "fast", "record": True, "reference": source,
     }  # fmt: skip
 
 
