@@ -59,9 +59,23 @@ def _interruptions_arrive() -> Iterator[None]:
 
     sys.unraisablehook = hook
     try:
-        yield
+        with _killed_like_interrupted():
+            yield
     finally:
         sys.unraisablehook = before
+
+
+@contextmanager
+def _killed_like_interrupted() -> Iterator[None]:
+    """Take `kill` for Ctrl-C in this block: what is half written is cleared away."""
+    if threading.current_thread() is not threading.main_thread():  # others handle no signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

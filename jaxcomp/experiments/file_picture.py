@@ -66,11 +66,12 @@ def picture(source: PathLike) -> Figure:
             f"{contents.original_bytes:,} bytes in {contents.size_bytes:,}, "
             f"{contents.original_bytes / contents.size_bytes:.1f} times smaller",
         )
-        grid = figure.add_gridspec(1 + rows, _COLUMNS, height_ratios=heights)
-        _draw_bits(figure.add_subplot(grid[0, :]), contents, shown)
+        # Two figures, so that long names above leave the histograms their width.
+        parts = figure.subfigures(2, 1, height_ratios=[heights[0], max(sum(heights[1:]), 0.1)])
+        _draw_bits(parts[0].subplots(), contents, shown)
         for place, entry in enumerate(weights):
-            row, column = divmod(place, _COLUMNS)
-            _draw_weights(figure.add_subplot(grid[1 + row, column]), file, entry)
+            axis = parts[1].add_subplot(rows, _COLUMNS, 1 + place)
+            _draw_weights(axis, file, entry)
     return figure
 
 
@@ -121,7 +122,7 @@ def _draw_weights(axis: Axes, file: File, entry: Entry) -> None:
             )
     number = "" if codebook is None else f", {codebook.shape[1]} centres"
     light_grid(axis)
-    panel_title(axis, _brief(entry.path, 30), f"{entry.method.replace('_', ' ')}{number}")
+    panel_title(axis, _brief(entry.path, 32), f"{entry.method.replace('_', ' ')}{number}")
 
 
 def _brief(path: str, length: int = 48) -> str:
