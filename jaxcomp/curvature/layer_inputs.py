@@ -113,9 +113,10 @@ class Layers:
         num_label_samples: labels drawn for each position; None for all columns, exactly.
         key: typed PRNG key for the labels.
         max_columns: how many outputs of an example the exact matrix may have.
-        num_passes: over the batches for moments. 1: all layers get the inputs of the original
-            network. More: layers in so many groups, in the order of evaluation; each group gets
-            the inputs of a network whose earlier groups are compressed. None: a group for each.
+        num_stages: how many groups of layers are compressed one after the other, in the order of
+            evaluation. Each group gets the inputs of a network whose earlier groups are compressed
+            already (of that of the original, if there is one group only). None: a group for each
+            layer. Every layer takes a pass over the batches.
         held_out: share of the examples that nothing is fitted to.
     """
 
@@ -127,13 +128,13 @@ class Layers:
     num_label_samples: int | None = field(default=None, kw_only=True)
     key: PRNGKey | None = field(default=None, kw_only=True)
     max_columns: int = field(default=MAX_COLUMNS, kw_only=True)
-    num_passes: int | None = field(default=None, kw_only=True)
+    num_stages: int | None = field(default=None, kw_only=True)
     held_out: float = field(default=0.2, kw_only=True)
 
     def __post_init__(self) -> None:
         check_iterable_again(self.batches)
-        if self.num_passes is not None:
-            check_count("num_passes", self.num_passes)
+        if self.num_stages is not None:
+            check_count("num_stages", self.num_stages)
         if not 0 <= self.held_out < 1:
             raise ValueError(f"held_out must be from 0 to below 1, got {self.held_out!r}.")
 
@@ -191,7 +192,7 @@ class OpenNetwork:
         """Return layers in the groups that are rounded one after the other."""
         chosen = set(paths)
         ordered = [path for path in self.uses if path in chosen]
-        number = self.layers.num_passes
+        number = self.layers.num_stages
         number = len(ordered) if number is None else min(number, len(ordered))
         cuts = np.linspace(0, len(ordered), number + 1).round().astype(int)
         return [ordered[a:b] for a, b in pairwise(cuts)]

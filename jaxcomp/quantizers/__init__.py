@@ -24,6 +24,7 @@ from jaxcomp.quantizers.histograms import (
 from jaxcomp.quantizers.methods import (
     METHODS,
     EntropyConstrained,
+    HessianRounding,
     KMeans,
     MagnitudePruning,
     Method,
@@ -70,6 +71,7 @@ __all__ = [
     "DiameterSolution",
     "DiameterSolver",
     "EntropyConstrained",
+    "HessianRounding",
     "KMeans",
     "LayerCurve",
     "MagnitudePruning",

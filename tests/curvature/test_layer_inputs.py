@@ -47,7 +47,7 @@ def test_layers_come_in_the_order_of_evaluation_with_their_biases():
         "a/kernel": "a/bias",
     }
     assert found.stages(found.uses) == [["z/kernel"], ["a/kernel"]]
-    assert network(num_passes=1).stages(found.uses) == [["z/kernel", "a/kernel"]]
+    assert network(num_stages=1).stages(found.uses) == [["z/kernel", "a/kernel"]]
 
 
 def test_moments_are_those_of_both_parts_of_the_data():
@@ -120,7 +120,7 @@ def test_positions_are_averaged_and_stacks_have_a_group_for_each_layer():
     [
         ({"batches": iter([INPUTS])}, TypeError, "iterable more than once"),
         ({"held_out": 1.0}, ValueError, "held_out must be from 0 to below 1, got 1.0"),
-        ({"num_passes": 0}, ValueError, "num_passes must be at least 1, got 0"),
+        ({"num_stages": 0}, ValueError, "num_stages must be at least 1, got 0"),
     ],
 )
 def test_options_are_checked(options, error, message):
