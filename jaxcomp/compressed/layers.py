@@ -9,7 +9,7 @@ Axes: `G` groups and blocks, `I` inputs, `O` outputs.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -83,7 +83,7 @@ class _Layer:
         importance: g (G, O); None until its inputs are known, if there is no loss.
         diagonal: of the Gauss-Newton matrix (G, I, O); None without a loss.
         damping: chosen, or the one to begin with.
-        exponents: of the spacings, likewise.
+        pair: exponent and slope of the spacings, likewise.
     """
 
     tensor: Tensor
@@ -93,7 +93,7 @@ class _Layer:
     diagonal: Float[Array, "G I O"] | None
     importance: Float[Array, "G O"] | None = None
     damping: float = 1e-3
-    exponents: tuple[float, ...] = field(default=(0.0,))
+    pair: tuple[float, float] = (0.0, 2.0)
 
     @property
     def method(self) -> HessianRounding:
@@ -147,12 +147,26 @@ class _Layer:
     def rounded(self, moments: InputMoments, nats_per_bit: float, **options: Any) -> Stored:
         """Round the tensor, by the chosen damping and exponents or others."""
         damping = options.get("damping", self.damping)
-        exponents = options.get("exponents", self.exponents)
+        exponent, slope = options.get("pair", self.pair)
         tensor = self.with_moments(moments, damping)
-        settings = replace(self.method.settings, exponents=exponents)
+        settings = replace(self.method.settings, exponents=(exponent,), slopes=(slope,))
         tensor = tensor._replace(method=replace(self.method, settings=settings))
         parameter = self.method.nats_per_bit or nats_per_bit
         return tensor.apply(tensor.points(parameter)), tensor.layout
+
+    @property
+    def exponents(self) -> tuple[float, ...]:
+        """Exponents of spacings that the tensor may have."""
+        return self.method.settings.exponents if self.lies.axis is not None else (0.0,)
+
+    def best_slope(self, moments: InputMoments, nats_per_bit: float, exponent: float) -> float:
+        """Return the slope of least cost by ideal lengths; of a stack, that of a block in it."""
+        problems = self.with_moments(moments, self.damping).problems
+        settings = replace(self.method.settings, exponents=(exponent,))
+        method = replace(self.method, settings=settings)
+        parameter = self.method.nats_per_bit or nats_per_bit
+        found = method.round(problems[len(problems) // 2], parameter)
+        return float(found.spacing.slope)
 
     def held_out_error(self, values: Float[Array, "G I O"], moments: InputMoments) -> float:
         """Return the squared error of the outputs on some data, weighed; less a constant."""
@@ -176,7 +190,7 @@ def _layer_of(tensor: Tensor, network: OpenNetwork, estimate: DiagonalEstimate |
     use = network.uses[path]
     lies = layer_places(use.layout, is_stack=tensor.layout.is_stack)
     assert lies is not None
-    exponents = method.settings.exponents
+    exponents, slopes = method.settings.exponents, sorted(method.settings.slopes)
     layer = _Layer(
         tensor,
         path,
@@ -184,7 +198,10 @@ def _layer_of(tensor: Tensor, network: OpenNetwork, estimate: DiagonalEstimate |
         lies,
         None,
         damping=1e-3 if 1e-3 in method.dampings else method.dampings[0],
-        exponents=(0.0,) if 0.0 in exponents or lies.axis is None else exponents[:1],
+        pair=(
+            0.0 if 0.0 in exponents or lies.axis is None else exponents[0],
+            slopes[len(slopes) // 2],
+        ),
     )
     if estimate is not None:
         layer.diagonal = layer.matrices(leaves_by_path(estimate.mean)[path])
@@ -290,14 +307,14 @@ class _Rounding:
                 error = layer.held_out_error(layer.matrices(decode(*found)), held_out)
                 costs.append(error + worth * self._spending.of_leaf(found))
             layer.damping = dampings[int(np.argmin(costs))]
-        exponents = layer.method.settings.exponents
-        if layer.lies.axis is not None and len(exponents) > 1:
-            costs = []
-            for exponent in exponents:
-                found = layer.rounded(moments.joined(), nats_per_bit, exponents=(exponent,))
-                lost = float(np.sum(distortions(found[0])))
-                costs.append(lost + worth * self._spending.of_leaf(found))
-            layer.exponents = (exponents[int(np.argmin(costs))],)
+        costs, pairs = [], []
+        for exponent in layer.exponents:
+            pair = exponent, layer.best_slope(moments.joined(), nats_per_bit, exponent)
+            found = layer.rounded(moments.joined(), nats_per_bit, pair=pair)
+            lost = float(np.sum(distortions(found[0])))
+            costs.append(lost + worth * self._spending.of_leaf(found))
+            pairs.append(pair)
+        layer.pair = pairs[int(np.argmin(costs))]
 
     def _bias(
         self, layer: _Layer, moments: SplitMoments, values: Any, nats_per_bit: float
