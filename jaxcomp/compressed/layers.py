@@ -120,9 +120,12 @@ class _Layer:
     def _weigh(self, second: Float[Array, "G I I"]) -> Float[Array, "G O"]:
         if self.diagonal is None:
             weights = self.weights
-            energy = jnp.einsum("gio,gij,gjo->", weights, second, weights, precision="highest")
-            shape = (len(weights), weights.shape[-1])
-            return jnp.full(shape, 1 / jnp.where(energy > 0, energy, 1), weights.dtype)
+            energy = jnp.sum(weights * _times(second, weights), axis=(1, 2))
+            # Blocks of a stack are layers of their own.
+            blocks = energy.reshape(len(self.tensor.problems), -1)
+            energy = jnp.repeat(jnp.sum(blocks, axis=1), blocks.shape[1])
+            each = 1 / jnp.where(energy > 0, energy, 1)
+            return jnp.broadcast_to(each[:, None], (len(weights), weights.shape[-1]))
         found = output_importance(self.diagonal, second)
         mean = jnp.mean(found)
         return jnp.where(mean > 0, jnp.maximum(found, _LEAST_IMPORTANCE * mean), 1.0)
