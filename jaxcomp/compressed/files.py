@@ -144,7 +144,10 @@ class FileSizes:
         return self._of(leaf, layout)[2]
 
     def of_tree(self, tree: CompressedTree) -> int:
-        """Return the bytes of the file of a tree; without `constriction` some more."""
+        """Return the bytes of the file of a tree; without `constriction` some more.
+
+        Tensors that are None, as long as they are not known, have empty sections.
+        """
         described = _described(tree)
         known = [
             self._of(tree.leaves[number], tree.layout.leaves[number]) for number in described.order
@@ -156,8 +159,13 @@ class FileSizes:
         return len(MAGIC) + 8 + len(block) + 32 + 4 * len(stored) + sum(lengths)
 
     def _of(
-        self, leaf: CompressedTensor | KeptLeaf, layout: TensorLayout | KeptLayout
+        self, leaf: CompressedTensor | KeptLeaf | None, layout: TensorLayout | KeptLayout
     ) -> tuple["_Stored", str, int]:
+        if leaf is None:
+            assert isinstance(layout, TensorLayout)
+            none = Parts(np.zeros(0, np.uint8))
+            brief = _Stored(none, layout.dtype.name, layout.shape, layout.method.name, "")
+            return brief, "t", 0
         if id(leaf) not in self._known:
             one = _stored_leaf(leaf, layout)
             section = _section(one, self._effort)
