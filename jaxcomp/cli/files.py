@@ -42,6 +42,7 @@ class MethodName(StrEnum):
     uniform = "uniform"
     round_to_nearest = "round-to-nearest"
     magnitude_pruning = "magnitude-pruning"
+    hessian_rounding = "hessian-rounding"
 
 
 class ScaleName(StrEnum):
@@ -120,7 +121,9 @@ class CompressionSettings:
         Panel.BUDGET,
     )
     method: MethodName = asked(  # noqa: RUF009 - a field
-        MethodName.entropy_constrained, "How weights become codes.", Panel.GRID
+        MethodName.entropy_constrained,
+        "How weights become codes; hessian-rounding, the strongest, needs the data of --hook.",
+        Panel.GRID,
     )
     scale: ScaleName | None = asked(  # noqa: RUF009 - a field
         None,

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from jaxtyping import PyTree
 
+from jaxcomp.coding.streams import Effort
 from jaxcomp.compressed.layers import compress_layers, open_network, with_inputs
 from jaxcomp.compressed.points import own_parameters, points_within
 from jaxcomp.compressed.selected import select_leaves
@@ -44,6 +45,7 @@ def compress(
     select: Select = None,
     stacked: Select = None,
     layers: Layers | None = None,
+    effort: Effort | None = None,
 ) -> CompressedTree:
     """Compress the weights of a model, each leaf with codes of its own.
 
@@ -97,6 +99,8 @@ def compress(
             have; the biases of these layers are fitted again. Weights that are in no layer are
             compressed by `HessianRounding.otherwise`, their importances from the same data. A
             method for each layer counts as elsewhere.
+        effort: of the codes by which budgets in bits are counted: that with which `save` will be
+            called.
 
     Returns:
         The compressed tree: `params()` gives weights back, `report()` says what it cost.
@@ -127,6 +131,7 @@ def compress(
             "ratio": ratio,
             "max_distortion": max_distortion,
         },
+        effort,
     )
     if network is not None:
         return compress_layers(selected, network, spending, estimate)

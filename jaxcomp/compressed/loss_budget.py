@@ -12,13 +12,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxcomp.compressed.tree import CompressedTree
-from jaxcomp.curvature import DiagonalEstimate, GaussNewton, over_batches
+from jaxcomp.curvature import DiagonalEstimate, GaussNewton, Layers, over_batches
 from jaxcomp.evaluation.metrics import cross_entropy
 from jaxcomp.numerics.transformations import all_transfers
 from jaxcomp.types import Params
 
 # Bits per weight between which the smallest is looked for, and how many times the interval is cut.
-_LEAST_BITS, _MOST_BITS, _CUTS = 0.25, 8.0, 7
+_LEAST_BITS, _MOST_BITS, _CUTS = 0.25, 8.0, 6
 # More outputs than this of an example are looked at by labels that are drawn.
 _MOST_OUTPUTS, _NUM_DRAWS = 32, 8
 
@@ -68,13 +68,23 @@ class CalibrationData:
 
 def importance_of(params: Params, data: CalibrationData) -> DiagonalEstimate:
     """Return the diagonal of the Gauss-Newton matrix of the loss over all batches."""
+    draws = _draws(params, data)
+    return over_batches(GaussNewton(data.predict_fn, params, loss=data.loss, **draws), data.batches)
+
+
+def layers_of(params: Params, data: CalibrationData) -> Layers:
+    """Return the data as `HessianRounding` takes them."""
+    return Layers(data.predict_fn, data.batches, loss=data.loss, **_draws(params, data))
+
+
+def _draws(params: Params, data: CalibrationData) -> dict[str, Any]:
+    """Say how many labels are drawn: none, for all outputs exactly, where these are few."""
     inputs, _ = data.batches[0]
     outputs = jax.eval_shape(data.predict_fn, params, inputs)
     number = math.prod(outputs.shape[1:]) if hasattr(outputs, "shape") else 0
-    draws: dict[str, Any] = {}
-    if number > _MOST_OUTPUTS:
-        draws = {"num_label_samples": _NUM_DRAWS, "key": jax.random.key(0)}
-    return over_batches(GaussNewton(data.predict_fn, params, loss=data.loss, **draws), data.batches)
+    if number <= _MOST_OUTPUTS:
+        return {}
+    return {"num_label_samples": _NUM_DRAWS, "key": jax.random.key(0)}
 
 
 def smallest_within_loss(

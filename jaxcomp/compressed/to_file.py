@@ -1,7 +1,7 @@
 """A checkpoint compressed to a file, by a budget that is counted in bytes of that file.
 
-Sizes that `compress` estimates differ from those of files by some percent: it is asked for the
-estimate that makes a file of the size that is wanted.
+`compress` counts what its codes take; what else stands in a file (how it was made, the model that
+it holds differences to) is allowed for here.
 """
 
 import contextlib
@@ -26,9 +26,14 @@ from jaxcomp.compressed.file_report import (
     mean_squared_errors,
 )
 from jaxcomp.compressed.files import Container, Reference, to_bytes
-from jaxcomp.compressed.loss_budget import CalibrationData, importance_of, smallest_within_loss
-from jaxcomp.compressed.rate_control import largest_under
+from jaxcomp.compressed.loss_budget import (
+    CalibrationData,
+    importance_of,
+    layers_of,
+    smallest_within_loss,
+)
 from jaxcomp.compressed.tree import CompressedTree
+from jaxcomp.curvature import DiagonalEstimate, Layers
 from jaxcomp.decoder import inspect
 from jaxcomp.decoder.arrays import DTYPES
 from jaxcomp.decoder.contents import ERRORS
@@ -43,13 +48,10 @@ from jaxcomp.types import Params
 # Dtypes of weights in 8 bits; of the others of 8 bits some are scales.
 _FLOATS_OF_8 = tuple(name for name in DTYPES if name.startswith(("float8_e4m3", "float8_e5m2")))
 
-# Above this many weights the size that a file will have is looked for with the quick codes.
-_MOST_WEIGHTS_OF_TRIALS = 1_000_000
-# A file that uses this share of its budget is taken.
-_SPENT = 0.99
-_MOST_TRIALS = 6
-# How often the quick codes' size is corrected by that of the best ones.
-_MOST_CORRECTIONS = 3
+# Above this many weights candidates are counted by the quick codes.
+_MOST_WEIGHTS_OF_BEST = 1_000_000
+# A file that uses this share of its budget is taken; what others aim at, and how many there are.
+_SPENT, _AIM, _MOST_TRIALS = 0.985, 0.995, 4
 
 
 def compress_file(
@@ -118,13 +120,14 @@ def compress_file(
         if convert_float8:
             params = jax.tree.map(_widened, params)
         reasons = _reasons(params, keep, lossless)
-        importance = None if data is None else importance_of(params, data)
+        importance, layers = _weighing(method, params, data)
         told = None if other is None else _reference(params, other, reasons)
         job = _Job(
             params=params if told is None else _differences(params, told),
             method=_with_channels(method, checkpoint),
             select=lambda path, _: path not in reasons,
             importance=importance,
+            layers=layers,
             goal=goal,
             container=container,
             effort=effort,
@@ -133,7 +136,7 @@ def compress_file(
         )
         loss_before = math.nan if data is None else data.loss_of(params)
         tree = job.within_budget(data, loss_before)
-        encoded = job.encode(tree, effort)
+        encoded = job.encode(tree)
         losses = None if data is None else (loss_before, data.loss_of(job.weights(tree)))
         write_bytes_atomic(target, encoded)
         return file_report(
@@ -154,7 +157,8 @@ class _Job:
     params: Any
     method: Method
     select: Callable[[str, Any], bool]
-    importance: Any
+    importance: DiagonalEstimate | None
+    layers: Layers | None
     goal: tuple[str, float] | None
     container: Container
     effort: Effort | None
@@ -173,7 +177,14 @@ class _Job:
 
     def compress(self, **budget: Any) -> CompressedTree:
         return compress(
-            self.params, self.method, select=self.select, importance=self.importance, **budget
+            self.params,
+            self.method,
+            select=self.select,
+            importance=self.importance,
+            layers=self.layers,
+            # What the best codes save is found out once the file is there: they take long.
+            effort="fast" if self.num_weights > _MOST_WEIGHTS_OF_BEST else self.effort,
+            **budget,
         )
 
     @cached_property
@@ -218,30 +229,25 @@ class _Job:
     def _of_size(
         self, limit: float, compress_to: Callable[[float], CompressedTree]
     ) -> CompressedTree:
-        """Return the tree whose file uses a limit up, by the bytes that it really has."""
+        """Return the tree whose file uses a limit up, with all that stands in it."""
         assert self.goal is not None
         name, value = self.goal
-
-        def measure(tree: CompressedTree, effort: Effort | None) -> float:
-            contents = inspect(self.encode(tree, effort))
-            return bits_per_weight(contents) if name == "bits_per_weight" else contents.size_bytes
-
-        is_large = self.num_weights > _MOST_WEIGHTS_OF_TRIALS
-        effort: Effort | None = "fast" if is_large else self.effort
-        aim: float = limit
-        best: tuple[float, CompressedTree] | None = None
-        for _ in range(_MOST_CORRECTIONS):
-            found = _largest(compress_to, lambda tree: measure(tree, effort), aim)
-            if found is None:
+        aim, best = limit, None
+        for _ in range(_MOST_TRIALS):
+            try:
+                tree = compress_to(aim)
+            except ValueError:
+                if aim >= limit:
+                    raise
+                break  # less than the method needs
+            contents = inspect(self.encode(tree))
+            size = bits_per_weight(contents) if name == "bits_per_weight" else contents.size_bytes
+            if size <= limit and (best is None or size > best[0]):
+                best = size, tree
+            if best is not None and best[0] >= _SPENT * limit:
                 break
-            quick, tree = found
-            real = quick if effort == self.effort else measure(tree, self.effort)
-            if real <= limit and (best is None or real > best[0]):
-                best = real, tree
-            if effort == self.effort or _SPENT * limit <= real <= limit:
-                break
-            # What the quick codes need for the same is what the best ones save.
-            aim = limit * quick / real
+            # What `compress` does not count: how the file was made, other codes, another container.
+            aim *= _AIM * limit / size
         if best is None:
             raise ValueError(
                 f"no file of this method keeps to {name} = {value:g}; allow more, or keep fewer "
@@ -252,7 +258,7 @@ class _Job:
     def _original_bytes(self) -> int:
         return sum(group.value.nbytes for group in self._groups)
 
-    def encode(self, tree: CompressedTree, effort: Effort | None) -> bytes:
+    def encode(self, tree: CompressedTree) -> bytes:
         """Return the file of a tree."""
         made = None
         if self.record:
@@ -265,7 +271,11 @@ class _Job:
                 },
             }
         return to_bytes(
-            tree, container=self.container, effort=effort, made=made, reference=self.reference
+            tree,
+            container=self.container,
+            effort=self.effort,
+            made=made,
+            reference=self.reference,
         )
 
 
@@ -286,37 +296,15 @@ def _goal(
     return name, float(value)
 
 
-class _TooFewBits(Exception):  # noqa: N818 - no error, the end of a search
-    """A file of fewer bits than a method has was asked for."""
-
-
-def _largest(
-    compress_to: Callable[[float], CompressedTree],
-    measure: Callable[[CompressedTree], float],
-    limit: float,
-) -> tuple[float, CompressedTree] | None:
-    """Return size and tree of the largest file that keeps to a limit; None if none does."""
-    start = math.log(limit)
-    best: tuple[float, CompressedTree] | None = None
-
-    def try_at(fineness: float) -> tuple[float, None]:
-        nonlocal best
-        try:
-            tree = compress_to(math.exp(fineness))
-        except ValueError as error:
-            if fineness >= start:
-                raise
-            raise _TooFewBits from error
-        size = measure(tree)
-        if size <= limit and (best is None or size > best[0]):
-            best = size, tree
-        return size, None
-
-    with contextlib.suppress(_TooFewBits):
-        largest_under(
-            try_at, start - 1, start + 1, limit, start=start, spent=_SPENT, max_trials=_MOST_TRIALS
-        )
-    return best
+def _weighing(
+    method: Method, params: Params, data: CalibrationData | None
+) -> tuple[DiagonalEstimate | None, Layers | None]:
+    """Return what a method takes from the data: importances, or the layers of the network."""
+    if method.needs == "nothing":
+        return (None if data is None else importance_of(params, data)), None
+    if data is None:
+        raise ValueError(f"{method.name} needs data; give a hook, or choose another method.")
+    return None, layers_of(params, data)
 
 
 def _reasons(params: Any, keep: Sequence[str], lossless: bool) -> dict[str, str]:

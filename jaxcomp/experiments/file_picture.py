@@ -67,10 +67,12 @@ def picture(source: PathLike) -> Figure:
             f"{contents.original_bytes / contents.size_bytes:.1f} times smaller",
         )
         # Two figures, so that long names above leave the histograms their width.
-        parts = figure.subfigures(2, 1, height_ratios=[heights[0], max(sum(heights[1:]), 0.1)])
-        _draw_bits(parts[0].subplots(), contents, shown)
+        above, below = figure.subfigures(
+            2, 1, squeeze=False, height_ratios=[heights[0], max(sum(heights[1:]), 0.1)]
+        )[:, 0]
+        _draw_bits(above.subplots(), contents, shown)
         for place, entry in enumerate(weights):
-            axis = parts[1].add_subplot(rows, _COLUMNS, 1 + place)
+            axis = below.add_subplot(rows, _COLUMNS, 1 + place)
             _draw_weights(axis, file, entry)
     return figure
 

@@ -13,7 +13,7 @@ import safetensors.numpy
 import jaxcomp
 from jaxcomp.checkpoints import open_checkpoint
 from jaxcomp.compressed import CalibrationData, compress_file, to_file
-from jaxcomp.quantizers import EntropyConstrained, RoundToNearest
+from jaxcomp.quantizers import EntropyConstrained, HessianRounding, RoundToNearest
 
 METHOD = EntropyConstrained(num_bins=64, num_symbols=16)
 SHAPE = (60, 80)
@@ -50,8 +50,8 @@ def read(path):
     ],
 )
 def test_budgets_are_met_from_below_and_used_up(budget, used, is_large, source, monkeypatch):
-    if is_large:  # the quick codes first, and their size corrected
-        monkeypatch.setattr(to_file, "_MOST_WEIGHTS_OF_TRIALS", 0)
+    if is_large:  # counted by the quick codes first, which need more
+        monkeypatch.setattr(to_file, "_MOST_WEIGHTS_OF_BEST", 0)
     target = source.with_name("small.jxc")
     report = compress_file(source, target, METHOD, record=True, **budget)
     assert 0.985 <= used(report) <= 1
@@ -164,15 +164,19 @@ def test_a_budget_of_the_loss(tmp_path):
         ({"ratio": -1}, "ratio must be positive and finite, got -1"),
         ({"lossless": True, "ratio": 2}, "lossless has no budget, got ratio"),
         ({"max_loss_increase": 1}, "a budget of the loss needs data; give a hook"),
+        ({"method": HessianRounding()}, "hessian_rounding needs data; give a hook, or choose ano"),
         ({"keep": ["three*"]}, r"the pattern 'three\*' in keep matches no tensor"),
         ({"keep": ["*"], "ratio": 2}, "is a budget of compressed tensors, but all are kept"),
-        ({"size_bytes": 400}, "no file of this method keeps to size_bytes = 400; allow more, or"),
+        (
+            {"size_bytes": 400},
+            "size_bytes is 400, but the header and the leaves that are kept take",
+        ),
     ],
 )
 def test_what_cannot_be_done(options, message, source):
     target = source.with_name("small.jxc")
     with pytest.raises(ValueError, match=message):
-        compress_file(source, target, METHOD, **options)
+        compress_file(source, target, **{"method": METHOD} | options)
     assert not target.exists()
     with pytest.raises(ValueError, match="is what is read; name another file"):
         compress_file(source, source)
