@@ -20,20 +20,27 @@ os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 def _quick_compilation() -> str:
     """Flags with which XLA's CPU back end compiles in half the time; compiling is what tests cost.
 
-    It does not optimise, fuses in the simpler of its two ways, and does not split a program into
-    parts for threads, of which there are no more than tests that run at once. A jaxlib that does
-    not know a flag ends the process, so they are tried in another one. (Set XLA_FLAGS yourself to
-    test optimised programs; workers inherit what the first process found.)
+    It does not optimise, nor split a program into parts for threads, of which there are no more
+    than tests that run at once; it fuses in the simpler of two ways where there still are two
+    (JAX 0.10), and does not verify what its emitters make where that can be chosen (JAX 0.12). A
+    jaxlib that does not know a flag ends the process, so they are tried in another one. (Set
+    XLA_FLAGS yourself to test optimised programs; workers inherit what the first process found.)
     """
     base = "--xla_backend_optimization_level=0"
-    quick = f"{base} --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-    tried = subprocess.run(
-        [sys.executable, "-c", "import jax; jax.devices()"],
-        env=os.environ | {"XLA_FLAGS": quick},
-        capture_output=True,
-        check=False,
+    common = (
+        f"{base} --xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1"
     )
-    return quick if tried.returncode == 0 else base
+    own = ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_emitter_verification_level=0")
+    for quick in (f"{common} {flag}" for flag in own):
+        tried = subprocess.run(
+            [sys.executable, "-c", "import jax; jax.devices()"],
+            env=os.environ | {"XLA_FLAGS": quick},
+            capture_output=True,
+            check=False,
+        )
+        if tried.returncode == 0:
+            return quick
+    return base
 
 
 if "XLA_FLAGS" not in os.environ:

@@ -14,9 +14,9 @@ from jaxcomp.coding.sizes import CodeSize
 from jaxcomp.compressed.importance import Unseen
 from jaxcomp.compressed.report import LayerReport, Measures, layer_report
 from jaxcomp.numerics.checks import is_concrete
+from jaxcomp.numerics.host import is_on_host
 from jaxcomp.quantizers.curves import Point
 from jaxcomp.quantizers.methods import Method
-from jaxcomp.quantizers.methods.base import is_on_host
 from jaxcomp.quantizers.problems import Errors, Problem
 from jaxcomp.trees.leaves import Constant, is_wide
 from jaxcomp.types import AnyArray

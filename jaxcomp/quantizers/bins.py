@@ -20,8 +20,9 @@ from jaxcomp.quantizers.padding import without_copies
 
 # Points whose sums advance together on CPU: what is computed of them stays in the cache.
 _CHUNK = 1 << 13
-# Points per matrix product where histograms are made of those.
-_PRODUCT_BLOCK = 1 << 14
+# Points of all groups per matrix product where histograms are made of those, and the least of one:
+# a point becomes a row of zeros and ones, so that 8192 groups would fill a device.
+_PRODUCT_BLOCK, _LEAST_OF_GROUP = 1 << 14, 1 << 8
 
 
 class BinSums(NamedTuple):
@@ -193,7 +194,7 @@ class PointBins:
         num_rows = -(-self.num_bins // num_columns)
         group = jnp.arange(self.num_groups, dtype=jnp.int32)[:, None] * self.num_bins
         index = self.flat.reshape(values.shape) - group
-        block = min(_PRODUCT_BLOCK, num_points)
+        block = min(max(_PRODUCT_BLOCK // self.num_groups, _LEAST_OF_GROUP), num_points)
         extra = -num_points % block
 
         def blocks(array):

@@ -9,10 +9,13 @@ Axes: `...` groups, `N` points.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxcomp.numerics.checks import is_concrete
+from jaxcomp.numerics.host import is_on_one_cpu, placed_like, view
 
 # Sizes per power of two.
 _LOG2_SIZES = 3
@@ -63,13 +66,40 @@ def bucketed(
     if num_points <= num_bins:
         size = min(size, num_bins)
     padding = size - num_points
-    if padding:
+    if is_on_one_cpu(points, importance):
+        points, importance = _filled_on_host(points, importance, padding)
+    elif padding:
         copies = jnp.broadcast_to(points[..., :1], (*points.shape[:-1], padding))
         points = jnp.concatenate([points, copies], axis=-1)
         if importance is not None and importance.ndim and importance.shape[-1] > 1:
             widths = [(0, 0)] * (importance.ndim - 1) + [(0, padding)]
             importance = jnp.pad(importance, widths)
-    return Bucketed(points, importance, jnp.asarray(padding, jnp.int32))
+    return Bucketed(points, importance, jax.device_put(np.int32(padding)))
+
+
+def _filled_on_host(
+    points: Array, importance: Array | None, padding: int
+) -> tuple[Array, Array | None]:
+    if not padding:
+        return points, importance
+    own = view(points)
+    copies = np.broadcast_to(own[..., :1], (*own.shape[:-1], padding))
+    points = placed_like(np.concatenate([own, copies], axis=-1), points)
+    if importance is not None and importance.ndim and importance.shape[-1] > 1:
+        widths = [(0, 0)] * (importance.ndim - 1) + [(0, padding)]
+        importance = placed_like(np.pad(view(importance), widths), importance)
+    return points, importance
+
+
+def without_filling(
+    assignments: Int[Array, "... filled"], num_points: int
+) -> Int[Array, "... points"]:
+    """Return what belongs to the points themselves, which come first."""
+    if assignments.shape[-1] == num_points:
+        return assignments
+    if is_concrete(assignments) and is_on_one_cpu(assignments):
+        return placed_like(view(assignments)[..., :num_points], assignments)
+    return assignments[..., :num_points]
 
 
 def _next_size(number: int) -> int:

@@ -135,10 +135,13 @@ def test_bad_input():
         histogram_moments(np.zeros(2, np.float32), num_bins=0)
 
 
-@pytest.mark.parametrize("num_bins", [1, 7, 300])
-def test_sums_by_products_equal_sums_by_scatter(num_bins):
+@pytest.mark.parametrize(
+    ("num_bins", "num_groups", "num_points"),
+    [(1, 2, 20_000), (7, 2, 20_000), (300, 2, 20_000), (7, 100, 700)],
+)
+def test_sums_by_products_equal_sums_by_scatter(num_bins, num_groups, num_points):
     rng = np.random.default_rng(0)
-    index = rng.integers(0, num_bins, (2, 20_000)).astype(np.int32)
+    index = rng.integers(0, num_bins, (num_groups, num_points)).astype(np.int32)
     values = rng.standard_normal(index.shape).astype(np.float32)
     bins = PointBins.of(jnp.asarray(index), num_bins)
     expected = [

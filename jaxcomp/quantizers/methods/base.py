@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxcomp.coding import sizes
-from jaxcomp.numerics.checks import check_count, is_concrete
+from jaxcomp.numerics.checks import check_count
+from jaxcomp.numerics.host import is_on_host
 from jaxcomp.numerics.scaling import group_exponent, normalise, restore
 from jaxcomp.quantizers.assignment import assignment_dtype
 from jaxcomp.quantizers.curves import Curve, Point
@@ -303,16 +304,6 @@ class CodebookMethod(Method):
 def scale_bits(problem: Problem) -> float:
     """Return what the scales of a tensor cost."""
     return 0.0 if problem.scales is None else float(_SCALE_BITS * problem.scales.size)
-
-
-def is_on_host(*stored: Any) -> bool:
-    """Tell whether the host can read arrays (or None) without a copy: NumPy's, or of a CPU."""
-    return all(
-        part is None
-        or isinstance(part, np.ndarray)
-        or (is_concrete(part) and all(device.platform == "cpu" for device in part.devices()))
-        for part in stored
-    )
 
 
 @partial(jax.jit, static_argnames=("rows", "shape", "dtype"))

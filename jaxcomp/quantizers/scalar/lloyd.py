@@ -55,7 +55,7 @@ from jaxcomp.quantizers.histograms import (
     accumulation_dtype,
     bins_for,
 )
-from jaxcomp.quantizers.padding import bucketed
+from jaxcomp.quantizers.padding import bucketed, without_filling
 from jaxcomp.quantizers.scalar.coarse_to_fine import coarse_to_fine_centroids
 from jaxcomp.quantizers.scalar.diameter import (
     PENALTY_FORMS,
@@ -497,7 +497,8 @@ def kmeans(
         num_bins=num_bins,
         start=start,
     )
-    return result._replace(assignments=result.assignments[..., : points.shape[-1]])
+    assignments = without_filling(result.assignments, points.shape[-1])
+    return result._replace(assignments=assignments)
 
 
 @partial(

@@ -27,7 +27,7 @@ from jaxcomp.quantizers.histograms import (
     bins_for,
     sum_of_squares,
 )
-from jaxcomp.quantizers.padding import bucketed
+from jaxcomp.quantizers.padding import bucketed, without_filling
 from jaxcomp.quantizers.solution import (
     Codebook,
     QuantizationResult,
@@ -178,7 +178,8 @@ def uniform(
         reconstruction=reconstruction,
         num_bins=num_bins,
     )
-    return result._replace(assignments=result.assignments[..., : points.shape[-1]])
+    assignments = without_filling(result.assignments, points.shape[-1])
+    return result._replace(assignments=assignments)
 
 
 @partial(jax.jit, static_argnames=("max_clusters", "reconstruction", "num_bins"))
