@@ -164,6 +164,8 @@ class _Layer:
 
     def best_slope(self, moments: InputMoments, nats_per_bit: float, exponent: float) -> float:
         """Return the slope of least cost by ideal lengths; of a stack, that of a block in it."""
+        if len(self.method.settings.slopes) == 1:
+            return self.method.settings.slopes[0]
         problems = self.with_moments(moments, self.damping).problems
         settings = replace(self.method.settings, exponents=(exponent,))
         method = replace(self.method, settings=settings)
@@ -200,7 +202,7 @@ def _layer_of(tensor: Tensor, network: OpenNetwork, estimate: DiagonalEstimate |
         use.bias if method.refits else None,
         lies,
         None,
-        damping=1e-3 if 1e-3 in method.dampings else method.dampings[0],
+        damping=sorted(method.dampings)[len(method.dampings) // 2],
         pair=(
             0.0 if 0.0 in exponents or lies.axis is None else exponents[0],
             slopes[len(slopes) // 2],

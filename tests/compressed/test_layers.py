@@ -97,6 +97,16 @@ def test_a_fixed_multiplier_is_that_of_all_layers():
     report = tree.report()
     assert [layer.parameter for layer in report] == pytest.approx([1e-4, 1e-4])
     np.testing.assert_array_equal(tree.params()["out"]["bias"], network()["out"]["bias"])
+    bound = 0.5 * report.distortion
+    open_ended = fixed.at(None)
+    finer = compress(
+        network(),
+        open_ended,
+        layers=layers,
+        select=["blocks/kernel", "out/weight"],
+        max_distortion=bound,
+    )
+    assert 0.95 * bound <= finer.report().distortion <= bound
     # A curve says what its point costs and loses, from all outputs of such small layers.
     found = curve(network(), fixed, layers=layers, select=["out/weight"])["out/weight"]
     assert found.distortion[0] == pytest.approx(report[1].distortion, rel=1e-3)
@@ -132,6 +142,33 @@ def test_blocks_of_a_stack_are_those_of_the_unrolled_network():
             plain.params()["blocks"][number]["kernel"],
             atol=1e-6,
         )
+
+
+def test_groups_of_a_convolution_have_inputs_of_their_own():
+    kernel = normal(7, 3, 1, 6)  # each of three channels has two outputs
+    images = normal(8, 50, 8, 3)
+
+    def convolved(params: Any, x: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(
+            x,
+            params["kernel"],
+            (1,),
+            "SAME",
+            dimension_numbers=("NWC", "WIO", "NWC"),
+            feature_group_count=3,
+        )
+
+    method = HessianRounding(1e-3, settings=SETTINGS, dampings=(1e-3,))
+    layers = Layers(convolved, [images], loss=None)
+    tree = compress({"kernel": kernel}, method, layers=layers, select="kernel")
+    found = tree.params()
+    before, after = (convolved(params, images) for params in ({"kernel": kernel}, found))
+    lost = float(jnp.sum((before - after) ** 2) / jnp.sum(before**2))
+    assert 0 < lost < 0.1
+    # What is reported is the relative error of the outputs, damped.
+    assert tree.report().distortion == pytest.approx(lost, rel=0.01)
+    again = jaxcomp.load(to_bytes(tree)).params()
+    np.testing.assert_array_equal(again["kernel"], found["kernel"])
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,15 @@ from jaxcomp.quantizers.hessian_rounding import RoundedLayer, layer_curve, round
 from jaxcomp.quantizers.methods.base import CodebookMethod, Encoded, Method
 from jaxcomp.quantizers.methods.entropy_constrained import EntropyConstrained
 from jaxcomp.quantizers.problems import Errors, LayerInputs, Problem
-from jaxcomp.quantizers.rounding_passes import DEFAULT_SETTINGS, NUMBER_BITS, RoundingSettings
+from jaxcomp.quantizers.rounding_passes import NUMBER_BITS, RoundingSettings
 from jaxcomp.quantizers.scales import Scale
 
 # Distortion is twice the rise of the loss.
 _PER_NAT = 2.0
+# Choices by bits draw weights to 0, and the error of all of them adds up in ways that moments of
+# the inputs do not tell. At equal bytes a coarser grid with cheaper bits keeps a network better,
+# by what was measured (`benchmarks/README.md`).
+_SETTINGS = RoundingSettings(slopes=(0.125,))
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,8 @@ class HessianRounding(CodebookMethod):
             worth; > 0, the same for all layers. Without a loss it is half the relative squared
             error of a layer's outputs. None leaves it to the budget; without one there are about
             4 bits per weight.
-        settings: exponents of the spacings and slopes to choose from, passes, classes.
+        settings: exponents of the spacings and slopes to choose from, passes, classes. Slopes are
+            smaller than those of `round_layer`.
         dampings: of the second moments of inputs, over the mean of their diagonal; what is best on
             data that is held out is taken.
         refits: whether biases of rounded layers are fitted to what rounding left of the mean of
@@ -52,8 +57,8 @@ class HessianRounding(CodebookMethod):
     default: ClassVar[float] = 1e-8
 
     nats_per_bit: float | None = None
-    settings: RoundingSettings = field(default=DEFAULT_SETTINGS, kw_only=True)
-    dampings: tuple[float, ...] = field(default=(1e-4, 1e-3, 1e-2), kw_only=True)
+    settings: RoundingSettings = field(default=_SETTINGS, kw_only=True)
+    dampings: tuple[float, ...] = field(default=(1e-3, 1e-2, 5e-2), kw_only=True)
     refits: bool = field(default=True, kw_only=True)
     otherwise: Method = field(default=EntropyConstrained(), kw_only=True)
     # Of the spacings: which axis the inputs of a layer lie along is found, not chosen.
