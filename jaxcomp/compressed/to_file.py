@@ -176,14 +176,16 @@ class _Job:
         return replace_leaves(params, sums)
 
     def compress(self, **budget: Any) -> CompressedTree:
+        # What the best codes save is found out once the file is there: they take long.
+        is_of_loss = self.goal is not None and self.goal[0] == "loss_increase"
+        is_quick = is_of_loss or self.num_weights > _MOST_WEIGHTS_OF_BEST
         return compress(
             self.params,
             self.method,
             select=self.select,
             importance=self.importance,
             layers=self.layers,
-            # What the best codes save is found out once the file is there: they take long.
-            effort="fast" if self.num_weights > _MOST_WEIGHTS_OF_BEST else self.effort,
+            effort="fast" if is_quick else self.effort,
             **budget,
         )
 
