@@ -35,7 +35,7 @@ import numpy as np
 from provenance import commit
 
 import jaxcomp
-from jaxcomp.curvature import gauss_newton_diagonal, layer_hessians
+from jaxcomp.curvature import InputMoments, gauss_newton_diagonal, layer_hessians
 from jaxcomp.evaluation import metrics
 from jaxcomp.experiments import data
 from jaxcomp.quantizers import feedback, hessian_rounding, rounding_passes, spacings
@@ -45,7 +45,7 @@ from jaxcomp.quantizers.hessian_rounding import (
     round_layer_to_rate,
 )
 from jaxcomp.quantizers.output_importance import output_importance
-from jaxcomp.quantizers.output_refit import InputMoments, refit_outputs
+from jaxcomp.quantizers.output_refit import refit_outputs
 
 RATE_BITS = 3.0
 RATES = (1.3, 1.6, 2.0, 2.5, 3.2, 4.0, 4.6)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcomp import CompressedTree, inspect
+from jaxcomp.compressed import to_bytes
 from jaxcomp.quantizers import (
     EntropyConstrained,
     KMeans,
@@ -47,3 +49,12 @@ def entropy(labels: Any) -> float:
     _, counts = np.unique(np.asarray(labels), return_counts=True)
     p = counts / counts.sum()
     return float(-np.sum(p * np.log2(p)))
+
+
+def bits_in_file(tree: CompressedTree, path: str | None = None) -> int:
+    """Bits of the sections of all compressed leaves, or of one."""
+    return 8 * sum(
+        entry.size_bytes
+        for entry in inspect(to_bytes(tree)).entries
+        if entry.method != "kept" and path in (None, entry.path)
+    )

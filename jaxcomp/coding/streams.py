@@ -97,6 +97,14 @@ class StackWriter:
         self._steps.append(_Step(bits, lambda models: models.Bernoulli(perfect=True), chance))
         self.size_bits -= float(np.log2(np.where(bits == 1, chance, 1 - chance)).sum())
 
+    def num_bytes(self) -> int:
+        """Return the length of the stream; without `constriction` up to four bytes more."""
+        try:
+            coders()
+        except ImportError:
+            return math.ceil((self.size_bits + 32) / 8)
+        return len(self.to_bytes())
+
     def to_bytes(self) -> bytes:
         """Return the stream."""
         coder, models = coders().stack.AnsCoder(), coders().model

@@ -1,9 +1,9 @@
 """Budgets: which operating point of every tensor, so that all of them together keep to a limit.
 
-A budget is a number of bits for the compressed tensors, or a bound on their distortion. Points are
-chosen on the curves by one slope for all tensors (`jaxcomp.quantizers.allocation`); curves are made
-on histograms, so that the sizes of the chosen codes differ a little from what they promise, and
-the choice is repeated with what the first one missed.
+A budget is a number of bits for the compressed tensors in their file, or a bound on their
+distortion. Points are chosen on the curves by one slope for all tensors
+(`jaxcomp.quantizers.allocation`). What curves promise is an estimate, so that the choice is
+repeated with what the codes really take (`jaxcomp.compressed.points`).
 
 Axes: `L` tensors, `M` points.
 """
@@ -56,7 +56,7 @@ def budget_of(
         given: the arguments by name, None for what was not given.
         num_weights: of the compressed tensors.
         original_bits: of the whole tree.
-        kept_bits: of the leaves that are not compressed.
+        kept_bits: of the file without the compressed tensors.
 
     Raises:
         TypeError: if a budget is no number.
@@ -82,9 +82,9 @@ def budget_of(
     if total <= kept_bits:
         largest = f"{math.ceil(kept_bits / 8):,} bytes"
         raise ValueError(
-            f"{name} is {value:g}, but the leaves that are kept take {largest} of the tree's "
-            f"{math.ceil(original_bits / 8):,} alone; allow more, or compress more leaves by "
-            "`select`."
+            f"{name} is {value:g}, but the header and the leaves that are kept take {largest} "
+            f"alone, of the tree's {math.ceil(original_bits / 8):,}; allow more, or compress more "
+            "leaves by `select`."
         )
     return Budget(name, value, bits=total - kept_bits)
 
@@ -94,26 +94,25 @@ def choose(
     distortion: Sequence[Float[np.ndarray, " points"]],
     budget: Budget,
 ) -> Int[np.ndarray, " tensors"]:
-    """Return the point of every tensor.
+    """Return the point of every tensor; those that are nearest to it, if none keep to the budget.
 
-    Raises:
-        ValueError: if no choice keeps to the budget: the message says what would.
+    Args:
+        size_bits: of the points of every tensor.
+        distortion: likewise.
+        budget: the limit.
     """
     rates, costs = list(size_bits), list(distortion)
-    least = (
-        math.fsum(float(np.min(rate)) for rate in rates)
-        if budget.bits is not None
-        else math.fsum(float(np.min(cost)) for cost in costs)
-    )
-    if least > budget.limit:
-        unit = "bits of the compressed tensors" if budget.bits is not None else "distortion"
-        raise ValueError(
-            f"{budget.name} = {budget.value:g} allows {budget.limit:.6g} {unit}, but these methods "
-            f"need {least:.6g} at least; allow more, or leave the methods' parameters open."
-        )
-    chosen = (
-        allocate_rates(rates, costs, budget_bits=budget.bits)
-        if budget.bits is not None
-        else allocate_rates(rates, costs, max_distortion=budget.distortion)
-    )
-    return np.asarray(chosen.places)
+    limit = max(budget.limit, least_of(rates, costs, budget))
+    if budget.bits is not None:
+        return np.asarray(allocate_rates(rates, costs, budget_bits=limit).places)
+    return np.asarray(allocate_rates(rates, costs, max_distortion=limit).places)
+
+
+def least_of(
+    size_bits: Sequence[Float[np.ndarray, " points"]],
+    distortion: Sequence[Float[np.ndarray, " points"]],
+    budget: Budget,
+) -> float:
+    """Return what the coarsest points take of a budget in bits, or the finest in distortion."""
+    values = size_bits if budget.bits is not None else distortion
+    return math.fsum(float(np.min(own)) for own in values)

@@ -6,15 +6,16 @@ is stored of every leaf, and so decodes to exactly the weights that the tree has
 
 import hashlib
 import json
-import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
+from jaxcomp.checkpoints.references import digest_of
+from jaxcomp.checkpoints.tensors import Tensor
 from jaxcomp.coding.arrays import write_parts
 from jaxcomp.coding.streams import Effort, StackWriter
 from jaxcomp.compressed.format import KEPT, leaf_of, parts_of, plain
@@ -27,15 +28,16 @@ from jaxcomp.compressed.tensors import (
 )
 from jaxcomp.compressed.tree import CompressedTree, TreeLayout
 from jaxcomp.decoder import File, FormatError
-from jaxcomp.decoder.arrays import DTYPES, Parts, bytes_of, values_of
+from jaxcomp.decoder.arrays import Parts, bytes_of, values_of
 from jaxcomp.decoder.files import HEADER_NAME, MAGIC, Entry, walk
 from jaxcomp.decoder.streams import require
+from jaxcomp.long_call import LongCall
 from jaxcomp.numerics.checks import is_concrete
 from jaxcomp.storage import PathLike, write_bytes_atomic
 from jaxcomp.storage.files import to_plain
 from jaxcomp.trees.description import KEY, describe_tree, dtype_name, plain_array, rebuild_tree
 from jaxcomp.trees.leaves import Constant, View, is_array
-from jaxcomp.trees.paths import leaves_by_path, shorten
+from jaxcomp.trees.paths import leaves_by_path
 from jaxcomp.trees.tied import Slot
 from jaxcomp.types import Params
 
@@ -43,6 +45,13 @@ Container = Literal["jxc", "safetensors", "bare"]
 
 # Above this many codes an array has static codes only, unless more effort is asked for.
 _BEST_BELOW = 1_000_000
+
+
+class Reference(NamedTuple):
+    """Another model, and the paths at which a tree holds differences to it."""
+
+    tensors: Mapping[str, Tensor]
+    paths: frozenset[str]
 
 
 class _Stored(NamedTuple):
@@ -61,6 +70,7 @@ def to_bytes(
     container: Container = "jxc",
     effort: Effort | None = None,
     made: Mapping[str, Any] | None = None,
+    reference: "Reference | None" = None,
 ) -> bytes:
     """Return the file of a compressed tree.
 
@@ -72,6 +82,7 @@ def to_bytes(
         effort: "fast" for static codes, "best" for contexts of earlier rows too; None for the
             best below 1,000,000 codes of an array.
         made: how the tree was made, as JSON can say it; costs its bytes. None for nothing.
+        reference: of which arrays differences to another model are in the tree; None for none.
 
     Raises:
         ImportError: without `constriction` (install `jaxcomp[coding]`).
@@ -84,51 +95,142 @@ def to_bytes(
         raise ValueError(f"effort must be fast, best or None, got {effort!r}.")
     if not all(is_concrete(value) for value in jax.tree.leaves(tree.leaves)):
         raise TypeError("files need arrays with known values; write them outside jit and vmap.")
-    description, order, ties = _described(tree)
+    described = _described(tree)
     if container == "bare":
         writer = StackWriter()
-        for number in order:
+        for number in described.order:
             _write(writer, _stored(tree, number), effort)
         return writer.to_bytes()
-    stored = [_stored(tree, number) for number in order]
-    identity: dict[str, Any] = {
-        "tree": description,
-        "arrays": [[one.dtype, *one.shape] for one in stored],
-    }
-    if ties:
-        identity["ties"] = ties
-    if any(one.key for one in stored):
-        identity["keys"] = {str(n): one.key for n, one in enumerate(stored) if one.key}
-    first = _to_json(identity)
-    hashed, sections, codes = hashlib.sha256(first), [], ""
-    for one in stored:
-        writer = StackWriter()
-        _write(writer, one, effort)
-        sections.append(writer.to_bytes())
-        codes += max(writer.bits_by_code or "p", key=lambda c: writer.bits_by_code.get(c, 0.0))
-        hashed.update(bytes_of(values_of(one.parts, one.dtype, one.shape)).data)
-    coding: dict[str, Any] = {
-        "lengths": [len(section) for section in sections],
-        "methods": [one.method for one in stored],
-        "codes": codes,
-    }
-    if made is not None:
-        coding["made"] = to_plain(made, "made")
-    deflate = zlib.compressobj(9, wbits=-15)
-    block = deflate.compress(first + b"\n" + _to_json(coding)) + deflate.flush()
+    stored = [_stored(tree, number) for number in described.order]
+    first = _identity(described, stored, reference)
+    hashed, written = hashlib.sha256(first), []
+    with LongCall("coding", len(stored)) as report:
+        for place, one in enumerate(stored):
+            report(place, len(stored), "")
+            written.append(_section(one, effort))
+            hashed.update(bytes_of(values_of(one.parts, one.dtype, one.shape)).data)
+    sections = [section.to_bytes() for section in written]
+    codes = [_code_of(section) for section in written]
+    block = _block(first, stored, codes, [len(section) for section in sections], made)
     block += hashed.digest()
     block += b"".join(zlib.crc32(section).to_bytes(4, "little") for section in sections)
     header = MAGIC + b"".join(n.to_bytes(4, "little") for n in (len(block), zlib.crc32(block)))
     header += block
     if container == "jxc":
         return header + b"".join(sections)
-    names = [path for path in _paths(description) if path not in ties]
+    names = [path for path in _paths(described.description) if path not in described.ties]
     if HEADER_NAME in names:
         raise ValueError(
             f"the leaf {HEADER_NAME!r} has the name of the header in a file of safetensors; rename "
             "it, or write a .jxc."
         )
     return _safetensors({HEADER_NAME: header, **dict(zip(names, sections, strict=True))})
+
+
+class FileSizes:
+    """Sizes of files (.jxc) of trees that share leaves: each leaf is coded once.
+
+    Args:
+        effort: see `to_bytes`.
+    """
+
+    def __init__(self, effort: Effort | None = None) -> None:
+        self._effort: Effort | None = effort
+        # The leaves too, so that no other has the number of one that is gone.
+        self._known: dict[int, tuple[Any, _Stored, str, int]] = {}
+
+    def of_leaf(self, leaf: CompressedTensor | KeptLeaf, layout: TensorLayout | KeptLayout) -> int:
+        """Return the bytes of the section of a leaf."""
+        return self._of(leaf, layout)[2]
+
+    def of_tree(self, tree: CompressedTree) -> int:
+        """Return the bytes of the file of a tree; without `constriction` some more.
+
+        Tensors that are None, as long as they are not known, have empty sections.
+        """
+        described = _described(tree)
+        known = [
+            self._of(tree.leaves[number], tree.layout.leaves[number]) for number in described.order
+        ]
+        stored = [one for one, _, _ in known]
+        lengths = [length for _, _, length in known]
+        first = _identity(described, stored)
+        block = _block(first, stored, [code for _, code, _ in known], lengths, None)
+        return len(MAGIC) + 8 + len(block) + 32 + 4 * len(stored) + sum(lengths)
+
+    def _of(
+        self, leaf: CompressedTensor | KeptLeaf | None, layout: TensorLayout | KeptLayout
+    ) -> tuple["_Stored", str, int]:
+        if leaf is None:
+            assert isinstance(layout, TensorLayout)
+            none = Parts(np.zeros(0, np.uint8))
+            brief = _Stored(none, layout.dtype.name, layout.shape, layout.method.name, "")
+            return brief, "t", 0
+        if id(leaf) not in self._known:
+            one = _stored_leaf(leaf, layout)
+            section = _section(one, self._effort)
+            # What was coded is not needed any more, only what the header says of it.
+            brief = one._replace(parts=Parts(np.zeros(0, np.uint8)))
+            self._known[id(leaf)] = leaf, brief, _code_of(section), section.num_bytes()
+        return self._known[id(leaf)][1:]
+
+
+def _identity(
+    described: "_Described", stored: list[_Stored], reference: "Reference | None" = None
+) -> bytes:
+    """Return the first line of a header: what the arrays are."""
+    identity: dict[str, Any] = {
+        "tree": described.description,
+        "arrays": [[one.dtype, *one.shape] for one in stored],
+    }
+    if described.ties:
+        identity["ties"] = described.ties
+    if any(one.key for one in stored):
+        identity["keys"] = {str(n): one.key for n, one in enumerate(stored) if one.key}
+    if reference is not None:
+        names = [path for path in _paths(described.description) if path not in described.ties]
+        numbers = [number for number, path in enumerate(names) if path in reference.paths]
+        read = [reference.tensors[names[number]] for number in numbers]
+        identity["reference"] = [digest_of(read), numbers]
+    return _to_json(identity)
+
+
+def _block(
+    first: bytes,
+    stored: list[_Stored],
+    codes: Sequence[str],
+    lengths: list[int],
+    made: Mapping[str, Any] | None,
+) -> bytes:
+    """Return the text of a header, compressed.
+
+    Args:
+        first: its first line.
+        stored: the arrays.
+        codes: a letter for each.
+        lengths: of their sections.
+        made: how the tree was made.
+    """
+    coding: dict[str, Any] = {
+        "lengths": lengths,
+        "methods": [one.method for one in stored],
+        "codes": "".join(codes),
+    }
+    if made is not None:
+        coding["made"] = to_plain(made, "made")
+    deflate = zlib.compressobj(9, wbits=-15)
+    return deflate.compress(first + b"\n" + _to_json(coding)) + deflate.flush()
+
+
+def _section(one: _Stored, effort: Effort | None) -> StackWriter:
+    writer = StackWriter()
+    _write(writer, one, effort)
+    return writer
+
+
+def _code_of(section: StackWriter) -> str:
+    """Return the letter of the code of most symbols."""
+    return max(section.bits_by_code or "p", key=lambda code: section.bits_by_code.get(code, 0.0))
 
 
 def save(
@@ -178,9 +280,15 @@ def load(
         FormatError: if the file is damaged, cut, or none of jaxcomp.
         ImportError: without `constriction`.
         OSError: if the file cannot be read.
-        ValueError: if `like` does not fit, or is needed.
+        ValueError: if `like` does not fit, or is needed; or if the file holds differences to
+            another model.
     """
     with File(source, max_bytes) as file:
+        if file.reference is not None:
+            raise ValueError(
+                "the file holds differences to another model; give it its weights by "
+                "`jaxcomp.checkpoints.decompress`, or by `jaxcomp decompress --reference`."
+            )
         description = file.header["tree"]
         paths = _paths(description)
         marks = {path: np.zeros(0, np.int8) for path in paths}
@@ -222,117 +330,15 @@ def load(
     return CompressedTree(tuple(leaves), TreeLayout(structure, tuple(slots), tuple(layouts)))
 
 
-class FileEntry(NamedTuple):
-    """One stored array in numbers.
+class _Described(NamedTuple):
+    """The description of a tree, the numbers of its arrays in order, and its ties."""
 
-    Attributes:
-        path: where it stands; the first place of a tied one.
-        shape: of the array.
-        dtype: of the array.
-        method: that compressed it, or "kept".
-        coder: of most of its symbols: plain, table, distance or contexts.
-        size_bytes: of its section.
-        bits_per_weight: of its section over its numbers; NaN for none.
-        share: of the file.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    dtype: str
-    method: str
-    coder: str
-    size_bytes: int
-    bits_per_weight: float
-    share: float
+    description: Any
+    order: list[int]
+    ties: dict[str, Any]
 
 
-class Contents(NamedTuple):
-    """What is in a file, a table as text.
-
-    Attributes:
-        entries: one for each stored array.
-        size_bytes: of the file.
-        overhead_bytes: what is in no section: names, shapes, checks.
-        original_bytes: of all stored arrays.
-        made: how the tree was made, if the file says so.
-    """
-
-    entries: tuple[FileEntry, ...]
-    size_bytes: int
-    overhead_bytes: int
-    original_bytes: int
-    made: Any
-
-    def __str__(self) -> str:
-        header = ["leaf", "shape", "dtype", "method", "coder", "bytes", "bits/weight", "share"]
-        rows = [header, *(_row(entry) for entry in self.entries)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if place < 5 else cell.rjust(width)
-                for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
-        ratio = self.original_bytes / self.size_bytes
-        total = (
-            f"{self.original_bytes:,} bytes in {self.size_bytes:,}, ratio {ratio:.2f}; "
-            f"{self.overhead_bytes:,} of them names, shapes and checks"
-        )
-        made = [] if self.made is None else [f"made by {json.dumps(self.made)}"]
-        return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], total, *made])
-
-
-def inspect(source: PathLike | bytes) -> Contents:
-    """Return what is in a file, by its header alone.
-
-    Args:
-        source: path of the file, or its bytes.
-
-    Raises:
-        FormatError: if the header is damaged, or none of jaxcomp.
-        OSError: if the file cannot be read.
-    """
-    # Nothing is allocated: arrays of any size are told.
-    with File(source, max_bytes=1 << 62) as file:
-        entries, original = [], 0
-        for entry in file.entries:
-            number = math.prod(entry.shape)
-            original += -(-DTYPES[entry.dtype][0] * number // 8)
-            entries.append(
-                FileEntry(
-                    path=entry.path,
-                    shape=entry.shape,
-                    dtype=entry.dtype,
-                    method=entry.method,
-                    coder=_CODERS.get(entry.coder, "unknown"),
-                    size_bytes=entry.length,
-                    bits_per_weight=8 * entry.length / number if number else math.nan,
-                    share=entry.length / file.size,
-                )
-            )
-        sections = sum(entry.length for entry in file.entries)
-        return Contents(tuple(entries), file.size, file.size - sections, original, file.made)
-
-
-_CODERS = {"p": "plain", "t": "table", "d": "distance", "c": "contexts"}
-
-
-def _row(entry: FileEntry) -> list[str]:
-    return [
-        shorten([entry.path]),
-        "x".join(map(str, entry.shape)) or "scalar",
-        entry.dtype,
-        entry.method,
-        entry.coder,
-        f"{entry.size_bytes:,}",
-        f"{entry.bits_per_weight:.2f}",
-        f"{entry.share:.1%}",
-    ]
-
-
-def _described(tree: CompressedTree) -> tuple[Any, list[int], dict[str, Any]]:
-    """Return the description of a tree, the numbers of its arrays in order, and its ties."""
+def _described(tree: CompressedTree) -> _Described:
     layout = tree.layout
     values = [_skeleton(tree.leaves[slot.number]) for slot in layout.slots]
     skeleton = layout.structure.unflatten(values)
@@ -353,7 +359,7 @@ def _described(tree: CompressedTree) -> tuple[Any, list[int], dict[str, Any]]:
         view = slot.view
         told = None if view is None else [view.stored_order, view.order, view.shape]
         ties[path] = [order.index(slot.number), told]
-    return description, order, ties
+    return _Described(description, order, ties)
 
 
 def _skeleton(leaf: CompressedTensor | KeptLeaf) -> Any:
@@ -371,7 +377,10 @@ def _paths(description: Any) -> list[str]:
 
 
 def _stored(tree: CompressedTree, number: int) -> _Stored:
-    leaf, layout = tree.leaves[number], tree.layout.leaves[number]
+    return _stored_leaf(tree.leaves[number], tree.layout.leaves[number])
+
+
+def _stored_leaf(leaf: CompressedTensor | KeptLeaf, layout: TensorLayout | KeptLayout) -> _Stored:
     if isinstance(leaf, CompressedTensor) and isinstance(layout, TensorLayout):
         parts = parts_of(leaf, layout)
         return _Stored(parts, layout.dtype.name, layout.shape, layout.method.name, "")

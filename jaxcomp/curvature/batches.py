@@ -201,11 +201,11 @@ def _check_arguments(
     estimator: Estimator, batches: Iterable[Batch], probes_per_chunk: int
 ) -> tuple[Sampling, int]:
     probes_per_chunk = check_count("probes_per_chunk", probes_per_chunk)
-    _check_iterable_again(batches)
+    check_iterable_again(batches)
     return checked_estimator(estimator).sampling(), probes_per_chunk
 
 
-def _check_iterable_again(batches: Iterable[Batch]) -> None:
+def check_iterable_again(batches: Iterable[Batch]) -> None:
     """Refuse what can be iterated over once only; later passes would silently find nothing."""
     if not isinstance(batches, Iterable):
         raise TypeError(f"batches must be an iterable of batches, got {type(batches).__name__}.")

@@ -52,6 +52,7 @@ class MatrixUse:
         position: of the weight among the floating leaves.
         layout: of the weight as matrices `(G, I, O)`.
         num_positions: P.
+        order: number of its first product, in the order in which products are evaluated.
         outputs: shapes and dtypes of the perturbations that are added to the result of each of its
             products, at all steps of the loops around.
         to_inputs: brings the captured operands of E examples, `(E, ...)`, into the normal form
@@ -62,6 +63,7 @@ class MatrixUse:
     position: int
     layout: MatrixLayout
     num_positions: int
+    order: int
     outputs: tuple[jax.ShapeDtypeStruct, ...]
     to_inputs: Callable[[Arrays], Float[Array, "E G P I"]]
     to_outputs: Callable[[Arrays], Float[Array, "E G P O"]]
@@ -128,7 +130,7 @@ def capture(
         products = [found.products[number] for number in numbers]
         use = _reason(products, found.obstacles.get(leaf, ()), is_wanted=wanted[leaf])
         if use is None:
-            use = _join(leaf, value, products)
+            use = _join(leaf, value, products, numbers[0])
         reasons.append(use if isinstance(use, str) else None)
         uses += [] if isinstance(use, str) else [use]
     captured = [products_of[use.position] for use in uses]
@@ -168,7 +170,7 @@ def _reason(products: list[Product], obstacles: tuple[str, ...], *, is_wanted: b
     return None if products else "it is not used"
 
 
-def _join(leaf: int, value: Array, products: list[Product]) -> MatrixUse | str:
+def _join(leaf: int, value: Array, products: list[Product], order: int) -> MatrixUse | str:
     """Make one use of the products of a leaf; or say why they are not of one form."""
     layouts = [
         stack_layout(value.shape, (*product.piece.steps, *product.normal.weight_steps))
@@ -190,6 +192,7 @@ def _join(leaf: int, value: Array, products: list[Product]) -> MatrixUse | str:
         leaf,
         layout.matrices,
         table.shape[1] * num_positions,
+        order,
         outputs,
         partial(normal, [product.normal.to_inputs for product in products]),
         partial(normal, [product.normal.to_outputs for product in products]),

@@ -121,7 +121,7 @@ def find_layers(model_or_fn: OutputsFn | Any, params: Params, inputs: Any) -> di
     Raises:
         TypeError: if it is not callable.
     """
-    function, params = open_params(_as_function(model_or_fn, params), params)
+    function, params = open_params(as_function(model_or_fn, params), params)
     uses = _uses_by_path(function, params, inputs)
     return {
         path: Layer("other", 0, None, use)
@@ -181,12 +181,12 @@ def layer_hessians(
             `gauss_newton_diagonal`.
         TypeError: if `predict_fn` is not callable.
     """
-    function, params = open_params(_as_function(model_or_fn, params, output), params)
+    function, params = open_params(as_function(model_or_fn, params, output), params)
     own_loss = checked_loss(loss, reduction, max_columns)
     num_label_samples = checked_label_samples(num_label_samples, key)
     total, uses, num_examples = None, {}, 0
     for batch, size in sized_batches(batches):
-        inputs, targets = inputs_and_targets(batch) if _is_pair(batch) else (batch, None)
+        inputs, targets = inputs_and_targets(batch) if is_pair(batch) else (batch, None)
         if total is None:
             check_outputs_are_independent(function, params, inputs)
             uses = _selected_uses(function, params, inputs, select)
@@ -237,11 +237,11 @@ def _divided(
 
 def _began(function: Partial, params: Params, batches: Iterable[Batch]) -> str:
     """Say where values that are not finite began."""
-    inputs = (batch[0] if _is_pair(batch) else batch for batch in batches)
+    inputs = (batch[0] if is_pair(batch) else batch for batch in batches)
     return where_it_began(function, params, inputs)
 
 
-def _as_function(model_or_fn: Any, params: Params, output: PickOutput | None = None) -> Partial:
+def as_function(model_or_fn: Any, params: Params, output: PickOutput | None = None) -> Partial:
     """Return the function of a model; only here are models told from functions."""
     bases = {base.__module__.partition(".")[0] for base in type(model_or_fn).__mro__}
     if "flax" in bases:
@@ -448,5 +448,6 @@ def _gram(rows: Array, subscripts: str) -> Array:
     return jnp.einsum(subscripts, rows, rows)
 
 
-def _is_pair(batch: Any) -> bool:
+def is_pair(batch: Any) -> bool:
+    """Tell whether a batch is inputs and targets."""
     return isinstance(batch, tuple | list) and len(batch) == 2

@@ -24,6 +24,7 @@ from jaxcomp.quantizers.histograms import (
 from jaxcomp.quantizers.methods import (
     METHODS,
     EntropyConstrained,
+    HessianRounding,
     KMeans,
     MagnitudePruning,
     Method,
@@ -33,7 +34,7 @@ from jaxcomp.quantizers.methods import (
     Vector,
 )
 from jaxcomp.quantizers.output_importance import output_importance
-from jaxcomp.quantizers.output_refit import InputMoments, OutputRefit, refit_outputs
+from jaxcomp.quantizers.output_refit import OutputRefit, refit_outputs
 from jaxcomp.quantizers.pruning import prune_by_magnitude
 from jaxcomp.quantizers.rounding import RoundedWeights, round_to_nearest
 from jaxcomp.quantizers.rounding_passes import LayerCurve, RoundingSettings
@@ -70,7 +71,7 @@ __all__ = [
     "DiameterSolution",
     "DiameterSolver",
     "EntropyConstrained",
-    "InputMoments",
+    "HessianRounding",
     "KMeans",
     "LayerCurve",
     "MagnitudePruning",

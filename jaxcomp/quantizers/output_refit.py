@@ -17,23 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxcomp.curvature.layer_inputs import InputMoments
 from jaxcomp.numerics.transformations import always_compiled
-
-
-class InputMoments(NamedTuple):
-    """Moments of a layer's inputs over a data set: x originally, xh of the rounded network.
-
-    Attributes:
-        second: E[xh xh^T] (G, I, I).
-        mean: E[xh] (G, I).
-        cross: E[xh x^T] (G, I, I), None if xh = x.
-        original_mean: E[x] (G, I), None if xh = x.
-    """
-
-    second: Float[Array, "G I I"]
-    mean: Float[Array, "G I"]
-    cross: Float[Array, "G I I"] | None = None
-    original_mean: Float[Array, "G I"] | None = None
 
 
 class OutputRefit(NamedTuple):

@@ -86,6 +86,26 @@ class Errors(NamedTuple):
     energy: float
 
 
+class LayerInputs(NamedTuple):
+    """What a layer meets, in ordinary units.
+
+    Attributes:
+        places: (G, I, O), of the weights of its matrices in the flattened tensor.
+        axis: of the tensor along which the inputs lie one by one; None if there is none.
+        second_moments: S = E[xh xh^T] (G, I, I).
+        cross_moments: C = E[xh x^T] (G, I, I); None if the inputs are those of the original.
+        output_importance: g (G, O): `g S` is the Hessian of the weights that enter an output.
+        damping: what is added to the diagonal of S, over its mean.
+    """
+
+    places: Int[np.ndarray, "G I O"]
+    axis: int | None
+    second_moments: Float[Any, "G I I"]
+    cross_moments: Float[Any, "G I I"] | None
+    output_importance: Float[Any, "G O"]
+    damping: float = 1e-3
+
+
 @dataclass(frozen=True, eq=False)
 class Problem:
     """The weights of a leaf or layer, on the host, as they are quantized.
@@ -102,6 +122,7 @@ class Problem:
         scales: (R,) float32 (float64) in the units of the weights.
         blocks: (ceil(size / m), m, m) Hessians H of m consecutive weights of the flattened tensor
             each, in units like `importance` and in place of it: the distortion is `e^T H e`.
+        layer: what is known of the inputs and outputs of a layer, for methods that need it.
     """
 
     weights: Float[np.ndarray, "*shape"]
@@ -112,6 +133,7 @@ class Problem:
     rows: Rows | None = None
     scales: Float[np.ndarray, " rows"] | None = None
     blocks: Float[np.ndarray, "vectors m m"] | None = None
+    layer: LayerInputs | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

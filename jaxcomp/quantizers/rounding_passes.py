@@ -28,7 +28,7 @@ from jaxcomp.quantizers.input_classes import (
     count_codes,
     length_bits,
 )
-from jaxcomp.quantizers.spacings import Spacing, mean_of_live, spacing_for
+from jaxcomp.quantizers.spacings import Spacing, mean_of_live, shortened, spacing_for
 
 # Bits of c and of the reconstruction factors.
 NUMBER_BITS = 32.0 * (1 + NUM_FACTORS)
@@ -186,6 +186,7 @@ def passes(
         )
         # A factor beyond would not be one of the bin that it is for.
         fitted = jnp.clip(found.fitted_factors, 0.5, 1.5)
+        fitted = shortened(spacing.scale * fitted) / spacing.scale
         return found.codes, found.errors, factors, fitted, *tables(found.codes)
 
     plain = jnp.clip(jnp.round(layer.weights / spacings[..., None]), -most, most)
@@ -250,6 +251,8 @@ def choose_pair(
     settings: RoundingSettings,
 ) -> tuple[Array, Array]:
     """Return the exponent and slope of least cost, of pairs (P, 2) of both."""
+    if pairs.shape[0] == 1:
+        return pairs[0, 0], pairs[0, 1]
     return _best(layer, multiplier, pairs, settings=settings)[:2]
 
 

@@ -2,7 +2,8 @@
 
 `a_i = c (p / L_ii)^exponent`, where L_ii is the pivot of an input and p the geometric mean of the
 pivots. With exponent 0 all inputs have one step, with 1 all contribute the same error. Ratios are
-powers of 2^(1/4), so that a spacing is a small integer beside c.
+powers of 2^(1/4), so that a spacing is a small integer beside c; they and c have eight significant
+bits, so that most bytes of them, and of their products with small codes, are zeros in a file.
 
 Axes: `G` groups, `I` inputs.
 
@@ -12,6 +13,7 @@ Source: WaterSIC, arXiv:2603.04956 (exponent 1).
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxcomp.numerics.units import LN2
@@ -23,7 +25,7 @@ _MAX_LEVEL = 127
 
 
 class Spacing(NamedTuple):
-    """The spacings of a layer: `scale * 2^(levels / 4)`.
+    """The spacings of a layer: `scale * 2^(levels / 4)`, both factors in eight significant bits.
 
     Attributes:
         scale: c, ().
@@ -40,7 +42,12 @@ class Spacing(NamedTuple):
     @property
     def of_inputs(self) -> Float[Array, "G I"]:
         """The spacings a (G, I)."""
-        return self.scale * _ratios(self.levels, self.scale.dtype)
+        return self.scale * self.ratios
+
+    @property
+    def ratios(self) -> Float[Array, "G I"]:
+        """The spacings over c."""
+        return _ratios(self.levels, self.scale.dtype)
 
 
 def spacing_for(
@@ -67,7 +74,7 @@ def spacing_for(
     mean = mean_of_live((pivots * _ratios(levels, pivots.dtype)) ** 2, is_live)
     # The root in two parts: the quotient may be out of range.
     scale = jnp.sqrt(6 * multiplier / (LN2 * slope)) / jnp.sqrt(mean_importance * mean)
-    return Spacing(jnp.where(mean > 0, scale, 1), levels, exponent, slope)
+    return Spacing(shortened(jnp.where(mean > 0, scale, 1)), levels, exponent, slope)
 
 
 def mean_of_live(values: Float[Array, "G I"], is_live: Bool[Array, "G I"]) -> Float[Array, ""]:
@@ -76,5 +83,10 @@ def mean_of_live(values: Float[Array, "G I"], is_live: Bool[Array, "G I"]) -> Fl
     return jnp.sum(jnp.where(is_live, values, 0)) / number
 
 
+def shortened(values: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Round to eight significant bits."""
+    return lax.reduce_precision(values, 11 if values.dtype == jnp.float64 else 8, 7)
+
+
 def _ratios(levels: Int[Array, "..."], dtype: Any) -> Float[Array, "..."]:
-    return jnp.exp2(levels.astype(dtype) / LEVELS_PER_OCTAVE)
+    return shortened(jnp.exp2(levels.astype(dtype) / LEVELS_PER_OCTAVE))

@@ -132,3 +132,15 @@ def test_mixing_is_better_than_any_of_its_models():
     codes = np.clip(codes, -31, 31)
     sizes = {m: _by_contexts(0, 300, codes, 31, 31, m).size_bits for m in (1, 2, 4, 8, 15)}
     assert sizes[15] < min(sizes[m] for m in (1, 2, 4, 8))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_length_is_known_without_the_coder(name, monkeypatch):
+    writer, data, _ = written(*CASES[name])
+    assert writer.num_bytes() == len(data)
+
+    def missing():
+        raise ImportError
+
+    monkeypatch.setattr("jaxcomp.coding.streams.coders", missing)
+    assert len(data) <= writer.num_bytes() <= len(data) + 4

@@ -16,6 +16,7 @@ from tree_problems import METHODS, nested_dict, weights
 import jaxcomp
 from jaxcomp import compress, decoder, inspect, load
 from jaxcomp.compressed import to_bytes
+from jaxcomp.compressed.files import FileSizes
 from jaxcomp.quantizers import EntropyConstrained, KMeans, RoundToNearest, Vector
 
 
@@ -39,6 +40,16 @@ def test_every_method(name):
     stored = decoder.decode_bare(bare, [("float32", (8,)), ("float32", (12, 8))])
     for found, expected in zip(stored, jax.tree.leaves(tree.params()), strict=True):
         assert bits_of(found) == bits_of(expected)
+
+
+def test_sizes_are_known_without_the_file(tree):
+    sizes = FileSizes()
+    for one in (tree, compress(nested_dict(), METHODS["kmeans"])):
+        data = to_bytes(one)
+        assert sizes.of_tree(one) == len(data)
+        entries = iter(inspect(data).entries)
+        leaf, layout = one.leaves[0], one.layout.leaves[0]
+        assert sizes.of_leaf(leaf, layout) == next(entries).size_bytes
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])

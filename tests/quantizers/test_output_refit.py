@@ -2,8 +2,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxcomp.curvature import InputMoments
 from jaxcomp.quantizers.output_refit import (
-    InputMoments,
     OutputRefit,
     error_reduction,
     refit_outputs,

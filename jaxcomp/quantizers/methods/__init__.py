@@ -2,6 +2,7 @@
 
 from jaxcomp.quantizers.methods.base import Encoded, Method
 from jaxcomp.quantizers.methods.entropy_constrained import EntropyConstrained
+from jaxcomp.quantizers.methods.hessian_rounding import HessianRounding
 from jaxcomp.quantizers.methods.integers import RoundToNearest
 from jaxcomp.quantizers.methods.intervals import KMeans, Optimal, Uniform
 from jaxcomp.quantizers.methods.pruning import MagnitudePruning
@@ -15,12 +16,14 @@ METHODS: tuple[type[Method], ...] = (
     Uniform,
     RoundToNearest,
     MagnitudePruning,
+    HessianRounding,
 )
 
 __all__ = [
     "METHODS",
     "Encoded",
     "EntropyConstrained",
+    "HessianRounding",
     "KMeans",
     "MagnitudePruning",
     "Method",

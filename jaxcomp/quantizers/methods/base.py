@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +81,8 @@ class Method(ABC):
     # What a parameter means, around its number.
     words: ClassVar[str]
     default: ClassVar[float]
+    # What has to be known beside the weights.
+    needs: ClassVar[Literal["nothing", "layer_hessian"]] = "nothing"
     # Whether `codes` are the weights that are left, as they were.
     keeps_weights: ClassVar[bool] = False
 

@@ -1,0 +1,210 @@
+"""Operating points of the tensors of a tree that keep to a budget, by what their codes need."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxcomp.compressed.budgets import Budget, choose, least_of
+from jaxcomp.compressed.selected import Tensor
+from jaxcomp.compressed.spending import Spending
+from jaxcomp.compressed.tensors import CompressedTensor, size_of
+from jaxcomp.quantizers.curves import Curve
+from jaxcomp.trees.paths import shorten
+
+# How often a choice is repeated to keep to a budget that the first one missed.
+_MOST_CHOICES = 6
+# A choice that uses this share of a budget is not repeated to use more.
+_SPENT = 0.99
+
+
+def own_parameters(tensors: list[Tensor], *, shared: bool) -> list[Any]:
+    """Return the methods' own parameters; where they have none, their defaults."""
+    parameters: list[Any] = [tensor.method.parameter for tensor in tensors]
+    for method in {tensor.method for tensor in tensors if tensor.method.parameter is None}:
+        places = [place for place, tensor in enumerate(tensors) if tensor.method == method]
+        sizes = np.asarray([tensors[place].problems[0].size for place in places])
+        layers = np.asarray([len(tensors[place].problems) for place in places])
+        own = method.defaults(sizes, layers) if shared else [method.default] * len(places)
+        for place, parameter in zip(places, own, strict=True):
+            parameters[place] = parameter
+    return parameters
+
+
+def points_within(
+    tensors: Mapping[int, Tensor],
+    budget: Budget,
+    spending: Spending,
+    report: Callable[[int, int, str], None],
+    *,
+    is_relative: bool,
+) -> dict[int, CompressedTensor]:
+    """Apply the points that keep to a budget, by what the codes really cost.
+
+    Args:
+        tensors: by number of the leaf.
+        budget: a limit in bits of the tensors, or in distortion.
+        spending: what tensors need of it.
+        report: of progress.
+        is_relative: whether the error of every layer counts relative to the squares of its weights.
+    """
+    numbers, total = list(tensors), 3 * len(tensors)
+    own = list(tensors.values())
+    curves, energies = [], []
+    for done, tensor in enumerate(own):
+        report(done, total, shorten(tensor.paths, 1))
+        curves.append(tensor.curves())
+        energies.append(np.asarray(tensor.energies() if is_relative else [1.0]))
+    promised = rates_and_costs(own, curves, energies)
+    for number, place in enumerate(choose(*promised, budget).tolist()):
+        report(len(own) + number, total, shorten(own[number].paths, 1))
+        curves[number] = own[number].closer(curves[number], place)
+    choice = _Choice(own, curves, energies, budget, spending, numbers)
+    for _ in range(_MOST_CHOICES):
+        if choice.step(report):
+            break
+    return choice.result()
+
+
+class _Choice:
+    """A choice of points that is repeated with what the ones before really cost."""
+
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        curves: Sequence[Sequence[Curve]],
+        energies: Sequence[Float[np.ndarray, " layers"]],
+        budget: Budget,
+        spending: Spending,
+        numbers: Sequence[int],
+    ) -> None:
+        self._tensors, self._curves, self._energies = tensors, curves, energies
+        self._budget, self._spending, self._numbers = budget, spending, numbers
+        self._promised = rates_and_costs(tensors, curves, energies)
+        self._rates, self._costs = ([own.copy() for own in part] for part in self._promised)
+        self._applied: dict[tuple[int, int], CompressedTensor] = {}
+        self._best: tuple[float, list[CompressedTensor]] | None = None
+        self._aim, self._nearest = budget.limit, math.inf
+
+    def step(self, report: Callable[[int, int, str], None]) -> bool:
+        """Choose and apply once more; return whether that is good enough."""
+        budget = self._budget
+        is_least = self._aim <= least_of(self._rates, self._costs, budget)
+        places = choose(self._rates, self._costs, budget.at(self._aim)).tolist()
+        for number, place in enumerate(places):
+            if (number, place) not in self._applied:
+                report(
+                    2 * len(self._tensors) + number,
+                    3 * len(self._tensors),
+                    shorten(self._tensors[number].paths, 1),
+                )
+                self._apply(number, place)
+        found = [self._applied[number, place] for number, place in enumerate(places)]
+        lost = math.fsum(own[place] for own, place in zip(self._costs, places, strict=True))
+        if budget.bits is not None:
+            reached, other = self._spent(found), lost
+        else:
+            reached, other = (
+                lost,
+                math.fsum(own[place] for own, place in zip(self._rates, places, strict=True)),
+            )
+        self._nearest = min(self._nearest, reached)
+        if reached <= budget.limit * (1 + 1e-9):
+            if self._best is None or other < self._best[0]:
+                self._best = other, found
+            # Points that nothing lies between may leave more.
+            if reached >= _SPENT * budget.limit:
+                return True
+            self._aim = budget.limit
+        else:
+            # Fine points use a budget up, and what they cost scatters: a little less then.
+            self._aim *= max(1 - 2 * (reached / budget.limit - 1), 0.2)
+            return is_least
+        return False
+
+    def result(self) -> dict[int, CompressedTensor]:
+        """Return the best of all choices.
+
+        Raises:
+            ValueError: if none kept to the budget: the message says what would.
+        """
+        budget = self._budget
+        if self._best is None:
+            unit = "bits of the compressed tensors" if budget.bits is not None else "distortion"
+            raise ValueError(
+                f"{budget.name} = {budget.value:g} allows {budget.limit:.6g} {unit}, but these "
+                f"methods need {self._nearest:.6g} at least; allow more, or leave the methods' "
+                "parameters open."
+            )
+        return dict(zip(self._numbers, self._best[1], strict=True))
+
+    def _spent(self, found: Sequence[CompressedTensor]) -> float:
+        layouts = (tensor.layout for tensor in self._tensors)
+        stored = zip(found, layouts, strict=True)
+        return self._spending.of_all(dict(zip(self._numbers, stored, strict=True)))
+
+    def _apply(self, number: int, place: int) -> None:
+        tensor = self._tensors[number]
+        leaf = tensor.apply([own.at(place) for own in self._curves[number]])
+        self._applied[number, place] = leaf
+        # From now on this point counts with what it really is, and others likewise.
+        if self._budget.bits is not None:
+            bits = self._spending.of_leaf((leaf, tensor.layout))
+        else:
+            size = size_of(leaf, tensor.layout)
+            bits = float(size.entropy_bits + size.codebook_bits)
+        cost = float(np.sum(distortions(leaf) / self._energies[number]))
+        known = [other for owner, other in self._applied if owner == number]
+        pairs = zip((self._rates, self._costs), self._promised, (bits, cost), strict=True)
+        for values, own, real in pairs:
+            values[number] = _corrected(values[number], own[number], known, place, real)
+
+
+def _corrected(
+    values: Float[np.ndarray, " points"],
+    promised: Float[np.ndarray, " points"],
+    known: Sequence[int],
+    place: int,
+    real: float,
+) -> Float[np.ndarray, " points"]:
+    """Return what the points of a tensor cost, now that one of them is known.
+
+    Args:
+        values: as they counted before.
+        promised: by the curve.
+        known: points whose numbers are real, this one too.
+        place: of the point.
+        real: its number.
+    """
+    ratio = real / promised[place] if promised[place] > 0 and real > 0 else 1.0
+    # Only neighbours are off by the same; what is far away is not to be made worse.
+    corrected = promised * min(max(ratio, 0.8), 1.25)
+    corrected[list(known)] = values[list(known)]
+    corrected[place] = real
+    return corrected
+
+
+def rates_and_costs(
+    tensors: Sequence[Tensor],
+    curves: Sequence[Sequence[Curve]],
+    energies: Sequence[Float[np.ndarray, " layers"]],
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return bits of every tensor at each of its points, and distortions over energies."""
+    rates, costs = [], []
+    for tensor, own, units in zip(tensors, curves, energies, strict=True):
+        relative = [
+            layer._replace(distortion=layer.distortion / unit)
+            for layer, unit in zip(own, np.resize(units, len(own)), strict=True)
+        ]
+        whole = tensor.joined(relative)
+        rates.append(whole.size_bits(tensor.num_weights))
+        costs.append(whole.distortion)
+    return rates, costs
+
+
+def distortions(leaf: CompressedTensor) -> Float[np.ndarray, "*layers"]:
+    """Return the distortion of every layer of a tensor, in original units."""
+    exponent = np.asarray(leaf.measures.distortion_exponent)
+    return np.ldexp(np.asarray(leaf.measures.distortion, np.float64), exponent)

@@ -1,0 +1,209 @@
+"""Rounding with feedback through a layer's inputs, as a method."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
+from jaxcomp.numerics.checks import is_concrete
+from jaxcomp.quantizers.assignment import assignment_dtype
+from jaxcomp.quantizers.curves import Curve, Point
+from jaxcomp.quantizers.hessian_rounding import RoundedLayer, layer_curve, round_layer
+from jaxcomp.quantizers.methods.base import CodebookMethod, Encoded, Method
+from jaxcomp.quantizers.methods.entropy_constrained import EntropyConstrained
+from jaxcomp.quantizers.problems import Errors, LayerInputs, Problem
+from jaxcomp.quantizers.rounding_passes import NUMBER_BITS, RoundingSettings
+from jaxcomp.quantizers.scales import Scale
+
+# Distortion is twice the rise of the loss.
+_PER_NAT = 2.0
+# Choices by bits draw weights to 0, and the error of all of them adds up in ways that moments of
+# the inputs do not tell. At equal bytes a coarser grid with cheaper bits keeps a network better,
+# by what was measured (`benchmarks/README.md`).
+_SETTINGS = RoundingSettings(slopes=(0.125,))
+
+
+@dataclass(frozen=True)
+class HessianRounding(CodebookMethod):
+    """Rounding whose errors the following inputs make up for, chosen by error and bits.
+
+    The strongest method that does not train. It needs the inputs of every layer:
+    `jaxcomp.compress(params, HessianRounding(), layers=jaxcomp.curvature.Layers(...))`. Spacings
+    of inputs (a scale for each) are those that cost least in the file: none, or such that all
+    inputs contribute the same error, or between.
+
+    Attributes:
+        nats_per_bit: rise of the loss, as far as the second moments predict it, that a bit is
+            worth; > 0, the same for all layers. Without a loss it is half the relative squared
+            error of a layer's outputs. None leaves it to the budget; without one there are about
+            4 bits per weight.
+        settings: exponents of the spacings and slopes to choose from, passes, classes. Slopes are
+            smaller than those of `round_layer`.
+        dampings: of the second moments of inputs, over the mean of their diagonal; what is best on
+            data that is held out is taken.
+        refits: whether biases of rounded layers are fitted to what rounding left of the mean of
+            their outputs, and rounded too, to the bits that they are worth.
+        otherwise: for weights that are in no captured layer.
+    """
+
+    name: ClassVar[str] = "hessian_rounding"
+    label: ClassVar[str] = "rounded with feedback"
+    needs: ClassVar[Literal["nothing", "layer_hessian"]] = "layer_hessian"
+    parameter_name: ClassVar[str] = "nats_per_bit"
+    parameter_header: ClassVar[str] = "nats/bit"
+    words: ClassVar[str] = "{} nats per bit"
+    default: ClassVar[float] = 1e-8
+
+    nats_per_bit: float | None = None
+    settings: RoundingSettings = field(default=_SETTINGS, kw_only=True)
+    dampings: tuple[float, ...] = field(default=(1e-3, 1e-2, 5e-2), kw_only=True)
+    refits: bool = field(default=True, kw_only=True)
+    otherwise: Method = field(default=EntropyConstrained(), kw_only=True)
+    # Of the spacings: which axis the inputs of a layer lie along is found, not chosen.
+    scale: Scale = field(default="channel", kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.settings, RoundingSettings):
+            raise TypeError(
+                f"settings must be RoundingSettings, got {type(self.settings).__name__}."
+            )
+        is_list = isinstance(self.dampings, tuple) and len(self.dampings) > 0
+        if not is_list or not all(np.isfinite(one) and one >= 0 for one in self.dampings):
+            raise ValueError(
+                f"dampings must be a tuple of finite numbers, at least 0, got {self.dampings!r}."
+            )
+        if not isinstance(self.otherwise, Method) or self.otherwise.needs != "nothing":
+            raise TypeError(
+                "otherwise must be a method that needs no layers, such as EntropyConstrained(), "
+                f"got {self.otherwise!r}."
+            )
+
+    def check(self, parameter: Any) -> None:
+        is_number = isinstance(parameter, float | int | np.number)
+        if not is_number or isinstance(parameter, bool):
+            raise TypeError(f"nats_per_bit must be a number, got {parameter!r}.")
+        if not (np.isfinite(parameter) and parameter > 0):
+            raise ValueError(f"nats_per_bit must be positive and finite, got {parameter!r}.")
+
+    def candidates(self) -> np.ndarray:
+        return 10.0 ** np.arange(-12, -2.25, 0.5)
+
+    def number(self, parameter: float) -> str:
+        return f"{parameter:.3g}"
+
+    def prepare(self, problem: Problem) -> Problem:
+        return problem
+
+    def curve(self, problem: Problem, parameters: Shaped[np.ndarray, " points"]) -> Curve:
+        """Return the operating points of a layer, rerun on a sample of its outputs.
+
+        Spacings are chosen by ideal lengths; what tables and spacings cost is in the rate.
+        """
+        layer = _layer_of(problem)
+        multipliers = _PER_NAT * jnp.asarray(parameters, jnp.float32)
+        found = layer_curve(
+            _matrices(problem),
+            layer.second_moments,
+            multipliers,
+            cross_moments=layer.cross_moments,
+            output_importance=layer.output_importance,
+            damping=layer.damping,
+            settings=self._settings_for(layer),
+        )
+        side = np.full(len(parameters), NUMBER_BITS)
+        return Curve(
+            parameter=np.asarray(parameters, np.float64),
+            rate_bits=np.asarray(found.rate_bits, np.float64) - side / problem.size,
+            side_bits=side,
+            distortion=np.asarray(found.distortion, np.float64),
+            converged=np.ones(len(parameters), bool),
+        )
+
+    def point(self, problem: Problem, parameter: float) -> Point:
+        del problem
+        return Point(float(parameter))
+
+    def round(self, problem: Problem, parameter: float) -> RoundedLayer:
+        """Round a layer.
+
+        Args:
+            problem: the tensor, with what is known of its layer.
+            parameter: nats per bit.
+        """
+        layer = _layer_of(problem)
+        return round_layer(
+            _matrices(problem),
+            layer.second_moments,
+            _PER_NAT * parameter,
+            cross_moments=layer.cross_moments,
+            output_importance=layer.output_importance,
+            damping=layer.damping,
+            settings=self._settings_for(layer),
+        )
+
+    def encode(self, problem: Problem, point: Point) -> Encoded:
+        layer, found = _layer_of(problem), self.round(problem, point.parameter)
+        codes = np.empty(problem.size, np.int16)
+        codes[layer.places.reshape(-1)] = np.asarray(found.codes).reshape(-1)
+        scales = None
+        if np.any(np.asarray(found.spacing.levels)):
+            assert layer.axis is not None
+            stride = int(np.prod(problem.shape[layer.axis + 1 :]))
+            place = layer.places[:, :, 0] // stride % problem.shape[layer.axis]
+            scales = np.ones(problem.shape[layer.axis], problem.dtype)
+            scales[place] = np.asarray(found.spacing.ratios)
+        lowest, highest = int(codes.min()), int(codes.max())
+        codebook = _codebook(found, lowest, highest)
+        if scales is None:
+            codebook = codebook.astype(problem.weights.dtype)
+        counts = np.bincount(codes.astype(np.int64) - lowest, minlength=len(codebook))
+        values = np.asarray(found.values, np.float64)
+        before = np.asarray(_matrices(problem), np.float64)
+        importance = np.asarray(layer.output_importance, np.float64)
+        return Encoded(
+            (codes - lowest).astype(assignment_dtype(len(codebook))).reshape(problem.shape),
+            codebook,
+            scales,
+            counts.astype(np.int32),
+            Errors(
+                float(np.sum(importance * np.asarray(found.errors, np.float64))),
+                float(np.sum((before - values) ** 2)),
+                float(np.sum(before**2)),
+            ),
+        )
+
+    def _settings_for(self, layer: LayerInputs) -> RoundingSettings:
+        """Return the settings; one spacing where no axis could have scales."""
+        if layer.axis is not None:
+            return self.settings
+        return replace(self.settings, exponents=(0.0,))
+
+
+def _layer_of(problem: Problem) -> LayerInputs:
+    if problem.layer is None:
+        raise ValueError(
+            "HessianRounding needs the inputs of a layer; pass "
+            "layers=jaxcomp.curvature.Layers(predict_fn, batches), or choose a method that needs "
+            "no data, such as EntropyConstrained()."
+        )
+    return problem.layer
+
+
+def _matrices(problem: Problem) -> Float[Array, "G I O"]:
+    layer = _layer_of(problem)
+    flat = problem.weights.reshape(-1)
+    return jnp.asarray(flat[layer.places.reshape(-1)].astype(problem.dtype)).reshape(
+        layer.places.shape
+    )
+
+
+def _codebook(found: RoundedLayer, lowest: int, highest: int) -> Float[np.ndarray, " codes"]:
+    """Return what codes from the lowest to the highest stand for, over the scales of inputs."""
+    assert is_concrete(found.factors)
+    code = np.arange(lowest, highest + 1)
+    factors = np.asarray(found.factors)[np.clip(np.abs(code), 1, 3) - 1]
+    scale = np.asarray(found.spacing.scale)
+    return (scale * factors * code).astype(np.float32)
