@@ -444,7 +444,10 @@ def variant_means(table: pd.DataFrame) -> pd.DataFrame:
     numeric = list(table.select_dtypes(["number", "bool"]).columns)
     variants: Any = table.groupby("variant", sort=False)
     texts = variants[[c for c in table.columns if c not in numeric and c != "variant"]].first()
-    means = pd.concat([texts, variants[numeric].mean(skipna=False)], axis=1).reset_index()
+    # Pandas before 3.0 has no mean of a group that does not skip NaN.
+    is_whole = variants[numeric].count().eq(variants.size(), axis=0)
+    numbers = variants[numeric].mean().where(is_whole)
+    means = pd.concat([texts, numbers], axis=1).reset_index()
     return means.reindex(columns=table.columns)
 
 
