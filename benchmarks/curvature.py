@@ -16,6 +16,12 @@ the turns of the ratio to the first case, one JAX gradient, in the same turn. Wh
 is compared with what this package finds. Peers that are not installed are named and left out:
 pip install '.[bench]'.
 
+Beside other processes the clock says little. Processor time does, if each library has one thread
+(threads that wait actively are counted as if they worked):
+
+    export XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    OMP_NUM_THREADS=1 python benchmarks/curvature.py --processor-time --problems lenet-5
+
 Errors: a 64-24-10 network (tanh, and ReLU) trained on scikit-learn's digits, small enough for the
 dense Hessian, whose diagonal is the truth. The relative error (Euclidean norm, mean over seeds) of
 every estimator is printed, and drawn with --plot, against its cost in gradients of all examples,
@@ -579,20 +585,25 @@ def find_cases(problem: Problem, num_probes: int) -> tuple[list[Case], list[str]
     return cases, missing
 
 
-def time_in_turns(problem: str, cases: list[Case], repeats: int) -> list[dict[str, Any]]:
+def time_in_turns(
+    problem: str,
+    cases: list[Case],
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[dict[str, Any]]:
     """Time every case once per turn, after a first run apart; seconds. Slow ones: two turns."""
     first, times = [], [[] for _ in cases]
     for case in cases:
-        start = time.perf_counter()
+        start = clock()
         jax.block_until_ready(case.run())
-        first.append(time.perf_counter() - start)
+        first.append(clock() - start)
     for turn in range(repeats):
         for case, own in zip(cases, times, strict=True):
             if turn >= 2 and min(own) * case.num_probes > SLOW_SECONDS:
                 continue
-            start = time.perf_counter()
+            start = clock()
             jax.block_until_ready(case.run())
-            own.append((time.perf_counter() - start) / case.num_probes)
+            own.append((clock() - start) / case.num_probes)
     reference = np.asarray(times[0])
     return [
         {
@@ -758,15 +769,19 @@ def main() -> None:
     parser.add_argument(
         "--problems", nargs="+", choices=list(CASES), default=list(CASES), help="time these alone"
     )
+    parser.add_argument(
+        "--processor-time", action="store_true", help="of this process, instead of the clock"
+    )
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     parser.add_argument("--plot", type=Path, help="draw error against cost here (PNG, PDF...)")
     options = parser.parse_args()
 
+    clock = time.process_time if options.processor_time else time.perf_counter
     problems = make_problems(options.problems)
     times, missing = [], []
     for problem in problems:
         cases, absent = find_cases(problem, options.num_probes)
-        own = time_in_turns(problem.name, cases, options.repeats)
+        own = time_in_turns(problem.name, cases, options.repeats, clock)
         print_times(own)
         times += own
         missing += [peer for peer in absent if peer not in missing]
@@ -793,6 +808,7 @@ def main() -> None:
             "num_probes": options.num_probes,
             "num_label_samples": NUM_LABEL_SAMPLES,
             "repeats": options.repeats,
+            "clock": clock.__name__,
             "seed": 0,
         },
         "times": times,

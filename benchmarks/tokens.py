@@ -13,14 +13,13 @@ Peak memory is what the compiled program says that it needs: arguments, results 
 import argparse
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from curvature import Case, print_times, time_in_turns
+from language_model import Size, make_params, mean_loss, predict
 from provenance import commit
 
 from jaxcomp.curvature import GaussNewton, estimate_memory
@@ -28,76 +27,8 @@ from jaxcomp.curvature import GaussNewton, estimate_memory
 NUM_LABEL_SAMPLES = 2
 
 
-@dataclass(frozen=True)
-class Size:
-    """How large a model and its examples are."""
-
-    num_blocks: int
-    width: int
-    num_heads: int
-    num_tokens: int
-    num_classes: int
-
-
 SMALL = Size(num_blocks=2, width=64, num_heads=4, num_tokens=64, num_classes=2000)
 LARGE = Size(num_blocks=12, width=512, num_heads=8, num_tokens=256, num_classes=32_000)
-
-
-def make_params(size: Size) -> dict[str, Any]:
-    rng = np.random.default_rng(0)
-    width, head_width = size.width, size.width // size.num_heads
-
-    def draw(*shape: int, fan_in: int) -> jax.Array:
-        return jnp.asarray(rng.standard_normal(shape, np.float32) / np.sqrt(fan_in))
-
-    def block() -> dict[str, jax.Array]:
-        into_heads = (width, size.num_heads, head_width)
-        return {
-            **{name: draw(*into_heads, fan_in=width) for name in ("query", "key", "value")},
-            "out": draw(size.num_heads, head_width, width, fan_in=width),
-            "up": draw(width, 4 * width, fan_in=width),
-            "bias": jnp.zeros(4 * width),
-            "down": draw(4 * width, width, fan_in=4 * width),
-            "first_scale": jnp.ones(width),
-            "second_scale": jnp.ones(width),
-        }
-
-    return {
-        "embedding": draw(size.num_classes, width, fan_in=1),
-        "positions": draw(size.num_tokens, width, fan_in=1),
-        "blocks": [block() for _ in range(size.num_blocks)],
-        "head": draw(width, size.num_classes, fan_in=width),
-    }
-
-
-def normalized(x: jax.Array) -> jax.Array:
-    x = x - jnp.mean(x, axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-5)
-
-
-def attention(block: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-    query, key, value = (
-        jnp.einsum("btd,dhk->bthk", x, block[name]) for name in ("query", "key", "value")
-    )
-    scores = jnp.einsum("bthk,bshk->bhts", query, key) / np.sqrt(query.shape[-1])
-    is_before = np.tril(np.ones(scores.shape[-2:], bool))
-    scores = jax.nn.softmax(jnp.where(is_before, scores, -1e30))
-    return jnp.einsum("bthk,hkd->btd", jnp.einsum("bhts,bshk->bthk", scores, value), block["out"])
-
-
-def predict(params: dict[str, Any], tokens: jax.Array) -> jax.Array:
-    """Return logits (batch, T, classes)."""
-    x = params["embedding"][tokens] + params["positions"]
-    for block in params["blocks"]:
-        x = x + attention(block, normalized(x) * block["first_scale"])
-        hidden = normalized(x) * block["second_scale"] @ block["up"] + block["bias"]
-        x = x + jax.nn.gelu(hidden) @ block["down"]
-    return normalized(x) @ params["head"]
-
-
-def mean_loss(params: dict[str, Any], batch: tuple[jax.Array, jax.Array]) -> jax.Array:
-    log_p = jax.nn.log_softmax(predict(params, batch[0]))
-    return -jnp.mean(jnp.take_along_axis(log_p, batch[1][..., None], axis=-1))
 
 
 def make_cases(size: Size, num_examples: int) -> list[Case]:

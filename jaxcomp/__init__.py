@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         adapters,
         bits_back,
         bounds,
+        checkpoints,
         coding,
         compressed,
         curvature,
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
         trees,
         types,
     )
-    from jaxcomp.compressed import CompressedTree, compress, curve, inspect, load
-    from jaxcomp.decoder import FormatError
+    from jaxcomp.compressed import CompressedTree, compress, curve, load
+    from jaxcomp.decoder import FormatError, inspect
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,7 @@ __all__ = [
     "adapters",
     "bits_back",
     "bounds",
+    "checkpoints",
     "coding",
     "compress",
     "compressed",
@@ -62,8 +64,8 @@ __all__ = [
 
 
 _FROM = {
-    "FormatError": "decoder",
-    **dict.fromkeys(("CompressedTree", "compress", "curve", "inspect", "load"), "compressed"),
+    **dict.fromkeys(("FormatError", "inspect"), "decoder"),
+    **dict.fromkeys(("CompressedTree", "compress", "curve", "load"), "compressed"),
 }
 
 

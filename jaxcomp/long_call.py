@@ -1,14 +1,30 @@
 """Progress of a single call that may turn out to be long, such as one that has to compile first.
 
+It appears on a terminal by itself; within `shown_by` it is a task of a display that is there.
+
 Apart from `jaxcomp.progress`, since that imports what draws on a terminal: here it is imported once
 a call has been long.
 """
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, TextIO
+
+_DISPLAY: ContextVar[Any] = ContextVar("display", default=None)
+
+
+@contextmanager
+def shown_by(display: Any) -> Iterator[None]:
+    """Show the long calls of this block as tasks of a `jaxcomp.progress.Progress`."""
+    token = _DISPLAY.set(display)
+    try:
+        yield
+    finally:
+        _DISPLAY.reset(token)
 
 
 class LongCall:
@@ -45,7 +61,9 @@ class LongCall:
     def __enter__(self) -> Callable[..., None]:
         """Start waiting; returns a callable `(done, total, message)`."""
         stream = sys.stderr if self._stream is None else self._stream
-        if stream.isatty() and self._total:
+        if (display := _DISPLAY.get()) is not None:
+            self._shown = display.task(self._name, self._total)
+        elif stream.isatty() and self._total:
             self._timer = threading.Timer(self._delay, self._show, [stream])
             self._timer.daemon = True
             self._timer.start()
@@ -62,9 +80,9 @@ class LongCall:
             self._timer.cancel()
         with self._lock:
             self._timer = None
+            if exc_type is None and self._shown is not None:
+                self._shown(self._total, self._total, "")
             if self._progress is not None:
-                if exc_type is None and self._shown is not None:
-                    self._shown(self._total, self._total, "")
                 self._progress.__exit__(exc_type, exc_value, traceback)
 
     def _show(self, stream: TextIO) -> None:

@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from jaxcomp.long_call import LongCall
+from jaxcomp.long_call import LongCall, shown_by
+from jaxcomp.progress import Progress
 
 
 class Terminal(io.StringIO):
@@ -54,3 +55,21 @@ def test_errors_pass_through():
         LongCall("quantizing", 3, delay_seconds=0.0, stream=Terminal()),
     ):
         raise KeyError("w")
+
+
+def test_a_call_within_a_display_is_one_of_its_tasks():
+    stream = io.StringIO()
+    with (
+        Progress(stream=stream, interval_seconds=0.0) as progress,
+        shown_by(progress),
+        LongCall("quantizing", 3) as report,
+    ):
+        report(1, 3, "hidden/kernel")
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "quantizing: started"
+    assert "1 of 3" in lines[1]
+    assert "hidden/kernel" in lines[1]
+    assert "3 of 3 (100 %)" in lines[-1]
+    with LongCall("after", 3, delay_seconds=0.0, stream=stream):
+        pass
+    assert stream.getvalue().splitlines() == lines

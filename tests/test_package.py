@@ -58,6 +58,7 @@ def test_public_names():
         "adapters",
         "bits_back",
         "bounds",
+        "checkpoints",
         "coding",
         "compress",
         "compressed",

@@ -10,6 +10,7 @@ ROOMS = (
     "decoder",
     "types",
     "storage",
+    "checkpoints",
     "numerics",
     "trees",
     "progress",

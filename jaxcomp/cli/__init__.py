@@ -1,4 +1,4 @@
-"""The command `jaxcomp`: sweep compression rates, draw a finished sweep again, compute the example.
+"""The command `jaxcomp`: compress models to files and back, sweep compression rates, and more.
 
 Results go to files and a report to standard output; progress goes to standard error. Exit code
 2 means that something asked for cannot be done, with one sentence that says what to change.
@@ -13,7 +13,7 @@ except ModuleNotFoundError:
     print("jaxcomp: the command needs more packages; pip install 'jaxcomp[sweep]'", file=sys.stderr)
     raise SystemExit(2) from None
 
-from jaxcomp.cli import experiments  # noqa: F401 - adds its commands
+from jaxcomp.cli import experiments, files  # noqa: F401 - add their commands
 from jaxcomp.cli.app import HELP_OPTIONS, app
 
 __all__ = ["app", "main"]

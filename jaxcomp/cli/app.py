@@ -16,9 +16,11 @@ app = typer.Typer(
     help=(
         "How far can a trained model be compressed, what does each bit cost, and does the "
         "compressed model generalise better?\n\n"
-        "Start with `jaxcomp sweep`: about a minute on two cores, no data needed. `jaxcomp "
-        "linear-regression` is the example with closed forms, `jaxcomp regularization` asks in "
-        "what sense a penalty on the weights compresses a model."
+        "`jaxcomp compress model.safetensors -o small.jxc` makes a model of your own small, "
+        "without data.\n\n"
+        "Of the experiments start with `jaxcomp sweep`: about a minute on two cores, no data "
+        "needed. `jaxcomp linear-regression` is the example with closed forms, `jaxcomp "
+        "regularization` asks in what sense a penalty on the weights compresses a model."
     ),
 )
 

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import typer
 
@@ -59,19 +59,40 @@ def _interruptions_arrive() -> Iterator[None]:
 
     sys.unraisablehook = hook
     try:
-        yield
+        with _killed_like_interrupted():
+            yield
     finally:
         sys.unraisablehook = before
 
 
 @contextmanager
-def one_sentence_errors(traceback: bool) -> Iterator[None]:
-    """Turn what cannot be done in this block into one sentence and exit code 2."""
+def _killed_like_interrupted() -> Iterator[None]:
+    """Take `kill` for Ctrl-C in this block: what is half written is cleared away."""
+    if threading.current_thread() is not threading.main_thread():  # others handle no signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def one_sentence_errors(
+    traceback: bool, stopped: str = "stopped; the same command goes on from here."
+) -> Iterator[None]:
+    """Turn what cannot be done in this block into one sentence and exit code 2.
+
+    Args:
+        traceback: whether errors pass through.
+        stopped: what is said after Ctrl-C.
+    """
     try:
         with _interruptions_arrive():
             yield
     except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on from here.", err=True)
+        typer.echo(stopped, err=True)
         raise typer.Exit(130) from None
     except (ValueError, TypeError, OSError, ImportError) as error:
         if traceback or os.environ.get("JAXCOMP_TRACEBACK"):
@@ -85,8 +106,13 @@ def one_sentence_errors(traceback: bool) -> Iterator[None]:
 
 def start(device: Device, compilation_cache: bool) -> None:
     """Find out what is not there, before anything is computed; set JAX up for the command."""
-    warnings.showwarning = _show_warning
     _check_drawing()
+    set_up_jax(device, compilation_cache)
+
+
+def set_up_jax(device: Device, compilation_cache: bool) -> None:
+    """Choose a device, and keep compiled programs."""
+    show_warnings()
     import jax
 
     named = os.environ.get("JAX_PLATFORMS")
@@ -143,12 +169,32 @@ def printing(directory: Path | None) -> Iterator["Console"]:
         out.write(captured.get())
         out.flush()
     except OSError as error:
-        with open(os.devnull, "w") as nowhere:  # Python flushes once more at its end
-            os.dup2(nowhere.fileno(), out.fileno())
-        if not isinstance(error, BrokenPipeError):  # such a reader has seen what it wanted
-            raise ValueError(
-                f"the report could not be printed ({error.strerror}); it is in {directory}."
-            ) from error
+        _let_go(out, error, f"it is in {directory}")
+
+
+def print_text(text: str) -> None:
+    """Print what was found, as it is."""
+    out = sys.stdout or io.StringIO()
+    try:
+        out.write(text + "\n")
+        out.flush()
+    except OSError as error:
+        _let_go(out, error, "the work itself is done")
+
+
+def _let_go(out: TextIO, error: OSError, consolation: str) -> None:
+    """Write no more, and say so unless a reader has seen what it wanted."""
+    with open(os.devnull, "w") as nowhere:  # Python flushes once more at its end
+        os.dup2(nowhere.fileno(), out.fileno())
+    if not isinstance(error, BrokenPipeError):
+        raise ValueError(
+            f"the report could not be printed ({error.strerror}); {consolation}."
+        ) from error
+
+
+def show_warnings() -> None:
+    """Print warnings as one line each."""
+    warnings.showwarning = _show_warning
 
 
 def _check_drawing() -> None:

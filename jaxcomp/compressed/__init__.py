@@ -1,22 +1,25 @@
 """A compressed model: codes and codebooks of its tensors, their sizes, and its weights again."""
 
 from jaxcomp.compressed.compress import compress, curve
-from jaxcomp.compressed.files import Contents, FileEntry, inspect, load, to_bytes
+from jaxcomp.compressed.file_report import FileReport
+from jaxcomp.compressed.files import load, to_bytes
+from jaxcomp.compressed.loss_budget import CalibrationData
 from jaxcomp.compressed.report import LayerReport, Report
 from jaxcomp.compressed.tensors import CompressedTensor, KeptLeaf
+from jaxcomp.compressed.to_file import compress_file
 from jaxcomp.compressed.tree import CompressedTree
 
 __all__ = [
+    "CalibrationData",
     "CompressedTensor",
     "CompressedTree",
-    "Contents",
-    "FileEntry",
+    "FileReport",
     "KeptLeaf",
     "LayerReport",
     "Report",
     "compress",
+    "compress_file",
     "curve",
-    "inspect",
     "load",
     "to_bytes",
 ]

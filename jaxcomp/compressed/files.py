@@ -6,7 +6,6 @@ is stored of every leaf, and so decodes to exactly the weights that the tree has
 
 import hashlib
 import json
-import math
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
+from jaxcomp.checkpoints.references import digest_of
+from jaxcomp.checkpoints.tensors import Tensor
 from jaxcomp.coding.arrays import write_parts
 from jaxcomp.coding.streams import Effort, StackWriter
 from jaxcomp.compressed.format import KEPT, leaf_of, parts_of, plain
@@ -27,15 +28,16 @@ from jaxcomp.compressed.tensors import (
 )
 from jaxcomp.compressed.tree import CompressedTree, TreeLayout
 from jaxcomp.decoder import File, FormatError
-from jaxcomp.decoder.arrays import DTYPES, Parts, bytes_of, values_of
+from jaxcomp.decoder.arrays import Parts, bytes_of, values_of
 from jaxcomp.decoder.files import HEADER_NAME, MAGIC, Entry, walk
 from jaxcomp.decoder.streams import require
+from jaxcomp.long_call import LongCall
 from jaxcomp.numerics.checks import is_concrete
 from jaxcomp.storage import PathLike, write_bytes_atomic
 from jaxcomp.storage.files import to_plain
 from jaxcomp.trees.description import KEY, describe_tree, dtype_name, plain_array, rebuild_tree
 from jaxcomp.trees.leaves import Constant, View, is_array
-from jaxcomp.trees.paths import leaves_by_path, shorten
+from jaxcomp.trees.paths import leaves_by_path
 from jaxcomp.trees.tied import Slot
 from jaxcomp.types import Params
 
@@ -43,6 +45,13 @@ Container = Literal["jxc", "safetensors", "bare"]
 
 # Above this many codes an array has static codes only, unless more effort is asked for.
 _BEST_BELOW = 1_000_000
+
+
+class Reference(NamedTuple):
+    """Another model, and the paths at which a tree holds differences to it."""
+
+    tensors: Mapping[str, Tensor]
+    paths: frozenset[str]
 
 
 class _Stored(NamedTuple):
@@ -61,6 +70,7 @@ def to_bytes(
     container: Container = "jxc",
     effort: Effort | None = None,
     made: Mapping[str, Any] | None = None,
+    reference: "Reference | None" = None,
 ) -> bytes:
     """Return the file of a compressed tree.
 
@@ -72,6 +82,7 @@ def to_bytes(
         effort: "fast" for static codes, "best" for contexts of earlier rows too; None for the
             best below 1,000,000 codes of an array.
         made: how the tree was made, as JSON can say it; costs its bytes. None for nothing.
+        reference: of which arrays differences to another model are in the tree; None for none.
 
     Raises:
         ImportError: without `constriction` (install `jaxcomp[coding]`).
@@ -91,11 +102,13 @@ def to_bytes(
             _write(writer, _stored(tree, number), effort)
         return writer.to_bytes()
     stored = [_stored(tree, number) for number in described.order]
-    first = _identity(described, stored)
+    first = _identity(described, stored, reference)
     hashed, written = hashlib.sha256(first), []
-    for one in stored:
-        written.append(_section(one, effort))
-        hashed.update(bytes_of(values_of(one.parts, one.dtype, one.shape)).data)
+    with LongCall("coding", len(stored)) as report:
+        for place, one in enumerate(stored):
+            report(place, len(stored), "")
+            written.append(_section(one, effort))
+            hashed.update(bytes_of(values_of(one.parts, one.dtype, one.shape)).data)
     sections = [section.to_bytes() for section in written]
     codes = [_code_of(section) for section in written]
     block = _block(first, stored, codes, [len(section) for section in sections], made)
@@ -162,7 +175,9 @@ class FileSizes:
         return self._known[id(leaf)][1:]
 
 
-def _identity(described: "_Described", stored: list[_Stored]) -> bytes:
+def _identity(
+    described: "_Described", stored: list[_Stored], reference: "Reference | None" = None
+) -> bytes:
     """Return the first line of a header: what the arrays are."""
     identity: dict[str, Any] = {
         "tree": described.description,
@@ -172,6 +187,11 @@ def _identity(described: "_Described", stored: list[_Stored]) -> bytes:
         identity["ties"] = described.ties
     if any(one.key for one in stored):
         identity["keys"] = {str(n): one.key for n, one in enumerate(stored) if one.key}
+    if reference is not None:
+        names = [path for path in _paths(described.description) if path not in described.ties]
+        numbers = [number for number, path in enumerate(names) if path in reference.paths]
+        read = [reference.tensors[names[number]] for number in numbers]
+        identity["reference"] = [digest_of(read), numbers]
     return _to_json(identity)
 
 
@@ -260,9 +280,15 @@ def load(
         FormatError: if the file is damaged, cut, or none of jaxcomp.
         ImportError: without `constriction`.
         OSError: if the file cannot be read.
-        ValueError: if `like` does not fit, or is needed.
+        ValueError: if `like` does not fit, or is needed; or if the file holds differences to
+            another model.
     """
     with File(source, max_bytes) as file:
+        if file.reference is not None:
+            raise ValueError(
+                "the file holds differences to another model; give it its weights by "
+                "`jaxcomp.checkpoints.decompress`, or by `jaxcomp decompress --reference`."
+            )
         description = file.header["tree"]
         paths = _paths(description)
         marks = {path: np.zeros(0, np.int8) for path in paths}
@@ -302,115 +328,6 @@ def load(
                 layouts.append(constant[1])
     structure = jax.tree.structure(tree)
     return CompressedTree(tuple(leaves), TreeLayout(structure, tuple(slots), tuple(layouts)))
-
-
-class FileEntry(NamedTuple):
-    """One stored array in numbers.
-
-    Attributes:
-        path: where it stands; the first place of a tied one.
-        shape: of the array.
-        dtype: of the array.
-        method: that compressed it, or "kept".
-        coder: of most of its symbols: plain, table, distance or contexts.
-        size_bytes: of its section.
-        bits_per_weight: of its section over its numbers; NaN for none.
-        share: of the file.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    dtype: str
-    method: str
-    coder: str
-    size_bytes: int
-    bits_per_weight: float
-    share: float
-
-
-class Contents(NamedTuple):
-    """What is in a file, a table as text.
-
-    Attributes:
-        entries: one for each stored array.
-        size_bytes: of the file.
-        overhead_bytes: what is in no section: names, shapes, checks.
-        original_bytes: of all stored arrays.
-        made: how the tree was made, if the file says so.
-    """
-
-    entries: tuple[FileEntry, ...]
-    size_bytes: int
-    overhead_bytes: int
-    original_bytes: int
-    made: Any
-
-    def __str__(self) -> str:
-        header = ["leaf", "shape", "dtype", "method", "coder", "bytes", "bits/weight", "share"]
-        rows = [header, *(_row(entry) for entry in self.entries)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if place < 5 else cell.rjust(width)
-                for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
-        ratio = self.original_bytes / self.size_bytes
-        total = (
-            f"{self.original_bytes:,} bytes in {self.size_bytes:,}, ratio {ratio:.2f}; "
-            f"{self.overhead_bytes:,} of them names, shapes and checks"
-        )
-        made = [] if self.made is None else [f"made by {json.dumps(self.made)}"]
-        return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], total, *made])
-
-
-def inspect(source: PathLike | bytes) -> Contents:
-    """Return what is in a file, by its header alone.
-
-    Args:
-        source: path of the file, or its bytes.
-
-    Raises:
-        FormatError: if the header is damaged, or none of jaxcomp.
-        OSError: if the file cannot be read.
-    """
-    # Nothing is allocated: arrays of any size are told.
-    with File(source, max_bytes=1 << 62) as file:
-        entries, original = [], 0
-        for entry in file.entries:
-            number = math.prod(entry.shape)
-            original += -(-DTYPES[entry.dtype][0] * number // 8)
-            entries.append(
-                FileEntry(
-                    path=entry.path,
-                    shape=entry.shape,
-                    dtype=entry.dtype,
-                    method=entry.method,
-                    coder=_CODERS.get(entry.coder, "unknown"),
-                    size_bytes=entry.length,
-                    bits_per_weight=8 * entry.length / number if number else math.nan,
-                    share=entry.length / file.size,
-                )
-            )
-        sections = sum(entry.length for entry in file.entries)
-        return Contents(tuple(entries), file.size, file.size - sections, original, file.made)
-
-
-_CODERS = {"p": "plain", "t": "table", "d": "distance", "c": "contexts"}
-
-
-def _row(entry: FileEntry) -> list[str]:
-    return [
-        shorten([entry.path]),
-        "x".join(map(str, entry.shape)) or "scalar",
-        entry.dtype,
-        entry.method,
-        entry.coder,
-        f"{entry.size_bytes:,}",
-        f"{entry.bits_per_weight:.2f}",
-        f"{entry.share:.1%}",
-    ]
 
 
 class _Described(NamedTuple):

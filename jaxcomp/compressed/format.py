@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcomp.checkpoints.tensors import with_own_dtype
 from jaxcomp.compressed.report import Measures
 from jaxcomp.compressed.tensors import (
     CompressedTensor,
@@ -47,14 +48,6 @@ def plain(values: Any) -> tuple[np.ndarray, str]:
     stored = DTYPES[name][1]
     is_number = name.startswith(("int", "uint"))
     return (values.astype(stored, copy=False) if is_number else values.view(stored)), name
-
-
-def restored(values: np.ndarray, name: str) -> np.ndarray:
-    """Undo `plain`."""
-    dtype = np.dtype(getattr(jnp, name) if name != "bool" else bool)
-    if values.dtype == dtype:
-        return values
-    return values.astype(dtype) if name.startswith(("int", "uint")) else values.view(dtype)
 
 
 def parts_of(leaf: CompressedTensor, layout: TensorLayout) -> Parts:
@@ -102,7 +95,7 @@ def leaf_of(
         is_stack=parts.is_stack,
     )
     if method.keeps_weights:
-        codes = restored(parts.codes, entry.dtype)
+        codes = with_own_dtype(parts.codes, entry.dtype)
         num_left = int(np.count_nonzero(codes))
         counts = np.asarray([codes.size - num_left, num_left], np.int32)
         return _tensor(on_device(codes), None, None, counts, math.nan), layout
@@ -113,7 +106,7 @@ def leaf_of(
     codebook = None
     if parts.codebook is not None:
         codebook = parts.codebook[..., 0] if parts.codebook.shape[-1] == 1 else parts.codebook
-        codebook = restored(codebook, _name_of(codebook))
+        codebook = with_own_dtype(codebook, _name_of(codebook))
         codes = packed(codes.astype(assignment_dtype(parts.num_codes)), parts.codebook[0])
     if not parts.is_stack:
         counts = counts[0]
@@ -194,7 +187,7 @@ def _kept(parts: Parts, entry: Entry) -> Any:
         except (TypeError, ValueError) as error:
             what = f"{entry.path!r} holds no random keys"
             raise FormatError(what) from error
-    values = restored(values, entry.dtype)
+    values = with_own_dtype(values, entry.dtype)
     # Wider than what JAX has at the moment: as an array of NumPy.
     is_narrowed = jax.dtypes.canonicalize_dtype(values.dtype) != values.dtype
     return values if is_narrowed else jax.device_put(values)

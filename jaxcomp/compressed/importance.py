@@ -20,12 +20,12 @@ class Unseen(NamedTuple):
 
     Attributes:
         number: of these weights (or eigenvalues, of blocks).
-        weigh: what they count for: as the `median` of the rest, or the `floor`, by the policy for
+        weigh: what they count for: as the `mean` of the leaf, or the `floor`, by the policy for
             estimates; `nothing`, where an importance of 0 was given.
     """
 
     number: int
-    weigh: Literal["median", "floor", "nothing"]
+    weigh: Literal["mean", "floor", "nothing"]
 
 
 class Importance(NamedTuple):

@@ -76,7 +76,7 @@ class LayerReport(NamedTuple):
         distortion: `sum h (w - c)^2`.
         is_weighted: whether h in the distortion is an importance; otherwise h = 1.
         num_unseen: weights whose importance was 0, if that is over half of them; else 0.
-        unseen_weigh: what these count for: as the `median` of the rest of the leaf or the `floor`
+        unseen_weigh: what these count for: as the `mean` of the leaf or the `floor`
             (see `jaxcomp.curvature.CurvaturePolicy`), or `nothing`; empty if there are none.
         signal_to_noise_db: `10 log10(sum w^2 / sum (w - c)^2)`, infinite without error; right at
             any scale, also where the sums themselves are out of range.
@@ -463,10 +463,10 @@ def _notes(report: Report) -> list[str]:
 
 
 _UNSEEN = {
-    "median": "they weigh as the median of the rest of their leaf",
+    "mean": "they weigh as the mean of their leaf",
     "floor": "they weigh a small share of the mean of their leaf, the floor of the policy",
-    "nothing": "they weigh nothing, as given; a CurvaturePolicy weighs them as the median of the "
-    "rest of their leaf",
+    "nothing": "they weigh nothing, as given; a CurvaturePolicy weighs them as the mean of their "
+    "leaf",
 }
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
+from jaxcomp.coding.streams import Effort
 from jaxcomp.compressed.budgets import Budget, budget_of
 from jaxcomp.compressed.files import FileSizes
 from jaxcomp.compressed.selected import Selected, Stored
@@ -16,16 +17,17 @@ class Spending:
     Args:
         selected: the tree taken apart.
         given: the budgets by name; at most one.
+        effort: with which the file will be written.
 
     Attributes:
         budget: in bits of the tensors alone, or in distortion; None if none was given.
         sizes: of files.
     """
 
-    def __init__(self, selected: Selected, given: Given) -> None:
+    def __init__(self, selected: Selected, given: Given, effort: Effort | None = None) -> None:
         self._selected = selected
         self._is_of_file = any(given.get(name) is not None for name in ("size_bytes", "ratio"))
-        self.sizes = FileSizes()
+        self.sizes = FileSizes(effort)
         self._rest = self._rest_of({}) if self._is_of_file else 0
         self.budget: Budget | None = budget_of(
             dict(given),

@@ -143,6 +143,17 @@ def _spread(rows: tuple[bool, int, int], scales: np.ndarray, shape: tuple[int, .
     return np.moveaxis(each.reshape(whole[axis], *others), 0, axis).reshape(shape)
 
 
+def added(differences: np.ndarray, reference: np.ndarray, dtype: str) -> np.ndarray:
+    """Return a reference and differences to it as one array, rounded to the dtype."""
+    with np.errstate(all="ignore"):
+        if dtype != "bfloat16":
+            return reference + differences
+        wide = [
+            (bits.astype(np.uint32) << 16).view(np.float32) for bits in (reference, differences)
+        ]
+        return _rounded(wide[0] + wide[1])
+
+
 def _rounded(values: np.ndarray) -> np.ndarray:
     """Return the bits of the nearest numbers of bfloat16."""
     bits = values.astype(np.float32).view(np.uint32)

@@ -15,7 +15,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxcomp.decoder.arrays import DTYPES, Parts, bytes_of, check_size, read_parts, values_of
+from jaxcomp.decoder.arrays import (
+    DTYPES,
+    WEIGHTS,
+    Parts,
+    added,
+    bytes_of,
+    check_size,
+    read_parts,
+    values_of,
+)
 from jaxcomp.decoder.streams import FormatError, Stack, require
 
 MAGIC, HEADER_NAME = b"JXC\x01", "jaxcomp.header"
@@ -54,6 +63,7 @@ class File:
         self, source: str | os.PathLike[str] | bytes, max_bytes: int | None = None
     ) -> None:
         is_path = not isinstance(source, bytes)
+        self._read_reference: Callable[[str], np.ndarray] | None = None
         self._file: Any = open(source, "rb") if is_path else io.BytesIO(source)  # noqa: SIM115
         try:
             self.size = self._file.seek(0, os.SEEK_END)
@@ -91,8 +101,31 @@ class File:
         return found
 
     def array(self, entry: Entry) -> np.ndarray:
-        """Return one array, after a look at its checksum."""
+        """Return one array as it is stored, after a look at its checksum."""
         return values_of(self.parts(entry), entry.dtype, entry.shape)
+
+    def give_reference(self, read: Callable[[str], np.ndarray]) -> None:
+        """Take the arrays by path of the model to which this file holds differences.
+
+        Raises:
+            FormatError: if its arrays are not those that the file was made with.
+        """
+        digest, numbers = self.reference or ("", frozenset())
+        hashed = hashlib.sha256()
+        for number in sorted(numbers):
+            hashed.update(bytes_of(read(self.entries[number].path)).data)
+        is_same = not numbers or hashed.hexdigest() == digest
+        require(is_same, "the reference is another model than the one that it was made with")
+        self._read_reference = read
+
+    def weights(self, number: int, stored: np.ndarray) -> np.ndarray:
+        """Return what a stored array stands for: itself, or with that of the reference."""
+        if self.reference is None or number not in self.reference[1]:
+            return stored
+        entry = self.entries[number]
+        require(self._read_reference, "it holds differences to another model; name its reference")
+        assert self._read_reference is not None
+        return added(stored, self._read_reference(entry.path), entry.dtype)
 
     def check_digest(self, digest: bytes) -> None:
         """Refuse arrays whose SHA-256, after that of the first line of the header, is another."""
@@ -102,8 +135,9 @@ class File:
         """Return the whole tree, after a look at its SHA-256."""
         hashed, arrays = hashlib.sha256(self.identity), []
         for entry in self.entries:
-            arrays.append(self.array(entry))
-            hashed.update(bytes_of(arrays[-1]).data)
+            stored = self.array(entry)
+            hashed.update(bytes_of(stored).data)
+            arrays.append(self.weights(len(arrays), stored))
         self.check_digest(hashed.digest())
         slots = iter(self.slots)
 
@@ -154,9 +188,11 @@ class File:
                 require(dtype in DTYPES and are_counts, "its arrays have wrong dtypes or shapes")
                 require(len(shape) <= _MOST_AXES, "an array has too many axes")
             check_size(spec, self._limit)
+            self.reference = _reference(self.header.get("reference"), spec)
             self.made, keys, paths = coding.get("made"), self.header.get("keys", {}), []
             walk(self.header["tree"], paths.append)
             require(len(set(paths)) == len(paths), "two arrays have one path")
+            self.paths: list[str] = paths
             self.slots = _slots(self.header.get("ties", {}), paths, [shape for _, shape in spec])
             names: dict[int, str] = {}
             for path, (number, _) in zip(paths, self.slots, strict=True):
@@ -197,6 +233,18 @@ def _from_json(text: bytes) -> Any:
         return dict(pairs)
 
     return json.loads(text, object_pairs_hook=unique)
+
+
+def _reference(told: Any, spec: list[Any]) -> tuple[str, frozenset[int]] | None:
+    """Return SHA-256 of the model to which arrays are differences, and the numbers of those."""
+    if told is None:
+        return None
+    digest, numbers = told
+    require(type(digest) is str and len(digest) == 64, "its reference has no SHA-256")
+    are_known = all(type(n) is int and 0 <= n < len(spec) for n in numbers)
+    require(are_known and len(set(numbers)) == len(numbers), "its differences are no arrays")
+    require(all(spec[n][0] in WEIGHTS for n in numbers), "its differences are no weights")
+    return digest, frozenset(numbers)
 
 
 def _slots(ties: dict[str, Any], paths: list[str], shapes: list[Any]) -> list[tuple[int, Any]]:

@@ -21,6 +21,8 @@ class Panel(StrEnum):
     SIMULATION = "What is drawn"
     PENALTIES = "How it is penalised"
     CODES = "How it is coded"
+    BUDGET = "How small"
+    KEPT = "What is compressed"
     RUN = "Running"
 
 

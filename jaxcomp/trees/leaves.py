@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
 
+from jaxcomp.checkpoints.pytorch import array_of_tensor
 from jaxcomp.trees.paths import leaves_by_path, replace_leaves, shorten
 from jaxcomp.types import AnyArray, Params
 
@@ -248,7 +248,7 @@ def with_readable_leaves(params: Params) -> Params:
 def _readable(path: str, leaf: Any) -> Any:
     torch: Any = sys.modules.get("torch")
     if torch is not None and isinstance(leaf, torch.Tensor):
-        return _from_torch(path, leaf, torch)
+        return array_of_tensor(path, leaf, torch)
     if torch is not None and isinstance(leaf, torch.nn.Module):
         raise TypeError(
             f"{path or 'params'} is a module of PyTorch, {type(leaf).__name__}, which is no tree "
@@ -262,19 +262,3 @@ def _readable(path: str, leaf: Any) -> Any:
     if isinstance(leaf, np.ndarray) and not leaf.dtype.isnative:
         return leaf.astype(leaf.dtype.newbyteorder("="))
     return leaf
-
-
-def _from_torch(path: str, tensor: Any, torch: Any) -> np.ndarray:
-    """Return a tensor as an array, of the same memory if it is the processor's."""
-    if tensor.layout != torch.strided:
-        raise TypeError(
-            f"the leaf {path!r} is a tensor of the layout {tensor.layout}; pass a dense one, such "
-            "as leaf.to_dense()."
-        )
-    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
-    name = str(tensor.dtype).removeprefix("torch.")
-    if name == "bfloat16" or name.startswith("float8"):
-        # NumPy has no such dtypes of its own.
-        bits = torch.int16 if name == "bfloat16" else torch.uint8
-        return tensor.view(bits).numpy().view(jnp.dtype(name))
-    return tensor.numpy()

@@ -3,6 +3,7 @@
 import gc
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 import typer
 from command_line import SMALL, assert_one_sentence, environment, invoke, run_process
 
+from jaxcomp import storage
 from jaxcomp.cli.session import one_sentence_errors
 
 
@@ -108,3 +110,21 @@ def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost(capsys):
         work()
     assert stopped.value.exit_code == 130
     assert "goes on from here" in capsys.readouterr().err
+
+
+def test_a_kill_leaves_no_half_written_file(capsys, tmp_path):
+    def work() -> None:
+        with (
+            one_sentence_errors(traceback=False, stopped="stopped; nothing was written."),
+            storage.atomic_writer(tmp_path / "small.jxc") as file,
+        ):
+            file.write(b"half")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)  # ended by the signal
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(typer.Exit):
+        work()
+    assert capsys.readouterr().err == "stopped; nothing was written.\n"
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is before

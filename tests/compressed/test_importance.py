@@ -81,18 +81,18 @@ def test_an_odd_weight_has_a_block_of_its_own():
     assert tree.report()[0].distortion == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("weigh", ["median", "floor", "nothing"])
+@pytest.mark.parametrize("weigh", ["mean", "floor", "nothing"])
 def test_weights_that_no_example_met_are_said_and_weigh_as_stated(weigh):
     h = np.zeros(SHAPE, np.float32)
     h[3], h[7] = 1.0, 3.0
     params = {"embedding": weights(0), "kernel": weights(1)}
     given = {"embedding": jnp.asarray(h), "kernel": jnp.ones(SHAPE)}
-    policy = CurvaturePolicy(zeros="floor" if weigh == "floor" else "median")
+    policy = CurvaturePolicy(zeros="floor" if weigh == "floor" else "mean")
     estimate = given if weigh == "nothing" else DiagonalEstimate(given, given)
 
     tree = compress(params, KMeans(3), importance=estimate, policy=policy)
 
-    raised = {"median": 1.0, "floor": 0.01 * h.mean(), "nothing": 0.0}
+    raised = {"mean": h.mean(), "floor": 0.01 * h.mean(), "nothing": 0.0}
     by_hand = given | {"embedding": jnp.where(h == 0, raised[weigh], h).astype(jnp.float32)}
     expected = compress(params, KMeans(3), importance=by_hand)
     np.testing.assert_array_equal(tree.codes("embedding"), expected.codes("embedding"))
@@ -107,7 +107,7 @@ def test_weights_that_no_example_met_are_said_and_weigh_as_stated(weigh):
 
 def test_the_policy_is_checked():
     with pytest.raises(TypeError, match=r"must be a .*CurvaturePolicy.*, got str"):
-        compress({"kernel": weights()}, KMeans(3), policy="median")
+        compress({"kernel": weights()}, KMeans(3), policy="mean")
 
 
 def test_bad_blocks_get_one_sentence():

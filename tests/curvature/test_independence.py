@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from curvature_problems import leaf, perceptron_batch, perceptron_params, tanh_network
+from jax.tree_util import Partial
 
 from jaxcomp.curvature import (
     Fisher,
@@ -14,6 +15,7 @@ from jaxcomp.curvature import (
     layer_hessians,
     over_batches,
 )
+from jaxcomp.curvature.independence import _difference_of_outputs
 
 REFUSED = r"the outputs for an example depend on the others .* evaluation mode"
 NO_MEAN = r"the loss of a batch is no mean of the losses of its examples .* evaluation mode"
@@ -83,6 +85,23 @@ def test_rounding_is_no_dependence():
     # What is not finite is found by others.
     broken = params | {"bias": params["bias"].at[0].set(jnp.nan)}
     assert np.any(np.isnan(gauss_newton_diagonal(tanh_network, broken, batch).mean["in"]))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_rounding_of_long_sums_is_far_below_the_tolerance(dtype):
+    """Sums and products of 65,536 terms, whose order may depend on the size of the batch."""
+
+    def sums(params, inputs):
+        inputs = inputs.astype(dtype)
+        return jnp.concatenate(
+            [jnp.sum(inputs * params[:, 0], axis=1)[:, None], inputs @ params], 1
+        )
+
+    rng = np.random.default_rng(0)
+    params = jnp.asarray(rng.normal(size=(65_536, 2)), dtype)
+    inputs = jnp.asarray(rng.normal(size=(4, 65_536)), jnp.float32)
+    difference, tolerance = _difference_of_outputs(Partial(sums), params, inputs)
+    assert float(difference) < float(tolerance) / 100
 
 
 @pytest.mark.parametrize("weigh", ["by tokens", "as a sum"])

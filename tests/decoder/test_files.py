@@ -334,3 +334,20 @@ def test_random_damage(expected):
         unchanged += 1
         assert same(found, right)
     assert unchanged < 200
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (3, "its header is wrong"),
+        (["short", [0]], "its reference has no SHA-256"),
+        (["0" * 64, [50]], "its differences are no arrays"),
+        (["0" * 64, [0, 0]], "its differences are no arrays"),
+        (["0" * 64, [-1]], "its differences are no arrays"),
+        (["0" * 64, [[]]], "its differences are no arrays"),
+        (["0" * 64, [0]], "no weights|name its reference"),
+    ],
+)
+def test_references_that_are_none(told, message):
+    with pytest.raises(FormatError, match=message):
+        read(forged(DATA, lambda file: file.first.update(reference=told)))

@@ -110,7 +110,7 @@ def test_a_process_without_jax_reads_them():
     assert own[:2] == [expected] * 2
     modules = [
         "jaxcomp",
-        *(f"jaxcomp.decoder{name}" for name in ("", ".arrays", ".files", ".streams")),
+        *(f"jaxcomp.decoder{name}" for name in ("", ".arrays", ".contents", ".files", ".streams")),
     ]
     assert own[2] == str(modules)
 

@@ -1,0 +1,152 @@
+"""What is in a file of a compressed model, by its header alone."""
+
+import json
+import math
+import os
+from typing import Any, NamedTuple
+
+from jaxcomp.decoder.arrays import DTYPES
+from jaxcomp.decoder.files import File
+
+
+class FileEntry(NamedTuple):
+    """One stored array in numbers.
+
+    Attributes:
+        path: where it stands; the first place of a tied one.
+        shape: of the array.
+        dtype: of the array.
+        method: that compressed it, or "kept".
+        coder: of most of its symbols: plain, table, distance or contexts.
+        size_bytes: of its section.
+        bits_per_weight: of its section over its numbers; NaN for none.
+        share: of the file.
+        mean_squared_error: of its numbers, NaN if the file does not say it or they are kept.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    method: str
+    coder: str
+    size_bytes: int
+    bits_per_weight: float
+    share: float
+    mean_squared_error: float = math.nan
+
+
+class Contents(NamedTuple):
+    """What is in a file, a table as text.
+
+    Attributes:
+        entries: one for each stored array.
+        size_bytes: of the file.
+        overhead_bytes: what is in no section: names, shapes, checks.
+        original_bytes: of all stored arrays.
+        made: how the tree was made, if the file says so.
+    """
+
+    entries: tuple[FileEntry, ...]
+    size_bytes: int
+    overhead_bytes: int
+    original_bytes: int
+    made: Any
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as dicts and lists of text and numbers, NaN among them."""
+        told = self._asdict()
+        return told | {"entries": [entry._asdict() for entry in self.entries]}
+
+    def __str__(self) -> str:
+        header = [
+            "leaf",
+            "shape",
+            "dtype",
+            "method",
+            "coder",
+            "bytes",
+            "bits/weight",
+            "share",
+            "MSE",
+        ]
+        rows = [header, *(_row(entry) for entry in self.entries)]
+        if all(math.isnan(entry.mean_squared_error) for entry in self.entries):
+            rows = [row[:-1] for row in rows]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if place < 5 else cell.rjust(width)
+                for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in rows
+        ]
+        ratio = self.original_bytes / self.size_bytes
+        total = (
+            f"{self.original_bytes:,} bytes in {self.size_bytes:,}, ratio {ratio:.2f}; "
+            f"{self.overhead_bytes:,} of them names, shapes and checks"
+        )
+        told = self.made
+        if isinstance(told, dict):  # the table has the errors
+            told = {key: value for key, value in told.items() if key != ERRORS}
+        made = [] if self.made is None else [f"made by {json.dumps(told)}"]
+        return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], total, *made])
+
+
+def inspect(source: str | os.PathLike[str] | bytes) -> Contents:
+    """Return what is in a file, by its header alone.
+
+    Args:
+        source: path of the file, or its bytes.
+
+    Raises:
+        FormatError: if the header is damaged, or none of jaxcomp.
+        OSError: if the file cannot be read.
+    """
+    # Nothing is allocated: arrays of any size are told.
+    with File(source, max_bytes=1 << 62) as file:
+        entries, original = [], 0
+        for entry in file.entries:
+            number = math.prod(entry.shape)
+            original += -(-DTYPES[entry.dtype][0] * number // 8)
+            entries.append(
+                FileEntry(
+                    path=entry.path,
+                    shape=entry.shape,
+                    dtype=entry.dtype,
+                    method=entry.method,
+                    coder=_CODERS.get(entry.coder, "unknown"),
+                    size_bytes=entry.length,
+                    bits_per_weight=8 * entry.length / number if number else math.nan,
+                    share=entry.length / file.size,
+                    mean_squared_error=_error_of(file.made, entry.path),
+                )
+            )
+        sections = sum(entry.length for entry in file.entries)
+        return Contents(tuple(entries), file.size, file.size - sections, original, file.made)
+
+
+# What a record of how a file was made calls the mean squared errors of its arrays, by path.
+ERRORS = "mean_squared_errors"
+_HEADER = ["leaf", "shape", "dtype", "method", "coder", "bytes", "bits/weight", "share", "MSE"]
+_CODERS = {"p": "plain", "t": "table", "d": "distance", "c": "contexts"}
+
+
+def _row(entry: FileEntry) -> list[str]:
+    return [
+        entry.path or "(the whole tree)",
+        "x".join(map(str, entry.shape)) or "scalar",
+        entry.dtype,
+        entry.method,
+        entry.coder,
+        f"{entry.size_bytes:,}",
+        "" if math.isnan(entry.bits_per_weight) else f"{entry.bits_per_weight:.2f}",
+        f"{entry.share:.1%}",
+        "" if math.isnan(entry.mean_squared_error) else f"{entry.mean_squared_error:.3g}",
+    ]
+
+
+def _error_of(made: Any, path: str) -> float:
+    """Return what a file says that an array lost, NaN if it does not."""
+    told = made.get(ERRORS) if isinstance(made, dict) else None
+    error = told.get(path) if isinstance(told, dict) else None
+    return error if isinstance(error, float) else math.nan
