@@ -10,7 +10,9 @@ MB of float32 per second and in codes per second; compiling and compressing are 
 
 `--targets`: files of three sizes by `HessianRounding`, each for several samples of 10,000 training
 images, from which everything is chosen; and of the same sizes by the diagonal method, without data
-and with the Gauss-Newton diagonal of these images. Bytes, test loss and test error in percent.
+and with the Gauss-Newton diagonal of these images. Bytes, test loss and test error in percent, and
+how far the outputs for 10,000 other training images are from those of the original network
+(`divergence`, nats): what `--slope` is chosen by.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import os
 import platform
 import statistics
 import time
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -38,7 +41,7 @@ from jaxcomp.quantizers import HessianRounding
 
 NUM_IMAGES = 10_000
 SIZES = (45_000, 21_500, 15_500)
-MEASURED = ("bytes", "loss", "error", "seconds")
+MEASURED = ("bytes", "loss", "error", "divergence", "seconds")
 
 
 def median_seconds(function: Any, repeats: int) -> tuple[Any, float]:
@@ -84,20 +87,20 @@ def predict(params: Any, inputs: jax.Array) -> jax.Array:
 
 
 def compressed_to(
-    params: Any, batch: Any, size: int, kind: str
+    params: Any, batch: Any, size: int, kind: str, method: HessianRounding
 ) -> tuple[jaxcomp.CompressedTree, float]:
     """Compress to a size; return the tree and the seconds that it took."""
     start = time.perf_counter()
     if kind == "feedback":
         layers = Layers(predict, [batch])
-        tree = jaxcomp.compress(params, HessianRounding(), layers=layers, size_bytes=size)
+        tree = jaxcomp.compress(params, method, layers=layers, size_bytes=size)
     else:
         weighing = gauss_newton_diagonal(predict, params, batch) if kind == "diagonal" else None
         tree = jaxcomp.compress(params, importance=weighing, size_bytes=size)
     return tree, time.perf_counter() - start
 
 
-def measure_targets(params: Any, num_seeds: int) -> list[dict[str, Any]]:
+def measure_targets(params: Any, num_seeds: int, method: HessianRounding) -> list[dict[str, Any]]:
     """Compress to the sizes of the targets; judge by the test set what training images chose."""
     dataset = data.load("mnist")
     images, test = (
@@ -111,25 +114,34 @@ def measure_targets(params: Any, num_seeds: int) -> list[dict[str, Any]]:
         wrong = 100 - 100 * jnp.mean(metrics.correct(logits, labels))
         return jnp.mean(metrics.cross_entropy(logits, labels)), wrong
 
+    original = params
+
+    @jax.jit
+    def divergence(params: Any, others: Any) -> jax.Array:
+        before, after = (jax.nn.log_softmax(predict(own, others)) for own in (original, params))
+        return jnp.mean(jnp.sum(jnp.exp(before) * (before - after), axis=-1))
+
     rows: list[dict[str, Any]] = []
 
-    def add(kind: str, size: int, seed: int | None, params: Any, **more: Any) -> None:
+    def add(kind: str, size: int, seed: int | None, params: Any, others: Any, **more: Any) -> None:
         loss, error = judged(params)
         row = {"kind": kind, "target": size, "seed": seed, **more}
         rows.append({**row, "loss": float(loss), "error": float(error)})
+        rows[-1]["divergence"] = float(divergence(params, others))
         print(rows[-1], flush=True)
 
-    add("original", sum(value.nbytes for value in params.values()), None, params)
+    add("original", sum(value.nbytes for value in params.values()), None, params, test)
     for seed in range(num_seeds):
-        order = np.random.default_rng(seed).permutation(len(images))[:NUM_IMAGES]
+        order = np.random.default_rng(seed).permutation(len(images))
+        others, order = images[order[NUM_IMAGES : 2 * NUM_IMAGES]], order[:NUM_IMAGES]
         batch = images[order], np.asarray(dataset.pool_labels)[order]
         for size in SIZES:
             for kind in ("feedback", "diagonal", "no data"):
                 if kind == "feedback" or seed == 0:
-                    tree, seconds = compressed_to(params, batch, size, kind)
+                    tree, seconds = compressed_to(params, batch, size, kind, method)
                     written = to_bytes(tree)
                     decoded = jaxcomp.load(written).params()
-                    add(kind, size, seed, decoded, bytes=len(written), seconds=seconds)
+                    add(kind, size, seed, decoded, others, bytes=len(written), seconds=seconds)
     for size in SIZES:
         own = [row for row in rows if (row["kind"], row["target"]) == ("feedback", size)]
         means = {name: statistics.mean(row[name] for row in own) for name in MEASURED}
@@ -142,6 +154,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--targets", action="store_true", help="errors at the sizes of the targets")
     parser.add_argument("--seeds", type=int, default=5, help="samples of training images")
+    parser.add_argument("--slope", type=float, help="of HessianRounding, instead of its own")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     path = Path(os.environ.get("JAXCOMP_DATA_DIR", "data")) / "models/lenet300_mnist.safetensors"
@@ -150,7 +163,11 @@ def main() -> None:
         return
     params = load_file(path)
     if arguments.targets:
-        write({"rows": measure_targets(params, arguments.seeds)}, arguments.out)
+        method = HessianRounding()
+        if arguments.slope is not None:
+            settings = replace(method.settings, slopes=(arguments.slope,))
+            method = replace(method, settings=settings)
+        write({"rows": measure_targets(params, arguments.seeds, method)}, arguments.out)
         return
     rows = [
         measure(params, bits, effort, arguments.repeats)

@@ -123,9 +123,8 @@ def compress(
     networks); Shoham and Gersho, IEEE Trans. ASSP 36 (1988) (one slope for all).
     """
     network = None if layers is None else open_network(layers, params)
-    estimate = None
-    if network is not None and importance is None:
-        importance = estimate = network.importance()
+    estimate = None if network is None else network.importance()
+    importance = estimate if importance is None else importance
     selected = select_leaves(params, method, (importance, policy), select, stacked, network)
     spending = Spending(
         selected,
@@ -186,9 +185,8 @@ def curve(
         TypeError, ValueError: as `compress`.
     """
     network = None if layers is None else open_network(layers, params)
-    estimate = None
-    if network is not None and importance is None:
-        importance = estimate = network.importance()
+    estimate = None if network is None else network.importance()
+    importance = estimate if importance is None else importance
     selected = select_leaves(params, method, (importance, policy), select, stacked, network)
     tensors = list(selected.tensors.values())
     if network is not None:

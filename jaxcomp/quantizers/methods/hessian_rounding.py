@@ -118,7 +118,7 @@ class HessianRounding(CodebookMethod):
             parameter=np.asarray(parameters, np.float64),
             rate_bits=np.asarray(found.rate_bits, np.float64) - side / problem.size,
             side_bits=side,
-            distortion=np.asarray(found.distortion, np.float64),
+            distortion=_in_units(np.asarray(found.distortion, np.float64), problem),
             converged=np.ones(len(parameters), bool),
         )
 
@@ -169,9 +169,11 @@ class HessianRounding(CodebookMethod):
             scales,
             counts.astype(np.int32),
             Errors(
-                float(np.sum(importance * np.asarray(found.errors, np.float64))),
-                float(np.sum((before - values) ** 2)),
-                float(np.sum(before**2)),
+                float(
+                    _in_units(np.sum(importance * np.asarray(found.errors, np.float64)), problem)
+                ),
+                float(np.ldexp(np.sum((before - values) ** 2), -2 * problem.exponent)),
+                float(np.ldexp(np.sum(before**2), -2 * problem.exponent)),
             ),
         )
 
@@ -190,6 +192,11 @@ def _layer_of(problem: Problem) -> LayerInputs:
             "no data, such as EntropyConstrained()."
         )
     return problem.layer
+
+
+def _in_units(distortion: Any, problem: Problem) -> Any:
+    """Return distortions of a layer, which are in ordinary units, in those of the problem."""
+    return np.ldexp(distortion, -problem.distortion_exponent)
 
 
 def _matrices(problem: Problem) -> Float[Array, "G I O"]:

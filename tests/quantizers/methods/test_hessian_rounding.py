@@ -50,6 +50,17 @@ def test_codes_stand_for_what_the_kernel_rounded_to(exponent, is_turned):
     assert encoded.errors.squared_error == pytest.approx(np.sum(error**2), rel=1e-5)
 
 
+def test_errors_and_curves_are_in_the_units_of_the_problem():
+    own, method = problem(), HessianRounding(settings=SETTINGS, channel_axis=0)
+    other = dataclasses.replace(own, exponent=3, importance_exponent=-20)
+    point = method.point(own, 0.15)
+    one, scaled = (method.encode(some, point).errors for some in (own, other))
+    assert scaled.distortion == pytest.approx(one.distortion * 2.0**14, rel=1e-6)
+    assert scaled.squared_error == pytest.approx(one.squared_error * 2.0**-6, rel=1e-6)
+    curves = [method.curve(some, np.asarray([0.15])).distortion[0] for some in (own, other)]
+    assert curves[1] == pytest.approx(curves[0] * 2.0**14, rel=1e-6)
+
+
 def test_numbers_of_the_codebook_and_scales_are_short():
     settings = dataclasses.replace(SETTINGS, exponents=(1.0,))
     own = problem()
