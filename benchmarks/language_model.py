@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from standard_library import docstrings
 
 from jaxcomp.experiments.caches import network_cache
+from jaxcomp.experiments.data.standard_library import docstrings
 from jaxcomp.storage.arrays import load_arrays, save_arrays
 from jaxcomp.trees.paths import leaves_by_path, replace_leaves
 

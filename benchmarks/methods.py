@@ -31,11 +31,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import minilm as encoder
 import numpy as np
 import optax
 from provenance import commit
-from standard_library import sentences
 
 import jaxcomp
 from jaxcomp import quantizers
@@ -43,6 +41,8 @@ from jaxcomp.curvature import GaussNewton, over_batches
 from jaxcomp.evaluation import metrics
 from jaxcomp.experiments import data, networks
 from jaxcomp.experiments.caches import keep_compiled_programs, network_cache
+from jaxcomp.experiments.data.standard_library import sentences
+from jaxcomp.experiments.networks import minilm as encoder
 from jaxcomp.trees.paths import leaves_by_path
 
 BITS = (2.0, 3.0, 4.0)

