@@ -35,15 +35,17 @@ def load(folder: str | Path | None = None) -> tuple[dict[str, Any], list[str]]:
             )
         folder = Path(found.origin).parent / "model"
     params: dict[str, Any] = {}
-    for name, tensor in open_checkpoint(Path(folder) / "model.safetensors").tensors.items():
-        value = tensor.read()
-        if not name.startswith("pooler.") and value.dtype == np.float32:  # the embedding has none
+    with open_checkpoint(Path(folder) / "model.safetensors") as checkpoint:
+        for name, tensor in checkpoint.tensors.items():
+            if name.startswith("pooler.") or tensor.dtype != "float32":
+                continue  # the embedding has none
             *path, last = name.split(".")
             is_dense = last == "weight" and path[-1] not in ("LayerNorm",) and "embed" not in name
-            leaf = params
+            value = tensor.read()
+            own = params
             for part in path:
-                leaf = leaf.setdefault(part, {})
-            leaf["kernel" if is_dense else last] = np.array(
+                own = own.setdefault(part, {})
+            own["kernel" if is_dense else last] = np.array(
                 value.T if is_dense else value, order="C"
             )
     return params, (Path(folder) / "vocab.txt").read_text(encoding="utf-8").splitlines()
