@@ -95,6 +95,15 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, tmp_path):
     assert result.stderr == "stopped; the same command goes on from here.\n"
 
 
+@pytest.fixture
+def interruptible():
+    """Take Ctrl-C, which a process that a shell started in the background ignores."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost(capsys):
     def interrupt(phase: str, info: dict[str, int]) -> None:
         gc.callbacks.remove(interrupt)

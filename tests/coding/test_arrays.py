@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from tree_problems import entropy
 
+from jaxcomp.checkpoints.tensors import with_own_dtype
 from jaxcomp.coding.arrays import write_numbers, write_parts
 from jaxcomp.coding.streams import StackWriter
-from jaxcomp.compressed.format import plain, restored
+from jaxcomp.compressed.format import plain
 from jaxcomp.decoder.arrays import Parts, decode_bare, numbers
 from jaxcomp.decoder.streams import Stack
 
@@ -18,7 +19,7 @@ def stream_of(values):
     write_parts(writer, Parts(stored), name, stored.shape, "best")
     data = writer.to_bytes()
     (found,) = decode_bare(data, [(name, stored.shape)])
-    assert restored(found, name).tobytes() == values.tobytes()
+    assert with_own_dtype(found, name).tobytes() == values.tobytes()
     return data
 
 
@@ -61,7 +62,7 @@ def test_short_types_are_packed(dtype):
     width = 1 if dtype == "bool" else int(dtype[-1])
     values = np.random.default_rng(4).integers(0, 1 << width, 1000)
     stored = values.astype(bool) if dtype == "bool" else values.astype(np.uint8)
-    stored = restored(stored, dtype)
+    stored = with_own_dtype(stored, dtype)
     assert len(stream_of(stored)) <= 1000 * width // 8 + 5
 
 
