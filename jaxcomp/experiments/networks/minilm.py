@@ -34,7 +34,7 @@ def load(folder: str | Path | None = None) -> tuple[dict[str, Any], list[str]]:
                 "folder with model.safetensors and vocab.txt."
             )
         folder = Path(found.origin).parent / "model"
-    params: dict[str, Any] = {}
+    params: dict[str, Any] = {"encoder": {"layer": {}}}
     with open_checkpoint(Path(folder) / "model.safetensors") as checkpoint:
         for name, tensor in checkpoint.tensors.items():
             if name.startswith("pooler.") or tensor.dtype != "float32":

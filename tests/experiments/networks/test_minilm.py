@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from encoder_problem import write_small_encoder
 
 from jaxcomp.experiments.networks import minilm
 
@@ -21,3 +22,14 @@ def test_without_weights(tmp_path, monkeypatch):
         minilm.load()
     with pytest.raises(ValueError, match=r"there is no .*model.safetensors"):
         minilm.load(tmp_path)
+
+
+def test_embeddings_are_of_unit_length_and_see_no_padding(tmp_path):
+    write_small_encoder(tmp_path, num_layers=1)
+    params, vocabulary = minilm.load(tmp_path)
+    tokens, is_token = minilm.word_pieces(["return the a", "of the"], vocabulary)
+    found = np.asarray(minilm.embed(params, tokens, is_token))
+    np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, rtol=1e-5)
+    assert found[0] @ found[1] < 0.99
+    fewer = minilm.embed(params, tokens[:, :8], is_token[:, :8])
+    np.testing.assert_allclose(fewer, found, atol=1e-5)
