@@ -11,13 +11,18 @@ Given = Mapping[str, float | None]
 """The budgets by name, None for those that were not given."""
 
 
+MOST_WEIGHTS_OF_BEST = 1_000_000
+"""Above, budgets count by quick codes: a choice tries several files, the best codes take long."""
+
+
 class Spending:
     """Bits that compressed tensors take from a budget, as the file has them.
 
     Args:
         selected: the tree taken apart.
         given: the budgets by name; at most one.
-        effort: with which the file will be written.
+        effort: with which the file will be written; None for that of `save`, where there are few
+            weights, and else for quick codes, which the best are never longer than.
 
     Attributes:
         budget: in bits of the tensors alone, or in distortion; None if none was given.
@@ -27,6 +32,8 @@ class Spending:
     def __init__(self, selected: Selected, given: Given, effort: Effort | None = None) -> None:
         self._selected = selected
         self._is_of_file = any(given.get(name) is not None for name in ("size_bytes", "ratio"))
+        if effort is None and selected.num_weights > MOST_WEIGHTS_OF_BEST:
+            effort = "fast"
         self.sizes = FileSizes(effort)
         self._rest = self._rest_of({}) if self._is_of_file else 0
         self.budget: Budget | None = budget_of(

@@ -32,6 +32,7 @@ from jaxcomp.compressed.loss_budget import (
     layers_of,
     smallest_within_loss,
 )
+from jaxcomp.compressed.spending import MOST_WEIGHTS_OF_BEST
 from jaxcomp.compressed.tree import CompressedTree
 from jaxcomp.curvature import DiagonalEstimate, Layers
 from jaxcomp.decoder import inspect
@@ -48,8 +49,6 @@ from jaxcomp.types import Params
 # Dtypes of weights in 8 bits; of the others of 8 bits some are scales.
 _FLOATS_OF_8 = tuple(name for name in DTYPES if name.startswith(("float8_e4m3", "float8_e5m2")))
 
-# Above this many weights candidates are counted by the quick codes.
-_MOST_WEIGHTS_OF_BEST = 1_000_000
 # A file that uses this share of its budget is taken; what others aim at, and how many there are.
 _SPENT, _AIM, _MOST_TRIALS = 0.985, 0.995, 4
 
@@ -178,7 +177,7 @@ class _Job:
     def compress(self, **budget: Any) -> CompressedTree:
         # What the best codes save is found out once the file is there: they take long.
         is_of_loss = self.goal is not None and self.goal[0] == "loss_increase"
-        is_quick = is_of_loss or self.num_weights > _MOST_WEIGHTS_OF_BEST
+        is_quick = is_of_loss or self.num_weights > MOST_WEIGHTS_OF_BEST
         return compress(
             self.params,
             self.method,
