@@ -51,7 +51,7 @@ def read(path):
 )
 def test_budgets_are_met_from_below_and_used_up(budget, used, is_large, source, monkeypatch):
     if is_large:  # counted by the quick codes first, which need more
-        monkeypatch.setattr(to_file, "_MOST_WEIGHTS_OF_BEST", 0)
+        monkeypatch.setattr(to_file, "MOST_WEIGHTS_OF_BEST", 0)
     target = source.with_name("small.jxc")
     report = compress_file(source, target, METHOD, record=True, **budget)
     assert 0.985 <= used(report) <= 1
