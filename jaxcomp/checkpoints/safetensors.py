@@ -88,16 +88,21 @@ def write_safetensors(
         offsets[number], end = start, start + sizes[number]
         header[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
         start = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
     with atomic_writer(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(framed(header))
         begin = file.tell()
         for offset, array in zip(offsets, arrays, strict=True):
             file.seek(begin + offset)
             # Without a copy of its own, where it is little-endian and in order already.
             plain = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
             file.write(plain.reshape(-1).view(np.uint8).data)
+
+
+def framed(header: dict[str, Any]) -> bytes:
+    """Return a header as it stands in a file: its length, and JSON up to a multiple of 8 bytes."""
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _header(path: Path, text: bytes) -> dict[str, tuple[str, tuple[int, ...], tuple[int, int]]]:

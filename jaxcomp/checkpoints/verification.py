@@ -4,7 +4,7 @@ import hashlib
 from typing import NamedTuple
 
 from jaxcomp.checkpoints.decompression import Report
-from jaxcomp.decoder import File
+from jaxcomp.decoder import KEPT, File
 from jaxcomp.decoder.arrays import bytes_of
 from jaxcomp.storage import PathLike
 
@@ -52,6 +52,6 @@ def verify(
         kept = tuple(
             path
             for path, (number, _) in zip(file.paths, file.slots, strict=True)
-            if file.entries[number].method == "kept"
+            if file.entries[number].method == KEPT
         )
         return Verified(len(file.entries), file.size, file.digest.hex(), kept)

@@ -3,8 +3,6 @@
 Only `compress` waits for JAX.
 """
 
-import json
-import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -272,7 +270,7 @@ def decompress(
         ]
         if done.left_out:
             lines.append(f"left out, no tensors: {', '.join(done.left_out)}")
-        print_text(json.dumps(told) if as_json else "\n".join(lines))
+        print_text(_to_json(told) if as_json else "\n".join(lines))
 
 
 @app.command(
@@ -470,14 +468,9 @@ def _require_file(path: Path) -> None:
 
 
 def _to_json(told: Any) -> str:
-    def finite(value: Any) -> Any:
-        if isinstance(value, float):
-            return value if math.isfinite(value) else None
-        if isinstance(value, dict):
-            return {key: finite(own) for key, own in value.items()}
-        return [finite(own) for own in value] if isinstance(value, list | tuple) else value
+    from jaxcomp.storage import json_line  # imports NumPy
 
-    return json.dumps(finite(told), allow_nan=False)
+    return json_line(told)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """What became of a checkpoint that was compressed to a file, in numbers and as text."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxcomp.checkpoints import Checkpoint
-from jaxcomp.compressed.format import KEPT
 from jaxcomp.compressed.tensors import CompressedTensor, TensorLayout
 from jaxcomp.compressed.tree import CompressedTree
-from jaxcomp.decoder import Contents
+from jaxcomp.decoder import KEPT, Contents
+from jaxcomp.storage import json_line
 from jaxcomp.trees.paths import shorten
 
 
@@ -112,7 +111,7 @@ class FileReport:
             "left_out": list(self.left_out),
             **self.contents.to_dict(),
         }
-        return json.dumps(_finite(told), allow_nan=False)
+        return json_line(told)
 
 
 def file_report(
@@ -191,11 +190,3 @@ def mean_squared_errors(tree: CompressedTree) -> dict[str, float]:
 
 def _sum(numbers: Any, exponents: Any) -> float:
     return float(np.sum(np.ldexp(np.asarray(numbers, np.float64), np.asarray(exponents))))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(own) for key, own in value.items()}
-    return [_finite(own) for own in value] if isinstance(value, list | tuple) else value

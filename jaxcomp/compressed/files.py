@@ -15,10 +15,11 @@ import jax
 import numpy as np
 
 from jaxcomp.checkpoints.references import digest_of
+from jaxcomp.checkpoints.safetensors import framed
 from jaxcomp.checkpoints.tensors import Tensor
 from jaxcomp.coding.arrays import write_parts
 from jaxcomp.coding.streams import Effort, StackWriter
-from jaxcomp.compressed.format import KEPT, leaf_of, parts_of, plain
+from jaxcomp.compressed.format import leaf_of, parts_of, plain
 from jaxcomp.compressed.tensors import (
     CompressedTensor,
     KeptLayout,
@@ -29,7 +30,7 @@ from jaxcomp.compressed.tensors import (
 from jaxcomp.compressed.tree import CompressedTree, TreeLayout
 from jaxcomp.decoder import File, FormatError
 from jaxcomp.decoder.arrays import Parts, bytes_of, values_of
-from jaxcomp.decoder.files import HEADER_NAME, MAGIC, Entry, walk
+from jaxcomp.decoder.files import HEADER_NAME, KEPT, MAGIC, Entry, walk
 from jaxcomp.decoder.streams import require
 from jaxcomp.long_call import LongCall
 from jaxcomp.numerics.checks import is_concrete
@@ -70,7 +71,7 @@ def to_bytes(
     container: Container = "jxc",
     effort: Effort | None = None,
     made: Mapping[str, Any] | None = None,
-    reference: "Reference | None" = None,
+    reference: Reference | None = None,
 ) -> bytes:
     """Return the file of a compressed tree.
 
@@ -176,7 +177,7 @@ class FileSizes:
 
 
 def _identity(
-    described: "_Described", stored: list[_Stored], reference: "Reference | None" = None
+    described: "_Described", stored: list[_Stored], reference: Reference | None = None
 ) -> bytes:
     """Return the first line of a header: what the arrays are."""
     identity: dict[str, Any] = {
@@ -409,9 +410,7 @@ def _safetensors(tensors: Mapping[str, bytes]) -> bytes:
         offsets = [start, start + len(data)]
         header[name] = {"dtype": "U8", "shape": [len(data)], "data_offsets": offsets}
         start += len(data)
-    text = _to_json(header)
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + b"".join(tensors.values())
+    return framed(header) + b"".join(tensors.values())
 
 
 def _view_of(view: Any, entry: Entry) -> View | None:

@@ -22,15 +22,13 @@ from jaxcomp.compressed.tensors import (
     packed,
 )
 from jaxcomp.decoder.arrays import DTYPES, WEIGHTS, Parts
-from jaxcomp.decoder.files import Entry
+from jaxcomp.decoder.files import KEPT, Entry
 from jaxcomp.decoder.streams import FormatError, require
 from jaxcomp.quantizers.assignment import assignment_dtype
 from jaxcomp.quantizers.methods import METHODS, Method, RoundToNearest, Vector
 from jaxcomp.quantizers.methods.base import CodebookMethod
 
 _METHODS = {method.name: method for method in METHODS}
-KEPT = "kept"
-"""What stands in a file in place of a method's name."""
 
 
 def plain(values: Any) -> tuple[np.ndarray, str]:

@@ -147,11 +147,17 @@ class _Layer:
             problems.append(replace(problem, layer=inputs))
         return self.tensor._replace(problems=problems)
 
-    def rounded(self, moments: InputMoments, nats_per_bit: float, **options: Any) -> Stored:
+    def rounded(
+        self,
+        moments: InputMoments,
+        nats_per_bit: float,
+        *,
+        damping: float | None = None,
+        pair: tuple[float, float] | None = None,
+    ) -> Stored:
         """Round the tensor, by the chosen damping and exponents or others."""
-        damping = options.get("damping", self.damping)
-        exponent, slope = options.get("pair", self.pair)
-        tensor = self.with_moments(moments, damping)
+        exponent, slope = self.pair if pair is None else pair
+        tensor = self.with_moments(moments, self.damping if damping is None else damping)
         settings = replace(self.method.settings, exponents=(exponent,), slopes=(slope,))
         tensor = tensor._replace(method=replace(self.method, settings=settings))
         parameter = self.method.nats_per_bit or nats_per_bit
@@ -248,12 +254,11 @@ class _Rounding:
             else:
                 self._others[number] = _Diagonal(tensor, is_relative=estimate is None)
         self._number_of = {layer.path: number for number, layer in self.layers.items()}
-        kept_at = {
+        self._kept_at = {
             layout.paths[0]: number
             for number, (_, layout) in selected.kept.items()
             if len(layout.paths) == 1
         }
-        self._kept_at = kept_at
         self._curvature = {} if estimate is None else leaves_by_path(estimate.mean)
         # Of layers whose inputs nothing changes.
         self._unchanged: dict[str, SplitMoments] = {}

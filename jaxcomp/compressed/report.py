@@ -7,7 +7,6 @@ rise in nats that an importance h (nats per squared weight) predicts; h = 1 with
 """
 
 import html
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxcomp.coding.sizes import CodeSize, compression_ratio
 from jaxcomp.compressed.importance import Unseen
 from jaxcomp.quantizers.methods import METHODS, Method
+from jaxcomp.storage import json_line
 from jaxcomp.trees.paths import shorten
 
 _METHODS = {method.name: method for method in METHODS}
@@ -177,13 +177,10 @@ class Report(Sequence[LayerReport]):
 
     def to_json(self) -> str:
         """Return everything as JSON: the leaves in `layers`, and the totals; infinity as null."""
-        layers = [
-            {name: _plain(value) for name, value in layer._asdict().items()} for layer in self
-        ]
         names = ("num_kept", "kept_bits", "original_bits", "size_bits", "ratio", "distortion")
-        totals = {name: _plain(getattr(self, name)) for name in names}
-        kept = {reason: list(paths) for reason, paths in self.kept.items()}
-        return json.dumps({"layers": layers, **totals, "kept": kept}, allow_nan=False)
+        totals = {name: getattr(self, name) for name in names}
+        layers = [layer._asdict() for layer in self]
+        return json_line({"layers": layers, **totals, "kept": self.kept})
 
     def __str__(self) -> str:
         return _format_table(self)
@@ -198,13 +195,6 @@ class Report(Sequence[LayerReport]):
         )
         notes = "".join(f"<p>{html.escape(line)}</p>" for line in _notes(self))
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}"
-
-
-def _plain(value: Any) -> Any:
-    """Return what JSON can hold."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return list(value) if isinstance(value, tuple) else value
 
 
 def layer_report(

@@ -142,12 +142,10 @@ class Layers:
         """Find the layers of a model with such weights."""
         function = as_function(self.predict_fn, params, self.output)
         function, opened = open_params(function, params)
-        inputs = None
-        for batch, _ in sized_batches(self.batches):
-            inputs = _inputs_of(batch)
-            break
-        if inputs is None:
+        first = next(sized_batches(self.batches), None)
+        if first is None:
             raise ValueError("batches is empty; pass at least one batch.")
+        inputs = _inputs_of(first[0])
         check_outputs_are_independent(function, opened, inputs)
         leaves = floating_leaves(opened)
         found = open_layers(function, leaves, inputs)

@@ -58,18 +58,7 @@ class Contents(NamedTuple):
         return told | {"entries": [entry._asdict() for entry in self.entries]}
 
     def __str__(self) -> str:
-        header = [
-            "leaf",
-            "shape",
-            "dtype",
-            "method",
-            "coder",
-            "bytes",
-            "bits/weight",
-            "share",
-            "MSE",
-        ]
-        rows = [header, *(_row(entry) for entry in self.entries)]
+        rows = [_HEADER, *(_row(entry) for entry in self.entries)]
         if all(math.isnan(entry.mean_squared_error) for entry in self.entries):
             rows = [row[:-1] for row in rows]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

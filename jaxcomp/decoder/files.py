@@ -28,6 +28,8 @@ from jaxcomp.decoder.arrays import (
 from jaxcomp.decoder.streams import FormatError, Stack, require
 
 MAGIC, HEADER_NAME = b"JXC\x01", "jaxcomp.header"
+KEPT = "kept"
+"""The method of an array that was not compressed."""
 _MOST_HEADER, _MOST_DEPTH, _MOST_AXES = 1 << 24, 64, 32
 _ERRORS = (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError, zlib.error)
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxcomp.checkpoints.tensors import is_weight, with_own_dtype
-from jaxcomp.decoder import Contents, File, FileEntry, inspect
+from jaxcomp.decoder import KEPT, Contents, File, FileEntry, inspect
 from jaxcomp.decoder.arrays import values_of
 from jaxcomp.decoder.files import Entry
 from jaxcomp.experiments.drawing import (
@@ -28,7 +28,7 @@ from jaxcomp.storage import PathLike, write_bytes_atomic
 _FORMS = ("png", "pdf", "svg")
 # Tensors that have a bar, and those that have a histogram: the largest.
 _MOST_BARS, _MOST_HISTOGRAMS, _COLUMNS, _BINS = 40, 9, 3, 120
-_CODED, _KEPT = "#0072B2", "#BBBBBB"
+_CODED, _UNCODED = "#0072B2", "#BBBBBB"
 # Codebooks with more entries than this are not drawn: their marks would be a surface.
 _MOST_MARKS = 64
 
@@ -54,7 +54,7 @@ def picture(source: PathLike) -> Figure:
     shown = sorted(contents.entries, key=lambda entry: -entry.size_bytes)[:_MOST_BARS]
     with File(source) as file:
         weights = [
-            entry for entry in file.entries if entry.method != "kept" and is_weight(entry.dtype)
+            entry for entry in file.entries if entry.method != KEPT and is_weight(entry.dtype)
         ]
         weights = sorted(weights, key=lambda entry: -math.prod(entry.shape))[:_MOST_HISTOGRAMS]
         rows = -(-len(weights) // _COLUMNS)
@@ -81,7 +81,7 @@ def _draw_bits(axis: Axes, contents: Contents, shown: Sequence[FileEntry]) -> No
     """Draw bits per number of tensors, the largest section on top."""
     places = np.arange(len(shown))[::-1]
     bits = [0.0 if math.isnan(entry.bits_per_weight) else entry.bits_per_weight for entry in shown]
-    colours = [_KEPT if entry.method == "kept" else _CODED for entry in shown]
+    colours = [_UNCODED if entry.method == KEPT else _CODED for entry in shown]
     axis.barh(places, bits, color=colours, height=0.7)
     for place, entry, number in zip(places, shown, bits, strict=True):
         share = f"{entry.coder}, {entry.share:.1%} of the file"

@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxcomp.numerics.host import as_array, is_on_host, view
+from jaxcomp.numerics.host import as_array, is_on_one_cpu, view
 from jaxcomp.numerics.scaling import is_negative, is_zero
 
 
@@ -137,7 +137,7 @@ def _check_weights(importance: Shaped[Array, "... points"]) -> None:
 
 def _is_quick_on_host(values: Array) -> bool:
     """Return whether NumPy finds the least and the largest at the speed of memory."""
-    return values.size > 0 and values.dtype.kind in "fiu" and is_on_host(values)
+    return values.size > 0 and values.dtype.kind in "fiu" and is_on_one_cpu(values)
 
 
 def _extremes(values: Shaped[np.ndarray, "..."]) -> tuple[Any, Any]:

@@ -7,7 +7,7 @@ eighth more work, and minimum, maximum and sums are what they were. Only counts 
 Axes: `...` groups, `N` points.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,28 +66,23 @@ def bucketed(
     if num_points <= num_bins:
         size = min(size, num_bins)
     padding = size - num_points
-    if is_on_one_cpu(points, importance):
-        points, importance = _filled_on_host(points, importance, padding)
+    if padding and is_on_one_cpu(points, importance):
+        own = None if importance is None else view(importance)
+        filled, own = _filled(np, view(points), own, padding)
+        importance = None if own is None else placed_like(own, importance)
+        points = placed_like(filled, points)
     elif padding:
-        copies = jnp.broadcast_to(points[..., :1], (*points.shape[:-1], padding))
-        points = jnp.concatenate([points, copies], axis=-1)
-        if importance is not None and importance.ndim and importance.shape[-1] > 1:
-            widths = [(0, 0)] * (importance.ndim - 1) + [(0, padding)]
-            importance = jnp.pad(importance, widths)
+        points, importance = _filled(jnp, points, importance, padding)
     return Bucketed(points, importance, jax.device_put(np.int32(padding)))
 
 
-def _filled_on_host(
-    points: Array, importance: Array | None, padding: int
-) -> tuple[Array, Array | None]:
-    if not padding:
-        return points, importance
-    own = view(points)
-    copies = np.broadcast_to(own[..., :1], (*own.shape[:-1], padding))
-    points = placed_like(np.concatenate([own, copies], axis=-1), points)
+def _filled(xp: Any, points: Any, importance: Any, padding: int) -> tuple[Any, Any]:
+    """Return points with copies of the first behind them, and weights 0 for these."""
+    copies = xp.broadcast_to(points[..., :1], (*points.shape[:-1], padding))
+    points = xp.concatenate([points, copies], axis=-1)
     if importance is not None and importance.ndim and importance.shape[-1] > 1:
         widths = [(0, 0)] * (importance.ndim - 1) + [(0, padding)]
-        importance = placed_like(np.pad(view(importance), widths), importance)
+        importance = xp.pad(importance, widths)
     return points, importance
 
 

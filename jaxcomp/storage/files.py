@@ -93,6 +93,11 @@ def write_json(path: PathLike, value: Any) -> None:
     write_bytes_atomic(path, (text + "\n").encode())
 
 
+def json_line(value: Any) -> str:
+    """Return a value, as `write_json` takes it, as one line of standard JSON."""
+    return json.dumps(to_plain(value, "value", keep_non_finite=False), allow_nan=False)
+
+
 def read_json(path: PathLike) -> Any:
     """Read a JSON file.
 

@@ -1,7 +1,8 @@
 """Rounding with feedback through a layer's inputs, as a method."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,8 @@ from jaxcomp.quantizers.methods.entropy_constrained import EntropyConstrained
 from jaxcomp.quantizers.problems import Errors, LayerInputs, Problem
 from jaxcomp.quantizers.rounding_passes import NUMBER_BITS, RoundingSettings
 from jaxcomp.quantizers.scales import Scale
+
+_Result = TypeVar("_Result")
 
 # Distortion is twice the rise of the loss.
 _PER_NAT = 2.0
@@ -102,17 +105,8 @@ class HessianRounding(CodebookMethod):
 
         Spacings are chosen by ideal lengths; what tables and spacings cost is in the rate.
         """
-        layer = _layer_of(problem)
         multipliers = _PER_NAT * jnp.asarray(parameters, jnp.float32)
-        found = layer_curve(
-            _matrices(problem),
-            layer.second_moments,
-            multipliers,
-            cross_moments=layer.cross_moments,
-            output_importance=layer.output_importance,
-            damping=layer.damping,
-            settings=self._settings_for(layer),
-        )
+        found = self._run(layer_curve, problem, multipliers)
         side = np.full(len(parameters), NUMBER_BITS)
         return Curve(
             parameter=np.asarray(parameters, np.float64),
@@ -133,16 +127,7 @@ class HessianRounding(CodebookMethod):
             problem: the tensor, with what is known of its layer.
             parameter: nats per bit.
         """
-        layer = _layer_of(problem)
-        return round_layer(
-            _matrices(problem),
-            layer.second_moments,
-            _PER_NAT * parameter,
-            cross_moments=layer.cross_moments,
-            output_importance=layer.output_importance,
-            damping=layer.damping,
-            settings=self._settings_for(layer),
-        )
+        return self._run(round_layer, problem, _PER_NAT * parameter)
 
     def encode(self, problem: Problem, point: Point) -> Encoded:
         layer, found = _layer_of(problem), self.round(problem, point.parameter)
@@ -177,11 +162,18 @@ class HessianRounding(CodebookMethod):
             ),
         )
 
-    def _settings_for(self, layer: LayerInputs) -> RoundingSettings:
-        """Return the settings; one spacing where no axis could have scales."""
-        if layer.axis is not None:
-            return self.settings
-        return replace(self.settings, exponents=(0.0,))
+    def _run(self, kernel: Callable[..., _Result], problem: Problem, multiplier: Any) -> _Result:
+        """Call a kernel on a layer; with one spacing where no axis could have scales."""
+        layer, settings = _layer_of(problem), self.settings
+        return kernel(
+            _matrices(problem),
+            layer.second_moments,
+            multiplier,
+            cross_moments=layer.cross_moments,
+            output_importance=layer.output_importance,
+            damping=layer.damping,
+            settings=settings if layer.axis is not None else replace(settings, exponents=(0.0,)),
+        )
 
 
 def _layer_of(problem: Problem) -> LayerInputs:
