@@ -47,6 +47,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import torch_peers
 from flax import nnx
 from jax import lax
 from jax.flatten_util import ravel_pytree
@@ -478,28 +479,10 @@ def torch_model(problem: Problem):
 
 def torch_cases(problem: Problem, num_probes: int) -> Iterator[Case]:
     """Double backward by hand: the graph of the gradient is kept, a second backward per probe."""
-    import torch
-
     model, inputs, labels = torch_model(problem)
-    params = list(model.parameters())
-    loss_fn = torch.nn.CrossEntropyLoss()
-
-    def gradient():
-        return torch.autograd.grad(loss_fn(model(inputs), labels), params)
-
-    def double_backward():
-        loss = loss_fn(model(inputs), labels)
-        gradient = torch.autograd.grad(loss, params, create_graph=True)
-        mean = [torch.zeros_like(p) for p in params]
-        for _ in range(num_probes):
-            probe = [torch.randint_like(p, 2).mul_(2).sub_(1) for p in params]
-            product = torch.autograd.grad(gradient, params, probe, retain_graph=True)
-            for total, z, hessian_z in zip(mean, probe, product, strict=True):
-                total.addcmul_(z, hessian_z, value=1 / num_probes)
-        return mean
-
-    yield Case("torch_gradient", gradient)
-    yield Case("torch_double_backward", double_backward, num_probes)
+    data = model, list(model.parameters()), inputs, labels
+    yield Case("torch_gradient", torch_peers.gradient(*data))
+    yield Case("torch_double_backward", torch_peers.double_backward(*data, num_probes), num_probes)
 
 
 def curvlinops_cases(problem: Problem, num_probes: int) -> Iterator[Case]:

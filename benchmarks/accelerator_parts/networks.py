@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch_peers
 from accelerator_parts.work import Work
 
 
@@ -227,24 +228,13 @@ def double_backward(
     work: Work, name: str, model: Any, params: list[Any], inputs: Any, labels: Any
 ) -> None:
     """Time a gradient, and Hutchinson's probes of the gradient's kept graph."""
-    import torch
-
-    loss_fn, num_probes = torch.nn.CrossEntropyLoss(), 16 if work.is_full else 2
-
-    def gradient() -> Any:
-        return torch.autograd.grad(loss_fn(model(inputs), labels), params)
-
-    def diagonal() -> Any:
-        loss = loss_fn(model(inputs), labels)
-        found = torch.autograd.grad(loss, params, create_graph=True)
-        mean = [torch.zeros_like(p) for p in params]
-        for _ in range(num_probes):
-            probe = [torch.randint_like(p, 2).mul_(2).sub_(1) for p in params]
-            product = torch.autograd.grad(found, params, probe, retain_graph=True)
-            for total, z, hessian_z in zip(mean, probe, product, strict=True):
-                total.addcmul_(z, hessian_z, value=1 / num_probes)
-        return mean
-
+    num_probes = 16 if work.is_full else 2
+    data = model, params, inputs, labels
     against = f"{name}, gradient"
-    work.time(against, gradient)
-    work.time(f"{name}, double backward, a probe", diagonal, per_call=num_probes, against=against)
+    work.time(against, torch_peers.gradient(*data))
+    work.time(
+        f"{name}, double backward, a probe",
+        torch_peers.double_backward(*data, num_probes),
+        per_call=num_probes,
+        against=against,
+    )
