@@ -23,7 +23,7 @@ class PlainStack(Stack):
         if self._words:
             self._state = (self._state << 32) + self._words.pop()
 
-    def pop(self, ends: Any) -> int:
+    def symbol(self, ends: Any) -> int:
         """Pop a symbol by cumulative frequencies."""
         q = self._state % TOTAL
         symbol = int(np.searchsorted(ends, q, side="right"))
@@ -35,7 +35,7 @@ class PlainStack(Stack):
 
     def small(self, width: int) -> int:
         """As `Stack.small`."""
-        return self.pop(np.arange(1, (1 << width) + 1) << (24 - width))
+        return self.symbol(np.arange(1, (1 << width) + 1) << (24 - width))
 
     def plain(self, width: int, count: int) -> np.ndarray:
         """As `Stack.plain`."""
@@ -47,14 +47,20 @@ class PlainStack(Stack):
 
     def of_table(self, frequencies: np.ndarray, count: int) -> np.ndarray:
         """As `Stack.of_table`."""
-        if len(frequencies) == 1:
-            return np.zeros(count, np.int64)
-        ends = np.cumsum(frequencies)
-        return np.asarray([self.pop(ends) for _ in range(count)], np.int64)
+        return self.pop(self.model(frequencies), count)
+
+    def model(self, frequencies: np.ndarray) -> Any:
+        """As `Stack.model`."""
+        return np.cumsum(frequencies) if len(frequencies) > 1 else None
+
+    def pop(self, model: Any, count: int) -> np.ndarray:
+        """As `Stack.pop`."""
+        symbols = [0 if model is None else self.symbol(model) for _ in range(count)]
+        return np.asarray(symbols, np.int64)
 
     def decisions(self, ones: np.ndarray) -> np.ndarray:
         """As `Stack.decisions`."""
-        return np.asarray([self.pop([TOTAL - 256 * int(p), TOTAL]) for p in ones], np.int64)
+        return np.asarray([self.symbol([TOTAL - 256 * int(p), TOTAL]) for p in ones], np.int64)
 
     def finish(self) -> None:
         """As `Stack.finish`."""

@@ -40,6 +40,7 @@ class MethodName(StrEnum):
     uniform = "uniform"
     round_to_nearest = "round-to-nearest"
     magnitude_pruning = "magnitude-pruning"
+    trellis_coded = "trellis-coded"
     hessian_rounding = "hessian-rounding"
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from jaxcomp.coding.streams import Effort, StackWriter, write_symbols
+from jaxcomp.coding.trellis import trellis_stream
 from jaxcomp.decoder.arrays import DTYPES, Parts, bytes_of, columns_of
 from jaxcomp.decoder.streams import BLOCK
 
@@ -87,9 +88,29 @@ def write_parts(
     own = shape[1:] if parts.is_stack else shape
     kept = own if entry == 1 else (-(-math.prod(own) // entry),)
     codes = parts.codes.reshape(shape[0] if parts.is_stack else 1, math.prod(kept))
+    if not has_codebook:
+        layers = _along_paths(parts, codes, columns_of(kept), effort) if parts.order else None
+        writer.small(0 if layers is None else parts.order, 2)
+        if layers is not None:
+            for layer in layers:
+                writer.append(layer)
+            return
     for layer in codes:
-        symbols = layer if has_codebook else layer.astype(np.int16) + parts.num_codes // 2
+        symbols = layer if has_codebook else layer.astype(np.int32) + parts.num_codes // 2
         write_symbols(writer, symbols, parts.num_codes, columns_of(kept), effort)
+
+
+def _along_paths(
+    parts: Parts, codes: Shaped[np.ndarray, "layers n"], columns: int, effort: Effort
+) -> list[StackWriter] | None:
+    """Write codes of a trellis; None where those of a layer are better written one by one."""
+    found = []
+    for layer in codes:
+        own = trellis_stream(layer, parts.num_codes // 2, columns, parts.order, effort)
+        if own is None:
+            return None
+        found.append(own)
+    return found
 
 
 def _kept(

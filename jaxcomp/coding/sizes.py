@@ -181,6 +181,48 @@ def rounded_size(
     )
 
 
+def trellis_size(
+    counts: Int[Any, "... symbols"], *, num_scales: Int[Any, "..."] | int, scale_bits: int = 32
+) -> CodeSize:
+    """Return the sizes of groups of integers of which a trellis tells the parity of the next one.
+
+    A weight costs the entropy of its integer given the parity. The description code: the largest
+    magnitude (Elias gamma), the scales, how many integers are even (one of N + 1), and for each
+    parity the table of counts (one of C(N + A - 1, A - 1), A integers) together with the sequence
+    as one index.
+
+    Args:
+        counts: (..., 2 M + 1) of 0, 1, -1, 2, -2, ..., -M.
+        num_scales: stored with the group; broadcast against (...).
+        scale_bits: bits of one.
+
+    Returns:
+        The sizes; `codebook_bits` is that of the scales and of both tables.
+
+    Raises:
+        TypeError: if the counts are not integers.
+        ValueError: if a count is negative.
+    """
+    counts = _checked_counts(counts)
+    is_odd = (np.arange(counts.shape[-1]) + 1) // 2 & 1 == 1
+    total, most = counts.sum(axis=-1), counts.shape[-1] // 2
+    scales = float(scale_bits) * np.asarray(num_scales) * np.ones(total.shape)
+    entropy, tables, sequences = (np.zeros(total.shape) for _ in range(3))
+    for part in (counts[..., ~is_odd], counts[..., is_odd]):
+        number, used, size = part.sum(axis=-1), np.count_nonzero(part, axis=-1), part.shape[-1]
+        entropy = entropy + number * empirical_entropy_bits(part)
+        tables = tables + _log2_binomial(number + used - 1, used - 1)
+        table = _log2_binomial(number + size - 1, size - 1)
+        sequences = sequences + _round_up(table + _log2_multinomial(part), number)
+    description = _elias_gamma_bits(np.asarray(most + 1)) + scales + sequences
+    return CodeSize(
+        fixed_bits=total * float(_ceil_log2(np.asarray(2 * most + 1))),
+        entropy_bits=entropy,
+        codebook_bits=scales + tables,
+        description_bits=np.where(total > 0, description + _ceil_log2(total + 1), 0.0),
+    )
+
+
 def pruned_size(
     num_weights: Int[Any, "..."] | int, num_kept: Int[Any, "..."] | int, *, value_bits: int = 32
 ) -> CodeSize:

@@ -16,6 +16,7 @@ from jaxcomp.decoder.streams import (
     MOST_OF_CONTEXTS,
     MOST_SYMBOLS,
     TOTAL,
+    Chains,
     coders,
     contexts,
     parametric,
@@ -28,7 +29,7 @@ Effort = Literal["fast", "best"]
 
 _CHUNK = 1 << 16
 # The format has no contexts of more symbols; of fewer bits there is nothing to save.
-_MOST_OF_CONTEXTS, _LEAST_BITS_OF_CONTEXTS = 1 << 24, 256
+MOST_IN_CONTEXTS, LEAST_BITS_OF_CONTEXTS = 1 << 24, 256
 _LARGEST_PARAMETRIC = 1 << 12
 _ALL_MODELS = 15
 _ROUGH = np.asarray([min((16 + m) << e >> 5, 1 << 26) for e in range(32) for m in range(16)])
@@ -84,10 +85,20 @@ class StackWriter:
 
     def of_table(self, values: Int[np.ndarray, " n"], frequencies: Int[np.ndarray, " k"]) -> None:
         """Write symbols by frequencies that sum to 2^24."""
-        if len(frequencies) == 1:
-            return
-        floats = probabilities(frequencies)
-        self._steps.append(_Step(values, lambda models: models.Categorical(floats, perfect=False)))
+        if len(frequencies) > 1:
+            floats = probabilities(frequencies)
+            self.of_model(
+                values, frequencies, lambda models: models.Categorical(floats, perfect=False)
+            )
+
+    def of_model(
+        self,
+        values: Int[np.ndarray, " n"],
+        frequencies: Int[np.ndarray, " k"],
+        model: Callable[[Any], Any],
+    ) -> None:
+        """Write symbols by frequencies, and the model that is made of them."""
+        self._steps.append(_Step(values, model))
         counts = np.bincount(values, minlength=len(frequencies))
         self.size_bits += table_bits(counts, frequencies)
 
@@ -145,8 +156,8 @@ def write_symbols(
         write_symbols(writer, high, -(-size // MOST_SYMBOLS), columns, effort)
     elif size > 1 and len(values):
         found = min(_static_candidates(values, size), key=_size)
-        is_fit = size <= MOST_OF_CONTEXTS and len(values) <= _MOST_OF_CONTEXTS
-        if effort == "best" and is_fit and found.size_bits >= _LEAST_BITS_OF_CONTEXTS:
+        is_fit = size <= MOST_OF_CONTEXTS and len(values) <= MOST_IN_CONTEXTS
+        if effort == "best" and is_fit and found.size_bits >= LEAST_BITS_OF_CONTEXTS:
             found = min(found, *_of_contexts(values, size, columns), key=_size)
         found.bits_by_code[found.code] = found.size_bits
         writer.append(found)
@@ -177,6 +188,25 @@ def _static_candidates(values: Int[np.ndarray, " n"], size: int) -> Iterator[Sta
 
 def _of_table(values: Int[np.ndarray, " n"], counts: Int[np.ndarray, " k"]) -> StackWriter:
     """Write symbols by a table of the precision that is shortest in all."""
+    found = StackWriter("t")
+    found.small(1, 2)
+    head, place, frequencies = table_head(counts)
+    found.append(head)
+    found.of_table(place[values], frequencies)
+    return found
+
+
+def table_head(
+    counts: Int[np.ndarray, " k"],
+) -> tuple[StackWriter, Int[np.ndarray, " k"], Int[np.ndarray, " used"]]:
+    """Write a table of the precision that is shortest in all.
+
+    Args:
+        counts: how often each symbol occurs, at least one of them.
+
+    Returns:
+        What is written; the place of each symbol among those that occur; their frequencies.
+    """
     shift = max(int(counts.max()).bit_length() - 24, 0)
     counts = np.where(counts > 0, np.maximum(counts >> shift, 1), 0)
     used = np.flatnonzero(counts)
@@ -184,8 +214,7 @@ def _of_table(values: Int[np.ndarray, " n"], counts: Int[np.ndarray, " k"]) -> S
     place[used] = np.arange(len(used))
     best, num_worse = None, 0
     for precision in range(12):
-        head = StackWriter("t")
-        head.small(1, 2)
+        head = StackWriter()
         frequencies = whole_frequencies(_write_table(head, counts, precision)[used])
         bits = head.size_bits + table_bits(counts[used] << shift, frequencies)
         if best is None or bits < best[0]:
@@ -194,8 +223,7 @@ def _of_table(values: Int[np.ndarray, " n"], counts: Int[np.ndarray, " k"]) -> S
             break
     assert best is not None
     _, head, frequencies = best
-    head.of_table(place[values], frequencies)
-    return head
+    return head, place, frequencies
 
 
 def _write_table(
@@ -308,6 +336,28 @@ def _by_contexts(
     writer.number(centre)
     writer.small(mask, 4)
     writer.small(is_turned, 1)
+    write_contexts(writer, signed, width, most, mask)
+    return writer
+
+
+def write_contexts(
+    writer: StackWriter,
+    signed: Int[np.ndarray, " n"],
+    width: int,
+    most: int,
+    mask: int,
+    chains: Chains | None = None,
+) -> None:
+    """Write numbers decision by decision.
+
+    Args:
+        writer: of the stream.
+        signed: the numbers.
+        width: of a row.
+        most: largest magnitude that there may be.
+        mask: which models are mixed.
+        chains: whose parities are contexts too.
+    """
     magnitude = np.abs(signed)
     digits = _bit_lengths(magnitude)
 
@@ -327,5 +377,4 @@ def _by_contexts(
         writer.decisions(bits.astype(np.int64), ones)
         return bits.astype(np.int64)
 
-    contexts(len(signed), width, most.bit_length(), mask, exchange)
-    return writer
+    contexts(len(signed), width, most.bit_length(), mask, exchange, chains)

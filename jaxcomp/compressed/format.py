@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcomp.checkpoints.tensors import with_own_dtype
+from jaxcomp.coding.trellis import symbol_counts
 from jaxcomp.compressed.report import Measures
 from jaxcomp.compressed.tensors import (
     CompressedTensor,
@@ -25,8 +26,9 @@ from jaxcomp.decoder.arrays import DTYPES, WEIGHTS, Parts
 from jaxcomp.decoder.files import KEPT, Entry
 from jaxcomp.decoder.streams import FormatError, require
 from jaxcomp.quantizers.assignment import assignment_dtype
-from jaxcomp.quantizers.methods import METHODS, Method, RoundToNearest, Vector
+from jaxcomp.quantizers.methods import METHODS, Method, RoundToNearest, TrellisCoded, Vector
 from jaxcomp.quantizers.methods.base import CodebookMethod
+from jaxcomp.quantizers.methods.trellis_coded import ORDERS
 
 _METHODS = {method.name: method for method in METHODS}
 
@@ -67,6 +69,10 @@ def parts_of(leaf: CompressedTensor, layout: TensorLayout) -> Parts:
         codebook = plain(leaf.codebook)[0]
         num_codes = codebook.shape[1 if layout.is_stack else 0]
         codebook = codebook.reshape(layers, num_codes, -1)
+    if isinstance(layout.method, TrellisCoded):
+        order = 1 + ORDERS.index(layout.method.order or ORDERS[0])
+        codes = np.asarray(leaf.codes)
+        return Parts(codes, layout.is_stack, num_codes, rows, scales, None, order)
     codes = np.asarray(leaf.codes).astype(np.int8 if codebook is None else np.int64)
     return Parts(codes, layout.is_stack, num_codes, rows, scales, codebook)
 
@@ -98,9 +104,12 @@ def leaf_of(
         counts = np.asarray([codes.size - num_left, num_left], np.int32)
         return _tensor(on_device(codes), None, None, counts, math.nan), layout
     codes, scales = parts.codes, parts.scales
-    lowest = 0 if parts.codebook is not None else -(parts.num_codes // 2)
-    layers = codes.reshape(entry.shape[0] if parts.is_stack else 1, -1).astype(np.int64) - lowest
-    counts = np.stack([np.bincount(own, minlength=parts.num_codes) for own in layers])
+    layers = codes.reshape(entry.shape[0] if parts.is_stack else 1, -1).astype(np.int64)
+    if isinstance(method, TrellisCoded):
+        counts = np.stack([symbol_counts(own, parts.num_codes // 2) for own in layers])
+    else:
+        lowest = 0 if parts.codebook is not None else -(parts.num_codes // 2)
+        counts = np.stack([np.bincount(own - lowest, minlength=parts.num_codes) for own in layers])
     codebook = None
     if parts.codebook is not None:
         codebook = parts.codebook[..., 0] if parts.codebook.shape[-1] == 1 else parts.codebook
@@ -134,6 +143,11 @@ def _method_of(parts: Parts, kind: type[Method], entry: Entry) -> Method:
             require(parts.codebook.shape[-1] == 1, what)
     require(issubclass(kind, CodebookMethod) == (parts.codebook is not None), what)
     require(kind is not RoundToNearest or parts.num_codes.bit_count() == 1, what)
+    require(kind is not RoundToNearest or parts.num_codes <= 256, what)
+    require(kind is TrellisCoded or not parts.order, what)
+    require(kind is not TrellisCoded or parts.num_codes & 1, what)
+    if kind is TrellisCoded:
+        options["order"] = ORDERS[max(parts.order, 1) - 1]
     if parts.rows is not None:
         has_channels, axis, group = parts.rows
         own = entry.shape[1:] if parts.is_stack else entry.shape

@@ -194,6 +194,10 @@ def select_leaves(
     # Read by the host, chunk by chunk; on CPU that is the same memory.
     host = {group.paths[0]: np.asarray(group.value) for group in selected}
     exponents = exponents_of("params", host)
+    methods = [
+        own.suited(host[group.paths[0]], is_stack=group.paths[0] in stacks)
+        for own, group in zip(methods, selected, strict=True)
+    ]
     vector_sizes = [own.vector_size if isinstance(own, Vector) else None for own in methods]
     importances = importance_by_leaf(importance, selected, vector_sizes, policy)
     tensors = {}

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxcomp.decoder.streams import BLOCK, Stack, require, symbols
+from jaxcomp.decoder.streams import BLOCK, Stack, require, symbols, trellis
 
 _FLOATS_OF_8 = ("e3m4", "e4m3", "e4m3b11fnuz", "e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e8m0fnu")
 # Bits, and the dtype of NumPy in which they come.
@@ -26,6 +26,7 @@ DTYPES: dict[str, tuple[int, str]] = {
     "float4_e2m1fn": (4, "uint8"),
     **{f"float8_{name}": (8, "uint8") for name in _FLOATS_OF_8},
 }
+MOST_INTEGERS = 1 << 16
 WEIGHTS = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -48,7 +49,8 @@ class Parts(NamedTuple):
     """What is stored of an array: itself as `codes`, or codes and what they stand for.
 
     `rows` says which weights share a scale: whether channels do, their axis, and the size of the
-    groups that they are cut into (0 for none).
+    groups that they are cut into (0 for none). `order` says how codes follow each other in a
+    trellis: row by row (1), column by column (2), or not at all (0).
     """
 
     codes: np.ndarray
@@ -57,6 +59,7 @@ class Parts(NamedTuple):
     rows: tuple[bool, int, int] | None = None
     scales: np.ndarray | None = None  # (layers, R)
     codebook: np.ndarray | None = None  # (layers, K, m)
+    order: int = 0
 
 
 def read_parts(stack: Stack, dtype: str, shape: tuple[int, ...]) -> Parts:
@@ -84,15 +87,30 @@ def read_parts(stack: Stack, dtype: str, shape: tuple[int, ...]) -> Parts:
         entry = max(stack.number(), 1)
         codebook = numbers(stack, floats, layers * num_codes * entry, BLOCK)
         codebook = codebook.reshape(layers, num_codes, entry)
-    is_allowed = num_codes < 1 << 31 if kind == 2 else has_scales and num_codes <= 256
-    require(is_allowed, "its codes are of no kind that there is")
+    order = stack.small(2) if kind == 3 else 0
+    is_allowed = num_codes < 1 << 31 if kind == 2 else has_scales and num_codes <= MOST_INTEGERS
+    require(is_allowed and order < 3, "its codes are of no kind that there is")
     kept = own if entry == 1 else (-(-math.prod(own) // entry),)
-    parts = [symbols(stack, num_codes, math.prod(kept), columns_of(kept)) for _ in range(layers)]
-    codes = np.stack(parts) if parts else np.zeros((0, math.prod(kept)), np.uint8)
+    count, columns = math.prod(kept), columns_of(kept)
+    if order:
+        parts = [ordered(stack, num_codes // 2, count, columns, order) for _ in range(layers)]
+    else:
+        parts = [symbols(stack, num_codes, count, columns) for _ in range(layers)]
+    codes = np.stack(parts) if parts else np.zeros((0, count), np.uint8)
     if kind == 3:
-        codes = (codes.astype(np.int16) - num_codes // 2).astype(np.int8)
+        codes = codes if order else codes.astype(np.int32) - num_codes // 2
+        codes = codes.astype(np.int8 if num_codes <= 256 else np.int16)
     codes = codes.reshape((layers, *kept) if is_stack else kept)
-    return Parts(codes, is_stack, num_codes, rows, scales, codebook)
+    return Parts(codes, is_stack, num_codes, rows, scales, codebook, order)
+
+
+def ordered(stack: Stack, most: int, count: int, columns: int, order: int) -> np.ndarray:
+    """Pop integers in trellises along the columns of rows, or along the rows of columns."""
+    rows = count // columns
+    require(order == 1 or rows * columns == count, "its rows are not whole")
+    if order == 1 or not count:
+        return trellis(stack, most, count, columns)
+    return trellis(stack, most, count, rows).reshape(columns, rows).T.reshape(-1)
 
 
 def columns_of(shape: tuple[int, ...]) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 TOTAL, MOST_SYMBOLS, MOST_OF_CONTEXTS, BLOCK = 1 << 24, 1 << 16, 1 << 9, 256
+NUM_STATES, LEAST_BITS = 8, 1 / 64  # of a trellis, and of an integer on its way
 _MOST_COUNT, _REACH = 1023, 3071
 
 
@@ -134,7 +135,7 @@ class Stack:
     def plain(self, width: int, count: int) -> np.ndarray:
         """Pop numbers of so many bits."""
         self.claim(count, count * width)
-        return self._pop(self._models.Uniform(1 << width), count)
+        return self.pop(self._models.Uniform(1 << width), count)
 
     def of_widths(self, widths: np.ndarray) -> np.ndarray:
         """Pop numbers of as many bits as each has, at least one."""
@@ -143,9 +144,21 @@ class Stack:
     def of_table(self, frequencies: np.ndarray, count: int) -> np.ndarray:
         """Pop symbols by their frequencies."""
         self.claim(count, count * math.log2(TOTAL / int(frequencies.max())))
+        return self.pop(self.model(frequencies), count)
+
+    def model(self, frequencies: np.ndarray) -> Any:
+        """Return what pops symbols by their frequencies."""
         if len(frequencies) == 1:
-            return np.zeros(count, np.uint8)
-        return self._pop(self._models.Categorical(probabilities(frequencies), perfect=False), count)
+            return None
+        return self._models.Categorical(probabilities(frequencies), perfect=False)
+
+    def pop(self, model: Any, count: int) -> np.ndarray:
+        """Pop numbers by a model; zeros where there is nothing to tell."""
+        found = np.zeros(count, np.uint16)
+        for start in range(0, count if model is not None else 0, 1 << 16):
+            some = found[start : start + (1 << 16)]
+            some[:] = self._coder.decode(model, len(some))
+        return found
 
     def decisions(self, ones: np.ndarray) -> np.ndarray:
         """Pop zeros and ones, given probabilities of ones in 2^-16."""
@@ -154,13 +167,6 @@ class Stack:
     def finish(self) -> None:
         """Refuse what is left."""
         require(self._coder.is_empty(), "a stream does not end where its numbers do")
-
-    def _pop(self, model: Any, count: int) -> np.ndarray:
-        found = np.empty(count, np.uint16)
-        for start in range(0, count, 1 << 16):
-            some = found[start : start + (1 << 16)]
-            some[:] = self._coder.decode(model, len(some))
-        return found
 
 
 def symbols(stack: Stack, size: int, count: int, columns: int) -> np.ndarray:
@@ -207,23 +213,28 @@ def table(stack: Stack, size: int) -> np.ndarray:
     return leading << np.maximum(length - 1 - width, 0)
 
 
-def _of_contexts(stack: Stack, most: int, count: int, columns: int) -> np.ndarray:
+def _of_contexts(
+    stack: Stack, most: int, count: int, columns: int, chains: Any = None
+) -> np.ndarray:
     """Pop numbers of magnitudes up to `most` by contexts, perhaps column by column."""
-    mask, is_turned = stack.small(4), stack.small(1)
+    mask, is_turned = stack.small(4), 0 if chains else stack.small(1)
     require(mask and most < MOST_OF_CONTEXTS and count <= 1 << 24, "its contexts are wrong")
     rows = count // columns
     require(not is_turned or rows * columns == count, "its rows are not whole")
-    stack.claim(count, 0)
+    stack.claim(0 if chains else count, 0)
 
     def exchange(_: np.ndarray, __: int, ones: np.ndarray) -> np.ndarray:
         stack.claim(0, len(ones) / 4096)  # the least that decisions cost
         return stack.decisions(ones)
 
-    found = contexts(count, rows if is_turned else columns, most.bit_length(), mask, exchange)
+    width, top = rows if is_turned else columns, most.bit_length()
+    found = contexts(count, width, top, mask, exchange, chains)
     return found.reshape(columns, rows).T.reshape(-1) if is_turned else found
 
 
-def contexts(count: int, width: int, top: int, mask: int, exchange: Callable) -> np.ndarray:
+def contexts(
+    count: int, width: int, top: int, mask: int, exchange: Callable, chains: Any = None
+) -> np.ndarray:
     """Go through numbers of `top` binary digits and a sign, block by block, decision by decision.
 
     Args:
@@ -234,12 +245,14 @@ def contexts(count: int, width: int, top: int, mask: int, exchange: Callable) ->
         exchange: `(places, step, ones) -> bits`: which decisions are ones, given probabilities in
             2^-16; read from a stream, or known and written. Step 31 asks whether all numbers from
             the first place to before the second are zero.
+        chains: `Chains`, whose parities are contexts too.
     """
     models = [model for model in range(4) if mask >> model & 1]
     row, nodes = width * max(1, BLOCK // width), 16 + (1 << top)
     found = np.zeros(2 * row + 2 + count, np.int64)
     activity, last, is_empty, empty = np.zeros(width, np.int64), 0, 0, [[0, 0], [0, 0]]
-    counts = np.zeros(512 * nodes * len(models), np.int64)
+    span, parities = 256 if chains is None else 512, 0
+    counts = np.zeros(2 * span * nodes * len(models), np.int64)
     weights = [[(1 << 16) // len(models)] * len(models) for _ in range(32)]
     squares = [[1 << 36] * len(models) for _ in range(32)]
     start, length, number = 0, 16, 0
@@ -278,8 +291,14 @@ def contexts(count: int, width: int, top: int, mask: int, exchange: Callable) ->
             busy = _LEVEL[np.minimum(activity, 4095)][column]
             both = 4 * np.minimum(before[row], 3) + np.minimum(before[2 * row], 3)
             kinds = busy, _LEVEL[np.minimum(near, 4095)], 16 * busy + _LEVEL[min(last, 4095)], both
-            context = np.stack([256 * place + kinds[model] for place, model in enumerate(models)])
+            if chains is not None:
+                parities = 256 * chains.parities(start, stop)
+            context = parities + np.stack(
+                [span * place + kinds[model] for place, model in enumerate(models)]
+            )
             found[begin:end] = _block(stop - start, top, decide)
+        if chains is not None:
+            chains.follow(start, found[begin:end])
         magnitudes = np.abs(found[begin:end])
         times = np.bincount(column, minlength=width)
         mean = 16 * np.bincount(column, magnitudes, width).astype(np.int64) // np.maximum(times, 1)
@@ -287,6 +306,54 @@ def contexts(count: int, width: int, top: int, mask: int, exchange: Callable) ->
         last = int(16 * magnitudes.sum()) // (stop - start)
         start, length, number = stop, min(2 * length, row), number + 1
     return found[2 * row + 1 : -1]
+
+
+def advance(state: Any, integer: Any) -> Any:
+    """Return the state of a trellis after an integer; its lowest digit is that of the next one."""
+    return (state >> 1) ^ (5 * (state & 1)) ^ (integer & 2)
+
+
+class Chains:
+    """Trellises of the places of rows, and the integers for which their numbers stand."""
+
+    def __init__(self, count: int, width: int) -> None:
+        self.row = width * max(1, BLOCK // width)
+        self._states, self.integers = np.zeros(self.row, np.int64), np.zeros(count, np.int64)
+
+    def parities(self, start: int, stop: int) -> np.ndarray:
+        """Return those of the integers at places of one row."""
+        return self._states[start % self.row :][: stop - start] & 1
+
+    def follow(self, start: int, numbers: np.ndarray) -> None:
+        """Go on by the numbers that begin at a place."""
+        states = self._states[start % self.row :][: len(numbers)]
+        found = 2 * numbers - np.sign(numbers) * (states & 1)
+        require(np.array_equal(found & 1, states & 1), "an integer is not of its parity")
+        self.integers[start : start + len(numbers)] = found
+        states[:] = advance(states, found)
+
+
+def trellis(stack: Stack, most: int, count: int, width: int) -> np.ndarray:
+    """Pop integers of magnitudes up to `most` that trellises of their columns lead to."""
+    stack.claim(count, count * LEAST_BITS)
+    chains, half = Chains(count, width), (most + 1) // 2
+    if stack.small(1):
+        _of_contexts(stack, half, count, width, chains)
+    else:
+        tables = []
+        for _ in range(2):
+            weights = table(stack, 2 * half + 1)
+            used = np.flatnonzero(weights)
+            tables.append((used - half, stack.model(whole_frequencies(weights[used]))))
+        for start in range(0, count, chains.row):
+            which = chains.parities(start, min(start + chains.row, count))
+            numbers = np.zeros(len(which), np.int64)
+            for parity, (used, model) in enumerate(tables):
+                places = np.flatnonzero(which == parity)
+                numbers[places] = used[stack.pop(model, len(places))]
+            chains.follow(start, numbers)
+    require(np.abs(chains.integers).max(initial=0) <= most, "an integer is not of its alphabet")
+    return chains.integers
 
 
 def _block(length: int, top: int, decide: Callable) -> np.ndarray:

@@ -30,6 +30,7 @@ from jaxcomp.quantizers.methods import (
     Method,
     Optimal,
     RoundToNearest,
+    TrellisCoded,
     Uniform,
     Vector,
 )
@@ -87,6 +88,7 @@ __all__ = [
     "RoundedWeights",
     "RoundingSettings",
     "Solution",
+    "TrellisCoded",
     "Uniform",
     "Vector",
     "VectorQuantizationResult",

@@ -6,6 +6,7 @@ from jaxcomp.quantizers.methods.hessian_rounding import HessianRounding
 from jaxcomp.quantizers.methods.integers import RoundToNearest
 from jaxcomp.quantizers.methods.intervals import KMeans, Optimal, Uniform
 from jaxcomp.quantizers.methods.pruning import MagnitudePruning
+from jaxcomp.quantizers.methods.trellis_coded import TrellisCoded
 from jaxcomp.quantizers.methods.vector import Vector
 
 METHODS: tuple[type[Method], ...] = (
@@ -16,6 +17,7 @@ METHODS: tuple[type[Method], ...] = (
     Uniform,
     RoundToNearest,
     MagnitudePruning,
+    TrellisCoded,
     HessianRounding,
 )
 
@@ -29,6 +31,7 @@ __all__ = [
     "Method",
     "Optimal",
     "RoundToNearest",
+    "TrellisCoded",
     "Uniform",
     "Vector",
 ]

@@ -159,6 +159,16 @@ class Method(ABC):
         """Say what a parameter means, in a word or two."""
         return self.words.format(self.number(parameter))
 
+    def suited(self, weights: Float[np.ndarray, "*shape"], *, is_stack: bool) -> "Method":
+        """Return the method as it suits a leaf: with what its values decide, or another one.
+
+        Args:
+            weights: of the leaf, finite.
+            is_stack: whether they are a stack of layers.
+        """
+        del weights, is_stack
+        return self
+
     def prepare(self, problem: Problem) -> Problem:
         """Return a tensor with what the method divides it by, if anything."""
         return problem

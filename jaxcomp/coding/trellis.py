@@ -1,0 +1,156 @@
+"""Integers of trellis-coded quantization, written: what their parities, which a trellis gives, do not say already.
+
+The other end is `jaxcomp.decoder.streams.trellis`; `docs/format.md` specifies both.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from jaxcomp.coding.streams import (
+    LEAST_BITS_OF_CONTEXTS,
+    MOST_IN_CONTEXTS,
+    Effort,
+    StackWriter,
+    table_head,
+    write_contexts,
+)
+from jaxcomp.decoder.streams import (
+    LEAST_BITS,
+    MOST_OF_CONTEXTS,
+    Chains,
+    FormatError,
+    probabilities,
+)
+
+_EVERY_MODEL = 15
+
+
+class Path(NamedTuple):
+    """Integers as a trellis leads to them.
+
+    Attributes:
+        numbers: (n,) what is coded of each, given its parity.
+        parities: (n,) 0 or 1.
+        row: numbers of a row, one for each chain.
+    """
+
+    numbers: Int[np.ndarray, " n"]
+    parities: Int[np.ndarray, " n"]
+    row: int
+
+
+def in_order(
+    integers: Int[np.ndarray, " n"], columns: int, order: int
+) -> tuple[Int[np.ndarray, " n"], int]:
+    """Return integers in the order of their trellises, and how many are a row of it.
+
+    Args:
+        integers: row by row.
+        columns: of a row.
+        order: 1 for row by row, 2 for column by column.
+    """
+    if order == 1:
+        return integers, columns
+    rows = len(integers) // columns
+    return integers.reshape(rows, columns).T.reshape(-1), rows
+
+
+def path_of(integers: Int[np.ndarray, " n"], width: int) -> Path | None:
+    """Return the numbers that lead to some integers; None if no path does.
+
+    Args:
+        integers: in their order.
+        width: of a row.
+    """
+    own = integers.astype(np.int64)
+    path = Path((own + np.sign(own) * (own & 1)) >> 1, own & 1, Chains(1, width).row)
+    chains = Chains(len(own), width)
+    try:
+        for start in range(0, len(own), path.row):
+            chains.follow(start, path.numbers[start : start + path.row])
+    except FormatError:
+        return None
+    return path if np.array_equal(chains.integers, own) else None
+
+
+def symbol_counts(integers: Int[np.ndarray, " n"], most: int) -> Int[np.ndarray, " symbols"]:
+    """Count how often 0, 1, -1, 2, -2, ... occur, (2 `most` + 1,) int64.
+
+    Args:
+        integers: of magnitudes up to `most`.
+        most: largest one.
+    """
+    counts = np.bincount(integers.astype(np.int64) + most, minlength=2 * most + 1)
+    found = counts.copy()
+    found[0], found[1::2], found[2::2] = counts[most], counts[most + 1 :], counts[:most][::-1]
+    return found
+
+
+def trellis_stream(
+    integers: Int[np.ndarray, " n"], most: int, columns: int, order: int, effort: Effort = "fast"
+) -> StackWriter | None:
+    """Write integers that obey a trellis, by the shorter of two codes.
+
+    Args:
+        integers: (n,) row by row.
+        most: largest magnitude that there may be.
+        columns: of a row.
+        order: see `in_order`.
+        effort: "best" tries contexts.
+
+    Returns:
+        The stream; None if they obey none, or need fewer bits than its decoder believes.
+    """
+    if not len(integers):
+        return None
+    values, width = in_order(integers, columns, order)
+    path = path_of(values, width)
+    if path is None:
+        return None
+    half = (most + 1) // 2
+    found = _by_tables(path, half)
+    is_fit = half < MOST_OF_CONTEXTS and len(values) <= MOST_IN_CONTEXTS
+    if effort == "best" and is_fit and found.size_bits >= LEAST_BITS_OF_CONTEXTS:
+        found = min(found, _by_contexts(path, half, width), key=lambda one: one.size_bits)
+    found.bits_by_code[found.code] = found.size_bits
+    return found if found.size_bits > LEAST_BITS * len(values) else None
+
+
+def _by_tables(path: Path, half: int) -> StackWriter:
+    """Write numbers by a table for each parity."""
+    writer, tables = StackWriter("t"), []
+    writer.small(0, 1)
+    for parity in range(2):
+        own = path.numbers[path.parities == parity]
+        counts = np.bincount(own + half, minlength=2 * half + 1)
+        counts[half] += not counts.any()  # no table is empty
+        head, place, frequencies = table_head(counts)
+        writer.append(head)
+        tables.append((place, frequencies, _model_of(frequencies)))
+    for start in range(0, len(path.numbers), path.row):
+        numbers = path.numbers[start : start + path.row] + half
+        which = path.parities[start : start + path.row]
+        for parity, (place, frequencies, model) in enumerate(tables):
+            if len(frequencies) > 1:
+                writer.of_model(place[numbers[which == parity]], frequencies, model)
+    return writer
+
+
+def _model_of(frequencies: Int[np.ndarray, " k"]) -> Callable[[Any], Any]:
+    """Return what makes a model once, however many rows are coded by it."""
+    floats = probabilities(frequencies)
+    return cache(lambda models: models.Categorical(floats, perfect=False))
+
+
+def _by_contexts(path: Path, half: int, width: int) -> StackWriter:
+    """Write numbers by contexts, of which their parities are a part."""
+    writer = StackWriter("c")
+    writer.small(1, 1)
+    writer.small(_EVERY_MODEL, 4)
+    chains = Chains(len(path.numbers), width)
+    write_contexts(writer, path.numbers, width, half, _EVERY_MODEL, chains)
+    return writer

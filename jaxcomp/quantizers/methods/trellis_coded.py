@@ -1,0 +1,251 @@
+"""Trellis-coded quantization: integers that go with an entropy coder, chosen along paths."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
+
+from jaxcomp.coding import sizes
+from jaxcomp.coding.trellis import symbol_counts
+from jaxcomp.decoder.streams import BLOCK
+from jaxcomp.numerics.units import LN2
+from jaxcomp.quantizers.curves import Curve, Point
+from jaxcomp.quantizers.methods.base import Encoded, Method, scale_bits
+from jaxcomp.quantizers.methods.entropy_constrained import EntropyConstrained
+from jaxcomp.quantizers.problems import Chunk, Problem, Total, fetched, measured
+from jaxcomp.quantizers.scales import Rows
+from jaxcomp.quantizers.trellis_passes import (
+    MOST,
+    Moments,
+    codes_in_chains,
+    design_on_sample,
+    moments_of,
+    num_columns,
+    num_rows,
+)
+
+Order = Literal["rows", "columns"]
+ORDERS: tuple[Order, ...] = ("rows", "columns")
+
+# The best step over the root of what a bit is worth, at high rate; where bits are few, by how much
+# less: measured on normal and Laplace weights.
+_STEP, _FINER = 1.65, 0.55
+# Shorter chains, fewer weights or larger outliers are left to scalar quantization.
+_LEAST_STEPS, _LEAST_WEIGHTS, _LARGEST = 16, 4096, 256.0
+
+
+@dataclass(frozen=True)
+class TrellisCoded(Method):
+    """The least distortion for the bits of an entropy coder, along paths through a trellis.
+
+    Weights are integers times a step. Two quantizers take turns, led by what they gave before
+    (`jaxcomp.quantizers.scalar.trellis`): about a sixth of a bit a weight less than
+    `EntropyConstrained` at the same error. Tensors of fewer than 4,096 weights, or whose mean or
+    outliers are far from what their other weights are, are left to `EntropyConstrained`.
+
+    Attributes:
+        multiplier: distortion that a bit is worth, relative to the distortion per weight of a
+            single value; > 0. As of `EntropyConstrained`.
+        order: how the paths go: "rows", through the weights of one column from row to row, or
+            "columns", from column to column. None for the one along which the spread of the
+            weights varies less.
+        least_weights: of a tensor, or of a layer of a stack.
+    """
+
+    name: ClassVar[str] = "trellis_coded"
+    label: ClassVar[str] = "trellis-coded"
+    parameter_name: ClassVar[str] = "multiplier"
+    parameter_header: ClassVar[str] = "slope"
+    words: ClassVar[str] = "slope {}"
+    default: ClassVar[float] = EntropyConstrained.default
+
+    multiplier: float | None = None
+    order: Order | None = None
+    least_weights: int = _LEAST_WEIGHTS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.order not in (None, *ORDERS):
+            raise ValueError(f"order must be one of {ORDERS} or None, got {self.order!r}.")
+
+    @property
+    def rows(self) -> Rows:
+        return Rows(self.scale, self.group_size, self.channel_axis)
+
+    def check(self, parameter: Any) -> None:
+        self._scalar.check(parameter)
+        if parameter == 0:
+            raise ValueError("multiplier must be above 0, got 0.")
+
+    def candidates(self) -> np.ndarray:
+        return self._scalar.candidates()
+
+    def between(
+        self, parameters: Shaped[np.ndarray, " points"], place: int
+    ) -> Shaped[np.ndarray, " points"]:
+        return self._scalar.between(parameters, place)
+
+    def defaults(
+        self, num_weights: Int[np.ndarray, " tensors"], num_layers: Int[np.ndarray, " tensors"]
+    ) -> list[float]:
+        return self._scalar.defaults(num_weights, num_layers)
+
+    def number(self, parameter: float) -> str:
+        return self._scalar.number(parameter)
+
+    def suited(self, weights: Float[np.ndarray, "*shape"], *, is_stack: bool) -> Method:
+        """Return the method with its order; scalar quantization where paths would gain nothing."""
+        shape = weights.shape[1:] if is_stack else weights.shape
+        size = int(np.prod(shape))
+        orders = [self.order] if self.order else _by_spread(weights, shape)
+        fits = [own for own in orders if size // _row(shape, own) >= _LEAST_STEPS]
+        if self.least_weights <= 1:
+            return replace(self, order=orders[0])
+        if size < self.least_weights or not fits or not _is_centred(weights):
+            return self._scalar.at(self.multiplier)
+        return replace(self, order=fits[0])
+
+    def prepare(self, problem: Problem) -> Problem:
+        """Return a tensor with the deviations of its channels, or 1 for all weights."""
+        rows = self.rows
+        if self.scale == "tensor" and self.group_size is None:
+            return problem.with_scales(rows, np.ones(1, problem.dtype))
+        squares = problem.over_rows(np.square, np.add, rows)
+        deviations = np.sqrt(squares / rows.sizes(problem.shape))
+        return problem.with_scales(
+            rows, np.where(deviations > 0, deviations, 1).astype(problem.dtype)
+        )
+
+    def curve(self, problem: Problem, parameters: Shaped[np.ndarray, " points"]) -> Curve:
+        """Return the operating points, by a sample of at most 16,384 weights, evenly spaced."""
+        moments = moments_of(problem)
+        found = [self._on_sample(problem, moments, float(one)) for one in parameters]
+        rates, sides, distortions, steps, prices = (
+            np.asarray(part) for part in zip(*found, strict=True)
+        )
+        return Curve(
+            parameter=np.asarray(parameters, np.float64),
+            rate_bits=rates,
+            side_bits=sides,
+            distortion=0 * distortions if problem.weighs_nothing else distortions,
+            converged=np.ones(len(parameters), bool),
+            codebook=(steps, prices),
+        )
+
+    def point(self, problem: Problem, parameter: float) -> Point:
+        return self.curve(problem, np.asarray([parameter])).at(0)
+
+    def encode(self, problem: Problem, point: Point) -> Encoded:
+        step, price = point.codebook
+        moments = moments_of(problem)
+        order = 1 + ORDERS.index(self.order or ORDERS[0])
+        codes = codes_in_chains(problem, moments, float(step), price, order)
+        most = int(np.abs(codes).max(initial=0))
+        counts = symbol_counts(codes, most)
+        assert problem.scales is not None
+        scaled = problem.with_scales(self.rows, problem.scales * problem.dtype.type(step))
+        total = Total()
+        compared = (
+            (places, _measure(chunk, _filled(codes[places], chunk), dtype=problem.weights_dtype))
+            for places, chunk in scaled.chunks()
+        )
+        for _, sums in fetched(compared):
+            total.add(sums)
+        return Encoded(
+            codes.astype(np.int8 if 2 * most + 1 <= 256 else np.int16).reshape(problem.shape),
+            None,
+            scaled.scales_in_original_units(),
+            counts.astype(np.int32),
+            total.errors(problem),
+        )
+
+    def size(
+        self, counts: Int[np.ndarray, "layers symbols"], *, num_scales: int, value_bits: int
+    ) -> sizes.CodeSize:
+        del value_bits
+        return sizes.trellis_size(counts, num_scales=num_scales)
+
+    def _on_sample(
+        self, problem: Problem, moments: Moments, multiplier: float
+    ) -> tuple[float, float, float, np.float32, Float[np.ndarray, " K"]]:
+        """Return rate, side information, distortion, step and prices of one operating point."""
+        slope = multiplier * moments.variance
+        share = _STEP * (1 - _FINER * min(multiplier / (2 * LN2), 1.0))
+        least = moments.largest / (MOST - 1)
+        step = np.float32(max(share * np.sqrt(slope), least) or 1.0)
+        found, values, mass = design_on_sample(problem, moments, float(step), slope)
+        price, integers = np.asarray(found.price), np.asarray(found.integers)
+        integers = integers.ravel()[: values.size]
+        share = problem.size / values.size
+        counts = symbol_counts(integers, int(np.abs(integers).max()))
+        size = sizes.trellis_size(np.round(counts * share).astype(np.int64), num_scales=0)
+        error = values.astype(np.float64) - integers * np.float64(step)
+        distortion = share * float(np.sum(mass * error * error))
+        rate = float(size.entropy_bits) / problem.size
+        side = float(size.codebook_bits) + scale_bits(problem)
+        return rate, side, distortion, step, price
+
+    @property
+    def _scalar(self) -> EntropyConstrained:
+        """What stands in for it where paths would gain nothing."""
+        return EntropyConstrained(
+            scale=self.scale, group_size=self.group_size, channel_axis=self.channel_axis
+        )
+
+
+def _row(shape: tuple[int, ...], order: Order) -> int:
+    """Return how many chains a tensor has."""
+    width = num_columns(shape) if order == "rows" else num_rows(shape)
+    return width * max(1, BLOCK // width)
+
+
+def _by_spread(weights: Float[np.ndarray, "..."], shape: tuple[int, ...]) -> list[Order]:
+    """Return both orders, first the one of which an adaptive coder has more.
+
+    It learns what each column of a row is like: the rows of "columns" are those whose weights
+    have a spread of their own.
+    """
+    if len(shape) < 2:
+        return ["rows"]
+    matrix = weights.reshape(-1, shape[-1])
+    of_rows, of_columns = np.zeros(len(matrix)), np.zeros(matrix.shape[1])
+    number = max(1, (1 << 20) // matrix.shape[1])
+    for start in range(0, len(matrix), number):
+        squares = np.square(matrix[start : start + number].astype(np.float64))
+        of_rows[start : start + number] = squares.sum(axis=1)
+        of_columns += squares.sum(axis=0)
+    return ["columns", "rows"] if _unevenness(of_rows) > _unevenness(of_columns) else ["rows", "columns"]
+
+
+def _unevenness(energies: Float[np.ndarray, " parts"]) -> float:
+    """Return what it saves to know them: the logarithm of their mean over their geometric mean."""
+    known = np.maximum(energies, 1e-4 * energies.mean())
+    return float(np.log(known.mean()) - np.log(known).mean()) if known.all() else 0.0
+
+
+def _is_centred(weights: Float[np.ndarray, "..."]) -> bool:
+    """Tell whether most of the weights are around 0, and none is too far."""
+    flat = weights.reshape(-1)
+    largest, total, square = 0.0, 0.0, 0.0
+    for start in range(0, flat.size, 1 << 20):
+        part = flat[start : start + (1 << 20)].astype(np.float64)
+        largest = max(largest, float(np.abs(part).max()))
+        total, square = total + float(part.sum()), square + float(part @ part)
+    if not np.isfinite(square) or square == 0:
+        return False
+    deviation = np.sqrt(square / flat.size)
+    return abs(total / flat.size) < 0.5 * deviation and largest < _LARGEST * deviation
+
+
+def _filled(codes: Int[np.ndarray, " places"], chunk: Chunk) -> Int[Array, " points"]:
+    size = chunk.points.shape[0]
+    return jax.device_put(np.concatenate([codes, np.zeros(size - len(codes), codes.dtype)]))
+
+
+@partial(jax.jit, static_argnames=("dtype",))
+def _measure(chunk: Chunk, codes: Int[Array, " points"], *, dtype: np.dtype) -> Any:
+    return measured(chunk, codes.astype(chunk.points.dtype), dtype)
