@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxcomp.coding.streams import StackWriter
 from jaxcomp.decoder.streams import Stack
 
 TOTAL = 1 << 24
@@ -66,3 +67,11 @@ class PlainStack(Stack):
         """As `Stack.finish`."""
         assert self._state == 0
         assert not self._words
+
+
+def pushed(*pairs: tuple[int, int]) -> bytes:
+    """The stream of numbers of so many bits."""
+    writer = StackWriter()
+    for value, width in pairs:
+        writer.small(value, width)
+    return writer.to_bytes()

@@ -14,6 +14,7 @@ from jaxcomp.compressed.tensors import KeptLayout, KeptLeaf
 from jaxcomp.compressed.tree import TreeLayout
 from jaxcomp.decoder.arrays import Parts
 from jaxcomp.decoder.files import Entry
+from jaxcomp.decoder.streams import Chains
 from jaxcomp.quantizers import EntropyConstrained, MagnitudePruning, RoundToNearest
 from jaxcomp.trees.leaves import Constant, View
 from jaxcomp.trees.paths import leaves_by_path
@@ -81,6 +82,16 @@ def small_tree() -> CompressedTree:
     )
 
 
+def path_of_numbers(numbers: np.ndarray, width: int) -> np.ndarray:
+    """The integers of numbers in a trellis; 1 in place of 0 where an odd one is asked for."""
+    chains = Chains(len(numbers), width)
+    for start in range(0, len(numbers), chains.row):
+        own = numbers[start : start + chains.row]
+        is_odd = chains.parities(start, start + len(own)) == 1
+        chains.follow(start, np.where(is_odd & (own == 0), 1, own))
+    return chains.integers
+
+
 def golden_tree() -> CompressedTree:
     """A small tree of all that a file can hold, made of whole numbers: the same everywhere."""
     place = np.arange(1200)
@@ -94,8 +105,13 @@ def golden_tree() -> CompressedTree:
     vectors = np.asarray([[[0, 1], [1, 0], [-1, -1]]], np.float32)
     pruned = np.where(place[:200] % 9 == 4, place[:200] / 64 - 1, 0).astype(np.float32)
     rows = layers.reshape(3, 4, 6)
+    path = path_of_numbers(codes.reshape(-1) - 2, 30).reshape(40, 30).astype(np.int8)
+    turned = np.stack([path_of_numbers(place[:600] * k % 301 - 150, 20) for k in (7, 9)])
+    turned = turned.reshape(2, 30, 20).transpose(0, 2, 1).astype(np.int16)
     parts_of = {
         "coded": Parts(codes, False, 6, None, None, book),
+        "path": Parts(path, False, 17, (False, 0, 0), np.float32([[0.25]]), None, 1),
+        "paths": Parts(turned, True, 603, (False, 0, 0), np.float32([[2], [3]]), None, 2),
         "pruned": Parts(pruned.reshape(20, 10)),
         "rounded": Parts(integers, False, 16, (True, 1, 0), scales),
         "stack": Parts(rows, True, 4, None, None, books),
@@ -103,6 +119,8 @@ def golden_tree() -> CompressedTree:
     }
     what = {
         "coded": ("entropy_constrained", "float32", (40, 30)),
+        "path": ("trellis_coded", "float32", (40, 30)),
+        "paths": ("trellis_coded", "float16", (2, 20, 30)),
         "pruned": ("magnitude_pruning", "float32", (20, 10)),
         "rounded": ("round_to_nearest", "bfloat16", (12, 8)),
         "stack": ("kmeans", "float16", (3, 4, 6)),

@@ -15,6 +15,7 @@ from jaxcomp.quantizers import (
     Method,
     Optimal,
     RoundToNearest,
+    TrellisCoded,
     Uniform,
     Vector,
 )
@@ -28,6 +29,7 @@ METHODS: dict[str, Method] = {
     "uniform": Uniform(5),
     "round_to_nearest": RoundToNearest(4),
     "magnitude_pruning": MagnitudePruning(0.5),
+    "trellis_coded": TrellisCoded(0.02, least_weights=1),
     "kmeans by channel": KMeans(5, scale="channel"),
     "integers by group": RoundToNearest(3, group_size=4),
 }

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 TOTAL, MOST_SYMBOLS, MOST_OF_CONTEXTS, BLOCK = 1 << 24, 1 << 16, 1 << 9, 256
-NUM_STATES, LEAST_BITS = 8, 1 / 64  # of a trellis, and of an integer on its way
+NUM_STATES, LEAST_BITS = 32, 1 / 64  # of a trellis, and of an integer on its way
 _MOST_COUNT, _REACH = 1023, 3071
 
 
@@ -310,7 +310,7 @@ def contexts(
 
 def advance(state: Any, integer: Any) -> Any:
     """Return the state of a trellis after an integer; its lowest digit is that of the next one."""
-    return (state >> 1) ^ (5 * (state & 1)) ^ (integer & 2)
+    return (state >> 1) ^ (18 * (state & 1)) ^ (2 * (integer & 2))
 
 
 class Chains:

@@ -27,7 +27,7 @@ from jaxcomp.quantizers.scalar.trellis import (
 )
 
 # Steps and chains of a sample, on which prices are found; steps of a part, most chains of a group.
-_SAMPLE, _STEPS, _MOST_CHAINS, _LEAST_CHAINS = (64, 256), 64, 2048, 128
+_SAMPLE, _STEPS, _MOST_CHAINS, _LEAST_CHAINS = (64, 256), 64, 512, 128
 # The largest integer.
 MOST = (1 << 15) - 1
 
@@ -111,9 +111,7 @@ def codes_in_chains(
         places = _places(problem, start, start + _STEPS * row, order)
         values, importance = _scaled(problem, places)
         for chains, size in groups:
-            own = _weights(
-                values / step, importance, moments.importance, row, _STEPS, size, chains
-            )
+            own = _weights(values / step, importance, moments.importance, row, _STEPS, size, chains)
             yield chains, own
 
     costs = [starting_costs(size) for _, size in groups]

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from decoder_oracles import pushed
 
 from jaxcomp.decoder import FormatError
 from jaxcomp.decoder import streams as decoder
@@ -57,16 +58,6 @@ def test_largest_numbers_do_not_overflow():
     found = parametric(1 << 16, 0, 1 << 26, 1 << 26, -128)
     assert found.min() >= 1
     assert found.sum() == 1 << 24
-
-
-def pushed(*pairs):
-    """The stream of numbers of so many bits."""
-    from jaxcomp.coding.streams import StackWriter
-
-    writer = StackWriter()
-    for value, width in pairs:
-        writer.small(value, width)
-    return writer.to_bytes()
 
 
 @pytest.mark.parametrize(

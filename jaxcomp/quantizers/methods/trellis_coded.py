@@ -34,7 +34,8 @@ ORDERS: tuple[Order, ...] = ("rows", "columns")
 # The best step over the root of what a bit is worth, at high rate; where bits are few, by how much
 # less: measured on normal and Laplace weights.
 _STEP, _FINER = 1.65, 0.55
-# Shorter chains, fewer weights or larger outliers are left to scalar quantization.
+# Chains that waste no more than a hundredth of what paths gain, at their beginning; weights, and
+# deviations of the largest one, beyond which scalar quantization is left alone.
 _LEAST_STEPS, _LEAST_WEIGHTS, _LARGEST = 16, 4096, 256.0
 
 
@@ -101,13 +102,14 @@ class TrellisCoded(Method):
         """Return the method with its order; scalar quantization where paths would gain nothing."""
         shape = weights.shape[1:] if is_stack else weights.shape
         size = int(np.prod(shape))
-        orders = [self.order] if self.order else _by_spread(weights, shape)
-        fits = [own for own in orders if size // _row(shape, own) >= _LEAST_STEPS]
-        if self.least_weights <= 1:
-            return replace(self, order=orders[0])
-        if size < self.least_weights or not fits or not _is_centred(weights):
+        if size < self.least_weights or not _is_centred(weights):
             return self._scalar.at(self.multiplier)
-        return replace(self, order=fits[0])
+        if self.order is not None:
+            return self
+        orders = _by_spread(weights, shape)
+        # Of chains that are too short, those along the other axis are long.
+        long = (own for own in orders if size // _row(shape, own) >= _LEAST_STEPS)
+        return replace(self, order=next(long, orders[0]))
 
     def prepare(self, problem: Problem) -> Problem:
         """Return a tensor with the deviations of its channels, or 1 for all weights."""
@@ -218,7 +220,11 @@ def _by_spread(weights: Float[np.ndarray, "..."], shape: tuple[int, ...]) -> lis
         squares = np.square(matrix[start : start + number].astype(np.float64))
         of_rows[start : start + number] = squares.sum(axis=1)
         of_columns += squares.sum(axis=0)
-    return ["columns", "rows"] if _unevenness(of_rows) > _unevenness(of_columns) else ["rows", "columns"]
+    return (
+        ["columns", "rows"]
+        if _unevenness(of_rows) > _unevenness(of_columns)
+        else ["rows", "columns"]
+    )
 
 
 def _unevenness(energies: Float[np.ndarray, " parts"]) -> float:

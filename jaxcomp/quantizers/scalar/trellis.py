@@ -15,7 +15,7 @@ Axes: `T` steps, `P` chains, `K` magnitudes.
 
 Sources: Marcellin, Fischer, IEEE Trans. Commun. 38 (1990); Fischer, Wang, IEEE Trans. Inf. Theory 38
 (1992), for the rate in the path; Ungerboeck, IEEE Trans. Inf. Theory 28 (1982), for the code of
-eight states (parity checks 13 and 04, octal).
+32 states (parity checks 45 and 10, octal).
 """
 
 from functools import partial
@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, UInt
+from jaxtyping import Array, Bool, Float, Int, UInt
 
 from jaxcomp.decoder.streams import NUM_STATES, advance
 
@@ -76,7 +76,9 @@ def forward(
         The costs after them, and the second digit of the integer on the way into each state, as
         binary digits.
     """
-    is_step = jnp.arange(weights.values.shape[0], dtype=jnp.int32)[:, None] < weights.num_steps[None]
+    is_step = (
+        jnp.arange(weights.values.shape[0], dtype=jnp.int32)[:, None] < weights.num_steps[None]
+    )
     branches = jnp.stack(
         [
             jnp.where(is_step, _choose(weights, price, parity + 2 * digit)[0], 0)
@@ -85,19 +87,17 @@ def forward(
         ],
         axis=1,
     )
-    places = np.left_shift(1, np.arange(NUM_STATES, dtype=np.int32))[:, None]
 
     def step(
         costs: Float[Array, "states P"], branch: Float[Array, "4 P"]
-    ) -> tuple[Float[Array, "states P"], UInt[Array, " P"]]:
-        first, second = (
-            costs[_BEFORE[:, digit]] + branch[2 * _PARITY + digit] for digit in (0, 1)
-        )
+    ) -> tuple[Float[Array, "states P"], Bool[Array, "states P"]]:
+        first, second = (costs[_BEFORE[:, digit]] + branch[2 * _PARITY + digit] for digit in (0, 1))
         found = jnp.minimum(first, second)
-        pointer = jnp.sum(jnp.where(second < first, places, 0), axis=0)
-        return found - found[:1], pointer.astype(jnp.uint8)
+        return found - found[:1], second < first
 
-    return lax.scan(step, costs, branches)
+    costs, digits = lax.scan(step, costs, branches)
+    places = np.left_shift(np.uint32(1), np.arange(NUM_STATES, dtype=np.uint32))[None, :, None]
+    return costs, jnp.sum(jnp.where(digits, places, np.uint32(0)), axis=1)
 
 
 @jax.jit
@@ -122,11 +122,11 @@ def backward(
     def step(
         states: Int[Array, " P"], pointers: UInt[Array, " P"]
     ) -> tuple[Int[Array, " P"], UInt[Array, " P"]]:
-        digit = (pointers.astype(jnp.int32) >> states) & 1
+        digit = ((pointers >> states.astype(jnp.uint32)) & 1).astype(jnp.int32)
         # `advance` the other way round.
-        moved = states ^ (2 * digit)
-        parity = moved >> 2
-        before = 2 * (moved ^ (5 * parity)) + parity
+        moved = states ^ (4 * digit)
+        parity = moved >> 4
+        before = 2 * (moved ^ (18 * parity)) + parity
         return before, (2 * digit + parity).astype(jnp.uint8)
 
     states, remainders = lax.scan(step, states, pointers, reverse=True)
@@ -157,7 +157,7 @@ class Design(NamedTuple):
 def design(
     weights: Weights,
     slope: Float[Array, ""],
-    num_rounds: Int[Array, ""] | int = 5,
+    num_rounds: Int[Array, ""] | int = 2,
     *,
     num_magnitudes: int = 512,
 ) -> Design:
@@ -169,7 +169,9 @@ def design(
         num_rounds: >= 1, traced.
         num_magnitudes: K, even, static.
     """
-    is_step = jnp.arange(weights.values.shape[0], dtype=jnp.int32)[:, None] < weights.num_steps[None]
+    is_step = (
+        jnp.arange(weights.values.shape[0], dtype=jnp.int32)[:, None] < weights.num_steps[None]
+    )
 
     def price_of(integers: Int[Array, "T P"]) -> Float[Array, " K"]:
         place = _place(integers, num_magnitudes).ravel()
@@ -204,7 +206,8 @@ def _choose(
     It is one of the two around the weight, or the smallest: others are dearer and farther.
     """
     values = weights.values
-    below = 4 * jnp.floor((values - remainder) / 4).astype(jnp.int32) + remainder
+    offset = jnp.asarray(remainder, jnp.int32).astype(values.dtype)
+    below = 4 * jnp.floor((values - offset) / 4).astype(jnp.int32) + remainder
     smallest = jnp.where(remainder == 3, -1, remainder)
     smallest = jnp.where((remainder == 2) & (values < 0), -2, smallest)
     best = None

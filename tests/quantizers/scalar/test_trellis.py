@@ -51,13 +51,13 @@ def paths():
 def test_states_are_a_shift_register_with_two_ways_into_each():
     following = [advance(state, integer) for state in range(NUM_STATES) for integer in (0, 2)]
     assert sorted(following) == sorted(2 * list(range(NUM_STATES)))
-    # The parity check of Ungerboeck's code of eight states, octal 13 and 04, of any path.
+    # The parity check of Ungerboeck's code of 32 states, octal 45 and 10, of any path.
     rng, state, parities, digits = np.random.default_rng(0), 0, [], []
     for digit in rng.integers(0, 2, 200).tolist():
         parities.append(state & 1)
         digits.append(digit)
         state = advance(state, parities[-1] + 2 * digit)
-    checks = np.convolve(parities, [1, 1, 0, 1]) + np.convolve(digits, [0, 0, 1, 0])
+    checks = np.convolve(parities, [1, 0, 1, 0, 0, 1]) + np.convolve(digits, [0, 0, 0, 1, 0, 0])
     assert not np.any(checks[:200] % 2)
 
 
@@ -173,4 +173,4 @@ def test_it_is_near_the_rate_distortion_function(law, bits):
     rate, distortion = rate_of(integers), np.mean((draw - step * integers) ** 2)
     gap = 10 * np.log10(distortion * 4**rate) + (0.0 if law == "normal" else 0.63)
     assert abs(rate - bits) < 0.2
-    assert 0.3 < gap < 0.55
+    assert 0.25 < gap < 0.45
