@@ -13,6 +13,12 @@ images, from which everything is chosen; and of the same sizes by the diagonal m
 and with the Gauss-Newton diagonal of these images. Bytes, test loss and test error in percent, and
 how far the outputs for 10,000 other training images are from those of the original network
 (`divergence`, nats): what `--slope` is chosen by.
+
+    python benchmarks/files.py --codec peer.json --model MODEL.safetensors [--effort fast]
+
+Files without data at the squared error of a codec, all weights alike: `peer.json` is what
+`nncodec_peer.py` wrote for the same model. Bytes over the codec's, squared error over the codec's,
+and seconds of the processor to compress, write and read.
 """
 
 import argparse
@@ -35,9 +41,10 @@ import jaxcomp
 from jaxcomp.coding.sizes import empirical_entropy_bits
 from jaxcomp.compressed import to_bytes
 from jaxcomp.curvature import Layers, gauss_newton_diagonal
+from jaxcomp.decoder import File
 from jaxcomp.evaluation import metrics
 from jaxcomp.experiments import data
-from jaxcomp.quantizers import HessianRounding
+from jaxcomp.quantizers import METHODS, HessianRounding
 
 NUM_IMAGES = 10_000
 SIZES = (45_000, 21_500, 15_500)
@@ -149,14 +156,67 @@ def measure_targets(params: Any, num_seeds: int, method: HessianRounding) -> lis
     return rows
 
 
+def measure_codec(
+    model: Path, peers: list[dict[str, Any]], names: list[str], effort: Any, select: Any
+) -> list[dict[str, Any]]:
+    """Compress a model to the squared errors of a codec, by methods of these names."""
+    params = {k: v for k, v in load_file(model).items() if v.dtype == np.float32}
+    energy = sum(float(np.sum(np.square(value, dtype=np.float64))) for value in params.values())
+    alike = {name: np.ones_like(value) for name, value in params.items()}
+    rows: list[dict[str, Any]] = []
+    for kind in (kind for kind in METHODS if kind.name in names):
+        for peer in peers:
+            limit = peer["relative_squared_error"] * energy
+            start = time.process_time()
+            tree = jaxcomp.compress(
+                params, kind(), importance=alike, max_distortion=limit, select=select
+            )
+            compressed = time.process_time()
+            written = to_bytes(tree, effort=effort)
+            encoded = time.process_time()
+            with File(written) as file:
+                found = file.tree()
+            decoded = time.process_time()
+            error = sum(
+                float(np.sum(np.square(np.asarray(found[name], np.float64) - value)))
+                for name, value in params.items()
+            )
+            row = {
+                "method": kind.name,
+                "qp": peer["qp"],
+                "dependent": peer["dependent"],
+                "bytes": len(written),
+                "over_codec": len(written) / peer["bytes"],
+                "error_over_codec": error / limit,
+                "compress_seconds": compressed - start,
+                "encode_seconds": encoded - compressed,
+                "decode_seconds": decoded - encoded,
+            }
+            print(row, flush=True)
+            rows.append(row)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--targets", action="store_true", help="errors at the sizes of the targets")
     parser.add_argument("--seeds", type=int, default=5, help="samples of training images")
     parser.add_argument("--slope", type=float, help="of HessianRounding, instead of its own")
+    parser.add_argument("--codec", type=Path, help="what nncodec_peer.py wrote")
+    parser.add_argument("--model", type=Path, help="the model of which it wrote it")
+    parser.add_argument("--methods", nargs="+", default=["trellis_coded", "entropy_constrained"])
+    parser.add_argument("--effort", choices=("fast", "best"))
+    parser.add_argument("--select", help="pattern of compressed leaves, for --codec")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    if arguments.codec is not None:
+        if arguments.model is None:
+            parser.error("--codec needs --model, the weights that the codec had.")
+        peers = json.loads(arguments.codec.read_text())
+        options = arguments.methods, arguments.effort, arguments.select
+        write({"rows": measure_codec(arguments.model, peers, *options)}, arguments.out)
+        return
     path = Path(os.environ.get("JAXCOMP_DATA_DIR", "data")) / "models/lenet300_mnist.safetensors"
     if not path.exists():
         print(f"{path} is missing; set JAXCOMP_DATA_DIR to the folder that holds it.")

@@ -1,4 +1,4 @@
-"""Integers of trellis-coded quantization, written: what their parities, which a trellis gives, do not say already.
+"""Integers of trellis-coded quantization, written: what their parities do not say already.
 
 The other end is `jaxcomp.decoder.streams.trellis`; `docs/format.md` specifies both.
 """

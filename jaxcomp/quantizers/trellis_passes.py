@@ -7,7 +7,6 @@ Axes: `T` steps, `P` chains, `K` magnitudes.
 """
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -213,4 +212,4 @@ def _weights(
     own = (len(values) - np.arange(row) + row - 1)[chains] // row
     steps[: len(own)] = own
     mass = np.ones((1, 1), np.float32) if importance is None else filled(importance / unit)
-    return jax.device_put(Weights(filled(values), mass, steps))
+    return Weights(*(jax.device_put(part) for part in (filled(values), mass, steps)))

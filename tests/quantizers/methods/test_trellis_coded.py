@@ -1,4 +1,4 @@
-"""Trellis-coded tensors beat scalar ones at equal bits, at any scale, and leave alone what is odd."""
+"""Trellis-coded tensors: near the limit, at any scale; what is odd is left to scalar codes."""
 
 import jax.numpy as jnp
 import numpy as np
