@@ -29,7 +29,7 @@ METHODS: dict[str, Method] = {
     "uniform": Uniform(5),
     "round_to_nearest": RoundToNearest(4),
     "magnitude_pruning": MagnitudePruning(0.5),
-    "trellis_coded": TrellisCoded(0.02, least_weights=1),
+    "trellis_coded": TrellisCoded(0.02, order="rows", least_weights=1),
     "kmeans by channel": KMeans(5, scale="channel"),
     "integers by group": RoundToNearest(3, group_size=4),
 }

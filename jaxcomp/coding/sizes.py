@@ -204,19 +204,23 @@ def trellis_size(
         ValueError: if a count is negative.
     """
     counts = _checked_counts(counts)
-    is_odd = (np.arange(counts.shape[-1]) + 1) // 2 & 1 == 1
-    total, most = counts.sum(axis=-1), counts.shape[-1] // 2
+    magnitude = (np.arange(counts.shape[-1]) + 1) // 2
+    total, is_odd = counts.sum(axis=-1), magnitude & 1 == 1
+    most = np.max(np.where(counts > 0, magnitude, 0), axis=-1)
     scales = float(scale_bits) * np.asarray(num_scales) * np.ones(total.shape)
     entropy, tables, sequences = (np.zeros(total.shape) for _ in range(3))
-    for part in (counts[..., ~is_odd], counts[..., is_odd]):
-        number, used, size = part.sum(axis=-1), np.count_nonzero(part, axis=-1), part.shape[-1]
+    for part, size in (
+        (counts[..., ~is_odd], 2 * (most // 2) + 1),
+        (counts[..., is_odd], 2 * ((most + 1) // 2)),
+    ):
+        number, used = part.sum(axis=-1), np.count_nonzero(part, axis=-1)
         entropy = entropy + number * empirical_entropy_bits(part)
         tables = tables + _log2_binomial(number + used - 1, used - 1)
         table = _log2_binomial(number + size - 1, size - 1)
         sequences = sequences + _round_up(table + _log2_multinomial(part), number)
-    description = _elias_gamma_bits(np.asarray(most + 1)) + scales + sequences
+    description = _elias_gamma_bits(most + 1) + scales + sequences
     return CodeSize(
-        fixed_bits=total * float(_ceil_log2(np.asarray(2 * most + 1))),
+        fixed_bits=total * _ceil_log2(2 * most + 1),
         entropy_bits=entropy,
         codebook_bits=scales + tables,
         description_bits=np.where(total > 0, description + _ceil_log2(total + 1), 0.0),

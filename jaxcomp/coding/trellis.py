@@ -77,13 +77,14 @@ def path_of(integers: Int[np.ndarray, " n"], width: int) -> Path | None:
     return path if np.array_equal(chains.integers, own) else None
 
 
-def symbol_counts(integers: Int[np.ndarray, " n"], most: int) -> Int[np.ndarray, " symbols"]:
-    """Count how often 0, 1, -1, 2, -2, ... occur, (2 `most` + 1,) int64.
+def symbol_counts(integers: Int[np.ndarray, " n"]) -> Int[np.ndarray, " symbols"]:
+    """Count how often 0, 1, -1, 2, -2, ... occur, int64.
 
-    Args:
-        integers: of magnitudes up to `most`.
-        most: largest one.
+    Returns:
+        Counts up to the magnitude 2^m - 1 that no integer exceeds: few sizes, since what is
+        compiled for a tree depends on them.
     """
+    most = (1 << int(np.abs(integers.astype(np.int64)).max(initial=0)).bit_length()) - 1
     counts = np.bincount(integers.astype(np.int64) + most, minlength=2 * most + 1)
     found = counts.copy()
     found[0], found[1::2], found[2::2] = counts[most], counts[most + 1 :], counts[:most][::-1]

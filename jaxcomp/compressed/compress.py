@@ -93,7 +93,7 @@ def compress(
         max_distortion: budget: `sum h (w - c)^2` over the tree; the bits are least.
         select: which leaves: a predicate `(path, leaf) -> bool`, a glob pattern of paths or
             several. By default weight matrices, kernels and embeddings: leaves with two axes or
-            more that by name and shape are no bias, gain, statistic, position or token
+            more that by name and shape are no bias, gain, statistic, few positions or token
             (`jaxcomp.trees.selection.compressible`); the report says what was kept and why.
         stacked: which leaves are stacks of layers along their leading axis, likewise; by default
             those whose names or biases show it (`jaxcomp.trees.selection.stacked_paths`). A stack

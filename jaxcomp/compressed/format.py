@@ -72,6 +72,7 @@ def parts_of(leaf: CompressedTensor, layout: TensorLayout) -> Parts:
     if isinstance(layout.method, TrellisCoded):
         order = 1 + ORDERS.index(layout.method.order or ORDERS[0])
         codes = np.asarray(leaf.codes)
+        num_codes = 2 * int(np.abs(codes.astype(np.int32)).max(initial=0)) + 1
         return Parts(codes, layout.is_stack, num_codes, rows, scales, None, order)
     codes = np.asarray(leaf.codes).astype(np.int8 if codebook is None else np.int64)
     return Parts(codes, layout.is_stack, num_codes, rows, scales, codebook)
@@ -105,8 +106,9 @@ def leaf_of(
         return _tensor(on_device(codes), None, None, counts, math.nan), layout
     codes, scales = parts.codes, parts.scales
     layers = codes.reshape(entry.shape[0] if parts.is_stack else 1, -1).astype(np.int64)
+    require(len(layers), "a stack has no layers")
     if isinstance(method, TrellisCoded):
-        counts = np.stack([symbol_counts(own, parts.num_codes // 2) for own in layers])
+        counts = _padded([symbol_counts(own) for own in layers])
     else:
         lowest = 0 if parts.codebook is not None else -(parts.num_codes // 2)
         counts = np.stack([np.bincount(own - lowest, minlength=parts.num_codes) for own in layers])
@@ -120,6 +122,12 @@ def leaf_of(
         codebook, scales = (None if part is None else part[0] for part in (codebook, scales))
     parameter = _parameter(method, parts.num_codes)
     return _tensor(on_device(codes), codebook, scales, counts.astype(np.int32), parameter), layout
+
+
+def _padded(counts: list[np.ndarray]) -> np.ndarray:
+    """Return counts of layers, with zeros behind those that are short."""
+    size = max(own.size for own in counts)
+    return np.stack([np.pad(own, (0, size - own.size)) for own in counts])
 
 
 def _name_of(floats: np.ndarray) -> str:

@@ -3,10 +3,12 @@
 A leaf can be compressed if it holds floating-point numbers of 16 bits or more. What *is* compressed
 is named by `select`; without it, `compressible` decides: by how a function uses the leaf where the
 function is known (`jaxcomp.trees.uses`), else by name and shape. Compressed are weight matrices,
-convolution kernels and tables of embeddings; kept are biases, gains, statistics, position tables
-and tokens, also where they have several axes, as in stacked layers.
+convolution kernels and tables of embeddings, those of many positions too; kept are biases, gains,
+statistics, short tables of positions and tokens, also where they have several axes, as in stacked
+layers.
 """
 
+import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -36,6 +38,9 @@ _NAMED_KINDS: dict[str, str] = {
     **dict.fromkeys(("mean", "var", "variance", "std", "average", "ema"), "statistic"),
     **dict.fromkeys(("cls", "pos", "position", "positions", "positional"), "token or position"),
 }
+# Positions from which on their table is compressed as any other: kept as it is, that of a sentence
+# encoder was a tenth of the file, and the other weights lost more.
+_MANY_POSITIONS = 64
 # Words of the names above it that say it belongs to a normalization.
 _NORMALIZATIONS = frozenset(
     {
@@ -81,7 +86,9 @@ def compressible(
         return Decision(True, "factor of a product")
     if len(shape) < 2:
         return Decision(False, "less than two axes")
-    if (kind := _kind_by_name(path, len(shape), siblings or {})) is not None:
+    kind = _kind_by_name(path, len(shape), siblings or {})
+    is_table = kind == _NAMED_KINDS["pos"] and math.prod(shape[:-1]) >= _MANY_POSITIONS
+    if kind is not None and not is_table:
         return Decision(False, f"{kind} by its name")
     if sum(size > 1 for size in shape) < 2:
         return Decision(False, "less than two axes longer than 1")
@@ -208,9 +215,9 @@ def _kind_by_name(path: str, num_axes: int, siblings: Mapping[str, Any]) -> str 
     """Say what a leaf is, if its name says that it is no matrix."""
     *above, own = _levels(path)
     words = _words(own)
-    for word in words:
-        if word in _NAMED_KINDS:
-            return _NAMED_KINDS[word]
+    kinds = [_NAMED_KINDS[word] for word in words if word in _NAMED_KINDS]
+    if kinds:  # a bias of positions is a bias
+        return next((kind for kind in kinds if kind != _NAMED_KINDS["pos"]), kinds[0])
     if own == "b" and "w" in siblings:
         return _NAMED_KINDS["bias"]
     # A table of positions may be a module of its own.

@@ -146,7 +146,7 @@ class TrellisCoded(Method):
         order = 1 + ORDERS.index(self.order or ORDERS[0])
         codes = codes_in_chains(problem, moments, float(step), price, order)
         most = int(np.abs(codes).max(initial=0))
-        counts = symbol_counts(codes, most)
+        counts = symbol_counts(codes)
         assert problem.scales is not None
         scaled = problem.with_scales(self.rows, problem.scales * problem.dtype.type(step))
         total = Total()
@@ -182,7 +182,7 @@ class TrellisCoded(Method):
         price, integers = np.asarray(found.price), np.asarray(found.integers)
         integers = integers.ravel()[: values.size]
         share = problem.size / values.size
-        counts = symbol_counts(integers, int(np.abs(integers).max()))
+        counts = symbol_counts(integers)
         size = sizes.trellis_size(np.round(counts * share).astype(np.int64), num_scales=0)
         error = values.astype(np.float64) - integers * np.float64(step)
         distortion = share * float(np.sum(mass * error * error))
