@@ -87,20 +87,13 @@ class StackWriter:
         """Write symbols by frequencies that sum to 2^24."""
         if len(frequencies) > 1:
             floats = probabilities(frequencies)
-            self.of_model(
-                values, frequencies, lambda models: models.Categorical(floats, perfect=False)
-            )
+            self.of_model(values, lambda models: models.Categorical(floats, perfect=False))
+            counts = np.bincount(values, minlength=len(frequencies))
+            self.size_bits += table_bits(counts, frequencies)
 
-    def of_model(
-        self,
-        values: Int[np.ndarray, " n"],
-        frequencies: Int[np.ndarray, " k"],
-        model: Callable[[Any], Any],
-    ) -> None:
-        """Write symbols by frequencies, and the model that is made of them."""
+    def of_model(self, values: Int[np.ndarray, " n"], model: Callable[[Any], Any]) -> None:
+        """Write symbols by what makes a model of the coder; the caller counts their bits."""
         self._steps.append(_Step(values, model))
-        counts = np.bincount(values, minlength=len(frequencies))
-        self.size_bits += table_bits(counts, frequencies)
 
     def decisions(self, bits: Int[np.ndarray, " n"], ones: Int[np.ndarray, " n"]) -> None:
         """Write zeros and ones, given probabilities of ones in 2^-16."""

@@ -15,6 +15,7 @@ from jaxcomp.coding.streams import (
     MOST_IN_CONTEXTS,
     Effort,
     StackWriter,
+    table_bits,
     table_head,
     write_contexts,
 )
@@ -22,7 +23,6 @@ from jaxcomp.decoder.streams import (
     LEAST_BITS,
     MOST_OF_CONTEXTS,
     Chains,
-    FormatError,
     probabilities,
 )
 
@@ -66,15 +66,17 @@ def path_of(integers: Int[np.ndarray, " n"], width: int) -> Path | None:
         integers: in their order.
         width: of a row.
     """
-    own = integers.astype(np.int64)
-    path = Path((own + np.sign(own) * (own & 1)) >> 1, own & 1, Chains(1, width).row)
-    chains = Chains(len(own), width)
-    try:
-        for start in range(0, len(own), path.row):
-            chains.follow(start, path.numbers[start : start + path.row])
-    except FormatError:
+    own, row = integers.astype(np.int64), Chains(1, width).row
+    rows = -(-len(own) // row)
+    # What `advance` says of all steps at once: parities are sums by 2 of digits before.
+    bits = np.zeros((2, rows + 5, row), np.uint8)
+    for digit in range(2):
+        bits[digit, 5:].reshape(-1)[: len(own)] = own >> digit & 1
+    parity, second = bits
+    expected = parity[3:-2] ^ parity[:-5] ^ second[2:-3]
+    if not np.array_equal(expected.reshape(-1)[: len(own)], own & 1):
         return None
-    return path if np.array_equal(chains.integers, own) else None
+    return Path((own + np.sign(own) * (own & 1)) >> 1, own & 1, row)
 
 
 def symbol_counts(integers: Int[np.ndarray, " n"]) -> Int[np.ndarray, " symbols"]:
@@ -123,21 +125,26 @@ def trellis_stream(
 
 def _by_tables(path: Path, half: int) -> StackWriter:
     """Write numbers by a table for each parity."""
-    writer, tables = StackWriter("t"), []
+    writer, places, models = StackWriter("t"), np.zeros(len(path.numbers), np.int64), []
     writer.small(0, 1)
     for parity in range(2):
-        own = path.numbers[path.parities == parity]
-        counts = np.bincount(own + half, minlength=2 * half + 1)
-        counts[half] += not counts.any()  # no table is empty
+        is_own = path.parities == parity
+        own = path.numbers[is_own] + half
+        counts = np.bincount(own, minlength=2 * half + 1)
+        if not len(own):  # no table is empty
+            counts[half + parity] = 1
         head, place, frequencies = table_head(counts)
         writer.append(head)
-        tables.append((place, frequencies, _model_of(frequencies)))
-    for start in range(0, len(path.numbers), path.row):
-        numbers = path.numbers[start : start + path.row] + half
+        if len(own):
+            writer.size_bits += table_bits(counts[counts > 0], frequencies)
+        places[is_own] = place[own]
+        models.append(_model_of(frequencies) if len(frequencies) > 1 else None)
+    for start in range(0, len(places), path.row):
+        own = places[start : start + path.row]
         which = path.parities[start : start + path.row]
-        for parity, (place, frequencies, model) in enumerate(tables):
-            if len(frequencies) > 1:
-                writer.of_model(place[numbers[which == parity]], frequencies, model)
+        for parity, model in enumerate(models):
+            if model is not None:
+                writer.of_model(own[which == parity], model)
     return writer
 
 

@@ -154,6 +154,8 @@ class Stack:
 
     def pop(self, model: Any, count: int) -> np.ndarray:
         """Pop numbers by a model; zeros where there is nothing to tell."""
+        if model is not None and count <= 1 << 16:
+            return self._coder.decode(model, count)
         found = np.zeros(count, np.uint16)
         for start in range(0, count if model is not None else 0, 1 << 16):
             some = found[start : start + (1 << 16)]
@@ -333,6 +335,29 @@ class Chains:
         states[:] = advance(states, found)
 
 
+def _of_two_tables(stack: Stack, half: int, chains: Chains) -> None:
+    """Pop integers by a table for each parity, row by row."""
+    models, values, first = [], [], [0]
+    for parity in range(2):
+        weights = table(stack, 2 * half + 1)
+        used = np.flatnonzero(weights)
+        models.append(stack.model(whole_frequencies(weights[used])))
+        values.append(2 * (used - half) - np.sign(used - half) * parity)
+        first.append(len(used))
+    integer = np.concatenate(values)
+    require(np.array_equal(integer & 1, np.arange(len(integer)) >= first[1]), "a table is wrong")
+    moves = advance(integer & 1, integer)
+    states, found = np.zeros(chains.row, np.int64), chains.integers
+    for start in range(0, len(found), chains.row):
+        own = states[: len(found) - start]
+        place = np.empty(len(own), np.int64)
+        for parity, model in enumerate(models):
+            chosen = np.flatnonzero(own & 1 == parity)
+            place[chosen] = stack.pop(model, len(chosen)) + first[parity]
+        found[start : start + len(own)] = integer[place]
+        own[:] = (own >> 1) ^ moves[place]
+
+
 def trellis(stack: Stack, most: int, count: int, width: int) -> np.ndarray:
     """Pop integers of magnitudes up to `most` that trellises of their columns lead to."""
     stack.claim(count, count * LEAST_BITS)
@@ -340,18 +365,7 @@ def trellis(stack: Stack, most: int, count: int, width: int) -> np.ndarray:
     if stack.small(1):
         _of_contexts(stack, half, count, width, chains)
     else:
-        tables = []
-        for _ in range(2):
-            weights = table(stack, 2 * half + 1)
-            used = np.flatnonzero(weights)
-            tables.append((used - half, stack.model(whole_frequencies(weights[used]))))
-        for start in range(0, count, chains.row):
-            which = chains.parities(start, min(start + chains.row, count))
-            numbers = np.zeros(len(which), np.int64)
-            for parity, (used, model) in enumerate(tables):
-                places = np.flatnonzero(which == parity)
-                numbers[places] = used[stack.pop(model, len(places))]
-            chains.follow(start, numbers)
+        _of_two_tables(stack, half, chains)
     require(np.abs(chains.integers).max(initial=0) <= most, "an integer is not of its alphabet")
     return chains.integers
 
