@@ -105,13 +105,14 @@ def golden_tree() -> CompressedTree:
     vectors = np.asarray([[[0, 1], [1, 0], [-1, -1]]], np.float32)
     pruned = np.where(place[:200] % 9 == 4, place[:200] / 64 - 1, 0).astype(np.float32)
     rows = layers.reshape(3, 4, 6)
-    path = path_of_numbers(codes.reshape(-1) - 2, 30).reshape(40, 30).astype(np.int8)
-    turned = np.stack([path_of_numbers(place[:600] * k % 301 - 150, 20) for k in (7, 9)])
+    numbers = (codes.reshape(-1) - 2) * np.where(place % 3, 1, 5)
+    path = path_of_numbers(numbers, 30).reshape(40, 30).astype(np.int8)
+    turned = np.stack([path_of_numbers(place[:600] * k % 141 - 70, 20) for k in (7, 9)])
     turned = turned.reshape(2, 30, 20).transpose(0, 2, 1).astype(np.int16)
     parts_of = {
         "coded": Parts(codes, False, 6, None, None, book),
-        "path": Parts(path, False, 17, (False, 0, 0), np.float32([[0.25]]), None, 1),
-        "paths": Parts(turned, True, 603, (False, 0, 0), np.float32([[2], [3]]), None, 2),
+        "path": Parts(path, False, 41, (False, 0, 0), np.float32([[0.25]]), None, 1),
+        "paths": Parts(turned, True, 281, (False, 0, 0), np.float32([[2], [3]]), None, 2),
         "pruned": Parts(pruned.reshape(20, 10)),
         "rounded": Parts(integers, False, 16, (True, 1, 0), scales),
         "stack": Parts(rows, True, 4, None, None, books),

@@ -117,7 +117,7 @@ def test_swapped_sections():
     # With checksums of the sections in their old order, and with those of the new one.
     with pytest.raises(FormatError):
         read(data)
-    start = len(data) - sum(map(len, checks.sections))
+    start = len(plain) - sum(map(len, checks.sections))
     swapped = checks.sections.copy()
     swapped[2], swapped[3] = swapped[3], swapped[2]
     with pytest.raises(FormatError, match="checksum"):
