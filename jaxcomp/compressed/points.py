@@ -23,8 +23,11 @@ _SPENT = 0.99
 def own_parameters(tensors: list[Tensor], *, shared: bool) -> list[Any]:
     """Return the methods' own parameters; where they have none, their defaults."""
     parameters: list[Any] = [tensor.method.parameter for tensor in tensors]
-    for method in {tensor.method for tensor in tensors if tensor.method.parameter is None}:
-        places = [place for place, tensor in enumerate(tensors) if tensor.method == method]
+    families = [
+        tensor.method.family() if tensor.method.parameter is None else None for tensor in tensors
+    ]
+    for method in set(families) - {None}:
+        places = [place for place, family in enumerate(families) if family == method]
         sizes = np.asarray([tensors[place].problems[0].size for place in places])
         layers = np.asarray([len(tensors[place].problems) for place in places])
         own = method.defaults(sizes, layers) if shared else [method.default] * len(places)

@@ -59,6 +59,7 @@ def test_sizes_are_known_without_the_file(tree):
         EntropyConstrained(0.02, num_bins=64, num_symbols=16),
         RoundToNearest(4),
         METHODS["kmeans by channel"],
+        METHODS["trellis_coded"],
     ],
 )
 def test_weights_of_other_dtypes(method, dtype):
@@ -171,7 +172,13 @@ def test_tied_arrays_are_stored_once():
         assert np.shares_memory(plain["head"]["kernel"], plain["z"])
 
 
-STACKED = (KMeans(5), RoundToNearest(4), Vector(5), KMeans(5, scale="channel", group_size=5))
+STACKED = (
+    KMeans(5),
+    RoundToNearest(4),
+    Vector(5),
+    METHODS["trellis_coded"],
+    KMeans(5, scale="channel", group_size=5),
+)
 
 
 @pytest.mark.parametrize("method", STACKED)

@@ -151,6 +151,10 @@ class Method(ABC):
         del num_layers
         return [self.default] * len(num_weights)
 
+    def family(self) -> "Method":
+        """Return the method that has the defaults of all that `suited` may have made of it."""
+        return self
+
     def number(self, parameter: float) -> str:
         """Write a parameter as it stands in a table."""
         return f"{int(parameter):,}"

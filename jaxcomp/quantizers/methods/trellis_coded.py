@@ -94,6 +94,9 @@ class TrellisCoded(Method):
     ) -> list[float]:
         return self._scalar.defaults(num_weights, num_layers)
 
+    def family(self) -> Method:
+        return self._scalar
+
     def number(self, parameter: float) -> str:
         return self._scalar.number(parameter)
 

@@ -5,6 +5,9 @@ import numpy as np
 import pytest
 
 from jaxcomp import compress
+from jaxcomp.compressed.compress import POLICY
+from jaxcomp.compressed.points import own_parameters
+from jaxcomp.compressed.selected import select_leaves
 from jaxcomp.quantizers import EntropyConstrained, TrellisCoded
 
 SHAPE = (300, 256)  # of all tensors here: compiling is what these tests cost
@@ -109,6 +112,14 @@ def test_channels_have_scales_of_their_own():
     deviations = np.sqrt(np.mean(np.square(values), axis=0))
     np.testing.assert_allclose(scales / scales[0], deviations / deviations[0], rtol=1e-5)
     assert error_of(tree, values) == pytest.approx(layer.distortion, rel=1e-5)
+
+
+def test_defaults_are_shared_with_what_is_left_to_scalar_quantization():
+    """One slope of relative errors for all: it grows like the tensor."""
+    params = {"a": laplace(), "b": np.ascontiguousarray(laplace(1)[:9])}
+    selected = select_leaves(params, TrellisCoded(), (None, POLICY), None, None)
+    first, second = own_parameters(list(selected.tensors.values()), shared=True)
+    assert first / second == pytest.approx(300 / 9)
 
 
 def test_a_multiplier_of_nothing_is_refused():
