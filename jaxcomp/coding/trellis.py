@@ -26,7 +26,8 @@ from jaxcomp.decoder.streams import (
     probabilities,
 )
 
-_EVERY_MODEL = 15
+# Models to mix: dense weights are told by the activity of their columns alone, others by all.
+_MASKS = (1, 15)
 
 
 class Path(NamedTuple):
@@ -108,7 +109,7 @@ def trellis_stream(
     Returns:
         The stream; None if they obey none, or need fewer bits than its decoder believes.
     """
-    if not len(integers):
+    if not len(integers) or most == 0:
         return None
     values, width = in_order(integers, columns, order)
     path = path_of(values, width)
@@ -118,7 +119,8 @@ def trellis_stream(
     found = _by_tables(path, half)
     is_fit = half < MOST_OF_CONTEXTS and len(values) <= MOST_IN_CONTEXTS
     if effort == "best" and is_fit and found.size_bits >= LEAST_BITS_OF_CONTEXTS:
-        found = min(found, _by_contexts(path, half, width), key=lambda one: one.size_bits)
+        others = (_by_contexts(path, half, width, mask) for mask in _MASKS)
+        found = min(found, *others, key=lambda one: one.size_bits)
     found.bits_by_code[found.code] = found.size_bits
     return found if found.size_bits > LEAST_BITS * len(values) else None
 
@@ -154,11 +156,11 @@ def _model_of(frequencies: Int[np.ndarray, " k"]) -> Callable[[Any], Any]:
     return cache(lambda models: models.Categorical(floats, perfect=False))
 
 
-def _by_contexts(path: Path, half: int, width: int) -> StackWriter:
+def _by_contexts(path: Path, half: int, width: int, mask: int) -> StackWriter:
     """Write numbers by contexts, of which their parities are a part."""
     writer = StackWriter("c")
     writer.small(1, 1)
-    writer.small(_EVERY_MODEL, 4)
+    writer.small(mask, 4)
     chains = Chains(len(path.numbers), width)
-    write_contexts(writer, path.numbers, width, half, _EVERY_MODEL, chains)
+    write_contexts(writer, path.numbers, width, half, mask, chains)
     return writer
