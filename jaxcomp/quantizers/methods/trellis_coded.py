@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -33,9 +33,21 @@ ORDERS: tuple[Order, ...] = ("rows", "columns")
 # The best step over the root of what a bit is worth, at high rate; where bits are few, by how much
 # less: measured on normal and Laplace weights.
 _STEP, _FINER = 1.65, 0.55
+# Of few bits a weight, where much depends on the law of the weights, a finer step is tried too.
+_FEW_BITS, _FINER_SHARE = 1.5, 0.7
 # Chains that waste no more than a hundredth of what paths gain, at their beginning; weights, and
 # deviations of the largest one, beyond which scalar quantization is left alone.
 _LEAST_STEPS, _LEAST_WEIGHTS, _LARGEST = 16, 4096, 256.0
+
+
+class _OnSample(NamedTuple):
+    """One operating point, by a sample."""
+
+    rate_bits: float
+    side_bits: float
+    distortion: float
+    step: np.float32
+    price: Float[np.ndarray, " K"]
 
 
 @dataclass(frozen=True)
@@ -128,16 +140,17 @@ class TrellisCoded(Method):
         """Return the operating points, by a sample of at most 16,384 weights, evenly spaced."""
         moments = moments_of(problem)
         found = [self._on_sample(problem, moments, float(one)) for one in parameters]
-        rates, sides, distortions, steps, prices = (
-            np.asarray(part) for part in zip(*found, strict=True)
-        )
+        distortions = np.asarray([one.distortion for one in found])
         return Curve(
             parameter=np.asarray(parameters, np.float64),
-            rate_bits=rates,
-            side_bits=sides,
+            rate_bits=np.asarray([one.rate_bits for one in found]),
+            side_bits=np.asarray([one.side_bits for one in found]),
             distortion=0 * distortions if problem.weighs_nothing else distortions,
             converged=np.ones(len(parameters), bool),
-            codebook=(steps, prices),
+            codebook=(
+                np.asarray([one.step for one in found]),
+                np.stack([one.price for one in found]),
+            ),
         )
 
     def point(self, problem: Problem, parameter: float) -> Point:
@@ -173,25 +186,35 @@ class TrellisCoded(Method):
         del value_bits
         return sizes.trellis_size(counts, num_scales=num_scales)
 
-    def _on_sample(
-        self, problem: Problem, moments: Moments, multiplier: float
-    ) -> tuple[float, float, float, np.float32, Float[np.ndarray, " K"]]:
-        """Return rate, side information, distortion, step and prices of one operating point."""
+    def _on_sample(self, problem: Problem, moments: Moments, multiplier: float) -> _OnSample:
+        """Return one operating point, with the step that is best for it."""
         slope = multiplier * moments.variance
         share = _STEP * (1 - _FINER * min(multiplier / (2 * LN2), 1.0))
-        least = moments.largest / (MOST - 1)
-        step = np.float32(max(share * np.sqrt(slope), least) or 1.0)
+        first = self._with_step(problem, moments, slope, share)
+        if first.rate_bits >= _FEW_BITS:
+            return first
+        worth = slope * moments.importance * problem.size
+        other = self._with_step(problem, moments, slope, _FINER_SHARE * share)
+        return min(first, other, key=lambda one: one.distortion + worth * one.rate_bits)
+
+    def _with_step(
+        self, problem: Problem, moments: Moments, slope: float, share: float
+    ) -> _OnSample:
+        """Return an operating point, given the step over the root of what a bit is worth."""
+        step = np.float32(max(share * np.sqrt(slope), moments.largest / (MOST - 1)) or 1.0)
         found, values, mass = design_on_sample(problem, moments, float(step), slope)
-        price, integers = np.asarray(found.price), np.asarray(found.integers)
-        integers = integers.ravel()[: values.size]
-        share = problem.size / values.size
-        counts = symbol_counts(integers)
-        size = sizes.trellis_size(np.round(counts * share).astype(np.int64), num_scales=0)
+        integers = np.asarray(found.integers).ravel()[: values.size]
+        times = problem.size / values.size
+        counts = np.round(symbol_counts(integers) * times).astype(np.int64)
+        size = sizes.trellis_size(counts, num_scales=0)
         error = values.astype(np.float64) - integers * np.float64(step)
-        distortion = share * float(np.sum(mass * error * error))
-        rate = float(size.entropy_bits) / problem.size
-        side = float(size.codebook_bits) + scale_bits(problem)
-        return rate, side, distortion, step, price
+        return _OnSample(
+            float(size.entropy_bits) / problem.size,
+            float(size.codebook_bits) + scale_bits(problem),
+            times * float(np.sum(mass * error * error)),
+            step,
+            np.asarray(found.price),
+        )
 
     @property
     def _scalar(self) -> EntropyConstrained:
