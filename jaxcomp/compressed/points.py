@@ -12,6 +12,7 @@ from jaxcomp.compressed.selected import Tensor
 from jaxcomp.compressed.spending import Spending
 from jaxcomp.compressed.tensors import CompressedTensor, size_of
 from jaxcomp.quantizers.curves import Curve
+from jaxcomp.quantizers.methods import Method
 from jaxcomp.trees.paths import shorten
 
 # How often a choice is repeated to keep to a budget that the first one missed.
@@ -23,11 +24,11 @@ _SPENT = 0.99
 def own_parameters(tensors: list[Tensor], *, shared: bool) -> list[Any]:
     """Return the methods' own parameters; where they have none, their defaults."""
     parameters: list[Any] = [tensor.method.parameter for tensor in tensors]
-    families = [
-        tensor.method.family() if tensor.method.parameter is None else None for tensor in tensors
-    ]
-    for method in set(families) - {None}:
-        places = [place for place, family in enumerate(families) if family == method]
+    families: dict[Method, list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        if tensor.method.parameter is None:
+            families.setdefault(tensor.method.family(), []).append(place)
+    for method, places in families.items():
         sizes = np.asarray([tensors[place].problems[0].size for place in places])
         layers = np.asarray([len(tensors[place].problems) for place in places])
         own = method.defaults(sizes, layers) if shared else [method.default] * len(places)
