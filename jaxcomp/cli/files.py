@@ -244,6 +244,13 @@ def decompress(
         typer.Option(help="Of the weights; integers and the like stay as they are."),
     ] = DTypeName.original,
     reference: ReferenceOption = None,
+    shard_size: Annotated[
+        str | None,
+        typer.Option(
+            help="Most bytes of a file, such as 5GB: several safetensors and their index, as "
+            "Hugging Face lays them out. Default: one file."
+        ),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     traceback: Traceback = False,
@@ -260,11 +267,13 @@ def decompress(
                 format=None if format is None else format.value,
                 dtype=dtype.value,
                 reference=other,
+                shard_size=None if shard_size is None else _size(shard_size),
                 report=step,
             )
         told = {"source": str(source), "target": str(output), **done._asdict()}
+        several = f" ({len(done.files) - 1} files)" if len(done.files) > 1 else ""
         lines = [
-            f"{source} -> {output}",
+            f"{source} -> {done.files[0]}{several}",
             f"{done.num_tensors} tensors, {done.size_bytes:,} bytes, {done.format}; SHA-256 of the "
             f"model {done.digest}",
         ]

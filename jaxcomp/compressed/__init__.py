@@ -4,6 +4,7 @@ from jaxcomp.compressed.compress import compress, curve
 from jaxcomp.compressed.file_report import FileReport
 from jaxcomp.compressed.files import load, to_bytes
 from jaxcomp.compressed.loss_budget import CalibrationData
+from jaxcomp.compressed.qwix_arrays import to_qwix
 from jaxcomp.compressed.report import LayerReport, Report
 from jaxcomp.compressed.tensors import CompressedTensor, KeptLeaf
 from jaxcomp.compressed.to_file import compress_file
@@ -22,4 +23,5 @@ __all__ = [
     "curve",
     "load",
     "to_bytes",
+    "to_qwix",
 ]
