@@ -164,6 +164,12 @@ class CompressionSettings:
         "to it, and cannot be decompressed without it.",
         Panel.GRID,
     )
+    shard_size: str | None = asked(
+        None,
+        "Most bytes of a file, such as 5GB: several safetensors and their index, by which they are "
+        "read. Default: one file.",
+        Panel.KEPT,
+    )
     record: bool = asked(
         False,
         "Write into the file how it was made and what each tensor lost.",
@@ -220,6 +226,7 @@ def compress(
                 effort=None if wanted.effort is None else wanted.effort.value,
                 record=wanted.record,
                 reference=wanted.reference,
+                shard_size=None if wanted.shard_size is None else _size(wanted.shard_size),
             )
         print_text(report.to_json() if as_json else str(report))
 

@@ -37,8 +37,8 @@ NOTES = (
     "prior, from the diagonal of the curvature. Bound: sqrt(R / 2n) on the 0-1 gap, of a sample of "
     "a posterior whose information is R (exact for linear models; here an estimate that certifies "
     "nothing). Certificate: on the population error, from the bits of a file at the best step, "
-    "which was read again; its bytes, and the ideal ones of the shortest fitted code there. To guess "
-    "one class is 0.9 where there are ten.",
+    "which was read again; its bytes, and the ideal ones of the shortest fitted code there. To "
+    "guess one class is 0.9 where there are ten.",
 )
 
 ENTROPY_NOTE = (
