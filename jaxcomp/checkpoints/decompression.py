@@ -12,7 +12,7 @@ from jaxcomp.checkpoints.npz import write_npz
 from jaxcomp.checkpoints.orbax import write_orbax
 from jaxcomp.checkpoints.references import give_reference
 from jaxcomp.checkpoints.safetensors import write_safetensors
-from jaxcomp.checkpoints.sharded import write_sharded
+from jaxcomp.checkpoints.sharded import files_named, write_sharded
 from jaxcomp.checkpoints.tensors import Checkpoint, dtype_of, is_weight, with_own_dtype
 from jaxcomp.decoder import File
 from jaxcomp.decoder.arrays import bytes_of
@@ -90,12 +90,13 @@ def decompress(
                 f"only safetensors come in several files, got {format}; leave shard_size out, or "
                 "write safetensors."
             )
-    refuse_same(target, [Path(source)])
     if format == "orbax" and target.exists():
         raise ValueError(f"{target} exists; remove it, or name another folder.")
     files = (target,)
     with File(source, max_bytes) as file:
         give_reference(file, reference)
+        for written in files_named(target, shard_size):
+            refuse_same(written, file.sources)
         specs = []
         for path, (number, view) in zip(file.paths, file.slots, strict=True):
             entry = file.entries[number]

@@ -83,6 +83,11 @@ def write_split(path: Path, data: bytes, shard_size: float) -> tuple[Path, ...]:
     return write_sharded(path, specs, arrays, shard_size)
 
 
+def files_named(path: Path, shard_size: float | None) -> tuple[Path, ...]:
+    """Return the names under which a model may be written: of one file, or of the index of many."""
+    return (path,) if shard_size is None else (path, path.with_name(f"{path.name}{INDEX}"))
+
+
 def shard_name(path: Path, number: int, total: int) -> str:
     """Return the name of one of several files, counted from 0."""
     return f"{path.stem}-{number + 1:05d}-of-{total:05d}{path.suffix}"

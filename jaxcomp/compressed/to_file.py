@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxcomp import __version__
 from jaxcomp.checkpoints import Checkpoint, open_checkpoint, refuse_same
-from jaxcomp.checkpoints.sharded import write_split
+from jaxcomp.checkpoints.sharded import files_named, write_split
 from jaxcomp.coding.streams import Effort
 from jaxcomp.compressed.compress import DEFAULT, compress
 from jaxcomp.compressed.file_report import (
@@ -126,7 +126,8 @@ def compress_file(
     with contextlib.ExitStack() as stack:
         checkpoint = stack.enter_context(open_checkpoint(source))
         other = None if reference is None else stack.enter_context(open_checkpoint(reference))
-        refuse_same(Path(target), (*checkpoint.files, *(() if other is None else other.files)))
+        for written in files_named(Path(target), shard_size):
+            refuse_same(written, (*checkpoint.files, *(() if other is None else other.files)))
         params = checkpoint.tree()
         if convert_float8:
             params = jax.tree.map(_widened, params)

@@ -42,6 +42,8 @@ def test_a_model_in_several_files_is_that_in_one(shards, tmp_path):
     assert decompress(index, tmp_path / "a.npz").num_tensors == len(whole.entries)
     with pytest.raises(ValueError, match="is what is read"):
         decompress(index, files[0])
+    with pytest.raises(ValueError, match="is what is read"):
+        decompress(index, tmp_path / "model.safetensors", shard_size=SIZE)
 
 
 def test_one_file_is_enough_where_all_fits(tmp_path):

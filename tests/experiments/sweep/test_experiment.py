@@ -123,8 +123,7 @@ def test_every_compressed_network_is_a_file_of_the_size_in_the_table(finished):
     assert len(files) == len(compressed)
     assert sum(file.stat().st_size for file in files) == compressed["size_bytes"].sum()
     # No further off the estimate than names, checks, tables and the biases, which it leaves out.
-    bits = table["size_bits_estimated"] + 32 * (table["size_bits_estimated"] < 0)
-    extra = compressed["size_bytes"] - bits[compressed.index] / 8
+    extra = compressed["size_bytes"] - compressed["size_bits_estimated"] / 8
     assert extra.between(-300, 1500).all()
 
 
