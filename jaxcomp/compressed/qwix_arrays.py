@@ -37,8 +37,9 @@ def to_qwix(tree: CompressedTree) -> Params:
     Everything else comes as `CompressedTree.params` gives it.
 
     For functions that call `qwix.dot_general`, `qwix.einsum` and the like with their weights. For a
-    model of `qwix.quantize_model` make dicts of the arrays first (`{"qvalue": array.qvalue,
-    "scale": array.scale}`) and pass them through `qwix.process_prequantized_params`.
+    module of Flax NNX made by `qwix.quantize_model` put `{"array": {"qvalue": one.qvalue, "scale":
+    one.scale}}` in place of every such array, and the pure dict of that through
+    `qwix.process_prequantized_params` into `nnx.update`.
 
     Args:
         tree: known values.

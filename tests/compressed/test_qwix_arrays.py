@@ -141,7 +141,9 @@ def test_a_model_of_qwix_takes_the_arrays():
     tree = jaxcomp.compress(nnx.to_pure_dict(nnx.state(model)), RoundToNearest(8))
     arrays = jax.tree.map(
         lambda leaf: (
-            {"qvalue": leaf.qvalue, "scale": leaf.scale} if isinstance(leaf, qwix.QArray) else leaf
+            {"array": {"qvalue": leaf.qvalue, "scale": leaf.scale}}
+            if isinstance(leaf, qwix.QArray)
+            else leaf
         ),
         to_qwix(tree),
         is_leaf=lambda leaf: isinstance(leaf, qwix.QArray),
