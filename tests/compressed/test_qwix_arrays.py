@@ -139,15 +139,13 @@ def test_a_model_of_qwix_takes_the_arrays():
     )
     inputs = weights(5, 16)
     tree = jaxcomp.compress(nnx.to_pure_dict(nnx.state(model)), RoundToNearest(8))
-    arrays = jax.tree.map(
-        lambda leaf: (
-            {"array": {"qvalue": leaf.qvalue, "scale": leaf.scale}}
-            if isinstance(leaf, qwix.QArray)
-            else leaf
-        ),
-        to_qwix(tree),
-        is_leaf=lambda leaf: isinstance(leaf, qwix.QArray),
-    )
+
+    def as_dict(leaf):
+        is_array = isinstance(leaf, qwix.QArray)
+        return {"array": {"qvalue": leaf.qvalue, "scale": leaf.scale}} if is_array else leaf
+
+    arrays = to_qwix(tree)
+    arrays = jax.tree.map(as_dict, arrays, is_leaf=lambda leaf: isinstance(leaf, qwix.QArray))
     rules = [qwix.QuantizationRule(module_path=".*", weight_qtype=jnp.int8)]
     quantized = qwix.quantize_model(model, qwix.PtqProvider(rules), inputs)
     nnx.update(quantized, qwix.process_prequantized_params(arrays, quantized))

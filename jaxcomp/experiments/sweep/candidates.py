@@ -107,8 +107,8 @@ def ratio_column(table: "Mapping[Any, Any] | pd.DataFrame") -> str:
     if _MEASURED not in table:
         return _ESTIMATED
     ratios = np.asarray(table[_MEASURED], np.float64)
-    are_compressed = np.asarray(table["kind"]) == "compressed"
-    return _MEASURED if np.isfinite(ratios[are_compressed]).all() else _ESTIMATED
+    measured = np.isfinite(ratios[np.asarray(table["kind"]) == "compressed"])
+    return _MEASURED if len(measured) and measured.all() else _ESTIMATED
 
 
 def read_table(table: "pd.DataFrame") -> JudgedSetting:

@@ -122,12 +122,13 @@ def test_every_compressed_network_is_a_file_of_the_size_in_the_table(finished):
     files = sorted((out / "compressed").iterdir())
     assert len(files) == len(compressed)
     assert sum(file.stat().st_size for file in files) == compressed["size_bytes"].sum()
-    # No further off the estimate than names, checks, tables and the biases, which it leaves out.
-    extra = compressed["size_bytes"] - compressed["size_bits_estimated"] / 8
+    # Codes take what the estimate says; it leaves out names, checks, tables of codes, and biases.
+    coded = compressed[compressed["method"] != "magnitude_pruning"]
+    extra = coded["size_bytes"] - coded["size_bits_estimated"] / 8
     assert extra.between(-300, 1500).all()
 
 
-@pytest.mark.parametrize("variant", ["kmeans/none/K4", "round_to_nearest/round_to_nearest/4"])
+@pytest.mark.parametrize("variant", ["kmeans/none/K4", "round_to_nearest/4"])
 def test_files_hold_the_networks_of_the_table(finished, variant):
     out, result = finished
     name = f"digits-mlp-noise0-001-{variant.replace('/', '_')}.jxc"
