@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxcomp.bounds import mutual_information_bound
 from jaxcomp.coding.sizes import compression_ratio
+from jaxcomp.compressed.files import SharedLeaves
 from jaxcomp.evaluation import metrics
 from jaxcomp.evaluation.calibration import fit_temperature
 from jaxcomp.experiments.samples import Examples
@@ -266,6 +267,10 @@ class Scorer:
     def _original_bytes(self) -> int:
         return num_bytes(self.subject.params)
 
+    @cached_property
+    def _shared(self) -> SharedLeaves:
+        return SharedLeaves(jax.tree.leaves(self.subject.params))
+
     def _size_bytes(self, variant: Variant, params: Params, changed: Compressed) -> float:
         """Write the file of a compressed variant and return its bytes; NaN if there is none."""
         if variant.kind in ("original", "control"):
@@ -273,7 +278,7 @@ class Scorer:
         # A layer alone is compressed to see what the loss does, not for its size.
         if variant.kind == "sensitivity" or not can_be_written():
             return np.nan
-        data = file_of(params, changed.stored, self.subject.stacks)
+        data = file_of(params, changed.stored, self.subject.stacks, self._shared)
         if self.keep is not None:
             self.keep(variant, data)
         return len(data)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
-from jaxcomp.compressed.files import to_bytes
+from jaxcomp.compressed.files import SharedLeaves, to_bytes
 from jaxcomp.compressed.format import plain
 from jaxcomp.compressed.tensors import CompressedTensor, KeptLayout, KeptLeaf, TensorLayout
 from jaxcomp.compressed.tree import CompressedTree, TreeLayout
@@ -39,7 +39,10 @@ def can_be_written() -> bool:
 
 
 def file_of(
-    params: Params, stored: Mapping[str, Stored], stacks: Sequence[tuple[str, int]] = ()
+    params: Params,
+    stored: Mapping[str, Stored],
+    stacks: Sequence[tuple[str, int]] = (),
+    shared: SharedLeaves | None = None,
 ) -> bytes:
     """Return the file of a compressed network, after a look at what it decodes to.
 
@@ -48,13 +51,14 @@ def file_of(
         stored: what is stored of its compressed layers, by name.
         stacks: leaves that are stacks of layers, and the axis of the layers; in the file they are
             lists of layers.
+        shared: arrays that are kept in the files of many variants.
 
     Raises:
         RuntimeError: if the file decodes to another network.
         TypeError: if an array has a dtype that files do not hold.
     """
     values = _apart(params, stacks)
-    data = to_bytes(_tree(params, values, stored, stacks), effort="fast")
+    data = to_bytes(_tree(params, values, stored, stacks), effort="fast", shared=shared)
     with File(data, _NO_LIMIT) as file:
         decoded = {entry.path: file.array(entry) for entry in file.entries}
     expected = {path: leaf for parts in values.values() for path, leaf in parts.items()}
