@@ -253,11 +253,14 @@ def _write_table(
     chance = min(max(round((32 * share - 1) / 2), 0), 15)
     writer.small(precision, 4)
     writer.small(chance, 4)
-    active, ones = change, np.full(len(change), (2 * chance + 1) << 11)
+    writer.decisions((change > 0).astype(np.int64), np.full(len(change), (2 * chance + 1) << 11))
+    rounds, active = [], change[change > 0] - 1
     while len(active):
-        writer.decisions((active > 0).astype(np.int64), ones)
+        rounds.append(active > 0)
         active = active[active > 0] - 1
-        ones = np.full(len(active), 1 << 15)
+    if rounds:
+        bits = np.concatenate(rounds).astype(np.int64)
+        writer.decisions(bits, np.full(len(bits), 1 << 15))
     has_more = width > 0
     writer.of_widths((leading - (1 << width))[has_more], width[has_more])
     return leading << np.maximum(length - 1 - width, 0)
