@@ -58,7 +58,7 @@ def _compressed(summary: Summary) -> str:
     size = "" if bits != bits else f" of {bits / 32:,.0f} weights"
     ways = "1 way" if num_variants == 1 else f"{num_variants} ways"
     networks = "1 network" if summary.num_models == 1 else f"{summary.num_models} networks"
-    files = ", each a file that was read again" if summary.has_files else ""
+    files = ", each a file read again" if summary.has_files else ""
     return f"{networks}{size} ({summary.subject}), in {ways}{files}"
 
 

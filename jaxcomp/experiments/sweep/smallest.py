@@ -148,8 +148,10 @@ def smallest_without_loss(
 
 def smaller_words(found: SmallestNetwork) -> str:
     """Say how small the candidate is, and what was done to it."""
-    size = "" if found.size_bytes is None else f"{found.size_bytes:,.0f} bytes, "
-    return f"{found.ratio:.1f}x smaller ({size}{found.description})"
+    size, told = found.size_bytes, found.description
+    if size is not None:
+        told = f"{f'{size / 1000:,.1f} kB' if size >= 10_000 else f'{size:,.0f} bytes'}, {told}"
+    return f"{found.ratio:.1f}x smaller ({told})"
 
 
 def smallest_from_dict(row: Mapping[str, Any]) -> SmallestNetwork:

@@ -93,6 +93,14 @@ def test_strengths_are_chosen_on_the_validation_set(table, claims, label, identi
         assert f"{best['ratio_estimated'].mean():.1f}" in row
 
 
+def test_compressed_networks_are_counted_among_the_files(table, claims, tmp_path):
+    assert "compressed" not in printed(table, claims, directory=tmp_path).split("files in")[1]
+    (tmp_path / "compressed").mkdir()
+    for name in ("a.jxc", "b.jxc", ".a.tmp"):
+        (tmp_path / "compressed" / name).touch()
+    assert "compressed: 2 files (.jxc)" in printed(table, claims, directory=tmp_path)
+
+
 def test_sizes_are_those_of_the_files(claims):
     table = synthetic_table(QUICK, num_models=5, with_files=True)
     original = row_of(printed(table, claims), "original").split()
