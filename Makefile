@@ -9,7 +9,7 @@ DEV := $(VENV)/.dev
 INSTALL := -m pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
-.PHONY: sweep test lint types bench reference links format clean \
+.PHONY: sweep test notebooks lint types bench reference links format clean \
 	check-all check-slow check-flags check-lowest check-peers
 
 sweep: $(COMMANDS)
@@ -17,6 +17,10 @@ sweep: $(COMMANDS)
 
 test: $(DEV)
 	@$(PYTEST)
+
+# All of them; `make test` leaves out those that take half a minute each.
+notebooks: $(DEV)
+	@$(BIN)/python -m pytest -m "slow or not slow" tests/test_notebooks.py
 
 lint: $(DEV)
 	@$(BIN)/ruff check .

@@ -12,10 +12,16 @@ from encoder_problem import write_small_encoder
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+# Studies of half a minute each; `make notebooks` and CI run all.
+STUDIES = {"bits_back", "curvature", "regularization", "theory"}
+RUNS = [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in STUDIES else [])
+    for path in NOTEBOOKS
+]
 
 
 def test_there_are_notebooks():
-    assert NOTEBOOKS
+    assert {path.stem for path in NOTEBOOKS} > STUDIES
 
 
 # Fine limits of sweeps, which no notebook shows, take a second for each network.
@@ -52,7 +58,7 @@ def fresh_start(folder):
     )
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RUNS)
 def test_notebook_runs(path, tmp_path, client):
     # Time is spent on the curve of each matrix, whatever its size: one is enough.
     write_small_encoder(tmp_path, num_layers=0)

@@ -27,6 +27,7 @@ ROOMS = (
     "compressed",
     "linear_regression",
     "experiments",
+    "doctor",
     "cli",
     "__main__",
 )

@@ -30,6 +30,7 @@ from jaxcomp.curvature.estimate import (
     check_finite,
     checked_estimator,
     count_examples,
+    for_each_sample,
     sample_like,
     starting_at,
     weight_of,
@@ -371,17 +372,16 @@ def _added(
     batch: Batch,
     indices: Int[Array, " C"],
 ) -> tuple[Params, CompensatedSum]:
-    sample = sampler.at(batch)
     own_weight = weight_of(sampler, batch)
 
     # In place: outputs of a scan would be a second copy, and so would two arrays, one of which is
     # set while its old value is still needed for the other.
-    def step(row: Int[Array, ""], total: Params) -> Params:
-        added = _sum_at(total, row).add(_times(sample(indices[row]), own_weight))
+    def step(row: Int[Array, ""], sample: Params, total: Params) -> Params:
+        added = _sum_at(total, row).add(_times(sample, own_weight))
         pair = jax.tree.map(lambda *x: jnp.stack(x), *added)
         return jax.tree.map(lambda x, new: x.at[row].set(new), total, pair)
 
-    total = lax.fori_loop(0, indices.size, step, total)
+    total = for_each_sample(sampler.at(batch), indices, step, total)
     return total, weight.add(own_weight.astype(weight.total.dtype))
 
 

@@ -17,7 +17,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +52,60 @@ class DiagonalEstimate(NamedTuple):
 
 SampleFn = Callable[[Int[Array, ""]], Params]
 """Index of a sample -> that sample of the diagonal, structured like the weights."""
+
+
+class SampleBlocks(NamedTuple):
+    """A `SampleFn` of which several samples at once cost less than one by one.
+
+    Attributes:
+        block: indices (S,) -> these samples, with S as the first axis of every leaf.
+        most: how many may be held at once.
+    """
+
+    block: Callable[[Int[Array, " S"]], Params]
+    most: int
+
+    def __call__(self, index: Int[Array, ""]) -> Params:
+        """Return one sample."""
+        return jax.tree.map(lambda x: x[0], self.block(jnp.reshape(index, 1)))
+
+
+_Carry = TypeVar("_Carry")
+
+
+def for_each_sample(
+    sample: SampleFn,
+    indices: Int[Array, " C"],
+    step: Callable[[Int[Array, ""], Params, _Carry], _Carry],
+    start: _Carry,
+) -> _Carry:
+    """Pass samples on one after the other; some at once are computed where that costs less.
+
+    Args:
+        sample: the samples.
+        indices: which.
+        step: `(row, sample, state) -> state`; row is the place of its index.
+        start: the first state.
+    """
+    size = 1
+    if isinstance(sample, SampleBlocks):
+        sizes = range(min(sample.most, indices.size), 0, -1)
+        size = next(size for size in sizes if indices.size % size == 0)
+
+    def one(row: Int[Array, ""], state: _Carry) -> _Carry:
+        return step(row, sample(indices[row]), state)
+
+    def several(number: Int[Array, ""], state: _Carry) -> _Carry:
+        assert isinstance(sample, SampleBlocks)
+        first = number * size
+        found = sample.block(lax.dynamic_slice_in_dim(indices, first, size))
+
+        def next_one(place: Int[Array, ""], state: _Carry) -> _Carry:
+            return step(first + place, jax.tree.map(lambda x: x[place], found), state)
+
+        return lax.fori_loop(0, size, next_one, state)
+
+    return lax.fori_loop(0, indices.size // size, one if size == 1 else several, start)
 
 
 class DiagonalSampler(Protocol):
@@ -161,10 +215,10 @@ def starting_at(sampler: DiagonalSampler, example: int) -> DiagonalSampler:
 def mean_and_standard_error(sample: SampleFn, like: Params, num_samples: int) -> DiagonalEstimate:
     """Average `sample(0), ..., sample(num_samples - 1)` in a running mean of O(n) memory."""
 
-    def step(running: "RunningMean", index: Int[Array, ""]) -> tuple["RunningMean", None]:
-        return running.update(sample(index), index), None
+    def step(row: Int[Array, ""], sample: Params, running: "RunningMean") -> "RunningMean":
+        return running.update(sample, row)
 
-    running, _ = lax.scan(step, RunningMean.empty(like), jnp.arange(num_samples))
+    running = for_each_sample(sample, jnp.arange(num_samples), step, RunningMean.empty(like))
     return running.estimate(num_samples)
 
 

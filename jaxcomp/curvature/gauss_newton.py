@@ -27,9 +27,11 @@ from jaxcomp.curvature.compilation import hint_if_compiled_again
 from jaxcomp.curvature.estimate import (
     DiagonalEstimate,
     Estimator,
+    SampleBlocks,
     SampleFn,
     Sampling,
     count_examples,
+    diagonal_dtype,
     floating_leaves,
     shapes_of_one,
 )
@@ -52,7 +54,14 @@ from jaxcomp.curvature.output_losses import (
     checked_loss,
     output_hessian,
 )
-from jaxcomp.curvature.per_example import Columns, OpenLayers, open_layers, sum_of_squares
+from jaxcomp.curvature.per_example import (
+    Columns,
+    ColumnsFn,
+    OpenLayers,
+    chunk_bytes,
+    open_layers,
+    sum_of_squares,
+)
 from jaxcomp.curvature.units import Exponents
 from jaxcomp.numerics.checks import check_count
 from jaxcomp.types import Batch, OutputsFn, Params, PRNGKey
@@ -102,31 +111,39 @@ class GaussNewtonSampler:
         total_weight = self.loss.total_weight(hessian.shape, targets, count_examples(batch))
         weight = jnp.where(total_weight > 0, total_weight, jnp.ones_like(total_weight))
 
-        def sample(index: Int[Array, ""]) -> Params:
-            def columns(outputs: Array, chunk: Any, numbers: Int[Array, " E"]) -> Columns:
-                if self.key is None:
-                    return hessian.exact(outputs, chunk[1])
-                key = jax.random.fold_in(self.key, index)
-                keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
-                return hessian.drawn(outputs, chunk[1], keys)
-
+        def squares(columns_fn: ColumnsFn, num_columns: int) -> tuple[Array, ...]:
             total = sum_of_squares(
                 layers,
-                columns,
+                columns_fn,
                 (inputs, targets),
                 numbers_per_example=hessian.num_held,
-                num_columns=math.prod(hessian.shape) if is_exact else 1,
+                num_columns=num_columns,
                 examples_per_chunk=self.examples_per_chunk,
                 inputs_of=lambda chunk: chunk[0],
                 first_example=self.first_example,
                 exponents=self.exponents,
+                is_summed=is_exact,
             )
-            return leaves.diagonal(tuple(x / weight.astype(x.dtype) for x in total))
+            return tuple(x / weight.astype(x.dtype) for x in total)
 
-        if not is_exact:
-            return sample
-        exact = sample(jnp.int32(0))
-        return lambda index: exact
+        if is_exact:
+            num_columns = math.prod(hessian.shape)
+            found = squares(lambda f, chunk, _: hessian.exact(f, chunk[1]), num_columns)
+            exact = leaves.diagonal(found)
+            return lambda index: exact
+
+        # Samples that are computed together share the forward pass of every chunk of examples.
+        def block(indices: Int[Array, " S"]) -> Params:
+            def columns(outputs: Array, chunk: Any, numbers: Int[Array, " E"]) -> Columns:
+                assert self.key is not None
+                return hessian.drawn(outputs, chunk[1], self.key, indices, numbers)
+
+            return jax.vmap(leaves.diagonal)(squares(columns, indices.size))
+
+        # Each is held some four times (as it comes, in its sum, and what rounding took from that):
+        # samples of large networks come one by one, in the memory of a gradient.
+        num_bytes = sum(x.size * diagonal_dtype(x.dtype).itemsize for x in leaves.values)
+        return SampleBlocks(block, max(chunk_bytes() // (16 * max(num_bytes, 1)), 1))
 
 
 @dataclass(frozen=True, eq=False)

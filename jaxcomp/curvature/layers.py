@@ -370,13 +370,9 @@ def _columns(
         return hessian.exact(outputs, targets)
     assert key is not None
     scale = np.sqrt(1.0 / num_label_samples).astype(outputs.dtype)
-
-    def at(index: Int[Array, ""]) -> Float[Array, "E *shape"]:
-        own = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-        keys = own(jax.random.fold_in(key, index), rows + first_example)
-        return scale * hessian.drawn(outputs, targets, keys).at(index)
-
-    return Columns(num_label_samples, at)
+    samples = jnp.arange(num_label_samples)
+    drawn = hessian.drawn(outputs, targets, key, samples, rows + first_example)
+    return Columns(num_label_samples, lambda index: scale * drawn.at(index))
 
 
 def _chosen(layers: OpenLayers, positions: tuple[int, ...]) -> list[int]:

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from jaxcomp.curvature.estimate import diagonal_dtype
 from jaxcomp.curvature.functions import as_partial
@@ -192,11 +192,24 @@ class OutputHessian(NamedTuple):
         return Columns(prod(self.shape), at)
 
     def drawn(
-        self, outputs: Float[Array, "E *shape"], targets: Any, keys: Key[Array, " E"]
+        self,
+        outputs: Float[Array, "E *shape"],
+        targets: Any,
+        key: PRNGKey,
+        samples: Int[Array, " S"],
+        examples: Int[Array, " E"],
     ) -> Columns:
-        """Return one random column for each example, whose square has the right mean."""
-        column = jax.vmap(self._draw)(outputs, targets, keys).astype(outputs.dtype)
-        return Columns(1, lambda index: column)
+        """Return S random columns for each example, the square of each with the right mean.
+
+        They are keyed by the numbers of samples and examples, whatever else is drawn with them.
+        """
+
+        def at(index: Int[Array, ""]) -> Float[Array, "E *shape"]:
+            of_sample = jax.random.fold_in(key, samples[index])
+            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(of_sample, examples)
+            return jax.vmap(self._draw)(outputs, targets, keys).astype(outputs.dtype)
+
+        return Columns(samples.size, at)
 
     def _factor(self, outputs: Float[Array, "*shape"], target: Any) -> Any:
         """What columns are made of: roots of weights and probabilities, or rows of blocks."""

@@ -294,6 +294,7 @@ def sum_of_squares(
     inputs_of: Callable[[Any], Any] = lambda batch: batch,
     first_example: Int[Array, ""] | int = 0,
     exponents: Exponents = None,
+    is_summed: bool = True,
 ) -> tuple[Array, ...]:
     """Sum over examples and columns of the squared gradients of `column . outputs`, for each leaf.
 
@@ -307,17 +308,21 @@ def sum_of_squares(
         inputs_of: what of a batch the function is evaluated on.
         first_example: number of the first example, from which the others are counted.
         exponents: e of every leaf, whose gradients then count `2^e` times.
+        is_summed: whether over columns too; else they are the first axis of the results.
     """
-    plan = _plan(
-        layers, num_columns, numbers_per_example, count_examples(batch), examples_per_chunk
-    )
+    # The columns that one expanded square serves.
+    num_summed = num_columns if is_summed else 1
+    plan = _plan(layers, num_summed, numbers_per_example, count_examples(batch), examples_per_chunk)
+    leading = () if is_summed else (num_columns,)
 
     def squares(chunk: Any, rows: Int[Array, " E"], is_example: Bool[Array, " E"]) -> Any:
         linearized = layers.linearize(inputs_of(chunk)).in_units(layers, exponents)
         columns = columns_fn(linearized.outputs, chunk, rows + first_example)
-        return _squares(layers, plan, linearized, columns.where(is_example))
+        return _squares(layers, plan, linearized, columns.where(is_example), is_summed)
 
-    zeros = tuple(jnp.zeros(x.shape, diagonal_dtype(x.dtype)) for x in layers.leaves.values)
+    zeros = tuple(
+        jnp.zeros(leading + x.shape, diagonal_dtype(x.dtype)) for x in layers.leaves.values
+    )
     with jax.default_matmul_precision("highest"):
         return sum_over_chunks(squares, zeros, batch, num_chunks=plan.num_chunks)
 
@@ -327,8 +332,9 @@ def _squares(
     plan: _Plan,
     linearized: Linearized,
     columns: Columns,
+    is_summed: bool,
 ) -> tuple[Array, ...]:
-    """Squared gradients of a chunk, summed over its examples and columns; for each leaf."""
+    """Squared gradients of a chunk, summed over its examples (and columns); for each leaf."""
     uses = layers.capture.uses
 
     def of_column(column: Float[Array, "E *shape"]) -> list[Array]:
@@ -339,14 +345,20 @@ def _squares(
             for a, delta, paired in zip(linearized.inputs, deltas, plan.is_paired, strict=True)
         ] + [jnp.sum(gradient * gradient, axis=0) for gradient in gradients]
 
-    totals = sum_over_columns(of_column, columns)
-    results: list[Any] = [None] * len(layers.leaves.values)
-    for use, a, total, paired in zip(uses, linearized.inputs, totals, plan.is_paired, strict=False):
-        squares = _contract_pairs(_pairs(a), total, use.num_positions) if paired else total
-        results[use.position] = use.layout.from_matrices(squares)
-    for position, total in zip(layers.others, totals[len(uses) :], strict=True):
-        results[position] = total
-    return tuple(results)
+    def of_leaves(totals: list[Array]) -> tuple[Array, ...]:
+        results: list[Any] = [None] * len(layers.leaves.values)
+        of_uses = zip(uses, linearized.inputs, totals, plan.is_paired, strict=False)
+        for use, a, total, paired in of_uses:
+            squares = _contract_pairs(_pairs(a), total, use.num_positions) if paired else total
+            results[use.position] = use.layout.from_matrices(squares)
+        for position, total in zip(layers.others, totals[len(uses) :], strict=True):
+            results[position] = total
+        return tuple(results)
+
+    if is_summed:
+        return of_leaves(sum_over_columns(of_column, columns))
+    numbers = jnp.arange(columns.num_columns, dtype=jnp.int32)
+    return lax.map(lambda number: of_leaves(of_column(columns.at(number))), numbers)
 
 
 def sum_over_columns(

@@ -43,17 +43,24 @@ def group_exponent(values: Float[Array, "..."], *, axis: Axis = -1) -> Int[Array
     """
     info = _info(values.dtype)
     magnitude = _magnitude(values)
+    unit = values.dtype.type(1 << info.num_fraction)
     # The maximum of integers is ten times as slow as that of floats. Subnormal numbers are moved
     # below 0 for it, in their order.
-    least_normal = 1 << info.num_fraction
-    below = magnitude.astype(info.signed) - info.signed.type(least_normal)
-    normal = lax.bitcast_convert_type(magnitude, values.dtype)
-    key = jnp.where(magnitude < least_normal, below.astype(values.dtype), normal)
-    largest = jnp.max(key, axis=axis, initial=-least_normal)
-    integer = jnp.where(largest < 0, largest + least_normal, largest)
-    exponent = _field(_magnitude(integer), info) - info.bias
-    exponent = jnp.where(largest < 0, exponent + info.least, exponent)
-    return jnp.where(largest == -least_normal, 0, exponent)
+    integer = _integer(magnitude, values.dtype)
+    key = lax.select(
+        _is_subnormal(magnitude, info),
+        lax.sub(integer, lax.full_like(integer, unit)),
+        lax.bitcast_convert_type(magnitude, values.dtype),
+    )
+    largest = jnp.max(key, axis=axis, initial=-unit)
+    is_small = lax.lt(largest, lax.full_like(largest, 0))
+    number = lax.select(is_small, lax.add(largest, lax.full_like(largest, unit)), largest)
+    field = _field(_magnitude(number), info)
+    start = lax.select(
+        is_small, lax.full_like(field, info.least - info.bias), lax.full_like(field, -info.bias)
+    )
+    is_nothing = lax.eq(largest, lax.full_like(largest, -unit))
+    return lax.select(is_nothing, lax.full_like(field, 0), lax.add(field, start))
 
 
 def normalise(
@@ -174,31 +181,24 @@ def _magnitude(values: Float[Array, "..."]) -> Shaped[Array, "..."]:
     """Return the bit pattern without its sign: unsigned integers in the order of magnitude."""
     info = _info(values.dtype)
     bits = lax.bitcast_convert_type(values, info.unsigned)
-    return bits & bits.dtype.type((1 << (info.num_bits - 1)) - 1)
+    return lax.bitwise_and(bits, lax.full_like(bits, (1 << (info.num_bits - 1)) - 1))
 
 
-def _without_subnormals(
-    magnitude: Shaped[Array, "..."], dtype: jnp.dtype
-) -> tuple[Shaped[Array, "..."], Int[Array, "..."]]:
-    """Return the pattern of a normal number, and by which power of two it is too large.
+def _is_subnormal(magnitude: Shaped[Array, "..."], info: _Info) -> Bool[Array, "..."]:
+    """Return which patterns are of subnormal numbers, or of 0."""
+    return lax.lt(magnitude, lax.full_like(magnitude, 1 << info.num_fraction))
 
-    A subnormal number is an integer times the smallest one; as a float that integer is normal.
-    """
-    info = _info(dtype)
-    is_subnormal = magnitude < (1 << info.num_fraction)
-    signed = magnitude.astype(info.signed)
-    integer = lax.bitcast_convert_type(
-        jnp.where(is_subnormal, signed, 0).astype(dtype), info.unsigned
-    )
-    lifted = jnp.where(is_subnormal, integer, magnitude)
-    return lifted, jnp.where(is_subnormal, jnp.int32(info.least), jnp.int32(0))
+
+def _integer(magnitude: Shaped[Array, "..."], dtype: jnp.dtype) -> Float[Array, "..."]:
+    """Return as floats the integers that subnormal numbers are, of the smallest one."""
+    signed = lax.convert_element_type(magnitude, _info(dtype).signed)
+    return lax.convert_element_type(signed, dtype)
 
 
 def _field(magnitude: Shaped[Array, "..."], info: _Info) -> Int[Array, "..."]:
     """Return the biased exponent."""
-    return lax.shift_right_logical(magnitude, jnp.full_like(magnitude, info.num_fraction)).astype(
-        jnp.int32
-    )
+    places = lax.full_like(magnitude, info.num_fraction)
+    return lax.convert_element_type(lax.shift_right_logical(magnitude, places), jnp.int32)
 
 
 def _limited(exponent: Int[Array, "..."]) -> Int[Array, "..."]:
@@ -224,31 +224,46 @@ def _scaled(
             f"exponent must have the {values.ndim - len(axes)} axes of the groups, got "
             f"{shift.ndim - len(axes)}."
         )
+    shape = jnp.broadcast_shapes(values.shape, shift.shape)
+    values, shift = jnp.broadcast_to(values, shape), jnp.broadcast_to(shift, shape)
     magnitude = _magnitude(values)
-    one = magnitude.dtype.type(1)
-    lifted, base = _without_subnormals(magnitude, values.dtype)
-    field = _field(lifted, info) + base + shift
-    fraction = lifted & magnitude.dtype.type((1 << info.num_fraction) - 1)
-    normal = (
-        jnp.clip(field, 0, info.special).astype(magnitude.dtype) << info.num_fraction
-    ) | fraction
-    # Below the normal numbers the leading one shows: shifted right, rounded to nearest, ties to
-    # even. A carry into the exponent gives the smallest normal number, as it should.
-    places = jnp.clip(1 - field, 1, info.num_fraction + 2).astype(magnitude.dtype)
-    whole = fraction | magnitude.dtype.type(1 << info.num_fraction)
-    kept = lax.shift_right_logical(whole, places)
-    rest = whole & ((one << places) - one)
-    sign = lax.bitcast_convert_type(values, info.unsigned) & magnitude.dtype.type(
-        1 << (info.num_bits - 1)
+    constant = partial(lax.full_like, magnitude)
+    # A subnormal number is an integer times the smallest one; as a float that integer is normal.
+    is_subnormal = _is_subnormal(magnitude, info)
+    integer = lax.bitcast_convert_type(_integer(magnitude, values.dtype), info.unsigned)
+    lifted = lax.select(is_subnormal, integer, magnitude)
+    base = lax.select(is_subnormal, lax.full_like(shift, info.least), lax.full_like(shift, 0))
+    moved = lax.add(base, shift)
+    field = lax.add(_field(lifted, info), moved)
+    normal = lax.add(lifted, _raised(moved, info))
+    # Below the normal numbers: in units of the smallest one, which is a normal number again, and
+    # rounded as floats are. A carry into the exponent gives the smallest normal number, as it
+    # should; what is far below one unit need only be above 0.
+    most = info.bias + info.num_fraction
+    of_units = lax.clamp(
+        jnp.int32(1), lax.add(field, lax.full_like(field, most - 1)), jnp.int32(most)
     )
+    fraction = lax.bitwise_and(lifted, constant((1 << info.num_fraction) - 1))
+    units = lax.bitcast_convert_type(
+        lax.bitwise_or(fraction, _raised(of_units, info)), values.dtype
+    )
+    bits = lax.bitcast_convert_type(values, info.unsigned)
+    sign = lax.bitwise_and(bits, constant(1 << (info.num_bits - 1)))
     if rounds_down:
-        is_up = (rest > 0) & (sign != 0)
+        whole = lax.select(lax.eq(sign, constant(0)), lax.floor(units), lax.ceil(units))
     else:
-        half = one << (places - one)
-        is_up = (rest > half) | ((rest == half) & ((kept & one) == one))
-    small = kept + is_up.astype(kept.dtype)
-    large = jnp.full_like(magnitude, info.special << info.num_fraction)
-    result = jnp.where(field <= 0, small, jnp.where(field >= info.special, large, normal))
-    is_fixed = (magnitude == 0) | (magnitude >= large)
-    result = jnp.where(is_fixed, magnitude, result)
-    return lax.bitcast_convert_type(result | sign, values.dtype)
+        whole = lax.round(units, lax.RoundingMethod.TO_NEAREST_EVEN)
+    small = lax.convert_element_type(lax.convert_element_type(whole, info.signed), info.unsigned)
+    large = constant(info.special << info.num_fraction)
+    is_large = lax.ge(field, lax.full_like(field, info.special))
+    result = lax.select(is_large, large, normal)
+    result = lax.select(lax.le(field, lax.full_like(field, 0)), small, result)
+    is_fixed = lax.bitwise_or(lax.eq(magnitude, constant(0)), lax.ge(magnitude, large))
+    result = lax.select(is_fixed, magnitude, result)
+    return lax.bitcast_convert_type(lax.bitwise_or(result, sign), values.dtype)
+
+
+def _raised(exponent: Int[Array, "..."], info: _Info) -> Shaped[Array, "..."]:
+    """Return the pattern of an exponent's field, unsigned; what does not fit wraps around."""
+    bits = lax.convert_element_type(exponent, info.unsigned)
+    return lax.shift_left(bits, lax.full_like(bits, info.num_fraction))

@@ -31,6 +31,7 @@ from jaxcomp.curvature import (
     linear_regression_hessian,
     over_batches,
 )
+from jaxcomp.curvature.estimate import for_each_sample
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
@@ -249,6 +250,28 @@ def test_does_not_depend_on_how_examples_are_split():
                 rtol=1e-4,
                 atol=1e-6 * scale,
             )
+
+
+def test_samples_that_share_a_forward_pass_are_those_drawn_alone():
+    params, batch = perceptron_params(), perceptron_batch()
+    options = {"num_label_samples": 6, "key": jax.random.key(8), "examples_per_chunk": 5}
+    sampler = GaussNewton(tanh_network, params, **options).sampling().sampler
+    samples = sampler.at(batch)
+    indices = jnp.asarray([4, 0, 3], jnp.int32)
+    together = samples.block(indices)
+    for place, index in enumerate(indices):
+        alone = flatten(samples(index))
+        np.testing.assert_allclose(
+            flatten(jax.tree.map(lambda x, i=place: x[i], together)), alone, rtol=1e-6
+        )
+    # However many are held at once; those that are left over would be another program.
+    visited = {}
+    for most in (1, 2, 4, 100):
+        some = samples._replace(most=most)
+        step = lambda row, sample, total: total + (row + 1.0) * sample["out"]  # noqa: E731
+        start = jnp.zeros_like(params["out"])
+        visited[most] = np.asarray(for_each_sample(some, jnp.arange(6), step, start))
+        np.testing.assert_allclose(visited[most], visited[1], rtol=1e-5)
 
 
 def test_half_precision_weights_and_leaves_that_are_not_floating():

@@ -208,7 +208,7 @@ def _solve_group(*arguments: Array, penalty_form: PenaltyForm, **options) -> tup
     dtype = moments.position.dtype
     num_clusters, diameter_penalty, *initial = arguments[len(Moments._fields) :]
     initial = [normalise(centroids, moments.exponent) for centroids in initial]
-    centroids, thresholds, num_live, *costs, iterations, converged = _solve_in_units(
+    centroids, thresholds, num_live, costs, iterations, converged = _solve_in_units(
         *moments,
         num_clusters,
         diameter_penalty,
@@ -217,24 +217,20 @@ def _solve_group(*arguments: Array, penalty_form: PenaltyForm, **options) -> tup
         dtype=dtype,
         **options,
     )
-    distortion, penalty, beta = costs
     of_mass = moments.mass_exponent
     of_distortion = of_mass + 2 * moments.exponent
     of_beta = of_mass + (moments.exponent if penalty_form == "linear" else 0)
-
-    def restored(parts, exponent):
-        return restore(parts[0], parts[1] + exponent, axis=())
-
-    distortion = restored(distortion, of_distortion)
+    units = jnp.stack([of_distortion, of_distortion, of_beta])
+    distortion, penalty, beta = restore(costs[0], costs[1] + units, axis=())
     return (
         centroids,
         thresholds,
         num_live,
         distortion,
-        distortion + restored(penalty, of_distortion),
+        distortion + penalty,
         iterations,
         converged,
-        restored(beta, of_beta),
+        beta,
     )
 
 
@@ -249,7 +245,7 @@ def _solve_in_units(
     centroid_dtype: jnp.dtype,
     dtype: jnp.dtype,
 ) -> tuple[Any, ...]:
-    """Solve one group; distortion, penalty and beta come as numbers and their exponents."""
+    """Solve one group; distortion, penalty and beta come as three numbers and their exponents."""
     moments = Moments(*arguments[: len(Moments._fields)])
     num_clusters, diameter_penalty, *initial = arguments[len(Moments._fields) :]
     moments = moments._replace(
@@ -295,9 +291,7 @@ def _solve_in_units(
         stored,
         restore(thresholds, moments.exponent, rounds_down=True),
         num_live,
-        split(distortion, dtype),
-        split(penalty, dtype),
-        split(beta, dtype),
+        split(jnp.stack([distortion, penalty, beta]), dtype),
         iterations,
         converged,
     )

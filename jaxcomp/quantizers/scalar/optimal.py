@@ -169,7 +169,7 @@ def solve_optimal(
         edges = _edges_from_neighbours(moments)
     dtype = moments.position.dtype
     batch_shape = moments.position.shape[:-1]
-    distortion, gap, table = _solve_groups(
+    (costs, exponents), table = _solve_groups(
         *(
             leaf.reshape(-1, *leaf.shape[len(batch_shape) :])
             for leaf in (
@@ -188,20 +188,19 @@ def solve_optimal(
     unit = (moments.mass_exponent + 2 * moments.exponent)[..., None]
 
     def batched(values):
-        return values.reshape(*batch_shape, *values.shape[1:])
+        return values.reshape(*batch_shape, values.shape[-1])
 
-    def restored(parts):
-        number, exponent = map(batched, parts)
-        return restore(number, exponent + unit, axis=())
-
+    distortion, gap = restore(
+        jnp.stack([batched(cost) for cost in costs]),
+        jnp.stack([batched(exponent) + unit for exponent in exponents]),
+        axis=(),
+    )
     table = restore_as(
-        batched(table).astype(dtype),
+        table.reshape(*batch_shape, *table.shape[1:]).astype(dtype),
         moments.exponent[..., None],
         jnp.dtype(centroid_dtype or dtype),
     )
-    return OptimalCodebooks(
-        distortion=restored(distortion), gap_bound=restored(gap), centroid_table=table
-    )
+    return OptimalCodebooks(distortion=distortion, gap_bound=gap, centroid_table=table)
 
 
 def _edges_from_neighbours(moments: Moments) -> BinEdges:
@@ -325,7 +324,7 @@ def _solve_groups(
     max_clusters: int,
     dtype: jnp.dtype,
     has_one_value_per_bin: bool,
-) -> tuple[tuple[Array, Array], tuple[Array, Array], Array]:
+) -> tuple[tuple[Array, Array], Array]:
     """Solve many groups, a few at a time; distortions as numbers and their exponents.
 
     In float64: the costs of one programme span as many orders of magnitude as the points do, and
@@ -345,7 +344,7 @@ def _solve_groups(
         num_bins = padded_length(groups.position.shape[-1])
         found = lax.map(solve, groups, batch_size=max(1, _BINS_AT_ONCE // num_bins))
     distortion, gap, table = found
-    return split(distortion, dtype), split(gap, dtype), table
+    return split(jnp.stack([distortion, gap]), dtype), table
 
 
 def _solve_group(
