@@ -278,9 +278,9 @@ def decompress(
                 report=step,
             )
         told = {"source": str(source), "target": str(output), **done._asdict()}
-        several = f" ({len(done.files) - 1} files)" if len(done.files) > 1 else ""
+        written, *others = done.files
         lines = [
-            f"{source} -> {done.files[0]}{several}",
+            f"{source} -> {written}{f' ({len(others)} files)' if others else ''}",
             f"{done.num_tensors} tensors, {done.size_bytes:,} bytes, {done.format}; SHA-256 of the "
             f"model {done.digest}",
         ]

@@ -173,8 +173,8 @@ class File:
         with open(path, "rb") as file:
             text = file.read(_MOST_HEADER)
         try:
-            self._index = _from_json(text)["weight_map"]
-            names = list(dict.fromkeys(self._index.values()))
+            self._index = index = _from_json(text)["weight_map"]
+            names = list(dict.fromkeys(index.values()))
             are_names = all(type(name) is str and Path(name).name == name for name in names)
         except _ERRORS as error:
             raise _as_format_error(error) from error

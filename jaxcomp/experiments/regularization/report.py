@@ -241,7 +241,10 @@ def _entropy(row: Any) -> str:
 
 def file_line(table: pd.DataFrame) -> str:
     """How long the files of the certificates are, against the ideal lengths of fitted codes."""
-    shares = table["certificate_bytes"] / table["certificate_ideal_bytes"] - 1
+    sizes, ideal = (
+        table[name].to_numpy(float) for name in ("certificate_bytes", "certificate_ideal_bytes")
+    )
+    shares = sizes / ideal - 1
     low, mean, high = (
         signed(100 * share, 1) for share in (shares.min(), shares.mean(), shares.max())
     )
