@@ -278,6 +278,7 @@ def decompress(
                 report=step,
             )
         told = {"source": str(source), "target": str(output), **done._asdict()}
+        told["files"] = [str(file) for file in done.files]
         written, *others = done.files
         lines = [
             f"{source} -> {written}{f' ({len(others)} files)' if others else ''}",
