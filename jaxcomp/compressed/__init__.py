@@ -9,6 +9,7 @@ from jaxcomp.compressed.report import LayerReport, Report
 from jaxcomp.compressed.tensors import CompressedTensor, KeptLeaf
 from jaxcomp.compressed.to_file import compress_file
 from jaxcomp.compressed.tree import CompressedTree
+from jaxcomp.compressed.units import sort_units
 
 __all__ = [
     "CalibrationData",
@@ -22,6 +23,7 @@ __all__ = [
     "compress_file",
     "curve",
     "load",
+    "sort_units",
     "to_bytes",
     "to_qwix",
 ]
