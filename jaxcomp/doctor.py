@@ -122,6 +122,8 @@ _OPTIONS = (
 )
 _VARIABLES = ("JAX_PLATFORMS", "XLA_FLAGS", "JAXCOMP_CACHE_DIR", "JAXCOMP_DATA_DIR")
 _LEAST_MEMORY = 2 * 2**30
+# Three clusters, the squared distances in them 1/2, 1/2 and 2.
+_PAIRS = np.asarray([0, 1, 10, 11, 50, 52], np.float32)
 
 
 def examine(on_check: Callable[[Check], None] | None = None) -> Diagnosis:
@@ -179,18 +181,22 @@ def _double_precision() -> float:
 
 def _small_numbers() -> float:
     """Weights of 1e-40, which processors take for zero, have the codes of weights of 1."""
+    import jax
+
     from jaxcomp.quantizers import kmeans
 
-    points = np.asarray([0, 1, 10, 11, 50, 52], np.float32)
-    found = kmeans(points * np.float32(1e-40), num_clusters=3)
+    # Made on the host: a device would take them for zero.
+    found = kmeans(jax.device_put(_PAIRS * np.float32(1e-40)), num_clusters=3)
     return float(np.count_nonzero(np.asarray(found.assignments) != [0, 0, 1, 1, 2, 2]))
 
 
 def _clusters() -> float:
     """Three pairs: the squared distances to their means are 1/2 + 1/2 + 2."""
+    import jax
+
     from jaxcomp.quantizers import kmeans, optimal_kmeans
 
-    points = np.asarray([0, 1, 10, 11, 50, 52], np.float32)
+    points = jax.device_put(_PAIRS)
     of_lloyd = kmeans(points, num_clusters=3).distortion
     of_optimum = optimal_kmeans(points, max_clusters=3).distortion[3]
     return max(_relative_error(of_lloyd, 3.0), _relative_error(of_optimum, 3.0))
@@ -354,7 +360,7 @@ def _of_settings() -> list[Problem]:
     import jax
 
     found = []
-    if jax.config.jax_disable_jit:
+    if getattr(jax.config, "jax_disable_jit", False):
         found.append(
             Problem("jax_disable_jit is on: everything takes long", "unset JAX_DISABLE_JIT")
         )

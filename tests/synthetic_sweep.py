@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pandas as pd
 
+from jaxcomp.experiments.sweep.candidates import ratio_column
 from jaxcomp.experiments.sweep.claims import Claim
 from jaxcomp.experiments.sweep.smallest import SmallestNetwork
 from jaxcomp.experiments.sweep.variants import (
@@ -44,8 +45,9 @@ def synthetic_table(
     model: str = "mlp",
     label_noise: float = 0.0,
     seed: int = 0,
+    with_files: bool = False,
 ) -> pd.DataFrame:
-    """One row per variant and network."""
+    """One row per variant and network; without files, as in a sweep without `constriction`."""
     generator = np.random.default_rng(seed)
     variants = [
         ORIGINAL,
@@ -64,6 +66,14 @@ def synthetic_table(
     table = pd.DataFrame(rows)
     original = table[table["kind"] == "original"].set_index("model_seed")["train_loss"]
     table["measured_rise_nats"] = table["train_loss"] - table["model_seed"].map(original)
+    original_bytes = 4 * 268_700
+    # What the estimate leaves out: biases, names and checks.
+    size = np.where(
+        table["kind"] == "compressed", table["size_bits_estimated"] / 8 + 3_100, original_bytes
+    )
+    if not with_files:
+        size[table["kind"] == "compressed"] = np.nan
+    table["size_bytes"], table["ratio"] = size, original_bytes / size
     return table.assign(setting=name, dataset=dataset, model=model, label_noise=label_noise)
 
 
@@ -249,7 +259,10 @@ def synthetic_smallest(table: pd.DataFrame) -> SmallestNetwork:
         setting=str(table["setting"].iloc[0]),
         variant="kmeans/none/K16",
         description="K-means, K = 16",
-        ratio=float(means.loc["kmeans/none/K16", "ratio_estimated"]),
+        ratio=float(means.loc["kmeans/none/K16", ratio_column(table)]),
+        size_bytes=None
+        if np.isnan(means.loc["kmeans/none/K16", "size_bytes"])
+        else float(means.loc["kmeans/none/K16", "size_bytes"]),
         num_candidates=68,
         effect=0.010 * reference,
         low=-0.005 * reference,

@@ -12,6 +12,7 @@ from jaxcomp.checkpoints.npz import write_npz
 from jaxcomp.checkpoints.orbax import write_orbax
 from jaxcomp.checkpoints.references import give_reference
 from jaxcomp.checkpoints.safetensors import write_safetensors
+from jaxcomp.checkpoints.sharded import files_named, write_sharded
 from jaxcomp.checkpoints.tensors import Checkpoint, dtype_of, is_weight, with_own_dtype
 from jaxcomp.decoder import File
 from jaxcomp.decoder.arrays import bytes_of
@@ -33,6 +34,7 @@ class Decompressed(NamedTuple):
         size_bytes: of the arrays.
         digest: SHA-256 of the compressed tree, in hexadecimal, which the arrays had.
         left_out: numbers and text in the tree, which only Orbax holds.
+        files: that were written, or the folder; an index first.
     """
 
     format: Target
@@ -40,6 +42,7 @@ class Decompressed(NamedTuple):
     size_bytes: int
     digest: str
     left_out: tuple[str, ...]
+    files: tuple[Path, ...]
 
 
 def decompress(
@@ -49,6 +52,7 @@ def decompress(
     format: Target | None = None,
     dtype: DTypeOfWeights = "original",
     reference: Checkpoint | None = None,
+    shard_size: float | None = None,
     max_bytes: int | None = None,
     report: Report | None = None,
 ) -> Decompressed:
@@ -64,6 +68,8 @@ def decompress(
         dtype: of the weights (floating-point numbers of 16 bits or more); everything else stays as
             it is.
         reference: the model to which the file holds differences, if it does.
+        shard_size: most bytes of the arrays of a file, for safetensors in several files and their
+            index (Hugging Face's layout); None for one file.
         max_bytes: see `jaxcomp.decoder.File`.
         report: told `(arrays done, arrays in all, path)`.
 
@@ -71,16 +77,26 @@ def decompress(
         FormatError: if the compressed model is damaged.
         ImportError: without `constriction`, or without Orbax where it is to be written.
         ValueError: if the target is the source, exists as a folder, or its format is not known or
-            lacks a dtype.
+            lacks a dtype; or for several files of another format than safetensors.
         OSError: if a file cannot be read or written.
     """
     target = Path(target)
     format = format or _format_of(target)
-    refuse_same(target, [Path(source)])
+    if shard_size is not None:
+        if not shard_size > 0:
+            raise ValueError(f"shard_size must be positive, got {shard_size:g}.")
+        if format != "safetensors":
+            raise ValueError(
+                f"only safetensors come in several files, got {format}; leave shard_size out, or "
+                "write safetensors."
+            )
     if format == "orbax" and target.exists():
         raise ValueError(f"{target} exists; remove it, or name another folder.")
+    files = (target,)
     with File(source, max_bytes) as file:
         give_reference(file, reference)
+        for written in files_named(target, shard_size):
+            refuse_same(written, file.sources)
         specs = []
         for path, (number, view) in zip(file.paths, file.slots, strict=True):
             entry = file.entries[number]
@@ -92,6 +108,8 @@ def decompress(
             # What follows the last array is the look at the SHA-256.
             next(arrays, None)
             write_orbax(target, tree)
+        elif shard_size is not None:
+            files = write_sharded(target, specs, arrays, shard_size)
         else:
             write = write_safetensors if format == "safetensors" else write_npz
             write(target, specs, arrays)
@@ -99,7 +117,9 @@ def decompress(
             dtype_of(own).itemsize * int(np.prod(shape, dtype=np.int64)) for _, own, shape in specs
         ]
         left_out = () if format == "orbax" else constants(file.header["tree"])
-        return Decompressed(format, len(specs), sum(sizes), file.digest.hex(), tuple(left_out))
+        return Decompressed(
+            format, len(specs), sum(sizes), file.digest.hex(), tuple(left_out), files
+        )
 
 
 def refuse_same(target: Path, sources: Iterable[Path]) -> None:

@@ -12,10 +12,10 @@ from jaxcomp.checkpoints.orbax import is_orbax, open_orbax
 from jaxcomp.checkpoints.pytorch import open_pytorch
 from jaxcomp.checkpoints.references import give_reference
 from jaxcomp.checkpoints.safetensors import open_safetensors
-from jaxcomp.checkpoints.sharded import INDEX, open_sharded
+from jaxcomp.checkpoints.sharded import open_sharded
 from jaxcomp.checkpoints.tensors import Checkpoint, Tensor, with_own_dtype
 from jaxcomp.decoder import File
-from jaxcomp.decoder.files import HEADER_NAME, MAGIC, viewed
+from jaxcomp.decoder.files import HEADER_NAME, INDEX, MAGIC, viewed
 from jaxcomp.storage import PathLike
 
 _FORMATS = (
@@ -57,6 +57,8 @@ def open_checkpoint(
     path = Path(path)
     if not path.exists():
         raise ValueError(f"there is no {path}; name {_FORMATS}.")
+    inside = (path / name for name in _IN_FOLDERS if (path / name).exists())
+    path = next(inside, path)
     if is_compressed(path):
         with File(path, max_bytes) as file:
             give_reference(file, reference)
@@ -66,11 +68,13 @@ def open_checkpoint(
 
 
 def is_compressed(path: PathLike) -> bool:
-    """Tell whether a file is a compressed model, alone or in safetensors."""
+    """Tell whether a file is a compressed model, alone, in safetensors or in several of them."""
     path = Path(path)
     if not path.is_file():
         return False
     with open(path, "rb") as file:
+        if path.name.endswith(INDEX):
+            return f'"{HEADER_NAME}"'.encode() in file.read(1 << 24)
         start = file.read(8)
         if start.startswith(MAGIC[:3]):
             return True
@@ -93,9 +97,6 @@ def _open_file(path: Path) -> Checkpoint:
 
 
 def _open_folder(path: Path) -> Checkpoint:
-    for name in _IN_FOLDERS:
-        if (path / name).exists():
-            return _open_file(path / name)
     if is_orbax(path):
         return open_orbax(path)
     inside = sorted(entry.name for entry in path.iterdir() if is_orbax(entry))
@@ -120,4 +121,4 @@ def _of_compressed(path: Path, file: File) -> Checkpoint:
         shape = entry.shape if view is None else tuple(view[2])
         tensors[place] = Tensor(entry.dtype, shape, read)
     left_out = tuple(constants(file.header["tree"]))
-    return Checkpoint(path, "jaxcomp", (path,), tensors, left_out=left_out)
+    return Checkpoint(path, "jaxcomp", file.sources, tensors, left_out=left_out)

@@ -10,12 +10,15 @@ import math
 import mmap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from jaxcomp.checkpoints.tensors import Checkpoint, Tensor, dtype_of
 from jaxcomp.storage import PathLike, atomic_writer
+
+Spec = tuple[str, str, tuple[int, ...]]
+"""Name, dtype and shape of an array."""
 
 _NAMES = {
     "bool": "BOOL",
@@ -59,9 +62,7 @@ def open_safetensors(path: Path) -> Checkpoint:
     return Checkpoint(path, "safetensors", (path,), tensors)
 
 
-def write_safetensors(
-    path: PathLike, specs: Sequence[tuple[str, str, tuple[int, ...]]], arrays: Iterable[np.ndarray]
-) -> None:
+def write_safetensors(path: PathLike, specs: Sequence[Spec], arrays: Iterable[np.ndarray]) -> None:
     """Write a file of safetensors array by array, whole or not at all.
 
     Args:
@@ -73,12 +74,33 @@ def write_safetensors(
         ValueError: if the format lacks a dtype.
         OSError: if the file cannot be written.
     """
+    check_dtypes(specs)
+    with atomic_writer(path) as file:
+        write_into(file, specs, arrays)
+
+
+def check_dtypes(specs: Sequence[Spec]) -> None:
+    """Refuse dtypes that the format lacks.
+
+    Raises:
+        ValueError: if there is one.
+    """
     for name, dtype, _ in specs:
         if dtype not in _NAMES:
             raise ValueError(
                 f"safetensors has no {dtype}, the dtype of {name!r}; write another format."
             )
-    sizes = [dtype_of(dtype).itemsize * math.prod(shape) for _, dtype, shape in specs]
+
+
+def num_bytes(spec: Spec) -> int:
+    """Return the bytes of an array."""
+    _, dtype, shape = spec
+    return dtype_of(dtype).itemsize * math.prod(shape)
+
+
+def write_into(file: BinaryIO, specs: Sequence[Spec], arrays: Iterable[np.ndarray]) -> None:
+    """Write a file of safetensors into an open one; the dtypes have been checked."""
+    sizes = [num_bytes(spec) for spec in specs]
     # Large dtypes first: every tensor is aligned then.
     order = sorted(range(len(specs)), key=lambda n: -dtype_of(specs[n][1]).itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": "np"}}
@@ -88,14 +110,13 @@ def write_safetensors(
         offsets[number], end = start, start + sizes[number]
         header[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
         start = end
-    with atomic_writer(path) as file:
-        file.write(framed(header))
-        begin = file.tell()
-        for offset, array in zip(offsets, arrays, strict=True):
-            file.seek(begin + offset)
-            # Without a copy of its own, where it is little-endian and in order already.
-            plain = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
-            file.write(plain.reshape(-1).view(np.uint8).data)
+    file.write(framed(header))
+    begin = file.tell()
+    for offset, array in zip(offsets, arrays, strict=True):
+        file.seek(begin + offset)
+        # Without a copy of its own, where it is little-endian and in order already.
+        plain = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
+        file.write(plain.reshape(-1).view(np.uint8).data)
 
 
 def framed(header: dict[str, Any]) -> bytes:

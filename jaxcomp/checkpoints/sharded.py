@@ -1,12 +1,110 @@
 """Checkpoints in several files, as Hugging Face lays them out: an index, and the files it names."""
 
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-from jaxcomp.checkpoints.tensors import Checkpoint
+import numpy as np
 
-INDEX = ".index.json"
+from jaxcomp.checkpoints.safetensors import Spec, check_dtypes, num_bytes, write_into
+from jaxcomp.checkpoints.tensors import Checkpoint
+from jaxcomp.decoder.files import INDEX
+from jaxcomp.storage import atomic_writer, write_bytes_atomic
+
+
+def write_sharded(
+    path: Path, specs: Sequence[Spec], arrays: Iterator[np.ndarray], shard_size: float
+) -> tuple[Path, ...]:
+    """Write safetensors in several files and their index, all of them whole or none.
+
+    Args:
+        path: such as `model.safetensors`; the files are `model-00001-of-00003.safetensors` and so
+            on, the index `model.safetensors.index.json`.
+        specs: name, dtype and shape of every array.
+        arrays: in the same order; each is held only until it is written.
+        shard_size: most bytes of the arrays of a file; an array that is larger has its own.
+
+    Returns:
+        The files, the index first; `path` alone if all fit into one.
+
+    Raises:
+        ValueError: if the format lacks a dtype.
+        OSError: if a file cannot be written.
+    """
+    check_dtypes(specs)
+    shards = _shards(specs, shard_size)
+    if len(shards) < 2:
+        with atomic_writer(path) as file:
+            write_into(file, specs, arrays)
+        return (path,)
+    names = [shard_name(path, number, len(shards)) for number in range(len(shards))]
+    index = path.with_name(f"{path.name}{INDEX}")
+    with ExitStack() as stack:
+        # What is opened first takes its name last: the index once all files are there.
+        listed = stack.enter_context(atomic_writer(index))
+        files = [stack.enter_context(atomic_writer(path.with_name(name))) for name in names]
+        for file, shard in zip(files, shards, strict=True):
+            write_into(file, shard, itertools.islice(arrays, len(shard)))
+        next(arrays, None)  # what follows the last array may be a look at all of them
+        weights = {own[0]: name for name, shard in zip(names, shards, strict=True) for own in shard}
+        total = {"total_size": sum(map(num_bytes, specs))}
+        told = {"metadata": total, "weight_map": dict(sorted(weights.items()))}
+        listed.write(json.dumps(told, indent=2).encode())
+    return (index, *(path.with_name(name) for name in names))
+
+
+def write_split(path: Path, data: bytes, shard_size: float) -> tuple[Path, ...]:
+    """Write a file of safetensors, given as its bytes, in several files and their index.
+
+    Args:
+        path: see `write_sharded`.
+        data: of tensors of bytes.
+        shard_size: see `write_sharded`.
+
+    Returns:
+        The files, the index first; `path` alone if all fit into one.
+
+    Raises:
+        OSError: if a file cannot be written.
+    """
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:begin])
+    header.pop("__metadata__")
+    specs = [(name, "uint8", tuple(own["shape"])) for name, own in header.items()]
+    if sum(map(num_bytes, specs)) <= shard_size:
+        write_bytes_atomic(path, data)
+        return (path,)
+    arrays = (
+        np.frombuffer(data[begin + first : begin + last], np.uint8)
+        for first, last in (own["data_offsets"] for own in header.values())
+    )
+    return write_sharded(path, specs, arrays, shard_size)
+
+
+def files_named(path: Path, shard_size: float | None) -> tuple[Path, ...]:
+    """Return the names under which a model may be written: of one file, or of the index of many."""
+    return (path,) if shard_size is None else (path, path.with_name(f"{path.name}{INDEX}"))
+
+
+def shard_name(path: Path, number: int, total: int) -> str:
+    """Return the name of one of several files, counted from 0."""
+    return f"{path.stem}-{number + 1:05d}-of-{total:05d}{path.suffix}"
+
+
+def _shards(specs: Sequence[Spec], shard_size: float) -> list[list[Spec]]:
+    """Deal arrays out in their order, as many to a file as it may hold."""
+    shards: list[list[Spec]] = [[]]
+    left = shard_size
+    for spec in specs:
+        size = num_bytes(spec)
+        if shards[-1] and size > left:
+            shards.append([])
+            left = shard_size
+        shards[-1].append(spec)
+        left -= size
+    return shards
 
 
 def open_sharded(index: Path, open_file: Callable[[Path], Checkpoint]) -> Checkpoint:

@@ -165,6 +165,12 @@ class CompressionSettings:
         "to it, and cannot be decompressed without it.",
         Panel.GRID,
     )
+    shard_size: str | None = asked(
+        None,
+        "Most bytes of a file, such as 5GB: several safetensors and their index, by which they are "
+        "read. Default: one file.",
+        Panel.KEPT,
+    )
     record: bool = asked(
         False,
         "Write into the file how it was made and what each tensor lost.",
@@ -221,6 +227,7 @@ def compress(
                 effort=None if wanted.effort is None else wanted.effort.value,
                 record=wanted.record,
                 reference=wanted.reference,
+                shard_size=None if wanted.shard_size is None else _size(wanted.shard_size),
             )
         print_text(report.to_json() if as_json else str(report))
 
@@ -245,6 +252,13 @@ def decompress(
         typer.Option(help="Of the weights; integers and the like stay as they are."),
     ] = DTypeName.original,
     reference: ReferenceOption = None,
+    shard_size: Annotated[
+        str | None,
+        typer.Option(
+            help="Most bytes of a file, such as 5GB: several safetensors and their index, as "
+            "Hugging Face lays them out. Default: one file."
+        ),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     traceback: Traceback = False,
@@ -261,11 +275,14 @@ def decompress(
                 format=None if format is None else format.value,
                 dtype=dtype.value,
                 reference=other,
+                shard_size=None if shard_size is None else _size(shard_size),
                 report=step,
             )
         told = {"source": str(source), "target": str(output), **done._asdict()}
+        told["files"] = [str(file) for file in done.files]
+        written, *others = done.files
         lines = [
-            f"{source} -> {output}",
+            f"{source} -> {written}{f' ({len(others)} files)' if others else ''}",
             f"{done.num_tensors} tensors, {done.size_bytes:,} bytes, {done.format}; SHA-256 of the "
             f"model {done.digest}",
         ]

@@ -9,6 +9,7 @@ import math
 import numpy as np
 from jaxtyping import Shaped
 
+from jaxcomp.coding.sizes import empirical_entropy_bits
 from jaxcomp.coding.streams import Effort, StackWriter, write_symbols
 from jaxcomp.coding.trellis import trellis_stream
 from jaxcomp.decoder.arrays import DTYPES, Parts, bytes_of, columns_of
@@ -117,17 +118,21 @@ def _kept(
     values: Shaped[np.ndarray, "..."], dtype: str, shape: tuple[int, ...], effort: Effort
 ) -> StackWriter:
     """Write an array as it is, or first where it is not zero, if that is shorter."""
-    whole = StackWriter()
-    whole.small(0, 2)
-    write_numbers(whole, values, dtype, columns_of(shape), effort)
     width, stored = DTYPES[dtype]
     flat = np.ascontiguousarray(values).reshape(-1).astype(stored, copy=False)
     planes = bytes_of(flat).reshape(flat.size, flat.dtype.itemsize)
     is_there = planes.any(axis=1)  # a negative zero is no zero
-    if width < 8 or is_there.all():
-        return whole
     sparse = StackWriter()
-    sparse.small(1, 2)
-    write_symbols(sparse, np.asarray(is_there, np.uint8), 2, columns_of(shape), effort)
-    write_numbers(sparse, flat[is_there], dtype, BLOCK)
-    return min(whole, sparse, key=lambda one: one.size_bits)
+    if width >= 8 and not is_there.all():
+        sparse.small(1, 2)
+        write_symbols(sparse, np.asarray(is_there, np.uint8), 2, columns_of(shape), effort)
+        write_numbers(sparse, flat[is_there], dtype, BLOCK)
+        counts = np.stack([np.bincount(plane, minlength=256) for plane in planes.T])
+        # Codes of byte planes are static: none is shorter than their entropies.
+        if len(flat) * empirical_entropy_bits(counts).sum() >= sparse.size_bits:
+            return sparse
+    whole = StackWriter()
+    whole.small(0, 2)
+    write_numbers(whole, values, dtype, columns_of(shape), effort)
+    has_both = sparse.size_bits > 0
+    return min(whole, sparse, key=lambda one: one.size_bits) if has_both else whole

@@ -31,6 +31,8 @@ _CHUNK = 1 << 16
 # The format has no contexts of more symbols; of fewer bits there is nothing to save.
 MOST_IN_CONTEXTS, LEAST_BITS_OF_CONTEXTS = 1 << 24, 256
 _LARGEST_PARAMETRIC = 1 << 12
+# Kind, centre, two slopes and the peak, at the least.
+_PARAMETERS_BITS = 2 + 4 + 2 * 9 + 8
 _ALL_MODELS = 15
 _ROUGH = np.asarray([min((16 + m) << e >> 5, 1 << 26) for e in range(32) for m in range(16)])
 
@@ -171,12 +173,49 @@ def _static_candidates(values: Int[np.ndarray, " n"], size: int) -> Iterator[Sta
     # What suits the counts by chance, half a bit of each, no law of a few numbers has.
     least = float(used @ np.log2(counts.sum() / used)) + 0.5 * len(used)
     shortest = plain.size_bits
-    if least + 0.5 * len(used) < shortest:
+    if least + 0.5 * len(used) < shortest and least + _rough_table_bits(counts) < shortest:
         table = _of_table(values, counts)
         shortest = min(shortest, table.size_bits)
         yield table
-    if size <= _LARGEST_PARAMETRIC and least + 40 < shortest:
+    is_likely = size <= _LARGEST_PARAMETRIC and least + 40 < shortest
+    if is_likely and _least_parametric_bits(counts) < shortest:
         yield _parametric(values, counts)
+
+
+def _rough_table_bits(counts: Int[np.ndarray, " k"]) -> float:
+    """Return about four fifths of what a table of counts takes at its lowest precision.
+
+    What it takes for certain: which counts have other digits than the one before, and how many.
+    """
+    difference = np.diff(_bit_lengths(counts), prepend=0)
+    num_changes = np.count_nonzero(difference)
+    share = num_changes / len(counts)
+    flags = 0.0
+    if 0 < share < 1:
+        flags = -share * math.log2(share) - (1 - share) * math.log2(1 - share)
+    return 0.8 * (8 + len(counts) * flags + 2 * float(np.abs(difference).sum()) - num_changes)
+
+
+def _least_parametric_bits(counts: Int[np.ndarray, " k"]) -> float:
+    """Return what no frequencies take less than that fall with the distance from a symbol.
+
+    Those of the highest likelihood: neighbours in distance that would not fall share one frequency
+    (isotonic regression, by pooling).
+    """
+    centre = int(np.argmax(counts))
+    distance = np.abs(np.arange(len(counts)) - centre)
+    found = np.bincount(distance, counts).astype(np.int64).tolist()
+    members = np.bincount(distance).tolist()
+    pools: list[tuple[int, int]] = []
+    # The centre itself may be rarer than its neighbours.
+    for pool in zip(found[1:], members[1:], strict=True):
+        while pools and pool[0] * pools[-1][1] >= pools[-1][0] * pool[1]:
+            last = pools.pop()
+            pool = last[0] + pool[0], last[1] + pool[1]
+        pools.append(pool)
+    total, pools = int(counts.sum()), [(found[0], 1), *pools]
+    bits = sum(number * math.log2(total * size / number) for number, size in pools if number)
+    return bits + _PARAMETERS_BITS
 
 
 def _of_table(values: Int[np.ndarray, " n"], counts: Int[np.ndarray, " k"]) -> StackWriter:
@@ -235,11 +274,14 @@ def _write_table(
     chance = min(max(round((32 * share - 1) / 2), 0), 15)
     writer.small(precision, 4)
     writer.small(chance, 4)
-    active, ones = change, np.full(len(change), (2 * chance + 1) << 11)
+    writer.decisions((change > 0).astype(np.int64), np.full(len(change), (2 * chance + 1) << 11))
+    rounds, active = [], change[change > 0] - 1
     while len(active):
-        writer.decisions((active > 0).astype(np.int64), ones)
+        rounds.append(active > 0)
         active = active[active > 0] - 1
-        ones = np.full(len(active), 1 << 15)
+    if rounds:
+        bits = np.concatenate(rounds).astype(np.int64)
+        writer.decisions(bits, np.full(len(bits), 1 << 15))
     has_more = width > 0
     writer.of_widths((leading - (1 << width))[has_more], width[has_more])
     return leading << np.maximum(length - 1 - width, 0)
@@ -292,10 +334,11 @@ def _fit(
         mean = features @ odds
         hessian = (features * odds) @ features.T - np.outer(mean, mean)
         move = np.linalg.solve(hessian + 1e-9 * np.eye(len(found)), target - mean)
+        before = found
         found = found + move * min(1.0, 2.0 / max(np.abs(move).max(), 1e-12))
         found[: len(terms)] = np.clip(found[: len(terms)], 0, 40)
         found[-1] = np.clip(found[-1], -6, 6)
-        if np.abs(move).max() < 1e-4:
+        if np.abs(found - before).max() < 1e-4:
             break
     slopes = np.zeros(2)
     for place, term in enumerate(terms):

@@ -4,10 +4,12 @@ from jaxcomp.compressed.compress import compress, curve
 from jaxcomp.compressed.file_report import FileReport
 from jaxcomp.compressed.files import load, to_bytes
 from jaxcomp.compressed.loss_budget import CalibrationData
+from jaxcomp.compressed.qwix_arrays import to_qwix
 from jaxcomp.compressed.report import LayerReport, Report
 from jaxcomp.compressed.tensors import CompressedTensor, KeptLeaf
 from jaxcomp.compressed.to_file import compress_file
 from jaxcomp.compressed.tree import CompressedTree
+from jaxcomp.compressed.units import sort_units
 
 __all__ = [
     "CalibrationData",
@@ -21,5 +23,7 @@ __all__ = [
     "compress_file",
     "curve",
     "load",
+    "sort_units",
     "to_bytes",
+    "to_qwix",
 ]

@@ -7,7 +7,7 @@ is stored of every leaf, and so decodes to exactly the weights that the tree has
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -72,6 +72,7 @@ def to_bytes(
     effort: Effort | None = None,
     made: Mapping[str, Any] | None = None,
     reference: Reference | None = None,
+    shared: "SharedLeaves | None" = None,
 ) -> bytes:
     """Return the file of a compressed tree.
 
@@ -84,6 +85,7 @@ def to_bytes(
             best below 1,000,000 codes of an array.
         made: how the tree was made, as JSON can say it; costs its bytes. None for nothing.
         reference: of which arrays differences to another model are in the tree; None for none.
+        shared: arrays that are kept in many trees, each of which is coded once; None for none.
 
     Raises:
         ImportError: without `constriction` (install `jaxcomp[coding]`).
@@ -106,9 +108,11 @@ def to_bytes(
     first = _identity(described, stored, reference)
     hashed, written = hashlib.sha256(first), []
     with LongCall("coding", len(stored)) as report:
-        for place, one in enumerate(stored):
+        for place, (number, one) in enumerate(zip(described.order, stored, strict=True)):
             report(place, len(stored), "")
-            written.append(_section(one, effort))
+            leaf = tree.leaves[number]
+            own = None if shared is None else shared.section(leaf, one, effort)
+            written.append(own or _section(one, effort))
             hashed.update(bytes_of(values_of(one.parts, one.dtype, one.shape)).data)
     sections = [section.to_bytes() for section in written]
     codes = [_code_of(section) for section in written]
@@ -126,6 +130,29 @@ def to_bytes(
             "it, or write a .jxc."
         )
     return _safetensors({HEADER_NAME: header, **dict(zip(names, sections, strict=True))})
+
+
+class SharedLeaves:
+    """Arrays that are kept in many trees: the code of each is found once.
+
+    Args:
+        arrays: those that may be kept; the very objects.
+    """
+
+    def __init__(self, arrays: Iterable[Any]) -> None:
+        self._arrays = {id(array): array for array in arrays}
+        self._sections: dict[tuple[int, Effort | None], StackWriter] = {}
+
+    def section(
+        self, leaf: CompressedTensor | KeptLeaf, one: _Stored, effort: Effort | None
+    ) -> StackWriter | None:
+        """Return the code of a leaf if it is one of these, else None."""
+        if not isinstance(leaf, KeptLeaf) or id(leaf.value) not in self._arrays:
+            return None
+        key = id(leaf.value), effort
+        if key not in self._sections:
+            self._sections[key] = _section(one, effort)
+        return self._sections[key]
 
 
 class FileSizes:

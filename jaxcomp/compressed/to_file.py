@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxcomp import __version__
 from jaxcomp.checkpoints import Checkpoint, open_checkpoint, refuse_same
+from jaxcomp.checkpoints.sharded import files_named, write_split
 from jaxcomp.coding.streams import Effort
 from jaxcomp.compressed.compress import DEFAULT, compress
 from jaxcomp.compressed.file_report import (
@@ -70,6 +71,7 @@ def compress_file(
     effort: Effort | None = None,
     record: bool = False,
     reference: PathLike | None = None,
+    shard_size: float | None = None,
 ) -> FileReport:
     """Compress a checkpoint to a file, written whole or not at all.
 
@@ -96,6 +98,9 @@ def compress_file(
         record: whether the file says how it was made and what each array lost.
         reference: another checkpoint: compressed arrays that it has too, of the same dtype and
             shape, are coded as their differences to it. It is needed to decompress the file.
+        shard_size: most bytes of the tensors of a file, for safetensors in several files and their
+            index (Hugging Face's layout), which are read by the name of the index; None for one.
+            Budgets and the report count one file: each of several has a header of its own.
 
     Raises:
         FormatError, ImportError, TypeError, ValueError, OSError: as `open_checkpoint`, `compress`
@@ -111,10 +116,18 @@ def compress_file(
     }
     goal = _goal(wanted, lossless=lossless, has_data=data is not None)
     container: Container = "safetensors" if Path(target).suffix == ".safetensors" else "jxc"
+    if shard_size is not None:
+        check_positive("shard_size", shard_size)
+        if container != "safetensors":
+            raise ValueError(
+                f"only safetensors come in several files; end {Path(target).name} with "
+                ".safetensors, or leave shard_size out."
+            )
     with contextlib.ExitStack() as stack:
         checkpoint = stack.enter_context(open_checkpoint(source))
         other = None if reference is None else stack.enter_context(open_checkpoint(reference))
-        refuse_same(Path(target), (*checkpoint.files, *(() if other is None else other.files)))
+        for written in files_named(Path(target), shard_size):
+            refuse_same(written, (*checkpoint.files, *(() if other is None else other.files)))
         params = checkpoint.tree()
         if convert_float8:
             params = jax.tree.map(_widened, params)
@@ -137,10 +150,14 @@ def compress_file(
         tree = job.within_budget(data, loss_before)
         encoded = job.encode(tree)
         losses = None if data is None else (loss_before, data.loss_of(job.weights(tree)))
-        write_bytes_atomic(target, encoded)
+        written = Path(target)
+        if shard_size is None:
+            write_bytes_atomic(written, encoded)
+        else:
+            written = write_split(written, encoded, shard_size)[0]
         return file_report(
             checkpoint,
-            Path(target),
+            written,
             tree,
             inspect(encoded),
             reasons=reasons,

@@ -10,7 +10,8 @@ import math
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ from jaxcomp.decoder.arrays import (
 )
 from jaxcomp.decoder.streams import FormatError, Stack, require
 
-MAGIC, HEADER_NAME = b"JXC\x01", "jaxcomp.header"
+MAGIC, HEADER_NAME, INDEX = b"JXC\x01", "jaxcomp.header", ".index.json"
 KEPT = "kept"
 """The method of an array that was not compressed."""
 _MOST_HEADER, _MOST_DEPTH, _MOST_AXES = 1 << 24, 64, 32
@@ -51,8 +52,11 @@ class Entry(NamedTuple):
 class File:
     """An open file of a compressed model: its arrays one by one, or the whole tree.
 
+    `size` is its bytes, `sources` are the files that hold it, an index first; none for bytes.
+
     Args:
-        source: path, or the bytes themselves.
+        source: path, or the bytes themselves; the path of an index (`.index.json`) where the model
+            is in several files of safetensors.
         max_bytes: most bytes that all arrays may have; None for 256 MiB, or 1,024 times the file
             if that is more.
 
@@ -64,16 +68,19 @@ class File:
     def __init__(
         self, source: str | os.PathLike[str] | bytes, max_bytes: int | None = None
     ) -> None:
-        is_path = not isinstance(source, bytes)
         self._read_reference: Callable[[str], np.ndarray] | None = None
-        self._file: Any = open(source, "rb") if is_path else io.BytesIO(source)  # noqa: SIM115
+        self.sources: tuple[Path, ...] = ()
+        self._index: dict[str, str] | None = None
+        self._shards: dict[str, tuple[int, int]] = {}
+        self._file: Any = self._opened(source)
         try:
             self.size = self._file.seek(0, os.SEEK_END)
+            self._shards = self._shards or {"": (0, self.size)}
             self._limit = max(1 << 28, 1024 * self.size) if max_bytes is None else max_bytes
             offset, places = 12, None
             start = self._read(0, 12)
             if not start.startswith(MAGIC):
-                start, offset, places = self._safetensors(start)
+                start, offset, places = self._safetensors()
                 require(start.startswith(MAGIC), "its header has another version")
             length, checksum = (int.from_bytes(part, "little") for part in (start[4:8], start[8:]))
             block = self._read(offset, length)
@@ -155,12 +162,49 @@ class File:
         require(len(data) == length, "it is cut")
         return data
 
-    def _safetensors(self, start: bytes) -> tuple[bytes, int, dict[str, tuple[int, int]]]:
-        """Return the first bytes of the header, the offset of the rest, and where tensors lie."""
-        length = int.from_bytes(start[:8], "little")
-        require(length <= min(self.size - 8, _MOST_HEADER), "it does not begin as one")
+    def _opened(self, source: str | os.PathLike[str] | bytes) -> Any:
+        """Open a file, or all those that an index names as one."""
+        if isinstance(source, bytes):
+            return io.BytesIO(source)
+        path = Path(source)
+        self.sources = (path,)
+        if not path.name.endswith(INDEX):
+            return open(path, "rb")
+        with open(path, "rb") as file:
+            text = file.read(_MOST_HEADER)
         try:
-            tensors = _from_json(self._read(8, length))
+            self._index = index = _from_json(text)["weight_map"]
+            names = list(dict.fromkeys(index.values()))
+            are_names = all(type(name) is str and Path(name).name == name for name in names)
+        except _ERRORS as error:
+            raise _as_format_error(error) from error
+        require(names and are_names, "its index does not name files beside it")
+        self.sources += tuple(path.with_name(name) for name in names)
+        files = Joined(self.sources[1:])
+        self._shards = dict(zip(names, files.places, strict=True))
+        return files
+
+    def _safetensors(self) -> tuple[bytes, int, dict[str, tuple[int, int]]]:
+        """Return the first bytes of the header, the offset of the rest, and where tensors lie."""
+        places: dict[str, tuple[int, int]] = {}
+        for name, (begin, size) in self._shards.items():
+            found = self._listed(begin, size)
+            require(not places.keys() & found.keys(), "a name stands twice")
+            is_indexed = self._index is None or all(self._index.get(own) == name for own in found)
+            require(is_indexed, "its index is that of other files")
+            places |= found
+        require(self._index is None or len(places) == len(self._index), "a tensor is missing")
+        require(HEADER_NAME in places, "it has no header")
+        offset, _ = places.pop(HEADER_NAME)
+        return self._read(offset, 12), offset + 12, places
+
+    def _listed(self, begin: int, size: int) -> dict[str, tuple[int, int]]:
+        """Return where the tensors of a file lie, given where it begins."""
+        require(size >= 8, "it is cut")
+        length = int.from_bytes(self._read(begin, 8), "little")
+        require(length <= min(size - 8, _MOST_HEADER), "it does not begin as one")
+        try:
+            tensors = _from_json(self._read(begin + 8, length))
             tensors.pop("__metadata__", None)
             places = {name: tuple(own["data_offsets"]) for name, own in tensors.items()}
             require(all(own["dtype"] == "U8" for own in tensors.values()), "its tensors are not U8")
@@ -168,12 +212,11 @@ class File:
             for name, (first, last) in sorted(places.items(), key=lambda item: item[1]):
                 is_next = type(first) is type(last) is int and first == end <= last
                 require(is_next and tensors[name]["shape"] == [last - first], "its tensors overlap")
-                places[name], end = (8 + length + first, last - first), last
-            require(8 + length + end == self.size, "something follows its last tensor")
-            offset = places.pop(HEADER_NAME)[0]
+                places[name], end = (begin + 8 + length + first, last - first), last
         except _ERRORS as error:
             raise _as_format_error(error) from error
-        return self._read(offset, 12), offset + 12, places
+        require(8 + length + end == size, "something follows its last tensor")
+        return places
 
     def _parse(self, block: bytes, begin: int, places: dict[str, tuple[int, int]] | None) -> None:
         """Read the header, and check all that can be checked without the sections."""
@@ -223,6 +266,49 @@ class File:
             require(is_whole, "something is missing, or follows its last section")
         except _ERRORS as error:
             raise _as_format_error(error) from error
+
+
+class Joined:
+    """Files that are read as one, each after the one before.
+
+    Args:
+        paths: of the files.
+
+    Raises:
+        OSError: if one cannot be opened.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._files: list[Any] = []
+        self.places: list[tuple[int, int]] = []
+        """Where each begins, and its size."""
+        self._at, end = 0, 0
+        try:
+            for path in paths:
+                self._files.append(open(path, "rb"))  # noqa: SIM115
+                self.places.append((end, self._files[-1].seek(0, os.SEEK_END)))
+                end += self.places[-1][1]
+        except BaseException:
+            self.close()
+            raise
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to an offset, from the beginning or the end."""
+        self._at = offset + (sum(self.places[-1]) if whence == os.SEEK_END else 0)
+        return self._at
+
+    def read(self, length: int) -> bytes:
+        """Read so many bytes of one of the files, fewer at its end."""
+        for file, (begin, size) in zip(self._files, self.places, strict=True):
+            if begin <= self._at < begin + size:
+                file.seek(self._at - begin)
+                return file.read(length)
+        return b""
+
+    def close(self) -> None:
+        """Close all files."""
+        for file in self._files:
+            file.close()
 
 
 def _as_format_error(error: BaseException) -> FormatError:

@@ -20,6 +20,8 @@ FILE_GROUPS = (
     ("report", (".md", ".json")),
     ("pictures", (".png", ".svg", ".pdf")),
 )
+# Of many files that a person may open.
+FOLDERS = (("compressed", ".jxc"),)
 
 
 Labelled: TypeAlias = Sequence[tuple[str, str]]
@@ -113,6 +115,10 @@ def print_files(console: Console, directory: Path) -> None:
         if members:
             listed = ", ".join(stem + " ".join(found) for stem, found in members.items())
             console.print(Padding(Text(f"{group}: {listed}"), (0, 0, 0, 2)))
+    for folder, suffix in FOLDERS:
+        if number := sum(1 for _ in (directory / folder).glob(f"*{suffix}")):
+            listed = f"{folder}: {number} files ({suffix})"
+            console.print(Padding(Text(listed), (0, 0, 0, 2)))
 
 
 def print_text(console: Console, text: Text) -> None:

@@ -6,7 +6,7 @@ cannot be fixed is written down.
 """
 
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import jax
@@ -21,6 +21,8 @@ KEY_IMPLEMENTATION = "threefry2x32"
 on every device."""
 
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy")
+# Without it there are no files, and no sizes of them.
+_OPTIONAL = ("constriction",)
 _OPTIONS = (
     "jax_enable_x64",
     "jax_default_matmul_precision",
@@ -69,11 +71,19 @@ def environment() -> dict[str, Any]:
         "versions": {
             "jaxcomp": __version__,
             **{name: version(name) for name in _PACKAGES},
+            **{name: _version_if_installed(name) for name in _OPTIONAL},
             "python": platform.python_version(),
         },
         "device": jax.devices()[0].device_kind,
         "options": numerical_options(),
     }
+
+
+def _version_if_installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def numerical_options() -> dict[str, Any]:

@@ -20,7 +20,7 @@ from jaxcomp.experiments.reproducibility import environment
 
 MANIFEST = "manifest.json"
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Of everything in a run directory; goes up when a file, a column or a setting changes its name."""
 
 Row: TypeAlias = dict[str, Any]
@@ -255,7 +255,7 @@ class Run:
             return
         for folder in self.folders:
             for file in (self.path / folder).glob("*"):
-                if file.suffix in (".json", ".npz") and is_meant(file.stem):
+                if file.suffix in (".json", ".npz", ".jxc") and is_meant(file.stem):
                     file.unlink(missing_ok=True)
 
     def _check_ours(self, path: Path) -> None:

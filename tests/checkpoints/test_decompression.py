@@ -1,5 +1,7 @@
 """Compressed models as files of other programs: the same numbers, or nothing at all."""
 
+import json
+
 import numpy as np
 import pytest
 from checkpoint_problems import arrays, assert_same, by_the_library, plain_arrays
@@ -31,6 +33,34 @@ def test_safetensors(source, tmp_path):
     assert done.size_bytes == sum(own.nbytes for own in values.values())
     assert done.left_out == ("epoch",)
     assert [step[0] for step in told] == list(range(len(values) + 1))
+
+
+def test_safetensors_in_several_files(source, tmp_path):
+    path, values = source
+    most = max(own.nbytes for own in values.values())
+    done = decompress(path, tmp_path / "a.safetensors", shard_size=most)
+    index, *files = done.files
+    assert index.name == "a.safetensors.index.json"
+    assert len(files) > 1
+    assert files[0].name == f"a-00001-of-{len(files):05d}.safetensors"
+    found = [by_the_library(file) for file in files]
+    for own in found:
+        assert 0 < sum(map(len, own.values())) <= most
+    assert {name: data for own in found for name, data in own.items()} == {
+        name: own.tobytes() for name, own in values.items()
+    }
+    assert json.loads(index.read_text())["metadata"] == {"total_size": done.size_bytes}
+    with open_checkpoint(index) as checkpoint:
+        assert_same({name: checkpoint.tree()[name] for name in values}, values)
+    assert not (tmp_path / "a.safetensors").exists()
+    # All of it fits into one file.
+    assert decompress(path, tmp_path / "b.safetensors", shard_size=1e9).files == (
+        tmp_path / "b.safetensors",
+    )
+    with pytest.raises(ValueError, match="only safetensors come in several files, got npz"):
+        decompress(path, tmp_path / "a.npz", shard_size=most)
+    with pytest.raises(ValueError, match="shard_size must be positive, got 0"):
+        decompress(path, tmp_path / "a.safetensors", shard_size=0)
 
 
 def test_weights_in_another_dtype(source, tmp_path):
@@ -84,9 +114,9 @@ def test_a_wrong_array_leaves_nothing(source, tmp_path, monkeypatch):
         "array",
         lambda self, entry: read(self, entry) + (1 if entry.path == "steps" else 0),
     )
-    for target in ("a.safetensors", "b"):
+    for target, options in (("a.safetensors", {}), ("b", {}), ("c.safetensors", {"shard_size": 9})):
         with pytest.raises(jaxcomp.FormatError, match="the SHA-256 of its arrays is wrong"):
-            decompress(path, tmp_path / target)
+            decompress(path, tmp_path / target, **options)
     assert [own.name for own in tmp_path.iterdir()] == ["model.jxc"]
 
 

@@ -37,6 +37,24 @@ def small(tmp_path):
     return path
 
 
+def test_several_files_there_and_back(source, tmp_path):
+    small, back = tmp_path / "small.safetensors", tmp_path / "back.safetensors"
+    done = invoke("compress", source, "-o", small, *QUICK, "--shard-size", "100", "--json")
+    assert done.exit_code == 0, done.output
+    index = json.loads(done.stdout)["target"]
+    assert index == f"{small}.index.json"
+    assert "a.weight" in invoke("inspect", index).stdout
+    assert invoke("verify", index).exit_code == 0
+    done = invoke("decompress", index, "-o", back, "--shard-size", "0.1kB", "--json")
+    assert done.exit_code == 0, done.output
+    names = (f"back-0000{number}-of-00002.safetensors" for number in (1, 2))
+    assert json.loads(done.stdout)["files"] == [
+        f"{back}.index.json",
+        *(str(tmp_path / name) for name in names),
+    ]
+    assert invoke("diff", index, f"{back}.index.json").exit_code == 0
+
+
 def test_there_and_back(source, tmp_path):
     small, back = tmp_path / "small.jxc", tmp_path / "back.safetensors"
     done = invoke("compress", source, "-o", small, *QUICK, "--json")
@@ -94,6 +112,7 @@ def test_options_reach_the_library(monkeypatch, source, tmp_path):
         "--ratio", "8", "--mse", "0.1", "--max-loss-increase", "0.2", "--method", "kmeans",
         "--scale", "channel", "--keep", "a*", "--keep", "b", "--lossless", "--convert-float8",
         "--effort", "fast", "--record", "--hook", hook, "--reference", source, "-q",
+        "--shard-size", "2MB",
     )  # fmt: skip
     assert_one_sentence(result, "enough")
     assert seen.pop("arguments") == (source, tmp_path / "a.jxc", KMeans(scale="channel"))
@@ -102,7 +121,7 @@ def test_options_reach_the_library(monkeypatch, source, tmp_path):
     assert seen == {
         "bits_per_weight": 3.0, "size_bytes": 1500.0, "ratio": 8.0, "max_mean_squared_error": 0.1,
         "max_loss_increase": 0.2, "keep": ("a*", "b"), "lossless": True, "convert_float8": True,
-        "effort": "fast", "record": True, "reference": source,
+        "effort": "fast", "record": True, "reference": source, "shard_size": 2e6,
     }  # fmt: skip
 
 

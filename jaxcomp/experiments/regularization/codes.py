@@ -9,6 +9,8 @@ A *description* is the weights, rounded to a step, and the training labels given
 `bits of weights + n loss / ln 2`. A finer step costs the first and saves the second; the best of a
 grid of steps and fitted codes is taken, and the choice is charged.
 
+A *certificate* counts the bits of a file that was written and read again.
+
 Bits. Axes: `M` networks, `T` steps, `F` fitted codes, `N` weights.
 """
 
@@ -21,6 +23,7 @@ from jaxtyping import Float
 
 from jaxcomp import bounds, coding
 from jaxcomp.experiments.regularization.config import Variant
+from jaxcomp.experiments.regularization.files import read_rounded, write_rounded
 from jaxcomp.types import Params
 
 FITTED: dict[str, type[coding.Prior]] = {
@@ -28,9 +31,6 @@ FITTED: dict[str, type[coding.Prior]] = {
     "laplace": coding.Laplace,
     "spike": coding.SpikeAndSlab,
 }
-WORD_BITS = 32
-# What a stream holds beside the cells: at most two words that the coder has not filled.
-CODER_BITS = 2 * WORD_BITS
 
 
 class Codes(NamedTuple):
@@ -147,32 +147,68 @@ def shortest_description(
     )
 
 
+class Certificate(NamedTuple):
+    """A bound on the population error of a network in a file."""
+
+    bound: float
+    """1 is vacuous."""
+    size_bytes: int
+    """Of the file; what says where it ends is charged beside it."""
+    ideal_bytes: float
+    """The length of the shortest fitted code at the same step, its parameters included."""
+    step: float
+    """To which its weights are rounded."""
+
+
 def certificate(
-    weight_bits: Float[np.ndarray, "F T"],
+    params: Params,
     train_errors: Float[np.ndarray, "T"],
+    weight_bits: Float[np.ndarray, "F T"],
     *,
     num_examples: int,
     delta: float,
-) -> float:
-    """Bound the population error by the best of all codes and steps (`bounds.occam`).
+) -> Certificate:
+    """Bound the population error by the file of the best step (`bounds.occam`).
 
-    The bound is for all files at once, so that looking for the best costs no more than the decoder
-    has to be told: which code and which step.
+    The bits that count are those of a file that was written and read again. The bound is for all
+    files at once, so that looking for the best step and code costs nothing: both are in the file.
 
     Args:
-        weight_bits: lengths of the rounded weights.
-        train_errors: 0-1 errors of the rounded networks on their n distinct examples.
+        params: pytree of float32 arrays.
+        train_errors: 0-1 errors, on their n distinct examples, of the networks rounded to the
+            steps 1/2, 1/4, ...
+        weight_bits: ideal lengths at these steps under every fitted code, to compare with.
         num_examples: n.
         delta: it holds with probability 1 - delta.
 
-    Returns:
-        The bound; 1 is vacuous.
+    Raises:
+        RuntimeError: if the file does not give the rounded weights back.
     """
-    size_bits: Any = weight_bits + CODER_BITS + math.log2(weight_bits.size)
-    size_bits = size_bits + np.asarray(bounds.self_delimiting_bits(np.ceil(size_bits / 8)))
-    errors: Any = np.broadcast_to(train_errors, size_bits.shape)
-    found = bounds.occam(errors, size_bits, num_examples=num_examples, delta=delta)
-    return float(np.min(np.asarray(found)))
+
+    def bound(errors: Any, sizes: Any) -> Float[np.ndarray, "..."]:
+        bits = 8 * sizes + np.asarray(bounds.self_delimiting_bits(sizes))
+        return np.asarray(bounds.occam(errors, bits, num_examples=num_examples, delta=delta))
+
+    exponents = range(1, len(train_errors) + 1)
+    sizes = np.asarray([len(write_rounded(params, exponent)) for exponent in exponents])
+    place = int(np.argmin(bound(train_errors, sizes)))
+    # The best codes take long: only where the bound is least by the quick ones.
+    data = write_rounded(params, place + 1, effort="best")
+    step = 2.0 ** -(place + 1)
+    expected = coding.quantize(params, step=step)
+    if not all(
+        np.array_equal(one, other)
+        for one, other in zip(
+            jax.tree.leaves(read_rounded(data, params)), jax.tree.leaves(expected), strict=True
+        )
+    ):
+        raise RuntimeError("the file of a rounded network does not decode to it.")
+    return Certificate(
+        float(bound(train_errors[place], len(data))),
+        len(data),
+        float(np.min(weight_bits[:, place])) / 8,
+        step,
+    )
 
 
 def flat(params: Params) -> Float[np.ndarray, "N"]:

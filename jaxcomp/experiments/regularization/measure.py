@@ -276,6 +276,9 @@ def _description_row(
     weights = codes.flat(params)
     weight_bits = codes.fitted_bits(weights, steps)
     best = codes.shortest_description(weight_bits, label_bits, steps)
+    certified = codes.certificate(
+        params, errors, weight_bits, num_examples=config.train_size, delta=config.delta
+    )
     prior: Any = codes.implied_prior(variant, config.train_size)
     implied = math.nan
     if prior is not None:
@@ -288,7 +291,8 @@ def _description_row(
         "description_step": best.step,
         "description_code": best.code,
         "description_bits_implied": implied,
-        "certificate": codes.certificate(
-            weight_bits, errors, num_examples=config.train_size, delta=config.delta
-        ),
+        "certificate": certified.bound,
+        "certificate_bytes": certified.size_bytes,
+        "certificate_ideal_bytes": certified.ideal_bytes,
+        "certificate_step": certified.step,
     }

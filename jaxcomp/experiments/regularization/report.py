@@ -24,7 +24,7 @@ from jaxcomp.experiments.reporting import (
     print_labelled,
     print_text,
 )
-from jaxcomp.experiments.verdicts import p_words
+from jaxcomp.experiments.verdicts import p_words, signed
 
 HOW = "strengths were chosen on the validation set, the test set was looked at once"
 NOTES = (
@@ -36,8 +36,8 @@ NOTES = (
     "Description: weights and training labels at the best step, in kbit. R: nats at the implied "
     "prior, from the diagonal of the curvature. Bound: sqrt(R / 2n) on the 0-1 gap, of a sample of "
     "a posterior whose information is R (exact for linear models; here an estimate that certifies "
-    "nothing). Certificate: on the population error, from the weights at the best step; to guess "
-    "one class is 0.9 where there are ten.",
+    "nothing). Certificate: on the population error, from the bits of a file at the best step, "
+    "which was read again; to guess one class is 0.9 where there are ten.",
 )
 
 ENTROPY_NOTE = (
@@ -74,6 +74,11 @@ COLUMNS = (
     Column("\nbound", "gap_bound", 1, 2),
     Column("\ncert.", "certificate", 1, 2),
 )
+# A window has no room for these; Markdown has.
+FILE_COLUMNS = (
+    Column("file\nbytes", "certificate_bytes", 1, 0),
+    Column("ideal\nbytes", "certificate_ideal_bytes", 1, 0),
+)
 
 
 def print_report(
@@ -96,7 +101,7 @@ def print_report(
     print_labelled(console, first_lines(table, claims))
     console.print()
     print_text(console, Text(title(table), style="bold"))
-    for note in NOTES:
+    for note in (*NOTES, file_line(table)):
         print_text(console, Text(note, style="italic"))
     grid = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="")
     grid.add_column("", no_wrap=True)
@@ -121,14 +126,16 @@ def report_markdown(
     with_pictures: bool = False,
 ) -> str:
     """Return the same report as Markdown, text that ends with a newline."""
-    headers = ["", *(" ".join(column.header.split()) for column in COLUMNS)]
-    align = [":--", *["--:"] * len(COLUMNS)]
+    columns = (*COLUMNS, *FILE_COLUMNS)
+    headers = ["", *(" ".join(column.header.split()) for column in columns)]
+    align = [":--", *["--:"] * len(columns)]
     parts = ["# Regularization as compression", f"## {title(table)}"]
     parts.append(markdown_labelled(first_lines(table, claims)))
     if with_pictures:
         parts.append("![every quantity against the strength](regularization.png)")
     parts += ["### Claims", markdown_claims([_told(claim) for claim in claims])]
-    parts += ["### Numbers", *NOTES, markdown_table([headers, align, *_lines(table)])]
+    parts += ["### Numbers", *NOTES, file_line(table)]
+    parts.append(markdown_table([headers, align, *_lines(table, columns)]))
     parts.append("### Models that rounding leaves")
     if with_pictures:
         parts.append("![models left by rounding](rounding.png)")
@@ -232,13 +239,28 @@ def _entropy(row: Any) -> str:
     return "entropy: " + ", ".join(told)
 
 
-def _lines(table: pd.DataFrame) -> list[list[str]]:
+def file_line(table: pd.DataFrame) -> str:
+    """How long the files of the certificates are, against the ideal lengths of fitted codes."""
+    sizes, ideal = (
+        table[name].to_numpy(float) for name in ("certificate_bytes", "certificate_ideal_bytes")
+    )
+    shares = sizes / ideal - 1
+    low, mean, high = (
+        signed(100 * share, 1) for share in (shares.min(), shares.mean(), shares.max())
+    )
+    return (
+        "Files of the certificates against the ideal length of the shortest fitted code at their "
+        f"step: {mean} % ({low} to {high} %)."
+    )
+
+
+def _lines(table: pd.DataFrame, columns: Sequence[Column] = COLUMNS) -> list[list[str]]:
     lines = []
     groups: Any = table.groupby("variant", sort=False)
     for _, rows in groups:
         label = Variant(rows["kind"].iloc[0], float(rows["strength"].iloc[0])).label
         line = [label]
-        for column in COLUMNS:
+        for column in columns:
             mean = float(rows[column.source].to_numpy(float).mean())
             told = "" if math.isnan(mean) else f"{column.factor * mean:,.{column.decimals}f}"
             if column.source == "loss_change" and rows["kind"].iloc[0] != "none":

@@ -43,6 +43,7 @@ _DESCRIPTION_COLUMNS = (
 )
 # A table without the column has the same size of codebook in every layer.
 ALLOCATION = "allocation"
+_MEASURED, _ESTIMATED = "ratio", "ratio_estimated"
 _VALIDATION_COLUMNS: dict[Quantity, str] = {
     "loss": "validation_loss",
     "loss_tempered": "validation_loss_tempered",
@@ -62,7 +63,7 @@ class JudgedVariant(NamedTuple):
 
     name: str
     is_about: dict[str, Any]
-    sizes: NDArray[np.float64]  # (M,) bits
+    sizes: NDArray[np.float64]  # (M,) bits of files, or estimated
     validation: dict[Quantity, NDArray[np.float64]]  # each (M,)
 
     @property
@@ -91,10 +92,23 @@ class JudgedSetting(NamedTuple):
     name: str
     variants: tuple[JudgedVariant, ...]
     original: JudgedVariant
+    has_files: bool  # whether sizes are those of files
 
     def of_kind(self, kind: str) -> list[JudgedVariant]:
         """Variants of one kind, in the table's order."""
         return [variant for variant in self.variants if variant.is_about["kind"] == kind]
+
+
+def ratio_column(table: "Mapping[Any, Any] | pd.DataFrame") -> str:
+    """Return which column of a table says how many times smaller its variants are.
+
+    `ratio`, of files, if all compressed variants have one; else `ratio_estimated`.
+    """
+    if _MEASURED not in table:
+        return _ESTIMATED
+    ratios = np.asarray(table[_MEASURED], np.float64)
+    measured = np.isfinite(ratios[np.asarray(table["kind"]) == "compressed"])
+    return _MEASURED if len(measured) and measured.all() else _ESTIMATED
 
 
 def read_table(table: "pd.DataFrame") -> JudgedSetting:
@@ -123,6 +137,9 @@ def read_table(table: "pd.DataFrame") -> JudgedSetting:
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(columns["variant"]):
         rows.setdefault(str(name), []).append(row)
+    are_measured = ratio_column(table) == _MEASURED
+    size_bits = 8 * table["size_bytes"] if are_measured else table["size_bits_estimated"]
+    columns["size_bits"] = size_bits.to_numpy()
     variants = tuple(_read_variant(name, rows[name], columns) for name in rows)
     originals = [variant for variant in variants if variant.is_about["kind"] == "original"]
     if len(originals) != 1:
@@ -140,7 +157,7 @@ def read_table(table: "pd.DataFrame") -> JudgedSetting:
     name = settings[0][0]
     if len(identity) > 1:
         name = Setting(*settings[0]).name
-    return JudgedSetting(str(name), variants, originals[0])
+    return JudgedSetting(str(name), variants, originals[0], are_measured)
 
 
 def _read_variant(name: str, rows: list[int], columns: Mapping[str, NDArray[Any]]) -> JudgedVariant:
@@ -149,7 +166,7 @@ def _read_variant(name: str, rows: list[int], columns: Mapping[str, NDArray[Any]
         is_about={
             column: columns[column][rows[0]] for column in (*_DESCRIPTION_COLUMNS, ALLOCATION)
         },
-        sizes=columns["size_bits_estimated"][rows].astype(np.float64),
+        sizes=columns["size_bits"][rows].astype(np.float64),
         validation={
             quantity: columns[column][rows].astype(np.float64)
             for quantity, column in _VALIDATION_COLUMNS.items()

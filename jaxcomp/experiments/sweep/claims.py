@@ -16,7 +16,8 @@ follows.
   examples chose.)
 - p is corrected by Holm's procedure over all the claims made.
 
-An effect counts from 3 % on. Losses in nats, accuracies as fractions, sizes in bits.
+An effect counts from 3 % on. Losses in nats, accuracies as fractions, sizes in bits: of files where
+all compressed variants have one, else estimated.
 """
 
 import bisect
@@ -179,11 +180,11 @@ def evaluate_claims(
     the table if there are several).
 
     Claim 4 compares a penalised K-means variant with the unpenalised K-means variants of its
-    importance. The baseline at equal bits mixes the two whose mean `size_bits_estimated` enclose
-    the variant's, in the proportion that gives its mean size: what a coin would reach that picks
-    one of the two quantizers for each network. Beyond the last unpenalised variant the nearest one
-    is taken, and the sentence says so. The penalised variant that is best on the validation set is
-    tested.
+    importance. The baseline at equal bits mixes the two whose mean sizes (`size_bytes`, or
+    `size_bits_estimated` without files) enclose the variant's, in the proportion that gives its
+    mean size: what a coin would reach that picks one of the two quantizers for each network. Beyond
+    the last unpenalised variant the nearest one is taken, and the sentence says so. The penalised
+    variant that is best on the validation set is tested.
 
     Claims without candidates (no compressed variant, no penalised one) are not made and do not
     enter the correction. Variants with a number that is not finite are no candidates.

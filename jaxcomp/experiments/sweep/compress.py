@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from jaxcomp.compressed.tensors import TensorLayout, decode, size_of, tensor_of
 from jaxcomp.experiments.sweep.codebooks import Codebooks, Layers, codebook_variant, quantizer
+from jaxcomp.experiments.sweep.files import Stored
 from jaxcomp.experiments.sweep.variants import Variant
 from jaxcomp.quantizers import EntropyConstrained, Vector
 from jaxcomp.quantizers.curves import Point
@@ -37,6 +38,7 @@ class Compressed(NamedTuple):
         num_used: clusters in use, mean over layers; NaN where there is no codebook.
         num_empty: clusters without a weight, summed over layers; NaN likewise.
         converged: whether every layer's iteration reached a fixed point.
+        stored: what a file holds of each layer, by path; empty where the variant does not compress.
     """
 
     layers: Layers
@@ -44,6 +46,7 @@ class Compressed(NamedTuple):
     num_used: float
     num_empty: float
     converged: bool
+    stored: dict[str, Stored]
 
 
 def compress(
@@ -112,7 +115,7 @@ def _quantized(layers: Layers, variant: Variant, codebooks: Codebooks) -> Compre
     # Only these give a weight its code by what it counts.
     has_costs = isinstance(method, EntropyConstrained | Vector)
     points = codebooks.points.get(codebook_variant(variant).id)
-    values, counts, converged = {}, [], []
+    values, stored, counts, converged = {}, {}, [], []
     total = np.zeros(len(Sizes._fields))
     for number, (path, weights) in enumerate(layers.items()):
         if variant.layer and path != variant.layer:
@@ -124,7 +127,7 @@ def _quantized(layers: Layers, variant: Variant, codebooks: Codebooks) -> Compre
         layout = TensorLayout(
             (path,), method, weights.shape, np.dtype(weights.dtype), importance is not None, False
         )
-        values[path] = decode(leaf, layout)
+        values[path], stored[path] = decode(leaf, layout), (leaf, layout)
         total += np.asarray(size_of(leaf, layout))
         counts.append(np.asarray(leaf.counts))
         converged.append(bool(point.converged))
@@ -138,11 +141,12 @@ def _quantized(layers: Layers, variant: Variant, codebooks: Codebooks) -> Compre
         num_used=float(np.mean(used)) if has_codebook else np.nan,
         num_empty=float(sum(asked) - sum(used)) if has_codebook else np.nan,
         converged=all(converged),
+        stored=stored,
     )
 
 
 def _uncompressed(layers: Layers) -> Compressed:
-    return Compressed(layers, None, np.nan, np.nan, converged=True)
+    return Compressed(layers, None, np.nan, np.nan, converged=True, stored={})
 
 
 @jax.jit

@@ -18,12 +18,14 @@ from jaxtyping import Array, Float, Int
 
 from jaxcomp.bounds import mutual_information_bound
 from jaxcomp.coding.sizes import compression_ratio
+from jaxcomp.compressed.files import SharedLeaves
 from jaxcomp.evaluation import metrics
 from jaxcomp.evaluation.calibration import fit_temperature
 from jaxcomp.experiments.samples import Examples
 from jaxcomp.experiments.sweep.candidates import VariantLosses
 from jaxcomp.experiments.sweep.codebooks import Codebooks, Layers
 from jaxcomp.experiments.sweep.compress import Compressed, compress, squared_errors
+from jaxcomp.experiments.sweep.files import can_be_written, file_of, num_bytes
 from jaxcomp.experiments.sweep.limits import NO_LIMITS, limit_curve, limits_at
 from jaxcomp.experiments.sweep.variants import Variant
 from jaxcomp.numerics.units import LN2
@@ -188,7 +190,15 @@ class Evaluator:
 
 
 class Scorer:
-    """All rows of one network: compresses it variant by variant and scores chunk by chunk."""
+    """All rows of one network: compresses it variant by variant and scores chunk by chunk.
+
+    Args:
+        network: with its codebooks.
+        parts: its three parts.
+        evaluator: of its setting.
+        reference: importance of every weight, for predictions and limits; None for none.
+        keep: takes the file of every compressed variant; None for nobody.
+    """
 
     def __init__(
         self,
@@ -197,12 +207,14 @@ class Scorer:
         evaluator: Evaluator,
         *,
         reference: Layers | None = None,
+        keep: Callable[[Variant, bytes], None] | None = None,
     ):
         self.network = network
         self.subject = network.subject
         self.parts = parts
         self.evaluator = evaluator
         self.reference = reference
+        self.keep = keep
         self.weights = network.subject.weights()
 
     @cached_property
@@ -231,9 +243,12 @@ class Scorer:
         filled += [filled[-1]] * (self.evaluator.num_chunk_variants - len(filled))
         scores = self._scores(_stack(filled))
         rows = []
-        for position, (variant, (_, changed)) in enumerate(zip(variants, applied, strict=True)):
+        for position, (variant, (params, changed)) in enumerate(
+            zip(variants, applied, strict=True)
+        ):
             row = {name: float(values[position]) for name, values in scores.items()}
-            rows.append(self._row(variant, changed, row))
+            size = self._size_bytes(variant, params, changed)
+            rows.append(self._row(variant, changed, row, size))
         return rows
 
     def losses(self, variant: Variant, temperature: float) -> VariantLosses:
@@ -248,12 +263,32 @@ class Scorer:
             else losses
         )
 
+    @cached_property
+    def _original_bytes(self) -> int:
+        return num_bytes(self.subject.params)
+
+    @cached_property
+    def _shared(self) -> SharedLeaves:
+        return SharedLeaves(jax.tree.leaves(self.subject.params))
+
+    def _size_bytes(self, variant: Variant, params: Params, changed: Compressed) -> float:
+        """Write the file of a compressed variant and return its bytes; NaN if there is none."""
+        if variant.kind in ("original", "control"):
+            return self._original_bytes
+        # A layer alone is compressed to see what the loss does, not for its size.
+        if variant.kind == "sensitivity" or not can_be_written():
+            return np.nan
+        data = file_of(params, changed.stored, self.subject.stacks, self._shared)
+        if self.keep is not None:
+            self.keep(variant, data)
+        return len(data)
+
     def _scores(self, stacked: Params) -> dict[str, np.ndarray]:
         logits = self.evaluator.logits(stacked, self.inputs)
         scores = _score(*_split(logits, self.parts), *_labels(self.parts))
         return {name: np.asarray(values, np.float64) for name, values in scores.items()}
 
-    def _row(self, variant: Variant, changed: Compressed, scores: Row) -> Row:
+    def _row(self, variant: Variant, changed: Compressed, scores: Row, size_bytes: float) -> Row:
         num_weights = sum(w.size for w in self.weights.values())
         biases = _num_floats(self.subject.params) - num_weights
         original_bits = float(FLOAT_BITS * num_weights)
@@ -298,6 +333,8 @@ class Scorer:
             "limit_bits_per_weight": limits.limit,
             "shannon_bits_per_weight": limits.shannon,
             "excess_bits_per_weight": limits.excess,
+            "size_bytes": float(size_bytes),
+            "ratio": self._original_bytes / size_bytes,
             "codebook_bits": codebook,
             "size_bits_estimated": size_bits,
             "description_bits": description,

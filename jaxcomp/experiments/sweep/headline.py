@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from jaxcomp.experiments.sweep.claims import Claim
-from jaxcomp.experiments.sweep.smallest import SmallestNetwork
+from jaxcomp.experiments.sweep.smallest import SmallestNetwork, smaller_words
 from jaxcomp.experiments.sweep.summary import CONTROL_NAMES, Summary, best_variant
 from jaxcomp.experiments.verdicts import p_words, percent, signed
 
@@ -58,7 +58,8 @@ def _compressed(summary: Summary) -> str:
     size = "" if bits != bits else f" of {bits / 32:,.0f} weights"
     ways = "1 way" if num_variants == 1 else f"{num_variants} ways"
     networks = "1 network" if summary.num_models == 1 else f"{summary.num_models} networks"
-    return f"{networks}{size} ({summary.subject}), in {ways}"
+    files = ", each a file read again" if summary.has_files else ""
+    return f"{networks}{size} ({summary.subject}), in {ways}{files}"
 
 
 def _no_loss(smallest: SmallestNetwork | None) -> str:
@@ -69,7 +70,7 @@ def _no_loss(smallest: SmallestNetwork | None) -> str:
         for value in (smallest.effect, smallest.low, smallest.high)
     )
     numbers = f"tempered test loss {change} % ({low} to {high} %)"
-    variant = f"{smallest.ratio:.1f}x smaller ({smallest.description})"
+    variant = smaller_words(smallest)
     limit = percent(smallest.margin)
     if smallest.holds:
         return f"{variant}: {numbers}, within {limit}"

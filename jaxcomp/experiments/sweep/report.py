@@ -53,6 +53,15 @@ LEGEND = (
     "Tempered: with the best temperature for each network. A lower tempered loss or a higher "
     "accuracy is a better network; a lower raw loss alone is not."
 )
+_FILES = (
+    "Ratio: bytes of the original's arrays over those of the file, with all in it that the network "
+    "needs; the file was written, read again and compared bit for bit with what was evaluated. "
+    "Its codes are the quick ones."
+)
+_NO_FILES = (
+    "Ratio: estimated, bits of 32-bit weights over the entropy of the codes and the codebooks, "
+    "without biases; with constriction installed (jaxcomp[coding]) it is that of files."
+)
 FIXED_CLUSTERS = (2, 4, 8, 16, 32)
 _HOW = "variants were chosen on the validation set, the test set was looked at once"
 
@@ -74,11 +83,13 @@ class Column(NamedTuple):
     """Characters without the deviation; 0 if the column is left out in a narrow window."""
 
 
+# Stands for the column of the sweep's table that says it: that of files, or the estimate.
+_RATIO = "ratio"
 COLUMNS = (
     Column("compression", "\ncompression", "", 1.0, 0, False, 27, 27),
     Column("K", "\nK", "num_clusters", 1.0, 0, False, 3, 3),
-    Column("ratio", "\nratio", "ratio_estimated", 1.0, 1, False, 5, 5),
-    Column("bits per weight", "bits/\nweight", "entropy_bits_per_weight", 1.0, 2, False, 6, 0),
+    Column("ratio", "\nratio", _RATIO, 1.0, 1, False, 5, 5),
+    Column("size, kB", "size\nkB", "size_bytes", 1e-3, 1, False, 6, 0),
     Column("train loss", "train\nloss", "train_loss", 1.0, 4, True, 13, 6),
     Column("test loss", "test\nloss", "test_loss", 1.0, 3, True, 11, 6),
     Column("tempered test loss", "tempered\nloss", "test_loss_tempered", 1.0, 3, True, 11, 8),
@@ -86,6 +97,8 @@ COLUMNS = (
     Column("accuracy", "\naccuracy", "accuracy", 100.0, 2, True, 11, 8),
     Column("ECE", "\nECE", "calibration_error", 100.0, 1, False, 5, 5),
 )
+# What stands in place of the size where there are no files.
+_RATE = Column("bits per weight", "bits/\nweight", "entropy_bits_per_weight", 1.0, 2, False, 6, 0)
 
 
 # The table of distances: header, column of the sweep's table, decimals.
@@ -355,6 +368,13 @@ def _noise_of_chosen(summary: Summary) -> VariantSummary | None:
     return next((variant for variant in noise if variant.num_clusters == chosen.num_clusters), None)
 
 
+def _columns(summary: Summary) -> tuple[Column, ...]:
+    """The columns of the compact table."""
+    if summary.has_files:
+        return COLUMNS
+    return tuple(_RATE if column.source == "size_bytes" else column for column in COLUMNS)
+
+
 def _number(line: Line, column: Column, plus_minus: str) -> str:
     """One entry of the table; a dash where there is no number."""
     if not column.source:
@@ -363,7 +383,8 @@ def _number(line: Line, column: Column, plus_minus: str) -> str:
         # The K of a noise control is in its name: nothing was clustered.
         is_shown = line.variant.num_clusters > 0 and line.variant.kind == "compressed"
         return f"{line.variant.num_clusters}" if is_shown else "-"
-    level = line.variant.level(column.source)
+    source = line.variant.ratio_column if column.source == _RATIO else column.source
+    level = line.variant.level(source)
     if math.isnan(level.mean):
         return "-"
     decimals = column.decimals
@@ -371,7 +392,7 @@ def _number(line: Line, column: Column, plus_minus: str) -> str:
         # Exploded losses keep their width: 0.123, 12.34, 123.4.
         decimals = max(0, decimals - int(math.log10(max(abs(level.mean), 1.0))))
     mean = f"{column.factor * level.mean:.{decimals}f}"
-    if column.source == "ratio_estimated" and level.mean >= 999.95:
+    if column.source == _RATIO and level.mean >= 999.95:
         return ">999"
     if not (plus_minus and column.has_deviation) or math.isnan(level.deviation):
         return mean
@@ -379,18 +400,19 @@ def _number(line: Line, column: Column, plus_minus: str) -> str:
 
 
 def _print_table(console: Console, summary: Summary) -> None:
-    gaps = len(COLUMNS) - 1
+    columns = _columns(summary)
+    gaps = len(columns) - 1
     is_single = summary.num_models == 1
     is_ascii = console.options.ascii_only
     plus_minus = "+-" if is_ascii else "±"
-    wide = [c.width + (len(plus_minus) - 1) * c.has_deviation for c in COLUMNS]
+    wide = [c.width + (len(plus_minus) - 1) * c.has_deviation for c in columns]
     has_deviation = not is_single and console.width >= sum(wide) + gaps
-    shown, widths = COLUMNS, wide
+    shown, widths = columns, wide
     if not has_deviation:
         plus_minus = ""
-        widths = [c.short_width or c.width for c in COLUMNS]
+        widths = [c.short_width or c.width for c in columns]
         if console.width < sum(widths) + gaps:
-            shown = tuple(c for c in COLUMNS if c.short_width)
+            shown = tuple(c for c in columns if c.short_width)
             widths = [c.short_width for c in shown]
     note = _numbers_note(summary, plus_minus)
     if not is_single and not has_deviation:
@@ -446,7 +468,10 @@ def _dash(console: Console) -> str:
 
 
 def _numbers_note(summary: Summary, plus_minus: str) -> str:
-    parts = ["Losses and gap in nats per example, accuracy and calibration error (ECE) in %."]
+    parts = [
+        "Losses and gap in nats per example, accuracy and calibration error (ECE) in %.",
+        _FILES if summary.has_files else _NO_FILES,
+    ]
     if summary.num_models > 1:
         spread = f"Mean {plus_minus} standard deviation over networks."
         parts.append(spread if plus_minus else "Means.")
@@ -469,12 +494,13 @@ def _unused_clusters(summary: Summary) -> list[str]:
 
 
 def _markdown_table(summary: Summary) -> str:
-    lines = [[c.name for c in COLUMNS], [":--", *["--:"] * (len(COLUMNS) - 1)]]
+    columns = _columns(summary)
+    lines = [[c.name for c in columns], [":--", *["--:"] * (len(columns) - 1)]]
     for section in _sections(summary):
         if section.title:
-            lines.append([f"**{section.title}**", *[""] * (len(COLUMNS) - 1)])
+            lines.append([f"**{section.title}**", *[""] * (len(columns) - 1)])
         for line in section.lines:
-            lines.append([_number(line, column, "±") for column in COLUMNS])
+            lines.append([_number(line, column, "±") for column in columns])
     return markdown_table(lines)
 
 

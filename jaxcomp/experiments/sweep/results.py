@@ -6,6 +6,7 @@ A run directory holds, each file written whole or not at all::
     variants/*.json          rows of finished chunks of variants (where a resumed run goes on)
     networks/*.npz           the trained networks
     codebooks/*.npz          every codebook of every network
+    compressed/*.jxc         every compressed network (with `constriction` installed)
     table.csv, .parquet      one row per variant and network
     claims.json, report.md   what holds and what does not
     *.png, *.svg, *.pdf      pictures: `sweep` first, every quantity in `sweep-details`
@@ -25,6 +26,7 @@ from jaxcomp.experiments.drawing import own_look
 from jaxcomp.experiments.reporting import brief
 from jaxcomp.experiments.result import loading, read_table, seal, write_table
 from jaxcomp.experiments.sweep import pictures
+from jaxcomp.experiments.sweep.candidates import ratio_column
 from jaxcomp.experiments.sweep.claims import Claim, claim_from_dict, claims_table
 from jaxcomp.experiments.sweep.engine import Network, Subject, change
 from jaxcomp.experiments.sweep.report import headlines, print_report, report_markdown
@@ -46,8 +48,10 @@ class SweepResult:
 
     Attributes:
         table: one row per variant and network; losses and gaps in nats per example, accuracies and
-            the Brier score as fractions, sizes in bits (the name says so), ratios of the bits of
-            32-bit weights to the estimated bits.
+            the Brier score as fractions. `size_bytes` are those of the variant's file, which was
+            decoded again (of the arrays in memory where nothing is compressed; NaN without
+            `constriction`), `ratio` the bytes of the original's arrays over them. Other sizes are
+            estimates in bits; `ratio_estimated` is that of weights of 32 bits, biases out.
         claims: what the sweep shows, for every setting.
         calibration: for every setting, which part of the fall of the raw loss one temperature
             would have given, in a sentence.
@@ -88,7 +92,7 @@ class SweepResult:
         Args:
             criterion: `validation_loss`, `validation_loss_tempered` or `validation_accuracy`.
                 The test set is not a criterion: a choice made on it would spoil the claim.
-            min_ratio: least compression ratio allowed.
+            min_ratio: least compression ratio allowed, of files if there are any.
             setting: name of the setting, if the sweep has several.
 
         Returns:
@@ -102,11 +106,11 @@ class SweepResult:
             raise ValueError(f"criterion must be one of {', '.join(allowed)}, got {criterion!r}.")
         table = rows_where(self.table, setting=self._setting(setting), kind="compressed")
         means = variant_means(table)
-        reached = means.loc[means["ratio_estimated"] >= min_ratio]
+        ratios = means[ratio_column(table)]
+        reached = means.loc[ratios >= min_ratio]
         if reached.empty:
             raise ValueError(
-                f"no variant reaches a ratio of {min_ratio:g}: the largest is "
-                f"{means['ratio_estimated'].max():.1f}."
+                f"no variant reaches a ratio of {min_ratio:g}: the largest is {ratios.max():.1f}."
             )
         score = reached[criterion].to_numpy(float)
         return reached.iloc[score.argmax() if criterion.endswith("accuracy") else score.argmin()]
@@ -164,7 +168,7 @@ class SweepResult:
 
     @own_look()
     def plot(self, setting: str | None = None) -> Figure:
-        """Draw the test loss, raw and tempered, against the compression ratio, for one setting."""
+        """Draw the test loss, raw and tempered, against the ratio of sizes, for one setting."""
         rows, claims, name = self._of(setting)
         smallest = next((found for found in self.smallest if found.setting == name), None)
         return pictures.plot_sweep(rows, claims=claims, smallest=smallest)

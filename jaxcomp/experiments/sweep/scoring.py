@@ -29,7 +29,7 @@ from jaxcomp.experiments.sweep.engine import (
     stack_losses,
 )
 from jaxcomp.experiments.sweep.smallest import SmallestNetwork, smallest_without_loss
-from jaxcomp.experiments.sweep.stored import StoredNetwork
+from jaxcomp.experiments.sweep.stored import StoredNetwork, write_file
 from jaxcomp.experiments.sweep.variants import Variant
 from jaxcomp.progress import Progress
 
@@ -136,7 +136,8 @@ def _score_network(
     @cache
     def scorer() -> Scorer:
         reference = subject.layers_of(curvatures().reference)
-        return Scorer(network, parts, evaluator, reference=reference)
+        keep = None if run.path is None else partial(write_file, run.path, file)
+        return Scorer(network, parts, evaluator, reference=reference, keep=keep)
 
     def score(members: Sequence[Variant]) -> list[Row]:
         return scorer().score(members)

@@ -40,7 +40,10 @@ class SmallestNetwork(NamedTuple):
     description: str
     """The same in words."""
     ratio: float
-    """Bits of 32-bit weights over its estimated bits, mean over the networks."""
+    """How many times smaller, mean over the networks: bytes of the arrays over those of its file;
+    without files bits of 32-bit weights over its estimated bits."""
+    size_bytes: float | None
+    """Of its file, mean over the networks; None without files."""
     num_candidates: int
     """Variants the choice was made among."""
     effect: float
@@ -125,6 +128,7 @@ def smallest_without_loss(
         variant=chosen.variant.name,
         description=describe(chosen.variant),
         ratio=float(np.mean(setting.original.sizes / chosen.variant.sizes)),
+        size_bytes=chosen.variant.bits / 8 if setting.has_files else None,
         num_candidates=len(candidates),
         effect=interval.estimate,
         low=interval.low,
@@ -140,6 +144,14 @@ def smallest_without_loss(
         sentence="",
     )
     return found._replace(sentence=_sentence(found))
+
+
+def smaller_words(found: SmallestNetwork) -> str:
+    """Say how small the candidate is, and what was done to it."""
+    size, told = found.size_bytes, found.description
+    if size is not None:
+        told = f"{f'{size / 1000:,.1f} kB' if size >= 10_000 else f'{size:,.0f} bytes'}, {told}"
+    return f"{found.ratio:.1f}x smaller ({told})"
 
 
 def smallest_from_dict(row: Mapping[str, Any]) -> SmallestNetwork:
@@ -167,7 +179,7 @@ def _sentence(found: SmallestNetwork) -> str:
         f"{signed_words(found.accuracy_high, 'accuracy')})."
     )
     whom = "this network" if found.num_models == 1 else f"these {found.num_models} networks"
-    variant = f"{found.ratio:.1f}x smaller ({found.description})"
+    variant = smaller_words(found)
     limit = percent(found.margin)
     if found.holds:
         return (

@@ -1,6 +1,7 @@
 """A network and its codebooks in files: a part of a sweep, and the network without the process.
 
-Two files hold them, `networks/NAME.npz` and `codebooks/NAME.npz`.
+Two files hold them, `networks/NAME.npz` and `codebooks/NAME.npz`; beside them lie the compressed
+networks, `compressed/NAME-VARIANT.jxc`.
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from jaxcomp import storage
 from jaxcomp.experiments.reproducibility import key_from_plain, key_to_plain
 from jaxcomp.experiments.sweep.codebooks import Codebooks
 from jaxcomp.experiments.sweep.engine import Network, Subject
+from jaxcomp.experiments.sweep.variants import Variant
 from jaxcomp.trees.description import (
     array_of_dtype,
     describe_tree,
@@ -24,7 +26,7 @@ from jaxcomp.trees.description import (
 from jaxcomp.trees.paths import leaves_by_path
 from jaxcomp.types import Params
 
-FOLDERS = ("variants", "networks", "codebooks")
+FOLDERS = ("variants", "networks", "codebooks", "compressed")
 """Of a sweep's run: rows, and what this module writes."""
 
 
@@ -102,6 +104,19 @@ def read_network(file: Path, codebooks: Path) -> tuple[Network, str]:
     )
     key = key_from_plain(metadata["key"])
     return Network(subject, read_codebooks(codebooks), key), metadata["setting"]
+
+
+def write_file(folder: Path, name: str, variant: Variant, data: bytes) -> None:
+    """Write the file of a compressed network.
+
+    Args:
+        folder: of the run.
+        name: of the network.
+        variant: how it was compressed.
+        data: the file.
+    """
+    file = f"{name}-{variant.id.replace('/', '_')}.jxc"
+    storage.write_bytes_atomic(folder / "compressed" / file, data)
 
 
 def read_codebooks(file: Path) -> Codebooks:

@@ -15,6 +15,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from jaxcomp.evaluation.statistics import model_interval
+from jaxcomp.experiments.sweep.candidates import ratio_column
 from jaxcomp.experiments.sweep.claims import Claim
 from jaxcomp.experiments.sweep.config import Setting
 from jaxcomp.experiments.sweep.importance import IMPORTANCES, importance_name
@@ -113,6 +114,7 @@ class VariantSummary:
             training minus test accuracy.
         model_seeds: the networks, ascending.
         allocation: equal, or optimal: layers share their bits.
+        ratio_column: of files where all variants of the setting have one, else the estimate.
     """
 
     name: str
@@ -126,6 +128,7 @@ class VariantSummary:
     values: Mapping[str, Float[np.ndarray, " models"]]
     model_seeds: tuple[int, ...]
     allocation: str = "equal"
+    ratio_column: str = "ratio_estimated"
 
     def mean(self, column: str) -> float:
         """Mean over networks; NaN if the table lacks the column or a value is not finite.
@@ -172,8 +175,8 @@ class VariantSummary:
 
     @property
     def ratio(self) -> float:
-        """Mean of the estimated compression ratio."""
-        return self.mean("ratio_estimated")
+        """Mean of the compression ratio."""
+        return self.mean(self.ratio_column)
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,6 +247,7 @@ class Summary:
         columns: of the table.
         original: the variant of the uncompressed networks.
         variants: all variants, in the table's order.
+        has_files: whether ratios are those of files; else they are estimates.
     """
 
     name: str
@@ -253,6 +257,7 @@ class Summary:
     columns: frozenset[str]
     original: VariantSummary
     variants: tuple[VariantSummary, ...]
+    has_files: bool = False
 
     def of(self, kind: str, method: str | None = None) -> list[VariantSummary]:
         """Variants of one kind (and method), sorted by ratio."""
@@ -491,6 +496,7 @@ def _summarize_setting(setting: Setting, columns: Mapping[str, np.ndarray]) -> S
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(columns["variant"].tolist()):
         rows.setdefault(str(name), []).append(row)
+    ratio = ratio_column(columns)
     variants: list[VariantSummary] = []
     seeds = columns["model_seed"]
     for name, found in rows.items():
@@ -509,6 +515,7 @@ def _summarize_setting(setting: Setting, columns: Mapping[str, np.ndarray]) -> S
                 values={column: columns[column][members].astype(float) for column in numeric},
                 model_seeds=tuple(int(seed) for seed in seeds[members]),
                 allocation=str(allocation[members[0]]),
+                ratio_column=ratio,
             )
         )
     original = next((variant for variant in variants if variant.kind == "original"), None)
@@ -525,6 +532,7 @@ def _summarize_setting(setting: Setting, columns: Mapping[str, np.ndarray]) -> S
         columns=frozenset(columns),
         original=original,
         variants=tuple(variants),
+        has_files=ratio != "ratio_estimated",
     )
 
 

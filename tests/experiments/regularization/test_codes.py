@@ -9,6 +9,7 @@ from scipy import stats
 from jaxcomp import bounds, coding
 from jaxcomp.experiments.regularization import codes, measure_codes
 from jaxcomp.experiments.regularization.config import Variant
+from jaxcomp.experiments.regularization.files import write_rounded
 
 RNG = np.random.default_rng(0)
 DENSE = {"a": RNG.normal(0, 0.1, (60, 50)).astype(np.float32)}
@@ -82,17 +83,27 @@ def test_the_shortest_description_is_the_least_sum():
     assert codes.shortest_description(weight_bits, broken, steps).bits > found.bits
 
 
-def test_the_certificate_charges_all_that_a_decoder_needs():
-    weight_bits, errors = np.array([[3000.0, 900.0]]), np.array([0.0, 0.1])
-    found = codes.certificate(weight_bits, errors, num_examples=2000, delta=0.05)
-    sizes = weight_bits[0] + 64 + 1
-    sizes = sizes + np.log2(np.ceil(sizes / 8)) + np.log2(np.ceil(sizes / 8) + 1)
-    wanted = [
-        float(bounds.occam(error, size, num_examples=2000, delta=0.05))
-        for error, size in zip(errors, sizes, strict=True)
-    ]
-    assert found == pytest.approx(min(wanted), rel=1e-6)
-    assert max(wanted) > found
+def test_the_certificate_counts_the_bytes_of_the_file():
+    errors, steps = np.array([0.6, 0.05, 0.02, 0.0]), 2.0 ** -np.arange(1, 5)
+    ideal = codes.fitted_bits(codes.flat(SPARSE), steps)
+    found = codes.certificate(SPARSE, errors, ideal, num_examples=2000, delta=0.05)
+    wanted = []
+    for place, error in enumerate(errors):
+        size = len(write_rounded(SPARSE, place + 1, effort="best"))
+        bits = 8 * size + np.log2(size) + np.log2(size + 1)
+        wanted.append(float(bounds.occam(error, bits, num_examples=2000, delta=0.05)))
+    best = int(np.argmin(wanted))
+    assert found.bound == pytest.approx(wanted[best], rel=1e-6)
+    assert max(wanted) > found.bound
+    assert found.step == steps[best]
+    assert found.size_bytes == len(write_rounded(SPARSE, best + 1, effort="best"))
+    assert found.ideal_bytes == ideal[:, best].min() / 8
+
+
+def test_a_file_that_decodes_to_another_network_certifies_nothing(monkeypatch):
+    monkeypatch.setattr(codes, "read_rounded", lambda data, like: {"a": 2 * like["a"]})
+    with pytest.raises(RuntimeError, match="does not decode to it"):
+        codes.certificate(SPARSE, np.zeros(1), np.ones((1, 1)), num_examples=9, delta=0.05)
 
 
 def test_fitted_bits_charge_the_prior():

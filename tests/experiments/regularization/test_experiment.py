@@ -21,6 +21,7 @@ from jaxcomp.experiments.regularization import (
     experiment,
     figure,
 )
+from jaxcomp.experiments.regularization.files import write_rounded
 
 CONFIG = RegularizationConfig(
     width=1 / 16,
@@ -121,6 +122,22 @@ def test_a_result_is_told_in_five_lines(finished):
     assert result.manifest["status"] == "finished"
     broken = RegularizationResult(result.table.iloc[:, :1], result.rounding, [], {})
     assert repr(broken).startswith("RegularizationResult with a table of ")
+
+
+def test_files_of_certificates_stand_beside_ideal_lengths(finished):
+    _, result, seen = finished
+    table = result.table
+    share = 100 * (table["certificate_bytes"] / table["certificate_ideal_bytes"] - 1)
+    assert f"step: {share.mean():+.1f} % ({share.min():+.1f} to {share.max():+.1f} %)." in (
+        result.report()
+    )
+    # The bytes are those of a network that anybody can write again.
+    row = table.loc[table["variant"] == "l1-0.02"].iloc[1]
+    params = jax.tree.map(lambda leaf: np.asarray(leaf[1]), seen["l1-0.02"][1])["params"]
+    exponent = -int(math.log2(row["certificate_step"]))
+    assert row["certificate_bytes"] == len(write_rounded(params, exponent, effort="best"))
+    heads = result.report().split("### Numbers")[1]
+    assert "| cert. | file bytes | ideal bytes |" in heads
 
 
 def test_numbers_are_those_of_numpy(finished):

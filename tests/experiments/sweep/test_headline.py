@@ -26,6 +26,8 @@ def test_the_first_line_says_what_was_compressed(table, summary):
     assert (
         found == f"5 networks of 268,000 weights (mnist, mlp, clean labels), in {num_variants} ways"
     )
+    with_files = summarize(synthetic_table(QUICK, with_files=True))[0]
+    assert headline(with_files, [], None).compressed == (f"{found}, each a file read again")
     one = summarize(table[(table["model_seed"] == 0)].assign(dataset="given", model="mine"))[0]
     assert headline(one, [], None).compressed.startswith("1 network of 268,000 weights (mine, tr")
 
@@ -36,6 +38,8 @@ def test_the_second_line_says_the_smallest_size_at_no_loss(table, summary):
     assert told == f"{found.ratio:.1f}x smaller (K-means, K = 16): tempered test loss +1.0 % " + (
         "(-0.5 to +2.0 %), within 3 %"
     )
+    measured = headline(summary, [], found._replace(size_bytes=98765.4)).no_loss
+    assert measured.startswith(f"{found.ratio:.1f}x smaller (98.8 kB, K-means, K = 16): ")
     lost = headline(summary, [], found._replace(holds=False, high=2 * found.high)).no_loss
     assert lost.startswith("not shown for any size; tested ")
     assert lost.endswith("(-0.5 to +4.0 %), not within 3 %")

@@ -93,6 +93,32 @@ def test_strengths_are_chosen_on_the_validation_set(table, claims, label, identi
         assert f"{best['ratio_estimated'].mean():.1f}" in row
 
 
+def test_compressed_networks_are_counted_among_the_files(table, claims, tmp_path):
+    assert "compressed: " not in printed(table, claims, directory=tmp_path)
+    (tmp_path / "compressed").mkdir()
+    for name in ("a.jxc", "b.jxc", ".a.tmp"):
+        (tmp_path / "compressed" / name).touch()
+    assert "compressed: 2 files (.jxc)" in printed(table, claims, directory=tmp_path)
+
+
+def test_sizes_are_those_of_the_files(claims):
+    table = synthetic_table(QUICK, num_models=5, with_files=True)
+    original = row_of(printed(table, claims), "original").split()
+    assert original[2:4] == ["1.0", "1074.8"]
+    rows = table[table["variant"] == "kmeans/none/K4"]
+    ratio, size = rows["ratio"].mean(), rows["size_bytes"].mean() / 1000
+    assert not np.isclose(ratio, rows["ratio_estimated"].mean(), rtol=0.05)
+    section = printed(table, claims).split("K-means at fixed K\n")[1]
+    row = section.splitlines()[1].split()
+    assert row[3:6] == ["4", f"{ratio:.1f}", f"{size:.1f}"]
+    told = "the file was written, read again and compared bit for bit"
+    assert told in words(printed(table, claims))
+    assert told in report_markdown(table, claims)
+    estimated = report_markdown(synthetic_table(QUICK), claims)
+    assert told not in estimated
+    assert "Ratio: estimated, bits of 32-bit weights" in estimated
+
+
 def test_every_method_has_a_line_with_its_best_variant(claims):
     table = synthetic_table(METHODS, num_models=2)
     text = printed(table, claims)

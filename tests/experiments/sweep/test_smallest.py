@@ -35,6 +35,21 @@ def test_smallest_network_at_no_loss_is_the_smallest_that_keeps_its_loss():
     assert smallest_from_dict(json.loads(json.dumps(found._asdict()))) == found
 
 
+def test_the_smallest_is_that_of_the_files_where_there_are_files():
+    sweep = PlantedSweep(2, ORIGINAL | PLAIN, spread=0.001, noise=0.05)
+    assert smallest(sweep).variant == "plain-4"
+    # What an estimate leaves out can turn the order around.
+    sizes = {"original": 1000.0, "plain-4": 80.0, "plain-8": 50.0}
+    size = np.array([sizes.get(name, 70.0) for name in sweep.table["variant"]])
+    sweep.table = sweep.table.assign(size_bytes=size, ratio=1000.0 / size)
+    found = smallest(sweep)
+    assert (found.variant, found.ratio, found.size_bytes) == ("plain-8", 20.0, 50.0)
+    assert found.sentence.startswith("20.0x smaller (50 bytes, K-means, K = 8) at no loss")
+    # Without the file of a single network sizes are the estimated ones, of all.
+    sweep.table.loc[sweep.table.index[-1], ["size_bytes", "ratio"]] = np.nan
+    assert smallest(sweep).size_bytes is None
+
+
 def test_a_loss_that_may_matter_is_not_called_none():
     variants = ORIGINAL | {"plain-8": PLAIN["plain-8"]}
     sweep = PlantedSweep(3, variants, effects={"plain-8": {"loss_tempered": 0.2}}, spread=0.001)

@@ -19,6 +19,7 @@ from jaxcomp.experiments.sweep.pictures.curves import (
     family_groups,
     means,
     require,
+    times_smaller,
 )
 from jaxcomp.experiments.sweep.summary import BASELINE_NAMES, Summary, one_setting
 
@@ -114,7 +115,7 @@ def bound_figure(summary: Summary) -> Figure:
         )
     drawing.plain_log_axis(axis)
     axis.yaxis.set_major_locator(LogLocator(numticks=12))
-    drawing.axis_labels(axis, x="compression ratio (estimated)", y="0-1 generalization gap")
+    drawing.axis_labels(axis, x=times_smaller(summary), y="0-1 generalization gap")
     what = [
         sample("bound", INK, dashes="-", marker="o"),
         sample("measured: training", INK, dashes=DOTTED, marker="o", filled=False),

@@ -84,6 +84,18 @@ def means(variants: Sequence[VariantSummary], column: str) -> np.ndarray:
     return np.array([variant.mean(column) for variant in variants], dtype=float)
 
 
+def ratios(variants: Sequence[VariantSummary]) -> np.ndarray:
+    """How many times smaller every variant is, mean over networks."""
+    return np.array([variant.ratio for variant in variants], dtype=float)
+
+
+def times_smaller(summary: Summary) -> str:
+    """What the axis of ratios shows."""
+    if summary.has_files:
+        return "times smaller than the original (bytes of files)"
+    return "times smaller than 32-bit weights (estimated)"
+
+
 def _styles(curves: Sequence[Curve]) -> dict[tuple[str, str, float], Style]:
     """Base colour without a penalty; from light to dark, each with its dashes, with one."""
     dashes = ((0, (1, 1.2)), (0, (4, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)))
@@ -122,20 +134,20 @@ def draw_curve(
     """Draw variants over their ratios, with intervals of the difference to the originals."""
     if not variants:
         return
-    ratios = means(variants, "ratio_estimated")
+    places = ratios(variants)
     original = frame.summary.original
     values = factor * np.array(
         [variant.level_against(original, column)[:3] for variant in variants]
     )
     mean, low, high = values.T
     if style.interval == "band":
-        axis.fill_between(ratios, low, high, color=style.colour, alpha=0.15, linewidth=0, zorder=2)
+        axis.fill_between(places, low, high, color=style.colour, alpha=0.15, linewidth=0, zorder=2)
     elif style.interval == "bars" and np.isfinite(low).any():
         axis.vlines(
-            ratios, low, high, color=style.colour, linewidth=0.8, alpha=0.45, zorder=zorder - 0.5
+            places, low, high, color=style.colour, linewidth=0.8, alpha=0.45, zorder=zorder - 0.5
         )
     axis.plot(
-        ratios,
+        places,
         mean,
         color=style.colour,
         linestyle=style.dashes,

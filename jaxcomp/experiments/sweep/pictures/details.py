@@ -22,6 +22,8 @@ from jaxcomp.experiments.sweep.pictures.curves import (
     draw_curve,
     family_groups,
     means,
+    ratios,
+    times_smaller,
 )
 from jaxcomp.experiments.sweep.summary import (
     BASELINE_NAMES,
@@ -129,7 +131,7 @@ def details_figure(summary: Summary, claims: Sequence[Claim]) -> Figure:
         drawing.axis_labels(axis, y=f"{panel.title.split(',')[0].lower()} [{panel.unit}]")
     for axis in axes[1]:
         _cluster_scale(axis, frame)
-        drawing.axis_labels(axis, x="compression ratio (estimated)")
+        drawing.axis_labels(axis, x=times_smaller(frame.summary))
         axis.xaxis.labelpad = 15
     drawing.legend_below(figure, _legend_groups(frame, has_claims=bool(claims)))
     return figure
@@ -240,7 +242,7 @@ def _draw_noise(axis: Axes, summary: Summary, panel: Panel) -> None:
 def _draw_star(axis: Axes, summary: Summary, claim: Claim, panel: Panel) -> None:
     variants = [variant for variant in summary.variants if variant.name == claim.variant]
     axis.plot(
-        means(variants, "ratio_estimated"),
+        ratios(variants),
         panel.factor * means(variants, panel.column),
         linestyle="none",
         marker="*",
@@ -259,7 +261,7 @@ def _mark_beyond(axis: Axes, frame: Frame, panel: Panel, low: float, high: float
     above: list[float] = []
     below: list[float] = []
     for variants, colour in lines:
-        values, ratios = means(variants, panel.column), means(variants, "ratio_estimated")
+        values, places = means(variants, panel.column), ratios(variants)
         is_seen = np.array([frame.is_seen(variant) for variant in variants], dtype=bool)
         for is_beyond, edge, marker, found in (
             (is_seen & (values > high), 1.018, "^", above),
@@ -269,7 +271,7 @@ def _mark_beyond(axis: Axes, frame: Frame, panel: Panel, low: float, high: float
                 continue
             found += values[is_beyond].tolist()
             axis.plot(
-                ratios[is_beyond],
+                places[is_beyond],
                 np.full(int(is_beyond.sum()), edge),
                 linestyle="none",
                 marker=marker,
@@ -334,10 +336,10 @@ def _legend_groups(frame: Frame, *, has_claims: bool) -> list[tuple[str, list[En
             bits = sorted({variant.parameter for variant in variants}, reverse=True)
             label = f"{', '.join(f'int{number:g}' for number in bits)} per channel"
         others.append(sample(label, INK, marker=marker, filled=filled))
-    ratios = means(summary.of("compressed"), "ratio_estimated")
+    places = ratios(summary.of("compressed"))
     for num_outside, where in (
-        (int(np.sum(ratios < frame.ratio_low)), "left"),
-        (int(np.sum(ratios > frame.ratio_high)), "right"),
+        (int(np.sum(places < frame.ratio_low)), "left"),
+        (int(np.sum(places > frame.ratio_high)), "right"),
     ):
         if num_outside:
             others.append(remark(f"{count_words(num_outside)} {where} of the axis"))

@@ -18,6 +18,7 @@ from jaxcomp.experiments.drawing import GREY, INK, SMALL, UNIFORM_COLOUR, Entry,
 from jaxcomp.experiments.sweep.claims import Claim
 from jaxcomp.experiments.sweep.importance import importance_name
 from jaxcomp.experiments.sweep.methods import METHODS
+from jaxcomp.experiments.sweep.pictures.curves import times_smaller
 from jaxcomp.experiments.sweep.smallest import SmallestNetwork
 from jaxcomp.experiments.sweep.summary import (
     BASELINE_NAMES,
@@ -107,7 +108,7 @@ def overview_figure(
         drawing.plain_linear_axis(axis)
         _draw_panel(axis, panel, summary, curves, by_name.get(panel.claim), smallest)
         drawing.panel_title(axis, panel.title, *_verdict(by_name.get(panel.claim)))
-        drawing.axis_labels(axis, x="times smaller than 32-bit weights (estimated)")
+        drawing.axis_labels(axis, x=times_smaller(summary))
     drawing.axis_labels(axes[0], y="test loss [nats per example]")
     num_left_out = sum(
         variant.ratio > axes[0].get_xlim()[1] for variant in summary.of("compressed")

@@ -56,7 +56,7 @@ def test_every_quantity_has_a_panel_with_units(figure):
     ]
     units = [axis.get_ylabel().split("[")[1] for axis in figure.axes]
     assert units == ["nats]"] * 4 + ["%]"] * 2
-    assert figure.axes[-1].get_xlabel() == "compression ratio (estimated)"
+    assert figure.axes[-1].get_xlabel() == "times smaller than 32-bit weights (estimated)"
 
 
 def test_title_says_what_was_trained(table):

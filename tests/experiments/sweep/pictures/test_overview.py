@@ -66,6 +66,24 @@ def test_curves_dots_and_levels_are_means_over_networks(table, figure, place, co
     assert any(text.startswith("best control: ") and f"{best:.3f}" in text for text in texts)
 
 
+def test_where_there_are_files_the_axis_is_theirs():
+    table = synthetic_table(QUICK, with_files=True)
+    found = synthetic_smallest(table)
+    figure = plot_sweep(table, claims=synthetic_claims(table), smallest=found)
+    axis, means = figure.axes[1], means_of(table)
+    assert axis.get_xlabel() == "times smaller than the original (bytes of files)"
+    curve = means[means.index.str.startswith("kmeans/none/K")].sort_values("ratio")
+    assert is_drawn(axis, curve["ratio"].to_numpy(), curve["test_loss_tempered"].to_numpy())
+    assert not np.allclose(curve["ratio"], curve["ratio_estimated"], rtol=0.02)
+    (star,) = markers(axis, "*")
+    assert star[0, 0] in means["ratio"].to_numpy()
+    (diamond,) = [xy for xy in markers(axis, "D") if xy[0, 0] > 1]
+    assert diamond[0, 0] == pytest.approx(means.loc[found.variant, "ratio"])
+    # Without the file of one network all ratios are the estimates.
+    table.loc[table.index[table["kind"] == "compressed"][0], "ratio"] = np.nan
+    assert plot_sweep(table).axes[0].get_xlabel().endswith("(estimated)")
+
+
 def test_chosen_variants_are_marked_with_their_intervals(table, figure):
     claims = {claim.name: claim for claim in synthetic_claims(table)}
     means, found = means_of(table), synthetic_smallest(table)
