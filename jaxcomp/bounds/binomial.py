@@ -112,11 +112,12 @@ def _log_binomial_tail(errors: Array, n: Array, p: Array) -> tuple[Array, Array]
         return c, d, value * c * d
 
     def term(state):
-        m, c, d, value, _ = state
+        m, c, d, value, was_moving = state
         c, d, new = lentz(c, d, value, m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)))
         c, d, new = lentz(c, d, new, -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)))
-        # A lane that has settled stays: its neighbours may need more terms.
-        is_moving = jnp.abs(new - value) > 1e-15 * jnp.abs(new)
+        # A lane that has settled stays, while its neighbours need more terms: rounding may move
+        # each of them again and again, and all of them never rest at once.
+        is_moving = was_moving & (jnp.abs(new - value) > 1e-15 * jnp.abs(new))
         return m + 1, c, d, jnp.where(is_moving, new, value), is_moving
 
     d = 1 / guarded(1 - (a + b) * x / (a + 1))
