@@ -112,6 +112,7 @@ _EXTRAS = {
     "coding": ("constriction", "scipy", "orbax-checkpoint"),
     "sweep": ("typer", "pandas", "pyarrow", "matplotlib", "scikit-learn", "platformdirs"),
 }
+_USES = {"coding": "reading and writing files", "sweep": "experiments and pictures"}
 # What changes numbers or programs, and is easily forgotten.
 _OPTIONS = (
     "jax_enable_x64",
@@ -140,10 +141,9 @@ def examine(on_check: Callable[[Check], None] | None = None) -> Diagnosis:
         checks.append(_checked(name, run, limit))
         if on_check is not None:
             on_check(checks[-1])
-    versions = _versions()
-    settings = _settings()
-    problems = (*_failures(checks), *_of_versions(versions), *_of_devices(), *_of_settings())
-    return Diagnosis(versions, _devices(), settings, tuple(checks), problems)
+    versions, host = _versions(), _look_at_host()
+    problems = (*_failures(checks), *_of_versions(versions), *_of_devices(), *_of_settings(host))
+    return Diagnosis(versions, _devices(), _settings(host), tuple(checks), problems)
 
 
 def _checked(name: str, run: Callable[[], float], limit: float) -> Check:
@@ -268,20 +268,35 @@ def _devices() -> tuple[str, ...]:
     return tuple(f"{number} x {line}" for line, number in lines.items())
 
 
-def _settings() -> dict[str, str]:
-    import jax
+class _Host(NamedTuple):
+    """What the machine gives: bytes that are free, the cache folder, and what is wrong with it."""
 
-    from jaxcomp.experiments.caches import cache_root
+    memory: int | None
+    cache: Path | None
+    trouble: str
+
+
+def _look_at_host() -> _Host:
+    root, trouble = None, ""
+    if _version("platformdirs"):
+        from jaxcomp.experiments.caches import cache_root
+
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            root = cache_root()
+        if root is None:
+            trouble = str(caught[0].message) if caught else "the cache folder cannot be written"
+    return _Host(_free_memory(), root, trouble)
+
+
+def _settings(host: _Host) -> dict[str, str]:
+    import jax
 
     told = {name: str(getattr(jax.config, name, None)) for name in _OPTIONS}
     told |= {name: os.environ[name] for name in _VARIABLES if name in os.environ}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a problem of its own
-        root = cache_root() if _version("platformdirs") else None
-    told["cache"] = str(root) if root else "none"
-    memory = _free_memory()
+    told["cache"] = str(host.cache) if host.cache else "none"
     told["processors"] = str(os.cpu_count())
-    told["free memory"] = "unknown" if memory is None else f"{memory / 2**30:.1f} GiB"
+    told["free memory"] = "unknown" if host.memory is None else f"{host.memory / 2**30:.1f} GiB"
     return told
 
 
@@ -317,10 +332,9 @@ def _of_versions(versions: dict[str, str | None]) -> list[Problem]:
     for extra, names in _EXTRAS.items():
         missing = [name for name in names if versions[name] is None]
         if missing:
-            use = {"coding": "reading and writing files", "sweep": "experiments and pictures"}
             found.append(
                 Problem(
-                    f"{use[extra]} need packages that are not installed: {', '.join(missing)}",
+                    f"{_USES[extra]} need packages that are not installed: {', '.join(missing)}",
                     f"pip install 'jaxcomp[{extra}]'",
                 )
             )
@@ -356,7 +370,7 @@ def _of_devices() -> list[Problem]:
     return []
 
 
-def _of_settings() -> list[Problem]:
+def _of_settings(host: _Host) -> list[Problem]:
     import jax
 
     found = []
@@ -371,21 +385,13 @@ def _of_settings() -> list[Problem]:
                 "unset XLA_FLAGS",
             )
         )
-    memory = _free_memory()
-    if memory is not None and memory < _LEAST_MEMORY:
+    if host.memory is not None and host.memory < _LEAST_MEMORY:
         found.append(
             Problem(
-                f"only {memory / 2**30:.1f} GiB of memory are free",
+                f"only {host.memory / 2**30:.1f} GiB of memory are free",
                 "end other programs, or compress layer by layer with `select=`",
             )
         )
-    if _version("platformdirs"):
-        from jaxcomp.experiments.caches import cache_root
-
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            root = cache_root()
-        if root is None:
-            told = str(caught[0].message) if caught else "the cache folder cannot be written"
-            found.append(Problem(told, "set JAXCOMP_CACHE_DIR to a folder that can be written"))
+    if host.trouble:
+        found.append(Problem(host.trouble, "set JAXCOMP_CACHE_DIR to a folder that can be written"))
     return found

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcomp.checkpoints.safetensors import Spec, check_dtypes, num_bytes, write_into
+from jaxcomp.checkpoints.safetensors import (
+    Spec,
+    check_dtypes,
+    num_bytes,
+    write_into,
+    write_safetensors,
+)
 from jaxcomp.checkpoints.tensors import Checkpoint
 from jaxcomp.decoder.files import INDEX
 from jaxcomp.storage import atomic_writer, write_bytes_atomic
@@ -33,12 +39,11 @@ def write_sharded(
         ValueError: if the format lacks a dtype.
         OSError: if a file cannot be written.
     """
-    check_dtypes(specs)
     shards = _shards(specs, shard_size)
     if len(shards) < 2:
-        with atomic_writer(path) as file:
-            write_into(file, specs, arrays)
+        write_safetensors(path, specs, arrays)
         return (path,)
+    check_dtypes(specs)
     names = [shard_name(path, number, len(shards)) for number in range(len(shards))]
     index = path.with_name(f"{path.name}{INDEX}")
     with ExitStack() as stack:

@@ -23,6 +23,7 @@ from jaxcomp.decoder.streams import (
     LEAST_BITS,
     MOST_OF_CONTEXTS,
     Chains,
+    chains_of,
     probabilities,
 )
 
@@ -67,7 +68,7 @@ def path_of(integers: Int[np.ndarray, " n"], width: int) -> Path | None:
         integers: in their order.
         width: of a row.
     """
-    own, row = integers.astype(np.int64), Chains(1, width).row
+    own, row = integers.astype(np.int64), chains_of(width)
     rows = -(-len(own) // row)
     # What `advance` says of all steps at once: parities are sums by 2 of digits before.
     bits = np.zeros((2, rows + 5, row), np.uint8)

@@ -28,7 +28,7 @@ from jaxcomp.decoder.streams import FormatError, require
 from jaxcomp.quantizers.assignment import assignment_dtype
 from jaxcomp.quantizers.methods import METHODS, Method, RoundToNearest, TrellisCoded, Vector
 from jaxcomp.quantizers.methods.base import CodebookMethod
-from jaxcomp.quantizers.methods.trellis_coded import ORDERS
+from jaxcomp.quantizers.methods.trellis_coded import ORDERS, order_number
 
 _METHODS = {method.name: method for method in METHODS}
 
@@ -70,7 +70,7 @@ def parts_of(leaf: CompressedTensor, layout: TensorLayout) -> Parts:
         num_codes = codebook.shape[1 if layout.is_stack else 0]
         codebook = codebook.reshape(layers, num_codes, -1)
     if isinstance(layout.method, TrellisCoded):
-        order = 1 + ORDERS.index(layout.method.order or ORDERS[0])
+        order = order_number(layout.method.order)
         codes = np.asarray(leaf.codes)
         num_codes = 2 * int(np.abs(codes.astype(np.int32)).max(initial=0)) + 1
         return Parts(codes, layout.is_stack, num_codes, rows, scales, None, order)

@@ -250,7 +250,7 @@ def contexts(
         chains: `Chains`, whose parities are contexts too.
     """
     models = [model for model in range(4) if mask >> model & 1]
-    row, nodes = width * max(1, BLOCK // width), 16 + (1 << top)
+    row, nodes = chains_of(width), 16 + (1 << top)
     found = np.zeros(2 * row + 2 + count, np.int64)
     activity, last, is_empty, empty = np.zeros(width, np.int64), 0, 0, [[0, 0], [0, 0]]
     span, parities = 256 if chains is None else 512, 0
@@ -315,11 +315,16 @@ def advance(state: Any, integer: Any) -> Any:
     return (state >> 1) ^ (18 * (state & 1)) ^ (2 * (integer & 2))
 
 
+def chains_of(width: int) -> int:
+    """Return how many numbers are coded at once: whole rows, at least a block of them together."""
+    return width * max(1, BLOCK // width)
+
+
 class Chains:
     """Trellises of the places of rows, and the integers for which their numbers stand."""
 
     def __init__(self, count: int, width: int) -> None:
-        self.row = width * max(1, BLOCK // width)
+        self.row = chains_of(width)
         self._states, self.integers = np.zeros(self.row, np.int64), np.zeros(count, np.int64)
 
     def parities(self, start: int, stop: int) -> np.ndarray:

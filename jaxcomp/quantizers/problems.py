@@ -15,6 +15,7 @@ Axes: `N` points of a chunk, `R` rows with a scale each.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -84,6 +85,20 @@ class Errors(NamedTuple):
     distortion: float
     squared_error: float
     energy: float
+
+
+class Moments(NamedTuple):
+    """What the weights of a tensor are like, over their scales.
+
+    Attributes:
+        importance: mean h, of what is divided by the scales.
+        variance: `sum h (w - mean)^2` over `sum h`.
+        largest: magnitude.
+    """
+
+    importance: float
+    variance: float
+    largest: float
 
 
 class LayerInputs(NamedTuple):
@@ -220,6 +235,36 @@ class Problem:
             return None
         return self.scales[self.rows.of_places(_numbers(places), self.shape)]
 
+    def scaled(
+        self, places: slice | Int[np.ndarray, " points"]
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return weights over their scales, and what a squared error of these counts."""
+        values, importance = self.points(places), self.importance_of(places)
+        if self.scales is None or self.scales.size == 1:
+            return values, importance
+        scale = self.scale_of(places)
+        assert scale is not None
+        squared = scale * scale
+        return values / scale, squared if importance is None else importance * squared
+
+    @cached_property
+    def moments(self) -> Moments:
+        """The moments of the weights, found in one pass; asked for at every operating point."""
+        sums, largest = np.zeros(3), 0.0
+        for places in self.parts():
+            values, importance = self.scaled(places)
+            wide = values.astype(np.float64)
+            mass = np.ones(1) if importance is None else importance.astype(np.float64)
+            sums += [
+                values.size if importance is None else mass.sum(),
+                np.sum(mass * wide),
+                np.sum(mass * wide * wide),
+            ]
+            largest = max(largest, float(np.abs(values).max()))
+        mass, first, second = sums.tolist()
+        variance = max(second - first * first / mass, 0.0) / mass if mass > 0 else 0.0
+        return Moments(mass / self.size, variance, largest)
+
     def chunks(self, group: int = 1) -> Iterator[tuple[slice, Chunk]]:
         """Deal the tensor out: places in the flattened tensor, and the chunk of them.
 
@@ -238,7 +283,11 @@ class Problem:
         """Return so many weights, evenly spread over the tensor; all, if it has no more."""
         if self.size <= size:
             return self.chunk(slice(0, self.size), size)
-        return self.chunk(np.arange(size, dtype=np.int64) * self.size // size, size)
+        return self.chunk(self.spread(size), size)
+
+    def spread(self, size: int) -> Int[np.ndarray, " points"]:
+        """Return so many places, evenly spread over the tensor."""
+        return np.arange(size, dtype=np.int64) * self.size // size
 
     def chunk(self, places: slice | Int[np.ndarray, " points"], size: int | None = None) -> Chunk:
         """Return the weights of some places on the device, filled up to a size."""

@@ -6,15 +6,17 @@ and chains in groups. Of the steps before, the pass keeps a byte a weight, the w
 Axes: `T` steps, `P` chains, `K` magnitudes.
 """
 
+import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxcomp.decoder.streams import BLOCK
+from jaxcomp.decoder.arrays import columns_of
+from jaxcomp.decoder.streams import chains_of
 from jaxcomp.quantizers.problems import Problem
 from jaxcomp.quantizers.scalar.trellis import (
     Design,
@@ -31,46 +33,13 @@ _SAMPLE, _STEPS, _MOST_CHAINS, _LEAST_CHAINS = (64, 256), 64, 512, 128
 MOST = (1 << 15) - 1
 
 
-class Moments(NamedTuple):
-    """What a tensor is like over its scales.
-
-    Attributes:
-        importance: mean h, of what is divided by the scales.
-        variance: `sum h (w - mean)^2` over `sum h`.
-        largest: magnitude.
-    """
-
-    importance: float
-    variance: float
-    largest: float
-
-
-def moments_of(problem: Problem) -> Moments:
-    """Return the moments of a tensor."""
-    sums, largest = np.zeros(3), 0.0
-    for places in problem.parts():
-        values, importance = _scaled(problem, places)
-        wide = values.astype(np.float64)
-        mass = np.ones(1) if importance is None else importance.astype(np.float64)
-        sums += [
-            values.size if importance is None else mass.sum(),
-            np.sum(mass * wide),
-            np.sum(mass * wide * wide),
-        ]
-        largest = max(largest, float(np.abs(values).max()))
-    mass, first, second = sums.tolist()
-    variance = max(second - first * first / mass, 0.0) / mass if mass > 0 else 0.0
-    return Moments(mass / problem.size, variance, largest)
-
-
 def design_on_sample(
-    problem: Problem, moments: Moments, step: float, slope: float
+    problem: Problem, step: float, slope: float
 ) -> tuple[Design, Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
     """Return prices for a tensor, and how they fared on a sample of it.
 
     Args:
         problem: the tensor.
-        moments: of it.
         step: over the scales.
         slope: distortion over the mean importance that a bit is worth.
 
@@ -78,10 +47,9 @@ def design_on_sample(
         The design; of each weight of the sample, its value over the scale and its importance.
     """
     size = min(problem.size, _SAMPLE[0] * _SAMPLE[1])
-    places = np.arange(size, dtype=np.int64) * problem.size // size
-    values, importance = _scaled(problem, places)
+    values, importance = problem.scaled(problem.spread(size))
     found = design(
-        _weights(values / step, importance, moments.importance, _SAMPLE[1], *_SAMPLE),
+        _weights(values / step, importance, problem.moments.importance, _SAMPLE[1], *_SAMPLE),
         jnp.float32(slope / step**2),
     )
     mass = np.ones_like(values) if importance is None else importance
@@ -89,28 +57,26 @@ def design_on_sample(
 
 
 def codes_in_chains(
-    problem: Problem, moments: Moments, step: float, price: Float[np.ndarray, " K"], order: int
+    problem: Problem, step: float, price: Float[np.ndarray, " K"], order: int
 ) -> Int[np.ndarray, " points"]:
     """Return the integers of a tensor, int16.
 
     Args:
         problem: the tensor.
-        moments: of it.
         step: over the scales.
         price: of a design.
         order: of the chains, 1 or 2, see `jaxcomp.coding.trellis.in_order`.
     """
-    width = num_columns(problem.shape) if order == 1 else num_rows(problem.shape)
-    row = width * max(1, BLOCK // width)
+    row, unit = num_chains(problem.shape, order), problem.moments.importance
     groups = list(_groups(row))
     price = jax.device_put(np.asarray(price, np.float32))
     starts = range(0, problem.size, _STEPS * row)
 
     def parts(start: int) -> Iterator[tuple[slice, Any]]:
         places = _places(problem, start, start + _STEPS * row, order)
-        values, importance = _scaled(problem, places)
+        values, importance = problem.scaled(places)
         for chains, size in groups:
-            own = _weights(values / step, importance, moments.importance, row, _STEPS, size, chains)
+            own = _weights(values / step, importance, unit, row, _STEPS, size, chains)
             yield chains, own
 
     costs = [starting_costs(size) for _, size in groups]
@@ -140,14 +106,10 @@ def _backward(
     return before, integers.astype(jnp.int16)
 
 
-def num_columns(shape: tuple[int, ...]) -> int:
-    """Return how many weights a row has for codes that go row by row."""
-    return shape[-1] if len(shape) > 1 else BLOCK
-
-
-def num_rows(shape: tuple[int, ...]) -> int:
-    """Return how many rows there are; 1 where they are none."""
-    return int(np.prod(shape[:-1])) if len(shape) > 1 else 1
+def num_chains(shape: tuple[int, ...], order: int) -> int:
+    """Return how many chains a tensor of a shape has, in one of the two orders."""
+    columns = columns_of(shape)
+    return chains_of(columns if order == 1 else math.prod(shape) // columns)
 
 
 def _groups(row: int) -> Iterator[tuple[slice, int]]:
@@ -165,20 +127,10 @@ def _places(
     stop = min(stop, problem.size)
     if order == 1:
         return slice(start, stop)
-    rows, columns = num_rows(problem.shape), num_columns(problem.shape)
+    columns = columns_of(problem.shape)
+    rows = problem.size // columns
     numbers = np.arange(start, stop)
     return numbers % rows * columns + numbers // rows
-
-
-def _scaled(problem: Problem, places: Any) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return weights over their scales, and what their squared errors count."""
-    values, importance = problem.points(places), problem.importance_of(places)
-    if problem.scales is None or problem.scales.size == 1:
-        return values, importance
-    scale = problem.scale_of(places)
-    assert scale is not None
-    squared = scale * scale
-    return values / scale, squared if importance is None else importance * squared
 
 
 def _weights(

@@ -43,7 +43,7 @@ _DESCRIPTION_COLUMNS = (
 )
 # A table without the column has the same size of codebook in every layer.
 ALLOCATION = "allocation"
-_MEASURED, _ESTIMATED = "ratio", "ratio_estimated"
+MEASURED_RATIO, ESTIMATED_RATIO = "ratio", "ratio_estimated"
 _VALIDATION_COLUMNS: dict[Quantity, str] = {
     "loss": "validation_loss",
     "loss_tempered": "validation_loss_tempered",
@@ -104,11 +104,11 @@ def ratio_column(table: "Mapping[Any, Any] | pd.DataFrame") -> str:
 
     `ratio`, of files, if all compressed variants have one; else `ratio_estimated`.
     """
-    if _MEASURED not in table:
-        return _ESTIMATED
-    ratios = np.asarray(table[_MEASURED], np.float64)
+    if MEASURED_RATIO not in table:
+        return ESTIMATED_RATIO
+    ratios = np.asarray(table[MEASURED_RATIO], np.float64)
     measured = np.isfinite(ratios[np.asarray(table["kind"]) == "compressed"])
-    return _MEASURED if len(measured) and measured.all() else _ESTIMATED
+    return MEASURED_RATIO if len(measured) and measured.all() else ESTIMATED_RATIO
 
 
 def read_table(table: "pd.DataFrame") -> JudgedSetting:
@@ -137,7 +137,7 @@ def read_table(table: "pd.DataFrame") -> JudgedSetting:
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(columns["variant"]):
         rows.setdefault(str(name), []).append(row)
-    are_measured = ratio_column(table) == _MEASURED
+    are_measured = ratio_column(table) == MEASURED_RATIO
     size_bits = 8 * table["size_bytes"] if are_measured else table["size_bits_estimated"]
     columns["size_bits"] = size_bits.to_numpy()
     variants = tuple(_read_variant(name, rows[name], columns) for name in rows)

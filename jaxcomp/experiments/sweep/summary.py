@@ -15,7 +15,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from jaxcomp.evaluation.statistics import model_interval
-from jaxcomp.experiments.sweep.candidates import ratio_column
+from jaxcomp.experiments.sweep.candidates import ESTIMATED_RATIO, MEASURED_RATIO, ratio_column
 from jaxcomp.experiments.sweep.claims import Claim
 from jaxcomp.experiments.sweep.config import Setting
 from jaxcomp.experiments.sweep.importance import IMPORTANCES, importance_name
@@ -128,7 +128,7 @@ class VariantSummary:
     values: Mapping[str, Float[np.ndarray, " models"]]
     model_seeds: tuple[int, ...]
     allocation: str = "equal"
-    ratio_column: str = "ratio_estimated"
+    ratio_column: str = ESTIMATED_RATIO
 
     def mean(self, column: str) -> float:
         """Mean over networks; NaN if the table lacks the column or a value is not finite.
@@ -532,7 +532,7 @@ def _summarize_setting(setting: Setting, columns: Mapping[str, np.ndarray]) -> S
         columns=frozenset(columns),
         original=original,
         variants=tuple(variants),
-        has_files=ratio != "ratio_estimated",
+        has_files=ratio == MEASURED_RATIO,
     )
 
 

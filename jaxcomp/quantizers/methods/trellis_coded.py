@@ -10,7 +10,6 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jaxcomp.coding import sizes
 from jaxcomp.coding.trellis import symbol_counts
-from jaxcomp.decoder.streams import BLOCK
 from jaxcomp.numerics.units import LN2
 from jaxcomp.quantizers.curves import Curve, Point
 from jaxcomp.quantizers.methods.base import Encoded, Method, scale_bits
@@ -19,12 +18,9 @@ from jaxcomp.quantizers.problems import Chunk, Problem, Total, fetched, measured
 from jaxcomp.quantizers.scales import Rows
 from jaxcomp.quantizers.trellis_passes import (
     MOST,
-    Moments,
     codes_in_chains,
     design_on_sample,
-    moments_of,
-    num_columns,
-    num_rows,
+    num_chains,
 )
 
 Order = Literal["rows", "columns"]
@@ -122,7 +118,9 @@ class TrellisCoded(Method):
             return self
         orders = _by_spread(weights, shape)
         # Of chains that are too short, those along the other axis are long.
-        long = (own for own in orders if size // _row(shape, own) >= _LEAST_STEPS)
+        long = (
+            own for own in orders if size // num_chains(shape, order_number(own)) >= _LEAST_STEPS
+        )
         return replace(self, order=next(long, orders[0]))
 
     def prepare(self, problem: Problem) -> Problem:
@@ -138,8 +136,7 @@ class TrellisCoded(Method):
 
     def curve(self, problem: Problem, parameters: Shaped[np.ndarray, " points"]) -> Curve:
         """Return the operating points, by a sample of at most 16,384 weights, evenly spaced."""
-        moments = moments_of(problem)
-        found = [self._on_sample(problem, moments, float(one)) for one in parameters]
+        found = [self._on_sample(problem, float(one)) for one in parameters]
         distortions = np.asarray([one.distortion for one in found])
         return Curve(
             parameter=np.asarray(parameters, np.float64),
@@ -158,9 +155,7 @@ class TrellisCoded(Method):
 
     def encode(self, problem: Problem, point: Point) -> Encoded:
         step, price = point.codebook
-        moments = moments_of(problem)
-        order = 1 + ORDERS.index(self.order or ORDERS[0])
-        codes = codes_in_chains(problem, moments, float(step), price, order)
+        codes = codes_in_chains(problem, float(step), price, order_number(self.order))
         most = int(np.abs(codes).max(initial=0))
         counts = symbol_counts(codes)
         assert problem.scales is not None
@@ -186,23 +181,22 @@ class TrellisCoded(Method):
         del value_bits
         return sizes.trellis_size(counts, num_scales=num_scales)
 
-    def _on_sample(self, problem: Problem, moments: Moments, multiplier: float) -> _OnSample:
+    def _on_sample(self, problem: Problem, multiplier: float) -> _OnSample:
         """Return one operating point, with the step that is best for it."""
-        slope = multiplier * moments.variance
+        slope = multiplier * problem.moments.variance
         share = _STEP * (1 - _FINER * min(multiplier / (2 * LN2), 1.0))
-        first = self._with_step(problem, moments, slope, share)
+        first = self._with_step(problem, slope, share)
         if first.rate_bits >= _FEW_BITS:
             return first
-        worth = slope * moments.importance * problem.size
-        other = self._with_step(problem, moments, slope, _FINER_SHARE * share)
+        worth = slope * problem.moments.importance * problem.size
+        other = self._with_step(problem, slope, _FINER_SHARE * share)
         return min(first, other, key=lambda one: one.distortion + worth * one.rate_bits)
 
-    def _with_step(
-        self, problem: Problem, moments: Moments, slope: float, share: float
-    ) -> _OnSample:
+    def _with_step(self, problem: Problem, slope: float, share: float) -> _OnSample:
         """Return an operating point, given the step over the root of what a bit is worth."""
-        step = np.float32(max(share * np.sqrt(slope), moments.largest / (MOST - 1)) or 1.0)
-        found, values, mass = design_on_sample(problem, moments, float(step), slope)
+        least = problem.moments.largest / (MOST - 1)
+        step = np.float32(max(share * np.sqrt(slope), least) or 1.0)
+        found, values, mass = design_on_sample(problem, float(step), slope)
         integers = np.asarray(found.integers).ravel()[: values.size]
         times = problem.size / values.size
         counts = np.round(symbol_counts(integers) * times).astype(np.int64)
@@ -224,10 +218,9 @@ class TrellisCoded(Method):
         )
 
 
-def _row(shape: tuple[int, ...], order: Order) -> int:
-    """Return how many chains a tensor has."""
-    width = num_columns(shape) if order == "rows" else num_rows(shape)
-    return width * max(1, BLOCK // width)
+def order_number(order: Order | None) -> int:
+    """Return the number of an order in files: 1 for rows, as without one, 2 for columns."""
+    return 1 + ORDERS.index(order or ORDERS[0])
 
 
 def _by_spread(weights: Float[np.ndarray, "..."], shape: tuple[int, ...]) -> list[Order]:
