@@ -114,7 +114,7 @@ class TrellisCoded(Method):
         size = int(np.prod(shape))
         if size < self.least_weights or not _is_centred(weights):
             return self._scalar.at(self.multiplier)
-        if self.order is not None:
+        if self.order is not None and len(shape) > 1:  # a single axis has one order
             return self
         orders = _by_spread(weights, shape)
         # Of chains that are too short, those along the other axis are long.

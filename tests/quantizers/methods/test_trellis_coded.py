@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcomp import compress
+from jaxcomp import compress, load
+from jaxcomp.compressed import to_bytes
 from jaxcomp.compressed.compress import POLICY
 from jaxcomp.compressed.points import own_parameters
 from jaxcomp.compressed.selected import select_leaves
@@ -103,6 +104,16 @@ def test_paths_go_through_weights_of_one_spread():
 def test_chains_of_a_wide_tensor_go_along_it():
     method = TrellisCoded().suited(laplace().reshape(8, -1), is_stack=False)
     assert method.order == "columns"
+
+
+@pytest.mark.parametrize("order", ["rows", "columns"])
+def test_weights_along_one_axis_have_one_order(order):
+    values = laplace().reshape(-1)[:-3]
+    tree, layer = compressed(values, TrellisCoded(0.02, order=order), select="w")
+    assert error_of(tree, values) == pytest.approx(layer.distortion, rel=1e-5)
+    again = load(to_bytes(tree, effort="fast"))
+    np.testing.assert_array_equal(again.params()["w"], tree.params()["w"])
+    assert again.layout.leaves[0].method.order == "rows"
 
 
 def test_channels_have_scales_of_their_own():
