@@ -96,18 +96,22 @@ def capture(
     example: Any,
     *,
     is_wanted: Sequence[bool] | None = None,
+    is_differentiated: bool = True,
 ) -> Capture:
     """Trace a function and find the matrix uses among its operations.
 
     Calls and loops are opened where a weight passes through them to a product (`jit`, `remat`, the
-    branch of `lax.platform_dependent` for the default backend, `lax.scan`). A weight is captured if
-    all that it enters are products of one form.
+    branch of `lax.platform_dependent` for the default backend, `lax.scan`, `custom_vjp` and
+    `custom_jvp` by their forward function). A weight is captured if all that it enters are products
+    of one form.
 
     Args:
         function: `(values, example) -> outputs`, pure.
         values: the floating leaves.
         example: a pytree of arrays, or of shapes and dtypes.
         is_wanted: for each leaf whether it may be captured; None for all.
+        is_differentiated: whether `run` will be: a derivative rule of the user's own that is not
+            the derivative is then kept, and weights inside are not captured (see `own_rules`).
 
     Returns:
         The capture; `run` holds the arrays that `function` closes over, and may be used under
@@ -118,7 +122,7 @@ def capture(
     jaxpr, _ = dce_jaxpr(traced.jaxpr, [True] * len(traced.jaxpr.outvars), instantiate=True)
     closed = ClosedJaxpr(jaxpr, traced.consts)
     wanted = [True] * len(values) if is_wanted is None else list(is_wanted)
-    found = find_products(closed, wanted)
+    found = find_products(closed, wanted, is_differentiated=is_differentiated)
     products_of: dict[int, list[int]] = defaultdict(list)
     for number, product in enumerate(found.products):
         products_of[product.piece.leaf].append(number)

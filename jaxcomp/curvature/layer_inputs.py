@@ -148,7 +148,7 @@ class Layers:
         inputs = _inputs_of(first[0])
         check_outputs_are_independent(function, opened, inputs)
         leaves = floating_leaves(opened)
-        found = open_layers(function, leaves, inputs)
+        found = open_layers(function, leaves, inputs, is_differentiated=False)
         names = list(leaves_by_path(opened))
         path_of = [names[position] for position in leaves.positions]
         biases = _biases(function, opened, found, inputs)
@@ -287,7 +287,8 @@ def _add_moments(
 ) -> CompensatedSum:
     """Add the sums over the examples of a batch of means over positions."""
     leaves = floating_leaves(params)
-    original = open_layers(function, leaves, inputs)._replace(others=())
+    original = open_layers(function, leaves, inputs, is_differentiated=False)
+    original = original._replace(others=())
     positions = [use.position for use in original.capture.uses]
     number = positions.index(position)
     use = original.capture.uses[number]
@@ -362,7 +363,9 @@ def _gradients(
     function: Partial, params: Params, inputs: Any, others: tuple[int, ...]
 ) -> tuple[list[Float[Array, "E G O"]], list[Float[Array, "E ..."]]]:
     """Return gradients of a random function of the outputs: in those of layers, and in leaves."""
-    layers = open_layers(function, floating_leaves(params), inputs)._replace(others=others)
+    # As the layers were found: of all of them, also where a derivative rule is not the derivative.
+    layers = open_layers(function, floating_leaves(params), inputs, is_differentiated=False)
+    layers = layers._replace(others=others)
     linearized = layers.linearize(inputs)
     shape, dtype = linearized.outputs.shape, linearized.outputs.dtype
     column = jax.random.normal(jax.random.key(0), shape, jnp.float32).astype(dtype)

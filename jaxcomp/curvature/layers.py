@@ -77,7 +77,9 @@ class Layer(NamedTuple):
             a recurrent network); 0 for others.
         layout: the weight as matrices `(G, I, O)`, of a stack of layers those of all layers; None
             for others.
-        reason: why it is one of the others, a clause that begins with "it"; None for a matrix.
+        reason: why it is one of the others, a clause that begins with "it"; of a matrix inside of a
+            function whose derivative rule is not the derivative, why `gauss_newton_diagonal`, which
+            keeps the rule, does without its layer all the same; else None.
     """
 
     kind: Literal["matrix", "other"]
@@ -122,11 +124,13 @@ def find_layers(model_or_fn: OutputsFn | Any, params: Params, inputs: Any) -> di
         TypeError: if it is not callable.
     """
     function, params = open_params(as_function(model_or_fn, params), params)
-    uses = _uses_by_path(function, params, inputs)
+    uses = _uses_by_path(function, params, inputs, is_differentiated=False)
+    kept = _uses_by_path(function, params, inputs, is_differentiated=True)
+    reasons = {path: use if isinstance(use, str) else None for path, use in kept.items()}
     return {
         path: Layer("other", 0, None, use)
         if isinstance(use, str)
-        else Layer("matrix", use.num_positions, use.layout, None)
+        else Layer("matrix", use.num_positions, use.layout, reasons[path])
         for path, use in uses.items()
     }
 
@@ -189,7 +193,7 @@ def layer_hessians(
         inputs, targets = inputs_and_targets(batch) if is_pair(batch) else (batch, None)
         if total is None:
             check_outputs_are_independent(function, params, inputs)
-            uses = _selected_uses(function, params, inputs, select)
+            uses = _selected_uses(function, params, inputs, select, is_differentiated=per_output)
             zeros = _zero_hessians(params, uses, per_output=per_output)
             total = CompensatedSum.empty((zeros, jnp.zeros(())))
         jax.block_until_ready(total)
@@ -252,20 +256,23 @@ def as_function(model_or_fn: Any, params: Params, output: PickOutput | None = No
     return as_predict_fn(model_or_fn, output)
 
 
-def _uses_by_path(function: Partial, params: Params, inputs: Any) -> dict[str, MatrixUse | str]:
+def _uses_by_path(
+    function: Partial, params: Params, inputs: Any, *, is_differentiated: bool
+) -> dict[str, MatrixUse | str]:
     """The use of every floating leaf, or why it is no matrix."""
     leaves = floating_leaves(params)
     paths = list(leaves_by_path(params))
-    captured = open_layers(function, leaves, inputs).capture
+    layers = open_layers(function, leaves, inputs, is_differentiated=is_differentiated)
+    captured = layers.capture
     uses: dict[int, MatrixUse | str] = {use.position: use for use in captured.uses}
     uses |= {number: reason for number, reason in enumerate(captured.reasons) if reason}
     return {paths[position]: uses[number] for number, position in enumerate(leaves.positions)}
 
 
 def _selected_uses(
-    function: Partial, params: Params, inputs: Any, select: Select
+    function: Partial, params: Params, inputs: Any, select: Select, *, is_differentiated: bool
 ) -> dict[str, MatrixUse]:
-    uses = _uses_by_path(function, params, inputs)
+    uses = _uses_by_path(function, params, inputs, is_differentiated=is_differentiated)
     matrices = {path: use for path, use in uses.items() if not isinstance(use, str)}
     if select is None:
         return matrices
@@ -316,7 +323,9 @@ def _add_batch(
     num_label_samples: int | None,
 ) -> CompensatedSum:
     """Add the sums over the examples of one batch; `loss` is None for the layers' own outputs."""
-    layers = open_layers(function, floating_leaves(params), batch[0])._replace(others=())
+    leaves = floating_leaves(params)
+    layers = open_layers(function, leaves, batch[0], is_differentiated=loss is not None)
+    layers = layers._replace(others=())
     num_examples = count_examples(batch[0])
     weight = jnp.asarray(num_examples, jnp.result_type(float))
     if loss is None:

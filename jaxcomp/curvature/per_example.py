@@ -177,25 +177,37 @@ class Linearized(NamedTuple):
         return Linearized(self.outputs, inputs, gradients)
 
 
-def open_layers(predict_fn: Partial, leaves: FloatingLeaves, inputs: Any) -> OpenLayers:
+def open_layers(
+    predict_fn: Partial,
+    leaves: FloatingLeaves,
+    inputs: Any,
+    *,
+    is_differentiated: bool = True,
+) -> OpenLayers:
     """Lay open a function of `(params, inputs)`, which is evaluated one example at a time.
 
     It may return any tree; gradients (`OpenLayers.linearize`) are for one array `(1, ...)` alone.
+    If nothing but the inputs of layers is asked for (`is_differentiated` false), layers inside of
+    functions with a derivative rule of their own are found whatever that rule is.
     """
 
     def predict(values: tuple[Array, ...], inputs: Any) -> Any:
         return predict_fn(leaves.rebuild(values), inputs)
 
-    return open_function(predict, leaves, inputs)
+    return open_function(predict, leaves, inputs, is_differentiated=is_differentiated)
 
 
 def open_function(
-    function: Callable[[tuple[Array, ...], Any], Any], leaves: FloatingLeaves, batch: Any
+    function: Callable[[tuple[Array, ...], Any], Any],
+    leaves: FloatingLeaves,
+    batch: Any,
+    *,
+    is_differentiated: bool = True,
 ) -> OpenLayers:
     """Lay open `(values, batch of one example) -> outputs`."""
     example = shapes_of_one(batch)
     with jax.default_matmul_precision("highest"):
-        captured = capture(function, leaves.values, example)
+        captured = capture(function, leaves.values, example, is_differentiated=is_differentiated)
     others = set(range(len(leaves.values))) - {use.position for use in captured.uses}
     return OpenLayers(captured, leaves, tuple(sorted(others)))
 

@@ -6,6 +6,9 @@ the default backend) and through loops (`lax.scan`, and so `fori_loop` with a st
 steps), to the matrix products and convolutions that it enters. What else a piece enters is an
 *obstacle*: the weight is then no layer, and the obstacle is the reason.
 
+Calls with a derivative rule of their own (`custom_vjp`, `custom_jvp`) are opened too where nothing
+will be differentiated, or the rule is the derivative of what they compute; else they stay closed.
+
 A loop over a stack of weights takes one row at each step, as a scanned input or by a counter
 (`w[i]`); a loop over time meets the whole weight at each step.
 """
@@ -23,6 +26,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jaxcomp.curvature.known_integers import known_constant, known_results
 from jaxcomp.curvature.layouts import Step, Take
 from jaxcomp.curvature.normal_forms import NormalForm, normal_form
+from jaxcomp.curvature.own_rules import forward_of, is_derivative, own_rule
 from jaxcomp.numerics.equations import shape_of
 from jaxcomp.trees.uses import scan_arguments
 
@@ -102,14 +106,18 @@ class Found(NamedTuple):
     obstacles: dict[int, tuple[str, ...]]
 
 
-def find_products(closed: ClosedJaxpr, is_weight: Sequence[bool]) -> Found:
+def find_products(
+    closed: ClosedJaxpr, is_weight: Sequence[bool], *, is_differentiated: bool = True
+) -> Found:
     """Walk a jaxpr from its weights.
 
     Args:
         closed: without equations that nothing depends on.
         is_weight: for each of its first arguments whether it is followed.
+        is_differentiated: whether what is found will be, so that rules of differentiation which
+            are not the derivative must be kept.
     """
-    walk = _Walk()
+    walk = _Walk(is_differentiated)
     arguments: list[_Value] = [None] * len(closed.jaxpr.invars)
     for leaf, wanted in enumerate(is_weight):
         arguments[leaf] = Piece(leaf, ()) if wanted else None
@@ -126,11 +134,7 @@ _Loops = tuple[int, ...]
 
 
 def body_of(equation: JaxprEqn, branch: int | None = None) -> ClosedJaxpr | None:
-    """Return what an equation calls once, if it may be opened; of a conditional its branch.
-
-    Calls with derivatives of their own (`custom_jvp`, `custom_vjp`) stay closed: opened, they
-    would be differentiated by other rules.
-    """
+    """Return what an equation calls once and as it stands; of a conditional its branch."""
     name, parameters = equation.primitive.name, equation.params
     if name in ("jit", "pjit", "closed_call", "core_call"):
         return _closed(parameters["jaxpr"] if "jaxpr" in parameters else parameters["call_jaxpr"])
@@ -149,6 +153,7 @@ def _closed(jaxpr: Any) -> ClosedJaxpr:
 class _Walk:
     """Products and obstacles found so far."""
 
+    is_differentiated: bool
     products: list[Product] = field(default_factory=list)
     # Reasons are the keys, in the order in which they were met.
     obstacles: dict[int, dict[str, None]] = field(default_factory=dict)
@@ -197,6 +202,8 @@ class _Walk:
             arguments = values[1:] if name == "cond" else values
             body, results = self.jaxpr(called, arguments, loops)
             return self.entered(opened, place, body, results)
+        if own_rule(equation) is not None:
+            return self.with_rule(opened, place, values, loops)
         if pieces == [0] and name in _REARRANGING:
             piece, found = values[0], _REARRANGING[name](equation, values, loops)
             if isinstance(piece, Piece) and not isinstance(found, str):
@@ -207,6 +214,31 @@ class _Walk:
         if reason:
             self.block(values, reason)
         return [None] * len(equation.outvars)
+
+    def with_rule(
+        self, opened: Opened, place: int, values: list[_Value], loops: _Loops
+    ) -> list[_Value]:
+        """Open a call with a derivative rule of its own, if that serves a weight and is right."""
+        equation = opened.jaxpr.eqns[place]
+        num_products, obstacles = len(self.products), self.known_obstacles()
+        body, results = self.jaxpr(forward_of(equation), values, loops)
+        reason = _KEPT
+        if len(self.products) > num_products or any(isinstance(x, Piece) for x in results):
+            is_weight = [isinstance(value, Piece) for value in values]
+            if not self.is_differentiated or is_derivative(equation, is_weight):
+                return self.entered(opened, place, body, results)
+            reason = _DIFFERS
+        self.forget(num_products, obstacles)
+        self.block(values, reason.format(own_rule(equation)))
+        return [None] * len(equation.outvars)
+
+    def known_obstacles(self) -> dict[int, dict[str, None]]:
+        return {leaf: dict(reasons) for leaf, reasons in self.obstacles.items()}
+
+    def forget(self, num_products: int, obstacles: dict[int, dict[str, None]]) -> None:
+        """Go back to what was known earlier."""
+        del self.products[num_products:]
+        self.obstacles = obstacles
 
     def entered(
         self, opened: Opened, place: int, body: Opened, results: list[_Value]
@@ -258,8 +290,7 @@ class _Walk:
         body = _closed(equation.params["jaxpr"])
         is_first = [True] * num_carry
         while True:
-            num_products = len(self.products)
-            obstacles = {leaf: dict(reasons) for leaf, reasons in self.obstacles.items()}
+            num_products, obstacles = len(self.products), self.known_obstacles()
             opened, results = self.jaxpr(body, [*consts, *carry, *slices], inner)
             wrong = [
                 number
@@ -270,8 +301,7 @@ class _Walk:
             ]
             if not wrong:
                 break
-            del self.products[num_products:]
-            self.obstacles = obstacles
+            self.forget(num_products, obstacles)
             for number in wrong:
                 step = _increment(carry[number], results[number]) if is_first[number] else None
                 is_first[number] = False
@@ -462,13 +492,14 @@ _REARRANGING: dict[str, _Rearranging] = {
     "gather": _gathered,
 }
 
-_OWN_RULE = "it enters a function with a derivative rule of its own ({}), which is kept"
+_KEPT = "it enters a function with a derivative rule of its own ({}), which is kept"
+_DIFFERS = (
+    "it enters a function with a derivative rule of its own ({}), which is kept: as far as can be "
+    "told, it is not the derivative of what the function computes"
+)
 
 _REASONS = {
     "conv_general_dilated": "it is not the kernel of a convolution, but what is convolved",
-    "custom_jvp_call": _OWN_RULE.format("custom_jvp"),
-    "custom_vjp_call": _OWN_RULE.format("custom_vjp"),
-    "custom_vjp_call_jaxpr": _OWN_RULE.format("custom_vjp"),
     "while": "it enters a loop whose number of steps is not known when it is traced (while)",
     "cond": "it enters a conditional whose branch is not known when it is traced (cond)",
     "concatenate": "it is joined with other arrays before its product (concatenate)",
