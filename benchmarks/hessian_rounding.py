@@ -237,7 +237,7 @@ def compare_files(network: Network) -> list[dict[str, Any]]:
     for number, (weights, bias) in enumerate(zip(network.weights, network.biases, strict=True)):
         if number < 2:
             moment, own = inputs[1].T @ inputs[1] / len(inputs[1]), {"w": weights}
-            layers = Layers(_product, [inputs[0]])
+            layers = Layers(_product, [inputs[0]], loss=None)
             for kind, exponents in (("one step", (0.0,)), ("spacings", (0.0, 0.5, 1.0))):
                 settings = RoundingSettings(exponents=exponents)
                 method = HessianRounding(settings=settings, refits=False)
