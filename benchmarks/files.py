@@ -19,6 +19,15 @@ how far the outputs for 10,000 other training images are from those of the origi
 Files without data at the squared error of a codec, all weights alike: `peer.json` is what
 `nncodec_peer.py` wrote for the same model. Bytes over the codec's, squared error over the codec's,
 and seconds of the processor to compress, write and read.
+
+    JAXCOMP_DATA_DIR=DATA python benchmarks/files.py --network lenet --nncodec NNC/bin/python
+    JAXCOMP_DATA_DIR=DATA python benchmarks/files.py --network vgg --nncodec NNC/bin/python
+
+Networks that are trained here (`trained.py`), by the codec at all its settings, and rounded with
+feedback to shares of the smallest stream that keeps to a limit of test error or loss: the codec is
+chosen on the test set, in its favour, ours on training images. NNC is the codec's environment:
+
+    python3.11 -m venv NNC && NNC/bin/pip install "numpy<2" nncodec safetensors
 """
 
 import argparse
@@ -36,6 +45,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file
+from trained import measure_trained
 
 import jaxcomp
 from jaxcomp.coding.sizes import empirical_entropy_bits
@@ -198,7 +208,9 @@ def measure_codec(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--targets", action="store_true", help="errors at the sizes of the targets")
     parser.add_argument("--seeds", type=int, default=5, help="samples of training images")
@@ -208,6 +220,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["trellis_coded", "entropy_constrained"])
     parser.add_argument("--effort", choices=("fast", "best"))
     parser.add_argument("--select", help="pattern of compressed leaves, for --codec")
+    parser.add_argument("--network", choices=("lenet", "vgg"), help="one that is trained here")
+    parser.add_argument("--nncodec", type=Path, help="Python of the codec's environment")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     if arguments.codec is not None:
@@ -217,16 +231,22 @@ def main() -> None:
         options = arguments.methods, arguments.effort, arguments.select
         write({"rows": measure_codec(arguments.model, peers, *options)}, arguments.out)
         return
+    method = HessianRounding()
+    if arguments.slope is not None:
+        settings = replace(method.settings, slopes=(arguments.slope,))
+        method = replace(method, settings=settings)
+    if arguments.network is not None:
+        if arguments.nncodec is None:
+            parser.error("--network needs --nncodec; --help says how to make its environment.")
+        options = arguments.nncodec, arguments.seeds, method
+        write({"rows": measure_trained(arguments.network, *options)}, arguments.out)
+        return
     path = Path(os.environ.get("JAXCOMP_DATA_DIR", "data")) / "models/lenet300_mnist.safetensors"
     if not path.exists():
         print(f"{path} is missing; set JAXCOMP_DATA_DIR to the folder that holds it.")
         return
     params = load_file(path)
     if arguments.targets:
-        method = HessianRounding()
-        if arguments.slope is not None:
-            settings = replace(method.settings, slopes=(arguments.slope,))
-            method = replace(method, settings=settings)
         write({"rows": measure_targets(params, arguments.seeds, method)}, arguments.out)
         return
     rows = [

@@ -14,7 +14,8 @@ compiling take.
 **Bits.** LeNet-300-100 on MNIST (weights `fcK.weight` (out, in)); S from 10,000 training images,
 squared error of the layers' outputs on 10,000 others. At equal error, bits of `one table` (one step
 with feedback, one table), `one step` (the same with tables for classes of inputs) and all spacings,
-everything counted. Then the network layer after layer at one multiplier, with and without drift
+everything counted; and the same by real files of a layer, with static tables (`fast`) and with
+contexts (`best`). Then the network layer after layer at one multiplier, with and without drift
 correction, refits and feedback: ideal bytes, biases in 16 bits, and test loss and error.
 """
 
@@ -35,10 +36,18 @@ import numpy as np
 from provenance import commit
 
 import jaxcomp
-from jaxcomp.curvature import InputMoments, gauss_newton_diagonal, layer_hessians
+from jaxcomp.compressed import to_bytes
+from jaxcomp.curvature import InputMoments, Layers, gauss_newton_diagonal, layer_hessians
+from jaxcomp.decoder import inspect
 from jaxcomp.evaluation import metrics
 from jaxcomp.experiments import data
-from jaxcomp.quantizers import feedback, hessian_rounding, rounding_passes, spacings
+from jaxcomp.quantizers import (
+    HessianRounding,
+    feedback,
+    hessian_rounding,
+    rounding_passes,
+    spacings,
+)
 from jaxcomp.quantizers.hessian_rounding import (
     RoundingSettings,
     round_layer,
@@ -48,6 +57,7 @@ from jaxcomp.quantizers.output_importance import output_importance
 from jaxcomp.quantizers.output_refit import refit_outputs
 
 RATE_BITS = 3.0
+FILE_RATES = (1.3, 1.6, 2.0, 2.5, 3.2, 4.0, 4.8)
 RATES = (1.3, 1.6, 2.0, 2.5, 3.2, 4.0, 4.6)
 SIZES_BYTES = (45_000, 21_500, 15_500)
 NUM_IMAGES = 10_000
@@ -220,6 +230,45 @@ def compare_first_layer(network: Network) -> list[dict[str, Any]]:
     return rows
 
 
+def compare_files(network: Network) -> list[dict[str, Any]]:
+    """Return bytes of files of single layers and held-out errors, and what spacings save."""
+    rows: list[dict[str, Any]] = []
+    inputs = [network.calibration, network.held_out]
+    for number, (weights, bias) in enumerate(zip(network.weights, network.biases, strict=True)):
+        if number < 2:
+            moment, own = inputs[1].T @ inputs[1] / len(inputs[1]), {"w": weights}
+            layers = Layers(_product, [inputs[0]], loss=None)
+            for kind, exponents in (("one step", (0.0,)), ("spacings", (0.0, 0.5, 1.0))):
+                settings = RoundingSettings(exponents=exponents)
+                method = HessianRounding(settings=settings, refits=False)
+                for rate in FILE_RATES:
+                    tree = jaxcomp.compress(own, method, layers=layers, bits_per_weight=rate)
+                    error = weights - jnp.asarray(tree.params()["w"])
+                    lost = jnp.einsum("io,ij,jo->", error, moment, error, precision="highest")
+                    row = {"kind": kind, "layer": number + 1, "error": float(lost)}
+                    for effort in ("fast", "best"):
+                        # Of the tensor: a name and checks are the same for both.
+                        size = inspect(to_bytes(tree, effort=effort)).entries[0].size_bytes
+                        row[effort] = 8 * size / weights.size
+                    rows.append(row)
+        inputs = [jax.nn.relu(part @ weights + bias) for part in inputs]
+    for row in rows:
+        others = [o for o in rows if (o["kind"], o["layer"]) == ("one step", row["layer"])]
+        logs = [-np.log(other["error"]) for other in others]
+        for effort in ("fast", "best"):
+            bits = [other[effort] for other in others]
+            needed = np.interp(-np.log(row["error"]), logs, bits, left=np.nan, right=np.nan)
+            row[f"saved, {effort}"] = float(1 - row[effort] / needed)
+            # With contexts, over one step without.
+            if effort == "fast":
+                row["saved, best over fast"] = float(1 - row["best"] / needed)
+    return rows
+
+
+def _product(params: Any, inputs: jax.Array) -> jax.Array:
+    return inputs @ params["w"]
+
+
 def moments_of(inputs: jax.Array, original: jax.Array | None) -> InputMoments:
     """Return moments of a layer's inputs, with those of the original network if they differ."""
     number = len(inputs)
@@ -334,6 +383,7 @@ def main() -> None:
         network = load_network(args.lenet)
         result = {
             "first_layer": compare_first_layer(network),
+            "files": compare_files(network),
             "networks": compare_networks(network),
         }
         for rows in result.values():

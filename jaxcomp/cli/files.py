@@ -119,9 +119,10 @@ class CompressionSettings:
         "Rise of the loss on the data of --hook: the smallest file that keeps to it.",
         Panel.BUDGET,
     )
-    method: MethodName = asked(  # noqa: RUF009 - a field
-        MethodName.entropy_constrained,
-        "How weights become codes; hessian-rounding, the strongest, needs the data of --hook.",
+    method: MethodName | None = asked(  # noqa: RUF009 - a field
+        None,
+        "How weights become codes. Default: entropy-constrained, or with --hook the strongest, "
+        "hessian-rounding, which needs its data.",
         Panel.GRID,
     )
     scale: ScaleName | None = asked(  # noqa: RUF009 - a field
@@ -214,7 +215,7 @@ def compress(
             report = compress_file(
                 source,
                 output,
-                _method(wanted.method, wanted.scale),
+                _method(wanted.method, wanted.scale, has_data=wanted.hook is not None),
                 bits_per_weight=wanted.bits_per_weight,
                 size_bytes=size,
                 ratio=wanted.ratio,
@@ -404,9 +405,11 @@ def _size(text: str) -> float:
     return float(re.sub("[_,]", "", found[1])) * _UNITS[found[2]]
 
 
-def _method(name: MethodName, scale: ScaleName | None) -> Any:
+def _method(name: MethodName | None, scale: ScaleName | None, *, has_data: bool) -> Any:
     from jaxcomp.quantizers import METHODS
 
+    if name is None:
+        name = MethodName.hessian_rounding if has_data else MethodName.entropy_constrained
     (kind,) = (kind for kind in METHODS if kind.name == name.name)
     return kind() if scale is None else kind(scale=scale.value)
 

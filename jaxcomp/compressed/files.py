@@ -106,16 +106,18 @@ def to_bytes(
         return writer.to_bytes()
     stored = [_stored(tree, number) for number in described.order]
     first = _identity(described, stored, reference)
-    hashed, written = hashlib.sha256(first), []
+    hashed, sections, codes = hashlib.sha256(first), [], []
     with LongCall("coding", len(stored)) as report:
         for place, (number, one) in enumerate(zip(described.order, stored, strict=True)):
             report(place, len(stored), "")
             leaf = tree.leaves[number]
             own = None if shared is None else shared.section(leaf, one, effort)
-            written.append(own or _section(one, effort))
+            section = own or _section(one, effort)
+            codes.append(_code_of(section))
+            # At once: what is to be written takes more than the bytes.
+            sections.append(section.to_bytes())
+            del section, own
             hashed.update(bytes_of(values_of(one.parts, one.dtype, one.shape)).data)
-    sections = [section.to_bytes() for section in written]
-    codes = [_code_of(section) for section in written]
     block = _block(first, stored, codes, [len(section) for section in sections], made)
     block += hashed.digest()
     block += b"".join(zlib.crc32(section).to_bytes(4, "little") for section in sections)

@@ -18,7 +18,9 @@ class LayerPlaces(NamedTuple):
 
     Attributes:
         places: (G, I, O), of weights in the flattened tensor, or in that of the layer.
-        axis: of it along which the inputs lie one by one; None if there is none.
+        axis: of it along which the inputs lie one by one, or the longest at each of whose places
+            some of them lie, with all their outputs (the channels of a convolution, each at all
+            positions of a kernel); None if there is none.
     """
 
     places: Int[np.ndarray, "G I O"]
@@ -51,13 +53,18 @@ def layer_places(layout: MatrixLayout, *, is_stack: bool) -> LayerPlaces | None:
 
 
 def _axis_of_inputs(places: Int[np.ndarray, "G I O"], shape: tuple[int, ...]) -> int | None:
+    longest = None
     for axis in range(len(shape) if len(shape) > 1 else 0):
         stride = int(np.prod(shape[axis + 1 :]))
         along = places // stride % shape[axis]
         number = len(np.unique(along[..., 0]))
-        if number == along[..., 0].size == shape[axis] and np.all(along == along[..., :1]):
+        if number != shape[axis] or not np.all(along == along[..., :1]):
+            continue
+        if number == along[..., 0].size:
             return axis
-    return None
+        if number > 1 and (longest is None or number > shape[longest]):
+            longest = axis
+    return longest
 
 
 def method_for(

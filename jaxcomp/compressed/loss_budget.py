@@ -38,6 +38,27 @@ class CalibrationData:
     loss: Literal["softmax_cross_entropy", "squared_error"] | Callable[[Any, Any], Array]
     batches: Sequence[tuple[Any, Any]]
 
+    def check(self, params: Params) -> None:
+        """Refuse functions that do not take these weights and batches, before anything is done.
+
+        Args:
+            params: weights.
+
+        Raises:
+            ValueError: if `predict_fn` or `loss` fails, or `loss` is no number for an example.
+        """
+        inputs, targets = self.batches[0]
+        outputs = _traced("predict_fn(params, inputs)", self.predict_fn, params, inputs)
+        if callable(self.loss):
+            # Of each example on its own.
+            losses = _traced("loss(outputs, target)", jax.vmap(self.loss), outputs, targets)
+            shape = getattr(losses, "shape", None)
+            if shape is None or len(shape) != 1:
+                raise ValueError(
+                    "loss(outputs, target) is one number for the outputs and the target of one "
+                    f"example, not an array of shape {None if shape is None else shape[1:]}."
+                )
+
     @all_transfers
     def loss_of(self, params: Params) -> float:
         """Return the mean loss of weights over all examples (or positions, of tokens)."""
@@ -64,6 +85,20 @@ class CalibrationData:
             return jnp.sum((outputs - targets) ** 2, axis=-1)
 
         return losses
+
+
+def _traced(call: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return shapes of what a user's function returns."""
+    try:
+        return jax.eval_shape(function, *arguments)
+    except Exception as error:  # whatever a user's function raises
+        what = str(error).strip().splitlines() or [""]
+        raise ValueError(
+            f"{call} fails on the first batch: {type(error).__name__}: {what[0]} (loss is called "
+            "with the outputs and the target of one example, without an axis of examples)."
+            if call.startswith("loss")
+            else f"{call} fails on the first batch: {type(error).__name__}: {what[0]}."
+        ) from error
 
 
 def importance_of(params: Params, data: CalibrationData) -> DiagonalEstimate:

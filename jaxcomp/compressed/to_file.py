@@ -132,6 +132,8 @@ def compress_file(
         if convert_float8:
             params = jax.tree.map(_widened, params)
         reasons = _reasons(params, keep, lossless)
+        if data is not None:
+            data.check(params)
         importance, layers = _weighing(method, params, data)
         told = None if other is None else _reference(params, other, reasons)
         job = _Job(

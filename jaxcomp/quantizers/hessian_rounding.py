@@ -108,6 +108,7 @@ def round_layer(
     cross_moments: Float[Array, "G I I"] | None = None,
     output_importance: Float[Array, "G O"] | None = None,
     damping: Float[Array, ""] | float = 1e-3,
+    sharing: Int[Array, "G I"] | None = None,
     settings: RoundingSettings = DEFAULT_SETTINGS,
 ) -> RoundedLayer:
     """Round a layer at a number of bits that a multiplier decides.
@@ -125,6 +126,9 @@ def round_layer(
         output_importance: g (G, O) >= 0, such as `output_importance` finds; by default 1.
         damping: what is added to the diagonal of S, over its mean, >= 0; 1e-4 to 1e-2. Where
             rounding leaves S indefinite it is ten times as much, or a hundred, ...
+        sharing: from 0 to G I - 1, equal for inputs that have one spacing, such as those of a
+            channel at all positions of a convolution; by default each has its own. Bits of
+            spacings are counted for every input all the same.
         settings: static.
 
     Returns:
@@ -138,7 +142,13 @@ def round_layer(
     """
     check_positive("multiplier", multiplier)
     layer = _prepared(
-        weights, second_moments, cross_moments, output_importance, damping, settings=settings
+        weights,
+        second_moments,
+        cross_moments,
+        output_importance,
+        damping,
+        sharing,
+        settings=settings,
     )
     multiplier = jnp.asarray(multiplier, layer.weights.dtype)
     compiled, pairs = settings.without_choices, _pairs(layer, settings)
@@ -156,6 +166,7 @@ def round_layer_to_rate(
     cross_moments: Float[Array, "G I I"] | None = None,
     output_importance: Float[Array, "G O"] | None = None,
     damping: Float[Array, ""] | float = 1e-3,
+    sharing: Int[Array, "G I"] | None = None,
     settings: RoundingSettings = DEFAULT_SETTINGS,
 ) -> RoundedLayer:
     """Round a layer to about so many bits per weight, everything counted.
@@ -170,6 +181,7 @@ def round_layer_to_rate(
         cross_moments: C (G, I, I).
         output_importance: g (G, O).
         damping: over the mean diagonal.
+        sharing: (G, I).
         settings: static.
 
     Returns:
@@ -181,7 +193,13 @@ def round_layer_to_rate(
     """
     check_positive("rate_bits", rate_bits)
     layer = _prepared(
-        weights, second_moments, cross_moments, output_importance, damping, settings=settings
+        weights,
+        second_moments,
+        cross_moments,
+        output_importance,
+        damping,
+        sharing,
+        settings=settings,
     )
     rate = jnp.asarray(rate_bits, layer.weights.dtype)
     compiled, pairs = settings.without_choices, _pairs(layer, settings)
@@ -204,6 +222,7 @@ def layer_curve(
     cross_moments: Float[Array, "G I I"] | None = None,
     output_importance: Float[Array, "G O"] | None = None,
     damping: Float[Array, ""] | float = 1e-3,
+    sharing: Int[Array, "G I"] | None = None,
     settings: RoundingSettings = DEFAULT_SETTINGS,
 ) -> LayerCurve:
     """Return rate and distortion of a layer at several multipliers, from a sample of its outputs.
@@ -215,6 +234,7 @@ def layer_curve(
         cross_moments: C (G, I, I).
         output_importance: g (G, O).
         damping: over the mean diagonal.
+        sharing: (G, I).
         settings: static.
 
     Returns:
@@ -226,7 +246,13 @@ def layer_curve(
     """
     check_positive("multipliers", multipliers)
     layer = _prepared(
-        weights, second_moments, cross_moments, output_importance, damping, settings=settings
+        weights,
+        second_moments,
+        cross_moments,
+        output_importance,
+        damping,
+        sharing,
+        settings=settings,
     )
     multipliers = jnp.asarray(multipliers, layer.weights.dtype)
     compiled = settings.without_choices
@@ -243,6 +269,7 @@ def _prepared(
     cross_moments: Any,
     output_importance: Any,
     damping: Any,
+    sharing: Any,
     *,
     settings: RoundingSettings,
 ) -> Layer:
@@ -276,6 +303,13 @@ def _prepared(
             arrays[name] = value
     for name, value in arrays.items():
         check_finite(value, name)
+    if sharing is not None:
+        sharing = jnp.asarray(sharing)
+        if sharing.shape != weights.shape[:2] or not jnp.issubdtype(sharing.dtype, jnp.integer):
+            raise ValueError(
+                f"sharing must be integers of shape {weights.shape[:2]}, got {sharing.dtype} of "
+                f"shape {sharing.shape}."
+            )
     _check_importance(arrays["output_importance"])
     if is_concrete(damping) and not (np.isfinite(damping) and damping >= 0):
         raise ValueError(f"damping must be finite and at least 0, got {damping}.")
@@ -285,7 +319,7 @@ def _prepared(
     problem = problem_of(
         arrays["weights"], factor, arrays.get("cross_moments"), arrays["output_importance"]
     )
-    return Layer(arrays["weights"], problem)
+    return Layer(arrays["weights"], problem, sharing)
 
 
 def _check_definite(
@@ -322,7 +356,7 @@ def _round(
     settings: RoundingSettings,
 ) -> RoundedLayer:
     factor = layer.problem.factor
-    spacing = spacing_for(factor, layer.mean_importance, multiplier, exponent, slope)
+    spacing = spacing_for(factor, layer.mean_importance, multiplier, exponent, slope, layer.sharing)
     codes, errors, factors, classes, counts = passes(
         layer,
         spacing,

@@ -106,7 +106,8 @@ class LayerInputs(NamedTuple):
 
     Attributes:
         places: (G, I, O), of the weights of its matrices in the flattened tensor.
-        axis: of the tensor along which the inputs lie one by one; None if there is none.
+        axis: of the tensor along which the inputs lie, one by one or some at each of its places
+            (a channel at all positions of a kernel); None if there is none.
         second_moments: S = E[xh xh^T] (G, I, I).
         cross_moments: C = E[xh x^T] (G, I, I); None if the inputs are those of the original.
         output_importance: g (G, O): `g S` is the Hessian of the weights that enter an output.

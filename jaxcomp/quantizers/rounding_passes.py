@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int16
+from jaxtyping import Array, Float, Int, Int16
 
 from jaxcomp.numerics.checks import check_count
 from jaxcomp.numerics.transformations import counted_loop
@@ -101,10 +101,12 @@ class Layer(NamedTuple):
     Attributes:
         weights: W (G, I, O).
         problem: what rounding needs to know.
+        sharing: which inputs have one spacing (G, I); None if each has its own.
     """
 
     weights: Float[Array, "G I O"]
     problem: Problem
+    sharing: Int[Array, "G I"] | None = None
 
     @property
     def mean_importance(self) -> Float[Array, ""]:
@@ -115,7 +117,7 @@ class Layer(NamedTuple):
     def sampled(self) -> "Layer":
         """The layer with evenly spaced outputs only."""
         step = _sample_step(self.weights.shape)
-        return Layer(self.weights[..., ::step], self.problem.outputs(step))
+        return Layer(self.weights[..., ::step], self.problem.outputs(step), self.sharing)
 
 
 class _Trial(NamedTuple):
@@ -211,7 +213,7 @@ def _trial(
 ) -> _Trial:
     """Round a sample of a layer's outputs; return what all of them would cost and lose."""
     sample, factor = layer.sampled, layer.problem.factor
-    spacing = spacing_for(factor, layer.mean_importance, multiplier, exponent, slope)
+    spacing = spacing_for(factor, layer.mean_importance, multiplier, exponent, slope, layer.sharing)
     _, errors, _, classes, counts = passes(
         sample,
         spacing,

@@ -4,6 +4,8 @@
 pivots. With exponent 0 all inputs have one step, with 1 all contribute the same error. Ratios are
 powers of 2^(1/4), so that a spacing is a small integer beside c; they and c have eight significant
 bits, so that most bytes of them, and of their products with small codes, are zeros in a file.
+Inputs may share a spacing, as a channel's do at all positions of a convolution: it is that of the
+geometric mean of their pivots.
 
 Axes: `G` groups, `I` inputs.
 
@@ -56,6 +58,7 @@ def spacing_for(
     multiplier: Float[Array, ""],
     exponent: Float[Array, ""],
     slope: Float[Array, ""],
+    sharing: Int[Array, "G I"] | None = None,
 ) -> Spacing:
     """Return the spacings for which a bit is worth `slope` times what it is at high rate.
 
@@ -65,11 +68,19 @@ def spacing_for(
         multiplier: distortion that a bit is worth, > 0.
         exponent: of the spacings, over pivots.
         slope: > 0.
+        sharing: from 0 to G I - 1, equal for inputs that have one spacing; None for none.
     """
     pivots, is_live = factor.pivots, factor.is_live
     octaves = jnp.log2(jnp.where(is_live, pivots, 1))
     octaves = exponent * (mean_of_live(octaves, is_live) - octaves)
-    levels = jnp.round(LEVELS_PER_OCTAVE * jnp.where(is_live, octaves, 0))
+    octaves = jnp.where(is_live, octaves, 0)
+    if sharing is not None:
+        none = jnp.zeros(octaves.size, octaves.dtype)
+        total, number = (
+            none.at[sharing].add(part) for part in (octaves, is_live.astype(octaves.dtype))
+        )
+        octaves = (total / jnp.maximum(number, 1))[sharing]
+    levels = jnp.round(LEVELS_PER_OCTAVE * octaves)
     levels = jnp.clip(levels, -_MAX_LEVEL, _MAX_LEVEL).astype(jnp.int32)
     mean = mean_of_live((pivots * _ratios(levels, pivots.dtype)) ** 2, is_live)
     # The root in two parts: the quotient may be out of range.

@@ -32,7 +32,7 @@ def scanned(params: Any, x: jax.Array) -> jax.Array:
     [
         (lambda p, x: x @ p["w"], (5, 3), (2, 5), False, 0),
         (lambda p, x: x @ p["w"].T, (3, 5), (2, 5), False, 1),
-        (convolved, (3, 2, 4), (2, 6, 2), False, None),
+        (convolved, (2, 3, 4), (2, 6, 3), False, 1),
         (convolved, (1, 2, 4), (2, 6, 2), False, 1),
         (scanned, (3, 4, 4), (2, 4), True, 0),
         # Heads: two axes of outputs.

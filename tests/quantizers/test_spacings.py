@@ -42,3 +42,18 @@ def test_a_layer_whose_inputs_are_all_zero_has_spacings():
     factor = factor_inputs(jnp.zeros((1, 3, 3)), 0.01)
     found = spacing_for(factor, *(jnp.float32(1) for _ in range(4)))
     np.testing.assert_array_equal(found.of_inputs, 1)
+
+
+def test_inputs_that_share_a_spacing_have_that_of_their_mean_pivot():
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((1, 50, 6)) * np.exp(rng.standard_normal(6))
+    x[0, :, 4] = 0
+    factor = factor_inputs(jnp.asarray(np.swapaxes(x, 1, 2) @ x, jnp.float32), 0.01)
+    one = jnp.float32(1)
+    sharing = np.asarray([[0, 1, 2, 0, 1, 2]])
+    found = spacing_for(factor, one, one, one, one, jnp.asarray(sharing))
+    octaves = np.log2(np.asarray(factor.pivots, np.float64))[0]
+    live = np.asarray(factor.is_live)[0]
+    mean = octaves[live].mean()
+    expected = [mean - octaves[live & (sharing[0] == place)].mean() for place in sharing[0]]
+    np.testing.assert_array_equal(found.levels[0], np.round(4 * np.asarray(expected)))

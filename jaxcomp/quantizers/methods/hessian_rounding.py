@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from jaxcomp.numerics.checks import is_concrete
 from jaxcomp.quantizers.assignment import assignment_dtype
@@ -136,8 +136,7 @@ class HessianRounding(CodebookMethod):
         scales = None
         if np.any(np.asarray(found.spacing.levels)):
             assert layer.axis is not None
-            stride = int(np.prod(problem.shape[layer.axis + 1 :]))
-            place = layer.places[:, :, 0] // stride % problem.shape[layer.axis]
+            place = _places_on_axis(problem)
             scales = np.ones(problem.shape[layer.axis], problem.dtype)
             scales[place] = np.asarray(found.spacing.ratios)
         lowest, highest = int(codes.min()), int(codes.max())
@@ -172,6 +171,7 @@ class HessianRounding(CodebookMethod):
             cross_moments=layer.cross_moments,
             output_importance=layer.output_importance,
             damping=layer.damping,
+            sharing=_sharing(problem),
             settings=settings if layer.axis is not None else replace(settings, exponents=(0.0,)),
         )
 
@@ -184,6 +184,22 @@ def _layer_of(problem: Problem) -> LayerInputs:
             "no data, such as EntropyConstrained()."
         )
     return problem.layer
+
+
+def _places_on_axis(problem: Problem) -> Int[np.ndarray, "G I"]:
+    """Return where on the axis of the scales each input lies."""
+    layer = _layer_of(problem)
+    assert layer.axis is not None
+    stride = int(np.prod(problem.shape[layer.axis + 1 :]))
+    return layer.places[:, :, 0] // stride % problem.shape[layer.axis]
+
+
+def _sharing(problem: Problem) -> Int[np.ndarray, "G I"] | None:
+    """Return which inputs share a scale; None if each has its own, or there are none."""
+    layer = _layer_of(problem)
+    if layer.axis is None or problem.shape[layer.axis] == layer.places[:, :, 0].size:
+        return None
+    return _places_on_axis(problem)
 
 
 def _in_units(distortion: Any, problem: Problem) -> Any:

@@ -50,6 +50,36 @@ def test_codes_stand_for_what_the_kernel_rounded_to(exponent, is_turned):
     assert encoded.errors.squared_error == pytest.approx(np.sum(error**2), rel=1e-5)
 
 
+def test_channels_of_a_convolution_have_one_scale_at_all_positions():
+    own = problem()
+    assert own.layer is not None
+    shape = (2, INPUTS // 2, OUTPUTS)
+    layer_inputs = own.layer._replace(axis=1)
+    own = dataclasses.replace(as_problem(own.weights.reshape(shape)), layer=layer_inputs)
+    settings = dataclasses.replace(SETTINGS, exponents=(1.0,), slopes=(1.0,))
+    method = HessianRounding(settings=settings, channel_axis=1)
+    encoded = method.encode(own, method.point(own, 0.15))
+    assert encoded.scales is not None
+    assert encoded.scales.shape == (INPUTS // 2,)
+    values = method.decode(
+        jnp.asarray(encoded.codes),
+        encoded.codebook,
+        encoded.scales,
+        shape=shape,
+        dtype=np.dtype(np.float32),
+    )
+    # The errors that feedback summed up are those of the weights that are stored.
+    error = (np.asarray(own.weights, np.float64) - np.asarray(values)).reshape(INPUTS, OUTPUTS)
+    second = np.asarray(layer_inputs.second_moments[0], np.float64)
+    live = np.diag(second) > 0
+    second = second + layer_inputs.damping * np.mean(np.diag(second)[live]) * np.diag(live)
+    error = error[live]
+    second = second[np.ix_(live, live)]
+    importance = np.asarray(layer_inputs.output_importance[0], np.float64)
+    lost = np.sum(importance * np.sum(error * (second @ error), axis=0))
+    assert encoded.errors.distortion == pytest.approx(lost, rel=1e-3)
+
+
 def test_errors_and_curves_are_in_the_units_of_the_problem():
     own, method = problem(), HessianRounding(settings=SETTINGS, channel_axis=0)
     other = dataclasses.replace(own, exponent=3, importance_exponent=-20)
