@@ -45,7 +45,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file
-from trained import measure_trained
+from trained import dense, measure_trained
 
 import jaxcomp
 from jaxcomp.coding.sizes import empirical_entropy_bits
@@ -97,22 +97,16 @@ def measure(params: Any, bits: float, effort: Any, repeats: int) -> dict[str, An
     }
 
 
-def predict(params: Any, inputs: jax.Array) -> jax.Array:
-    for name in ("fc1", "fc2"):
-        inputs = jax.nn.relu(inputs @ params[f"{name}.weight"].T + params[f"{name}.bias"])
-    return inputs @ params["fc3.weight"].T + params["fc3.bias"]
-
-
 def compressed_to(
     params: Any, batch: Any, size: int, kind: str, method: HessianRounding
 ) -> tuple[jaxcomp.CompressedTree, float]:
     """Compress to a size; return the tree and the seconds that it took."""
     start = time.perf_counter()
     if kind == "feedback":
-        layers = Layers(predict, [batch])
+        layers = Layers(dense, [batch])
         tree = jaxcomp.compress(params, method, layers=layers, size_bytes=size)
     else:
-        weighing = gauss_newton_diagonal(predict, params, batch) if kind == "diagonal" else None
+        weighing = gauss_newton_diagonal(dense, params, batch) if kind == "diagonal" else None
         tree = jaxcomp.compress(params, importance=weighing, size_bytes=size)
     return tree, time.perf_counter() - start
 
@@ -127,7 +121,7 @@ def measure_targets(params: Any, num_seeds: int, method: HessianRounding) -> lis
 
     @jax.jit
     def judged(params: Any) -> tuple[jax.Array, jax.Array]:
-        logits, labels = predict(params, test), jnp.asarray(dataset.test_labels)
+        logits, labels = dense(params, test), jnp.asarray(dataset.test_labels)
         wrong = 100 - 100 * jnp.mean(metrics.correct(logits, labels))
         return jnp.mean(metrics.cross_entropy(logits, labels)), wrong
 
@@ -135,7 +129,7 @@ def measure_targets(params: Any, num_seeds: int, method: HessianRounding) -> lis
 
     @jax.jit
     def divergence(params: Any, others: Any) -> jax.Array:
-        before, after = (jax.nn.log_softmax(predict(own, others)) for own in (original, params))
+        before, after = (jax.nn.log_softmax(dense(own, others)) for own in (original, params))
         return jnp.mean(jnp.sum(jnp.exp(before) * (before - after), axis=-1))
 
     rows: list[dict[str, Any]] = []

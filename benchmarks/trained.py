@@ -154,20 +154,17 @@ def vgg() -> Trained:
         folded[f"conv{number}.bias"] = -own["mean"] * factor
     folded["output.weight"] = np.ascontiguousarray(params["output"]["kernel"].T)
     folded["output.bias"] = params["output"]["bias"]
-    network = Trained(
+    trained = Trained(
         convolutional,
         folded,
         (jnp.asarray(images[:most]), jnp.asarray(labels[:most])),
         (jnp.asarray(test), jnp.asarray(dataset.test_labels)),
         most,
     )
-    before = found.early_stopped
-    logits = network.test[0][:8], jax.tree.map(lambda leaf: leaf[0], before)
-    expected = networks.build(
-        "vgg", input_shape=images.shape[1:], num_classes=dataset.num_classes, width=1 / 16
-    ).predict(logits[1], logits[0])
-    np.testing.assert_allclose(convolutional(folded, logits[0]), expected, rtol=1e-3, atol=1e-3)
-    return network
+    some = trained.test[0][:8]
+    expected = network.predict(variables, some)
+    np.testing.assert_allclose(convolutional(folded, some), expected, rtol=1e-3, atol=1e-3)
+    return trained
 
 
 def by_codec(network: Trained, python: Path) -> list[dict[str, Any]]:
@@ -188,14 +185,12 @@ def by_codec(network: Trained, python: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def rounded(
-    network: Trained, size: int, seed: int, method: HessianRounding, *, select: Any = None
-) -> dict[str, Any]:
+def rounded(network: Trained, size: int, seed: int, method: HessianRounding) -> dict[str, Any]:
     """Round with feedback to a file of a size; everything is chosen on training examples."""
     inputs, labels = network.train
     order = np.random.default_rng(seed).permutation(len(inputs))[: network.num_calibration]
     layers = Layers(network.predict, [(inputs[order], labels[order])])
-    tree = jaxcomp.compress(network.params, method, layers=layers, size_bytes=size, select=select)
+    tree = jaxcomp.compress(network.params, method, layers=layers, size_bytes=size)
     written = to_bytes(tree)
     loss, error = network.judged(jaxcomp.load(written).params())
     return {"target": size, "seed": seed, "bytes": len(written), "loss": loss, "error": error}

@@ -51,7 +51,14 @@ class CalibrationData:
         outputs = _traced("predict_fn(params, inputs)", self.predict_fn, params, inputs)
         if callable(self.loss):
             # Of each example on its own.
-            losses = _traced("loss(outputs, target)", jax.vmap(self.loss), outputs, targets)
+            losses = _traced(
+                "loss(outputs, target)",
+                jax.vmap(self.loss),
+                outputs,
+                targets,
+                hint=" (loss is called with the outputs and the target of one example, without an "
+                "axis of examples)",
+            )
             shape = getattr(losses, "shape", None)
             if shape is None or len(shape) != 1:
                 raise ValueError(
@@ -87,17 +94,14 @@ class CalibrationData:
         return losses
 
 
-def _traced(call: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return shapes of what a user's function returns."""
+def _traced(call: str, function: Callable[..., Any], *arguments: Any, hint: str = "") -> Any:
+    """Return shapes of what a user's function returns, or say in one sentence how it fails."""
     try:
         return jax.eval_shape(function, *arguments)
     except Exception as error:  # whatever a user's function raises
         what = str(error).strip().splitlines() or [""]
         raise ValueError(
-            f"{call} fails on the first batch: {type(error).__name__}: {what[0]} (loss is called "
-            "with the outputs and the target of one example, without an axis of examples)."
-            if call.startswith("loss")
-            else f"{call} fails on the first batch: {type(error).__name__}: {what[0]}."
+            f"{call} fails on the first batch: {type(error).__name__}: {what[0]}{hint}."
         ) from error
 
 
