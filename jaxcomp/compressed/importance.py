@@ -57,6 +57,13 @@ class Importance(NamedTuple):
         return [self._replace(values=part) for part in parts]
 
 
+def units_by_path(estimate: DiagonalEstimate) -> dict[str, int]:
+    """Return the exponents that an estimate of weights of extreme size has; others have none."""
+    if estimate.exponent is None:
+        return {}
+    return {path: int(unit) for path, unit in leaves_by_path(estimate.exponent).items()}
+
+
 def importance_by_leaf(
     importance: DiagonalEstimate | PyTree | None,
     groups: list[Group],
@@ -81,9 +88,7 @@ def importance_by_leaf(
         for path, view in zip(group.paths, group.views, strict=True)
     }
     exponents = dict(zip(found, exponents_of("importance", found), strict=True))
-    # What an estimate of weights of extreme size is in units of.
-    units = {} if not is_estimate or importance.exponent is None else importance.exponent
-    unit_of = {path: int(unit) for path, unit in leaves_by_path(units).items()}
+    unit_of = units_by_path(importance) if is_estimate else {}
     importances: list[Importance | None] = []
     for group in groups:
         # The loss changes through every place of a tied array; one array counts once.

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxcomp.compressed.budgets import Budget
+from jaxcomp.compressed.importance import units_by_path
 from jaxcomp.compressed.layer_places import LayerPlaces, layer_places
 from jaxcomp.compressed.points import distortions, rates_and_costs
 from jaxcomp.compressed.rate_control import largest_under
@@ -81,7 +82,8 @@ class _Layer:
         bias: path of the leaf that is added to its outputs, if it may be fitted.
         lies: where its weights are in the tensor, or in each block.
         importance: g (G, O); None until its inputs are known, if there is no loss.
-        diagonal: of the Gauss-Newton matrix (G, I, O); None without a loss.
+        diagonal: of the Gauss-Newton matrix (G, I, O), in the units of `weights`; None without a
+            loss.
         damping: chosen, or the one to begin with.
         pair: exponent and slope of the spacings, likewise.
     """
@@ -102,14 +104,29 @@ class _Layer:
 
     @property
     def weights(self) -> Float[Array, "G I O"]:
-        """The matrices of all blocks, one after the other."""
+        """The matrices of all blocks, one after the other, in the units of their problems."""
         return self.matrices(self.tensor.value)
+
+    @property
+    def exponents_of_groups(self) -> Int[np.ndarray, " G"]:
+        """Exponents of the units that weights are in: 0, but for weights of extreme size."""
+        own = [problem.exponent for problem in self.tensor.problems]
+        return np.repeat(np.asarray(own, np.int32), len(self.lies.places))
 
     def matrices(self, values: Any) -> Float[Array, "G I O"]:
         """Return a tensor like this as matrices."""
+        return self._laid_out(values, -self.exponents_of_groups)
+
+    def with_diagonal(self, values: Any, exponent: int) -> None:
+        """Take over second derivatives in the weights, in units of `2 ** exponent`."""
+        self.diagonal = self._laid_out(values, exponent + 2 * self.exponents_of_groups)
+
+    def _laid_out(self, values: Any, shifts: Int[np.ndarray, " G"]) -> Float[Array, "G I O"]:
         blocks = np.asarray(values).reshape(len(self.tensor.problems), -1)
-        found = blocks[:, self.lies.places.reshape(-1)]
-        return jnp.asarray(found.astype(np.float32)).reshape(-1, *self.lies.places.shape[1:])
+        found = blocks[:, self.lies.places.reshape(-1)].reshape(-1, *self.lies.places.shape[1:])
+        if np.any(shifts):
+            found = np.ldexp(found.astype(np.float64), shifts[:, None, None])
+        return jnp.asarray(found.astype(np.float32))
 
     def weigh(self, moments: InputMoments) -> Float[Array, "G O"]:
         """Return what the squared errors of the outputs count, found once."""
@@ -215,7 +232,8 @@ def _layer_of(tensor: Tensor, network: OpenNetwork, estimate: DiagonalEstimate |
         ),
     )
     if estimate is not None:
-        layer.diagonal = layer.matrices(leaves_by_path(estimate.mean)[path])
+        unit = units_by_path(estimate).get(path, 0)
+        layer.with_diagonal(leaves_by_path(estimate.mean)[path], unit)
     return layer
 
 
@@ -260,6 +278,7 @@ class _Rounding:
             if len(layout.paths) == 1
         }
         self._curvature = {} if estimate is None else leaves_by_path(estimate.mean)
+        self._units = {} if estimate is None else units_by_path(estimate)
         # Of layers whose inputs nothing changes.
         self._unchanged: dict[str, SplitMoments] = {}
 
@@ -342,11 +361,15 @@ class _Rounding:
             moments.held_out,
             with_scales=False,
         )
-        change = np.asarray(refit.bias_changes, np.float64).reshape(bias.shape)
+        # Outputs are products: of weights and of inputs, each in units of its own.
+        shifts = layer.exponents_of_groups - self._network.units[layer.path]
+        change = np.ldexp(np.asarray(refit.bias_changes, np.float64), shifts[:, None])
+        change = change.reshape(bias.shape)
         fitted = (bias.astype(np.float64) + change).astype(bias.dtype)
-        curvature = np.ones(bias.shape, np.float32)
+        curvature = np.ones(bias.shape)
         if layer.bias in self._curvature:
-            curvature = np.asarray(self._curvature[layer.bias]).astype(np.float32)
+            found = np.asarray(self._curvature[layer.bias], np.float64)
+            curvature = np.ldexp(found, self._units.get(layer.bias, 0))
         worth = 2 * (layer.method.nats_per_bit or nats_per_bit)
         num_bits = _bits_for(fitted, float(np.mean(curvature)), worth)
         method = RoundToNearest(num_bits, scale="tensor")

@@ -32,12 +32,15 @@ from jaxcomp.curvature.estimate import (
 from jaxcomp.curvature.functions import PickOutput, open_params
 from jaxcomp.curvature.gauss_newton import GaussNewton
 from jaxcomp.curvature.independence import check_outputs_are_independent
+from jaxcomp.curvature.layer_units import input_units
 from jaxcomp.curvature.layers import as_function, is_pair
 from jaxcomp.curvature.layouts import MatrixLayout
 from jaxcomp.curvature.output_losses import MAX_COLUMNS, Loss, Reduction
 from jaxcomp.curvature.per_example import OpenLayers, chunk_bytes, open_layers, sum_over_chunks
+from jaxcomp.curvature.units import lost_leaves
 from jaxcomp.numerics.checks import check_count
 from jaxcomp.numerics.rewriting import quick_on_cpu
+from jaxcomp.numerics.scaling import restore
 from jaxcomp.trees.paths import leaves_by_path
 from jaxcomp.types import Batch, OutputsFn, Params, PRNGKey
 
@@ -47,6 +50,8 @@ _NUM_COMPARED, _TOLERANCE = 8, 1e-3
 
 class InputMoments(NamedTuple):
     """Moments of a layer's inputs over a data set: x originally, xh of the rounded network.
+
+    Those of an `OpenNetwork` are in its units.
 
     Attributes:
         second: E[xh xh^T] (G, I, I).
@@ -178,6 +183,8 @@ class OpenNetwork:
         params: original weights, without leaves that no compiled function takes.
         numbers: path of a floating leaf -> its number among them.
         uses: path -> layer, in the order of evaluation.
+        units: path -> u (G,), of layers whose moments were asked for: the inputs of a group count
+            `2^u` times. 0, but for inputs of extreme size, whose squares are out of range.
     """
 
     layers: Layers
@@ -185,6 +192,7 @@ class OpenNetwork:
     params: Params
     numbers: dict[str, int]
     uses: dict[str, LayerUse]
+    units: dict[str, Int[np.ndarray, " G"]] = field(default_factory=dict)
 
     def stages(self, paths: Iterable[str]) -> list[list[str]]:
         """Return layers in the groups that are rounded one after the other."""
@@ -226,16 +234,21 @@ class OpenNetwork:
         sums: list[Any] = [None, None]
         counts = [0, 0]
         position = self.numbers[path]
+        layout = self.uses[path].layout
+        zeros = partial(_zero_moments, layout, leaves.values[position], new)
         for inputs, place in self._parts():
             size = len(jax.tree.leaves(inputs)[0])
             if sums[place] is None:
-                zeros = _zero_moments(self.uses[path].layout, leaves.values[position], new)
-                sums[place] = CompensatedSum.empty(zeros)
+                sums[place] = CompensatedSum.empty(zeros())
             # One batch after the other: else all of them would be on the device at once.
             jax.block_until_ready(sums[place])
-            sums[place] = _add_moments(
-                sums[place], self.function, self.params, new, inputs, position=position
-            )
+            is_first = path not in self.units
+            self.units.setdefault(path, np.zeros(layout.num_groups, np.int32))
+            sums[place] = self._added(sums[place], path, new, inputs)
+            if is_first and any(lost_leaves(sums[place].total.second)):
+                found = input_units(self.function, self.params, inputs, (position,))
+                self.units[path] = found[0]
+                sums[place] = self._added(CompensatedSum.empty(zeros()), path, new, inputs)
             counts[place] += size
         parts = [
             None if total is None else jax.tree.map(partial(jnp.multiply, 1 / count), total.value())
@@ -247,6 +260,20 @@ class OpenNetwork:
         assert fitted is not None
         check_finite({path: fitted})
         return SplitMoments(fitted, held_out, counts[0] / sum(counts))
+
+    def _added(
+        self, total: CompensatedSum, path: str, changed: tuple[Array, ...] | None, inputs: Any
+    ) -> CompensatedSum:
+        units = self.units[path]
+        return _add_moments(
+            total,
+            self.function,
+            self.params,
+            changed,
+            inputs,
+            units if np.any(units) else None,
+            position=self.numbers[path],
+        )
 
     def _parts(self) -> Iterator[tuple[Any, int]]:
         """Give inputs and 0, or 1 for those that are held out: the last ones of every batch."""
@@ -282,6 +309,7 @@ def _add_moments(
     params: Params,
     changed: tuple[Array, ...] | None,
     inputs: Any,
+    units: Int[Array, " G"] | None,
     *,
     position: int,
 ) -> CompensatedSum:
@@ -299,7 +327,8 @@ def _add_moments(
         keep = is_example.astype(jnp.float32).reshape(-1, 1, 1, 1) / use.num_positions
 
         def of(layers: OpenLayers) -> Array:
-            return layers.inputs_of_uses(chunk)[number]
+            a = layers.inputs_of_uses(chunk)[number]
+            return a if units is None else restore(a, units, axis=(0, 2, 3))
 
         x = of(original)
         weighed = x * keep.astype(x.dtype)

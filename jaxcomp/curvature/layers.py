@@ -41,6 +41,7 @@ from jaxcomp.curvature.gauss_newton import (
     inputs_and_targets,
 )
 from jaxcomp.curvature.independence import check_outputs_are_independent
+from jaxcomp.curvature.layer_units import Units, chosen_of, input_units, weight_units
 from jaxcomp.curvature.layouts import MatrixLayout
 from jaxcomp.curvature.not_finite import where_it_began
 from jaxcomp.curvature.output_losses import (
@@ -59,7 +60,9 @@ from jaxcomp.curvature.per_example import (
     sum_over_chunks,
     sum_over_columns,
 )
+from jaxcomp.curvature.units import lost_leaves
 from jaxcomp.numerics.rewriting import quick_on_cpu
+from jaxcomp.numerics.scaling import restore
 from jaxcomp.numerics.transformations import explicit_transfers
 from jaxcomp.trees.paths import leaves_by_path, shorten
 from jaxcomp.trees.selection import Select, selected_paths
@@ -97,11 +100,14 @@ class LayerHessian(NamedTuple):
             singular: damp it (by about 1 % of its mean diagonal) before it is inverted.
         layout: the weight as matrices `(G, I, O)`: `layout.to_matrices(weight)` and back.
         num_examples: n.
+        exponent: `(G,)`, or None: where inputs (or gradients) are so large or small that their
+            squares are out of range, the second derivatives are those here times `2 ** exponent`.
     """
 
     hessian: Float[Array, "G *O I I"]
     layout: MatrixLayout
     num_examples: int
+    exponent: Int[np.ndarray, " G"] | None = None
 
 
 @explicit_transfers
@@ -188,26 +194,40 @@ def layer_hessians(
     function, params = open_params(as_function(model_or_fn, params, output), params)
     own_loss = checked_loss(loss, reduction, max_columns)
     num_label_samples = checked_label_samples(num_label_samples, key)
-    total, uses, num_examples = None, {}, 0
+    total, uses, num_examples, units = None, {}, 0, None
     for batch, size in sized_batches(batches):
         inputs, targets = inputs_and_targets(batch) if is_pair(batch) else (batch, None)
         if total is None:
             check_outputs_are_independent(function, params, inputs)
             uses = _selected_uses(function, params, inputs, select, is_differentiated=per_output)
-            zeros = _zero_hessians(params, uses, per_output=per_output)
-            total = CompensatedSum.empty((zeros, jnp.zeros(())))
-        jax.block_until_ready(total)
-        total = _add_batch(
-            total,
-            function,
-            params,
-            (inputs, targets),
-            own_loss if per_output else None,
-            key,
-            num_examples,
+        add = partial(
+            _add_batch,
+            function=function,
+            params=params,
+            batch=(inputs, targets),
+            loss=own_loss if per_output else None,
+            key=key,
+            first_example=num_examples,
             positions=tuple(use.position for use in uses.values()),
             num_label_samples=num_label_samples,
         )
+        if total is None:
+            positions = tuple(use.position for use in uses.values())
+            zeros = _zero_hessians(params, uses, per_output=per_output)
+            start = CompensatedSum.empty((zeros, jnp.zeros(())))
+            # Donated, so that each sum has zeros of its own.
+            total = add(jax.tree.map(jnp.copy, start), units=None)
+            is_lost = lost_leaves(total.total[0])
+            if any(is_lost):
+                units = (
+                    weight_units(params, uses)
+                    if per_output
+                    else input_units(function, params, inputs, positions)
+                )
+                total, units = _less_lost(is_lost, total, add(start, units=units), units)
+        else:
+            jax.block_until_ready(total)
+            total = add(total, units=units)
         num_examples += size
     if total is None:
         raise ValueError("batches is empty; pass at least one batch.")
@@ -216,27 +236,41 @@ def layer_hessians(
     # Batches that can be passed over again are, if anything is not finite.
     again = None if isinstance(batches, Iterator) else partial(_began, function, params, batches)
     check_finite(dict(zip(uses, sums, strict=True)), again)
-    return _divided(sums, weight, uses, num_examples, factor=1.0 if per_output else 2.0)
-
-
-def _divided(
-    sums: tuple[Array, ...],
-    weight: Float[Array, ""],
-    uses: dict[str, MatrixUse],
-    num_examples: int,
-    *,
-    factor: float,
-) -> dict[str, LayerHessian]:
-    """Divide what was summed over the data by its weight."""
-    hessians = dict(zip(uses, sums, strict=True))
+    scale = (1.0 if per_output else 2.0) / weight
     return {
         path: LayerHessian(
-            hessians[path] * (factor / weight).astype(hessians[path].dtype),
-            use.layout,
-            num_examples,
+            total * scale.astype(total.dtype), use.layout, num_examples, _exponent(unit)
         )
-        for path, use in uses.items()
+        for (path, use), total, unit in zip(
+            uses.items(), sums, [None] * len(uses) if units is None else units, strict=True
+        )
     }
+
+
+def _exponent(units: Int[np.ndarray, " G"] | None) -> Int[np.ndarray, " G"] | None:
+    """Return the exponent of second derivatives in such units; None for ordinary ones."""
+    return None if units is None or not np.any(units) else -2 * np.asarray(units)
+
+
+def _less_lost(
+    is_lost: list[bool], plain: CompensatedSum, other: CompensatedSum, units: Units
+) -> tuple[CompensatedSum, Units | None]:
+    """Return the sums of a first batch that are in range, in ordinary units where these do."""
+    is_other = [
+        one and not two for one, two in zip(is_lost, lost_leaves(other.total[0]), strict=True)
+    ]
+
+    def pick(ones: tuple[Any, ...], others: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(
+            two if chosen else one for one, two, chosen in zip(ones, others, is_other, strict=True)
+        )
+
+    total = CompensatedSum(
+        (pick(plain.total[0], other.total[0]), plain.total[1]),
+        (pick(plain.correction[0], other.correction[0]), plain.correction[1]),
+    )
+    zeros = tuple(np.zeros_like(u) for u in units)
+    return total, pick(zeros, units) if any(is_other) else None
 
 
 def _began(function: Partial, params: Params, batches: Iterable[Batch]) -> str:
@@ -318,6 +352,7 @@ def _add_batch(
     loss: LossOfOutputs | None,
     key: PRNGKey | None,
     first_example: Int[Array, ""] | int,
+    units: Units | None,
     *,
     positions: tuple[int, ...],
     num_label_samples: int | None,
@@ -329,14 +364,14 @@ def _add_batch(
     num_examples = count_examples(batch[0])
     weight = jnp.asarray(num_examples, jnp.result_type(float))
     if loss is None:
-        terms_fn = partial(_grams_of_inputs, layers, positions)
+        terms_fn = partial(_grams_of_inputs, layers, positions, units)
         numbers = layers.capture.num_activations
     else:
         hint_of_functions("layer_hessians", function, loss, (params, batch))
         hessian = hessian_of_outputs(layers, loss, batch[1], is_exact=num_label_samples is None)
         weight = loss.total_weight(hessian.shape, batch[1], num_examples)
         columns_fn = partial(_columns, hessian, num_label_samples, key, first_example)
-        terms_fn = partial(_grams_of_gradients, layers, positions, columns_fn)
+        terms_fn = partial(_grams_of_gradients, layers, positions, units, columns_fn)
         numbers = 4 * layers.capture.num_activations + hessian.num_held
     with jax.default_matmul_precision("highest"):
         num_chunks = _num_chunks(
@@ -384,15 +419,10 @@ def _columns(
     return Columns(num_label_samples, lambda index: scale * drawn.at(index))
 
 
-def _chosen(layers: OpenLayers, positions: tuple[int, ...]) -> list[int]:
-    """Numbers of the uses of the leaves at these positions."""
-    number_of = {use.position: number for number, use in enumerate(layers.capture.uses)}
-    return [number_of[position] for position in positions]
-
-
 def _grams_of_inputs(
     layers: OpenLayers,
     positions: tuple[int, ...],
+    units: Units | None,
     chunk: tuple[Any, Any],
     rows: Int[Array, " E"],
     is_example: Bool[Array, " E"],
@@ -400,16 +430,19 @@ def _grams_of_inputs(
     """Sums over a chunk of examples and positions of `a a^T`, a the inputs of a layer."""
     del rows
     inputs = layers.inputs_of_uses(chunk[0])
+    chosen = [inputs[number] for number in chosen_of(layers, positions)]
+    if units is not None:
+        chosen = [
+            restore(a, jnp.asarray(u), axis=(0, 2, 3)) for a, u in zip(chosen, units, strict=True)
+        ]
     keep = is_example.astype(jnp.float32).reshape(-1, 1, 1, 1)
-    return tuple(
-        _gram(inputs[number] * keep.astype(inputs[number].dtype), "egpi,egpj->gij")
-        for number in _chosen(layers, positions)
-    )
+    return tuple(_gram(a * keep.astype(a.dtype), "egpi,egpj->gij") for a in chosen)
 
 
 def _grams_of_gradients(
     layers: OpenLayers,
     positions: tuple[int, ...],
+    units: Units | None,
     columns_fn: Callable[[Array, Any, Int[Array, " E"]], Columns],
     chunk: tuple[Any, Any],
     rows: Int[Array, " E"],
@@ -418,7 +451,13 @@ def _grams_of_gradients(
     """Sums over a chunk of examples of `u u^T`, u the gradients in the weights of each unit."""
     inputs, targets = chunk
     linearized = layers.linearize(inputs)
-    chosen = _chosen(layers, positions)
+    if units is not None:
+        # All groups of a leaf are in the same unit, that of its weights.
+        by_leaf = dict(zip(positions, (u[0] for u in units), strict=True))
+        zero = jnp.int32(0)
+        every = range(len(layers.leaves.values))
+        linearized = linearized.in_units(layers, tuple(by_leaf.get(n, zero) for n in every))
+    chosen = chosen_of(layers, positions)
 
     def of_column(column: Float[Array, "E *shape"]) -> list[Array]:
         deltas, _ = linearized.gradients(column)

@@ -49,7 +49,7 @@ def estimate_in_units(run: Callable[[_Sampler], _Estimate], sampler: _Sampler) -
         return plain
     again = run(replace(sampler, exponents=tuple(jnp.int32(e) for e in exponents)))
     # Weights that are tiny because nothing became of them have the curvature of any others.
-    is_chosen = [not is_lost for is_lost in _lost_leaves(again.mean)]
+    is_chosen = [not is_lost for is_lost in lost_leaves(again.mean)]
     structure = jax.tree.structure(plain.mean)
     mean, error = (
         structure.unflatten(
@@ -75,10 +75,14 @@ def extreme_exponents(params: Params) -> tuple[int, ...] | None:
     values = list(_floating_leaves(params).values())
     found = jax.device_get([_exponent(value) for value in values])
     exponents = tuple(
-        int(e) if abs(int(e)) >= _range_of(value.dtype) // 3 else 0
-        for e, value in zip(found, values, strict=True)
+        int(if_extreme(e, value.dtype)) for e, value in zip(found, values, strict=True)
     )
     return exponents if any(exponents) else None
+
+
+def if_extreme(exponent: Int[Any, "..."], dtype: Any) -> Int[np.ndarray, "..."]:
+    """Return exponents, or 0 for those of ordinary size, whose squares any sum holds."""
+    return np.where(np.abs(exponent) >= _range_of(dtype) // 3, exponent, 0).astype(np.int32)
 
 
 def _floating_leaves(params: Params) -> dict[int, Array]:
@@ -100,7 +104,8 @@ def _range_of(dtype: Any) -> int:
     return int(jnp.finfo(jnp.float64 if dtype == jnp.float64 else jnp.float32).maxexp)
 
 
-def _lost_leaves(mean: Params) -> list[bool]:
+def lost_leaves(mean: Params) -> list[bool]:
+    """Return of which leaves curvature is out of range; false of those without numbers."""
     leaves = [x for x in jax.tree.leaves(mean) if x.size]
     lost = iter(jax.device_get([_is_lost(leaf) for leaf in leaves]))
     return [bool(next(lost)) if x.size else False for x in jax.tree.leaves(mean)]

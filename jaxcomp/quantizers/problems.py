@@ -102,7 +102,9 @@ class Moments(NamedTuple):
 
 
 class LayerInputs(NamedTuple):
-    """What a layer meets, in ordinary units.
+    """What a layer meets: with weights in units of the problem, errors are in ordinary units.
+
+    The inputs may be in units of their own, in which their squares are in range: then g is too.
 
     Attributes:
         places: (G, I, O), of the weights of its matrices in the flattened tensor.

@@ -1,5 +1,6 @@
 """Networks rounded layer by layer, with their inputs: what becomes of sizes, losses and stacks."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -191,3 +192,34 @@ def test_groups_of_a_convolution_have_inputs_of_their_own():
 def test_what_cannot_be_is_refused(options, error, message):
     with pytest.raises(error, match=message):
         compress(network(), METHOD, **options)
+
+
+@pytest.mark.parametrize("shift", [-110, 100])
+def test_weights_of_extreme_size_are_rounded_as_those_of_the_same_network(shift):
+    """A leaf of 2^-110, whose outputs the next one makes ordinary again: ReLU is homogeneous."""
+
+    def relu_network(params, x):
+        hidden = jax.nn.relu(x @ params["in"] + params["bias"])
+        return hidden @ params["out"] + params["end"]
+
+    ordinary = {"in": normal(1, 4, 8), "bias": normal(2, 8), "out": normal(3, 8, 3)}
+    ordinary["end"] = normal(4, 3)
+    shifts = {"in": shift, "bias": shift, "out": -shift, "end": 0}
+    scaled = {name: np.ldexp(leaf, shifts[name]) for name, leaf in ordinary.items()}
+    x = normal(5, 64, 4)
+    batch = x, np.asarray(jnp.argmax(relu_network(ordinary, x), axis=-1))
+    expected, found = (
+        compress(
+            params,
+            replace(METHOD, nats_per_bit=1e-3),
+            layers=Layers(relu_network, [batch]),
+            select=("in", "out"),
+        )
+        for params in (ordinary, scaled)
+    )
+    for name, change in shifts.items():
+        np.testing.assert_allclose(
+            np.ldexp(found.params()[name], -change), expected.params()[name], rtol=1e-6
+        )
+    np.testing.assert_array_equal(found.codes("out"), expected.codes("out"))
+    assert found.report().distortion == pytest.approx(expected.report().distortion, rel=1e-4)

@@ -13,6 +13,7 @@ from jaxcomp.curvature import (
     GaussNewton,
     Hutchinson,
     HutchinsonBlocks,
+    layer_hessians,
     mean_over_batches,
     over_batches,
     over_batches_until,
@@ -123,3 +124,20 @@ def test_tied_leaves_add_up_in_one_unit():
     found = compress(tied, KMeans(2), importance=DiagonalEstimate(mean, mean, exponent))
     expected = compress(tied, KMeans(2), importance={"a": 4 * ones, "b": 4 * ones + 0})
     assert found.report().distortion == pytest.approx(expected.report().distortion, rel=1e-6)
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+@pytest.mark.parametrize("per_output", [False, True])
+def test_hessians_of_layers_are_not_lost(per_output, shift):
+    """Inputs of a layer are as far from 1 as its weights, the other way."""
+    batches = [BATCH, perceptron_batch(seed=2)]
+    expected, found = (
+        layer_hessians(relu_network, p, batches, per_output=per_output)
+        for p in (ORDINARY, scaled(shift))
+    )
+    # The first layer has the data as its inputs.
+    assert per_output or found["in"].exponent is None
+    for name, layer in found.items():
+        exponent = 0 if layer.exponent is None else int(layer.exponent[0])
+        assert exponent == (-2 * SHIFTS[shift][name] if per_output or name == "out" else 0)
+        np.testing.assert_allclose(layer.hessian, expected[name].hessian, rtol=1e-6, atol=1e-9)

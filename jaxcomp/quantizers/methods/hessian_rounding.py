@@ -139,10 +139,11 @@ class HessianRounding(CodebookMethod):
             place = _places_on_axis(problem)
             scales = np.ones(problem.shape[layer.axis], problem.dtype)
             scales[place] = np.asarray(found.spacing.ratios)
+            scales = np.ldexp(scales, problem.exponent)
         lowest, highest = int(codes.min()), int(codes.max())
         codebook = _codebook(found, lowest, highest)
         if scales is None:
-            codebook = codebook.astype(problem.weights.dtype)
+            codebook = problem.in_original_units(codebook)
         counts = np.bincount(codes.astype(np.int64) - lowest, minlength=len(codebook))
         values = np.asarray(found.values, np.float64)
         before = np.asarray(_matrices(problem), np.float64)
@@ -156,8 +157,8 @@ class HessianRounding(CodebookMethod):
                 float(
                     _in_units(np.sum(importance * np.asarray(found.errors, np.float64)), problem)
                 ),
-                float(np.ldexp(np.sum((before - values) ** 2), -2 * problem.exponent)),
-                float(np.ldexp(np.sum(before**2), -2 * problem.exponent)),
+                float(np.sum((before - values) ** 2)),
+                float(np.sum(before**2)),
             ),
         )
 
@@ -208,11 +209,8 @@ def _in_units(distortion: Any, problem: Problem) -> Any:
 
 
 def _matrices(problem: Problem) -> Float[Array, "G I O"]:
-    layer = _layer_of(problem)
-    flat = problem.weights.reshape(-1)
-    return jnp.asarray(flat[layer.places.reshape(-1)].astype(problem.dtype)).reshape(
-        layer.places.shape
-    )
+    places = _layer_of(problem).places
+    return jnp.asarray(problem.points(places.reshape(-1))).reshape(places.shape)
 
 
 def _codebook(found: RoundedLayer, lowest: int, highest: int) -> Float[np.ndarray, " codes"]:

@@ -82,7 +82,10 @@ def test_channels_of_a_convolution_have_one_scale_at_all_positions():
 
 def test_errors_and_curves_are_in_the_units_of_the_problem():
     own, method = problem(), HessianRounding(settings=SETTINGS, channel_axis=0)
-    other = dataclasses.replace(own, exponent=3, importance_exponent=-20)
+    # Of weights in units of 8 the errors of outputs are the same ordinary numbers.
+    assert own.layer is not None
+    layer = own.layer._replace(output_importance=64 * own.layer.output_importance)
+    other = dataclasses.replace(own, exponent=3, importance_exponent=-20, layer=layer)
     point = method.point(own, 0.15)
     one, scaled = (method.encode(some, point).errors for some in (own, other))
     assert scaled.distortion == pytest.approx(one.distortion * 2.0**14, rel=1e-6)
