@@ -193,7 +193,7 @@ def gauss_newton_diagonal(
     """Compute the diagonal of the Gauss-Newton matrix of a mean loss.
 
     Exact over all outputs by default: a forward pass, and for every output a backward pass through
-    the upper layers, which for a classifier of few classes costs about 1.5 gradients. With
+    the upper layers, which for a classifier of few classes costs 1.5 to 2.4 gradients. With
     `num_label_samples` the labels are drawn from the model instead, one for every position (token,
     pixel): one gradient each, and the memory of a gradient, for any number of classes. Pure:
     `jax.vmap` over `params` or `batch`.
