@@ -68,7 +68,7 @@ def path_of(integers: Int[np.ndarray, " n"], width: int) -> Path | None:
         integers: in their order.
         width: of a row.
     """
-    own, row = integers.astype(np.int64), chains_of(width)
+    own, row = integers.astype(np.int32), chains_of(width)
     rows = -(-len(own) // row)
     # What `advance` says of all steps at once: parities are sums by 2 of digits before.
     bits = np.zeros((2, rows + 5, row), np.uint8)
@@ -76,9 +76,11 @@ def path_of(integers: Int[np.ndarray, " n"], width: int) -> Path | None:
         bits[digit, 5:].reshape(-1)[: len(own)] = own >> digit & 1
     parity, second = bits
     expected = parity[3:-2] ^ parity[:-5] ^ second[2:-3]
-    if not np.array_equal(expected.reshape(-1)[: len(own)], own & 1):
+    parities = parity[5:].reshape(-1)[: len(own)]
+    if not np.array_equal(expected.reshape(-1)[: len(own)], parities):
         return None
-    return Path((own + np.sign(own) * (own & 1)) >> 1, own & 1, row)
+    # Halves towards infinity: odd integers lie between the multiples of two.
+    return Path((own + np.sign(own) * parities) >> 1, parities, row)
 
 
 def symbol_counts(integers: Int[np.ndarray, " n"]) -> Int[np.ndarray, " symbols"]:
@@ -128,26 +130,34 @@ def trellis_stream(
 
 def _by_tables(path: Path, half: int) -> StackWriter:
     """Write numbers by a table for each parity."""
-    writer, places, models = StackWriter("t"), np.zeros(len(path.numbers), np.int64), []
+    writer, models, tables = StackWriter("t"), [], []
     writer.small(0, 1)
-    for parity in range(2):
-        is_own = path.parities == parity
-        own = path.numbers[is_own] + half
-        counts = np.bincount(own, minlength=2 * half + 1)
-        if not len(own):  # no table is empty
+    size = 2 * half + 1
+    symbols = path.numbers + (half + size * path.parities.astype(np.int32))
+    of_both = np.bincount(symbols, minlength=2 * size).reshape(2, size)
+    for parity, counts in enumerate(of_both):
+        is_used = counts.any()
+        if not is_used:  # no table is empty
             counts[half + parity] = 1
         head, place, frequencies = table_head(counts)
         writer.append(head)
-        if len(own):
+        if is_used:
             writer.size_bits += table_bits(counts[counts > 0], frequencies)
-        places[is_own] = place[own]
+        tables.append(place)
         models.append(_model_of(frequencies) if len(frequencies) > 1 else None)
-    for start in range(0, len(places), path.row):
-        own = places[start : start + path.row]
-        which = path.parities[start : start + path.row]
-        for parity, model in enumerate(models):
+    places = np.concatenate(tables).astype(np.uint16).take(symbols)
+    is_odd = path.parities.view(np.bool_)
+    chosen = places[~is_odd], places[is_odd]
+    starts = np.arange(0, len(places), path.row)
+    of_rows = np.minimum(path.row, len(places) - starts)
+    num_odd = np.add.reduceat(path.parities, starts, dtype=np.int64)
+    begins = [0, 0]
+    for row in np.stack([of_rows - num_odd, num_odd], axis=1).tolist():
+        for parity, (model, number) in enumerate(zip(models, row, strict=True)):
+            begin = begins[parity]
+            begins[parity] += number
             if model is not None:
-                writer.of_model(own[which == parity], model)
+                writer.of_model(chosen[parity][begin : begin + number], model)
     return writer
 
 

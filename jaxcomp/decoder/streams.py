@@ -325,7 +325,7 @@ class Chains:
 
     def __init__(self, count: int, width: int) -> None:
         self.row = chains_of(width)
-        self._states, self.integers = np.zeros(self.row, np.int64), np.zeros(count, np.int64)
+        self._states, self.integers = np.zeros(self.row, np.int64), np.zeros(count, np.int32)
 
     def parities(self, start: int, stop: int) -> np.ndarray:
         """Return those of the integers at places of one row."""
@@ -351,16 +351,19 @@ def _of_two_tables(stack: Stack, half: int, chains: Chains) -> None:
         first.append(len(used))
     integer = np.concatenate(values)
     require(np.array_equal(integer & 1, np.arange(len(integer)) >= first[1]), "a table is wrong")
-    moves = advance(integer & 1, integer)
-    states, found = np.zeros(chains.row, np.int64), chains.integers
+    # Beside each integer what it does to the state: one look-up for both.
+    both = (integer << 8 | advance(integer & 1, integer)).astype(np.int32)
+    tables = both[: first[1]], both[first[1] :]
+    states, found = np.zeros(chains.row, np.int32), chains.integers
     for start in range(0, len(found), chains.row):
         own = states[: len(found) - start]
-        place = np.empty(len(own), np.int64)
-        for parity, model in enumerate(models):
-            chosen = np.flatnonzero(own & 1 == parity)
-            place[chosen] = stack.pop(model, len(chosen)) + first[parity]
-        found[start : start + len(own)] = integer[place]
-        own[:] = (own >> 1) ^ moves[place]
+        is_odd = (own & 1).astype(np.bool_)
+        entries = np.empty(len(own), np.int32)
+        for chosen, model, entry in zip((~is_odd, is_odd), models, tables, strict=True):
+            (places,) = chosen.nonzero()
+            entries[places] = entry.take(stack.pop(model, len(places)))
+        found[start : start + len(own)] = entries >> 8
+        own[:] = (own >> 1) ^ (entries & 255)
 
 
 def trellis(stack: Stack, most: int, count: int, width: int) -> np.ndarray:
