@@ -260,11 +260,12 @@ def contexts(
     start, length, number = 0, 16, 0
 
     def decide(places: np.ndarray, node: Any, step: int) -> np.ndarray:
-        index = 2 * (context[:, places] * nodes + node)
-        ones, total = counts[index + 1], counts[index] + counts[index + 1]
-        odds = _ODDS[((2 * ones + 1) << 11) // (total + 1)]
+        index = context.take(places, axis=1) + 2 * node
+        ones = counts.take(index + 1)
+        total = counts.take(index) + ones
+        odds = _ODDS.take(((2 * ones + 1) << 11) // (total + 1))
         mixed = np.asarray(weights[step]) @ odds >> 16
-        chance = np.take(_CHANCE, mixed + _REACH, mode="clip")
+        chance = _CHANCE.take(mixed + _REACH, mode="clip")
         bits = exchange(start + places, step, chance).astype(np.int64)
         gains = odds @ ((bits << 16) - chance)
         spread = (odds * odds) @ (chance * ((1 << 16) - chance) >> 16)
@@ -295,9 +296,8 @@ def contexts(
             kinds = busy, _LEVEL[np.minimum(near, 4095)], 16 * busy + _LEVEL[min(last, 4095)], both
             if chains is not None:
                 parities = 256 * chains.parities(start, stop)
-            context = parities + np.stack(
-                [span * place + kinds[model] for place, model in enumerate(models)]
-            )
+            context = np.stack([span * place + kinds[model] for place, model in enumerate(models)])
+            context = 2 * nodes * (parities + context)
             found[begin:end] = _block(stop - start, top, decide)
         if chains is not None:
             chains.follow(start, found[begin:end])
