@@ -27,6 +27,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxcomp.curvature.units import estimate_in_units
+from jaxcomp.numerics.placement import Placement, automatic_axes, placed, placement_of
 from jaxcomp.numerics.rewriting import quick_on_cpu
 from jaxcomp.numerics.transformations import always_compiled, explicit_transfers
 from jaxcomp.types import Batch, LossFn, Params
@@ -141,16 +142,25 @@ class Sampling(NamedTuple):
     num_samples: int
 
 
-@functools.partial(jax.jit, static_argnames=("num_samples",))
+@functools.partial(jax.jit, static_argnames=("num_samples", "placement"))
 def estimate_on_batch(
-    sampler: DiagonalSampler, batch: Batch, *, num_samples: int
+    sampler: DiagonalSampler,
+    batch: Batch,
+    *,
+    num_samples: int,
+    placement: Placement | None = None,
 ) -> DiagonalEstimate:
     """Average the first `num_samples` samples of one batch; pure, compiled once per shapes."""
 
     def estimate(sampler: DiagonalSampler, batch: Batch) -> DiagonalEstimate:
-        return mean_and_standard_error(sampler.at(batch), sample_like(sampler), num_samples)
+        with placed(placement):
+            return mean_and_standard_error(sampler.at(batch), sample_like(sampler), num_samples)
 
-    return quick_on_cpu(estimate)(sampler, batch)
+    found = quick_on_cpu(estimate)(sampler, batch)
+    if placement is None:
+        return found
+    mean, error = map(placement.like_weights, (found.mean, found.standard_error))
+    return found._replace(mean=mean, standard_error=error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,9 +179,16 @@ class Estimator(ABC):
     def __call__(self, batch: Batch) -> DiagonalEstimate:
         """Return the estimate for the mean loss of one batch; pure."""
         sampler, num_samples = self.sampling()
-        check_batch(sampler, batch)
-        run = functools.partial(estimate_on_batch, batch=batch, num_samples=num_samples)
-        return estimate_in_units(run, sampler)
+        with automatic_axes(sampler, batch) as (enter, leave):
+            sampler, batch = enter((sampler, batch))
+            check_batch(sampler, batch)
+            run = functools.partial(
+                estimate_on_batch,
+                batch=batch,
+                num_samples=num_samples,
+                placement=placement_of(sample_like(sampler), batch),
+            )
+            return leave(estimate_in_units(run, sampler))
 
 
 def checked_estimator(estimator: Any) -> Estimator:

@@ -37,6 +37,7 @@ from jaxcomp.curvature.estimate import (
     shapes_of_one,
 )
 from jaxcomp.curvature.units import Exponents, in_units
+from jaxcomp.numerics.placement import Placement, placed_examples
 from jaxcomp.numerics.scaling import group_exponent
 
 CHUNK_BYTES = 64 * 2**20
@@ -272,27 +273,51 @@ def sum_over_chunks(
         zeros: the empty sum.
         batch: pytree with leading axis of examples.
         num_chunks: at least so many, and fewer than twice as many; their sizes are even, so that
-            few examples are computed in vain.
+            few examples are computed in vain. Of a batch that is spread over devices chunks have
+            examples of all of them.
     """
-    num_examples = count_examples(batch)
+    placement = placed_examples()
+    num_shards = 1 if placement is None else placement.num_shards
+    num_examples = count_examples(batch) // num_shards
+    num_chunks = -(-num_chunks // num_shards)
     # Chunks of equal size need no mask, which would cost a copy of every layer's inputs.
     whole = (n for n in range(num_chunks, 2 * num_chunks) if num_examples % n == 0)
     num_chunks = next(whole, num_chunks)
     chunk_size = -(-num_examples // num_chunks)
     every = jnp.ones(chunk_size, bool)
     if num_chunks == 1:
-        return add_fn(batch, jnp.arange(num_examples, dtype=jnp.int32), every)
+        number = num_shards * num_examples
+        return add_fn(batch, jnp.arange(number, dtype=jnp.int32), jnp.ones(number, bool))
 
     def step(total: CompensatedSum, chunk: Int[Array, ""]) -> tuple[CompensatedSum, None]:
         # The last chunk starts early enough to be full, and leaves out what was there before.
         start = jnp.minimum(chunk * chunk_size, num_examples - chunk_size)
         rows = start + jnp.arange(chunk_size, dtype=jnp.int32)
         is_new = every if num_examples % chunk_size == 0 else rows >= chunk * chunk_size
-        some = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, chunk_size), batch)
+        if placement is None:
+            some = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, chunk_size), batch)
+        else:
+            some = _part_of_shards(placement, batch, start, chunk_size)
+            firsts = num_examples * jnp.arange(num_shards, dtype=jnp.int32)
+            rows = (firsts[:, None] + rows[None, :]).reshape(-1)
+            is_new = jnp.tile(is_new, num_shards)
         return total.add(add_fn(some, rows, is_new)), None
 
     chunks = jnp.arange(num_chunks, dtype=jnp.int32)
     return lax.scan(step, CompensatedSum.empty(zeros), chunks)[0].value()
+
+
+def _part_of_shards(placement: Placement, batch: Any, start: Int[Array, ""], size: int) -> Any:
+    """Return so many examples of every shard of a batch, from a place in it on: none moves."""
+    num_shards = placement.num_shards
+
+    def leaf(x: Array) -> Array:
+        shards = x.reshape(num_shards, x.shape[0] // num_shards, *x.shape[1:])
+        shards = placement.like_examples(shards)
+        part = lax.dynamic_slice_in_dim(shards, start, size, axis=1)
+        return placement.like_examples(part.reshape(num_shards * size, *x.shape[1:]))
+
+    return jax.tree.map(leaf, batch)
 
 
 def sum_of_squares(
