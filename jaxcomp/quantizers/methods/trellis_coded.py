@@ -1,5 +1,6 @@
 """Trellis-coded quantization: integers that go with an entropy coder, chosen along paths."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -31,6 +32,8 @@ ORDERS: tuple[Order, ...] = ("rows", "columns")
 _STEP, _FINER = 1.65, 0.55
 # Of few bits a weight, where much depends on the law of the weights, a finer step is tried too.
 _FEW_BITS, _FINER_SHARE = 1.5, 0.7
+# Weights for each of few values, at least.
+_PER_VALUE = 16
 # Chains that waste no more than a hundredth of what paths gain, at their beginning; weights, and
 # deviations of the largest one, beyond which scalar quantization is left alone.
 _LEAST_STEPS, _LEAST_WEIGHTS, _LARGEST = 16, 4096, 256.0
@@ -52,8 +55,9 @@ class TrellisCoded(Method):
 
     Weights are integers times a step. Two quantizers take turns, led by what they gave before
     (`jaxcomp.quantizers.scalar.trellis`): about a sixth of a bit a weight less than
-    `EntropyConstrained` at the same error. Tensors of fewer than 4,096 weights, or whose mean or
-    outliers are far from what their other weights are, are left to `EntropyConstrained`.
+    `EntropyConstrained` at the same error. Left to `EntropyConstrained` are tensors of fewer than
+    4,096 weights, those whose mean or outliers are far from what their other weights are, and those
+    of at most 128 values, such as weights that were quantized before, which it can keep exactly.
 
     Attributes:
         multiplier: distortion that a bit is worth, relative to the distortion per weight of a
@@ -112,7 +116,9 @@ class TrellisCoded(Method):
         """Return the method with its order; scalar quantization where paths would gain nothing."""
         shape = weights.shape[1:] if is_stack else weights.shape
         size = int(np.prod(shape))
-        if size < self.least_weights or not _is_centred(weights):
+        is_odd = size < self.least_weights or not _is_centred(weights)
+        # Of few weights every one may have a value of its own.
+        if is_odd or _has_few_values(weights, min(self._scalar.num_symbols, size // _PER_VALUE)):
             return self._scalar.at(self.multiplier)
         if self.order is not None and len(shape) > 1:  # a single axis has one order
             return self
@@ -253,16 +259,37 @@ def _unevenness(energies: Float[np.ndarray, " parts"]) -> float:
 
 def _is_centred(weights: Float[np.ndarray, "..."]) -> bool:
     """Tell whether most of the weights are around 0, and none is too far."""
-    flat = weights.reshape(-1)
-    largest, total, square = 0.0, 0.0, 0.0
-    for start in range(0, flat.size, 1 << 20):
-        part = flat[start : start + (1 << 20)].astype(np.float64)
-        largest = max(largest, float(np.abs(part).max()))
-        total, square = total + float(part.sum()), square + float(part @ part)
-    if not np.isfinite(square) or square == 0:
+    largest = max(float(np.abs(part).max()) for part in _parts(weights))
+    if not np.isfinite(largest) or largest == 0:
         return False
-    deviation = np.sqrt(square / flat.size)
-    return abs(total / flat.size) < 0.5 * deviation and largest < _LARGEST * deviation
+    # In units of a power of two: squares of what float64 holds may be more, or less, than it holds.
+    exponent = np.frexp(largest)[1]
+    total, square = 0.0, 0.0
+    for part in _parts(weights):
+        own = np.ldexp(part, -exponent)
+        total, square = total + float(own.sum()), square + float(own @ own)
+    deviation = np.sqrt(square / weights.size)
+    is_near = np.ldexp(largest, -exponent) < _LARGEST * deviation
+    return bool(abs(total / weights.size) < 0.5 * deviation and is_near)
+
+
+def _has_few_values(weights: Float[np.ndarray, "..."], most: int) -> bool:
+    """Tell whether no more than so many values occur."""
+    found = np.empty(0)
+    for part in _parts(weights, 1 << 14):
+        found = np.union1d(found, part)
+        if found.size > most:
+            return False
+    return True
+
+
+def _parts(
+    weights: Float[np.ndarray, "..."], size: int = 1 << 20
+) -> Iterator[Float[np.ndarray, " part"]]:
+    """Yield the weights in float64, so many at a time."""
+    flat = weights.reshape(-1)
+    for start in range(0, flat.size, size):
+        yield flat[start : start + size].astype(np.float64)
 
 
 def _filled(codes: Int[np.ndarray, " places"], chunk: Chunk) -> Int[Array, " points"]:
