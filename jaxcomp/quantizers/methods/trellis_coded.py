@@ -121,7 +121,8 @@ class TrellisCoded(Method):
         shape = weights.shape[1:] if is_stack else weights.shape
         size = int(np.prod(shape))
         # In units of a power of two: squares of what float64 holds may be more than it holds.
-        unit = int(np.frexp(max(float(np.abs(part).max()) for part in _parts(weights)))[1])
+        largest = max((float(np.abs(part).max()) for part in _parts(weights)), default=0.0)
+        unit = int(np.frexp(largest)[1])
         is_odd = size < self.least_weights or not _is_centred(weights, unit)
         # Of few weights every one may have a value of its own.
         if is_odd or _has_few_values(weights, min(self._scalar.num_symbols, size // _PER_VALUE)):
