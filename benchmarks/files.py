@@ -3,13 +3,14 @@
     JAXCOMP_DATA_DIR=DATA python benchmarks/files.py [--repeats 3] [--out result.json]
     JAXCOMP_DATA_DIR=DATA python benchmarks/files.py --targets [--seeds 5] [--out result.json]
 
-LeNet-300-100 (`models/lenet300_mnist.safetensors` in DATA), entropy-constrained without data, with
-static codes (`fast`) and with contexts (`best`). Every file is read again, and its weights compared
-bit for bit with those that were written. Times are of the processor, medians over the repeats, in
-MB of float32 per second and in codes per second; compiling and compressing are not in them.
+LeNet-300-100 (`models/lenet300_mnist.safetensors` in DATA) by the default method, without data,
+with static codes (`fast`) and with contexts (`best`). Every file is read again, and its weights
+compared bit for bit with those that were written. Times are of the processor, medians over the
+repeats, in MB of float32 per second and in codes per second; compiling and compressing are not in
+them.
 
 `--targets`: files of three sizes by `HessianRounding`, each for several samples of 10,000 training
-images, from which everything is chosen; and of the same sizes by the diagonal method, without data
+images, from which everything is chosen; and of the same sizes by the default method, without data
 and with the Gauss-Newton diagonal of these images. Bytes, test loss and test error in percent, and
 how far the outputs for 10,000 other training images are from those of the original network
 (`divergence`, nats): what `--slope` is chosen by.
@@ -19,6 +20,12 @@ how far the outputs for 10,000 other training images are from those of the origi
 Files without data at the squared error of a codec, all weights alike: `peer.json` is what
 `nncodec_peer.py` wrote for the same model. Bytes over the codec's, squared error over the codec's,
 and seconds of the processor to compress, write and read.
+
+    JAXCOMP_DATA_DIR=DATA python benchmarks/files.py --small [--out result.json]
+
+Small networks, of scikit-learn's digits and LeNet-300-100, by the default method and by
+`EntropyConstrained`: bytes of real files at the squared error that `EntropyConstrained` has at 2, 3
+and 4 bits per weight, all weights alike.
 
     JAXCOMP_DATA_DIR=DATA python benchmarks/files.py --network lenet --nncodec NNC/bin/python
     JAXCOMP_DATA_DIR=DATA python benchmarks/files.py --network vgg --nncodec NNC/bin/python
@@ -36,6 +43,7 @@ import os
 import platform
 import statistics
 import time
+import warnings
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -45,6 +53,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file
+from sklearn.datasets import load_digits
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.neural_network import MLPClassifier
 from trained import dense, measure_trained
 
 import jaxcomp
@@ -54,7 +65,7 @@ from jaxcomp.curvature import Layers, gauss_newton_diagonal
 from jaxcomp.decoder import File
 from jaxcomp.evaluation import metrics
 from jaxcomp.experiments import data
-from jaxcomp.quantizers import METHODS, HessianRounding
+from jaxcomp.quantizers import METHODS, EntropyConstrained, HessianRounding
 
 NUM_IMAGES = 10_000
 SIZES = (45_000, 21_500, 15_500)
@@ -160,6 +171,46 @@ def measure_targets(params: Any, num_seeds: int, method: HessianRounding) -> lis
     return rows
 
 
+def digits_network(hidden: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Train a network on half of scikit-learn's digits."""
+    images, labels = load_digits(return_X_y=True)
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+        found = MLPClassifier(hidden, random_state=0).fit(images[::2] / 16, labels[::2])
+    parts = {"kernel": found.coefs_, "bias": found.intercepts_}
+    return {
+        f"{layer}/{name}": np.asarray(value, np.float32)
+        for name, values in parts.items()
+        for layer, value in enumerate(values)
+    }
+
+
+def measure_small(lenet: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Compress small networks by two methods to the same squared errors."""
+    hidden = ((32,), (64, 64), (128, 64), (256, 128))
+    networks = {f"digits, {own}": digits_network(own) for own in hidden} | {"LeNet-300-100": lenet}
+    rows: list[dict[str, Any]] = []
+    for name, params in networks.items():
+        alike = jax.tree.map(np.ones_like, params)
+
+        def lost(tree: jaxcomp.CompressedTree, own: Any = params) -> float:
+            pairs = zip(jax.tree.leaves(tree.params()), jax.tree.leaves(own), strict=True)
+            return sum(float(np.sum((np.asarray(a, np.float64) - b) ** 2)) for a, b in pairs)
+
+        for bits in (2.0, 3.0, 4.0):
+            start = time.process_time()
+            peer = jaxcomp.compress(
+                params, EntropyConstrained(), importance=alike, bits_per_weight=bits
+            )
+            between = time.process_time()
+            tree = jaxcomp.compress(params, importance=alike, max_distortion=lost(peer))
+            own, other = len(to_bytes(tree)), len(to_bytes(peer))
+            row = {"network": name, "bits": bits, "entropy_constrained": other, "default": own}
+            row |= {"ratio": own / other, "error_ratio": lost(tree) / lost(peer)}
+            rows.append({**row, "seconds": (between - start, time.process_time() - between)})
+            print(rows[-1], flush=True)
+    return rows
+
+
 def measure_codec(
     model: Path, peers: list[dict[str, Any]], names: list[str], effort: Any, select: Any
 ) -> list[dict[str, Any]]:
@@ -207,6 +258,7 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--targets", action="store_true", help="errors at the sizes of the targets")
+    parser.add_argument("--small", action="store_true", help="the default on small networks")
     parser.add_argument("--seeds", type=int, default=5, help="samples of training images")
     parser.add_argument("--slope", type=float, help="of HessianRounding, instead of its own")
     parser.add_argument("--codec", type=Path, help="what nncodec_peer.py wrote")
@@ -240,6 +292,9 @@ def main() -> None:
         print(f"{path} is missing; set JAXCOMP_DATA_DIR to the folder that holds it.")
         return
     params = load_file(path)
+    if arguments.small:
+        write({"rows": measure_small(params)}, arguments.out)
+        return
     if arguments.targets:
         write({"rows": measure_targets(params, arguments.seeds, method)}, arguments.out)
         return

@@ -121,7 +121,7 @@ class CompressionSettings:
     )
     method: MethodName | None = asked(  # noqa: RUF009 - a field
         None,
-        "How weights become codes. Default: entropy-constrained, or with --hook the strongest, "
+        "How weights become codes. Default: trellis-coded, or with --hook the strongest, "
         "hessian-rounding, which needs its data.",
         Panel.GRID,
     )
@@ -409,7 +409,7 @@ def _method(name: MethodName | None, scale: ScaleName | None, *, has_data: bool)
     from jaxcomp.quantizers import METHODS
 
     if name is None:
-        name = MethodName.hessian_rounding if has_data else MethodName.entropy_constrained
+        name = MethodName.hessian_rounding if has_data else MethodName.trellis_coded
     (kind,) = (kind for kind in METHODS if kind.name == name.name)
     return kind() if scale is None else kind(scale=scale.value)
 

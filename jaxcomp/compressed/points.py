@@ -54,6 +54,8 @@ def points_within(
         report: of progress.
         is_relative: whether the error of every layer counts relative to the squares of its weights.
     """
+    if not tensors:
+        return {}
     numbers, total = list(tensors), 3 * len(tensors)
     own = list(tensors.values())
     curves, energies = [], []

@@ -1,7 +1,7 @@
 """Trellis-coded quantization of tensors of any size: a sample for the prices, a pass for the codes.
 
 As everywhere, a tensor is dealt out in parts of few sizes: steps of its chains, so many at a time,
-and chains in groups. Of the steps before, the pass keeps a byte a weight, the way back.
+and chains in groups. Of the steps before, the pass keeps four bytes a weight, the way back.
 
 Axes: `T` steps, `P` chains, `K` magnitudes.
 """

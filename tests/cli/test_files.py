@@ -10,7 +10,8 @@ from file_problems import small_tree
 
 from jaxcomp.cli import files
 from jaxcomp.cli.files import MethodName
-from jaxcomp.quantizers import METHODS, KMeans
+from jaxcomp.compressed.compress import DEFAULT
+from jaxcomp.quantizers import METHODS, HessianRounding, KMeans
 
 QUICK = ["--method", "round-to-nearest", "--quiet"]
 
@@ -123,6 +124,10 @@ def test_options_reach_the_library(monkeypatch, source, tmp_path):
         "max_loss_increase": 0.2, "keep": ("a*", "b"), "lossless": True, "convert_float8": True,
         "effort": "fast", "record": True, "reference": source, "shard_size": 2e6,
     }  # fmt: skip
+    # Without a method: that of the library, and with data the strongest.
+    for more, method in ([], DEFAULT), (["--hook", hook], HessianRounding()):
+        invoke("compress", source, "-o", tmp_path / "a.jxc", *more)
+        assert seen["arguments"][2] == method
 
 
 def test_all_methods_have_names():

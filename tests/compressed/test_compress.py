@@ -214,6 +214,8 @@ class TestSelection:
         assert len(tree.report()) == 0
         assert "2 leaves kept" in str(tree.report())
         assert compress({}).ratio == 1.0
+        # No weights keep to any budget of theirs.
+        assert compress({"step": jnp.int32(1)}, bits_per_weight=3.0).size_bits == 32.0
 
     def test_number_of_clusters_by_path(self):
         tree = compress(

@@ -1,5 +1,6 @@
 """Trellis-coded quantization: integers that go with an entropy coder, chosen along paths."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -31,6 +32,8 @@ ORDERS: tuple[Order, ...] = ("rows", "columns")
 _STEP, _FINER = 1.65, 0.55
 # Of few bits a weight, where much depends on the law of the weights, a finer step is tried too.
 _FEW_BITS, _FINER_SHARE = 1.5, 0.7
+# Weights for each of few values, at least.
+_PER_VALUE = 16
 # Chains that waste no more than a hundredth of what paths gain, at their beginning; weights, and
 # deviations of the largest one, beyond which scalar quantization is left alone.
 _LEAST_STEPS, _LEAST_WEIGHTS, _LARGEST = 16, 4096, 256.0
@@ -52,8 +55,13 @@ class TrellisCoded(Method):
 
     Weights are integers times a step. Two quantizers take turns, led by what they gave before
     (`jaxcomp.quantizers.scalar.trellis`): about a sixth of a bit a weight less than
-    `EntropyConstrained` at the same error. Tensors of fewer than 4,096 weights, or whose mean or
-    outliers are far from what their other weights are, are left to `EntropyConstrained`.
+    `EntropyConstrained` at the same error. Left to `EntropyConstrained` are tensors of fewer than
+    4,096 weights, those whose mean or outliers are far from what their other weights are, and those
+    of at most 128 values, such as weights that were quantized before, which it can keep exactly.
+
+    It visits weights one after the other: some six times the time of `EntropyConstrained` where
+    the multiplier is given (a budget, which wants a curve and several trials, hides that), and some
+    20 bytes of memory for each weight of the largest leaf, while it is compressed.
 
     Attributes:
         multiplier: distortion that a bit is worth, relative to the distortion per weight of a
@@ -112,11 +120,16 @@ class TrellisCoded(Method):
         """Return the method with its order; scalar quantization where paths would gain nothing."""
         shape = weights.shape[1:] if is_stack else weights.shape
         size = int(np.prod(shape))
-        if size < self.least_weights or not _is_centred(weights):
+        # In units of a power of two: squares of what float64 holds may be more than it holds.
+        largest = max((float(np.abs(part).max()) for part in _parts(weights)), default=0.0)
+        unit = int(np.frexp(largest)[1])
+        is_odd = size < self.least_weights or not _is_centred(weights, unit)
+        # Of few weights every one may have a value of its own.
+        if is_odd or _has_few_values(weights, min(self._scalar.num_symbols, size // _PER_VALUE)):
             return self._scalar.at(self.multiplier)
         if self.order is not None and len(shape) > 1:  # a single axis has one order
             return self
-        orders = _by_spread(weights, shape)
+        orders = _by_spread(weights, shape, unit)
         # Of chains that are too short, those along the other axis are long.
         long = (
             own for own in orders if size // num_chains(shape, order_number(own)) >= _LEAST_STEPS
@@ -223,7 +236,7 @@ def order_number(order: Order | None) -> int:
     return 1 + ORDERS.index(order or ORDERS[0])
 
 
-def _by_spread(weights: Float[np.ndarray, "..."], shape: tuple[int, ...]) -> list[Order]:
+def _by_spread(weights: Float[np.ndarray, "..."], shape: tuple[int, ...], unit: int) -> list[Order]:
     """Return both orders, first the one of which an adaptive coder has more.
 
     It learns what each column of a row is like: the rows of "columns" are those whose weights
@@ -235,7 +248,8 @@ def _by_spread(weights: Float[np.ndarray, "..."], shape: tuple[int, ...]) -> lis
     of_rows, of_columns = np.zeros(len(matrix)), np.zeros(matrix.shape[1])
     number = max(1, (1 << 20) // matrix.shape[1])
     for start in range(0, len(matrix), number):
-        squares = np.square(matrix[start : start + number].astype(np.float64))
+        part = matrix[start : start + number].astype(np.float64)
+        squares = np.square(np.ldexp(part, -unit))
         of_rows[start : start + number] = squares.sum(axis=1)
         of_columns += squares.sum(axis=0)
     return (
@@ -251,18 +265,36 @@ def _unevenness(energies: Float[np.ndarray, " parts"]) -> float:
     return float(np.log(known.mean()) - np.log(known).mean()) if known.all() else 0.0
 
 
-def _is_centred(weights: Float[np.ndarray, "..."]) -> bool:
+def _is_centred(weights: Float[np.ndarray, "..."], unit: int) -> bool:
     """Tell whether most of the weights are around 0, and none is too far."""
-    flat = weights.reshape(-1)
     largest, total, square = 0.0, 0.0, 0.0
-    for start in range(0, flat.size, 1 << 20):
-        part = flat[start : start + (1 << 20)].astype(np.float64)
-        largest = max(largest, float(np.abs(part).max()))
-        total, square = total + float(part.sum()), square + float(part @ part)
-    if not np.isfinite(square) or square == 0:
+    for part in _parts(weights):
+        own = np.ldexp(part, -unit)
+        largest = max(largest, float(np.abs(own).max()))
+        total, square = total + float(own.sum()), square + float(own @ own)
+    if square == 0:
         return False
-    deviation = np.sqrt(square / flat.size)
-    return abs(total / flat.size) < 0.5 * deviation and largest < _LARGEST * deviation
+    deviation = np.sqrt(square / weights.size)
+    return abs(total / weights.size) < 0.5 * deviation and largest < _LARGEST * deviation
+
+
+def _has_few_values(weights: Float[np.ndarray, "..."], most: int) -> bool:
+    """Tell whether no more than so many values occur."""
+    found = np.empty(0)
+    for part in _parts(weights, 1 << 14):
+        found = np.union1d(found, part)
+        if found.size > most:
+            return False
+    return True
+
+
+def _parts(
+    weights: Float[np.ndarray, "..."], size: int = 1 << 20
+) -> Iterator[Float[np.ndarray, " part"]]:
+    """Yield the weights in float64, so many at a time."""
+    flat = weights.reshape(-1)
+    for start in range(0, flat.size, size):
+        yield flat[start : start + size].astype(np.float64)
 
 
 def _filled(codes: Int[np.ndarray, " places"], chunk: Chunk) -> Int[Array, " points"]:

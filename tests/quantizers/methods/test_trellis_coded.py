@@ -85,12 +85,25 @@ def outlier(values):
 
 @pytest.mark.parametrize(
     "values",
-    [laplace()[:4], laplace() + 3, outlier(laplace()), np.zeros(SHAPE, np.float32)],
-    ids=["small", "not around 0", "far outlier", "zeros"],
+    [
+        laplace()[:4],
+        laplace() + 3,
+        outlier(laplace()),
+        np.zeros(SHAPE, np.float32),
+        laplace().round().clip(-8, 7) / 3,
+    ],
+    ids=["small", "not around 0", "far outlier", "zeros", "quantized before"],
 )
 def test_what_is_odd_is_left_to_scalar_quantization(values):
     assert TrellisCoded(0.1).suited(values, is_stack=False) == EntropyConstrained(0.1)
     assert TrellisCoded(0.1).suited(laplace()[None], is_stack=True) != EntropyConstrained(0.1)
+
+
+@pytest.mark.parametrize("unit", [1e-300, 1e300])
+def test_the_unit_of_weights_decides_nothing(unit):
+    """Squares of the weights are beyond the range of float64."""
+    values = laplace().astype(np.float64)
+    assert TrellisCoded().suited(values * unit, is_stack=False).name == "trellis_coded"
 
 
 def test_paths_go_through_weights_of_one_spread():
