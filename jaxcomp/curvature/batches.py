@@ -39,6 +39,7 @@ from jaxcomp.curvature.estimate import (
 from jaxcomp.curvature.not_finite import where_it_began
 from jaxcomp.curvature.units import estimate_in_units, in_units_of
 from jaxcomp.numerics.checks import check_count
+from jaxcomp.numerics.placement import Placement, automatic_axes, placed, placement_of
 from jaxcomp.numerics.rewriting import quick_on_cpu
 from jaxcomp.numerics.transformations import explicit_transfers
 from jaxcomp.types import Batch, Params
@@ -83,12 +84,15 @@ def over_batches(
     sampling, probes_per_chunk = _check_arguments(estimator, batches, probes_per_chunk)
     num_samples = sampling.num_samples
 
-    def run(sampler: DiagonalSampler) -> DiagonalEstimate:
-        state = _full_data_estimate(sampler, num_samples, batches, probes_per_chunk)
-        return state.running.estimate(num_samples)
+    with automatic_axes(sampling.sampler) as (enter, leave):
+        sampler, own = enter(sampling.sampler), MovedBatches(batches, enter)
 
-    estimate = estimate_in_units(run, sampling.sampler)
-    return check_finite(estimate, _looking_for(sampling.sampler, batches))
+        def run(sampler: DiagonalSampler) -> DiagonalEstimate:
+            state = _full_data_estimate(sampler, num_samples, own, probes_per_chunk)
+            return state.running.estimate(num_samples)
+
+        estimate = estimate_in_units(run, sampler)
+        return leave(check_finite(estimate, _looking_for(sampler, own)))
 
 
 @explicit_transfers
@@ -172,24 +176,28 @@ def over_batches_until(
     num_samples = sampling.num_samples
     states: list[_State] = []
 
-    def run(sampler: DiagonalSampler) -> DiagonalEstimate:
-        state = _full_data_estimate(
-            sampler,
-            num_samples,
-            batches,
-            probes_per_chunk,
-            float(relative_error),
-            min(min_probes, num_samples),
-        )
-        states.append(state)
-        return state.running.estimate(int(state.num_samples))
+    with automatic_axes(sampling.sampler) as (enter, leave):
+        sampler, own = enter(sampling.sampler), MovedBatches(batches, enter)
 
-    estimate = estimate_in_units(run, sampling.sampler)
-    check_finite(estimate, _looking_for(sampling.sampler, batches))
-    last = states[-1]  # in other units, if there were two
-    return PreciseEstimate(
-        estimate, int(last.num_samples), _relative_errors(estimate), bool(last.is_precise)
-    )
+        def run(sampler: DiagonalSampler) -> DiagonalEstimate:
+            state = _full_data_estimate(
+                sampler,
+                num_samples,
+                own,
+                probes_per_chunk,
+                float(relative_error),
+                min(min_probes, num_samples),
+            )
+            states.append(state)
+            return state.running.estimate(int(state.num_samples))
+
+        estimate = estimate_in_units(run, sampler)
+        check_finite(estimate, _looking_for(sampler, own))
+        last = states[-1]  # in other units, if there were two
+        errors = _relative_errors(estimate)
+        return PreciseEstimate(
+            *leave((estimate, int(last.num_samples), errors)), bool(last.is_precise)
+        )
 
 
 def _looking_for(sampler: DiagonalSampler, batches: Iterable[Batch]) -> Callable[[], str] | None:
@@ -216,6 +224,16 @@ def check_iterable_again(batches: Iterable[Batch]) -> None:
             "by its first pass and every chunk of probes passes over all batches again; pass a "
             "list, or an object whose __iter__ starts anew."
         )
+
+
+class MovedBatches:
+    """Batches, each of them moved when its turn comes."""
+
+    def __init__(self, batches: Iterable[Batch], move: Callable[[Batch], Batch]) -> None:
+        self._batches, self._move = batches, move
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self._move, self._batches)
 
 
 class _SizedBatch(NamedTuple):
@@ -316,18 +334,31 @@ def _sum_over_batches(
 
     Sum and correction of a `CompensatedSum` lie side by side, in arrays of shape (C, 2, ...).
     """
-    total = zero_diagonal(sample_like(sampler), leading=(indices.size, 2))
+    total = None
     weight = CompensatedSum.empty(jnp.zeros(()))
     num_examples = 0
     for batch, size in sized_batches(batches):
+        placement = placement_of(sample_like(sampler), batch)
+        if total is None:
+            total = _empty_sums(sample_like(sampler), indices.size, placement)
         # While a step runs the next batch is fetched, but not a second one after it.
         jax.block_until_ready(total)
         if is_first and num_examples == 0:
             check_batch(sampler, batch)
         here = starting_at(sampler, num_examples)
-        total, weight = add_batch(total, weight, here, batch, indices)
+        total, weight = add_batch(total, weight, here, batch, indices, placement=placement)
         num_examples += size
+    if total is None:
+        total = _empty_sums(sample_like(sampler), indices.size, None)
     return total, weight.value(), num_examples
+
+
+def _empty_sums(like: Params, num_rows: int, placement: Placement | None) -> Params:
+    """Return the sums of a chunk of probes over no batches, where the weights are."""
+    zeros = zero_diagonal(like, leading=(num_rows, 2))
+    if placement is None:
+        return zeros
+    return jax.jit(partial(placement.like_weights, num_leading=2), donate_argnums=0)(zeros)
 
 
 def check_weight(weight: Float[Array, ""]) -> None:
@@ -353,16 +384,20 @@ def _check_pass(num_examples: int, num_examples_before: int | None) -> None:
         )
 
 
-@partial(jax.jit, donate_argnames=("total", "weight"))
+@partial(jax.jit, static_argnames=("placement",), donate_argnames=("total", "weight"))
 def add_batch(
     total: Params,
     weight: CompensatedSum,
     sampler: DiagonalSampler,
     batch: Batch,
     indices: Int[Array, " C"],
+    *,
+    placement: Placement | None = None,
 ) -> tuple[Params, CompensatedSum]:
     """Add the samples of one batch, times its weight, to the sums of a chunk; and its weight."""
-    return quick_on_cpu(_added)(total, weight, sampler, batch, indices)
+    with placed(placement):
+        total, weight = quick_on_cpu(_added)(total, weight, sampler, batch, indices)
+    return (total if placement is None else placement.like_weights(total, 2)), weight
 
 
 def _added(

@@ -20,7 +20,12 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxcomp.curvature.batches import check_iterable_again, over_batches, sized_batches
+from jaxcomp.curvature.batches import (
+    MovedBatches,
+    check_iterable_again,
+    over_batches,
+    sized_batches,
+)
 from jaxcomp.curvature.capture import MatrixUse
 from jaxcomp.curvature.estimate import (
     CompensatedSum,
@@ -39,6 +44,7 @@ from jaxcomp.curvature.output_losses import MAX_COLUMNS, Loss, Reduction
 from jaxcomp.curvature.per_example import OpenLayers, chunk_bytes, open_layers, sum_over_chunks
 from jaxcomp.curvature.units import lost_leaves
 from jaxcomp.numerics.checks import check_count
+from jaxcomp.numerics.placement import Placement, automatic_axes, placed, placement_of
 from jaxcomp.numerics.rewriting import quick_on_cpu
 from jaxcomp.numerics.scaling import restore
 from jaxcomp.trees.paths import leaves_by_path
@@ -147,7 +153,11 @@ class Layers:
         """Find the layers of a model with such weights."""
         function = as_function(self.predict_fn, params, self.output)
         function, opened = open_params(function, params)
-        first = next(sized_batches(self.batches), None)
+        with automatic_axes(function, opened) as (enter, _):
+            return self._opened(enter(function), enter(opened), MovedBatches(self.batches, enter))
+
+    def _opened(self, function: Partial, opened: Params, batches: MovedBatches) -> "OpenNetwork":
+        first = next(sized_batches(batches), None)
         if first is None:
             raise ValueError("batches is empty; pass at least one batch.")
         inputs = _inputs_of(first[0])
@@ -162,6 +172,7 @@ class Layers:
             self,
             function,
             opened,
+            batches,
             {path: number for number, path in enumerate(path_of)},
             {
                 path_of[use.position]: LayerUse(
@@ -181,6 +192,7 @@ class OpenNetwork:
         layers: the data.
         function: of the model.
         params: original weights, without leaves that no compiled function takes.
+        batches: of the data; like the weights over automatic axes, if over a mesh.
         numbers: path of a floating leaf -> its number among them.
         uses: path -> layer, in the order of evaluation.
         units: path -> u (G,), of layers whose moments were asked for: the inputs of a group count
@@ -190,6 +202,7 @@ class OpenNetwork:
     layers: Layers
     function: Partial
     params: Params
+    batches: MovedBatches
     numbers: dict[str, int]
     uses: dict[str, LayerUse]
     units: dict[str, Int[np.ndarray, " G"]] = field(default_factory=dict)
@@ -217,7 +230,7 @@ class OpenNetwork:
             key=own.key,
             max_columns=own.max_columns,
         )
-        return over_batches(estimator, own.batches)
+        return over_batches(estimator, self.batches)
 
     def moments(self, path: str, changed: Mapping[str, Array]) -> SplitMoments:
         """Gather moments of the inputs of a layer, in one pass.
@@ -265,20 +278,22 @@ class OpenNetwork:
         self, total: CompensatedSum, path: str, changed: tuple[Array, ...] | None, inputs: Any
     ) -> CompensatedSum:
         units = self.units[path]
-        return _add_moments(
-            total,
-            self.function,
-            self.params,
-            changed,
-            inputs,
-            units if np.any(units) else None,
-            position=self.numbers[path],
-        )
+        with automatic_axes():
+            return _add_moments(
+                total,
+                self.function,
+                self.params,
+                changed,
+                inputs,
+                units if np.any(units) else None,
+                position=self.numbers[path],
+                placement=placement_of((), inputs),
+            )
 
     def _parts(self) -> Iterator[tuple[Any, int]]:
         """Give inputs and 0, or 1 for those that are held out: the last ones of every batch."""
         debt = 0.0
-        for batch, size in sized_batches(self.layers.batches):
+        for batch, size in sized_batches(self.batches):
             inputs = _inputs_of(batch)
             debt += self.layers.held_out * size
             number = min(int(debt + 1e-9), size)
@@ -302,7 +317,7 @@ def _zero_moments(layout: MatrixLayout, weight: Array, changed: Any) -> InputMom
     return InputMoments(second, mean, second, mean)
 
 
-@partial(jax.jit, static_argnames=("position",), donate_argnames=("total",))
+@partial(jax.jit, static_argnames=("position", "placement"), donate_argnames=("total",))
 def _add_moments(
     total: CompensatedSum,
     function: Partial,
@@ -312,6 +327,7 @@ def _add_moments(
     units: Int[Array, " G"] | None,
     *,
     position: int,
+    placement: Placement | None,
 ) -> CompensatedSum:
     """Add the sums over the examples of a batch of means over positions."""
     leaves = floating_leaves(params)
@@ -346,7 +362,8 @@ def _add_moments(
     with jax.default_matmul_precision("highest"):
         num_chunks = _num_chunks(original, use, num_examples)
         summed = partial(sum_over_chunks, sums, total.total, num_chunks=num_chunks)
-        return total.add(quick_on_cpu(summed)(inputs))
+        with placed(placement):
+            return total.add(quick_on_cpu(summed)(inputs))
 
 
 def _gram(rows: Float[Array, "E G P I"], others: Float[Array, "E G P I"]) -> Float[Array, "G I I"]:

@@ -23,7 +23,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxcomp.curvature.batches import check_weight, sized_batches
+from jaxcomp.curvature.batches import MovedBatches, check_weight, sized_batches
 from jaxcomp.curvature.capture import MatrixUse
 from jaxcomp.curvature.estimate import (
     CompensatedSum,
@@ -61,6 +61,7 @@ from jaxcomp.curvature.per_example import (
     sum_over_columns,
 )
 from jaxcomp.curvature.units import lost_leaves
+from jaxcomp.numerics.placement import Placement, automatic_axes, placed, placement_of
 from jaxcomp.numerics.rewriting import quick_on_cpu
 from jaxcomp.numerics.scaling import restore
 from jaxcomp.numerics.transformations import explicit_transfers
@@ -130,8 +131,10 @@ def find_layers(model_or_fn: OutputsFn | Any, params: Params, inputs: Any) -> di
         TypeError: if it is not callable.
     """
     function, params = open_params(as_function(model_or_fn, params), params)
-    uses = _uses_by_path(function, params, inputs, is_differentiated=False)
-    kept = _uses_by_path(function, params, inputs, is_differentiated=True)
+    with automatic_axes(function, params, inputs) as (enter, _):
+        function, params, inputs = enter((function, params, inputs))
+        uses = _uses_by_path(function, params, inputs, is_differentiated=False)
+        kept = _uses_by_path(function, params, inputs, is_differentiated=True)
     reasons = {path: use if isinstance(use, str) else None for path, use in kept.items()}
     return {
         path: Layer("other", 0, None, use)
@@ -192,8 +195,31 @@ def layer_hessians(
         TypeError: if `predict_fn` is not callable.
     """
     function, params = open_params(as_function(model_or_fn, params, output), params)
-    own_loss = checked_loss(loss, reduction, max_columns)
-    num_label_samples = checked_label_samples(num_label_samples, key)
+    gather = partial(
+        _gathered,
+        select=select,
+        loss=checked_loss(loss, reduction, max_columns) if per_output else None,
+        num_label_samples=checked_label_samples(num_label_samples, key),
+        key=key,
+        is_once=isinstance(batches, Iterator),
+    )
+    with automatic_axes(function, params) as (enter, leave):
+        return leave(gather(*enter((function, params)), MovedBatches(batches, enter)))
+
+
+def _gathered(
+    function: Partial,
+    params: Params,
+    batches: Iterable[Batch],
+    *,
+    select: Select,
+    loss: LossOfOutputs | None,
+    num_label_samples: int | None,
+    key: PRNGKey | None,
+    is_once: bool,
+) -> dict[str, LayerHessian]:
+    """Gather Hessians; `loss` is None for those of the layers' own outputs."""
+    per_output = loss is not None
     total, uses, num_examples, units = None, {}, 0, None
     for batch, size in sized_batches(batches):
         inputs, targets = inputs_and_targets(batch) if is_pair(batch) else (batch, None)
@@ -205,11 +231,12 @@ def layer_hessians(
             function=function,
             params=params,
             batch=(inputs, targets),
-            loss=own_loss if per_output else None,
+            loss=loss,
             key=key,
             first_example=num_examples,
             positions=tuple(use.position for use in uses.values()),
             num_label_samples=num_label_samples,
+            placement=placement_of((), batch),
         )
         if total is None:
             positions = tuple(use.position for use in uses.values())
@@ -234,7 +261,7 @@ def layer_hessians(
     sums, weight = total.value()
     check_weight(weight)
     # Batches that can be passed over again are, if anything is not finite.
-    again = None if isinstance(batches, Iterator) else partial(_began, function, params, batches)
+    again = None if is_once else partial(_began, function, params, batches)
     check_finite(dict(zip(uses, sums, strict=True)), again)
     scale = (1.0 if per_output else 2.0) / weight
     return {
@@ -341,7 +368,7 @@ def _zero_hessians(
 
 @partial(
     jax.jit,
-    static_argnames=("positions", "num_label_samples"),
+    static_argnames=("positions", "num_label_samples", "placement"),
     donate_argnames=("total",),
 )
 def _add_batch(
@@ -356,6 +383,7 @@ def _add_batch(
     *,
     positions: tuple[int, ...],
     num_label_samples: int | None,
+    placement: Placement | None,
 ) -> CompensatedSum:
     """Add the sums over the examples of one batch; `loss` is None for the layers' own outputs."""
     leaves = floating_leaves(params)
@@ -378,7 +406,8 @@ def _add_batch(
             layers, positions, numbers, num_examples, has_gradients=loss is not None
         )
         summed = partial(sum_over_chunks, terms_fn, total.total[0], num_chunks=num_chunks)
-        terms = quick_on_cpu(summed)(batch)
+        with placed(placement):
+            terms = quick_on_cpu(summed)(batch)
     return total.add((terms, weight.astype(total.total[1].dtype)))
 
 

@@ -134,8 +134,8 @@ def automatic_axes(*trees: Any) -> Iterator[tuple[_Move, _Move]]:
     """Work on arrays over explicit axes of a mesh as on ones over automatic axes.
 
     Args:
-        trees: some of the arrays. If none is over explicit axes, or they are not known, nothing
-            is done.
+        trees: some of the arrays. If none is over explicit axes, nor the mesh of `jax.set_mesh`,
+            nothing is done; nor while a program is traced.
 
     Yields:
         What makes arrays ones over automatic axes, and what undoes it.
@@ -155,11 +155,13 @@ def _as_it_is(tree: Any) -> Any:
 
 
 def _explicit_mesh(trees: Any) -> Mesh | None:
-    for leaf in jax.tree.leaves(trees):
-        own = _sharding_of(leaf)
-        if own is not None and AxisType.Explicit in own.mesh.axis_types:
-            return own.mesh
-    return None
+    try:
+        ambient = jax.sharding.get_mesh()
+    except ValueError:  # what JAX says while it traces, when no mesh can be set either
+        return None
+    own = (_sharding_of(leaf) for leaf in jax.tree.leaves(trees))
+    meshes = [one.mesh for one in own if one is not None] + [ambient]
+    return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
 
 
 def _over(tree: Any, mesh: Mesh) -> Any:
