@@ -173,6 +173,7 @@ def test_methods_and_allocations_reach_the_sweep(monkeypatch, tmp_path):
     assert seen[0].allocation == ("equal", "optimal")
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_training_and_in_scoring_continues_to_the_same_table(
     tmp_path, monkeypatch, programs_of_processes
 ):

@@ -181,10 +181,11 @@ def test_groups_of_a_convolution_have_inputs_of_their_own():
             ValueError,
             "nothing is rounded with it: of the selected leaves embed/embedding none",
         ),
-        (
+        pytest.param(
             {"layers": Layers(predict, [data()]), "size_bytes": 250},
             ValueError,
             "size_bytes (is|=) 250",
+            marks=pytest.mark.slow,
         ),
     ],
 )

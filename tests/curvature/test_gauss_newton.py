@@ -264,9 +264,9 @@ def test_samples_that_share_a_forward_pass_are_those_drawn_alone():
         np.testing.assert_allclose(
             flatten(jax.tree.map(lambda x, i=place: x[i], together)), alone, rtol=1e-6
         )
-    # However many are held at once; those that are left over would be another program.
+    # However many are held at once; of six, four leave two over.
     visited = {}
-    for most in (1, 2, 4, 100):
+    for most in (1, 4):
         some = samples._replace(most=most)
         step = lambda row, sample, total: total + (row + 1.0) * sample["out"]  # noqa: E731
         start = jnp.zeros_like(params["out"])

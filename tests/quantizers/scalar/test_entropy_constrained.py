@@ -188,6 +188,7 @@ def test_close_to_brute_force_on_few_points():
     assert np.mean(ratios) <= 1.2
 
 
+@pytest.mark.slow
 def test_high_rate_theory():
     rng = np.random.default_rng(0)
     points = rng.standard_normal(1 << 18).astype(np.float32)

@@ -15,6 +15,7 @@ from quantizer_oracles import (
     restored,
 )
 from sklearn.cluster import KMeans
+from slow_cases import some_slow
 
 from jaxcomp.quantizers import histogram_moments, kmeans, solve_kmeans
 from jaxcomp.quantizers.scalar.diameter import PENALTY_FORMS
@@ -106,6 +107,7 @@ def test_sums_of_a_heavy_tail_are_accurate():
     assert float(found.distortion) == pytest.approx(expected, rel=2e-6)
 
 
+@pytest.mark.slow
 def test_distortion_of_many_points_is_accurate():
     points, importance = heavy_tailed(1_000_000)
     result = run(points, importance, 8, num_bins=4096)
@@ -113,7 +115,7 @@ def test_distortion_of_many_points_is_accurate():
     assert float(result.distortion) == pytest.approx(expected, rel=2e-6)
 
 
-@pytest.mark.parametrize("form", ["none", "monotone", "linear"])
+@pytest.mark.parametrize("form", some_slow(["none", "monotone", "linear"], "none"))
 @pytest.mark.parametrize("num_points", [EXACT, BINNED])
 def test_objective_never_rises(form, num_points):
     points, importance = heavy_tailed(num_points, seed=3)
@@ -140,7 +142,7 @@ def test_objective_never_rises(form, num_points):
         assert np.all(np.diff(values) <= 1e-6 * values[0]), (penalty, values)
 
 
-@pytest.mark.parametrize("form", PENALTY_FORMS)
+@pytest.mark.parametrize("form", some_slow(PENALTY_FORMS, "published", "linear"))
 def test_zero_penalty_is_plain_to_the_bit(form):
     points, importance = heavy_tailed(EXACT, seed=1)
     plain = run(points, importance, 8, penalty_form="none")
@@ -194,6 +196,7 @@ def test_batched_equals_one_by_one():
         np.testing.assert_allclose(chosen.distortion, alone.distortion, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_vmap_over_clusters_and_penalty_equals_the_loop():
     points, importance = heavy_tailed(EXACT)
     clusters, penalty = jnp.array([1, 2, 7]), jnp.array([0.0, 0.2])
@@ -289,8 +292,13 @@ def test_doubled_weights_equal_duplicated_points():
     np.testing.assert_allclose(duplicated.distortion, doubled.distortion, rtol=1e-6)
 
 
-@pytest.mark.parametrize("start", ["quantiles", "coarse_to_fine"])
-@pytest.mark.parametrize("num_points", [EXACT, BINNED])
+@pytest.mark.parametrize(
+    ("num_points", "start"),
+    some_slow(
+        [(EXACT, "quantiles"), (BINNED, "quantiles"), (EXACT, "coarse_to_fine"), (BINNED, "coarse_to_fine")],
+        (BINNED, "coarse_to_fine"),
+    ),
+)
 @pytest.mark.parametrize("num_clusters", [5, 6, 8])
 def test_enough_clusters_leave_no_distortion(num_points, num_clusters, start):
     values = np.array([-3.0, 0.1, 0.10000001, 0.7, 12.5], np.float32)

@@ -142,6 +142,7 @@ def test_never_above_lloyd_and_the_bound_below_it(solvers):
         np.testing.assert_allclose(objective[0], objective[0, 0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_many_points_leave_a_small_gap():
     points, importance = heavy_tailed(20_000)
     solver = optimal_diameter_kmeans(points, importance, max_clusters=8, num_bins=256)
