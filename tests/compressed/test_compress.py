@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from flax import nnx
 from quantizer_oracles import count_compilations
-from tree_problems import METHODS, SHAPE, bits_in_file, entropy, nested_dict, weights
 from slow_cases import some_slow
+from tree_problems import METHODS, SHAPE, bits_in_file, entropy, nested_dict, weights
 
 from jaxcomp import compress, curve
 from jaxcomp.compressed import to_bytes

@@ -128,7 +128,10 @@ def assert_same(found, wanted, **tolerance):
 
 # Op by op: kernels of many operations take seconds.
 @pytest.mark.parametrize(
-    "name", some_slow(NAMES, "optimal diameter", "blocks", "optimal", "vectors", "hutchinson")
+    "name",
+    some_slow(
+        NAMES, "optimal diameter", "blocks", "optimal", "vectors", "entropy", "tree", "over batches"
+    ),
 )
 def test_runs_without_jit(name, expected):
     wanted = expected(name)
@@ -207,9 +210,14 @@ def pull(w):
     "program",
     [
         jax.jit(jax.value_and_grad(pull)),
-        jax.value_and_grad(jax.checkpoint(jax.jit(pull))),
-        jax.value_and_grad(
-            lambda w: jax.lax.scan(lambda sum_, _: (sum_ + pull(w), None), 0.0, None, length=1)[0]
+        pytest.param(jax.value_and_grad(jax.checkpoint(jax.jit(pull))), marks=pytest.mark.slow),
+        pytest.param(
+            jax.value_and_grad(
+                lambda w: jax.lax.scan(lambda sum_, _: (sum_ + pull(w), None), 0.0, None, length=1)[
+                    0
+                ]
+            ),
+            marks=pytest.mark.slow,
         ),
         lambda w: jax.tree.map(lambda x: x[0], jax.vmap(jax.value_and_grad(pull))(w[None])),
         lambda w: (pull(w), jax.linear_transpose(jax.linearize(pull, w)[1], w)(1.0)[0]),

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slow_cases import some_slow
 
 from jaxcomp.quantizers import histogram_moments, solve_kmeans, solve_uniform
 from jaxcomp.quantizers.solution import Codebook, quantize_points
@@ -17,7 +18,7 @@ def distortion(centroids):
     return np.sum(IMPORTANCE * (POINTS - centroids[nearest]) ** 2)
 
 
-@pytest.mark.parametrize("form", ["none", "monotone", "linear"])
+@pytest.mark.parametrize("form", some_slow(["none", "monotone", "linear"], "none"))
 def test_objective_is_the_distortion_and_the_penalty(form, strict_promotion):
     beta, moments = 0.5, histogram_moments(POINTS, IMPORTANCE)
     found = solve_kmeans(

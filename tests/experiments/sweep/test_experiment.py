@@ -359,9 +359,7 @@ def test_what_is_damaged_is_made_again(tmp_path, finished, cache, status, damage
 
 
 @pytest.mark.usefixtures("small_chunks")
-@pytest.mark.parametrize(
-    "change", some_slow(["network", "versions", "data"], "versions", "data")
-)
+@pytest.mark.parametrize("change", some_slow(["network", "versions", "data"], "versions", "data"))
 def test_parts_of_another_network_or_version_are_not_mixed_in(
     in_small_chunks, tmp_path, cache, change
 ):

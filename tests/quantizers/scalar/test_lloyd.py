@@ -295,7 +295,12 @@ def test_doubled_weights_equal_duplicated_points():
 @pytest.mark.parametrize(
     ("num_points", "start"),
     some_slow(
-        [(EXACT, "quantiles"), (BINNED, "quantiles"), (EXACT, "coarse_to_fine"), (BINNED, "coarse_to_fine")],
+        [
+            (EXACT, "quantiles"),
+            (BINNED, "quantiles"),
+            (EXACT, "coarse_to_fine"),
+            (BINNED, "coarse_to_fine"),
+        ],
         (BINNED, "coarse_to_fine"),
     ),
 )
