@@ -6,8 +6,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -49,6 +51,30 @@ if "XLA_FLAGS" not in os.environ:
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jax._src.interpreters import mlir  # noqa: E402
+
+
+def _one_context_for_many_programs() -> None:
+    """Let JAX 0.10 keep what it lowers programs in, as later versions do by themselves.
+
+    Setting it up is a third of the time of a program of one operation, of which tests compile
+    thousands; now and then a new one, since a context keeps all types and constants it has seen.
+    """
+    make = getattr(mlir, "make_ir_context", None)
+    if make is None or hasattr(mlir, "_thread_local_context"):
+        return
+    own, uses = threading.local(), 100
+
+    def kept() -> Any:
+        if getattr(own, "left", 0) == 0:
+            own.context, own.left = make(), uses
+        own.left -= 1
+        return own.context
+
+    mlir.make_ir_context = kept
+
+
+_one_context_for_many_programs()
 
 # Programs of this run, for all its processes: a test elsewhere, or the same function in another
 # mode, may compile the same. Nothing stays for the next run, unless the variable names a folder.
