@@ -102,7 +102,7 @@ class TestPytrees:
         assert len(np.unique(restored.layers[0].kernel[...])) == 5
         assert restored(jnp.ones((2, 12))).shape == (2, 8)
 
-    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("method", some_slow(METHODS, "vector", "optimal"))
     def test_params_under_jit_equals_eager_and_compiles_once(self, method, strict_promotion):
         @jax.jit
         def forward(tree):

@@ -68,7 +68,7 @@ def flatten(tree):
     [
         (token_network, token_problem, "softmax_cross_entropy"),
         (token_network, token_problem, "squared_error"),
-        (image_network, image_problem, "softmax_cross_entropy"),
+        pytest.param(image_network, image_problem, "softmax_cross_entropy", marks=pytest.mark.slow),
     ],
 )
 def test_equals_the_dense_product_in_float64(predict_fn, problem, loss, x64):
@@ -82,6 +82,7 @@ def test_equals_the_dense_product_in_float64(predict_fn, problem, loss, x64):
     np.testing.assert_array_equal(flatten(estimate.standard_error), 0.0)
 
 
+@pytest.mark.slow
 def test_squaring_position_by_position_is_wrong():
     params, batch = token_problem()
 
@@ -351,7 +352,7 @@ def dense_token_diagonal(params, batch, loss, reduction):
     ("loss", "reduction"),
     [
         ("softmax_cross_entropy", "mean"),
-        ("softmax_cross_entropy", "example_mean"),
+        pytest.param("softmax_cross_entropy", "example_mean", marks=pytest.mark.slow),
         ("squared_error", "sum"),
     ],
 )
@@ -429,6 +430,7 @@ def test_a_mean_per_token_does_not_depend_on_the_batches():
         over_batches(kernel, split[1:2])
 
 
+@pytest.mark.slow
 def test_drawn_labels_take_the_memory_of_gradients_at_any_vocabulary():
     params, batch = jax.eval_shape(
         lambda: language_problem(num_classes=2000, width=64, num_examples=4, length=32)

@@ -148,6 +148,7 @@ def test_blocks_of_a_relu_network_are_those_of_its_hessian(x64):
         )
 
 
+@pytest.mark.slow
 def test_flax_models_of_both_kinds():
     inputs = jnp.asarray(np.random.default_rng(2).normal(size=(5, 4, 3)), jnp.float32)
     module = Attention(nnx.Rngs(0))

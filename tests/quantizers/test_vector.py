@@ -389,6 +389,7 @@ def test_bad_layouts():
         join_vectors(jnp.ones((3, 2)), (4,))
 
 
+@pytest.mark.slow
 def test_double_precision(x64):
     points, importance = (part.astype(np.float64) for part in problem("full"))
     result = run(points, importance, num_iterations=3, penalty_form="none")

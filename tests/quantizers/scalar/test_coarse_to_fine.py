@@ -73,6 +73,7 @@ def test_few_points_are_solved_exactly(num_clusters):
     assert float(found.distortion) == pytest.approx(best, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_better_than_lloyd_from_quantiles_on_heavy_tails():
     moments = histogram_moments(*sources()["student_t"], num_bins=NUM_BINS)
     by_start = {
