@@ -4,7 +4,6 @@ One process runs them all: its start and its imports take as long as some of the
 """
 
 import ast
-import importlib
 import os
 import re
 from pathlib import Path
@@ -79,6 +78,4 @@ def test_notebook_uses_public_names_only(path):
     assert "def quantize" not in source
     for node in ast.walk(ast.parse(re.sub(r"^[%!].*$", "", source, flags=re.MULTILINE))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxcomp"):
-            module = importlib.import_module(node.module)
-            for alias in node.names:
-                assert hasattr(module, alias.name), f"{node.module}.{alias.name}"
+            exec(compile(ast.Module([node], []), str(path), "exec"), {})

@@ -1,5 +1,8 @@
 """Solutions on a histogram, and what their codebooks make of the points, against NumPy."""
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -49,14 +52,13 @@ def test_points_are_measured_under_any_codebook(strict_promotion):
         jnp.array([-0.5, np.inf, np.inf], jnp.float32),
         jnp.int32(3),
     )
-    found = quantize_points(
+    found = jax.jit(partial(quantize_points, penalty_form="monotone"))(
         jnp.asarray(POINTS),
         jnp.asarray(IMPORTANCE),
         codebook,
         num_iterations=jnp.int32(2),
         converged=jnp.asarray(False),
         beta=jnp.float32(2),
-        penalty_form="monotone",
     )
     np.testing.assert_array_equal(found.assignments, [0, 0, 1, 1, 1, 1])
     np.testing.assert_array_equal(found.counts, [2, 4, 0, 0])

@@ -360,6 +360,7 @@ def test_solver_checks_its_sizes():
         solve_entropy_constrained(moments, MULTIPLIERS, max_clusters=0)
 
 
+@pytest.mark.slow
 def test_half_precision_centroids_are_measured_as_stored():
     points, importance = heavy_tailed(EXACT)
     points = jnp.asarray(points, jnp.bfloat16)
