@@ -449,7 +449,9 @@ class TestScale:
 
 
 class TestStacks:
-    @pytest.mark.parametrize("method", some_slow(METHODS, "vector", "entropy_constrained"))
+    @pytest.mark.parametrize(
+        "method", some_slow(METHODS, "vector", "entropy_constrained", "trellis_coded")
+    )
     def test_every_layer_of_a_stack_is_quantized_on_its_own(self, method):
         layers = [weights(1), weights(2) * 100, weights(3) * 1e-35]
         h = [jnp.abs(weights(seed)) + 0.1 for seed in (4, 5, 6)]

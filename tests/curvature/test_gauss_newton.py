@@ -229,28 +229,31 @@ def test_sampled_labels_agree_within_their_standard_errors(loss):
     assert np.max(np.abs(z)) < 5
 
 
-def test_does_not_depend_on_how_examples_are_split():
+DRAWN = {"num_label_samples": 3, "key": jax.random.key(8)}
+
+
+@pytest.mark.parametrize("options", [{}, DRAWN], ids=["exact", "drawn"])
+def test_does_not_depend_on_how_examples_are_split(options):
     params, batch = perceptron_params(), perceptron_batch()
     splits = {
         "chunks": [batch],
         "batches": [tuple(x[i : i + 5] for x in batch) for i in (0, 5, 10)],
     }
-    for options in ({}, {"num_label_samples": 3, "key": jax.random.key(8)}):
-        kernel = GaussNewton(tanh_network, params, **options)
-        whole = kernel(batch)
-        chunked = over_batches(replace(kernel, examples_per_chunk=5), splits["chunks"])
-        split = over_batches(kernel, splits["batches"])
-        for other in (chunked, split):
-            scale = np.max(flatten(whole.mean))
-            np.testing.assert_allclose(
-                flatten(other.mean), flatten(whole.mean), rtol=1e-5, atol=1e-6 * scale
-            )
-            np.testing.assert_allclose(
-                flatten(other.standard_error),
-                flatten(whole.standard_error),
-                rtol=1e-4,
-                atol=1e-6 * scale,
-            )
+    kernel = GaussNewton(tanh_network, params, **options)
+    whole = kernel(batch)
+    chunked = over_batches(replace(kernel, examples_per_chunk=5), splits["chunks"])
+    split = over_batches(kernel, splits["batches"])
+    for other in (chunked, split):
+        scale = np.max(flatten(whole.mean))
+        np.testing.assert_allclose(
+            flatten(other.mean), flatten(whole.mean), rtol=1e-5, atol=1e-6 * scale
+        )
+        np.testing.assert_allclose(
+            flatten(other.standard_error),
+            flatten(whole.standard_error),
+            rtol=1e-4,
+            atol=1e-6 * scale,
+        )
 
 
 def test_samples_that_share_a_forward_pass_are_those_drawn_alone():
@@ -416,16 +419,18 @@ def test_positions_of_a_dense_model_are_a_batch_of_examples():
         np.testing.assert_allclose(flatten(together), flatten(alone), rtol=1e-5)
 
 
-def test_a_mean_per_token_does_not_depend_on_the_batches():
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param(DRAWN, marks=pytest.mark.slow)], ids=["exact", "drawn"]
+)
+def test_a_mean_per_token_does_not_depend_on_the_batches(options):
     params, (tokens, (labels, weights)) = language_problem()
     weights = weights.at[1].set(0.0)
     batch = tokens, (labels, weights)
     split = [jax.tree.map(lambda x, i=i: x[i : i + 1], batch) for i in range(3)]
-    for options in ({}, {"num_label_samples": 3, "key": jax.random.key(8)}):
-        kernel = GaussNewton(language_model, params, **options)
-        whole, parts = kernel(batch), over_batches(kernel, split)
-        scale = np.max(flatten(whole.mean))
-        np.testing.assert_allclose(flatten(parts.mean), flatten(whole.mean), atol=1e-6 * scale)
+    kernel = GaussNewton(language_model, params, **options)
+    whole, parts = kernel(batch), over_batches(kernel, split)
+    scale = np.max(flatten(whole.mean))
+    np.testing.assert_allclose(flatten(parts.mean), flatten(whole.mean), atol=1e-6 * scale)
     with pytest.raises(ValueError, match="weights of all positions of all batches are zero"):
         over_batches(kernel, split[1:2])
 

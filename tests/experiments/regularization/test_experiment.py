@@ -203,6 +203,7 @@ def test_a_finished_run_is_read_back(finished, cache, monkeypatch):
     assert again.report() == result.report()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_an_interrupted_run_continues_to_the_same_bytes(finished, tmp_path, cache, monkeypatch):
     out, _, _ = finished

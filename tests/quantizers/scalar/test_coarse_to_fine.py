@@ -65,6 +65,7 @@ def test_many_clusters_find_the_optimum_on_the_same_bins(strict_promotion):
         assert -1e-5 < above < 3e-4, source
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_clusters", [2, 5])
 def test_few_points_are_solved_exactly(num_clusters):
     points, importance = heavy_tailed(60)
