@@ -24,7 +24,7 @@ from jaxcomp.experiments.sweep.claims import claim_from_dict, claims_table, eval
 def test_null_is_rejected_at_most_at_the_error_rate():
     # The hard null: no variant differs on average, but every network has variants it likes, and
     # likes them on the validation set and on the test set alike. Any size of effect counts.
-    num_draws, num_found, num_found_naively = 400, 0, 0
+    num_draws, num_found, num_found_naively = 1000, 0, 0
     for seed in range(num_draws):
         sweep = PlantedSweep(seed, ORIGINAL | PLAIN | PENALISED, spread=0.1)
         claims = sweep.claims(practical=0.0)
