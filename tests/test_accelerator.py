@@ -63,6 +63,7 @@ def script(tmp_path):
     return start
 
 
+@pytest.mark.slow
 def test_errors_are_rows_and_the_next_part_goes_on(script, tmp_path):
     parts = """{"machine": PARTS["machine"], "rounding": PARTS["rounding"], **own}"""
     process = script(parts, "--size", "small", "--seconds", "1000")

@@ -85,6 +85,7 @@ def test_dropout_works_in_training_only():
     np.testing.assert_array_equal(*(network.predict(variables, inputs) for _ in range(2)))
 
 
+@pytest.mark.slow
 def test_vgg_keeps_running_statistics(strict_promotion):
     """The first layer's, from XLA's convolution; the loss must use those of the batch."""
     network = networks.build("vgg", **VGG)

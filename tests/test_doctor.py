@@ -8,8 +8,11 @@ from command_line import invoke
 from jaxcomp import doctor
 
 
-@pytest.fixture(scope="module")
-def found():
+@pytest.fixture(params=["matrix product in float32", pytest.param("all", marks=pytest.mark.slow)])
+def found(request, monkeypatch):
+    """What is found by the quickest check, or by all of them, which compile for ten seconds."""
+    if request.param != "all":
+        monkeypatch.setattr(doctor, "_CHECKS", {request.param: doctor._CHECKS[request.param]})
     return doctor.examine()
 
 

@@ -1,5 +1,7 @@
 """The README as a stranger uses it: its code runs as printed, its commands and files exist."""
 
+import ast
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -55,12 +57,32 @@ def test_code_runs_as_printed(namespace):
     assert clusters == {8, 16}
 
 
+def wishes() -> list[str]:
+    return [code for code in table_code() if not code.startswith("jaxcomp ")]
+
+
+def test_wishes_name_what_is_there(namespace):
+    """Every function and method that a wish calls takes the arguments that it is called with."""
+    _, names = namespace
+    assert len(wishes()) == 10
+    for code in wishes():
+        tree = ast.parse(code, mode="eval")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+                assert node.id in names or code.startswith("["), code
+            if isinstance(node, ast.Call) and not any(
+                isinstance(part, ast.Call) for part in ast.walk(node.func)
+            ):
+                function = eval(compile(ast.Expression(node.func), code, "eval"), names)
+                keywords = {keyword.arg: None for keyword in node.keywords}
+                inspect.signature(function).bind(*node.args, **keywords)
+
+
+@pytest.mark.slow
 def test_every_wish_is_granted_as_printed(namespace, monkeypatch):
     folder, names = namespace
     monkeypatch.chdir(folder)
-    codes = [code for code in table_code() if not code.startswith("jaxcomp ")]
-    assert len(codes) == 10
-    for code in codes:
+    for code in wishes():
         assert eval(compile(code, f"README.md: {code}", "eval"), names) is not None, code
 
 

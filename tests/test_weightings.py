@@ -32,6 +32,7 @@ def run(weightings, rows, capsys):
     return json.loads(rows.read_text())["rows"], capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_a_run(weightings, tmp_path, capsys):
     """The whole matrix predicts the rise of a small error; a second run computes no row again."""
     rows, captured = run(weightings, tmp_path / "rows.json", capsys)

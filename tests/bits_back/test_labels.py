@@ -23,6 +23,7 @@ def test_a_receiver_with_inputs_and_seed_gets_labels_and_payload():
     assert message.num_net_bits + message.num_frame_bits < 0.75 * len(labels) * np.log2(10)
 
 
+@pytest.mark.slow
 def test_total_is_the_negative_evidence_bound():
     code, labels, fitted = learned()
     elbo = bits_back.negative_elbo(

@@ -4,6 +4,7 @@ import mpmath
 import numpy as np
 import pytest
 from scipy import special, stats
+from slow_cases import some_slow
 
 from jaxcomp.bounds import (
     catoni,
@@ -384,7 +385,9 @@ GRADIENTS = {
 }
 
 
-@pytest.mark.parametrize("name", GRADIENTS)
+@pytest.mark.parametrize(
+    "name", some_slow(GRADIENTS, "pac_bayes_kl", "no errors", "draws", "catoni")
+)
 def test_derivatives_are_those_of_the_implicit_function(name):
     bound, at, step = GRADIENTS[name], 50.0, 1e-3
     with jax.enable_x64(True):

@@ -13,6 +13,7 @@ import jax
 import pytest
 import typer
 from command_line import SMALL, assert_one_sentence, environment, invoke, run_process
+from slow_cases import some_slow
 
 from jaxcomp import storage
 from jaxcomp.cli.session import one_sentence_errors
@@ -26,7 +27,12 @@ from jaxcomp.cli.session import one_sentence_errors
             "cuda",
             "JAX has none of the devices .* JAX_PLATFORMS names, 'cuda'",
         ),
-        ("JAX_PLATFORMS", "nonsense", "JAX_PLATFORMS names, 'nonsense' .*; unset it, or use"),
+        pytest.param(
+            "JAX_PLATFORMS",
+            "nonsense",
+            "JAX_PLATFORMS names, 'nonsense' .*; unset it, or use",
+            marks=pytest.mark.slow,
+        ),
         ("MPLBACKEND", "nonsense", "backend 'nonsense' that the environment variable MPLBACKEND"),
     ],
 )
@@ -75,7 +81,7 @@ def test_a_report_is_printed_whatever_reads_it():
         assert piped.stderr == (told if expected else "")
 
 
-@pytest.mark.parametrize("device", ["gpu", "tpu"])
+@pytest.mark.parametrize("device", some_slow(["gpu", "tpu"], "gpu"))
 def test_a_device_that_is_not_there(device, tmp_path):
     if any(found.platform == device for found in jax.devices()):
         device = {"gpu": "tpu", "tpu": "gpu"}[device]

@@ -199,7 +199,11 @@ def test_weights_far_out_and_steps_far_apart():
 
 
 # A mixture contains the formulas of a Gaussian.
-@pytest.mark.parametrize("prior", [Laplace(0.25), MIXTURE], ids=["Laplace", "ScaleMixture"])
+@pytest.mark.parametrize(
+    "prior",
+    [Laplace(0.25), pytest.param(MIXTURE, marks=pytest.mark.slow)],
+    ids=["Laplace", "ScaleMixture"],
+)
 def test_derivatives_in_the_prior_and_none_in_the_weights(prior):
     weights = jnp.asarray([0.0, 0.3, -1.7, 9.0])
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slow_cases import some_slow
 from tree_problems import bits_in_file, weights
 
 from jaxcomp import compress
@@ -65,9 +66,15 @@ def test_without_budget_a_tree_takes_about_four_bits():
     assert abs(mean - (4.25 - 10 / 11 / 6)) < 0.1
 
 
+ENTROPY = EntropyConstrained(num_bins=512, num_symbols=32)
+
+
 @pytest.mark.parametrize(
     ("method", "step"),
-    [(EntropyConstrained(num_bins=512, num_symbols=32), 0.06), (MagnitudePruning(), 0.2)],
+    some_slow(
+        [(ENTROPY, 0.06), (MagnitudePruning(), 0.2)],
+        (ENTROPY, 0.06),
+    ),
 )
 def test_a_budget_is_used_where_a_curve_goes_on_between_its_points(method, step):
     params = {"kernel": weights(1, (96, 100))}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from quantizer_oracles import count_compilations
+from slow_cases import some_slow
 from tree_problems import METHODS, SHAPE, bits_in_file, entropy, nested_dict, weights
 
 from jaxcomp import compress, curve
@@ -101,7 +102,7 @@ class TestPytrees:
         assert len(np.unique(restored.layers[0].kernel[...])) == 5
         assert restored(jnp.ones((2, 12))).shape == (2, 8)
 
-    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("method", some_slow(METHODS, "vector", "optimal"))
     def test_params_under_jit_equals_eager_and_compiles_once(self, method, strict_promotion):
         @jax.jit
         def forward(tree):
@@ -322,7 +323,10 @@ class TestValues:
 
     @pytest.mark.parametrize(
         ("method", "dtype"),
-        [(method, jnp.bfloat16) for method in METHODS] + [("magnitude_pruning", jnp.float16)],
+        some_slow(
+            [(method, jnp.bfloat16) for method in METHODS] + [("magnitude_pruning", jnp.float16)],
+            *[(method, jnp.bfloat16) for method in ("optimal", "entropy_constrained", "vector")],
+        ),
     )
     def test_half_precision_stays_what_it_is(self, method, dtype):
         tree = compress({"kernel": weights(dtype=dtype)}, METHODS[method])
@@ -447,7 +451,9 @@ class TestScale:
 
 
 class TestStacks:
-    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize(
+        "method", some_slow(METHODS, "vector", "entropy_constrained", "trellis_coded")
+    )
     def test_every_layer_of_a_stack_is_quantized_on_its_own(self, method):
         layers = [weights(1), weights(2) * 100, weights(3) * 1e-35]
         h = [jnp.abs(weights(seed)) + 0.1 for seed in (4, 5, 6)]
@@ -521,6 +527,7 @@ class TestBudgets:
         assert within.distortion <= bound
         assert within.size_bits <= report.size_bits
 
+    @pytest.mark.slow
     def test_bits_go_where_they_lower_the_distortion_most(self, few_candidates):
         # Over all pairs of codebooks, by brute force.
         params = {"a": 3 * weights(1, (40, 20)), "b": weights(3, (40, 20))}
@@ -535,7 +542,7 @@ class TestBudgets:
         clusters = {layer.path: layer.parameter for layer in tree.report()}
         assert clusters["a"] > clusters["b"]
 
-    def test_a_fixed_parameter_stays_as_it_is(self):
+    def test_a_fixed_parameter_stays_as_it_is(self, few_candidates):
         tree = compress(
             nested_dict(), {"hidden/*": RoundToNearest(8), "*": KMeans()}, bits_per_weight=7.5
         )
@@ -790,7 +797,10 @@ class TestBadInput:
                 lambda: {"size_bytes": 60},
                 "header and the leaves that are kept take .* bytes alone, of the tree's 832",
             ),
-            (lambda: {"bits_per_weight": 0.01}, "these methods need .* at least"),
+            (
+                lambda: {"bits_per_weight": 0.01, "method": RoundToNearest(4).at(None)},
+                "these methods need .* at least",
+            ),
             (lambda: {"max_distortion": 1e-30, "method": KMeans(4)}, "need .* at least"),
             (lambda: {"select": "kernel"}, "the pattern 'kernel' in select matches no leaf"),
         ],
@@ -868,6 +878,7 @@ class TestChunks:
             compressed.report()
         assert count() <= 8
 
+    @pytest.mark.slow
     def test_memory_beside_weights_and_codes_is_that_of_a_few_chunks(self):
         script = (
             "import resource, numpy as np, jaxcomp\n"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from file_problems import DTYPES, any_bits, assert_same_bits, bits_of, kept, small_tree
+from slow_cases import some_slow
 from tree_problems import METHODS, nested_dict, weights
 
 import jaxcomp
@@ -52,7 +53,7 @@ def test_sizes_are_known_without_the_file(tree):
         assert sizes.of_leaf(leaf, layout) == next(entries).size_bytes
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("dtype", some_slow(["float16", "bfloat16", "float64"], "float16"))
 @pytest.mark.parametrize(
     "method",
     [

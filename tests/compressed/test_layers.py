@@ -145,6 +145,7 @@ def test_blocks_of_a_stack_are_those_of_the_unrolled_network():
         )
 
 
+@pytest.mark.slow
 def test_groups_of_a_convolution_have_inputs_of_their_own():
     kernel = normal(7, 3, 1, 6)  # each of three channels has two outputs
     images = normal(8, 50, 8, 3)
@@ -182,10 +183,11 @@ def test_groups_of_a_convolution_have_inputs_of_their_own():
             ValueError,
             "nothing is rounded with it: of the selected leaves embed/embedding none",
         ),
-        (
+        pytest.param(
             {"layers": Layers(predict, [data()]), "size_bytes": 250},
             ValueError,
             "size_bytes (is|=) 250",
+            marks=pytest.mark.slow,
         ),
     ],
 )

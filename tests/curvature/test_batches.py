@@ -151,6 +151,7 @@ def test_half_precision_weights_are_summed_in_float32():
     assert_trees_close(estimate, kernel(make_data()), relative=2.0**-7)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_double_precision_is_kept():
     data = jax.tree.map(lambda x: x.astype(np.float64), make_data())

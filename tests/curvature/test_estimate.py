@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slow_cases import some_slow
 
 from jaxcomp import compress
 from jaxcomp.curvature import (
@@ -57,7 +58,7 @@ KERNELS = {
 }
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", some_slow(KERNELS, "fisher", "hutchinson"))
 def test_what_is_no_array_is_a_constant_of_the_loss(name):
     kernel = KERNELS[name]
     found, expected = kernel(predict, WHOLE), kernel(predict_arrays, PARAMS)

@@ -92,7 +92,7 @@ def test_network_against_a_loop_over_examples():
     assert estimate.mean["codes"].dtype == np.float32
 
 
-def test_jit_is_eager_and_vmap_is_a_loop_over_models():
+def test_vmap_is_a_loop_over_models():
     params, batch = make_problem(5)
     stacked = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), params)
     kernel = partial(fisher_diagonal, logistic_loss, batch=batch, examples_per_chunk=2)
@@ -100,6 +100,12 @@ def test_jit_is_eager_and_vmap_is_a_loop_over_models():
     for i in range(2):
         jitted = kernel(jax.tree.map(lambda x, i=i: x[i], stacked))
         np.testing.assert_allclose(mapped.mean["w"][i], jitted.mean["w"], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_jit_is_eager():
+    params, batch = make_problem(5)
+    kernel = partial(fisher_diagonal, logistic_loss, batch=batch, examples_per_chunk=2)
     with jax.disable_jit():
         eager = kernel(params)
     np.testing.assert_allclose(eager.mean["w"], kernel(params).mean["w"], rtol=1e-5)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
+from slow_cases import some_slow
 
 from jaxcomp.curvature import check_finite, hutchinson_diagonal
 
@@ -93,7 +94,7 @@ def test_dense_hessian_lies_within_the_standard_errors(request, loss_fn, dtype):
     assert abs(np.mean(z)) < 0.3
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", some_slow([jnp.bfloat16, jnp.float16], jnp.float16))
 def test_half_precision_weights_give_float32_estimates(dtype):
     params, batch = make_params(dtype=dtype), make_batch()
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
@@ -297,6 +298,7 @@ def test_empty_leaf_is_kept():
     assert estimate.mean["none"].shape == (0, 4)
 
 
+@pytest.mark.slow
 def test_jit_is_eager():
     hessian = jnp.asarray([[2.0, 1.0, 0.5], [1.0, 3.0, -1.0], [0.5, -1.0, 1.0]])
     arguments = quadratic_loss, jnp.ones(3), hessian, jax.random.key(9)

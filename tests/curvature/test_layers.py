@@ -114,7 +114,7 @@ def test_convolutions_have_one_for_each_group_from_their_patches():
     ("predict_fn", "problem"),
     [
         (token_network, token_problem),
-        (image_network, image_problem),
+        pytest.param(image_network, image_problem, marks=pytest.mark.slow),
     ],
 )
 def test_blocks_of_each_output_have_the_gauss_newton_diagonal(predict_fn, problem):
@@ -148,6 +148,7 @@ def test_blocks_of_a_relu_network_are_those_of_its_hessian(x64):
         )
 
 
+@pytest.mark.slow
 def test_flax_models_of_both_kinds():
     inputs = jnp.asarray(np.random.default_rng(2).normal(size=(5, 4, 3)), jnp.float32)
     module = Attention(nnx.Rngs(0))

@@ -63,6 +63,7 @@ def test_equal_the_dense_product_in_float64(name, x64):
     check_equal(found, dense_diagonal(batched, params, inputs), 1e-9)
 
 
+@pytest.mark.slow
 def test_a_scanned_transformer_is_the_unrolled_one(x64):
     """Each in float32 is within 1e-6 of the dense product in float64; rounding puts them apart."""
     params, (inputs, targets) = transformer_params(), transformer_batch()

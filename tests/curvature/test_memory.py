@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slow_cases import some_slow
 
 from jaxcomp.curvature import (
     Fisher,
@@ -169,7 +170,10 @@ print(json.dumps({"predicted": plan.peak_bytes, "measured": max(measured) - befo
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize(("name", "size"), [("hutchinson", 2000), ("gauss_newton", 6000)])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    some_slow([("hutchinson", 2000), ("gauss_newton", 6000)], ("hutchinson", 2000)),
+)
 def test_prediction_is_the_peak_of_a_process(name, size):
     folder = str(Path(__file__).resolve().parents[2])
     run = subprocess.run(

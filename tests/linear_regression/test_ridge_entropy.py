@@ -4,6 +4,7 @@ import linear_regression_oracles as oracle
 import numpy as np
 import pytest
 from scipy import stats
+from slow_cases import some_slow
 
 from jaxcomp.linear_regression import (
     Setting,
@@ -27,7 +28,7 @@ def test_ridge_density_without_penalty_is_the_multivariate_t():
     np.testing.assert_allclose(found, reference.logpdf(points), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("penalty", [0.5, 8.0, 200.0])
+@pytest.mark.parametrize("penalty", some_slow([0.5, 8.0, 200.0], 8.0))
 def test_ridge_density_and_entropy(penalty):
     dim, n, s2 = 6, 18, 0.7
     truth = np.array([1.0, -0.5, 0.3, 0.8, 0.0, -0.2])
@@ -51,7 +52,7 @@ def test_ridge_density_and_entropy(penalty):
     assert abs(oracle.z_score(np.exp(density - proposal.logpdf(sample)), 1.0)) < MAX_Z
 
 
-@pytest.mark.parametrize("dim", [2, 8, 20])
+@pytest.mark.parametrize("dim", some_slow([2, 8, 20], 8))
 def test_ridge_entropy_without_penalty_is_that_of_the_multivariate_t(dim):
     # From three degrees of freedom, with tails that no grid of standard deviations covers, on.
     for n, signal in ((dim + 2, 4.0), (dim + 2, 1e6), (dim + 12, 0.0), (100_000, 4.0)):
@@ -82,6 +83,7 @@ def test_ridge_entropy_of_huge_penalties():
         assert tripled == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_entropies_at_the_size_of_the_study():
     for n in (80, 200, 5000):
         setting = Setting(50, n, 1.0, 2.0)

@@ -64,6 +64,7 @@ def num_roundings(length):
     return number
 
 
+@pytest.mark.slow
 def test_errors_of_ten_million_numbers():
     length = 10_000_000
     rng = np.random.default_rng(0)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slow_cases import some_slow
 
 import jaxcomp
 from jaxcomp import bounds, curvature, quantizers, training
@@ -125,7 +126,13 @@ def assert_same(found, wanted, **tolerance):
         )
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Op by op: kernels of many operations take seconds.
+@pytest.mark.parametrize(
+    "name",
+    some_slow(
+        NAMES, "optimal diameter", "blocks", "optimal", "vectors", "entropy", "tree", "over batches"
+    ),
+)
 def test_runs_without_jit(name, expected):
     wanted = expected(name)
     with jax.disable_jit():
@@ -203,9 +210,14 @@ def pull(w):
     "program",
     [
         jax.jit(jax.value_and_grad(pull)),
-        jax.value_and_grad(jax.checkpoint(jax.jit(pull))),
-        jax.value_and_grad(
-            lambda w: jax.lax.scan(lambda sum_, _: (sum_ + pull(w), None), 0.0, None, length=1)[0]
+        pytest.param(jax.value_and_grad(jax.checkpoint(jax.jit(pull))), marks=pytest.mark.slow),
+        pytest.param(
+            jax.value_and_grad(
+                lambda w: jax.lax.scan(lambda sum_, _: (sum_ + pull(w), None), 0.0, None, length=1)[
+                    0
+                ]
+            ),
+            marks=pytest.mark.slow,
         ),
         lambda w: jax.tree.map(lambda x: x[0], jax.vmap(jax.value_and_grad(pull))(w[None])),
         lambda w: (pull(w), jax.linear_transpose(jax.linearize(pull, w)[1], w)(1.0)[0]),
@@ -246,6 +258,7 @@ def test_keys_of_another_implementation_than_the_default():
     np.testing.assert_allclose(estimate.mean, 2 * np.asarray(IMPORTANCE), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_solver_that_is_compiled_as_it_stands_runs_without_jit():
     # Op by op, which takes some seconds.
     moments = quantizers.histogram_moments(POINTS[:4], IMPORTANCE[:4])

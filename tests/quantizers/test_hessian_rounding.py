@@ -98,6 +98,7 @@ def gap_bits(gaussian, exponent):
     return float(nats / found.codes.size - limit / 32) / np.log(2), found
 
 
+@pytest.mark.slow
 def test_gaussian_weights_cost_a_quarter_of_a_bit_above_the_limit(gaussian):
     with_spacings, _ = gap_bits(gaussian, 1.0)
     one_step, found = gap_bits(gaussian, 0.0)

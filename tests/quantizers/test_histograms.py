@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.special
 from quantizer_oracles import heavy_tailed, restored
+from slow_cases import some_slow
 
 from jaxcomp.quantizers import histogram_moments, pad_bins
 from jaxcomp.quantizers.bins import PointBins
@@ -65,6 +66,7 @@ def test_an_outlier_does_not_swallow_the_bins():
     assert np.sum(moments.second) < 1e-3 * np.sum(points[1:].astype(np.float64) ** 2)
 
 
+@pytest.mark.slow
 def test_bins_follow_heavy_tails():
     # So many that only some of them give the density.
     num_points, num_bins = 1_500_000, 4096
@@ -116,7 +118,7 @@ def test_padding():
         pad_bins(moments, 9)
 
 
-@pytest.mark.parametrize("value", [0.1, 1.0])
+@pytest.mark.parametrize("value", some_slow([0.1, 1.0], 1.0))
 def test_masses_do_not_drift(value):
     # One by one in float32, 3e6 times 0.1 is 2 % off.
     exact = 3_000_000 * float(np.float32(value))

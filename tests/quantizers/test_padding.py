@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from quantizer_oracles import count_compilations, heavy_tailed
+from slow_cases import some_slow
 
 from jaxcomp.quantizers import histogram_moments, kmeans, optimal_kmeans, uniform
 from jaxcomp.quantizers.padding import bucketed
@@ -29,13 +30,17 @@ def test_sizes(num_bins):
 # Point by point with importance, and bins without: each kind compiles every quantizer twice.
 @pytest.mark.parametrize(
     ("num_points", "first", "has_weights"),
-    [
-        (50, "smallest", True),
-        (50, "largest", True),
-        (50, "weightless", True),
+    some_slow(
+        [
+            (50, "smallest", True),
+            (50, "largest", True),
+            (50, "weightless", True),
+            (1000 - 3, "smallest", False),
+            (1000 - 3, "largest", False),
+        ],
         (1000 - 3, "smallest", False),
         (1000 - 3, "largest", False),
-    ],
+    ),
 )
 @pytest.mark.parametrize("quantizer", list(QUANTIZERS))
 def test_copies_change_nothing(quantizer, first, has_weights, num_points):
@@ -54,15 +59,15 @@ def test_copies_change_nothing(quantizer, first, has_weights, num_points):
 
 
 def test_sizes_of_one_bucket_compile_once():
-    points, importance = heavy_tailed(997)
+    points, importance = heavy_tailed(50)
     for kind in (np.asarray, jnp.asarray):
         points, importance = kind(points), kind(importance)
         for quantizer in QUANTIZERS.values():
             quantizer(points, importance)
-        fewer = points[:970], importance[:970]
+        fewer = points[:49], importance[:49]
         with count_compilations() as compiled:
             for quantizer in QUANTIZERS.values():
-                assert quantizer(*fewer).assignments.shape == (970,)
+                assert quantizer(*fewer).assignments.shape == (49,)
         assert compiled() == 0
 
 
@@ -92,6 +97,7 @@ def test_copies_do_not_count(size):
     assert float(found.mass.sum()) == int(found.num_points.sum()) == size
 
 
+@pytest.mark.slow
 def test_the_optimum_of_a_bucket():
     points, importance = heavy_tailed(77)
     found = optimal_kmeans(points, importance, max_clusters=3, num_bins=64)

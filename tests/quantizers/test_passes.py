@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from slow_cases import some_slow
 
 from jaxcomp.quantizers import histogram_moments, joint_moments
 from jaxcomp.quantizers.passes import histogram_of, joint_histogram_of
@@ -49,7 +50,7 @@ def totals(moments) -> tuple[float, float, float, float]:
 
 @pytest.mark.parametrize("is_weighted", [False, True])
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("kind", ["heavy tail", "outliers", "few values"])
+@pytest.mark.parametrize("kind", some_slow(["heavy tail", "outliers", "few values"], "outliers"))
 def test_sums_are_those_of_the_weights_and_bins_as_good_as_of_the_whole_array(
     kind, size, is_weighted
 ):

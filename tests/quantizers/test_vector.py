@@ -308,6 +308,7 @@ def test_splitting_and_joining_give_the_layer_back(shape, size, per_position):
     assert np.all(gaps[vectors[..., 1:] != 0] == 1)
 
 
+@pytest.mark.slow
 def test_product_quantization_of_a_layer_with_a_ragged_tail(monkeypatch):
     monkeypatch.setattr(vector, "_MIN_START_POINTS", 16)  # fewer than there are
     weights = jnp.asarray(np.random.default_rng(0).standard_normal((75, 7)), jnp.bfloat16)
@@ -389,6 +390,7 @@ def test_bad_layouts():
         join_vectors(jnp.ones((3, 2)), (4,))
 
 
+@pytest.mark.slow
 def test_double_precision(x64):
     points, importance = (part.astype(np.float64) for part in problem("full"))
     result = run(points, importance, num_iterations=3, penalty_form="none")

@@ -109,6 +109,7 @@ def test_no_underflow_at_large_slopes():
     assert np.all(found.converged)
 
 
+@pytest.mark.slow
 def test_smooth_sources_end_too():
     # A Gaussian on a fine grid: the last steps change the sum by less than its rounding.
     grid = np.linspace(-4, 4, 96)

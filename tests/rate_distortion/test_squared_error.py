@@ -101,6 +101,7 @@ def test_certificate_holds_everywhere_on_the_line():
     assert rate + slopes[2] * cost == pytest.approx(lagrangian, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_coarse_grid_claims_more_than_is_true():
     points, importance = layer(1)
     grid = np.linspace(points.min(), points.max(), 17)

@@ -89,6 +89,7 @@ def squared_loss(params, batch):
     return 0.5 * jnp.sum(importance * gap**2) + jnp.sum((params["bias"] - 1) ** 2)
 
 
+@pytest.mark.slow
 def test_fine_tuning_finds_the_weighted_means():
     rng = np.random.default_rng(3)
     importance = rng.gamma(1.0, size=WEIGHTS.shape).astype(np.float32)

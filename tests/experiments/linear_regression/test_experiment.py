@@ -179,6 +179,7 @@ def test_what_is_damaged_is_refused_and_made_again(finished, tmp_path, damaged):
         assert (copy / damaged).read_bytes() == (out / damaged).read_bytes()
 
 
+@pytest.mark.slow
 def test_its_pictures_again(finished, tmp_path):
     out, first = finished
     copy = tmp_path / "copy"

@@ -99,6 +99,7 @@ def test_a_model_is_the_same_whatever_is_trained_beside_it():
     assert not np.allclose(kernel[0], kernel[1])
 
 
+@pytest.mark.slow
 def test_penalties_of_each_model_are_those_of_a_run_of_its_own():
     """Strengths are traced, and models of one number start alike: pairs for a paired test."""
     task = arrays(1)

@@ -203,6 +203,7 @@ def test_a_finished_run_is_read_back(finished, cache, monkeypatch):
     assert again.report() == result.report()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_an_interrupted_run_continues_to_the_same_bytes(finished, tmp_path, cache, monkeypatch):
     out, _, _ = finished
@@ -274,8 +275,11 @@ def test_directories_of_something_else_are_refused(finished, tmp_path):
 def test_the_command(finished, cache, tmp_path, monkeypatch):
     out, _, _ = finished
     monkeypatch.setenv("JAXCOMP_CACHE_DIR", str(cache))
+    # These options are the settings of the finished run, which is told again.
+    shutil.copytree(out, tmp_path / "run")
     with monkeypatch.context() as patch:
         patch.setattr(figure, "save_figures", lambda *_: [])
+        patch.setattr(experiment, "measure", None)
         first = CliRunner().invoke(app, [*OPTIONS, "--out", str(tmp_path / "run")])
     assert first.exit_code == 0, first.output
     assert "claims hold" in first.stdout

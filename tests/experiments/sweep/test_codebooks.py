@@ -332,6 +332,7 @@ def evaluated(problem, tmp_path_factory):
     return evaluate, out, evaluate()
 
 
+@pytest.mark.slow
 def test_a_sweep_over_methods_resumes_and_gives_its_networks_back(evaluated):
     evaluate, out, result = evaluated
     table = result.table

@@ -188,6 +188,7 @@ def test_close_to_brute_force_on_few_points():
     assert np.mean(ratios) <= 1.2
 
 
+@pytest.mark.slow
 def test_high_rate_theory():
     rng = np.random.default_rng(0)
     points = rng.standard_normal(1 << 18).astype(np.float32)
@@ -359,6 +360,7 @@ def test_solver_checks_its_sizes():
         solve_entropy_constrained(moments, MULTIPLIERS, max_clusters=0)
 
 
+@pytest.mark.slow
 def test_half_precision_centroids_are_measured_as_stored():
     points, importance = heavy_tailed(EXACT)
     points = jnp.asarray(points, jnp.bfloat16)

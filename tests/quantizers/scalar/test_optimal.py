@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quantizer_oracles import count_compilations, distortion, heavy_tailed, optimum, restored
+from slow_cases import some_slow
 
 from jaxcomp.quantizers import histogram_moments, optimal_kmeans, solve_optimal
 
@@ -72,7 +73,7 @@ def test_brute_force_over_all_partitions(seed, strict_promotion):
     check_bounds(result, points, importance)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", some_slow(range(5), 1, 2, 3, 4))
 def test_bound_never_lies_below_the_true_gap(seed):
     points, importance = heavy_tailed(BINNED, seed)
     result = run(points, importance)
@@ -92,6 +93,7 @@ def test_bound_never_lies_below_the_true_gap(seed):
     check_bounds(weaker, points, importance)
 
 
+@pytest.mark.slow
 def test_matches_the_programme_over_the_same_bins():
     points, importance = heavy_tailed(20_000)
     moments = histogram_moments(points, importance, num_bins=1024)
@@ -101,6 +103,7 @@ def test_matches_the_programme_over_the_same_bins():
     np.testing.assert_allclose(result.distortion[1:], expected, rtol=3e-6)
 
 
+@pytest.mark.slow
 def test_short_dtypes_are_solved_exactly(strict_promotion):
     dtype = jnp.float16
     rng = np.random.default_rng(0)
@@ -185,7 +188,7 @@ def test_doubled_weights_and_points_without_weight():
     np.testing.assert_allclose(elsewhere.distortion, doubled.distortion, rtol=2e-6)
 
 
-@pytest.mark.parametrize("num_points", [EXACT, BINNED])
+@pytest.mark.parametrize("num_points", some_slow([EXACT, BINNED], BINNED))
 def test_few_values_need_few_centres(num_points):
     values = np.array([-3.0, 0.1, 0.7, 12.5], np.float32)
     points = np.resize(values, num_points)

@@ -68,6 +68,7 @@ def test_plus_plus_start_draws_by_mass_and_distance(strict_promotion):
         plus_plus_start(moments, 1, jax.random.key(0), max_clusters=0)
 
 
+@pytest.mark.slow
 def test_blocks_have_their_own_codebooks(strict_promotion):
     block_shape = (4, 128)
     points, importance = heavy_tailed(8 * 512)

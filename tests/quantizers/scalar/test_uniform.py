@@ -52,6 +52,7 @@ def test_matches_the_naive_grid(num_clusters, reconstruction, strict_promotion):
     assert bool(result.converged)
 
 
+@pytest.mark.slow
 def test_histogram_is_close_to_the_points():
     points, importance = heavy_tailed(30_000)
     result = uniform(points, importance, num_clusters=8)

@@ -12,6 +12,7 @@ from pictures import (
     levels_of,
 )
 from scipy import stats
+from slow_cases import some_slow
 from synthetic_sweep import METHODS, PAPER, SMALL, synthetic_claims, synthetic_table
 
 from jaxcomp.experiments.sweep import summary
@@ -283,14 +284,19 @@ def edge_tables(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "original only",
+    some_slow(
+        [
+            "original only",
+            "no kmeans",
+            "one variant",
+            "broken numbers",
+            "equal numbers",
+            "with sensitivity",
+        ],
         "no kmeans",
-        "one variant",
-        "broken numbers",
         "equal numbers",
         "with sensitivity",
-    ],
+    ),
 )
 @pytest.mark.filterwarnings("error")
 def test_thin_tables_can_be_drawn(table, name):

@@ -34,6 +34,7 @@ def test_every_picture_is_saved(table, tmp_path):
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
 
 
+@pytest.mark.slow
 def test_every_setting_gets_its_own_files(table, tmp_path):
     rows = table[table["kind"] == "original"].drop(columns=["zero_one_bound"])
     noisy = rows.assign(label_noise=0.3, setting="mnist-mlp-noise0.3")
