@@ -13,11 +13,12 @@ from jaxtyping import PyTree
 from jaxcomp.coding.streams import Effort
 from jaxcomp.compressed.layers import compress_layers, open_network, with_inputs
 from jaxcomp.compressed.points import own_parameters, points_within
-from jaxcomp.compressed.selected import select_leaves
+from jaxcomp.compressed.selected import Selected, select_leaves
 from jaxcomp.compressed.spending import Spending
 from jaxcomp.compressed.tree import CompressedTree
 from jaxcomp.curvature import CurvaturePolicy, DiagonalEstimate, Layers
 from jaxcomp.long_call import LongCall
+from jaxcomp.numerics.placement import automatic_axes, to_automatic
 from jaxcomp.numerics.transformations import all_transfers, always_compiled
 from jaxcomp.quantizers.curves import Curve
 from jaxcomp.quantizers.methods import Method, TrellisCoded
@@ -125,34 +126,38 @@ def compress(
     Source: Choi, El-Khamy, Lee, arXiv:1612.01543 (weighted and entropy-constrained quantization of
     networks); Shoham and Gersho, IEEE Trans. ASSP 36 (1988) (one slope for all).
     """
-    network = None if layers is None else open_network(layers, params)
-    estimate = None if network is None else network.importance()
-    importance = estimate if importance is None else importance
-    selected = select_leaves(params, method, (importance, policy), select, stacked, network)
-    spending = Spending(
-        selected,
-        {
-            "bits_per_weight": bits_per_weight,
-            "size_bytes": size_bytes,
-            "ratio": ratio,
-            "max_distortion": max_distortion,
-        },
-        effort,
-    )
-    if network is not None:
-        return compress_layers(selected, network, spending, estimate)
+    budgets = {
+        "bits_per_weight": bits_per_weight,
+        "size_bytes": size_bytes,
+        "ratio": ratio,
+        "max_distortion": max_distortion,
+    }
+    with automatic_axes(params, importance) as leave:
+        params, importance = to_automatic((params, importance))
+        network = None if layers is None else open_network(layers, params)
+        estimate = None if network is None else network.importance()
+        importance = estimate if importance is None else importance
+        selected = select_leaves(params, method, (importance, policy), select, stacked, network)
+        spending = Spending(selected, budgets, effort)
+        if network is not None:
+            return leave(compress_layers(selected, network, spending, estimate))
+        return leave(_compressed(selected, spending, is_shared=importance is None))
+
+
+def _compressed(selected: Selected, spending: Spending, *, is_shared: bool) -> CompressedTree:
+    """Compress a tree without layers; `is_shared` if relative errors of all leaves count alike."""
     tensors, budget = selected.tensors, spending.budget
     names = sorted({tensor.method.name for tensor in tensors.values()})
     total = len(tensors) * (1 if budget is None else 3)
     with LongCall(f"compressing by {' and '.join(names)}", total) as report:
         if budget is None:
             found = {}
-            parameters = own_parameters(list(tensors.values()), shared=importance is None)
+            parameters = own_parameters(list(tensors.values()), shared=is_shared)
             for done, (number, parameter) in enumerate(zip(tensors, parameters, strict=True)):
                 report(done, total, shorten(tensors[number].paths, 1))
                 found[number] = tensors[number].apply(tensors[number].points(parameter))
         else:
-            is_relative = importance is None and budget.bits is not None
+            is_relative = is_shared and budget.bits is not None
             found = points_within(tensors, budget, spending, report, is_relative=is_relative)
     return selected.tree({number: (leaf, tensors[number].layout) for number, leaf in found.items()})
 
@@ -187,16 +192,18 @@ def curve(
     Raises:
         TypeError, ValueError: as `compress`.
     """
-    network = None if layers is None else open_network(layers, params)
-    estimate = None if network is None else network.importance()
-    importance = estimate if importance is None else importance
-    selected = select_leaves(params, method, (importance, policy), select, stacked, network)
-    tensors = list(selected.tensors.values())
-    if network is not None:
-        tensors = [with_inputs(tensor, network, estimate) for tensor in tensors]
-    found = {}
-    with LongCall("measuring curves", len(tensors)) as report:
-        for done, tensor in enumerate(tensors):
-            report(done, len(tensors), shorten(tensor.paths, 1))
-            found[tensor.paths[0]] = tensor.joined(tensor.curves())
-    return found
+    with automatic_axes(params, importance):
+        params, importance = to_automatic((params, importance))
+        network = None if layers is None else open_network(layers, params)
+        estimate = None if network is None else network.importance()
+        importance = estimate if importance is None else importance
+        selected = select_leaves(params, method, (importance, policy), select, stacked, network)
+        tensors = list(selected.tensors.values())
+        if network is not None:
+            tensors = [with_inputs(tensor, network, estimate) for tensor in tensors]
+        found = {}
+        with LongCall("measuring curves", len(tensors)) as report:
+            for done, tensor in enumerate(tensors):
+                report(done, len(tensors), shorten(tensor.paths, 1))
+                found[tensor.paths[0]] = tensor.joined(tensor.curves())
+        return found

@@ -39,7 +39,13 @@ from jaxcomp.curvature.estimate import (
 from jaxcomp.curvature.not_finite import where_it_began
 from jaxcomp.curvature.units import estimate_in_units, in_units_of
 from jaxcomp.numerics.checks import check_count
-from jaxcomp.numerics.placement import Placement, automatic_axes, placed, placement_of
+from jaxcomp.numerics.placement import (
+    Placement,
+    automatic_axes,
+    placed,
+    placement_of,
+    to_automatic,
+)
 from jaxcomp.numerics.rewriting import quick_on_cpu
 from jaxcomp.numerics.transformations import explicit_transfers
 from jaxcomp.types import Batch, Params
@@ -84,8 +90,8 @@ def over_batches(
     sampling, probes_per_chunk = _check_arguments(estimator, batches, probes_per_chunk)
     num_samples = sampling.num_samples
 
-    with automatic_axes(sampling.sampler) as (enter, leave):
-        sampler, own = enter(sampling.sampler), MovedBatches(batches, enter)
+    with automatic_axes(sampling.sampler) as leave:
+        sampler, own = to_automatic(sampling.sampler), AutomaticBatches(batches)
 
         def run(sampler: DiagonalSampler) -> DiagonalEstimate:
             state = _full_data_estimate(sampler, num_samples, own, probes_per_chunk)
@@ -176,8 +182,8 @@ def over_batches_until(
     num_samples = sampling.num_samples
     states: list[_State] = []
 
-    with automatic_axes(sampling.sampler) as (enter, leave):
-        sampler, own = enter(sampling.sampler), MovedBatches(batches, enter)
+    with automatic_axes(sampling.sampler) as leave:
+        sampler, own = to_automatic(sampling.sampler), AutomaticBatches(batches)
 
         def run(sampler: DiagonalSampler) -> DiagonalEstimate:
             state = _full_data_estimate(
@@ -194,10 +200,8 @@ def over_batches_until(
         estimate = estimate_in_units(run, sampler)
         check_finite(estimate, _looking_for(sampler, own))
         last = states[-1]  # in other units, if there were two
-        errors = _relative_errors(estimate)
-        return PreciseEstimate(
-            *leave((estimate, int(last.num_samples), errors)), bool(last.is_precise)
-        )
+        found, errors = leave((estimate, _relative_errors(estimate)))
+        return PreciseEstimate(found, int(last.num_samples), errors, bool(last.is_precise))
 
 
 def _looking_for(sampler: DiagonalSampler, batches: Iterable[Batch]) -> Callable[[], str] | None:
@@ -226,14 +230,14 @@ def check_iterable_again(batches: Iterable[Batch]) -> None:
         )
 
 
-class MovedBatches:
-    """Batches, each of them moved when its turn comes."""
+class AutomaticBatches:
+    """Batches over automatic axes of their mesh, each when its turn comes."""
 
-    def __init__(self, batches: Iterable[Batch], move: Callable[[Batch], Batch]) -> None:
-        self._batches, self._move = batches, move
+    def __init__(self, batches: Iterable[Batch]) -> None:
+        self._batches = batches
 
     def __iter__(self) -> Iterator[Batch]:
-        return map(self._move, self._batches)
+        return map(to_automatic, self._batches)
 
 
 class _SizedBatch(NamedTuple):

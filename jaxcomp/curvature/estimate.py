@@ -27,7 +27,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxcomp.curvature.units import estimate_in_units
-from jaxcomp.numerics.placement import Placement, automatic_axes, placed, placement_of
+from jaxcomp.numerics.placement import (
+    Placement,
+    automatic_axes,
+    placed,
+    placement_of,
+    to_automatic,
+)
 from jaxcomp.numerics.rewriting import quick_on_cpu
 from jaxcomp.numerics.transformations import always_compiled, explicit_transfers
 from jaxcomp.types import Batch, LossFn, Params
@@ -179,8 +185,8 @@ class Estimator(ABC):
     def __call__(self, batch: Batch) -> DiagonalEstimate:
         """Return the estimate for the mean loss of one batch; pure."""
         sampler, num_samples = self.sampling()
-        with automatic_axes(sampler, batch) as (enter, leave):
-            sampler, batch = enter((sampler, batch))
+        with automatic_axes(sampler, batch) as leave:
+            sampler, batch = to_automatic((sampler, batch))
             check_batch(sampler, batch)
             run = functools.partial(
                 estimate_on_batch,

@@ -21,7 +21,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxcomp.curvature.batches import (
-    MovedBatches,
+    AutomaticBatches,
     check_iterable_again,
     over_batches,
     sized_batches,
@@ -44,7 +44,13 @@ from jaxcomp.curvature.output_losses import MAX_COLUMNS, Loss, Reduction
 from jaxcomp.curvature.per_example import OpenLayers, chunk_bytes, open_layers, sum_over_chunks
 from jaxcomp.curvature.units import lost_leaves
 from jaxcomp.numerics.checks import check_count
-from jaxcomp.numerics.placement import Placement, automatic_axes, placed, placement_of
+from jaxcomp.numerics.placement import (
+    Placement,
+    automatic_axes,
+    placed,
+    placement_of,
+    to_automatic,
+)
 from jaxcomp.numerics.rewriting import quick_on_cpu
 from jaxcomp.numerics.scaling import restore
 from jaxcomp.trees.paths import leaves_by_path
@@ -153,10 +159,11 @@ class Layers:
         """Find the layers of a model with such weights."""
         function = as_function(self.predict_fn, params, self.output)
         function, opened = open_params(function, params)
-        with automatic_axes(function, opened) as (enter, _):
-            return self._opened(enter(function), enter(opened), MovedBatches(self.batches, enter))
+        with automatic_axes(function, opened):
+            return self._opened(*to_automatic((function, opened)))
 
-    def _opened(self, function: Partial, opened: Params, batches: MovedBatches) -> "OpenNetwork":
+    def _opened(self, function: Partial, opened: Params) -> "OpenNetwork":
+        batches = AutomaticBatches(self.batches)
         first = next(sized_batches(batches), None)
         if first is None:
             raise ValueError("batches is empty; pass at least one batch.")
@@ -202,7 +209,7 @@ class OpenNetwork:
     layers: Layers
     function: Partial
     params: Params
-    batches: MovedBatches
+    batches: AutomaticBatches
     numbers: dict[str, int]
     uses: dict[str, LayerUse]
     units: dict[str, Int[np.ndarray, " G"]] = field(default_factory=dict)
@@ -242,7 +249,7 @@ class OpenNetwork:
         leaves = floating_leaves(self.params)
         values = list(leaves.values)
         for name, value in changed.items():
-            values[self.numbers[name]] = jnp.asarray(value)
+            values[self.numbers[name]] = to_automatic(jnp.asarray(value))
         new = tuple(values) if changed else None
         sums: list[Any] = [None, None]
         counts = [0, 0]

@@ -23,7 +23,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxcomp.curvature.batches import MovedBatches, check_weight, sized_batches
+from jaxcomp.curvature.batches import AutomaticBatches, check_weight, sized_batches
 from jaxcomp.curvature.capture import MatrixUse
 from jaxcomp.curvature.estimate import (
     CompensatedSum,
@@ -61,7 +61,13 @@ from jaxcomp.curvature.per_example import (
     sum_over_columns,
 )
 from jaxcomp.curvature.units import lost_leaves
-from jaxcomp.numerics.placement import Placement, automatic_axes, placed, placement_of
+from jaxcomp.numerics.placement import (
+    Placement,
+    automatic_axes,
+    placed,
+    placement_of,
+    to_automatic,
+)
 from jaxcomp.numerics.rewriting import quick_on_cpu
 from jaxcomp.numerics.scaling import restore
 from jaxcomp.numerics.transformations import explicit_transfers
@@ -131,8 +137,8 @@ def find_layers(model_or_fn: OutputsFn | Any, params: Params, inputs: Any) -> di
         TypeError: if it is not callable.
     """
     function, params = open_params(as_function(model_or_fn, params), params)
-    with automatic_axes(function, params, inputs) as (enter, _):
-        function, params, inputs = enter((function, params, inputs))
+    with automatic_axes(function, params, inputs):
+        function, params, inputs = to_automatic((function, params, inputs))
         uses = _uses_by_path(function, params, inputs, is_differentiated=False)
         kept = _uses_by_path(function, params, inputs, is_differentiated=True)
     reasons = {path: use if isinstance(use, str) else None for path, use in kept.items()}
@@ -203,8 +209,9 @@ def layer_hessians(
         key=key,
         is_once=isinstance(batches, Iterator),
     )
-    with automatic_axes(function, params) as (enter, leave):
-        return leave(gather(*enter((function, params)), MovedBatches(batches, enter)))
+    with automatic_axes(function, params) as leave:
+        function, params = to_automatic((function, params))
+        return leave(gather(function, params, AutomaticBatches(batches)))
 
 
 def _gathered(

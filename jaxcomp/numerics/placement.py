@@ -73,7 +73,7 @@ def placement_of(weights: Any, batch: Any) -> Placement | None:
     """
     own = [_sharding_of(leaf) for leaf in jax.tree.leaves(weights)]
     of_batch = [_sharding_of(leaf) for leaf in jax.tree.leaves(batch)]
-    meshes = {one.mesh for one in (*own, *of_batch) if one is not None}
+    meshes = {_mesh_of(one) for one in (*own, *of_batch) if one is not None}
     if len(meshes) != 1:
         return None
     mesh = meshes.pop()
@@ -91,6 +91,12 @@ def _sharding_of(leaf: Any) -> NamedSharding | None:
     if not isinstance(leaf, jax.Array) or isinstance(leaf, Tracer):
         return None
     return leaf.sharding if isinstance(leaf.sharding, NamedSharding) else None
+
+
+def _mesh_of(sharding: NamedSharding) -> Mesh:
+    """Return the mesh of a known array, which has devices."""
+    assert isinstance(sharding.mesh, Mesh)
+    return sharding.mesh
 
 
 def _leading_axes(sharding: NamedSharding | None) -> tuple[str, ...]:
@@ -126,32 +132,41 @@ def placed_examples() -> Placement | None:
     return own if own is not None and own.examples else None
 
 
-_Move = Callable[[Any], Any]
-
-
 @contextmanager
-def automatic_axes(*trees: Any) -> Iterator[tuple[_Move, _Move]]:
-    """Work on arrays over explicit axes of a mesh as on ones over automatic axes.
+def automatic_axes(*trees: Any) -> Iterator[Callable[[Any], Any]]:
+    """Work on arrays over automatic axes of a mesh, whatever kind of axes they came over.
 
     Args:
-        trees: some of the arrays. If none is over explicit axes, nor the mesh of `jax.set_mesh`,
-            nothing is done; nor while a program is traced.
+        trees: some of the arrays; those that are worked on go through `to_automatic`.
 
     Yields:
-        What makes arrays ones over automatic axes, and what undoes it.
+        What makes results ones over the kind of axes that the arrays, or the mesh of
+        `jax.set_mesh`, have. Nothing is done while a program is traced.
     """
     mesh = _explicit_mesh(trees)
     if mesh is None:
-        yield _as_it_is, _as_it_is
+        yield lambda tree: tree
         return
-    kinds = tuple(AxisType.Auto if k == AxisType.Explicit else k for k in mesh.axis_types)
-    own = Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
-    with jax.set_mesh(own):
-        yield (lambda tree: _over(tree, own)), (lambda tree: _over(tree, mesh))
+    with jax.set_mesh(_automatic(mesh)):
+        yield lambda tree: jax.tree.map(lambda x: _over(x, mesh), tree)
 
 
-def _as_it_is(tree: Any) -> Any:
-    return tree
+def to_automatic(tree: Any) -> Any:
+    """Return arrays over explicit axes as ones over automatic axes; nothing is copied.
+
+    An array that occurs twice (tied weights) does so in the result.
+    """
+    known: dict[int, Any] = {}
+
+    def leaf(x: Any) -> Any:
+        own = _sharding_of(x)
+        if own is None or not _is_explicit(own.mesh):
+            return x
+        if id(x) not in known:
+            known[id(x)] = _over(x, _automatic(own.mesh))
+        return known[id(x)]
+
+    return jax.tree.map(leaf, tree)
 
 
 def _explicit_mesh(trees: Any) -> Mesh | None:
@@ -160,17 +175,22 @@ def _explicit_mesh(trees: Any) -> Mesh | None:
     except ValueError:  # what JAX says while it traces, when no mesh can be set either
         return None
     own = (_sharding_of(leaf) for leaf in jax.tree.leaves(trees))
-    meshes = [one.mesh for one in own if one is not None] + [ambient]
-    return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
+    meshes = [_mesh_of(one) for one in own if one is not None]
+    return next((mesh for mesh in (*meshes, ambient) if _is_explicit(mesh)), None)
 
 
-def _over(tree: Any, mesh: Mesh) -> Any:
-    """Return arrays as ones over another mesh of the same devices; nothing is copied."""
+def _is_explicit(mesh: Any) -> bool:
+    return AxisType.Explicit in mesh.axis_types
 
-    def leaf(x: Any) -> Any:
-        own = _sharding_of(x)
-        if own is None or own.mesh.axis_names != mesh.axis_names:
-            return x
-        return jax.device_put(x, NamedSharding(mesh, own.spec))
 
-    return jax.tree.map(leaf, tree)
+def _automatic(mesh: Any) -> Mesh:
+    kinds = tuple(AxisType.Auto if k == AxisType.Explicit else k for k in mesh.axis_types)
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
+
+
+def _over(x: Any, mesh: Mesh) -> Any:
+    """Return an array over a mesh of the same axes; one that lies elsewhere as it is."""
+    own = _sharding_of(x)
+    if own is None or own.mesh.axis_names != mesh.axis_names:
+        return x
+    return jax.device_put(x, NamedSharding(mesh, own.spec))
