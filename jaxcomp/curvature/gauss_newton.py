@@ -228,7 +228,7 @@ def gauss_newton_diagonal(
             diagonal. Not every loss has labels: for the others, random signs combine the columns
             of the outputs' Hessian, which is as unbiased.
         key: typed PRNG key for the labels, consumed; required with `num_label_samples` alone.
-        examples_per_chunk: examples held at once, static; None chooses some 64 MiB worth
+        examples_per_chunk: examples a device holds at once, static; None chooses some 64 MiB worth
             (16 on a CPU).
         max_columns: how many outputs of an example the exact diagonal may have, and how many
             outputs of it a function may link, which takes a dense matrix of them. Static.

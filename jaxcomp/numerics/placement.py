@@ -80,7 +80,9 @@ def placement_of(weights: Any, batch: Any) -> Placement | None:
     specs = tuple(None if one is None or one.is_fully_replicated else one.spec for one in own)
     leading = {_leading_axes(one) for one in of_batch}
     examples = leading.pop() if len(leading) == 1 else ()
-    if _size(mesh, examples) == 1:
+    number = _size(mesh, examples)
+    # What is filled up to be spread evenly is left to the compiler.
+    if number == 1 or any(leaf.shape[0] % number for leaf in jax.tree.leaves(batch)):
         examples = ()
     if not examples and all(spec is None for spec in specs):
         return None

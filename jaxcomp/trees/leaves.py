@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Shaped
 
 from jaxcomp.checkpoints.pytorch import array_of_tensor
@@ -253,6 +254,13 @@ def _readable(path: str, leaf: Any) -> Any:
         raise TypeError(
             f"{path or 'params'} is a module of PyTorch, {type(leaf).__name__}, which is no tree "
             "of arrays; pass its state_dict()."
+        )
+    is_known = isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
+    if is_known and not leaf.is_fully_addressable:
+        raise ValueError(
+            f"the leaf {path!r} is spread over devices of several processes, of which this one "
+            "reads only its own; gather it first (jax.experimental.multihost_utils."
+            "process_allgather), or compress a checkpoint of it in one process."
         )
     if isinstance(leaf, np.ma.MaskedArray):
         raise TypeError(

@@ -16,6 +16,7 @@ from jaxcomp.trees.leaves import (
     readable_leaves,
     split_constants,
     view_between,
+    with_readable_leaves,
 )
 
 
@@ -170,3 +171,10 @@ def test_other_memory_is_another_array():
     stretched = np.broadcast_to(base[:1], base.shape)
     assert memory_of(stretched).key not in keys
     assert memory_of("text") is None
+
+
+def test_weights_of_several_processes_are_refused(monkeypatch):
+    weights = jnp.ones((2, 2))
+    monkeypatch.setattr(type(weights), "is_fully_addressable", False)
+    with pytest.raises(ValueError, match="'w' is spread over devices of several processes"):
+        with_readable_leaves({"w": weights})
