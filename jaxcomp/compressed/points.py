@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from jaxcomp.compressed.budgets import Budget, choose, least_of
+from jaxcomp.compressed.rate_control import largest_under
 from jaxcomp.compressed.selected import Tensor
 from jaxcomp.compressed.spending import Spending
 from jaxcomp.compressed.tensors import CompressedTensor, size_of
@@ -19,6 +20,9 @@ from jaxcomp.trees.paths import shorten
 _MOST_CHOICES = 6
 # A choice that uses this share of a budget is not repeated to use more.
 _SPENT = 0.99
+# One that uses less than this share of the bits is made finer between its points, in so many
+# trials, each of which may halve what a bit is worth four times.
+_WASTED, _MOST_TRIALS, _MOST_HALVINGS = 0.985, 5, 4.0
 
 
 def own_parameters(tensors: list[Tensor], *, shared: bool) -> list[Any]:
@@ -71,7 +75,24 @@ def points_within(
     for _ in range(_MOST_CHOICES):
         if choice.step(report):
             break
+    choice.use_up()
     return choice.result()
+
+
+class _Found(NamedTuple):
+    """A choice that keeps to the budget.
+
+    Attributes:
+        reached: bits of the tensors, or distortion, whichever has a limit.
+        other: the other of both.
+        leaves: the tensors compressed.
+        places: of their points on the curves.
+    """
+
+    reached: float
+    other: float
+    leaves: list[CompressedTensor]
+    places: list[int]
 
 
 class _Choice:
@@ -91,7 +112,7 @@ class _Choice:
         self._promised = rates_and_costs(tensors, curves, energies)
         self._rates, self._costs = ([own.copy() for own in part] for part in self._promised)
         self._applied: dict[tuple[int, int], CompressedTensor] = {}
-        self._best: tuple[float, list[CompressedTensor]] | None = None
+        self._best: _Found | None = None
         self._aim, self._nearest = budget.limit, math.inf
 
     def step(self, report: Callable[[int, int, str], None]) -> bool:
@@ -118,8 +139,8 @@ class _Choice:
             )
         self._nearest = min(self._nearest, reached)
         if reached <= budget.limit * (1 + 1e-9):
-            if self._best is None or other < self._best[0]:
-                self._best = other, found
+            if self._best is None or other < self._best.other:
+                self._best = _Found(reached, other, found, places)
             # Points that nothing lies between may leave more.
             if reached >= _SPENT * budget.limit:
                 return True
@@ -129,6 +150,47 @@ class _Choice:
             self._aim *= max(1 - 2 * (reached / budget.limit - 1), 0.2)
             return is_least
         return False
+
+    def use_up(self) -> None:
+        """Make the best choice finer, by one factor for all slopes, if it leaves bits unused.
+
+        Of few tensors and at few bits points are far apart in bits, however near their parameters.
+        """
+        best, limit = self._best, self._budget.limit
+        if self._budget.bits is None or best is None or best.reached >= _WASTED * limit:
+            return
+        chosen = [
+            own[0].parameter[place] for own, place in zip(self._curves, best.places, strict=True)
+        ]
+        is_fluid = [
+            len(own[0].parameter) > 1 and tensor.method.between(own[0].parameter, place) is not None
+            for tensor, own, place in zip(self._tensors, self._curves, best.places, strict=True)
+        ]
+        if not any(is_fluid):
+            return
+
+        def try_at(halvings: float) -> tuple[float, list[CompressedTensor]]:
+            found = [
+                tensor.apply(tensor.points(float(parameter) * 0.5**halvings)) if fluid else leaf
+                for tensor, parameter, fluid, leaf in zip(
+                    self._tensors, chosen, is_fluid, best.leaves, strict=True
+                )
+            ]
+            return self._spent(found), found
+
+        start = 2 * math.log2(limit / best.reached)
+        trial = largest_under(
+            try_at,
+            0.0,
+            _MOST_HALVINGS,
+            limit,
+            start=start,
+            slope=0.5,
+            spent=_SPENT,
+            max_trials=_MOST_TRIALS,
+        )
+        if trial is not None and trial.size > best.reached:
+            self._best = best._replace(reached=trial.size, leaves=trial.result)
 
     def result(self) -> dict[int, CompressedTensor]:
         """Return the best of all choices.
@@ -144,7 +206,7 @@ class _Choice:
                 f"methods need {self._nearest:.6g} at least; allow more, or leave the methods' "
                 "parameters open."
             )
-        return dict(zip(self._numbers, self._best[1], strict=True))
+        return dict(zip(self._numbers, self._best.leaves, strict=True))
 
     def _spent(self, found: Sequence[CompressedTensor]) -> float:
         layouts = (tensor.layout for tensor in self._tensors)

@@ -8,6 +8,7 @@ from slow_cases import some_slow
 from tree_problems import bits_in_file, weights
 
 from jaxcomp import compress
+from jaxcomp.compressed import to_bytes
 from jaxcomp.quantizers import EntropyConstrained, MagnitudePruning, RoundToNearest
 
 
@@ -82,3 +83,17 @@ def test_a_budget_is_used_where_a_curve_goes_on_between_its_points(method, step)
         used = bits_in_file(compress(params, method, bits_per_weight=bits)) / 9600
         # The points of the curve are 0.25 and 1.6 bits apart.
         assert bits - step < used <= bits
+
+
+@pytest.mark.parametrize("size", [351, 405])
+def test_few_bits_are_used_up_between_points(size):
+    """Points of one large leaf are far apart there: the nearest ones left 13 and 5 % unused."""
+    rng = np.random.default_rng(0)
+    tree = {
+        "large": rng.standard_t(3, (100, 80)).astype(np.float32),
+        "small": rng.standard_normal((30, 20)).astype(np.float32) / 8,
+    }
+    method = EntropyConstrained(num_bins=64, num_symbols=16)
+    found = len(to_bytes(compress(tree, method, size_bytes=size, effort="fast"), effort="fast"))
+    rest = 178  # of the header
+    assert 0.985 * (size - rest) <= found - rest <= size - rest
