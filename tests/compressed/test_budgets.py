@@ -85,7 +85,7 @@ def test_a_budget_is_used_where_a_curve_goes_on_between_its_points(method, step)
         assert bits - step < used <= bits
 
 
-@pytest.mark.parametrize("size", [351, 405])
+@pytest.mark.parametrize("size", [359, 413])
 def test_few_bits_are_used_up_between_points(size):
     """Points of one large leaf are far apart there: the nearest ones left 13 and 5 % unused."""
     rng = np.random.default_rng(0)
@@ -94,6 +94,7 @@ def test_few_bits_are_used_up_between_points(size):
         "small": rng.standard_normal((30, 20)).astype(np.float32) / 8,
     }
     method = EntropyConstrained(num_bins=64, num_symbols=16)
-    found = len(to_bytes(compress(tree, method, size_bytes=size, effort="fast"), effort="fast"))
-    rest = 178  # of the header
+    compressed = compress(tree, method, size_bytes=size, effort="fast")
+    found = len(to_bytes(compressed, effort="fast"))
+    rest = 186  # of the header
     assert 0.985 * (size - rest) <= found - rest <= size - rest
