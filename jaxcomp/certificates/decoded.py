@@ -9,7 +9,7 @@ import numpy as np
 from jaxcomp import bounds
 from jaxcomp.certificates.architecture import Architecture, described
 from jaxcomp.checkpoints import Checkpoint, Tensor, is_compressed, open_checkpoint
-from jaxcomp.checkpoints.decompression import constants
+from jaxcomp.checkpoints.decompression import arrays_of, constants
 from jaxcomp.checkpoints.references import give_reference, plain_bits
 from jaxcomp.checkpoints.tensors import with_own_dtype
 from jaxcomp.coding.arrays import write_parts
@@ -17,7 +17,6 @@ from jaxcomp.coding.streams import StackWriter
 from jaxcomp.compressed.files import load
 from jaxcomp.decoder import File, FormatError, decode_bare
 from jaxcomp.decoder.arrays import added, bytes_of
-from jaxcomp.decoder.files import viewed
 from jaxcomp.storage import PathLike
 from jaxcomp.trees.description import rebuild_tree
 from jaxcomp.trees.paths import leaves_by_path, replace_leaves
@@ -132,12 +131,7 @@ def _is_compressed(source: Path | bytes) -> bool:
 def _params_of(source: Path | bytes, file: File, like: Params | None) -> Params:
     if file.reference is None:
         return load(source, like=like).params()
-    file.tree()  # for its look at the SHA-256
-    leaves = {}
-    for path, (number, view) in zip(file.paths, file.slots, strict=True):
-        entry = file.entries[number]
-        values = viewed(file.weights(number, file.array(entry)), view)
-        leaves[path] = with_own_dtype(values, entry.dtype)
+    leaves = dict(zip(file.paths, arrays_of(file), strict=True))
     return rebuild_tree(file.header["tree"], leaves, like=like)
 
 
