@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxcomp.bounds.arguments import check_certificate
 from jaxcomp.certificates.architecture import Architecture, read_architecture
 from jaxcomp.certificates.claims import (
     Claim,
@@ -119,8 +120,7 @@ def certify(
             the file is not of jaxcomp or of this architecture, the prior has seen all examples or
             ones that are not there, or the posterior has no variance.
     """
-    if not (isinstance(delta, int | float) and 0 < delta < 1):
-        raise ValueError(f"delta must be strictly between 0 and 1, got {delta}.")
+    check_certificate(0.0, 1, delta)
     _check_together("prior", prior, "prior_indices", prior_indices)
     _check_together("original", original, "unlabelled", unlabelled)
     evidence = _evidence(train, prior_indices, held_out, unlabelled, test)
@@ -278,7 +278,7 @@ class _Job(NamedTuple):
             f"The bound of the file ({of_file.name}) plus one of how often the original and the "
             f"file name different classes: {number:,} of {len(inputs):,} inputs without labels, "
             "which, as the user states, neither the training of the original nor the choice of "
-            "the file has seen. The split of delta was fixed beforehand.",
+            "the file has seen.",
             of_file,
             num_disagreements=number,
             num_unlabelled=len(inputs),

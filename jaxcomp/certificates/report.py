@@ -117,9 +117,18 @@ class Report:
                 f"Test error of the network of the file, beside the certificates: "
                 f"{self.test_error:.2%} on {self.num_test:,} examples."
             )
-        lines += ["", *(_paragraph(f"{row.name}: {row.statement}") for row in self.rows)]
+        lines += ["", *(_paragraph(_told(row)) for row in self.rows)]
         lines += [_paragraph(note) for note in self.notes]
         return "\n".join(lines)
+
+
+def _told(row: Row) -> str:
+    """Return what a row states, and how delta is split if it is."""
+    told = f"{row.name}: {row.statement}"
+    if len(row.deltas) < 2:
+        return told
+    parts = " + ".join(f"{part:.4g} ({name})" for name, part in row.deltas.items())
+    return f"{told} Delta, split beforehand: {parts}."
 
 
 def _percent(bound: float) -> str:
