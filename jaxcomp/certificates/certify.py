@@ -5,6 +5,7 @@ fixed before the data was so, and that examples are independent.
 """
 
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -292,7 +293,12 @@ class _Job(NamedTuple):
 
 def _classifier(predict_fn: PredictFn | None, params: Params, evidence: Evidence) -> Classifier:
     """Return the function as a classifier, if it takes the network and all samples."""
-    classifier = Classifier(dense_predict_fn(params) if predict_fn is None else predict_fn)
+    predict_fn = dense_predict_fn(params) if predict_fn is None else predict_fn
+    try:
+        hash(predict_fn)
+    except TypeError:  # an object with arrays in it
+        predict_fn = partial(predict_fn)
+    classifier = Classifier(predict_fn)
     for what in ("train", "held_out", "unlabelled", "test"):
         sample = getattr(evidence, what)
         if sample is not None:

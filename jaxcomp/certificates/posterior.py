@@ -26,7 +26,7 @@ class Posterior(NamedTuple):
     """Independent Gaussian weights, `N(mean, exp(log_std)^2)`.
 
     Attributes:
-        mean: tree of weights.
+        mean: tree of weights, float32.
         log_std: of the same structure, of the shapes of `mean`.
     """
 
@@ -70,7 +70,10 @@ def read_posterior(posterior: PathLike | Any, like: Params | None = None) -> Pos
             "the posterior has no log_std, without which it has no variance; give the logarithm of "
             "the standard deviation of each weight, in a file as log_std.NAME."
         )
-    mean, spread = (leaves_by_path(posterior[part]) for part in ("mean", "log_std"))
+    mean, spread = (
+        {path: np.asarray(leaf, np.float32) for path, leaf in leaves_by_path(tree).items()}
+        for tree in (posterior["mean"], posterior["log_std"])
+    )
     if mean.keys() != spread.keys():
         raise ValueError(
             f"mean and log_std of the posterior have other arrays, {shorten(mean)} and "

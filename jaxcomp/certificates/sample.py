@@ -5,8 +5,9 @@ once. Examples are the same if the bytes of their inputs and their labels are.
 """
 
 import hashlib
-from collections.abc import Callable, Collection
-from functools import cached_property
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -98,6 +99,8 @@ def unlabelled_sample(inputs: Any, what: str) -> Sample:
 def _filled(inputs: np.ndarray, labels: np.ndarray | None, what: str) -> Sample:
     if not len(inputs):
         raise ValueError(f"{what} holds no example; give at least one.")
+    # As the network sees them: float64 may be float32 there.
+    inputs = inputs.astype(jax.dtypes.canonicalize_dtype(inputs.dtype), copy=False)
     return Sample(inputs, labels, _names(inputs, labels))
 
 
@@ -112,23 +115,23 @@ def _names(inputs: np.ndarray, labels: np.ndarray | None) -> tuple[bytes, ...]:
     )
 
 
+@dataclass(frozen=True)
 class Classifier:
-    """A function of weights and inputs as one that names classes.
+    """A function of weights and inputs as one that names classes; equal for equal functions.
 
-    Args:
+    Attributes:
         predict_fn: `(params, inputs) -> (n, classes)` logits, or `(n,)` classes as whole numbers;
-            each example on its own.
+            each example on its own. Hashable.
     """
 
-    def __init__(self, predict_fn: PredictFn) -> None:
-        self._predict_fn = predict_fn
+    predict_fn: PredictFn
 
     def classes_of(self, params: Params, inputs: Array) -> Int[Array, " n"]:
         """Return the class of each input, the first of the highest logits; -1 where one is NaN.
 
         Traced: for functions that are compiled.
         """
-        outputs = self._predict_fn(params, inputs)
+        outputs = self.predict_fn(params, inputs)
         if jnp.issubdtype(outputs.dtype, jnp.integer):
             return outputs
         top = jnp.max(outputs, axis=-1)  # NaN if one is
@@ -141,7 +144,7 @@ class Classifier:
             ValueError: if it fails, returns another shape, or labels are none of its classes.
         """
         inputs = sample.inputs[:_BATCH]
-        outputs = traced("predict_fn(params, inputs)", self._predict_fn, params, inputs, of=what)
+        outputs = traced("predict_fn(params, inputs)", self.predict_fn, params, inputs, of=what)
         shape, dtype = getattr(outputs, "shape", None), getattr(outputs, "dtype", None)
         is_classes = dtype is not None and jnp.issubdtype(dtype, jnp.integer)
         if shape is None or len(shape) != (1 if is_classes else 2) or shape[0] != len(inputs):
@@ -168,13 +171,14 @@ class Classifier:
             number = len(inputs)
             if start and number < _BATCH:  # one shape is compiled once
                 inputs = np.concatenate([inputs, sample.inputs[: _BATCH - number]])
-            found.append(np.asarray(self._compiled(params, inputs))[:number])
+            found.append(np.asarray(_compiled(self, params, inputs))[:number])
         return np.concatenate(found)
 
     def num_errors(self, params: Params, sample: Sample) -> int:
         """Return how many examples get another class than their label."""
         return int(np.sum(self.predictions(params, sample) != sample.labels))
 
-    @cached_property
-    def _compiled(self) -> Callable[[Params, Any], Int[Array, " n"]]:
-        return jax.jit(self.classes_of)
+
+@partial(jax.jit, static_argnames="classifier")
+def _compiled(classifier: Classifier, params: Params, inputs: Any) -> Int[Array, " n"]:
+    return classifier.classes_of(params, inputs)

@@ -3,6 +3,7 @@
 import json
 import math
 
+import jax
 import numpy as np
 import pytest
 from certificate_problems import Problem, logits, problem, weights
@@ -168,6 +169,21 @@ def test_prior_that_has_seen_all_or_what_is_not_there(indices, message, case):
         jaxcomp.certify(
             case.differences, None, case.sample, prior=case.prior, prior_indices=indices
         )
+
+
+class Unhashable:
+    """As modules are that have arrays in them."""
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    def __call__(self, params, inputs):
+        hidden = jax.nn.relu(inputs @ params["fc1.weight"].T + params["fc1.bias"])
+        return hidden @ params["fc2.weight"].T + params["fc2.bias"]
+
+
+def test_function_that_cannot_be_hashed(case):
+    own = jaxcomp.certify(case.file, Unhashable(), case.sample)
+    assert own.rows == jaxcomp.certify(case.file, None, case.sample).rows
 
 
 def test_labels_are_classes(case):

@@ -15,6 +15,13 @@ def test_same_input_with_another_label_is_another_example():
     assert len(sample.unlabelled().distinct()) == 2
 
 
+def test_examples_are_told_apart_as_the_network_sees_them():
+    inputs, labels = np.linspace(0, 1, 5)[:, None], np.zeros(5, int)
+    one = labelled_sample((inputs, labels), "train")
+    other = labelled_sample((inputs.astype(np.float32), labels), "held_out")
+    assert one.names == other.names
+
+
 def test_what_is_no_number_is_no_class():
     outputs = jnp.array(
         [[0, 2.0, 1], [jnp.nan, 1, 0], [-jnp.inf, 0, 0], [jnp.inf, 0, 0], [-jnp.inf] * 3]
