@@ -116,7 +116,7 @@ def traced(
     try:
         return jax.eval_shape(function, *arguments)
     except Exception as error:  # whatever a user's function raises
-        what = str(error).strip().splitlines() or [""]
+        what = str(error).strip().rstrip(".").splitlines() or [""]
         raise ValueError(
             f"{call} fails on {of}: {type(error).__name__}: {what[0]}{hint}."
         ) from error
