@@ -1,10 +1,10 @@
 """How far can a trained model be compressed, what does each bit cost, and does it generalise?
 
 `compress` compresses the weights of any JAX model, `curve` says what each size would cost, `load`
-reads the file of a compressed model and `inspect` lists what is in it; the submodules hold what
-they are made of (`curvature`, `quantizers`, `coding`, `compressed`, and `decoder`, which needs no
-JAX), how compressed networks are judged
-(`evaluation`, `bounds`), the theory computed (`rate_distortion`, `linear_regression`), and the
+reads the file of a compressed model, `inspect` lists what is in it and `certify` bounds its error
+in the population; the submodules hold what they are made of (`curvature`, `quantizers`, `coding`,
+`compressed`, and `decoder`, which needs no JAX), how compressed networks are judged (`evaluation`,
+`bounds`, `certificates`), the theory computed (`rate_distortion`, `linear_regression`), and the
 laboratory (`experiments`). All of them are imported when they are first used: `import jaxcomp`
 itself takes no time, not even that of JAX.
 """
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         adapters,
         bits_back,
         bounds,
+        certificates,
         checkpoints,
         coding,
         compressed,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         trees,
         types,
     )
+    from jaxcomp.certificates import certify
     from jaxcomp.compressed import CompressedTree, compress, curve, load
     from jaxcomp.decoder import FormatError, inspect
 
@@ -43,6 +45,8 @@ __all__ = [
     "adapters",
     "bits_back",
     "bounds",
+    "certificates",
+    "certify",
     "checkpoints",
     "coding",
     "compress",
@@ -65,6 +69,7 @@ __all__ = [
 
 _FROM = {
     **dict.fromkeys(("FormatError", "inspect"), "decoder"),
+    "certify": "certificates",
     **dict.fromkeys(("CompressedTree", "compress", "curve", "load"), "compressed"),
 }
 

@@ -58,6 +58,8 @@ def test_public_names():
         "adapters",
         "bits_back",
         "bounds",
+        "certificates",
+        "certify",
         "checkpoints",
         "coding",
         "compress",

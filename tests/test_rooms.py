@@ -25,6 +25,7 @@ ROOMS = (
     "quantizers",
     "training",
     "compressed",
+    "certificates",
     "linear_regression",
     "experiments",
     "doctor",

@@ -102,7 +102,7 @@ def decompress(
             entry = file.entries[number]
             own = dtype if dtype != "original" and is_weight(entry.dtype) else entry.dtype
             specs.append((path, own, entry.shape if view is None else tuple(view[2])))
-        arrays = _with_dtypes(_arrays(file, report), specs)
+        arrays = _with_dtypes(arrays_of(file, report), specs)
         if format == "orbax":
             tree = walk(file.header["tree"], lambda _: next(arrays))
             # What follows the last array is the look at the SHA-256.
@@ -156,8 +156,8 @@ def _format_of(target: Path) -> Target:
     return found  # pyright: ignore[reportReturnType]
 
 
-def _arrays(file: File, report: Report | None) -> Iterator[np.ndarray]:
-    """Yield the arrays at all paths; at last look at their SHA-256."""
+def arrays_of(file: File, report: Report | None = None) -> Iterator[np.ndarray]:
+    """Yield the arrays at all paths, in their own dtypes; at last look at their SHA-256."""
     hashed, seen = hashlib.sha256(file.identity), 0
     for place, (number, view) in enumerate(file.slots):
         entry = file.entries[number]

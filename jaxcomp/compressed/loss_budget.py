@@ -48,10 +48,10 @@ class CalibrationData:
             ValueError: if `predict_fn` or `loss` fails, or `loss` is no number for an example.
         """
         inputs, targets = self.batches[0]
-        outputs = _traced("predict_fn(params, inputs)", self.predict_fn, params, inputs)
+        outputs = traced("predict_fn(params, inputs)", self.predict_fn, params, inputs)
         if callable(self.loss):
             # Of each example on its own.
-            losses = _traced(
+            losses = traced(
                 "loss(outputs, target)",
                 jax.vmap(self.loss),
                 outputs,
@@ -94,14 +94,31 @@ class CalibrationData:
         return losses
 
 
-def _traced(call: str, function: Callable[..., Any], *arguments: Any, hint: str = "") -> Any:
-    """Return shapes of what a user's function returns, or say in one sentence how it fails."""
+def traced(
+    call: str,
+    function: Callable[..., Any],
+    *arguments: Any,
+    hint: str = "",
+    of: str = "the first batch",
+) -> Any:
+    """Return shapes of what a user's function returns, or say in one sentence how it fails.
+
+    Args:
+        call: the call in words.
+        function: what is called.
+        *arguments: its arguments.
+        hint: what may help, after the reason.
+        of: what it is called on.
+
+    Raises:
+        ValueError: if it fails.
+    """
     try:
         return jax.eval_shape(function, *arguments)
     except Exception as error:  # whatever a user's function raises
-        what = str(error).strip().splitlines() or [""]
+        what = str(error).strip().rstrip(".").splitlines() or [""]
         raise ValueError(
-            f"{call} fails on the first batch: {type(error).__name__}: {what[0]}{hint}."
+            f"{call} fails on {of}: {type(error).__name__}: {what[0]}{hint}."
         ) from error
 
 

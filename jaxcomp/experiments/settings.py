@@ -23,6 +23,7 @@ class Panel(StrEnum):
     CODES = "How it is coded"
     BUDGET = "How small"
     KEPT = "What is compressed"
+    CERTIFICATE = "What it is certified by"
     RUN = "Running"
 
 
