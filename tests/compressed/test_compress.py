@@ -562,15 +562,15 @@ class TestBudgets:
         assert "integers, 8 bits" in str(report)
 
     def test_a_curve_promises_what_its_points_cost(self, few_candidates):
-        params = {"kernel": weights(1)}
-        found = curve(params, KMeans())["kernel"]
+        params = nested_dict()
+        found = curve(params, KMeans())["hidden/kernel"]
         for place in (3, 7):
-            (layer,) = compress(params, KMeans(int(found.parameter[place]))).report()
+            layer, _ = compress(params, KMeans(int(found.parameter[place]))).report()
             assert found.rate_bits[place] == pytest.approx(layer.entropy_bits_per_weight, rel=1e-3)
             assert found.distortion[place] == pytest.approx(layer.distortion, rel=1e-3)
             assert found.side_bits[place] == layer.codebook_bits
         assert found.size_bits(96)[3] == pytest.approx(96 * found.rate_bits[3] + 32 * 4)
-        assert curve(params, KMeans(5))["kernel"].parameter.tolist() == [5.0]
+        assert curve(params, KMeans(5))["hidden/kernel"].parameter.tolist() == [5.0]
 
 
 class TestLeaves:

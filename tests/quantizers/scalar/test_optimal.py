@@ -56,7 +56,7 @@ def check_bounds(result, points, importance, *, rel=1e-5):
     assert np.all(np.diff(found[1:]) <= 1e-6 * found[1])
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", some_slow(range(4), 2, 3))
 def test_brute_force_over_all_partitions(seed, strict_promotion):
     points, importance = heavy_tailed(EXACT, seed)
     importance[seed] = 0
@@ -128,6 +128,7 @@ def test_float64(x64):
     assert np.all(np.asarray(result.distortion - result.gap_bound)[1:] <= best)
 
 
+@pytest.mark.slow
 def test_batched_equals_one_by_one_and_compiles_once():
     groups = [heavy_tailed(BINNED, seed) for seed in range(3)]
     points, importance = (np.stack(part) for part in zip(*groups, strict=True))
