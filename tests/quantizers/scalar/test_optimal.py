@@ -193,11 +193,12 @@ def test_doubled_weights_and_points_without_weight():
 def test_few_values_need_few_centres(num_points):
     values = np.array([-3.0, 0.1, 0.7, 12.5], np.float32)
     points = np.resize(values, num_points)
-    result = run(points)
+    ones = np.ones_like(points)  # equal weights, and no program of their own
+    result = run(points, ones)
     np.testing.assert_array_equal(result.centroids(4), values)
     np.testing.assert_allclose(result.distortion[4:], 0, atol=1e-30)
     np.testing.assert_array_equal(np.unique(result.centroids(7)), values)
-    constant = run(np.full(num_points, -7.25, np.float32))
+    constant = run(np.full(num_points, -7.25, np.float32), ones)
     np.testing.assert_array_equal(constant.distortion[1:], 0)
     np.testing.assert_array_equal(constant.centroids(3), -7.25)
 
