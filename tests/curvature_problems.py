@@ -6,7 +6,7 @@ import numpy as np
 
 
 def leaf(rng, *shape, dtype=np.float32):
-    return jnp.asarray(rng.normal(size=shape), dtype)
+    return jnp.asarray(rng.normal(size=shape).astype(dtype))
 
 
 def perceptron(activation, params, inputs):
@@ -33,7 +33,7 @@ def perceptron_params(seed=0, dtype=np.float32):
 
 def perceptron_batch(num_examples=12, dtype=np.float32, seed=1):
     rng = np.random.default_rng(seed)
-    labels = jnp.asarray(rng.integers(0, 3, num_examples), jnp.int32)
+    labels = jnp.asarray(rng.integers(0, 3, num_examples).astype(jnp.int32))
     return leaf(rng, num_examples, 3, dtype=dtype), labels
 
 

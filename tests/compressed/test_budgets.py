@@ -54,8 +54,8 @@ def test_without_importance_the_unit_of_a_layer_is_nothing():
 def test_without_budget_a_tree_takes_about_four_bits():
     rng = np.random.default_rng(1)
     params = {
-        "first": jnp.asarray(rng.normal(size=(200, 100)), jnp.float32),
-        "second": jnp.asarray(rng.normal(size=(100, 20)), jnp.float32),
+        "first": jnp.asarray(rng.normal(size=(200, 100)).astype(jnp.float32)),
+        "second": jnp.asarray(rng.normal(size=(100, 20)).astype(jnp.float32)),
     }
     report = compress(params).report()
     rates = {layer.path: layer.entropy_bits_per_weight for layer in report}

@@ -71,6 +71,7 @@ def test_layers_of_a_stack_have_their_own_blocks():
         np.testing.assert_allclose(found[number], alone.params()["kernel"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_odd_weight_has_a_block_of_its_own():
     params = {"kernel": weights(0, (3, 5))}
     h = blocks(8)

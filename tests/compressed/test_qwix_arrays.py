@@ -39,7 +39,7 @@ def without_qwix(monkeypatch):
 
 
 def weights(*shape):
-    return jnp.asarray(RNG.normal(size=shape), jnp.float32)
+    return jnp.asarray(RNG.normal(size=shape).astype(jnp.float32))
 
 
 @pytest.mark.usefixtures("without_qwix")

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slow_cases import some_slow
 from tree_problems import METHODS, entropy, nested_dict
 
 from jaxcomp import compress
@@ -41,7 +42,7 @@ class TestReport:
         assert tree.original_bits == 32 * (2 * 96 + 2 * 8)
         assert tree.ratio == pytest.approx(tree.original_bits / size)
 
-    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("method", some_slow(METHODS, "optimal"))
     def test_layers_and_kept_leaves_sum_to_the_whole(self, method):
         params = nested_dict()
         tree = compress(params, METHODS[method])

@@ -19,7 +19,7 @@ def make_params():
 
 def gradients(step):
     rng = np.random.default_rng(step)
-    return {"w": jnp.asarray(rng.normal(size=(2, 2)), jnp.float32), "dead": jnp.zeros(3)}
+    return {"w": jnp.asarray(rng.normal(size=(2, 2)).astype(jnp.float32)), "dead": jnp.zeros(3)}
 
 
 def expected_w():

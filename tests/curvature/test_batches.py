@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
+from slow_cases import some_slow
 
 from jaxcomp.curvature import (
     DiagonalEstimate,
@@ -38,8 +39,8 @@ def loss_fn(params, batch):
 def make_params(dtype=jnp.float32):
     rng = np.random.default_rng(0)
     return {
-        "w": jnp.asarray(rng.normal(size=(3, 4)), dtype),
-        "v": jnp.asarray(rng.normal(size=4), jnp.float32),
+        "w": jnp.asarray(rng.normal(size=(3, 4)).astype(dtype)),
+        "v": jnp.asarray(rng.normal(size=4).astype(jnp.float32)),
         "codes": jnp.arange(2),
     }
 
@@ -84,12 +85,16 @@ def assert_trees_close(actual, expected, relative=1e-5):
 
 
 @pytest.mark.parametrize("kernel", [hutchinson(), Fisher(loss_fn, make_params())])
-@pytest.mark.parametrize("sizes", [[NUM_EXAMPLES], RAGGED, [3, 8, 8, 8, 8]])
+@pytest.mark.parametrize(
+    "sizes", some_slow([[NUM_EXAMPLES], RAGGED, [3, 8, 8, 8, 8]], [3, 8, 8, 8, 8])
+)
 def test_split_into_batches_does_not_matter(kernel, sizes):
     assert_trees_close(over_batches(kernel, split(sizes)), kernel(make_data()))
 
 
-@pytest.mark.parametrize(("probes_per_chunk", "num_passes"), [(1, 10), (4, 3), (100, 1)])
+@pytest.mark.parametrize(
+    ("probes_per_chunk", "num_passes"), some_slow([(1, 10), (4, 3), (100, 1)], (1, 10))
+)
 def test_chunks_of_probes_do_not_matter_and_each_passes_once(probes_per_chunk, num_passes):
     loader = Loader(split(EVEN))
     estimate = over_batches(hutchinson(), loader, probes_per_chunk=probes_per_chunk)
@@ -186,14 +191,14 @@ def test_ragged_split_compiles_twice_and_a_second_call_not_at_all():
         assert num_traces == 2
 
 
-def test_blocks_of_examples_keep_their_probes_however_they_are_split():
+# Batches of two blocks, and of one block each.
+@pytest.mark.parametrize("sizes", some_slow([RAGGED, [4] * 8 + [3]], [4] * 8 + [3]))
+def test_blocks_of_examples_keep_their_probes_however_they_are_split(sizes):
     kernel = replace(hutchinson(4), examples_per_probe=4)
     whole = kernel(make_data())
     shared = hutchinson(4)(make_data())
     assert not np.allclose(whole.mean["w"], shared.mean["w"], rtol=0.01)
-    # Batches of two blocks, and of one block each.
-    for sizes in (RAGGED, [4] * 8 + [3]):
-        assert_trees_close(over_batches(kernel, split(sizes), probes_per_chunk=2), whole)
+    assert_trees_close(over_batches(kernel, split(sizes), probes_per_chunk=2), whole)
 
 
 def test_batches_that_cut_a_block_of_examples_are_refused():
@@ -235,7 +240,7 @@ def test_probing_stops_at_the_first_number_of_probes_that_is_precise(precise):
     assert max(relative(fewer).values()) > 0.4
 
 
-@pytest.mark.parametrize("probes_per_chunk", [3, 200])
+@pytest.mark.parametrize("probes_per_chunk", some_slow([3, 200], 200))
 def test_result_does_not_depend_on_chunks_to_the_last_bit(precise, probes_per_chunk):
     result = over_batches_until(
         hutchinson(200), split(EVEN), relative_error=0.4, probes_per_chunk=probes_per_chunk

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slow_cases import some_slow
 
 from jaxcomp.curvature import (
     HutchinsonBlocks,
@@ -92,7 +93,7 @@ def test_diagonal_of_the_blocks_is_that_of_the_diagonal_estimate():
         np.testing.assert_allclose(from_blocks[: expected.size], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("examples_per_probe", [None, 2])
+@pytest.mark.parametrize("examples_per_probe", some_slow([None, 2], None))
 def test_batches_do_not_matter(examples_per_probe):
     batch = np.stack([scale * make_hessian() for scale in (1, 2, 3, 4, 5)])
     kernel = HutchinsonBlocks(

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("strict_promotion")
 
 
 def array(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(jnp.float32))
 
 
 def check_gradients(function, values, example, *, rtol=1e-5):

@@ -22,9 +22,9 @@ def logistic_loss(params, batch):
 
 def make_problem(num_examples, dtype=np.float32):
     rng = np.random.default_rng(0)
-    params = {"w": jnp.asarray(rng.normal(size=3), dtype), "b": jnp.asarray(0.3, dtype)}
-    inputs = jnp.asarray(rng.normal(size=(num_examples, 3)), jnp.float32)
-    return params, (inputs, jnp.asarray(rng.integers(0, 2, num_examples), jnp.int32))
+    params = {"w": jnp.asarray(rng.normal(size=3).astype(dtype)), "b": jnp.asarray(0.3, dtype)}
+    inputs = jnp.asarray(rng.normal(size=(num_examples, 3)).astype(jnp.float32))
+    return params, (inputs, jnp.asarray(rng.integers(0, 2, num_examples).astype(jnp.int32)))
 
 
 def closed_form(params, batch):
@@ -70,11 +70,11 @@ def network_loss(params, batch):
 
 def test_network_against_a_loop_over_examples():
     rng = np.random.default_rng(1)
-    layers = [jnp.asarray(rng.normal(size=s), jnp.float32) for s in [(3, 4), (4, 2)]]
+    layers = [jnp.asarray(rng.normal(size=s).astype(jnp.float32)) for s in [(3, 4), (4, 2)]]
     params = {"layers": layers, "codes": jnp.arange(5, dtype=jnp.int8)}
     batch = {
-        "x": jnp.asarray(rng.normal(size=(7, 3)), jnp.float32),
-        "y": jnp.asarray(rng.normal(size=(7, 2)), jnp.float32),
+        "x": jnp.asarray(rng.normal(size=(7, 3)).astype(jnp.float32)),
+        "y": jnp.asarray(rng.normal(size=(7, 2)).astype(jnp.float32)),
     }
 
     estimate = fisher_diagonal(network_loss, params, batch, examples_per_chunk=3)

@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 from jaxcomp.curvature import fisher_diagonal, gauss_newton_diagonal
 from jaxcomp.curvature.functions import as_partial, open_params, pick_output
 
-INPUTS = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3)), jnp.float32)
+INPUTS = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3)).astype(jnp.float32))
 BATCH = (INPUTS, jnp.zeros(2, jnp.int32))
 WEIGHT = jnp.ones((3, 2))
 

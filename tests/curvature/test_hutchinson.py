@@ -40,18 +40,18 @@ def make_params(seed=0, dtype=np.float32):
     rng = np.random.default_rng(seed)
     return {
         "in": {
-            "kernel": jnp.asarray(rng.normal(size=(3, 4)), dtype),
-            "bias": jnp.asarray(rng.normal(size=4), dtype),
+            "kernel": jnp.asarray(rng.normal(size=(3, 4)).astype(dtype)),
+            "bias": jnp.asarray(rng.normal(size=4).astype(dtype)),
         },
-        "head": jnp.asarray(rng.normal(size=(4, 2)), dtype),
-        "out": jnp.asarray(rng.normal(size=2), dtype),
+        "head": jnp.asarray(rng.normal(size=(4, 2)).astype(dtype)),
+        "out": jnp.asarray(rng.normal(size=2).astype(dtype)),
     }
 
 
 def make_batch(dtype=np.float32, num_examples=20):
     rng = np.random.default_rng(100)
-    inputs = jnp.asarray(rng.normal(size=(num_examples, 3)), dtype)
-    return inputs, jnp.asarray(rng.integers(0, 2, size=num_examples), jnp.int32)
+    inputs = jnp.asarray(rng.normal(size=(num_examples, 3)).astype(dtype))
+    return inputs, jnp.asarray(rng.integers(0, 2, size=num_examples).astype(jnp.int32))
 
 
 def dense_hessian(loss_fn, params, batch):
@@ -219,7 +219,7 @@ def test_full_size_relu_network_against_its_exact_diagonal():
     # Some inputs never fire, as at the edges of MNIST's images.
     inputs = np.abs(rng.normal(size=(24, 784))) * (rng.random(784) < 0.8)
     exact = np.concatenate([x.ravel() for x in relu_network_diagonal(params, inputs)])
-    batch = jnp.asarray(inputs, jnp.float32), jnp.asarray(rng.integers(0, 10, 24), jnp.int32)
+    batch = jnp.asarray(inputs, jnp.float32), jnp.asarray(rng.integers(0, 10, 24).astype(jnp.int32))
 
     estimate = hutchinson_diagonal(
         lenet_loss,

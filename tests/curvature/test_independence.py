@@ -98,8 +98,8 @@ def test_rounding_of_long_sums_is_far_below_the_tolerance(dtype):
         )
 
     rng = np.random.default_rng(0)
-    params = jnp.asarray(rng.normal(size=(65_536, 2)), dtype)
-    inputs = jnp.asarray(rng.normal(size=(4, 65_536)), jnp.float32)
+    params = jnp.asarray(rng.normal(size=(65_536, 2)).astype(dtype))
+    inputs = jnp.asarray(rng.normal(size=(4, 65_536)).astype(jnp.float32))
     difference, tolerance = _difference_of_outputs(Partial(sums), params, inputs)
     assert float(difference) < float(tolerance) / 100
 

@@ -21,7 +21,9 @@ def indices(i, table):
     return wrapped, mixed, divided, flags.astype(jnp.int32), jnp.squeeze(joined, 1)
 
 
-@pytest.mark.parametrize("i", [VALUES, np.asarray(3, np.int32)])
+@pytest.mark.parametrize(
+    "i", [VALUES, pytest.param(np.asarray(3, np.int32), marks=pytest.mark.slow)]
+)
 def test_results_are_those_of_jax(i):
     loops = i.shape
     table = np.asarray(7, np.int32)

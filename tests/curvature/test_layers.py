@@ -55,7 +55,7 @@ def test_why_a_leaf_is_no_layer():
 def test_hessians_of_a_stack_are_those_of_its_rows():
     function, shapes, _ = LOOPS["scanned"]
     params = loop_params(shapes)
-    inputs = jnp.asarray(np.random.default_rng(4).normal(size=(6, 4)), jnp.float32)
+    inputs = jnp.asarray(np.random.default_rng(4).normal(size=(6, 4)).astype(jnp.float32))
 
     def stacked(params, inputs):
         return jax.vmap(lambda x: function(params, x.reshape(1, 4))[0])(inputs)
@@ -80,7 +80,7 @@ def test_output_error_of_a_layer_is_the_quadratic_form():
         layer = found[path]
         assert layer.num_examples == 40
         assert layer.hessian.shape == (1, *2 * params[path].shape[:1])
-        error = jnp.asarray(rng.normal(size=params[path].shape), jnp.float32)
+        error = jnp.asarray(rng.normal(size=params[path].shape).astype(jnp.float32))
         columns = layer.layout.to_matrices(error)[0]
         predicted = 0.5 * jnp.einsum("io,ij,jo->", columns, layer.hessian[0], columns)
         measured = jnp.sum((inputs @ error) ** 2) / 40
@@ -104,7 +104,7 @@ def test_convolutions_have_one_for_each_group_from_their_patches():
 
     layer = found["grouped"]
     assert layer.hessian.shape == (2, 12, 12)
-    error = jnp.asarray(np.random.default_rng(1).normal(size=(2, 3, 2, 4)), jnp.float32)
+    error = jnp.asarray(np.random.default_rng(1).normal(size=(2, 3, 2, 4)).astype(jnp.float32))
     columns = layer.layout.to_matrices(error)
     predicted = 0.5 * jnp.einsum("gio,gij,gjo->", columns, layer.hessian, columns)
     np.testing.assert_allclose(predicted, jnp.sum(outputs(error) ** 2) / 3, rtol=1e-5)
@@ -150,7 +150,7 @@ def test_blocks_of_a_relu_network_are_those_of_its_hessian(x64):
 
 @pytest.mark.slow
 def test_flax_models_of_both_kinds():
-    inputs = jnp.asarray(np.random.default_rng(2).normal(size=(5, 4, 3)), jnp.float32)
+    inputs = jnp.asarray(np.random.default_rng(2).normal(size=(5, 4, 3)).astype(jnp.float32))
     module = Attention(nnx.Rngs(0))
     _, params = adapters.nnx_predict_fn(module)
     layers = find_layers(module, params, inputs)
@@ -162,7 +162,7 @@ def test_flax_models_of_both_kinds():
     assert (layers[query].num_positions, layers[query].layout.num_outputs) == (4, 4)
     assert layer_hessians(module, params, [inputs])[query].hessian.shape == (1, 4, 4)
 
-    images = jnp.asarray(np.random.default_rng(3).normal(size=(2, 3, 3, 2)), jnp.float32)
+    images = jnp.asarray(np.random.default_rng(3).normal(size=(2, 3, 3, 2)).astype(jnp.float32))
     network = LinenNetwork()
     variables = network.init(jax.random.key(0), images)
     found = layer_hessians(network, variables, [images])

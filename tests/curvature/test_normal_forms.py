@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("strict_promotion")
 
 
 def array(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(jnp.float32))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
+from slow_cases import some_slow
 
 from jaxcomp.curvature import PerPosition
 from jaxcomp.curvature.output_losses import checked_loss, output_hessian
@@ -86,7 +87,7 @@ def dense_hessian(name):
     return np.asarray(dense)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", some_slow(CASES, "softmax, weighted", "pixels found"))
 def test_columns_multiply_to_the_dense_hessian(name, x64):
     hessian, targets = hessian_of(name)
 
@@ -101,7 +102,10 @@ def test_columns_multiply_to_the_dense_hessian(name, x64):
     np.testing.assert_allclose(products, dense_hessian(name), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["softmax, own mean", "squares", "positions found", "all linked"])
+@pytest.mark.parametrize(
+    "name",
+    some_slow(["softmax, own mean", "squares", "positions found", "all linked"], "all linked"),
+)
 def test_drawn_columns_have_the_dense_hessian_as_their_mean(name, x64):
     hessian, targets = hessian_of(name)
     outputs = jnp.asarray(OUTPUTS)

@@ -12,7 +12,7 @@ from jaxcomp.curvature.separability import independent_axes
 T, V = 3, 4
 TARGETS = jnp.asarray([1, 3, 0])
 WEIGHTS = jnp.asarray([0.5, 0.0, 2.0])
-MATRIX = jnp.asarray(np.random.default_rng(0).normal(size=(V, V)), jnp.float32)
+MATRIX = jnp.asarray(np.random.default_rng(0).normal(size=(V, V)).astype(jnp.float32))
 
 
 def gathered(o):

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("strict_promotion")
 
 
 def array(seed, *shape, dtype=np.float32):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(dtype))
 
 
 def primitive_parameters(lhs, rhs, **options):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from decompositions import batched_decompositions, unordered_decompositions
+from slow_cases import some_slow
 
 import jaxcomp
 from jaxcomp.curvature import gauss_newton_diagonal
@@ -53,7 +54,7 @@ def largest(values):
     return np.max(np.abs(values), axis=(-2, -1), keepdims=True)
 
 
-@pytest.mark.parametrize("dim", [*SIZES, 70])
+@pytest.mark.parametrize("dim", some_slow([*SIZES, 70], 2))
 def test_cholesky_and_its_solutions(dim):
     given = matrices(dim).astype(np.float32)
     exact = np.linalg.cholesky(given.astype(np.float64))
@@ -75,7 +76,7 @@ def test_cholesky_and_its_solutions(dim):
         assert np.all(np.abs(found - expected) <= 100 * 8 * eps * largest(expected))
 
 
-@pytest.mark.parametrize("dim", [*SIZES, 70])
+@pytest.mark.parametrize("dim", some_slow([*SIZES, 70], 2))
 def test_eigenvalues_and_eigenvectors(dim):
     given = matrices(dim).astype(np.float32)
     given[0] -= 0.3 * largest(given)[0] * np.eye(dim, dtype=np.float32)  # indefinite
@@ -144,11 +145,14 @@ def everything(matrix, right):
     return jnp.concatenate([part.reshape(*matrix.shape[:-2], -1) for part in parts], axis=-1)
 
 
-def test_batches_change_nothing():
+@pytest.mark.parametrize("is_nested", some_slow([False, True], True))
+def test_batches_change_nothing(is_nested):
     given, right = matrices(5, num=4).astype(np.float32), np.ones((4, 5, 1), np.float32)
     whole = jax.jit(everything)(given, right)
-    alone = jax.jit(everything)(given[2], right[2])
-    np.testing.assert_allclose(alone, whole[2], rtol=2e-5)
+    if not is_nested:
+        alone = jax.jit(everything)(given[2], right[2])
+        np.testing.assert_allclose(alone, whole[2], rtol=2e-5)
+        return
     nested = jax.vmap(jax.vmap(everything, in_axes=(0, None)), in_axes=(0, 0))
     found = jax.jit(nested)(given.reshape(2, 2, 5, 5), right[:2])
     np.testing.assert_allclose(found.reshape(4, -1), whole, rtol=2e-5)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slow_cases import some_slow
 
 from jaxcomp.numerics.precision import in_float64, narrow, round_down, round_up
 
@@ -46,7 +47,7 @@ def programs(function):
     return {"jit": jax.jit(function), "checkpoint": jax.checkpoint(function), "loop": in_loop}
 
 
-@pytest.mark.parametrize("program", ["jit", "checkpoint", "loop"])
+@pytest.mark.parametrize("program", some_slow(["jit", "checkpoint", "loop"], "checkpoint"))
 def test_differentiated_inside_any_program(program):
     def difference(a):
         return small_difference(a, jnp.float32(1), power=3)[0]

@@ -18,7 +18,7 @@ NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 def array(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(jnp.float32))
 
 
 def pooled(x):

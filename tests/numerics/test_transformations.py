@@ -15,15 +15,15 @@ from jaxcomp import bounds, curvature, quantizers, training
 from jaxcomp.numerics.transformations import all_transfers, counted_loop
 
 RNG = np.random.default_rng(0)
-POINTS = jnp.asarray(RNG.normal(size=24), jnp.float32)
-IMPORTANCE = jnp.asarray(RNG.uniform(0.5, 2, size=24), jnp.float32)
+POINTS = jnp.asarray(RNG.normal(size=24).astype(jnp.float32))
+IMPORTANCE = jnp.asarray(RNG.uniform(0.5, 2, size=24).astype(jnp.float32))
 CENTRES = jnp.asarray([-1.0, 0.25, 1.0], jnp.float32)
 NETWORK = {
-    "a": jnp.asarray(RNG.normal(size=(3, 4)), jnp.float32),
-    "b": jnp.asarray(RNG.normal(size=(4, 2)), jnp.float32),
+    "a": jnp.asarray(RNG.normal(size=(3, 4)).astype(jnp.float32)),
+    "b": jnp.asarray(RNG.normal(size=(4, 2)).astype(jnp.float32)),
 }
-INPUTS = jnp.asarray(RNG.normal(size=(6, 3)), jnp.float32)
-LABELS = jnp.asarray(RNG.integers(0, 2, size=6), jnp.int32)
+INPUTS = jnp.asarray(RNG.normal(size=(6, 3)).astype(jnp.float32))
+LABELS = jnp.asarray(RNG.integers(0, 2, size=6).astype(jnp.int32))
 KEY = jax.random.key(0)
 INDEX = jnp.arange(3, dtype=jnp.int32)
 LENGTHS = jnp.asarray([1.0, 2.0, 2.0], jnp.float32)
@@ -103,6 +103,8 @@ def call(name):
 
 
 NAMES = [*SOLVERS, *OTHERS, *CURVATURE]
+# Solvers that compile longest; those that share their wrappers, or their loops, stand for them.
+DEAR = ("blocks", "optimal", "optimal diameter", "entropy")
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +131,7 @@ def assert_same(found, wanted, **tolerance):
 # Op by op: kernels of many operations take seconds.
 @pytest.mark.parametrize(
     "name",
-    some_slow(
-        NAMES, "optimal diameter", "blocks", "optimal", "vectors", "entropy", "tree", "over batches"
-    ),
+    some_slow(NAMES, *DEAR, "vectors", "tree", "over batches"),
 )
 def test_runs_without_jit(name, expected):
     wanted = expected(name)
@@ -139,14 +139,14 @@ def test_runs_without_jit(name, expected):
         assert_same(call(name), wanted, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", some_slow(NAMES, *DEAR, "tree"))
 def test_runs_with_checks_for_nan(name, expected):
     wanted = expected(name)
     with jax.debug_nans(True):
         assert_same(call(name), wanted)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", some_slow(NAMES, *DEAR))
 def test_moves_its_own_numbers_to_the_device(name, expected):
     wanted = expected(name)
     with jax.transfer_guard("disallow"):
@@ -158,7 +158,7 @@ def codebook(result):
     return jax.tree.leaves(result._replace(distortion=None, objective=None))
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", some_slow(SOLVERS, *DEAR))
 def test_codebooks_are_constants(name, expected):
     result, tangent = jax.jvp(SOLVERS[name], (POINTS, IMPORTANCE), (POINTS, IMPORTANCE))
     assert_same(result, expected(name))
@@ -175,7 +175,7 @@ def quantized(name, result):
 
 
 @pytest.mark.parametrize("field", ["distortion", "objective"])
-@pytest.mark.parametrize("name", MEASURING)
+@pytest.mark.parametrize("name", some_slow(MEASURING, "blocks"))
 def test_what_is_measured_has_the_derivative_of_a_fixed_codebook(name, field, expected):
     deviation = np.asarray(POINTS) - quantized(name, expected(name))
     wanted = (2 * np.asarray(IMPORTANCE) * deviation, deviation**2)
@@ -219,7 +219,10 @@ def pull(w):
             ),
             marks=pytest.mark.slow,
         ),
-        lambda w: jax.tree.map(lambda x: x[0], jax.vmap(jax.value_and_grad(pull))(w[None])),
+        pytest.param(
+            lambda w: jax.tree.map(lambda x: x[0], jax.vmap(jax.value_and_grad(pull))(w[None])),
+            marks=pytest.mark.slow,
+        ),
         lambda w: (pull(w), jax.linear_transpose(jax.linearize(pull, w)[1], w)(1.0)[0]),
     ],
     ids=["jit", "checkpoint", "loop", "vmap", "linearize"],

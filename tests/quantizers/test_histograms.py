@@ -13,8 +13,14 @@ from jaxcomp.quantizers.histograms import histogram_with_edges
 NUM_BINS = 256
 
 
-@pytest.mark.parametrize("is_weighted", [True, False])
-@pytest.mark.parametrize("num_points", [200, 100_000])
+@pytest.mark.parametrize(
+    ("num_points", "is_weighted"),
+    some_slow(
+        [(200, True), (200, False), (100_000, True), (100_000, False)],
+        (200, False),
+        (100_000, True),
+    ),
+)
 def test_totals_match_the_points(num_points, is_weighted, strict_promotion):
     points, importance = heavy_tailed(num_points)
     weights = jnp.asarray(importance) if is_weighted else None
@@ -178,7 +184,7 @@ def test_bins_do_not_overlap():
     assert highest[-1] == moments.maximum
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", some_slow([jnp.float16, jnp.bfloat16], jnp.bfloat16))
 def test_one_bin_per_value_of_short_dtypes(dtype):
     rng = np.random.default_rng(0)
     points = jnp.asarray(rng.standard_normal(70_000) * 4).astype(dtype).at[:2].set(-0.0)

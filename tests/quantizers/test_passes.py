@@ -48,7 +48,7 @@ def totals(moments) -> tuple[float, float, float, float]:
     )
 
 
-@pytest.mark.parametrize("is_weighted", [False, True])
+@pytest.mark.parametrize("is_weighted", some_slow([False, True], False))
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", some_slow(["heavy tail", "outliers", "few values"], "outliers"))
 def test_sums_are_those_of_the_weights_and_bins_as_good_as_of_the_whole_array(
@@ -75,7 +75,7 @@ def test_sums_are_those_of_the_weights_and_bins_as_good_as_of_the_whole_array(
     assert inner_variance(found) <= 1.5 * inner_variance(whole) + least
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", some_slow(SIZES, "one chunk"))
 @pytest.mark.parametrize("kind", ["heavy tail", "outliers"])
 def test_cells_of_value_and_importance(kind, size):
     values = weights(kind, SIZES[size])

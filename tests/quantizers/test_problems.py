@@ -52,7 +52,7 @@ def test_a_sample_is_all_of_a_small_tensor_and_evenly_spread_over_a_large_one():
     np.testing.assert_array_equal(large.points, weights[::10])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple),
     st.sampled_from(["tensor", "channel"]),

@@ -21,7 +21,7 @@ def distortion(centroids):
     return np.sum(IMPORTANCE * (POINTS - centroids[nearest]) ** 2)
 
 
-@pytest.mark.parametrize("form", some_slow(["none", "monotone", "linear"], "none"))
+@pytest.mark.parametrize("form", some_slow(["none", "monotone", "linear"], "none", "linear"))
 def test_objective_is_the_distortion_and_the_penalty(form, strict_promotion):
     beta, moments = 0.5, histogram_moments(POINTS, IMPORTANCE)
     found = solve_kmeans(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from quantizer_oracles import count_compilations
 from sklearn.cluster import KMeans
+from slow_cases import some_slow
 
 from jaxcomp.quantizers import join_vectors, split_vectors, vector, vector_kmeans
 
@@ -96,11 +97,9 @@ def naive_step(points, matrices, centroids, beta, form):
 
 @pytest.mark.parametrize(
     ("importance_form", "form"),
-    [
-        ("scalar", "none"),
-        ("diagonal", "none"),
-        ("full", "published"),
-    ],
+    some_slow(
+        [("scalar", "none"), ("diagonal", "none"), ("full", "published")], ("diagonal", "none")
+    ),
 )
 def test_follows_the_naive_iteration_and_reports_what_it_did(
     importance_form, form, strict_promotion
@@ -311,7 +310,7 @@ def test_splitting_and_joining_give_the_layer_back(shape, size, per_position):
 @pytest.mark.slow
 def test_product_quantization_of_a_layer_with_a_ragged_tail(monkeypatch):
     monkeypatch.setattr(vector, "_MIN_START_POINTS", 16)  # fewer than there are
-    weights = jnp.asarray(np.random.default_rng(0).standard_normal((75, 7)), jnp.bfloat16)
+    weights = jnp.asarray(np.random.default_rng(0).standard_normal((75, 7)).astype(jnp.bfloat16))
     points = split_vectors(weights, SIZE, per_position=True)
     importance = split_vectors(jnp.ones_like(weights), SIZE, per_position=True)
     assert points.shape == (3, 75, SIZE)

@@ -44,7 +44,7 @@ def test_gradients_pass_to_the_weights_and_add_up_for_the_centroids(strict_promo
 def test_forward_mode_is_the_transpose_of_reverse_mode(strict_promotion):
     rng = np.random.default_rng(4)
     given = (jnp.asarray(WEIGHTS), jnp.asarray(CENTROIDS))
-    along = tuple(jnp.asarray(rng.standard_normal(x.shape), jnp.float32) for x in given)
+    along = tuple(jnp.asarray(rng.standard_normal(x.shape).astype(jnp.float32)) for x in given)
     index = nearest(WEIGHTS.ravel(), CENTROIDS).reshape(WEIGHTS.shape)
     both = jax.jvp(quantize_ste, given, along)[1]
     np.testing.assert_allclose(both, along[0] + along[1][index], rtol=1e-6)

@@ -14,8 +14,10 @@ from jaxcomp.experiments.sweep.variants import ORIGINAL, Variant, control_varian
 BINS = 256
 
 
-@pytest.fixture(scope="module")
-def problem():
+PLAIN_AND_MONOTONE = (("none", 0.0), ("monotone", 0.02))
+
+
+def solved(forms):
     """Layers of different shapes, one below and two above the number of bins.
 
     The two have as many weights as each other: the quantizers compile twice, not three times.
@@ -30,7 +32,7 @@ def problem():
     variants = [
         Variant("compressed", "kmeans", name, form, penalty, k)
         for name in ("none", "fisher")
-        for form, penalty in (("none", 0.0), ("monotone", 0.02), ("linear", 0.02))
+        for form, penalty in forms
         for k in (3, 8)
     ]
     variants += [Variant("compressed", "uniform", "uniform", num_clusters=k) for k in (3, 8)]
@@ -40,8 +42,21 @@ def problem():
     return layers, importance, variants, codebooks
 
 
+@pytest.fixture(scope="module")
+def problem():
+    return solved(PLAIN_AND_MONOTONE)
+
+
+@pytest.mark.slow
+def test_the_linear_form_in_a_grid():
+    assert_equals_one_quantizer_at_a_time(*solved([("linear", 0.02)]))
+
+
 def test_a_grid_solved_at_once_equals_one_quantizer_at_a_time(problem):
-    layers, importance, variants, codebooks = problem
+    assert_equals_one_quantizer_at_a_time(*problem)
+
+
+def assert_equals_one_quantizer_at_a_time(layers, importance, variants, codebooks):
     for variant in variants:
         changed = compress(layers, variant, codebooks, key=jax.random.key(0))
         counts = []

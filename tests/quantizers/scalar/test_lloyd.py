@@ -118,7 +118,7 @@ def test_distortion_of_many_points_is_accurate():
 
 
 @pytest.mark.parametrize("form", some_slow(["none", "monotone", "linear"], "none"))
-@pytest.mark.parametrize("num_points", [EXACT, BINNED])
+@pytest.mark.parametrize("num_points", some_slow([EXACT, BINNED], BINNED))
 def test_objective_never_rises(form, num_points):
     points, importance = heavy_tailed(num_points, seed=3)
     moments = histogram_moments(points, importance, num_bins=EXACT)
@@ -152,7 +152,7 @@ def test_zero_penalty_is_plain_to_the_bit(form):
     jax.tree.map(np.testing.assert_array_equal, result, plain)
 
 
-@pytest.mark.parametrize("form", PENALTY_FORMS)
+@pytest.mark.parametrize("form", some_slow(PENALTY_FORMS, "linear"))
 def test_what_is_reported_agrees(form):
     points, importance = heavy_tailed(EXACT)
     result = run(points, importance, 6, penalty_form=form, diameter_penalty=0.1)
@@ -321,7 +321,9 @@ def test_enough_clusters_leave_no_distortion(num_points, num_clusters, start):
     np.testing.assert_array_equal(quantized, points)
 
 
-@pytest.mark.parametrize("values", [[2.5], [2.5] * EXACT, [-1.0, 3.0] * (EXACT // 2)])
+@pytest.mark.parametrize(
+    "values", some_slow([[2.5], [2.5] * EXACT, [-1.0, 3.0] * (EXACT // 2)], [2.5])
+)
 def test_degenerate_groups(values):
     points = np.array(values, np.float32)
     ones = np.ones_like(points)
@@ -411,8 +413,9 @@ def test_tiny_and_huge_importance(factor):
     st.sampled_from([0.0, 0.03, 10.0]),
 )
 def test_any_small_group(values, importance, num_clusters, penalty):
-    points = np.array(values, np.float32) / 8
-    importance = np.array(importance, np.float32)
+    # All of them several times: the size of the other tests.
+    points = np.resize(np.array(values, np.float32) / 8, EXACT)
+    importance = np.resize(np.array(importance, np.float32), EXACT)
     result = run(points, importance, num_clusters, diameter_penalty=penalty, num_iterations=10)
     centroids = np.asarray(result.centroids)
     assert np.all(np.diff(centroids) >= 0)

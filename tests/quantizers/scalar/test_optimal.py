@@ -56,7 +56,7 @@ def check_bounds(result, points, importance, *, rel=1e-5):
     assert np.all(np.diff(found[1:]) <= 1e-6 * found[1])
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", some_slow(range(4), 2, 3))
 def test_brute_force_over_all_partitions(seed, strict_promotion):
     points, importance = heavy_tailed(EXACT, seed)
     importance[seed] = 0
@@ -128,6 +128,7 @@ def test_float64(x64):
     assert np.all(np.asarray(result.distortion - result.gap_bound)[1:] <= best)
 
 
+@pytest.mark.slow
 def test_batched_equals_one_by_one_and_compiles_once():
     groups = [heavy_tailed(BINNED, seed) for seed in range(3)]
     points, importance = (np.stack(part) for part in zip(*groups, strict=True))
@@ -192,11 +193,12 @@ def test_doubled_weights_and_points_without_weight():
 def test_few_values_need_few_centres(num_points):
     values = np.array([-3.0, 0.1, 0.7, 12.5], np.float32)
     points = np.resize(values, num_points)
-    result = run(points)
+    ones = np.ones_like(points)  # equal weights, and no program of their own
+    result = run(points, ones)
     np.testing.assert_array_equal(result.centroids(4), values)
     np.testing.assert_allclose(result.distortion[4:], 0, atol=1e-30)
     np.testing.assert_array_equal(np.unique(result.centroids(7)), values)
-    constant = run(np.full(num_points, -7.25, np.float32))
+    constant = run(np.full(num_points, -7.25, np.float32), ones)
     np.testing.assert_array_equal(constant.distortion[1:], 0)
     np.testing.assert_array_equal(constant.centroids(3), -7.25)
 

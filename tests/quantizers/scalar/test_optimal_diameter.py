@@ -153,6 +153,7 @@ def test_many_points_leave_a_small_gap():
     assert gap.max() < 2e-3
 
 
+@pytest.mark.slow
 def test_batched_equals_one_by_one_and_compiles_once(solvers):
     groups = [heavy_tailed(NUM_POINTS, seed) for seed in range(3)]
     points, importance = (np.stack(part) for part in zip(*groups, strict=True))
