@@ -24,6 +24,7 @@ class Panel(StrEnum):
     BUDGET = "How small"
     KEPT = "What is compressed"
     RUN = "Running"
+    PROCESSES = "Several processes"
 
 
 class Option(NamedTuple):
