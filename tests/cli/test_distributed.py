@@ -100,7 +100,7 @@ def test_the_other_process_finishes_when_the_first_is_killed(
 @pytest.mark.slow
 def test_another_number_of_processes_goes_on(tmp_path, simplified, programs_of_processes):
     table = alone(tmp_path / "alone")
-    codes, told, before = processes(tmp_path, programs_of_processes, killed="01")
+    codes, told, _ = processes(tmp_path, programs_of_processes, killed="01")
     assert codes == [-9, -9], told
     stored = len(list((tmp_path / "run" / "variants").iterdir()))
     assert stored == 2
@@ -146,34 +146,18 @@ def test_a_process_that_never_arrives(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--num-processes", "2"], "speak of several processes: add --distributed"),
-        (["--distributed", "--process-index", "0"], "give all of --coordinator, --num-processes"),
-        (["--distributed", "--join-timeout", "0"], "--join-timeout must be at least 1 second"),
+        ("--num-processes 2", "speak of several processes: add --distributed"),
+        ("--distributed --process-index 0", "give all of --coordinator, --num-processes"),
+        ("--distributed --join-timeout 0", "--join-timeout must be at least 1 second"),
         (
-            [
-                "--distributed",
-                "--coordinator",
-                "here",
-                "--num-processes",
-                "2",
-                "--process-index",
-                "0",
-            ],
+            "--distributed --coordinator here --num-processes 2 --process-index 0",
             "--coordinator must be HOST:PORT, got 'here'",
         ),
         (
-            [
-                "--distributed",
-                "--coordinator",
-                "a:1",
-                "--num-processes",
-                "2",
-                "--process-index",
-                "2",
-            ],
+            "--distributed --coordinator a:1 --num-processes 2 --process-index 2",
             "--process-index must lie between 0 and 1 for --num-processes 2, got 2",
         ),
     ],
 )
 def test_processes_that_are_described_wrongly(arguments, message):
-    assert_one_sentence(invoke("sweep", *arguments), message)
+    assert_one_sentence(invoke("sweep", *arguments.split()), message)

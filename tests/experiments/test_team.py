@@ -72,9 +72,9 @@ def test_what_is_not_alike_is_refused_at_the_start(tmp_path):
         opened(None)
     with pytest.raises(ValueError, match="got 2 of 2"):
         Team(2, 2)
-    with opened(tmp_path) as first:
+    with opened(tmp_path / "run") as first:
         with pytest.raises(ValueError, match=r"other settings: seed \(0 there, 1 now\)"):
-            opened(tmp_path, SECOND, {"seed": 1})
+            opened(tmp_path / "run", SECOND, {"seed": 1})
         first.manifest["versions"]["jax"] = "0.0"
         first.manifest["device"] = "abacus"
         first.save_manifest()
@@ -85,7 +85,7 @@ def test_what_is_not_alike_is_refused_at_the_start(tmp_path):
             opened(tmp_path, SECOND)
         first.make_from("digits", "abc", nothing)
         first.describe()
-        with opened(tmp_path, SECOND) as second:
+        with opened(tmp_path / "run", SECOND) as second:
             second.make_from("digits", "abc", nothing)
             with pytest.raises(ValueError, match="process 1 has other data of digits than the"):
                 second.make_from("digits", "abd", nothing)
