@@ -78,11 +78,9 @@ def test_what_is_not_alike_is_refused_at_the_start(tmp_path):
         first.manifest["versions"]["jax"] = "0.0"
         first.manifest["device"] = "abacus"
         first.save_manifest()
-        told = (
-            r"process 1 computes with jax [\d.]+ and process 0 with 0.0, device cpu and process 0 "
-        )
-        with pytest.raises(ValueError, match=told + "with abacus in .*: all processes of a run"):
-            opened(tmp_path, SECOND)
+        told = r"process 1 computes with jax [\d.]+ and process 0 with 0.0, device cpu and process "
+        with pytest.raises(ValueError, match=told + "0 with abacus in .*: all processes of a run"):
+            opened(tmp_path / "run", SECOND)
         first.make_from("digits", "abc", nothing)
         first.describe()
         with opened(tmp_path / "run", SECOND) as second:

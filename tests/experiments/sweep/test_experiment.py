@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -137,6 +138,15 @@ def test_files_hold_the_networks_of_the_table(finished, variant):
     assert jax.tree.structure(loaded) == jax.tree.structure(expected)
     for one, other in zip(jax.tree.leaves(loaded), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_several_workers_make_the_same_table(in_small_chunks, cache, small_chunks, monkeypatch):
+    _, expected = in_small_chunks
+    device = jax.local_devices()[0]
+    monkeypatch.setattr(jax, "local_devices", lambda: [device] * 3)
+    result = sweep.run(CONFIG, cache_dir=cache, quiet=True)
+    pd.testing.assert_frame_equal(result.table, expected.table, check_exact=True)
+    assert result.claims == expected.claims
 
 
 def test_every_quantizer_is_above_the_limit(finished):
@@ -554,9 +564,12 @@ def test_results_of_an_own_network_resume_and_keep_its_structure(own_network, tm
 
 def test_axes_take_one_value_or_several(own_network, monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        experiment, "score_setting", lambda _, __, ___, variants, *____: seen.append(variants)
-    )
+
+    def score(setting, subjects, parts_of, variants, *others):
+        seen.append(variants)
+        return SimpleNamespace(outcome=lambda: None)
+
+    monkeypatch.setattr(experiment, "score_setting", score)
     monkeypatch.setattr(experiment, "_result", lambda *_: None)
     one = {"importance": "none", "num_clusters": 4, "diameter_penalty": 0.05}
     _evaluate(own_network, **one, penalty_form="linear", sensitivity_clusters=2)
