@@ -140,15 +140,6 @@ def test_files_hold_the_networks_of_the_table(finished, variant):
         np.testing.assert_array_equal(one, other)
 
 
-def test_several_workers_make_the_same_table(in_small_chunks, cache, small_chunks, monkeypatch):
-    _, expected = in_small_chunks
-    device = jax.local_devices()[0]
-    monkeypatch.setattr(jax, "local_devices", lambda: [device] * 3)
-    result = sweep.run(CONFIG, cache_dir=cache, quiet=True)
-    pd.testing.assert_frame_equal(result.table, expected.table, check_exact=True)
-    assert result.claims == expected.claims
-
-
 def test_every_quantizer_is_above_the_limit(finished):
     table = finished[1].table
     compressed = table[table["kind"] == "compressed"]
