@@ -1,7 +1,6 @@
 """Processes of one command that find each other, by what JAX knows of clusters or by options."""
 
 import contextlib
-import io
 import os
 import sys
 import threading
@@ -47,8 +46,6 @@ JoinTimeout = Annotated[
     ),
 ]
 
-# Where launchers say which process it is; only for messages, JAX looks for itself.
-_INDEX_VARIABLES = ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "JOB_COMPLETION_INDEX")
 # JAX's own limit ends the process with a page of text: ours comes first.
 _MORE_SECONDS = 60
 
@@ -75,7 +72,7 @@ def join(
     _check(coordinator, num_processes, process_index, timeout_seconds)
     import jax
 
-    with _limit(coordinator, num_processes, process_index, timeout_seconds):
+    with _limit(timeout_seconds):
         try:
             jax.distributed.initialize(
                 coordinator,
@@ -150,28 +147,18 @@ def _check(
 
 
 @contextlib.contextmanager
-def _limit(
-    coordinator: str | None, num_processes: int | None, process_index: int | None, seconds: int
-) -> Iterator[None]:
+def _limit(seconds: int) -> Iterator[None]:
     """End the process if the block takes longer: nothing in it can be interrupted."""
-    index = process_index
-    if index is None:
-        index = next((os.environ[name] for name in _INDEX_VARIABLES if name in os.environ), None)
-    who = "this process" if index is None else f"process {index}"
-    if num_processes is not None:
-        who += f" of {num_processes}"
-    where = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS") or "found by the launcher"
     is_done = threading.Event()
 
     def watch() -> None:
         if is_done.wait(seconds):
             return
-        what = "the others have" if index in (0, "0") else "process 0 or others have"
-        with contextlib.suppress(OSError, io.UnsupportedOperation):
+        with contextlib.suppress(OSError, ValueError):  # standard error may be closed
             sys.stderr.write(
-                f"jaxcomp: {who} waited {seconds} s at the coordinator {where} and {what} not all "
-                "arrived: start every process, check that the address can be reached, or wait "
-                "longer by --join-timeout.\n"
+                f"jaxcomp: {_waiting()} for {seconds} s, and not all processes have arrived: start "
+                "every one, check that the address can be reached, or wait longer by "
+                "--join-timeout.\n"
             )
             sys.stderr.flush()
         os._exit(2)
@@ -181,3 +168,14 @@ def _limit(
         yield
     finally:
         is_done.set()
+
+
+def _waiting() -> str:
+    """Say which process waits where, as far as it was given or JAX has found out."""
+    # JAX says it in public only after the processes have met.
+    state = getattr(sys.modules.get("jax._src.distributed"), "global_state", None)
+    address = getattr(state, "coordinator_address", None)
+    if address is None:
+        return "this process waited to be told where the others are"
+    index, count = getattr(state, "process_id", "?"), getattr(state, "num_processes", "?")
+    return f"process {index} of {count} waited at the coordinator {address}"

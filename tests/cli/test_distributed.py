@@ -138,7 +138,7 @@ def test_a_process_that_never_arrives(tmp_path):
         "-m", "jaxcomp", *SMALL, "--out", tmp_path / "run", "--distributed", "--join-timeout", "1",
         "--coordinator", f"127.0.0.1:{port}", "--num-processes", "3", "--process-index", "0",
     )  # fmt: skip
-    told = rf"process 0 of 3 waited 1 s at the coordinator 127.0.0.1:{port} and the others have not"
+    told = rf"process 0 of 3 waited at the coordinator 127.0.0.1:{port} for 1 s, and not all"
     assert_one_sentence(done, told)
     assert not (tmp_path / "run").exists()
 
