@@ -59,6 +59,7 @@ _TESTS = Path(__file__).parent
 _DEAREST = (
     "test_notebooks.py",
     "experiments/sweep/test_experiment.py",
+    "cli/test_distributed.py",
     "compressed/test_compress.py",
     "quantizers/scalar/test_lloyd.py",
     "numerics/test_transformations.py",

@@ -1,7 +1,7 @@
 """Many parts of a run, computed by all devices of all its processes.
 
-A worker is a device of a process. Each begins at another group of parts, so that workers spread
-over groups first and then over what is in them; a part that another is computing is left to it,
+A worker is a device of a process. Each begins with groups of parts of its own, so that workers
+spread over groups first and then over what is in them; a part that another is computing is left to it,
 and taken over if that one is lost. What a part holds does not depend on who computed it: every
 worker runs the programs that one alone would, on the same shapes.
 """
@@ -159,22 +159,25 @@ class _Work(Generic[_Desk]):
 
 
 def _order(parts: Sequence[Part[_Desk]], place: int, count: int) -> list[Part[_Desk]]:
-    """Return the parts as one of `count` workers goes through them: from its own on, around."""
+    """Return the parts as one of `count` workers goes through them: its own, then all others.
+
+    Its own are every `count`-th group; of a group that several begin with, each begins at another
+    place. Of the others those come first that their own worker comes to last.
+    """
     groups: dict[str, list[Part[_Desk]]] = {}
     for part in parts:
         groups.setdefault(part.needs or part.name, []).append(part)
-    if not groups:
+    listed = list(groups.values())
+    if not listed:
         return []
-    rounds = -(-count // len(groups))
+    round_, first = divmod(place, len(listed))
+    own = range(first, len(listed), count)
     ordered = []
-    for first, *others in _rotated(list(groups.values()), place % len(groups)):
-        start = place // len(groups) * len(others) // rounds
-        ordered += [first, *_rotated(others, start)]
+    for number in (*own, *(number for number in reversed(range(len(listed))) if number not in own)):
+        needed, *others = listed[number]
+        start = round_ * len(others) // -(-count // len(listed))
+        ordered += [needed, *others[start:], *others[:start]]
     return ordered
-
-
-def _rotated(values: Sequence[Any], start: int) -> list[Any]:
-    return [*values[start:], *values[:start]]
 
 
 def _options() -> Callable[[], contextlib.AbstractContextManager[None]]:

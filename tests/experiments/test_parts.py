@@ -69,6 +69,10 @@ def test_workers_begin_at_networks_of_their_own_then_at_chunks(tmp_path):
         "net-0-0", "net-1-0", "net-2-0", "net-0-2", "net-1-2", "net-2-2",
     ]  # fmt: skip
     assert all(sorted(order) == sorted(NAMES) for order in orders)
+    fewer = [[part.name for part in parts._order(parts_of([]), place, 2)] for place in range(2)]
+    assert [name for name in fewer[0] if name.count("-") == 1] == ["net-0", "net-2", "net-1"]
+    assert [name for name in fewer[1] if name.count("-") == 1] == ["net-1", "net-2", "net-0"]
+    assert [part.name for part in parts._order(parts_of([]), 0, 1)] == NAMES
     assert parts._order([], 0, 1) == []
 
 

@@ -133,7 +133,7 @@ def score_setting(
 
     def tell(found: Mapping[str, Any], is_waiting: bool) -> None:
         done = sum(len(found.get(part.name, ())) for own in chunks for part in own)
-        report(done, total, "waiting for other processes" if is_waiting else "")
+        report(done, total, "waiting for others" if is_waiting else "")
 
     ordered = [
         part for own, rows in zip(work, chunks, strict=True) for part in (own.network(), *rows)
