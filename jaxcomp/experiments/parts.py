@@ -1,8 +1,8 @@
 """Many parts of a run, computed by all devices of all its processes.
 
 A worker is a device of a process. Each begins with groups of parts of its own, so that workers
-spread over groups first and then over what is in them; a part that another is computing is left to it,
-and taken over if that one is lost. What a part holds does not depend on who computed it: every
+spread over groups first and then over what is in them; a part that another is computing is left to
+it, and taken over if that one is lost. What a part holds does not depend on who computed it: every
 worker runs the programs that one alone would, on the same shapes.
 """
 
