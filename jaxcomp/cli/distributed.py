@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -72,7 +73,9 @@ def join(
     _check(coordinator, num_processes, process_index, timeout_seconds)
     import jax
 
-    with _limit(timeout_seconds):
+    with contextlib.suppress(AttributeError):  # it would take SIGTERM for itself, which stops a run
+        jax.config.update("jax_enable_preemption_service", False)
+    with _limit(timeout_seconds), _signals_end_it():
         try:
             jax.distributed.initialize(
                 coordinator,
@@ -168,6 +171,21 @@ def _limit(seconds: int) -> Iterator[None]:
         yield
     finally:
         is_done.set()
+
+
+@contextlib.contextmanager
+def _signals_end_it() -> Iterator[None]:
+    """Let Ctrl-C and `kill` end the process in this block, where Python handles no signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(own, signal.SIG_DFL) for own in signals]
+    try:
+        yield
+    finally:
+        for own, handler in zip(signals, before, strict=True):
+            signal.signal(own, handler or signal.SIG_DFL)
 
 
 def _waiting() -> str:

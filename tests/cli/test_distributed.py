@@ -12,7 +12,7 @@ from command_line import SMALL, assert_one_sentence, environment, invoke, run_pr
 from jaxcomp.experiments.sweep import engine, limits, pictures
 
 # Writes down what is computed; KILLED names processes that end, as if by loss of power, in the
-# middle of their second chunk of variants.
+# middle of their second chunk of variants (and not while a program is written to the cache).
 PROCESS = """
 import os, signal, sys
 from jaxcomp import cli

@@ -51,6 +51,8 @@ def run(
 ) -> SweepResult:
     """Train networks and sweep their compression rate.
 
+    Variants are spread over all devices of the process, unless JAX has a default device.
+
     Args:
         config: settings; `jaxcomp.experiments.sweep.preset` makes them.
         out: directory of results, written as the run goes on, and continued from if it holds
@@ -67,8 +69,6 @@ def run(
     Raises:
         ValueError: on data that are missing or do not fit, an unusable `out`, or a network
             whose loss is not finite after training.
-
-    Where the process has several devices, and none is JAX's default, variants are spread over all.
     """
     result = run_in_team(
         config,
