@@ -8,6 +8,17 @@ import typer
 
 from jaxcomp import experiments
 from jaxcomp.cli.app import app
+from jaxcomp.cli.distributed import (
+    Coordinator,
+    Distributed,
+    JoinTimeout,
+    NumProcesses,
+    ProcessIndex,
+    alone,
+    check_unused,
+    join,
+    team,
+)
 from jaxcomp.cli.options import (
     CompilationCache,
     DataDir,
@@ -20,7 +31,14 @@ from jaxcomp.cli.options import (
     Traceback,
     options_of,
 )
-from jaxcomp.cli.session import Result, directory_for, one_sentence_errors, report, start
+from jaxcomp.cli.session import (
+    Result,
+    directory_for,
+    one_sentence_errors,
+    print_text,
+    report,
+    start,
+)
 from jaxcomp.experiments.linear_regression.config import StudyConfig
 from jaxcomp.experiments.regularization.config import RegularizationConfig
 from jaxcomp.experiments.sweep.config import SweepConfig
@@ -60,6 +78,11 @@ def sweep(
     compilation_cache: CompilationCache = True,
     quiet: Quiet = False,
     traceback: Traceback = False,
+    distributed: Distributed = False,
+    coordinator: Coordinator = None,
+    num_processes: NumProcesses = None,
+    process_index: ProcessIndex = None,
+    join_timeout: JoinTimeout = 300,
     **given: Any,
 ) -> None:
     """Train networks, compress their weights at many rates, and say what of it is real.
@@ -70,17 +93,27 @@ def sweep(
     stopping) stands beside them. Stop with Ctrl-C and run the same command to go on.
     """
     with one_sentence_errors(traceback):
+        if distributed:
+            join(coordinator, num_processes, process_index, join_timeout)
+        else:
+            check_unused(coordinator, num_processes, process_index)
         start(device, compilation_cache)
         config = experiments.sweep.preset(preset.value, **given)
-        result = experiments.sweep.run(
+        directory = directory_for(out, preset.value, config.to_dict())
+        own = team() if distributed else alone()
+        result = experiments.sweep.run_in_team(
             config,
-            out=directory_for(out, preset.value, config.to_dict()),
+            own,
+            out=directory,
             data_dir=data_dir,
             download=download,
             resume=resume,
             quiet=quiet,
         )
-        report(result)
+        if result is None:
+            print_text(f"process {own.index} of {own.count} is done; results are in {directory}.")
+        else:
+            report(result)
 
 
 @app.command()

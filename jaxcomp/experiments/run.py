@@ -2,8 +2,8 @@
 
 Each file is written whole or not at all, so that a run that is killed goes on from its finished
 parts. A directory belongs to one set of settings, and its parts to what else shaped them (versions,
-device, options of JAX, data): others are refused, or forgotten. One run at a time has it, so that
-no part is ever computed by two.
+device, options of JAX, data): others are refused, or forgotten. One run at a time has it, alone or
+as a team of processes, so that no part is ever computed by two.
 """
 
 import json
@@ -16,7 +16,9 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TypeAlias, TypeVar
 
 from jaxcomp import storage
+from jaxcomp.experiments import team as teams
 from jaxcomp.experiments.reproducibility import environment
+from jaxcomp.experiments.team import ALONE, Claims, Team
 
 MANIFEST = "manifest.json"
 
@@ -90,13 +92,18 @@ class Run:
         noun: what messages call such a run, and its manifest.
         folders: where its finished parts are.
         resume: whether finished parts of the same run are used.
+        team: which process of those that make the run together, in a directory they share. The
+            first opens it: there the others find settings and versions that must be theirs.
 
     Attributes:
-        manifest: settings, versions, device, times and status, as `manifest.json` holds them.
+        manifest: settings, versions, device, times and status, as `manifest.json` holds them;
+            written by the process that leads.
+        claims: what is being computed.
 
     Raises:
         ValueError: if the directory is not writable, belongs to other settings or to another
-            version of the format, holds other files, or another run has it at this moment.
+            version of the format, holds other files, or another run has it at this moment; in a
+            team without a directory, or if versions, device or options are not those of the others.
     """
 
     def __init__(
@@ -107,12 +114,16 @@ class Run:
         noun: str = "run",
         folders: Sequence[str] = ("variants",),
         resume: bool = True,
+        team: Team = ALONE,
     ):
         self.path: Path | None = None
         self.noun = noun
         self.folders = tuple(folders)
+        self.team = team
+        self.claims = Claims(None)
         self._started = time.perf_counter()
         self._lock: storage.FolderLock | None = None
+        self._lead: storage.FileLock | None = None
         self.manifest: dict[str, Any] = {
             "kind": self.noun,
             "format_version": FORMAT_VERSION,
@@ -121,21 +132,36 @@ class Run:
             "times": {},
         }
         if path is None:
+            if not team.is_alone:
+                raise ValueError("processes share a run through its directory: name one by out.")
             return
         self.path = path = storage.ensure_writable_directory(path)
         self.manifest["fingerprint"] = storage.fingerprint(settings)
-        self._check_ours(path)  # before anything is written in it
         self._lock = storage.FolderLock(path)
-        if not self._lock.acquire():
+        try:
+            if team.index == 0:
+                self._check_ours(path)  # before anything is written in it
+                self._hold()
+                self._open(path, settings, resume=resume)
+            if not team.is_alone:
+                self.claims = Claims(path / teams.FOLDER / "locks")
+                self._lead = storage.FileLock(path / teams.FOLDER / "lead.lock")
+                if team.index == 0:
+                    self._open_to_team(path)
+                team.meet()
+                if team.index > 0:
+                    self._join(path, settings)
+        except BaseException:
+            self._release()
+            raise
+
+    def _hold(self, *, shared: bool = False) -> None:
+        assert self._lock is not None
+        if not self._lock.acquire(shared=shared):
             raise ValueError(
-                f"the output directory {path} is in use by another run: wait for its end, or "
+                f"the output directory {self.path} is in use by another run: wait for its end, or "
                 "choose another directory with --out."
             )
-        try:
-            self._open(path, settings, resume=resume)
-        except BaseException:
-            self._lock.release()
-            raise
 
     def _open(self, path: Path, settings: dict[str, Any], *, resume: bool) -> None:
         """Take up what is there."""
@@ -163,8 +189,60 @@ class Run:
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._lock is not None:
-            self._lock.release()
+        self._release()
+
+    def _release(self) -> None:
+        for lock in (self._lead, self._lock):
+            if lock is not None:
+                lock.release()
+
+    def _open_to_team(self, path: Path) -> None:
+        """Write down all that the other processes compare or wait for, and let them in."""
+        assert self._lock is not None
+        assert self._lead is not None
+        said = path / teams.FOLDER / "data"
+        said.mkdir(parents=True, exist_ok=True)
+        for file in said.iterdir():  # by an earlier team
+            file.unlink()
+        self._lead.acquire()
+        if not self.is_finished:
+            self.describe()
+        if not self._lock.share():
+            self._hold(shared=True)
+
+    def _join(self, path: Path, settings: dict[str, Any]) -> None:
+        """Enter a directory that the first process has opened."""
+        if not (path / MANIFEST).exists():
+            raise ValueError(
+                f"process {self.team.index} finds no {self.noun} in {path}, which process 0 should "
+                "have opened: it must be one directory that all processes share."
+            )
+        self._hold(shared=True)
+        self.manifest = read_manifest(path, self.noun)
+        self._check_same(self.manifest, settings)
+        if not self.is_finished and (told := _differences(self.manifest, environment())):
+            raise ValueError(
+                f"process {self.team.index} computes with {told} in {path}: all processes of a run "
+                "need the same versions, kind of device and options of JAX."
+            )
+
+    @property
+    def is_lead(self) -> bool:
+        """Whether this process writes the manifest, claims and pictures."""
+        return self._lead is None or self._lead.is_held
+
+    def take_lead(self) -> bool:
+        """Lead from now on, if the process that did is lost; False if it lives, or has finished."""
+        if self.is_lead:
+            return True
+        assert self._lead is not None
+        assert self.path is not None
+        if not self._lead.acquire():
+            return False
+        self.manifest = read_manifest(self.path, self.noun)
+        if self.is_finished:
+            self._lead.release()
+        return self._lead.is_held
 
     @property
     def is_finished(self) -> bool:
@@ -201,14 +279,49 @@ class Run:
         self.manifest |= made_with
         self.save_manifest()
 
-    def is_made_from(self, name: str, fingerprint: str) -> bool:
-        """Write down the data that parts are made from; False if it was other data before."""
+    def make_from(self, name: str, fingerprint: str, forget: Callable[[], None]) -> None:
+        """Write down the data that parts are made from, those of other data forgotten before.
+
+        Args:
+            name: of the data.
+            fingerprint: theirs.
+            forget: forgets all parts that are made from data of the name.
+
+        Raises:
+            ValueError: in a team, if the process that leads has other data.
+        """
+        # Others wait until it is said: by then what was made from other data is gone.
+        said = None if self.path is None else self.path / teams.FOLDER / "data" / f"{name}.json"
+        if said is not None and self._lead is not None:
+            for _ in teams.waiting():
+                if said.exists() or self.take_lead():
+                    break
+            if not self.is_lead:
+                if storage.read_json(said) != fingerprint:
+                    raise ValueError(
+                        f"process {self.team.index} has other data of {name} than the process that "
+                        "leads: all processes of a run need the same data files."
+                    )
+                return
         data = self.manifest.setdefault("data", {})
-        is_same = data.get(name, fingerprint) == fingerprint
+        if data.get(name, fingerprint) != fingerprint:
+            forget()
         if data.get(name) != fingerprint:
             data[name] = fingerprint
             self.save_manifest()
-        return is_same
+        if said is not None and self._lead is not None:
+            storage.write_json(said, fingerprint)
+
+    def cache(self, own: Path | None) -> Path | None:
+        """Return where networks of this run are kept; with other processes that is its directory.
+
+        Args:
+            own: the cache of this machine.
+        """
+        if self.path is None:
+            return own
+        shared = self.path / teams.FOLDER / "networks"
+        return own if self.team.is_alone and not shared.exists() else shared
 
     def part(self, name: str, compute: Callable[[], _Value], like: Kept[_Value]) -> _Value:
         """Return a part of the run: as it is stored, else computed and stored.
@@ -331,6 +444,23 @@ def read_manifest(folder: Path, noun: str, *, finished: bool = False) -> dict[st
     if finished and manifest["status"] != "finished":
         raise ValueError(f"the {noun} in {folder} is not finished: run the same command again.")
     return manifest
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Say what differs between two environments, on one line; nothing if nothing does."""
+    flat = [
+        {
+            (name, own): value
+            for name, values in made_with.items()
+            for own, value in (values.items() if isinstance(values, Mapping) else [("", values)])
+        }
+        for made_with in ({name: there.get(name, {}) for name in here}, here)
+    ]
+    return ", ".join(
+        f"{own or name} {flat[1].get((name, own))} and process 0 with {flat[0].get((name, own))}"
+        for name, own in dict.fromkeys([*flat[1], *flat[0]])
+        if flat[0].get((name, own)) != flat[1].get((name, own))
+    )
 
 
 def _none_if_nan(value: Any) -> Any:

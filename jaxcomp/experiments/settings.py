@@ -25,6 +25,7 @@ class Panel(StrEnum):
     KEPT = "What is compressed"
     CERTIFICATE = "What it is certified by"
     RUN = "Running"
+    PROCESSES = "Several processes"
 
 
 class Option(NamedTuple):

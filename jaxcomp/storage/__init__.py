@@ -17,9 +17,10 @@ from jaxcomp.storage.files import (
     write_json,
 )
 from jaxcomp.storage.fingerprints import fingerprint
-from jaxcomp.storage.locks import FolderLock
+from jaxcomp.storage.locks import FileLock, FolderLock
 
 __all__ = [
+    "FileLock",
     "FolderLock",
     "PathLike",
     "atomic_writer",

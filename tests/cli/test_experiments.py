@@ -162,11 +162,11 @@ def test_a_loss_that_is_not_finite_is_said(tmp_path):
 def test_methods_and_allocations_reach_the_sweep(monkeypatch, tmp_path):
     seen = []
 
-    def run(config, **_):
+    def run(config, *_, **__):
         seen.append(config)
         raise ValueError("enough")
 
-    monkeypatch.setattr("jaxcomp.experiments.sweep.run", run)
+    monkeypatch.setattr("jaxcomp.experiments.sweep.run_in_team", run)
     methods = [["--method", name] for name in ("optimal", "entropy_constrained", "vector")]
     allocations = [["--allocation", name] for name in ("equal", "optimal")]
     arguments = [word for pair in (*methods, *allocations) for word in pair]

@@ -95,7 +95,7 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, tmp_path):
     def pressed(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jaxcomp.experiments.sweep.run", pressed)
+    monkeypatch.setattr("jaxcomp.experiments.sweep.run_in_team", pressed)
     result = invoke(*SMALL, "--out", tmp_path / "run")
     assert result.exit_code == 130
     assert result.stderr == "stopped; the same command goes on from here.\n"

@@ -204,13 +204,20 @@ def test_parts_made_with_other_versions_or_options_are_forgotten(tmp_path):
 
 
 def test_data_are_part_of_a_run(tmp_path):
+    def saved():
+        return json.loads((tmp_path / "manifest.json").read_text())["data"]
+
+    forgotten = []
     with opened(tmp_path, SETTINGS) as run:
-        assert run.is_made_from("digits", "abc")
-        assert run.is_made_from("other", "xyz")
+        run.make_from("digits", "abc", lambda: forgotten.append("nothing"))
+        run.make_from("other", "xyz", lambda: forgotten.append("nothing"))
     with opened(tmp_path, SETTINGS) as run:
-        assert run.is_made_from("digits", "abc")
-        assert not run.is_made_from("digits", "abd")
-        assert run.is_made_from("digits", "abd")
+        run.make_from("digits", "abc", lambda: forgotten.append("nothing"))
+        # A run that is killed in between forgets them again.
+        run.make_from("digits", "abd", lambda: forgotten.append(saved()))
+        run.make_from("digits", "abd", lambda: forgotten.append("nothing"))
+    assert forgotten == [{"digits": "abc", "other": "xyz"}]
+    assert saved() == {"digits": "abd", "other": "xyz"}
 
 
 def test_what_is_no_run_or_not_finished(tmp_path):

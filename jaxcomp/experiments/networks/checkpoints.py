@@ -4,6 +4,7 @@ A group has two files, named by the hash of all that shaped it; a checkpoint goe
 finished. A disk that is full does not end the training.
 """
 
+import contextlib
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,13 @@ from jaxtyping import Float
 from jaxcomp.experiments.networks.descent import Best, Learner
 from jaxcomp.experiments.networks.reports import Report
 from jaxcomp.experiments.networks.training_data import Sample
-from jaxcomp.storage import flatten_tree, load_arrays, save_arrays, unflatten_tree
+from jaxcomp.storage import (
+    flatten_tree,
+    load_arrays,
+    save_arrays,
+    unflatten_tree,
+    write_bytes_atomic,
+)
 
 
 class State(NamedTuple):
@@ -45,6 +52,14 @@ class Files(NamedTuple):
     def checkpoint(self) -> Path | None:
         """Where it stood."""
         return self.directory and self.directory / f"{self.name}.checkpoint.npz"
+
+    def copy_to(self, other: "Files") -> None:
+        """Copy what another folder lacks, as far as it can be read and written."""
+        for here, there in ((self.result, other.result), (self.checkpoint, other.checkpoint)):
+            if here is None or there is None or there.exists():
+                continue
+            with contextlib.suppress(OSError):
+                write_bytes_atomic(there, here.read_bytes())
 
 
 def load_result(files: Files, report: Report) -> dict[str, Any] | None:

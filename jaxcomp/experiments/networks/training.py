@@ -98,6 +98,7 @@ def train(
     weight_decay: Sequence[float] | None = None,
     l1_penalty: Sequence[float] | None = None,
     cache_dir: Path | str | None = None,
+    second_cache_dir: Path | str | None = None,
     fingerprint_extra: Mapping[str, Any] | None = None,
     progress: ProgressFn | None = None,
 ) -> TrainedModels:
@@ -117,6 +118,7 @@ def train(
         weight_decay: of each model, in place of the settings'; traced.
         l1_penalty: of each model, in place of the settings'; traced.
         cache_dir: folder of finished groups and checkpoints; None keeps nothing.
+        second_cache_dir: another folder: its files are taken over, and it gets what is finished.
         fingerprint_extra: whatever else should tell two caches apart (what JSON can say). The
             arrays above, the settings, the versions and the kind of device are in the hash anyway.
         progress: called about every second with the steps of all groups, and once for each group
@@ -151,15 +153,19 @@ def train(
     finished = []
     for number, group in enumerate(groups):
         name = "" if cache is None else fingerprint(shared | {"sample": group._asdict()})
+        files = Files(cache, name)
+        second = Files(None if second_cache_dir is None else usable(second_cache_dir), name)
+        second.copy_to(files)
         finished.append(
             _train_group(
                 trainer,
                 group,
                 seed,
-                Files(cache, name),
+                files,
                 Report(progress, group, number * steps_per_group, len(groups) * steps_per_group),
             )
         )
+        files.copy_to(second)
     return TrainedModels(
         *(
             jax.tree.map(

@@ -140,8 +140,7 @@ def _measure_all(
         standardize=config.standardize,
         seed=config.seed,
     )
-    if not run.is_made_from(config.dataset, samples.fingerprint):
-        run.discard()
+    run.make_from(config.dataset, samples.fingerprint, run.discard)
     trained = _train(
         config,
         list(parts),

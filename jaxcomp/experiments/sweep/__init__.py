@@ -11,10 +11,10 @@ from jaxcomp.experiments import lazily
 if TYPE_CHECKING:
     from jaxcomp.experiments.sweep.claims import Claim
     from jaxcomp.experiments.sweep.config import SweepConfig, preset
-    from jaxcomp.experiments.sweep.experiment import evaluate, run
+    from jaxcomp.experiments.sweep.experiment import evaluate, run, run_in_team
     from jaxcomp.experiments.sweep.results import SweepResult
 
-__all__ = ["Claim", "SweepConfig", "SweepResult", "evaluate", "preset", "run"]
+__all__ = ["Claim", "SweepConfig", "SweepResult", "evaluate", "preset", "run", "run_in_team"]
 
 __getattr__ = lazily.members(
     __name__,
@@ -25,5 +25,6 @@ __getattr__ = lazily.members(
         "evaluate": "experiment",
         "preset": "config",
         "run": "experiment",
+        "run_in_team": "experiment",
     },
 )

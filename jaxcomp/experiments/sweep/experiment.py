@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
+import jax
 import numpy as np
 import pandas as pd
 
@@ -26,10 +27,11 @@ from jaxcomp.experiments.sweep.config import (
 from jaxcomp.experiments.sweep.engine import Parts, Subject
 from jaxcomp.experiments.sweep.given import Given, fingerprint_of
 from jaxcomp.experiments.sweep.results import NOUN, SweepResult
-from jaxcomp.experiments.sweep.scoring import Outcome, score_setting
+from jaxcomp.experiments.sweep.scoring import Outcome, Scored, score_setting
 from jaxcomp.experiments.sweep.stored import FOLDERS
 from jaxcomp.experiments.sweep.subjects import given_parts, given_subject, trained_subjects
 from jaxcomp.experiments.sweep.variants import Variant
+from jaxcomp.experiments.team import ALONE, Team
 from jaxcomp.numerics.transformations import all_transfers
 from jaxcomp.progress import Progress
 from jaxcomp.trees.selection import Select
@@ -49,6 +51,8 @@ def run(
 ) -> SweepResult:
     """Train networks and sweep their compression rate.
 
+    Variants are spread over all devices of the process, unless JAX has a default device.
+
     Args:
         config: settings; `jaxcomp.experiments.sweep.preset` makes them.
         out: directory of results, written as the run goes on, and continued from if it holds
@@ -66,11 +70,63 @@ def run(
         ValueError: on data that are missing or do not fit, an unusable `out`, or a network
             whose loss is not finite after training.
     """
-    with Run(out, config.to_dict(), noun=NOUN, folders=FOLDERS, resume=resume) as run:
+    result = run_in_team(
+        config,
+        ALONE,
+        out=out,
+        data_dir=data_dir,
+        download=download,
+        cache_dir=cache_dir,
+        resume=resume,
+        quiet=quiet,
+    )
+    assert result is not None
+    return result
+
+
+@all_transfers
+def run_in_team(
+    config: SweepConfig,
+    team: Team,
+    *,
+    out: Path | str | None,
+    data_dir: Path | str | None = None,
+    download: bool = False,
+    cache_dir: Path | str | None = None,
+    resume: bool = True,
+    quiet: bool = False,
+) -> SweepResult | None:
+    """Do the share of one process of a sweep that several make together.
+
+    Args:
+        config: settings, the same in all processes.
+        team: which process this is; every process of the team calls this function.
+        out: directory that all processes share.
+        data_dir: as in `run`.
+        download: as in `run`.
+        cache_dir: as in `run`; networks are kept in `out` too, where the other processes see them.
+        resume: as in `run`; the first process decides.
+        quiet: as in `run`.
+
+    Returns:
+        Table, claims and networks in the process that leads: the first, or another if that is
+        lost. None in the others, when nothing is left to do for them.
+
+    Raises:
+        ValueError: as in `run`, or if versions, devices, options of JAX, settings or data are not
+            those of the first process.
+    """
+    with Run(out, config.to_dict(), noun=NOUN, folders=FOLDERS, resume=resume, team=team) as run:
+        if not run.is_lead and run.is_finished:
+            return None
         if (result := run.finished(SweepResult.load)) is not None:
             return result
-        run.describe()
+        if run.is_lead:
+            run.describe()
         cache = network_cache(cache_dir)
+        has_default = getattr(jax.config, "jax_default_device", None) is not None
+        devices = () if has_default else jax.local_devices()
+        scored: list[Scored] = []
         outcomes: list[Outcome] = []
         with Progress(quiet=quiet) as progress:
             for setting in config.settings():
@@ -84,9 +140,17 @@ def run(
                     cache=cache,
                 )
                 variants = _variants(config, subjects[0])
-                outcomes.append(
-                    score_setting(setting, subjects, parts_of, variants, config, run, progress)
+                scored.append(
+                    score_setting(
+                        setting, subjects, parts_of, variants, config, run, progress, devices
+                    )
                 )
+                if run.is_lead:
+                    outcomes += [own.outcome() for own in scored]
+                    scored.clear()  # they hold the data of their settings
+        if not run.take_lead():
+            return None
+        outcomes += [own.outcome() for own in scored]
         result = _result(run, outcomes)
         run.finish(result)
         return result
@@ -175,7 +239,7 @@ def evaluate(
         with Progress(quiet=quiet) as progress:
             outcome = score_setting(
                 setting, [subject], lambda _: parts, variants, config, run, progress
-            )
+            ).outcome()
         result = _result(run, [outcome])
         run.finish(result)
         return result

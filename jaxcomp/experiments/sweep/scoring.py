@@ -3,14 +3,16 @@
 Parts are a network with its codebooks, and the rows of a chunk of its variants.
 """
 
-from collections.abc import Callable, Sequence
-from functools import cache, partial
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import pandas as pd
 
+from jaxcomp.experiments.parts import Part, complete
 from jaxcomp.experiments.reproducibility import random_key
 from jaxcomp.experiments.run import Row, Rows, Run
 from jaxcomp.experiments.sweep.calibration import CalibrationShare, calibration_share
@@ -48,6 +50,55 @@ class Outcome(NamedTuple):
     smallest: SmallestNetwork | None
 
 
+@dataclass(frozen=True)
+class Scored:
+    """All rows of a setting, and what its claims are made from.
+
+    Attributes:
+        setting: its name is that of files and rows.
+        networks: with their codebooks.
+        rows: of every variant of every network.
+        parts_of: number of a network -> its three parts.
+        variants: in the order of the table.
+        evaluator: of the setting.
+    """
+
+    setting: Setting
+    networks: list[Network]
+    rows: list[Row]
+    parts_of: Callable[[int], Parts]
+    variants: Sequence[Variant]
+    evaluator: Evaluator
+
+    def outcome(self) -> Outcome:
+        """Make the claims."""
+        name = self.setting.name
+        table = _table(self.setting, self.rows)
+        temperatures = {
+            (row["variant"], row["model_seed"]): row["temperature"] for row in self.rows
+        }
+        by_id = {variant.id: variant for variant in self.variants}
+
+        @cache
+        def losses(variant_id: str) -> VariantLosses:
+            return stack_losses(
+                [
+                    Scorer(network, self.parts_of(number), self.evaluator).losses(
+                        by_id[variant_id], temperatures[variant_id, network.subject.model_seed]
+                    )
+                    for number, network in enumerate(self.networks)
+                ]
+            )
+
+        judged = table.loc[table["kind"] != "sensitivity"]
+        claims = [claim._replace(setting=name) for claim in evaluate_claims(judged, losses)]
+        smallest = smallest_without_loss(judged, losses)
+        if smallest is not None:
+            smallest = smallest._replace(setting=name)
+        share = calibration_share(judged, losses)
+        return Outcome(self.setting, table, self.networks, claims, share, smallest)
+
+
 def score_setting(
     setting: Setting,
     subjects: Sequence[Subject],
@@ -56,8 +107,9 @@ def score_setting(
     config: SweepConfig,
     run: Run,
     progress: Progress,
-) -> Outcome:
-    """Score every variant of every network of one setting, then make its claims.
+    devices: Sequence[Any] = (),
+) -> Scored:
+    """Score every variant of every network of one setting.
 
     Args:
         setting: names files and rows.
@@ -67,87 +119,136 @@ def score_setting(
         config: importances, and how curvature and codebooks are computed.
         run: whose parts are used again.
         progress: is told how many variants are scored.
+        devices: that variants are spread over; none for wherever JAX computes.
     """
     name = setting.name
     evaluator = Evaluator(subjects[0], parts_of(0))
     total = len(variants) * len(subjects)
     report = progress.task(f"{name}: compressing and scoring", total)
-    rows: list[Row] = []
-    networks: list[Network] = []
-    for number, subject in enumerate(subjects):
+    work = [
+        _NetworkWork(name, subject, partial(parts_of, number), variants, evaluator, config, run)
+        for number, subject in enumerate(subjects)
+    ]
+    chunks = [own.chunks() for own in work]
 
-        def tell(done: int, before: int = len(rows)) -> None:
-            report(before + done, total, "")
+    def tell(found: Mapping[str, Any], is_waiting: bool) -> None:
+        done = sum(len(found.get(part.name, ())) for own in chunks for part in own)
+        report(done, total, "waiting for others" if is_waiting else "")
 
-        network, own = _score_network(
-            name, subject, parts_of(number), variants, evaluator, config, run, tell
-        )
-        networks.append(network)
-        rows += own
-    table = _table(setting, rows)
-    temperatures = {(row["variant"], row["model_seed"]): row["temperature"] for row in rows}
-    by_id = {variant.id: variant for variant in variants}
-
-    @cache
-    def losses(variant_id: str) -> VariantLosses:
-        return stack_losses(
-            [
-                Scorer(network, parts_of(number), evaluator).losses(
-                    by_id[variant_id], temperatures[variant_id, network.subject.model_seed]
-                )
-                for number, network in enumerate(networks)
-            ]
-        )
-
-    judged = table.loc[table["kind"] != "sensitivity"]
-    claims = [claim._replace(setting=name) for claim in evaluate_claims(judged, losses)]
-    smallest = smallest_without_loss(judged, losses)
-    if smallest is not None:
-        smallest = smallest._replace(setting=name)
-    return Outcome(setting, table, networks, claims, calibration_share(judged, losses), smallest)
+    ordered = [
+        part for own, rows in zip(work, chunks, strict=True) for part in (own.network(), *rows)
+    ]
+    found = complete(run, ordered, _Desk, tell, devices=devices)
+    return Scored(
+        setting,
+        [found[own.file] for own in work],
+        [row for own in chunks for part in own for row in found[part.name]],
+        parts_of,
+        variants,
+        evaluator,
+    )
 
 
-def _score_network(
-    name: str,
-    subject: Subject,
-    parts: Parts,
-    variants: Sequence[Variant],
-    evaluator: Evaluator,
-    config: SweepConfig,
-    run: Run,
-    tell: Callable[[int], None],
-) -> tuple[Network, list[Row]]:
-    """A network with its codebooks, and a row for every variant; what is stored is not computed."""
-    file = f"{name}-{subject.model_seed:03d}"
-    key = jax.random.fold_in(random_key(config.seed), subject.model_seed)
-    noise = jax.random.fold_in(key, _NOISE)
+class _NetworkWork:
+    """The parts of one network: its codebooks, and a row for every variant."""
 
-    @cache
-    def curvatures() -> Curvatures:
-        evaluator.check_finite(subject, parts)
-        return _measure(subject, parts, config, jax.random.fold_in(key, _CURVATURE))
+    def __init__(
+        self,
+        name: str,
+        subject: Subject,
+        parts: Callable[[], Parts],
+        variants: Sequence[Variant],
+        evaluator: Evaluator,
+        config: SweepConfig,
+        run: Run,
+    ) -> None:
+        self.name = name
+        self.file = f"{name}-{subject.model_seed:03d}"
+        self.subject = subject
+        self.parts = parts
+        self.variants = variants
+        self.evaluator = evaluator
+        self.config = config
+        self.run = run
+        self.key = jax.random.fold_in(random_key(config.seed), subject.model_seed)
+        self.noise = jax.random.fold_in(self.key, _NOISE)
 
-    def solve() -> Network:
-        start = int(jax.random.randint(jax.random.fold_in(key, _START), (), 0, 2**31 - 1))
-        return Network(subject, _solve(subject, curvatures(), variants, config, start), noise)
+    def network(self) -> "Part[_Desk]":
+        """The network with its codebooks."""
+        like = StoredNetwork(self.name, self.subject, self.noise)
+        return Part(self.file, like, lambda desk, _: desk.at(self).solve())
 
-    network = run.part(file, solve, StoredNetwork(name, subject, noise))
+    def chunks(self) -> "list[Part[_Desk]]":
+        """Rows, a chunk of variants each."""
 
-    @cache
-    def scorer() -> Scorer:
-        reference = subject.layers_of(curvatures().reference)
-        keep = None if run.path is None else partial(write_file, run.path, file)
-        return Scorer(network, parts, evaluator, reference=reference, keep=keep)
+        def score(members: Sequence[Variant], desk: _Desk, network: Network) -> list[Row]:
+            return desk.at(self).scorer(network).score(members)
 
-    def score(members: Sequence[Variant]) -> list[Row]:
-        return scorer().score(members)
+        return [
+            Part(
+                f"{self.file}-{number:04d}",
+                Rows([variant.id for variant in members]),
+                partial(score, members),
+                needs=self.file,
+            )
+            for number, members in chunked(self.variants, self.evaluator.num_chunk_variants)
+        ]
 
-    rows: list[Row] = []
-    for number, members in chunked(variants, evaluator.num_chunk_variants):
-        like = Rows([variant.id for variant in members])
-        rows += run.part(f"{file}-{number:04d}", partial(score, members), like)
-        tell(len(rows))
-    return network, rows
+
+class _Tools:
+    """What a worker computes once for all parts of a network."""
+
+    def __init__(self, work: _NetworkWork) -> None:
+        self.work = work
+
+    @cached_property
+    def parts(self) -> Parts:
+        """The three parts of its data."""
+        return self.work.parts()
+
+    @cached_property
+    def curvatures(self) -> Curvatures:
+        """The curvature at the network."""
+        work = self.work
+        work.evaluator.check_finite(work.subject, self.parts)
+        key = jax.random.fold_in(work.key, _CURVATURE)
+        return _measure(work.subject, self.parts, work.config, key)
+
+    def solve(self) -> Network:
+        """Solve all codebooks."""
+        work = self.work
+        start = int(jax.random.randint(jax.random.fold_in(work.key, _START), (), 0, 2**31 - 1))
+        solved = _solve(work.subject, self.curvatures, work.variants, work.config, start)
+        return Network(work.subject, solved, work.noise)
+
+    def scorer(self, network: Network) -> Scorer:
+        """Return what scores variants."""
+        if self._scorer is None:
+            work = self.work
+            path = work.run.path
+            self._scorer = Scorer(
+                network,
+                self.parts,
+                work.evaluator,
+                reference=work.subject.layers_of(self.curvatures.reference),
+                keep=None if path is None else partial(write_file, path, work.file),
+            )
+        return self._scorer
+
+    _scorer: Scorer | None = None
+
+
+class _Desk:
+    """What a worker has at hand: the tools for one network at a time."""
+
+    def __init__(self) -> None:
+        self._tools: _Tools | None = None
+
+    def at(self, work: _NetworkWork) -> _Tools:
+        """Return the tools for a network."""
+        if self._tools is None or self._tools.work is not work:
+            self._tools = _Tools(work)
+        return self._tools
 
 
 def _measure(subject: Subject, parts: Parts, config: SweepConfig, key: jax.Array) -> Curvatures:

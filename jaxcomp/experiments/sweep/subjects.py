@@ -47,9 +47,12 @@ def trained_subjects(
         standardize=config.standardize,
         seed=config.seed,
     )
-    if not run.is_made_from(setting.name, samples.fingerprint):
+
+    def forget() -> None:
         for number in range(config.num_models):
             run.forget(f"{setting.name}-{number:03d}")
+
+    run.make_from(setting.name, samples.fingerprint, forget)
     network = networks.build(
         setting.model,
         input_shape=samples.pool.shape[1:],
@@ -57,25 +60,29 @@ def trained_subjects(
         width=config.width,
         dropout=config.dropout,
     )
-    trained = networks.train(
-        network,
-        networks.TrainingConfig(
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-        ),
-        samples.training_data(),
-        seed=config.seed,
-        model_ids=tuple(range(config.num_models)),
-        cache_dir=cache,
-        fingerprint_extra={
-            "dataset": samples.fingerprint,
-            "standardize": config.standardize,
-        },
-        progress=progress.task(f"{setting.name}: training {config.num_models} networks", 1),
-    )
+    shared = run.cache(cache)
+    # One process trains, the others then find the networks in the directory that all see.
+    with run.claims.waited_for(f"{setting.name}-training"):
+        trained = networks.train(
+            network,
+            networks.TrainingConfig(
+                epochs=config.epochs,
+                batch_size=config.batch_size,
+                learning_rate=config.learning_rate,
+                momentum=config.momentum,
+                weight_decay=config.weight_decay,
+            ),
+            samples.training_data(),
+            seed=config.seed,
+            model_ids=tuple(range(config.num_models)),
+            cache_dir=shared,
+            second_cache_dir=None if shared == cache else cache,
+            fingerprint_extra={
+                "dataset": samples.fingerprint,
+                "standardize": config.standardize,
+            },
+            progress=progress.task(f"{setting.name}: training {config.num_models} networks", 1),
+        )
     times = run.manifest["times"]
     times[f"{setting.name} training seconds"] = round(time.perf_counter() - started, 3)
     subjects: list[Subject] = []

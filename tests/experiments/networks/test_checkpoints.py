@@ -104,6 +104,21 @@ def test_the_cache_sees_everything_that_shapes_a_network(tmp_path):
             assert len(list(tmp_path.iterdir())) == number
 
 
+def test_a_second_cache_gives_what_it_has_and_gets_what_is_finished(tmp_path):
+    own, second, other = (tmp_path / name for name in ("own", "second", "other"))
+    first = train(cache_dir=own, second_cache_dir=second)
+    assert [path.name for path in own.iterdir()] == [path.name for path in second.iterdir()]
+    reports = []
+    again = train(
+        cache_dir=other,
+        second_cache_dir=second,
+        progress=lambda *report: reports.append(report),
+    )
+    assert reports == [(STEPS, STEPS, "models 0, 1: from the cache")]
+    assert_same_bits(again, first)
+    assert [path.name for path in own.iterdir()] == [path.name for path in other.iterdir()]
+
+
 @pytest.mark.parametrize("damage", ["cut", "renamed"])
 def test_a_damaged_cache_is_made_again(tmp_path, damage):
     first = train(cache_dir=tmp_path)

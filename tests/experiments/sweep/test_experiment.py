@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -560,9 +561,12 @@ def test_results_of_an_own_network_resume_and_keep_its_structure(own_network, tm
 
 def test_axes_take_one_value_or_several(own_network, monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        experiment, "score_setting", lambda _, __, ___, variants, *____: seen.append(variants)
-    )
+
+    def score(setting, subjects, parts_of, variants, *others):
+        seen.append(variants)
+        return SimpleNamespace(outcome=lambda: None)
+
+    monkeypatch.setattr(experiment, "score_setting", score)
     monkeypatch.setattr(experiment, "_result", lambda *_: None)
     one = {"importance": "none", "num_clusters": 4, "diameter_penalty": 0.05}
     _evaluate(own_network, **one, penalty_form="linear", sensitivity_clusters=2)
