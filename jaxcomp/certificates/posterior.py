@@ -13,6 +13,7 @@ from jaxtyping import Array
 from jaxcomp import bounds
 from jaxcomp.certificates.sample import Classifier, Sample
 from jaxcomp.checkpoints import open_checkpoint
+from jaxcomp.long_call import LongCall
 from jaxcomp.storage import PathLike
 from jaxcomp.trees.paths import leaves_by_path, replace_leaves, shorten
 from jaxcomp.types import Params, PRNGKey
@@ -20,6 +21,8 @@ from jaxcomp.types import Params, PRNGKey
 # Examples that a draw is evaluated on, if there are more: chosen anew for each, so that the draws'
 # mean error is unbiased, and each costs little.
 _EXAMPLES_OF_A_DRAW = 1_000
+# Draws of one call: after each it is told how far it is.
+_DRAWS_AT_ONCE = 50
 
 
 class Posterior(NamedTuple):
@@ -140,16 +143,17 @@ def error_of_draws(
     """
     mean, log_std = (jax.tree.map(jnp.asarray, tree) for tree in posterior)
     number = min(len(sample), _EXAMPLES_OF_A_DRAW)
-    errors = _errors_of_draws(
-        mean,
-        log_std,
-        jnp.asarray(sample.inputs),
-        jnp.asarray(sample.labels),
-        jax.random.split(key, num_draws),
-        classifier=classifier,
-        number=number,
-    )
-    return float(np.sum(np.asarray(errors, np.int64)) / (num_draws * number))
+    inputs, labels = jnp.asarray(sample.inputs), jnp.asarray(sample.labels)
+    keys, total = jax.random.split(key, num_draws), 0
+    with LongCall("evaluating draws of the network", num_draws) as report:
+        for start in range(0, num_draws, _DRAWS_AT_ONCE):
+            report(start, num_draws, "")
+            some = keys[start : start + _DRAWS_AT_ONCE]
+            errors = _errors_of_draws(
+                mean, log_std, inputs, labels, some, classifier=classifier, number=number
+            )
+            total += int(np.sum(np.asarray(errors, np.int64)))
+    return total / (num_draws * number)
 
 
 @partial(jax.jit, static_argnames=("classifier", "number"))
