@@ -360,9 +360,12 @@ def _sum_over_batches(
 def _empty_sums(like: Params, num_rows: int, placement: Placement | None) -> Params:
     """Return the sums of a chunk of probes over no batches, where the weights are."""
     zeros = zero_diagonal(like, leading=(num_rows, 2))
-    if placement is None:
-        return zeros
-    return jax.jit(partial(placement.like_weights, num_leading=2), donate_argnums=0)(zeros)
+    return zeros if placement is None else _like_weights(zeros, placement=placement)
+
+
+@partial(jax.jit, static_argnames=("placement",), donate_argnames=("sums",))
+def _like_weights(sums: Params, *, placement: Placement) -> Params:
+    return placement.like_weights(sums, num_leading=2)
 
 
 def check_weight(weight: Float[Array, ""]) -> None:
