@@ -18,7 +18,7 @@ sweep: $(COMMANDS)
 test: $(DEV)
 	@$(PYTEST)
 
-# They take half a minute each, and no other target runs them.
+# They take half a minute each; `make check-slow` runs them too.
 notebooks: $(DEV)
 	@$(BIN)/python -m pytest -m "slow or not slow" tests/test_notebooks.py
 

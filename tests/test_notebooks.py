@@ -14,7 +14,7 @@ from encoder_problem import write_small_encoder
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
-# Half a minute each; `make notebooks` and CI run them. What the quick start does, the README does.
+# Half a minute each: `make notebooks` runs them. What the quick start does, the README does.
 RUNS = [pytest.param(path, id=path.stem, marks=pytest.mark.slow) for path in NOTEBOOKS]
 
 
