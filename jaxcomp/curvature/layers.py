@@ -227,12 +227,13 @@ def _gathered(
 ) -> dict[str, LayerHessian]:
     """Gather Hessians; `loss` is None for those of the layers' own outputs."""
     per_output = loss is not None
-    total, uses, num_examples, units = None, {}, 0, None
+    total, uses, positions, num_examples, units = None, {}, (), 0, None
     for batch, size in sized_batches(batches):
         inputs, targets = inputs_and_targets(batch) if is_pair(batch) else (batch, None)
         if total is None:
             check_outputs_are_independent(function, params, inputs)
             uses = _selected_uses(function, params, inputs, select, is_differentiated=per_output)
+            positions = tuple(use.position for use in uses.values())
         add = partial(
             _add_batch,
             function=function,
@@ -241,12 +242,11 @@ def _gathered(
             loss=loss,
             key=key,
             first_example=num_examples,
-            positions=tuple(use.position for use in uses.values()),
+            positions=positions,
             num_label_samples=num_label_samples,
             placement=placement_of((), batch),
         )
         if total is None:
-            positions = tuple(use.position for use in uses.values())
             zeros = _zero_hessians(params, uses, per_output=per_output)
             start = CompensatedSum.empty((zeros, jnp.zeros(())))
             # Donated, so that each sum has zeros of its own.

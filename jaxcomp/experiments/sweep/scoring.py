@@ -200,6 +200,7 @@ class _Tools:
 
     def __init__(self, work: _NetworkWork) -> None:
         self.work = work
+        self._scorer: Scorer | None = None
 
     @cached_property
     def parts(self) -> Parts:
@@ -234,8 +235,6 @@ class _Tools:
                 keep=None if path is None else partial(write_file, path, work.file),
             )
         return self._scorer
-
-    _scorer: Scorer | None = None
 
 
 class _Desk:

@@ -15,7 +15,7 @@ from jaxcomp.numerics.units import LN2
 from jaxcomp.quantizers.curves import Curve, Point
 from jaxcomp.quantizers.methods.base import Encoded, Method, scale_bits
 from jaxcomp.quantizers.methods.entropy_constrained import EntropyConstrained
-from jaxcomp.quantizers.problems import Chunk, Problem, Total, fetched, measured
+from jaxcomp.quantizers.problems import Chunk, Problem, Total, fetched, measured, survey
 from jaxcomp.quantizers.scales import Rows
 from jaxcomp.quantizers.trellis_passes import (
     MOST,
@@ -121,8 +121,7 @@ class TrellisCoded(Method):
         shape = weights.shape[1:] if is_stack else weights.shape
         size = int(np.prod(shape))
         # In units of a power of two: squares of what float64 holds may be more than it holds.
-        largest = max((float(np.abs(part).max()) for part in _parts(weights)), default=0.0)
-        unit = int(np.frexp(largest)[1])
+        unit = survey(weights)[1]
         is_odd = size < self.least_weights or not _is_centred(weights, unit)
         # Of few weights every one may have a value of its own.
         if is_odd or _has_few_values(weights, min(self._scalar.num_symbols, size // _PER_VALUE)):
