@@ -39,7 +39,7 @@ def test_manifest_round_trip(name):
 def test_the_paper_preset_is_the_published_experiment():
     config = preset("paper")
     assert config.dataset == ("mnist",)
-    assert (config.train_size, config.replacement, config.standardize) == (6000, True, True)
+    assert (config.train_size, config.replacement, config.standardize) == ((6000,), True, True)
     assert (config.num_models, config.epochs, config.batch_size) == (20, 25, 10)
     assert (config.learning_rate, config.momentum, config.weight_decay) == (0.01, 0.9, 1e-4)
     assert len(config.num_clusters) == 8
@@ -48,14 +48,14 @@ def test_the_paper_preset_is_the_published_experiment():
 
 def test_label_noise_brings_its_own_regime_unless_something_is_given():
     noisy = preset("paper", label_noise=[0.3])
-    assert (noisy.train_size, noisy.dropout, noisy.epochs) == (3000, 0.0, 60)
+    assert (noisy.train_size, noisy.dropout, noisy.epochs) == ((3000,), 0.0, 60)
     assert preset("paper", label_noise=0.3, epochs=5).epochs == 5
 
 
 def test_another_data_set_brings_sizes_that_fit_it():
-    assert preset("quick", dataset="mnist").train_size == 6000
-    assert preset("paper", dataset="cifar10").train_size == 1500
-    assert preset("quick", dataset=["mnist"], train_size=100).train_size == 100
+    assert preset("quick", dataset="mnist").train_size == (6000,)
+    assert preset("paper", dataset="cifar10").train_size == (1500,)
+    assert preset("quick", dataset=["mnist"], train_size=100).train_size == (100,)
 
 
 @pytest.mark.parametrize(
