@@ -30,10 +30,26 @@ def test_settings_are_the_product_of_data_model_and_noise():
     ]
 
 
-@pytest.mark.parametrize("name", ["quick", "paper"])
+@pytest.mark.parametrize("name", ["quick", "paper", "phase"])
 def test_manifest_round_trip(name):
     config = preset(name)
     assert SweepConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_the_phase_preset_goes_over_sizes_and_noise():
+    names = [setting.name for setting in preset("phase").settings()]
+    assert len(names) == len(set(names)) == 4 * 5
+    assert names[1] == "digits-mlp-n100-noise0.1"
+    larger = preset("phase", dataset="mnist")
+    assert (larger.train_size[-1], larger.validation_size) == (20_000, 5000)
+    # One size is no axis of the map, and not in names.
+    assert preset("phase", train_size=300).settings()[0].name == "digits-mlp-noise0"
+
+
+@pytest.mark.parametrize("size", [0, 2.5])
+def test_sizes_of_training_samples_are_positive_integers(size):
+    with pytest.raises(ValueError, match="train_size must be"):
+        SweepConfig(train_size=(100, size))
 
 
 def test_the_paper_preset_is_the_published_experiment():
