@@ -120,10 +120,11 @@ def loss(params: Any, batch: Any) -> jax.Array:
 
 
 def initial(key: jax.Array) -> dict[str, jax.Array]:
-    return {"w": jax.random.normal(key, (3, 2))}
+    return {"w": jax.random.normal(key, SHAPE)}
 
 
-BATCH = (floats(8, 3), floats(8, 2))
+SHAPE = (512, N // 512)
+BATCH = (floats(8, SHAPE[0]), floats(8, SHAPE[1]))
 POSTERIOR = Posterior({"w": floats(3, 2)}, {"w": floats(3, 2)})
 LAYER = (floats(1, 8, 6), floats(1, 8, 8))
 
@@ -192,7 +193,7 @@ QUANTIZERS = {
         lambda points, importance, key: quantizers.vector_kmeans(
             points, importance, num_clusters=K, key=key
         ),
-        (floats(N // 2, 2), floats(N // 2, 2), KEY),
+        (floats(N, 2), floats(N, 2), KEY),
     ),
     "fill": Case(
         lambda chunk, unit, rule: passes._fill(
@@ -299,7 +300,7 @@ OTHERS = {
         lambda centroids, index, batches: training.fine_tune_codebook(
             loss, {"w": centroids}, {"w": index}, batches, optimizer=optax.sgd(0.1)
         ),
-        (floats(K), integers(3, 2), (floats(2, 8, 3), floats(2, 8, 2))),
+        (floats(K), integers(*SHAPE), (floats(2, 8, SHAPE[0]), floats(2, 8, SHAPE[1]))),
     ),
     "scores": Case(metrics.scores, (floats(N, 10), integers(N))),
     "margins": Case(metrics.margins, (floats(N, 10), integers(N))),
@@ -321,3 +322,5 @@ def test_kernel_lowers_for_accelerators(name, platform):
     # Neither callbacks on the host, nor libraries that the other platform lacks.
     assert not found.calls
     assert found.float64 <= case.float64
+    # Atomic operations on a GPU, one after the other on a TPU.
+    assert found.scattered < N

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from jaxcomp.coding import sizes
 from jaxcomp.numerics.checks import check_count, check_penalty
 from jaxcomp.numerics.scaling import restore
+from jaxcomp.numerics.segments import segment_sum
 from jaxcomp.quantizers.assignment import assign, nearest_thresholds
 from jaxcomp.quantizers.curves import Curve, Point
 from jaxcomp.quantizers.histograms import Moments, bins_for
@@ -242,7 +243,7 @@ def _counts(
 
     def count(own: Float[Array, " clusters-1"]) -> Int[Array, " clusters"]:
         index = assign(position, own).astype(jnp.int32)
-        return jax.ops.segment_sum(moments.num_points[0], index, own.shape[0] + 1)
+        return segment_sum(moments.num_points[0], index, own.shape[0] + 1)
 
     return jax.lax.map(count, thresholds)
 
