@@ -20,9 +20,10 @@ from jaxcomp import linear_regression as regression
 from jaxcomp import rate_distortion as limits
 from jaxcomp.bits_back.posterior import Posterior
 from jaxcomp.evaluation import calibration, metrics
+from jaxcomp.numerics import precision
 from jaxcomp.quantizers import passes
 from jaxcomp.quantizers.problems import Chunk, counts_of, measured
-from jaxcomp.quantizers.scalar import trellis
+from jaxcomp.quantizers.scalar import coarse_to_fine, lloyd, optimal, trellis
 
 PLATFORMS = ("cuda", "tpu")
 # Many more weights than bins, and bins than clusters.
@@ -324,3 +325,70 @@ def test_kernel_lowers_for_accelerators(name, platform):
     assert found.float64 <= case.float64
     # Atomic operations on a GPU, one after the other on a TPU.
     assert found.scattered < N
+
+
+@pytest.fixture
+def no_float64(monkeypatch):
+    """Trace as where the default device is a TPU, which has no float64."""
+    jax.clear_caches()
+    for module in (precision, lloyd, coarse_to_fine, optimal):
+        monkeypatch.setattr(module, "lacks_float64", lambda: not jax.config.jax_default_device)
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("name", ["kmeans", "optimal_diameter_kmeans"])
+def test_kmeans_is_without_float64_on_tpus(name, no_float64):
+    assert read(lowered(CASES[name], "tpu")).float64 == 0
+
+
+@pytest.fixture(scope="module")
+def points():
+    rng = np.random.default_rng(0)
+    # A narrow cluster far from the median: its spread is a small difference of large sums.
+    points = np.concatenate([rng.standard_normal(100), 50 + 1e-3 * rng.standard_normal(40)])
+    return jnp.asarray(np.sort(points).astype(np.float32))
+
+
+def test_the_start_in_pairs_is_as_good(no_float64, points):
+    def centroids():
+        return coarse_to_fine.coarse_to_fine_centroids(
+            points, jnp.ones_like(points), jnp.int32(8), max_clusters=8
+        )
+
+    ours = jax.jit(centroids)()
+    with jax.default_device(jax.devices()[0]):
+        theirs = jax.jit(centroids)()
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow  # Its parts are tested above, and with the sums of pairs.
+def test_kmeans_of_pairs_is_as_good(no_float64, points):
+    ours = quantizers.kmeans(points, num_clusters=8)
+    with jax.default_device(jax.devices()[0]):
+        theirs = quantizers.kmeans(points, num_clusters=8)
+    np.testing.assert_allclose(ours.distortion, theirs.distortion, rtol=1e-6)
+    np.testing.assert_allclose(ours.centroids, theirs.centroids, rtol=1e-5)
+
+
+def test_known_numbers_meet_float64_on_the_host(no_float64, monkeypatch):
+    moved = []
+    on_host = precision.computed_on_host
+
+    def noted(function, *arguments):
+        moved.append(arguments)
+        return on_host(function, *arguments)
+
+    monkeypatch.setattr(precision, "computed_on_host", noted)
+    bound = bounds.occam(0.1, 1e4, num_examples=10**5, delta=0.05)
+    assert isinstance(bound, jax.Array)
+    assert len(moved) == 1
+    # What is traced stays in its program.
+    jax.jit(lambda error: bounds.occam(error, 1e4, num_examples=10**5, delta=0.05))(0.1)
+    assert len(moved) == 1
+
+
+@pytest.mark.slow
+def test_the_optimum_is_found_on_the_host(no_float64):
+    codebooks = quantizers.optimal_kmeans(jnp.arange(6.0), max_clusters=2, num_bins=6)
+    np.testing.assert_allclose(codebooks.distortion[2], 4)

@@ -3,7 +3,7 @@
 from functools import cache
 from typing import Any
 
-import jax
+from jaxcomp.numerics.host import default_device
 
 _ON_CPU = 16 * 2**20
 _UNKNOWN = 64 * 2**20
@@ -25,9 +25,7 @@ def chunk_bytes() -> int:
     - Others: a 64th of the memory that JAX may use (`device.memory_stats()["bytes_limit"]`),
       between 64 MiB and 2 GiB: 1 GiB of 64. 64 MiB where the device does not say.
     """
-    chosen = jax.config.jax_default_device
-    device = chosen if isinstance(chosen, jax.Device) else jax.local_devices(backend=chosen)[0]
-    return _bytes_on(device)
+    return _bytes_on(default_device())
 
 
 @cache

@@ -152,7 +152,8 @@ def _rows_and_columns(number: int) -> tuple[int, int]:
 
 
 def _is_own(index: Int[Array, "..."], number: int) -> Bool[Array, "... B"]:
-    return index[..., None] == jnp.arange(number, dtype=index.dtype)
+    each = jnp.arange(number, dtype=index.dtype).reshape(*(1,) * index.ndim, number)
+    return index[..., None] == each
 
 
 def counts_by_products(

@@ -19,6 +19,7 @@ def numbers():
     return rng.standard_normal((NUM_GROUPS, N)).astype(np.float32), index
 
 
+@pytest.mark.usefixtures("strict_promotion")
 @pytest.mark.parametrize("side_by_side", [False, True])
 def test_products_and_comparisons(numbers, side_by_side, monkeypatch):
     if side_by_side:
@@ -56,8 +57,9 @@ def test_counts_beyond_the_integers_of_float32_are_exact():
     assert int(counts[0, 0]) == number
 
 
+@pytest.mark.usefixtures("strict_promotion")
 def test_branches_agree(numbers, accelerator_branches):
-    values, index = numbers[0][0, :500], numbers[1][0, :500]
+    values, index = numbers[0][0, :500], numbers[1][0, :500].copy()
     index[:3] = 37  # out of range: does not count
 
     def of(values, index):
@@ -76,3 +78,22 @@ def test_branches_agree(numbers, accelerator_branches):
     np.testing.assert_allclose(elsewhere[0], on_cpu[0], atol=1e-5)
     for ours, theirs in zip(elsewhere[1:], on_cpu[1:], strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_look_up_is_differentiated_by_products(numbers, accelerator_branches):
+    values, index = numbers[0][:, :300], numbers[1][:, :300]
+
+    def of(table, values, index):
+        def loss(table):
+            return jnp.sum(values * jnp.sin(segments.look_up(table, index)))
+
+        return jax.value_and_grad(loss)(table), jax.jvp(loss, (table,), (jnp.cos(table),))
+
+    table = jnp.arange(37, dtype=jnp.float32)
+    on_cpu = jax.jit(of)(table, values, index)
+    with accelerator_branches():
+        elsewhere = jax.jit(of)(table, values, index)
+        several = jax.jit(jax.vmap(of, in_axes=(None, 0, 0)))(table, values, index)
+    assert jax.tree.leaves(several)[1].shape == (NUM_GROUPS, 37)
+    for ours, theirs in zip(jax.tree.leaves(elsewhere), jax.tree.leaves(on_cpu), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-4)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jaxcomp.coding import sizes
 from jaxcomp.numerics.checks import check_count, check_penalty
+from jaxcomp.numerics.precision import computed_on_host, lacks_float64
 from jaxcomp.numerics.scaling import restore
 from jaxcomp.numerics.segments import segment_sum
 from jaxcomp.quantizers.assignment import assign, nearest_thresholds
@@ -206,9 +207,10 @@ class Optimal(_Intervals):
             return _solve_diameter(
                 moments, num_clusters, penalty, max_clusters=max_clusters, dtype=jnp.dtype(dtype)
             )
-        return _solve_plain(
-            moments, num_clusters, max_clusters=max_clusters, dtype=jnp.dtype(dtype)
-        )
+        solve = partial(_solve_plain, max_clusters=max_clusters, dtype=jnp.dtype(dtype))
+        if lacks_float64():
+            return computed_on_host(solve, moments, num_clusters)
+        return solve(moments, num_clusters)
 
 
 @dataclass(frozen=True)
