@@ -179,7 +179,7 @@ def counts_by_products(
             columns,
             preferred_element_type=jnp.float32,
         )
-        return jnp.sum(product.astype(jnp.int32), axis=0)
+        return jnp.sum(product.astype(jnp.int32), axis=0, dtype=jnp.int32)
 
     return _by_products(is_one, index, number, jnp.bfloat16, jnp.int32, of_block)
 
@@ -202,7 +202,7 @@ def sums_by_products(
             columns,
             precision=lax.Precision.HIGHEST,
         )
-        return jnp.sum(product, axis=0)
+        return jnp.sum(product, axis=0, dtype=values.dtype)
 
     return _by_products(values, index, number, values.dtype, values.dtype, of_block)
 
