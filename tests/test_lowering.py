@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from slow_cases import some_slow
 
 from jaxcomp import bits_back, bounds, coding, quantizers, training
 from jaxcomp import linear_regression as regression
@@ -65,10 +66,11 @@ def on_moments(solver: Callable[..., Any], **options: Any) -> Callable[..., Any]
     return lambda *moments: solver(quantizers.Moments(*moments), max_clusters=K, **options)
 
 
-def lowered(case: Case, platform: str) -> Any:
+def programs(case: Case, platforms: tuple[str, ...] = PLATFORMS) -> list["Program"]:
     # A wrapper, for some take arrays alone and no bare shapes.
     traced = jax.jit(lambda *arguments: case.kernel(*arguments)).trace(*case.arguments)
-    return traced.lower(lowering_platforms=(platform,)).compiler_ir("stablehlo")
+    lowered = [traced.lower(lowering_platforms=(platform,)) for platform in platforms]
+    return [read(one.compiler_ir("stablehlo")) for one in lowered]
 
 
 class Program(NamedTuple):
@@ -315,16 +317,18 @@ OTHERS = {
 CASES = QUANTIZERS | OTHERS
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
-@pytest.mark.parametrize("name", CASES)
-def test_kernel_lowers_for_accelerators(name, platform):
+# The slow ones are made of others.
+@pytest.mark.parametrize(
+    "name", some_slow(CASES, "block_kmeans", "optimal_kmeans", "squared_error_curve")
+)
+def test_kernel_lowers_for_accelerators(name):
     case = CASES[name]
-    found = read(lowered(case, platform))
-    # Neither callbacks on the host, nor libraries that the other platform lacks.
-    assert not found.calls
-    assert found.float64 <= case.float64
-    # Atomic operations on a GPU, one after the other on a TPU.
-    assert found.scattered < N
+    for found in programs(case):
+        # Neither callbacks on the host, nor libraries that the other platform lacks.
+        assert not found.calls
+        assert found.float64 <= case.float64
+        # Atomic operations on a GPU, one after the other on a TPU.
+        assert found.scattered < N
 
 
 @pytest.fixture
@@ -339,7 +343,8 @@ def no_float64(monkeypatch):
 
 @pytest.mark.parametrize("name", ["kmeans", "optimal_diameter_kmeans"])
 def test_kmeans_is_without_float64_on_tpus(name, no_float64):
-    assert read(lowered(CASES[name], "tpu")).float64 == 0
+    (found,) = programs(CASES[name], ("tpu",))
+    assert found.float64 == 0
 
 
 @pytest.fixture(scope="module")

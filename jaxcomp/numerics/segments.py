@@ -117,17 +117,18 @@ def look_up(table: Float[Array, " B"], index: Int[Array, "..."]) -> Float[Array,
 @look_up.defjvp
 def _look_up_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     table, index = primals
-    tangent = lax.platform_dependent(
-        tangents[0],
-        index,
-        cpu=lambda table, index: table[index],
-        default=_look_up_by_products,
+    return look_up(table, index), look_up_tangents(tangents[0], index)
+
+
+def look_up_tangents(table: Float[Array, " B"], index: Int[Array, "..."]) -> Float[Array, "..."]:
+    """As `look_up`, of tangents: what is transposed is a product where there are no scatters."""
+    return lax.platform_dependent(
+        table, index, cpu=lambda table, index: table[index], default=_look_up_by_products
     )
-    return look_up(table, index), tangent
 
 
 def _look_up_by_products(table: Float[Array, " B"], index: Int[Array, "..."]) -> Array:
-    """As `look_up`, so that what is transposed is a product, too: block after block."""
+    """Look up by matrix products, block after block."""
     length, number = index.size, table.shape[0]
     num_columns, num_rows = _rows_and_columns(number)
     block = _evenly(length, chunk_bytes() // (4 * (num_rows + num_columns)))

@@ -211,7 +211,7 @@ def _nearest(weights, centroids):
 def _change(of_weights, of_centroids, index, *, dtype):
     # Wide where it is added up in reverse: the changes of all weights of a centroid.
     wide = of_centroids.astype(accumulation_dtype(of_centroids.dtype))
-    moved = segments.look_up(wide, index).astype(dtype)
+    moved = segments.look_up_tangents(wide, index).astype(dtype)
     return moved if of_weights is None else of_weights + moved
 
 
