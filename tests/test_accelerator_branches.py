@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from jaxcomp import quantizers, training
+from jaxcomp.quantizers.input_classes import count_codes
 from jaxcomp.quantizers.problems import Chunk, counts_of
 from jaxcomp.quantizers.scalar import trellis
 
@@ -37,6 +38,12 @@ def counts(points, importance):
     return counts_of(Chunk(points, importance, None, jnp.int32(7)), codes, K)
 
 
+def counts_of_classes(points, importance):
+    codes = jnp.clip(jnp.round(points), -5, 5).astype(jnp.int16).reshape(1, 30, -1)
+    classes = jnp.arange(30, dtype=jnp.int32)[None] % 3
+    return count_codes(codes, classes, classes < 2, num_classes=3, max_code=5)
+
+
 def paths(points, importance):
     shape = (30, N // 30)
     chains = trellis.Weights(
@@ -63,7 +70,7 @@ def fine_tuned(points, importance):
     return found.centroids
 
 
-KERNELS = [joint, uniform, counts, paths, gradients, fine_tuned]
+KERNELS = [joint, uniform, counts, counts_of_classes, paths, gradients, fine_tuned]
 
 
 def test_branches_agree_to_rounding(weights, accelerator_branches):
