@@ -5,13 +5,21 @@ sizes, such as a check or filling them up, is therefore done by NumPy where the 
 values; on an accelerator it costs a program for every size.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Shaped
+
+
+def default_device() -> Any:
+    """Return the device that a computation of arrays that are on none runs on."""
+    # None, a device, or the name of a platform.
+    chosen = cast(Any, jax.config).jax_default_device
+    is_named = chosen is None or isinstance(chosen, str)
+    return jax.local_devices(backend=chosen)[0] if is_named else chosen
 
 
 def is_on_host(*stored: Any) -> bool:

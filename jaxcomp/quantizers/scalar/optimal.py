@@ -31,7 +31,12 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxcomp.numerics.checks import check_count, check_points
-from jaxcomp.numerics.precision import in_float64
+from jaxcomp.numerics.precision import (
+    can_be_on_host,
+    computed_on_host,
+    in_float64,
+    lacks_float64,
+)
 from jaxcomp.numerics.scaling import restore, restore_as, split
 from jaxcomp.numerics.sums import (
     middle_bin,
@@ -134,8 +139,6 @@ def _check_one_of(num_clusters: int, max_clusters: int) -> None:
         )
 
 
-@partial(jax.jit, static_argnames=("max_clusters", "centroid_dtype", "has_one_value_per_bin"))
-@without_derivative
 def solve_optimal(
     moments: Moments,
     edges: BinEdges | None = None,
@@ -146,7 +149,8 @@ def solve_optimal(
 ) -> OptimalCodebooks:
     """Find the best codebooks on moments, for every K up to `max_clusters`.
 
-    O(K B log B) for each group; many groups are solved in batches, so that memory is bounded.
+    O(K B log B) for each group; many groups are solved in batches, so that memory is bounded. In
+    float64: where the hardware has none (TPUs), moments that are known are solved on the host.
 
     Args:
         moments: of (...) groups, their bins disjoint and in order.
@@ -164,6 +168,27 @@ def solve_optimal(
     Raises:
         ValueError: while tracing, if `max_clusters < 1`.
     """
+    solve = partial(
+        _solve_optimal,
+        max_clusters=max_clusters,
+        centroid_dtype=centroid_dtype,
+        has_one_value_per_bin=has_one_value_per_bin,
+    )
+    if lacks_float64() and can_be_on_host((moments, edges)):
+        return computed_on_host(solve, moments, edges)
+    return solve(moments, edges)
+
+
+@partial(jax.jit, static_argnames=("max_clusters", "centroid_dtype", "has_one_value_per_bin"))
+@without_derivative
+def _solve_optimal(
+    moments: Moments,
+    edges: BinEdges | None,
+    *,
+    max_clusters: int,
+    centroid_dtype: jnp.dtype | None,
+    has_one_value_per_bin: bool,
+) -> OptimalCodebooks:
     check_count("max_clusters", max_clusters)
     if edges is None:
         edges = _edges_from_neighbours(moments)
@@ -486,11 +511,13 @@ def optimal_kmeans(
             f"max_clusters must be a Python integer, got {type(max_clusters).__name__}."
         )
     bucket = bucketed(points, importance, num_bins=num_bins)
-    return _optimal_kmeans(bucket, max_clusters=int(max_clusters), num_bins=num_bins)
+    # In two programs where only the histogram can be made on the device.
+    is_apart = lacks_float64() and can_be_on_host(bucket)
+    solve = _optimum_of_bucket if is_apart else _optimal_kmeans
+    return solve(bucket, max_clusters=int(max_clusters), num_bins=num_bins)
 
 
-@partial(jax.jit, static_argnames=("max_clusters", "num_bins"))
-def _optimal_kmeans(bucket, *, max_clusters, num_bins):
+def _optimum_of_bucket(bucket, *, max_clusters, num_bins):
     points = bucket.points
     is_short = points.dtype.itemsize == 2
     moments, edges = histogram_with_edges(
@@ -507,3 +534,6 @@ def _optimal_kmeans(bucket, *, max_clusters, num_bins):
         centroid_dtype=points.dtype,
         has_one_value_per_bin=is_short or points.shape[-1] <= num_bins,
     )
+
+
+_optimal_kmeans = jax.jit(_optimum_of_bucket, static_argnames=("max_clusters", "num_bins"))
