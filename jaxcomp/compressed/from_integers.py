@@ -1,0 +1,102 @@
+"""A compressed tree of integers that training has found already: nothing is left to choose."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from jaxcomp.compressed.report import Measures
+from jaxcomp.compressed.selected import select_leaves
+from jaxcomp.compressed.tensors import CompressedTensor
+from jaxcomp.compressed.tree import CompressedTree
+from jaxcomp.curvature import CurvaturePolicy
+from jaxcomp.numerics.transformations import all_transfers
+from jaxcomp.quantizers.methods import RoundToNearest
+from jaxcomp.trees.paths import leaves_by_path, replace_leaves, shorten
+from jaxcomp.types import AnyArray, Params
+
+_LARGEST = 127
+
+
+@all_transfers
+def from_integers(
+    params: Params,
+    integers: Mapping[str, Int[AnyArray, "..."]],
+    steps: Mapping[str, Float[AnyArray, ""] | float],
+) -> CompressedTree:
+    """Return a compressed tree whose leaves are `step * integers`.
+
+    Args:
+        params: a network; what is not among the integers is kept as it is.
+        integers: by path, shaped like the leaves, magnitudes up to 127, such as
+            `jaxcomp.training.rounded` returns them.
+        steps: by path, positive; in float32.
+
+    Returns:
+        The tree: `params()` is the network, `save` writes it.
+
+    Raises:
+        ValueError: on a path without a leaf, another shape, integers that are larger or no
+            integers, a missing step or one that is not positive.
+    """
+    leaves = leaves_by_path(params)
+    codes, values = {}, {}
+    for path, given in integers.items():
+        if path not in leaves or path not in steps:
+            raise ValueError(
+                f"integers of {path!r} need a leaf and a step: leaves are {shorten(leaves)}, steps "
+                f"are there for {shorten(steps)}."
+            )
+        codes[path] = _codes(path, given, np.shape(leaves[path]))
+        step = np.float32(steps[path])
+        if not (np.isfinite(step) and step > 0):
+            raise ValueError(f"steps must be positive and finite, got {step} for {path!r}.")
+        values[path] = codes[path].astype(np.float32) * step
+    method = RoundToNearest(8, scale="tensor")
+    selected = select_leaves(
+        replace_leaves(params, values),
+        method,
+        (None, CurvaturePolicy()),
+        lambda path, _: path in codes,
+        (),
+    )
+    stored = {}
+    for number, tensor in selected.tensors.items():
+        path = tensor.paths[0]
+        own, largest = codes[path], int(np.abs(codes[path]).max(initial=0))
+        num_codes = 1 << (largest.bit_length() + 1)
+        energy = np.float32(np.sum(np.square(values[path], dtype=np.float64)))
+        stored[number] = (
+            CompressedTensor(
+                codes=jnp.asarray(own),
+                codebook=None,
+                scales=jnp.asarray([steps[path]], jnp.float32),
+                counts=jnp.asarray(
+                    np.bincount(own.reshape(-1) + num_codes // 2, minlength=num_codes), jnp.int32
+                ),
+                parameter=jnp.float32(num_codes.bit_length() - 1),
+                measures=_exact(energy),
+            ),
+            tensor.layout,
+        )
+    return selected.tree(stored)
+
+
+def _codes(path: str, given: Any, shape: tuple[int, ...]) -> Int[np.ndarray, "..."]:
+    """Return integers as they are stored, once they are such."""
+    found = np.asarray(given)
+    if found.shape != shape:
+        raise ValueError(f"integers of {path!r} must have its shape {shape}, got {found.shape}.")
+    if not np.issubdtype(found.dtype, np.integer):
+        raise ValueError(f"integers of {path!r} must be of a dtype of such, got {found.dtype}.")
+    if np.abs(found.astype(np.int64)).max(initial=0) > _LARGEST:
+        raise ValueError(f"integers of {path!r} must lie between -{_LARGEST} and {_LARGEST}.")
+    return found.astype(np.int8)
+
+
+def _exact(energy: np.float32) -> Measures:
+    """Return the errors of weights that are the integers times their step."""
+    zero, exponent = jnp.float32(0), jnp.int32(0)
+    return Measures(zero, zero, jnp.float32(energy), jnp.bool_(True), exponent, exponent, exponent)

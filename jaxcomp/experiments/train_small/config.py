@@ -1,0 +1,121 @@
+"""Settings of training for the file: which network, at which prices of a bit."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from jaxcomp.experiments.settings import (
+    Panel,
+    asked,
+    check_counts,
+    check_names,
+    check_positive,
+    check_range,
+)
+
+NETWORKS = ("digits", "lenet-300-100", "lenet-5")
+DATASETS = ("digits", "mnist", "fashion-mnist")
+
+VALIDATION_SIZES = {"digits": 240, "mnist": 5_000, "fashion-mnist": 5_000}
+"""The last examples of the pool, which no network is trained on."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {
+        "dataset": "digits",
+        "network": "digits",
+        "penalties": (0.1, 0.3, 1.0, 3.0),
+        "models": 3,
+        "pretraining_epochs": 60,
+        "epochs": 200,
+        "batch_size": 96,
+    },
+    "lenet-300-100": {"dataset": "mnist", "network": "lenet-300-100"},
+    "lenet-5": {
+        "dataset": "mnist",
+        "network": "lenet-5",
+        "penalties": (1.0,),
+        "models": 3,
+        "pretraining_epochs": 1,
+        "epochs": 10,
+        "batch_size": 200,
+    },
+}
+
+
+@dataclass(frozen=True)
+class TrainSmallConfig:
+    """Settings of a run.
+
+    Attributes:
+        dataset: what is learned.
+        network: one of `NETWORKS`.
+        penalties: prices of a bit, in description lengths: 1 is ln 2 nats for all examples.
+        models: seeds, trained together.
+        pretraining_epochs: without a price, shared by all prices.
+        epochs: at each price.
+        batch_size: examples of a step.
+        learning_rate: of latents, by Adam, at its height; falls to 0 as a cosine.
+        warm: share of the epochs in which the price rises to its height.
+        shift: pixels by which images are shifted at random in training.
+        delta: of the certificates.
+        seed: of everything random.
+    """
+
+    dataset: str = asked("digits", f"One of {', '.join(DATASETS)}.", Panel.DATA)
+    network: str = asked("digits", f"One of {', '.join(NETWORKS)}.", Panel.TRAINING)
+    penalties: tuple[float, ...] = asked(
+        (0.1, 0.2, 0.4, 0.8),
+        "Price of a bit in training; 1 is the description length. May be repeated: a file each.",
+        Panel.GRID,
+        "--penalty",
+    )
+    models: int = asked(5, "Seeds.", Panel.RUN)
+    pretraining_epochs: int = asked(
+        6, "Epochs without a price, from which all prices start.", Panel.TRAINING
+    )
+    epochs: int = asked(20, "Epochs at each price.", Panel.TRAINING)
+    batch_size: int = asked(500, "Examples of a step.", Panel.TRAINING)
+    learning_rate: float = asked(0.02, "Of latents, in steps, by Adam.", Panel.TRAINING)
+    warm: float = asked(
+        0.3, "Share of the epochs in which the price rises to its height.", Panel.TRAINING
+    )
+    shift: int = asked(
+        1, "Pixels by which images are shifted at random in training; 0 for none.", Panel.TRAINING
+    )
+    delta: float = asked(
+        0.05, "The probability that a certificate fails, over the examples.", Panel.CERTIFICATE
+    )
+    seed: int = asked(0, "Of everything random.", Panel.RUN)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be computed, in one sentence."""
+        check_names("data set", (self.dataset,), DATASETS)
+        check_names("network", (self.network,), NETWORKS)
+        check_counts(self, ("models", "pretraining_epochs", "epochs", "batch_size"))
+        check_positive(self, ("learning_rate", "warm"))
+        check_range("shift", (self.shift,), 0, 5)
+        check_range("seed", (self.seed,), 0, 1 << 20)
+        check_range("models", (self.models,), 1, 501)
+        if not self.penalties or not all(1e-6 <= one <= 1e6 for one in self.penalties):
+            raise ValueError(
+                f"penalties must be one or several from 1e-6 to 1e6, got {self.penalties}."
+            )
+        if len(set(self.penalties)) != len(self.penalties):
+            raise ValueError(f"penalties must be different, got {self.penalties}.")
+        if not 0 < self.delta < 1:
+            raise ValueError(f"delta must lie in (0, 1), got {self.delta}.")
+        if self.network == "lenet-5" and self.dataset == "digits":
+            raise ValueError("lenet-5 needs images of 28 x 28 pixels; choose mnist for it.")
+
+
+def preset(name: str = "quick", **overrides: Any) -> TrainSmallConfig:
+    """Return named settings, some of them replaced.
+
+    Args:
+        name: one of `PRESETS`.
+        **overrides: fields of `TrainSmallConfig`.
+
+    Raises:
+        ValueError: for an unknown name, or a value that is not allowed.
+    """
+    check_names("preset", (name,), tuple(PRESETS))
+    return TrainSmallConfig(**{**PRESETS[name], **overrides})
