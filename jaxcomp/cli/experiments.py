@@ -1,5 +1,6 @@
 """The commands that run experiments, and the one that draws what they left behind again."""
 
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,6 +43,7 @@ from jaxcomp.cli.session import (
 from jaxcomp.experiments.linear_regression.config import StudyConfig
 from jaxcomp.experiments.regularization.config import RegularizationConfig
 from jaxcomp.experiments.sweep.config import SweepConfig
+from jaxcomp.experiments.train_small.config import TrainSmallConfig
 
 
 class Preset(StrEnum):
@@ -147,9 +149,11 @@ def _finished(directory: Path) -> Result:
             return experiments.regularization.RegularizationResult.load(directory)
         case "study":
             return experiments.linear_regression.StudyResult.load(directory)
+        case "training for the file":
+            return experiments.train_small.TrainSmallResult.load(directory)
     raise ValueError(
         f"{directory} holds a {kind}, which this version cannot draw; name the directory of a "
-        "sweep, a regularization run or a linear-regression study."
+        "sweep, a regularization run, a linear-regression study or training for the file."
     )
 
 
@@ -227,6 +231,63 @@ def linear_regression(
         result = experiments.linear_regression.run(
             config,
             out=directory_for(out, "linear-regression", config),
+            resume=resume,
+            quiet=quiet,
+        )
+        report(result)
+
+
+class TrainSmallPreset(StrEnum):
+    """Named settings of training for the file."""
+
+    quick = "quick"
+    lenet_300_100 = "lenet-300-100"
+    lenet_5 = "lenet-5"
+
+
+@app.command(
+    "train-small",
+    epilog=(
+        "Examples: `jaxcomp train-small` (digits, a minute on two cores); `jaxcomp train-small "
+        "--preset lenet-300-100 --data-dir DATA` (MNIST, 5 seeds); `jaxcomp train-small --preset "
+        "lenet-5 --penalty 0.4 --data-dir DATA`."
+    ),
+)
+@options_of(TrainSmallConfig)
+def train_small(
+    preset: Annotated[
+        TrainSmallPreset,
+        typer.Option(
+            help="quick: a small network on scikit-learn's digits. lenet-300-100, lenet-5: the "
+            "networks of published small files, on MNIST. Every other option overrides the preset."
+        ),
+    ] = TrainSmallPreset.quick,
+    data_dir: DataDir = None,
+    download: Download = False,
+    out: Out = None,
+    resume: Resume = True,
+    device: DeviceOption = Device.auto,
+    compilation_cache: CompilationCache = True,
+    quiet: Quiet = False,
+    traceback: Traceback = False,
+    **given: Any,
+) -> None:
+    """Train networks for their files: loss plus a price for the bits of their streams.
+
+    Weights are integers times a step; steps, and the distributions that price integers, are
+    trained with them, all seeds at once. Draws bytes of real files against errors, with intervals
+    over seeds, and the certificate of each file by its bytes. All choices are made on the last
+    examples of the training pool, which no network is trained on. Stop with Ctrl-C and run the
+    same command to go on.
+    """
+    with one_sentence_errors(traceback):
+        start(device, compilation_cache)
+        config = experiments.train_small.preset(preset.value, **given)
+        result = experiments.train_small.run(
+            config,
+            out=directory_for(out, f"train-small-{preset.value}", asdict(config)),
+            data_dir=data_dir,
+            download=download,
             resume=resume,
             quiet=quiet,
         )

@@ -3,6 +3,7 @@
 from jaxcomp.compressed.compress import compress, curve
 from jaxcomp.compressed.file_report import FileReport
 from jaxcomp.compressed.files import load, to_bytes
+from jaxcomp.compressed.from_integers import from_integers
 from jaxcomp.compressed.loss_budget import CalibrationData
 from jaxcomp.compressed.qwix_arrays import to_qwix
 from jaxcomp.compressed.report import LayerReport, Report
@@ -22,6 +23,7 @@ __all__ = [
     "compress",
     "compress_file",
     "curve",
+    "from_integers",
     "load",
     "sort_units",
     "to_bytes",

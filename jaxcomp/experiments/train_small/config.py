@@ -22,20 +22,20 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "dataset": "digits",
         "network": "digits",
-        "penalties": (0.1, 0.3, 1.0, 3.0),
+        "penalties": (0.02, 0.06, 0.2),
         "models": 3,
-        "pretraining_epochs": 60,
-        "epochs": 200,
+        "pretraining_epochs": 30,
+        "epochs": 100,
         "batch_size": 96,
     },
     "lenet-300-100": {"dataset": "mnist", "network": "lenet-300-100"},
     "lenet-5": {
         "dataset": "mnist",
         "network": "lenet-5",
-        "penalties": (1.0,),
+        "penalties": (0.2, 0.4, 0.8),
         "models": 3,
         "pretraining_epochs": 1,
-        "epochs": 10,
+        "epochs": 8,
         "batch_size": 200,
     },
 }
@@ -56,6 +56,8 @@ class TrainSmallConfig:
         learning_rate: of latents, by Adam, at its height; falls to 0 as a cosine.
         warm: share of the epochs in which the price rises to its height.
         shift: pixels by which images are shifted at random in training.
+        rounds_again: whether kernels are also rounded with feedback after training, at the price
+            of training; validation data choose.
         delta: of the certificates.
         seed: of everything random.
     """
@@ -80,6 +82,9 @@ class TrainSmallConfig:
     )
     shift: int = asked(
         1, "Pixels by which images are shifted at random in training; 0 for none.", Panel.TRAINING
+    )
+    rounds_again: bool = asked(
+        True, "Also round kernels with feedback after training; validation chooses.", Panel.GRID
     )
     delta: float = asked(
         0.05, "The probability that a certificate fails, over the examples.", Panel.CERTIFICATE

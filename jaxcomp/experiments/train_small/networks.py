@@ -49,9 +49,7 @@ def initial_params(
         }
     else:
         sizes = (rows * columns * channels, *_HIDDEN[name], num_classes)
-        kernels = {
-            f"dense{place + 1}": sizes[place : place + 2] for place in range(len(sizes) - 1)
-        }
+        kernels = {f"dense{place + 1}": sizes[place : place + 2] for place in range(len(sizes) - 1)}
     params = {}
     for (layer, kernel), own in zip(
         kernels.items(), jax.random.split(key, len(kernels)), strict=True

@@ -110,7 +110,7 @@ class Trainer:
             for own in range(config.models)
         ]
         training = _Training(
-            f"price{place:02d}",
+            f"trained{place:02d}",
             initial_state(jax.tree.map(lambda *parts: jnp.stack(parts), *latents)),
             self._phase(is_priced=True),
             config.learning_rate,
@@ -239,9 +239,7 @@ class Trainer:
         try:
             arrays, header = storage.load_arrays(file)
             saved = [jnp.asarray(arrays[f"{place:04d}"]) for place in range(len(leaves))]
-            if any(
-                own.shape != jnp.shape(leaf) for own, leaf in zip(saved, leaves, strict=True)
-            ):
+            if any(own.shape != jnp.shape(leaf) for own, leaf in zip(saved, leaves, strict=True)):
                 raise ValueError("other shapes")
             return structure.unflatten(saved), int(header["done"])
         except (ValueError, KeyError):

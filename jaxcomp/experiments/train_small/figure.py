@@ -1,0 +1,58 @@
+"""The curve: errors and certificates against the bytes of files."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from jaxcomp.experiments import drawing
+from jaxcomp.experiments.train_small.config import TrainSmallConfig
+from jaxcomp.experiments.train_small.report import PUBLISHED, at_price, mean_of
+
+_TEST, _TRAINING, _CERTIFICATE = "#D55E00", "#009E73", "#0072B2"
+_COLUMNS = (
+    ("test_error", "test error", _TEST, "o"),
+    ("train_error", "training error", _TRAINING, "v"),
+    ("bound", "certificate", _CERTIFICATE, "s"),
+)
+
+
+def plot_curve(config: TrainSmallConfig, table: pd.DataFrame) -> Figure:
+    """Return errors and certificates against bytes: means over seeds, intervals of 95 %."""
+    figure = drawing.new_figure(
+        7.5,
+        4.6,
+        f"{config.network} trained for its file, {config.dataset}",
+        f"{config.models} seeds: means, and intervals of 95 % of bytes and errors over them",
+    )
+    axis = figure.subplots()
+    for column, _, colour, marker in _COLUMNS:
+        points = []
+        for penalty in config.penalties:
+            rows = at_price(table, penalty)
+            points.append((*mean_of(rows, "bytes"), *mean_of(rows, column)))
+        size, width, height, spread = np.nan_to_num(np.asarray(sorted(points)).T)
+        # On a logarithmic axis nothing goes below zero.
+        low = np.minimum(spread, 0.99 * height)
+        axis.errorbar(
+            size,
+            100 * height,
+            xerr=width,
+            yerr=[100 * low, 100 * spread],
+            color=colour,
+            marker=marker,
+            markersize=4,
+            capsize=2,
+            linewidth=1.2,
+        )
+    published = PUBLISHED.get((config.dataset, config.network))
+    entries = [drawing.sample(name, colour, marker=marker) for _, name, colour, marker in _COLUMNS]
+    if published is not None:
+        axis.plot(published[0], 100 * published[1], "*", color=drawing.INK, markersize=9)
+        entries.append(drawing.sample("published", drawing.INK, marker="*"))
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    drawing.plain_log_axis(axis)
+    drawing.axis_labels(axis, x="bytes of the file", y="error, percent")
+    drawing.light_grid(axis)
+    drawing.legend_below(figure, [("", entries)])
+    return figure
