@@ -41,6 +41,7 @@ _SCALES = (0.15, 0.5, 2.0)
 # Logarithms of scales: a spike that no other than zero belongs to, or all integers alike.
 _LEAST_SCALE, _LARGEST_SCALE = math.log(0.03), math.log(64.0)
 _RMS_PER_STEP = 0.4  # of weights that a training without a price has left
+_STEP_OF_ZEROS = 0.1  # of leaves that begin as zeros, such as biases
 
 
 class Prior(NamedTuple):
@@ -109,7 +110,7 @@ def initial_latents(
     for path in chosen:
         value = jnp.asarray(leaves[path], jnp.float32)
         step = _step(steps, path, value)
-        values[path], log_steps[path] = value / step, jnp.log(jnp.float32(step))
+        values[path], log_steps[path] = value / step, jnp.log(jnp.asarray(step, jnp.float32))
     priors = {
         path: Prior(jnp.asarray(_SHARES, jnp.float32), jnp.log(jnp.asarray(_SCALES, jnp.float32)))
         for path in chosen
@@ -117,20 +118,23 @@ def initial_latents(
     return Latents(replace_leaves(params, values), log_steps, priors)
 
 
-def _step(steps: Mapping[str, float] | float | None, path: str, value: Array) -> float:
+def _step(
+    steps: Mapping[str, float] | float | None, path: str, value: Array
+) -> Float[Array, ""] | float:
     """Return the step at which a leaf begins."""
     if steps is None:
-        # Biases begin as zeros.
-        return float(jnp.sqrt(jnp.mean(value**2))) / _RMS_PER_STEP or 0.1
+        size = jnp.sqrt(jnp.mean(value**2)) / _RMS_PER_STEP
+        return jnp.where(size > 0, size, _STEP_OF_ZEROS)
     if isinstance(steps, Mapping) and path not in steps:
         raise ValueError(f"steps has none for {path!r}; it has some for {shorten(steps)}.")
     step = steps[path] if isinstance(steps, Mapping) else steps
     if not (np.isfinite(step) and step > 0):
         raise ValueError(f"steps must be positive and finite, got {step!r} for {path!r}.")
-    return float(step)
+    return step
 
 
 @always_compiled
+@jax.jit
 def weights_and_bits(
     latents: Latents, key: PRNGKey | None = None
 ) -> tuple[Params, Float[Array, ""]]:

@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 
 from jaxcomp.evaluation import metrics
 from jaxcomp.experiments.train_small.networks import predict_fn
-from jaxcomp.training.code_length import Latents, weights_and_bits
-from jaxcomp.types import Params, PRNGKey
+from jaxcomp.training import weights_and_bits
+from jaxcomp.types import AnyArray, Params, PRNGKey
 
 _ADAM = optax.scale_by_adam()
 _PER_LATENT = 0.05  # rate of steps over that of latents
@@ -35,8 +35,8 @@ class Images(NamedTuple):
         max_value: of a full pixel.
     """
 
-    pixels: UInt8[Array, "N H W C"]
-    labels: Int[Array, " N"]
+    pixels: UInt8[AnyArray, "N H W C"]
+    labels: Int[AnyArray, " N"]
     max_value: int
 
 
@@ -166,6 +166,7 @@ def _step(
         return loss + price * bits, (loss, bits)
 
     gradient, (loss, bits) = jax.grad(objective, has_aux=True)(state.trained)
+    direction: Any
     direction, moments = _ADAM.update(gradient, state.moments)
     if phase.is_priced:
         slow = jax.tree.map(lambda own: _PER_LATENT * own, direction.log_steps)
@@ -228,8 +229,3 @@ def mean_losses(
 def own_params(tree: Any, number: int) -> Any:
     """Return the part of one seed."""
     return jax.tree.map(lambda leaf: leaf[number], tree)
-
-
-def weights_of(latents: Latents) -> Params:
-    """Return the networks of all seeds as they are stored."""
-    return jax.vmap(lambda own: weights_and_bits(own)[0])(latents)

@@ -7,6 +7,7 @@ same bits: where a run of steps is cut enters no number.
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from jaxcomp.experiments.train_small.descent import (
     run_steps,
 )
 from jaxcomp.experiments.train_small.networks import initial_params
-from jaxcomp.training.code_length import Latents, initial_latents
+from jaxcomp.training import Latents, initial_latents
 from jaxcomp.types import Params
 
 CHECKPOINT_SECONDS = 30.0
@@ -105,13 +106,10 @@ class Trainer:
     def priced(self, params: Params, place: int, report: ReportFn) -> Latents:
         """Return latents that are trained from networks at one of the prices, seeds first."""
         config = self._config
-        latents = [
-            initial_latents(jax.tree.map(lambda leaf, own=own: leaf[own], params), select="*")
-            for own in range(config.models)
-        ]
+        latents = jax.vmap(partial(initial_latents, select="*"))(params)
         training = _Training(
             f"trained{place:02d}",
-            initial_state(jax.tree.map(lambda *parts: jnp.stack(parts), *latents)),
+            initial_state(latents),
             self._phase(is_priced=True),
             config.learning_rate,
             self.nats_per_bit(place),
