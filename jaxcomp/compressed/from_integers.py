@@ -73,9 +73,7 @@ def from_integers(
                 codes=jnp.asarray(own),
                 codebook=None,
                 scales=jnp.asarray([steps[path]], jnp.float32),
-                counts=jnp.asarray(
-                    np.bincount(own.reshape(-1) + num_codes // 2, minlength=num_codes), jnp.int32
-                ),
+                counts=jnp.asarray(_counts(own, num_codes), jnp.int32),
                 parameter=jnp.float32(num_codes.bit_length() - 1),
                 measures=_exact(energy),
             ),
@@ -94,6 +92,12 @@ def _codes(path: str, given: Any, shape: tuple[int, ...]) -> Int[np.ndarray, "..
     if np.abs(found.astype(np.int64)).max(initial=0) > _LARGEST:
         raise ValueError(f"integers of {path!r} must lie between -{_LARGEST} and {_LARGEST}.")
     return found.astype(np.int8)
+
+
+def _counts(codes: Int[np.ndarray, "..."], num_codes: int) -> Int[np.ndarray, " symbols"]:
+    """Return how often each code occurs, from the lowest on."""
+    places = codes.reshape(-1).astype(np.int64) + num_codes // 2
+    return np.bincount(places, minlength=num_codes)
 
 
 def _exact(energy: np.float32) -> Measures:
