@@ -35,7 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "penalties": (0.2, 0.4, 0.8),
         "models": 3,
         "pretraining_epochs": 1,
-        "epochs": 8,
+        "epochs": 6,
         "batch_size": 200,
     },
 }
