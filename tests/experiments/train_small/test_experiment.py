@@ -12,9 +12,7 @@ from jaxcomp.experiments import data
 from jaxcomp.experiments.train_small import TrainSmallResult, predict_fn, preset, run, training
 from jaxcomp.experiments.train_small.experiment import split
 
-CONFIG = preset(
-    models=2, pretraining_epochs=12, epochs=12, penalties=(0.05, 0.5), rounds_again=False
-)
+CONFIG = preset(models=2, pretraining_epochs=12, epochs=12, penalties=(0.05, 0.5))
 
 
 @pytest.fixture(scope="module")
