@@ -250,7 +250,7 @@ class TrainSmallPreset(StrEnum):
     epilog=(
         "Examples: `jaxcomp train-small` (digits, a minute on two cores); `jaxcomp train-small "
         "--preset lenet-300-100 --data-dir DATA` (MNIST, 5 seeds); `jaxcomp train-small --preset "
-        "lenet-5 --penalty 0.4 --data-dir DATA`."
+        "lenet-5 --models 1 --data-dir DATA`."
     ),
 )
 @options_of(TrainSmallConfig)

@@ -32,11 +32,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "lenet-5": {
         "dataset": "mnist",
         "network": "lenet-5",
-        "penalties": (0.3,),
+        "penalties": (0.5, 1.0),
         "models": 3,
-        "pretraining_epochs": 1,
-        "epochs": 4,
-        "learning_rate": 0.03,
+        "pretraining_epochs": 3,
+        "epochs": 20,
         "batch_size": 200,
     },
 }
