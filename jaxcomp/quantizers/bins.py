@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
+from jaxcomp.numerics import across
 from jaxcomp.numerics.transformations import counted_loop
 from jaxcomp.quantizers.padding import without_copies
 
@@ -88,17 +89,17 @@ class PointBins:
             return self.add_up(lambda one: (one,), 1)[0].astype(jnp.int32)
 
         def at_once(flat: Array) -> Array:
-            return self._reduce(jax.ops.segment_sum, jnp.ones_like(flat))
+            return across.total(self._reduce(jax.ops.segment_sum, jnp.ones_like(flat)))
 
         return lax.platform_dependent(self.flat, cpu=by_scatter, default=at_once)
 
     def minimum(self, values: Float[Array, "groups points"]) -> Float[Array, "groups bins"]:
         """Return the minimum of every bin; infinite where there are no points."""
-        return self._reduce(jax.ops.segment_min, values)
+        return across.least(self._reduce(jax.ops.segment_min, values))
 
     def maximum(self, values: Float[Array, "groups points"]) -> Float[Array, "groups bins"]:
         """Return the maximum of every bin; infinite where there are no points."""
-        return self._reduce(jax.ops.segment_max, values)
+        return across.most(self._reduce(jax.ops.segment_max, values))
 
     def mass(
         self, weights: Float[Array, "groups points"], count: Int[Array, "groups bins"]
@@ -212,7 +213,7 @@ class PointBins:
 
         start = jnp.zeros((self.num_groups, num_rows, num_columns), values.dtype)
         total, _ = lax.scan(add, start, (blocks(values), blocks(index)))
-        return total.reshape(self.num_groups, -1)[:, : self.num_bins]
+        return across.total(total.reshape(self.num_groups, -1)[:, : self.num_bins])
 
     def look_up(self, table: Float[Array, "groups bins"]) -> Float[Array, "groups points"]:
         """Return the entry of every point's bin."""
@@ -269,7 +270,7 @@ class PointBins:
                 totals = added(
                     totals, last[0], jnp.broadcast_to(-num_padding, last[0].shape), *last[1:]
                 )
-            return tuple(total.reshape(self.num_groups, -1) for total in totals)
+            return tuple(across.total(total.reshape(self.num_groups, -1)) for total in totals)
 
     def _mass_by_products(self, weights, count):
         number = jnp.maximum(count, 1).astype(weights.dtype)
