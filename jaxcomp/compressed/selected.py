@@ -10,6 +10,12 @@ import numpy as np
 
 from jaxcomp.compressed.importance import Importance, exponents_of, importance_by_leaf
 from jaxcomp.compressed.layer_places import method_for
+from jaxcomp.compressed.parts import (
+    exponent_of_parts,
+    importance_on_parts,
+    problem_on_parts,
+    spread_of_leaf,
+)
 from jaxcomp.compressed.tensors import (
     CompressedTensor,
     KeptLayout,
@@ -25,8 +31,16 @@ from jaxcomp.curvature.layer_inputs import OpenNetwork
 from jaxcomp.numerics.checks import is_concrete
 from jaxcomp.quantizers.curves import Curve, Point
 from jaxcomp.quantizers.methods import Method, Vector
-from jaxcomp.quantizers.problems import Problem, energy, problem_of
-from jaxcomp.trees.leaves import Constant, is_array, is_wide, warn_of_wide, with_readable_leaves
+from jaxcomp.quantizers.placed import Spread
+from jaxcomp.quantizers.problems import Problem, problem_of
+from jaxcomp.trees.leaves import (
+    Constant,
+    check_is_here,
+    is_array,
+    is_wide,
+    warn_of_wide,
+    with_readable_leaves,
+)
 from jaxcomp.trees.paths import leaves_by_path, matching_paths, shorten
 from jaxcomp.trees.selection import Select, decide, stacked_paths
 from jaxcomp.trees.tied import Group, group_tied
@@ -88,7 +102,7 @@ class Tensor(NamedTuple):
     def energies(self) -> list[float]:
         """The sum of the squared weights of every layer, in original units; 1 for zeros."""
         return [
-            math.ldexp(energy(problem), 2 * problem.exponent) or 1.0 for problem in self.problems
+            math.ldexp(problem.energy(), 2 * problem.exponent) or 1.0 for problem in self.problems
         ]
 
     def joined(self, curves: Sequence[Curve]) -> Curve:
@@ -166,7 +180,7 @@ def select_leaves(
             "policy must be a jaxcomp.curvature.CurvaturePolicy, such as "
             f"CurvaturePolicy(zeros='floor'), got {type(policy).__name__}."
         )
-    params = with_readable_leaves(params)
+    params = with_readable_leaves(params, may_be_shared=True)
     named = leaves_by_path(params)
     decisions = decide(params, select)
     groups, slots = group_tied(named)
@@ -191,17 +205,32 @@ def select_leaves(
         method_for(own, group, network, is_stack=group.paths[0] in stacks)
         for own, group in zip(methods, selected, strict=True)
     ]
-    # Read by the host, chunk by chunk; on CPU that is the same memory.
-    host = {group.paths[0]: np.asarray(group.value) for group in selected}
-    exponents = exponents_of("params", host)
-    methods = [
-        own.suited(host[group.paths[0]], is_stack=group.paths[0] in stacks)
+    spreads = [
+        spread_of_leaf(own, group, is_stack=group.paths[0] in stacks)
         for own, group in zip(methods, selected, strict=True)
     ]
-    vector_sizes = [own.vector_size if isinstance(own, Vector) else None for own in methods]
-    importances = importance_by_leaf(importance, selected, vector_sizes, policy)
+    # Read by the host, chunk by chunk; on CPU that is the same memory.
+    host = {}
+    for group, spread in zip(selected, spreads, strict=True):
+        if spread is None:
+            check_is_here(group.paths[0], group.value)
+            host[group.paths[0]] = np.asarray(group.value)
+    on_host = iter(exponents_of("params", host))
+    exponents = [
+        next(on_host) if spread is None else exponent_of_parts("params", group, spread)
+        for group, spread in zip(selected, spreads, strict=True)
+    ]
+    methods = [
+        own.suited(host[group.paths[0]], is_stack=group.paths[0] in stacks)
+        if spread is None
+        else own
+        for own, group, spread in zip(methods, selected, spreads, strict=True)
+    ]
+    importances = _importances(importance, selected, methods, spreads, policy)
     tensors = {}
-    for number, own, exponent, h in zip(chosen, methods, exponents, importances, strict=True):
+    for number, own, exponent, h, spread in zip(
+        chosen, methods, exponents, importances, spreads, strict=True
+    ):
         group = chosen[number]
         is_stack = group.paths[0] in stacks
         layout = TensorLayout(
@@ -213,9 +242,12 @@ def select_leaves(
             is_stack=is_stack,
             unseen=None if h is None else h.unseen,
         )
-        weights = host[group.paths[0]]
-        problems = _layers(group, weights, h) if is_stack else [_problem(weights, exponent, h)]
-        problems = [own.prepare(problem) for problem in problems]
+        if spread is None:
+            weights = host[group.paths[0]]
+            problems = _layers(group, weights, h) if is_stack else [_problem(weights, exponent, h)]
+            problems = [own.prepare(problem) for problem in problems]
+        else:
+            problems = [problem_on_parts(group, spread, exponent, h)]
         tensors[number] = Tensor(problems, own, layout, group.value)
     kept = {
         number: (_kept(group.value), KeptLayout(group.paths, decisions[group.paths[0]].reason))
@@ -223,6 +255,30 @@ def select_leaves(
         if number not in chosen
     }
     return Selected(params, tuple(slots), kept, tensors)
+
+
+def _importances(
+    importance: Any,
+    groups: list[Group],
+    methods: list[Method],
+    spreads: Sequence[Spread | None],
+    policy: CurvaturePolicy,
+) -> list[Importance | None]:
+    """The importance of every leaf, on the host or where the leaf is."""
+    if importance is None:
+        return [None] * len(groups)
+    own = [
+        (group, method.vector_size if isinstance(method, Vector) else None)
+        for group, method, spread in zip(groups, methods, spreads, strict=True)
+        if spread is None
+    ]
+    on_host = iter(
+        importance_by_leaf(importance, [g for g, _ in own], [size for _, size in own], policy)
+    )
+    return [
+        next(on_host) if spread is None else importance_on_parts(importance, group, spread, policy)
+        for group, spread in zip(groups, spreads, strict=True)
+    ]
 
 
 def _kept(value: Any) -> KeptLeaf:

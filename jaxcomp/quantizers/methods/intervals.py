@@ -56,6 +56,10 @@ class _Intervals(CodebookMethod):
         super().__post_init__()
         check_count("num_bins", self.num_bins)
 
+    @property
+    def works_on_parts(self) -> bool:
+        return self.rows is None
+
     def check(self, parameter: Any) -> None:
         check_count("num_clusters", parameter)
 
@@ -91,12 +95,7 @@ class _Intervals(CodebookMethod):
     def encode(self, problem: Problem, point: Point) -> Encoded:
         size = min(int(point.parameter), problem.size)
         centroids, thresholds = point.codebook
-        encoded = self._encoded(
-            problem,
-            centroids,
-            lambda chunk, stored: _encode(chunk, thresholds, stored, dtype=problem.weights_dtype),
-        )
-        return encoded.cut(size)
+        return self._encoded(problem, centroids, _encode, thresholds).cut(size)
 
     def _bins(self, max_clusters: int) -> int:
         return bins_for(self.num_bins, max_clusters)
