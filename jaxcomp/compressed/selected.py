@@ -46,6 +46,12 @@ from jaxcomp.trees.selection import Select, decide, stacked_paths
 from jaxcomp.trees.tied import Group, group_tied
 from jaxcomp.types import AnyArray, Params
 
+# For arrays of several processes.
+_HINT = (
+    "; KMeans, Optimal, Uniform and EntropyConstrained with one scale a leaf, and no stack of layers, "
+    "need no more than each has"
+)
+
 Stored = tuple[CompressedTensor, TensorLayout]
 """A compressed leaf and its layout."""
 
@@ -213,7 +219,7 @@ def select_leaves(
     host = {}
     for group, spread in zip(selected, spreads, strict=True):
         if spread is None:
-            check_is_here(group.paths[0], group.value)
+            check_is_here(group.paths[0], group.value, _HINT)
             host[group.paths[0]] = np.asarray(group.value)
     on_host = iter(exponents_of("params", host))
     exponents = [

@@ -41,6 +41,10 @@ class Spread(NamedTuple):
 
     def put(self, values: Any, spec: PartitionSpec) -> Array:
         """Let an array lie so; where it does already nothing is copied."""
+        if isinstance(values, jax.Array) and not self.mesh.is_multi_process:
+            return jax.device_put(values, NamedSharding(self.mesh, spec))
+        if isinstance(values, jax.Array) and values.is_fully_addressable:
+            values = np.asarray(values)  # what other processes have as well
         return jax.device_put(values, NamedSharding(self.mesh, spec))
 
     def leave(self, values: Array) -> Array:

@@ -255,8 +255,13 @@ def with_readable_leaves(params: Params, *, may_be_shared: bool = False) -> Para
     return replace_leaves(params, changed) if changed else params
 
 
-def check_is_here(path: str, leaf: Any) -> None:
+def check_is_here(path: str, leaf: Any, hint: str = "") -> None:
     """Refuse an array of which this process holds a part alone.
+
+    Args:
+        path: of the leaf.
+        leaf: any.
+        hint: what else may be done about it, behind a comma.
 
     Raises:
         ValueError: if devices of other processes hold others.
@@ -266,7 +271,7 @@ def check_is_here(path: str, leaf: Any) -> None:
         raise ValueError(
             f"the leaf {path!r} is spread over devices of several processes, of which this one "
             "reads only its own; gather it first (jax.experimental.multihost_utils."
-            "process_allgather), or compress a checkpoint of it in one process."
+            f"process_allgather), or compress a checkpoint of it in one process{hint}."
         )
 
 

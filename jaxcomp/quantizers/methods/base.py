@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxcomp.coding import sizes
-from jaxcomp.numerics.checks import check_count
+from jaxcomp.numerics.checks import check_count, is_concrete
 from jaxcomp.numerics.host import is_on_host
 from jaxcomp.numerics.scaling import group_exponent, normalise, restore
 from jaxcomp.quantizers.assignment import assignment_dtype
@@ -214,6 +214,9 @@ class Method(ABC):
         if is_on_host(codes, codebook, scales):
             # Nothing is compiled for the shape; wider than what JAX has at the moment, if need be.
             return self._decoded_on_host(codes, codebook, scales, shape=shape, dtype=dtype)
+        is_known = isinstance(codes, jax.Array) and is_concrete(codes)
+        if codebook is not None and is_known and not codes.is_fully_addressable:
+            codebook = np.asarray(codebook)  # which devices of other processes have as well
         values = codes if codebook is None else jnp.asarray(codebook)[codes.astype(jnp.int32)]
         values = self._join(values, shape)
         if scales is None:
