@@ -48,8 +48,8 @@ from jaxcomp.types import AnyArray, Params
 
 # For arrays of several processes.
 _HINT = (
-    "; KMeans, Optimal, Uniform and EntropyConstrained with one scale a leaf, and no stack of layers, "
-    "need no more than each has"
+    "; KMeans, Optimal, Uniform and EntropyConstrained with one scale a leaf that is no stack of "
+    "layers need no more than each has"
 )
 
 Stored = tuple[CompressedTensor, TensorLayout]
