@@ -262,9 +262,9 @@ def _cells_of(
     num_levels: int,
 ) -> tuple[Array, Array | None, Array]:
     """Return points and importances in units, and the cell of each."""
-    unit, *others = rules
+    unit, rule, levels = rules
     points, weights = _of_unit(points, importance, unit)
-    return points, weights, _index(points, weights, *others, num_bins, num_levels)
+    return points, weights, _index(points, weights, rule, levels, num_bins, num_levels)
 
 
 def _filled(

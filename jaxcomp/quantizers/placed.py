@@ -185,6 +185,7 @@ def run(
     if spread is original or result is None:
         return found
     # Back to where its points are.
+    assert isinstance(points.sharding, NamedSharding)
     entries = (*points.sharding.spec, *(None,) * points.ndim)[: points.ndim]
     extra = (None,) * (num_axes - points.ndim + 1)
     sharding = NamedSharding(original.own, PartitionSpec(*extra, *entries))
@@ -196,7 +197,7 @@ def run(
 def run_on_parts(
     kernel: Callable[..., Any],
     spread: Spread,
-    arrays: tuple[Shaped[Array, "*shape"], ...],
+    arrays: tuple[Shaped[Any, "*shape"] | None, ...],
     tables: tuple[Any, ...] = (),
     *,
     result: Any = None,

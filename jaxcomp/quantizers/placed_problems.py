@@ -67,7 +67,7 @@ class PlacedProblem(Problem):
 
     def filled(
         self,
-        index_of: Callable[..., Array],
+        index_of: Callable[..., tuple[Array, Array | None, Array]],
         rules: Any,
         *,
         num_cells: int,
@@ -156,12 +156,11 @@ def _num_chunks(size: int) -> int:
 
 
 def _fetched(
-    values: Shaped[Array, "*shape"], places: slice | Int[np.ndarray, " points"], spread: Spread
+    values: Shaped[Any, "*shape"], places: slice | Int[np.ndarray, " points"], spread: Spread
 ) -> np.ndarray:
     """Return values by their places in the flattened array, on the host."""
-    if isinstance(places, slice):
-        places = np.arange(places.start, places.stop)
-    index = np.stack(np.unravel_index(places, values.shape)).astype(np.int32)
+    own = np.arange(places.start, places.stop) if isinstance(places, slice) else places
+    index = np.stack(np.unravel_index(np.asarray(own), values.shape)).astype(np.int32)
     found = run_on_parts(_of_places, spread, (values,), (index,), result=_WHOLE, cuts=spread.cuts)
     return np.asarray(found)
 
