@@ -5,7 +5,7 @@ sizes, such as a check or filling them up, is therefore done by NumPy where the 
 values; on an accelerator it costs a program for every size.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,14 @@ import numpy as np
 from jax.core import Tracer
 from jax.experimental.multihost_utils import process_allgather
 from jaxtyping import Array, Shaped
+
+
+def default_device() -> Any:
+    """Return the device that a computation of arrays that are on none runs on."""
+    # None, a device, or the name of a platform.
+    chosen = cast(Any, jax.config).jax_default_device
+    is_named = chosen is None or isinstance(chosen, str)
+    return jax.local_devices(backend=chosen)[0] if is_named else chosen
 
 
 def is_on_host(*stored: Any) -> bool:

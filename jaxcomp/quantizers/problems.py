@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxcomp.numerics.scaling import group_exponent, normalise
+from jaxcomp.numerics.segments import segment_counts
 from jaxcomp.numerics.sums import pairwise_sum
 from jaxcomp.quantizers.histograms import sum_of_squares
 from jaxcomp.quantizers.scales import Rows
@@ -509,8 +510,7 @@ def fetched(results: Iterable[tuple[slice, _Result]]) -> Iterator[tuple[slice, _
 
 def counts_of(chunk: Chunk, codes: Int[Array, " points"], num_codes: int) -> Int[Array, " codes"]:
     """Count how often each code occurs in a chunk."""
-    number = chunk.is_point().astype(jnp.int32)
-    return jax.ops.segment_sum(number, codes.astype(jnp.int32), num_codes)
+    return segment_counts(chunk.is_point(), codes.astype(jnp.int32), num_codes)
 
 
 def _numbers(places: slice | Int[np.ndarray, " points"]) -> Int[np.ndarray, " points"]:

@@ -37,6 +37,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 from jaxcomp.numerics import across
 from jaxcomp.numerics.checks import check_floating, check_points, is_concrete
 from jaxcomp.numerics.scaling import normalise, restore, restore_as
+from jaxcomp.numerics.segments import segment_sum
 from jaxcomp.numerics.sums import (
     pairwise_sum,
     running_maximum,
@@ -485,11 +486,11 @@ def _describe(
 ) -> _Code:
     """Return the centroids and code lengths of an assignment; symbols without mass keep theirs."""
     num_symbols = centroids.shape[0]
-    counts = jax.ops.segment_sum(cells.num_points, index, num_symbols)
-    mass = jax.ops.segment_sum(cells.mass, index, num_symbols)
+    counts = segment_sum(cells.num_points, index, num_symbols)
+    mass = segment_sum(cells.mass, index, num_symbols)
     # About the old centroid, so that a symbol at its mean is not moved by rounding.
     offset = cells.mass * (cells.position - centroids[index])
-    moment = jax.ops.segment_sum(offset, index, num_symbols)
+    moment = segment_sum(offset, index, num_symbols)
     moved = centroids + moment / jnp.where(mass > 0, mass, 1)
     return _Code(moved, _length_bits(counts, moved.dtype))
 
@@ -576,7 +577,7 @@ def _finish(
     order = jnp.argsort(jnp.where(is_used, rounded, jnp.inf), stable=True)
     num_used = jnp.sum(is_used, dtype=jnp.int32)
     order = order[jnp.minimum(jnp.arange(num_symbols, dtype=jnp.int32), num_used - 1)]
-    counts = jax.ops.segment_sum(cells.num_points, index, num_symbols)
+    counts = segment_sum(cells.num_points, index, num_symbols)
     is_live = jnp.arange(num_symbols) < num_used
     rate_bits, distortion = _measure(cells, _Code(rounded, code.length_bits), index)
     return (
