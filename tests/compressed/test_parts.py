@@ -120,7 +120,8 @@ print("done")
 """
 
 
-@pytest.mark.parametrize("cases", ["few", pytest.param("all", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("cases", ["few", "all"])
 def test_eight_devices_make_the_file_of_one(monkeypatch, cases):
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     monkeypatch.setenv("XLA_FLAGS", flags)
