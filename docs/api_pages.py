@@ -97,17 +97,18 @@ def page(room: str, here: list[Entry]) -> str:
     """Return the page of a room: a table of its names, then an entry for each of them."""
     module = importlib.import_module(room)
     listed = [name for name in public_names(room)]
-    elsewhere = [
-        name for name in listed if name not in {entry.name for entry in here}
-    ]
+    elsewhere = [name for name in listed if name not in {entry.name for entry in here}]
     modules = [name for name in elsewhere if inspect.ismodule(getattr(module, name))]
     lines = [room, "=" * len(room), "", f".. automodule:: {room}", "   :no-members:", ""]
     lines += [f".. currentmodule:: {room}", ""]
     if here:
         lines += [".. autosummary::", "   :nosignatures:", ""]
         lines += [f"   {entry.name}" for entry in here] + [""]
-    others = [f":py:obj:`{name} <{_address(getattr(module, name))}>`" for name in elsewhere
-              if name not in modules]
+    others = [
+        f":py:obj:`{name} <{_address(getattr(module, name))}>`"
+        for name in elsewhere
+        if name not in modules
+    ]
     if others:
         lines += ["Also here: " + ", ".join(others) + ".", ""]
     for entry in here:

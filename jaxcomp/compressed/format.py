@@ -27,11 +27,15 @@ from jaxcomp.decoder.files import KEPT, Entry
 from jaxcomp.decoder.streams import FormatError, require
 from jaxcomp.numerics.host import whole
 from jaxcomp.quantizers.assignment import assignment_dtype
-from jaxcomp.quantizers.methods import METHODS, Method, RoundToNearest, TrellisCoded, Vector
-from jaxcomp.quantizers.methods.base import CodebookMethod
+from jaxcomp.quantizers.methods import (
+    CodebookMethod,
+    Method,
+    RoundToNearest,
+    TrellisCoded,
+    Vector,
+    method_named,
+)
 from jaxcomp.quantizers.methods.trellis_coded import ORDERS, order_number
-
-_METHODS = {method.name: method for method in METHODS}
 
 
 def plain(values: Any) -> tuple[np.ndarray, str]:
@@ -90,8 +94,10 @@ def leaf_of(
     if entry.method == KEPT:
         require(parts.codebook is None and parts.scales is None, "a kept array has codes")
         return KeptLeaf(_kept(parts, entry)), KeptLayout(paths, "kept in the file")
-    require(entry.method in _METHODS, f"the method {entry.method[:40]!r} is unknown")
-    method = _method_of(parts, _METHODS[entry.method], entry)
+    kind = method_named(entry.method)
+    if kind is None:
+        raise FormatError(f"the method {entry.method[:40]!r} is unknown")
+    method = _method_of(parts, kind, entry)
     layout = TensorLayout(
         paths=paths,
         method=method,

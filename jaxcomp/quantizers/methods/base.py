@@ -336,6 +336,21 @@ class CodebookMethod(Method):
         )
 
 
+def method_named(name: str) -> type[Method] | None:
+    """Return the method of this name, one of the package or of a user; None if there is none.
+
+    A class counts as soon as it is defined; of several with a name the last one, as in a notebook
+    whose cell was run twice.
+    """
+    found, waiting = None, [Method]
+    while waiting:
+        kind = waiting.pop(0)
+        waiting += kind.__subclasses__()
+        if vars(kind).get("name") == name:
+            found = kind
+    return found
+
+
 def scale_bits(problem: Problem) -> float:
     """Return what the scales of a tensor cost."""
     return 0.0 if problem.scales is None else float(_SCALE_BITS * problem.scales.size)
