@@ -7,47 +7,34 @@ in `__all__`; a room without a list shows what it defines. A name that several r
 entry in the first of them.
 """
 
-import dataclasses
+import functools
 import importlib
 import inspect
+import pkgutil
 import re
+import textwrap
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-# In the order of a reader: what most users call comes first.
-ROOMS = (
-    "jaxcomp",
-    "jaxcomp.compressed",
-    "jaxcomp.quantizers",
-    "jaxcomp.quantizers.methods",
-    "jaxcomp.curvature",
+import jaxcomp
+
+# Rooms for users of the command alone, or for other rooms.
+_INTERNAL = ("jaxcomp.cli", "jaxcomp.experiments.sweep.pictures")
+# Modules that are public though they list no names.
+_WITHOUT_LIST = (
     "jaxcomp.adapters",
-    "jaxcomp.checkpoints",
-    "jaxcomp.decoder",
-    "jaxcomp.certificates",
-    "jaxcomp.bounds",
-    "jaxcomp.evaluation",
     "jaxcomp.evaluation.calibration",
     "jaxcomp.evaluation.metrics",
     "jaxcomp.evaluation.statistics",
-    "jaxcomp.rate_distortion",
-    "jaxcomp.coding",
-    "jaxcomp.bits_back",
-    "jaxcomp.training",
-    "jaxcomp.linear_regression",
-    "jaxcomp.experiments",
-    "jaxcomp.experiments.sweep",
-    "jaxcomp.experiments.regularization",
-    "jaxcomp.experiments.linear_regression",
-    "jaxcomp.experiments.data",
-    "jaxcomp.experiments.networks",
-    "jaxcomp.trees",
     "jaxcomp.trees.paths",
-    "jaxcomp.storage",
-    "jaxcomp.progress",
     "jaxcomp.types",
 )
+
+
+# Stars and bars that do not enclose a word: `(*shape) sums of |w|`.
+_STRAY = re.compile(r"(?<!^)\*+(?!\w[^*\n]*\w\*)(?<!\w\*)|\||(?<=\w)_(?=\W)", re.MULTILINE)
+_FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 class Entry(NamedTuple):
@@ -56,6 +43,17 @@ class Entry(NamedTuple):
     room: str
     name: str
     value: Any
+
+
+@functools.cache
+def rooms() -> tuple[str, ...]:
+    """Return the names of all rooms, `jaxcomp` first: packages that list their public names."""
+    found = ["jaxcomp", "jaxcomp.progress", *_WITHOUT_LIST]
+    for part in pkgutil.walk_packages(jaxcomp.__path__, "jaxcomp."):
+        is_room = part.ispkg and part.name not in _INTERNAL
+        if is_room and hasattr(importlib.import_module(part.name), "__all__"):
+            found.append(part.name)
+    return tuple(sorted(found))
 
 
 def public_names(room: str) -> list[str]:
@@ -77,11 +75,12 @@ def _documented_constants(module: ModuleType) -> list[str]:
     return re.findall(r'^(\w+)(?:: \w+)? = .*\n"""', source, flags=re.MULTILINE)
 
 
-def entries() -> list[Entry]:
+@functools.cache
+def entries() -> tuple[Entry, ...]:
     """Return every public name that is no module, once."""
     found: list[Entry] = []
     seen: set[int] = set()
-    for room in ROOMS:
+    for room in rooms():
         module = importlib.import_module(room)
         for name in public_names(room):
             value = getattr(module, name)
@@ -90,27 +89,28 @@ def entries() -> list[Entry]:
                 continue
             seen.add(id(value))
             found.append(Entry(room, name, value))
-    return found
+    return tuple(found)
 
 
-def page(room: str, here: list[Entry]) -> str:
+def page(room: str) -> str:
     """Return the page of a room: a table of its names, then an entry for each of them."""
     module = importlib.import_module(room)
-    listed = [name for name in public_names(room)]
-    elsewhere = [name for name in listed if name not in {entry.name for entry in here}]
-    modules = [name for name in elsewhere if inspect.ismodule(getattr(module, name))]
+    here = [entry for entry in entries() if entry.room == room]
     lines = [room, "=" * len(room), "", f".. automodule:: {room}", "   :no-members:", ""]
-    lines += [f".. currentmodule:: {room}", ""]
-    if here:
+    described = [entry.name for entry in here if callable(entry.value)]
+    if described:
         lines += [".. autosummary::", "   :nosignatures:", ""]
-        lines += [f"   {entry.name}" for entry in here] + [""]
-    others = [
-        f":py:obj:`{name} <{_address(getattr(module, name))}>`"
-        for name in elsewhere
-        if name not in modules
-    ]
+        lines += [f"   {name}" for name in described] + [""]
+    places = {id(entry.value): entry for entry in entries()}
+    others = []
+    for name in public_names(room):
+        value = getattr(module, name)
+        if inspect.ismodule(value):
+            others.append(f":py:mod:`{value.__name__}`")
+        elif (entry := places[id(value)]).room != room:
+            others.append(f":py:obj:`~{entry.room}.{entry.name}`")
     if others:
-        lines += ["Also here: " + ", ".join(others) + ".", ""]
+        lines += ["See also " + ", ".join(others) + ".", ""]
     for entry in here:
         lines += _entry(entry)
     return "\n".join(lines) + "\n"
@@ -127,36 +127,43 @@ def _entry(entry: Entry) -> list[str]:
     return [*lines, ""]
 
 
-def _address(value: Any) -> str:
-    for entry in entries():
-        if entry.value is value:
-            return f"{entry.room}.{entry.name}"
-    return ""
-
-
 def is_left_out(
     app: Any, what: str, name: str, value: Any, would_skip: bool, options: Any
 ) -> bool | None:
     """Leave out fields of named tuples, which `Attributes` describes, and what stands elsewhere."""
-    del app, what, name, options
-    if type(value).__name__ == "_tuplegetter" or dataclasses.is_dataclass(value) and would_skip:
-        return True
-    return None
+    del app, what, name, would_skip, options
+    return True if type(value).__name__ == "_tuplegetter" else None
 
 
 def mend(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
     """Protect what reStructuredText would take for markup in a docstring."""
+    del app, name, options
+    text = "\n".join(lines)
+    if what == "data" and inspect.cleandoc(type(value).__doc__ or "") == text.strip():
+        text = ""  # of the type, and not of this value
+    text = _FENCE.sub(_as_block, text)
+    parts = re.split(r"(`+[^`]*`+)", text)
+    parts[::2] = [_STRAY.sub(r"\\\g<0>", part) for part in parts[::2]]
+    lines[:] = "".join(parts).split("\n")
+
+
+def mend_types(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+    """Protect stars in types of fields, such as those of `Float[Array, "*shape"]`."""
     del app, what, name, value, options
+    for place, line in enumerate(lines):
+        if line.lstrip().startswith(":vartype"):
+            lines[place] = line.replace("*", r"\*")
+
+
+def _as_block(fence: re.Match[str]) -> str:
+    language, code = fence.groups()
+    return f".. code-block:: {language}\n\n{textwrap.indent(code, '   ')}"
 
 
 def write(folder: Path) -> None:
     """Write all pages; those that have not changed keep their date, so that builds are quick."""
     folder.mkdir(exist_ok=True)
-    found = entries()
-    pages = {
-        f"{room}.rst": page(room, [entry for entry in found if entry.room == room])
-        for room in ROOMS
-    }
+    pages = {f"{room}.rst": page(room) for room in rooms()}
     for path in folder.iterdir():
         if path.name not in pages:
             path.unlink()

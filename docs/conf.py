@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 import api_pages  # noqa: E402 - beside this file
+
 import jaxcomp  # noqa: E402
 
 project = "jaxcomp"
@@ -35,7 +36,7 @@ suppress_warnings = ["mystnb.unknown_mime_type"]
 
 # Pages. Notebooks are kept without outputs (tests/test_notebooks.py); `make docs-executed` runs
 # them, so that their pages show what they print and draw.
-myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = ["amsmath", "attrs_block", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "force" if os.environ.get("JAXCOMP_EXECUTE_NOTEBOOKS") else "off"
 nb_execution_timeout = 600
@@ -76,3 +77,5 @@ def setup(app: Sphinx) -> None:
     app.connect("config-inited", lambda *_: api_pages.write(ROOT / "docs" / "api"))
     app.connect("autodoc-skip-member", api_pages.is_left_out)
     app.connect("autodoc-process-docstring", api_pages.mend, priority=400)
+    # After napoleon, which writes down the types of fields.
+    app.connect("autodoc-process-docstring", api_pages.mend_types, priority=600)

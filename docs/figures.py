@@ -1,6 +1,6 @@
 """Draw the pictures of docs/theory.md: closed forms of the package, in its own look.
 
-    python docs/figures.py
+python docs/figures.py
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ def bound_and_distortion(num_weights: int = 50, loss: float = 0.5) -> drawing.Fi
         8.0,
         3.6,
         "Two sides of compression",
-        "A lower rate lowers the bound on the gap and raises the training loss. Point: the least sum.",
+        "A lower rate lowers the bound on the gap and raises the training loss. Point: least sum.",
     )
     rates = np.linspace(0, 3 * num_weights, 601)
     bits = rates / num_weights / np.log(2)
@@ -34,7 +34,9 @@ def bound_and_distortion(num_weights: int = 50, loss: float = 0.5) -> drawing.Fi
         )
         gap = bounds.mutual_information_bound(rates, **setting)
         axis.plot(bits, gap, "--", color=BLUE, label="bound on the gap")
-        axis.plot(bits, loss * np.exp(-2 * rates / num_weights), "-.", color=ORANGE, label="distortion")
+        axis.plot(
+            bits, loss * np.exp(-2 * rates / num_weights), "-.", color=ORANGE, label="distortion"
+        )
         axis.plot(bits, risk.bound, color=drawing.INK, label="sum")
         place = 0 if risk.zero_rate_wins[0] else np.argmin(np.abs(rates - risk.best_rate_nats[0]))
         axis.plot(bits[place], risk.bound[place], "o", color=drawing.INK, clip_on=False)
