@@ -96,7 +96,8 @@ def page(room: str) -> str:
     """Return the page of a room: a table of its names, then an entry for each of them."""
     module = importlib.import_module(room)
     here = [entry for entry in entries() if entry.room == room]
-    lines = [room, "=" * len(room), "", f".. automodule:: {room}", "   :no-members:", ""]
+    title = room.removeprefix("jaxcomp.")
+    lines = [title, "=" * len(title), "", f".. automodule:: {room}", "   :no-members:", ""]
     described = [entry.name for entry in here if callable(entry.value)]
     if described:
         lines += [".. autosummary::", "   :nosignatures:", ""]

@@ -7,8 +7,10 @@ from one to another is the same on the site and where they are read as files.
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sphinx.application import Sphinx
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
@@ -18,8 +20,6 @@ import api_pages  # noqa: E402 - beside this file
 import jaxcomp  # noqa: E402
 
 project = "jaxcomp"
-author = "the authors of jaxcomp"
-project_copyright = author
 release = version = jaxcomp.__version__
 
 extensions = [
@@ -36,7 +36,7 @@ suppress_warnings = ["mystnb.unknown_mime_type"]
 
 # Pages. Notebooks are kept without outputs (tests/test_notebooks.py); `make docs-executed` runs
 # them, so that their pages show what they print and draw.
-myst_enable_extensions = ["amsmath", "attrs_block", "colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = ["attrs_block", "deflist"]
 myst_heading_anchors = 3
 nb_execution_mode = "force" if os.environ.get("JAXCOMP_EXECUTE_NOTEBOOKS") else "off"
 nb_execution_timeout = 600
@@ -55,6 +55,7 @@ autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 python_maximum_signature_line_length = 80
+toc_object_entries_show_parents = "hide"
 autosummary_generate = False
 
 html_theme = "sphinx_book_theme"
@@ -64,15 +65,17 @@ html_css_files = ["site.css"]
 html_extra_path = ["site"]
 html_copy_source = False
 html_show_sourcelink = False
+html_show_copyright = False
 html_theme_options = {
     "show_toc_level": 2,
     "home_page_in_toc": True,
     "use_download_button": False,
     "use_fullscreen_button": False,
+    "footer_content_items": [],
 }
 
 
-def setup(app: Sphinx) -> None:
+def setup(app: "Sphinx") -> None:
     """Write the pages of the reference before Sphinx looks for pages, and mend docstrings."""
     app.connect("config-inited", lambda *_: api_pages.write(ROOT / "docs" / "api"))
     app.connect("autodoc-skip-member", api_pages.is_left_out)
