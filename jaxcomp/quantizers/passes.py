@@ -99,7 +99,7 @@ def joint_histogram_of(problem: Problem, *, num_bins: int, num_levels: int) -> M
     unit = _unit_of(problem)
     if problem.size <= num_cells:
         return _exact_cells(problem.sample(num_cells), unit)
-    sample, _ = _sample(problem, num_bins)
+    sample, _ = _sample(problem, num_bins, of_few=True)
     levels = _levels(unit)
 
     def fill(rule: _Rule) -> tuple[BinSums, BinSums, Array]:
@@ -156,10 +156,16 @@ def _exponent(value: float) -> int:
     return int(np.frexp(value)[1]) - 1 if value > 0 else 0
 
 
-def _sample(problem: Problem, num_bins: int) -> tuple[Chunk, bool]:
-    """Return a sample in one of three sizes, and whether there are weights beside it."""
+def _sample(problem: Problem, num_bins: int, *, of_few: bool = False) -> tuple[Chunk, bool]:
+    """Return a sample, and whether there are weights beside it.
+
+    Args:
+        problem: the tensor.
+        num_bins: B.
+        of_few: whether small tensors have a size, and so a program, of their own.
+    """
     size = 1 << (density_points(num_bins) - 1).bit_length()
-    if problem.size <= SMALL_CHUNK:
+    if of_few and problem.size <= SMALL_CHUNK:
         size = SMALL_CHUNK
     elif problem.size >= _MANY_SAMPLES * size:
         # Of heavy tails, whose bins would have to be cut in a further pass over all weights.
