@@ -310,11 +310,14 @@ class Problem:
 
         scale = self.scale_of(places)
         own = filled(points, points[0])
+        one_scale = scale is not None and scale.size == 1
         assert own is not None
         return Chunk(
             own,
             filled(self.importance_of(places), 0),
-            scale if scale is None or scale.size == 1 else filled(scale, scale[0]),
+            jax.device_put(scale)
+            if one_scale
+            else filled(scale, None if scale is None else scale[0]),
             jax.device_put(np.int32(padding)),
             self._blocks_of(places, own.size),
         )
