@@ -11,12 +11,12 @@ from jaxcomp.cli.app import app
 from jaxcomp.cli.options import (
     CompilationCache,
     DataDir,
-    Device,
     DeviceOption,
+    Json,
     Traceback,
     options_of,
 )
-from jaxcomp.cli.session import one_sentence_errors, print_text, set_up_jax
+from jaxcomp.cli.session import Device, one_sentence_errors, print_text, set_up_jax
 from jaxcomp.experiments.settings import Panel, asked
 
 _EXAMPLES = "a data set (mnist, fashion-mnist, cifar10, digits), its test set (mnist:test), or .npz"
@@ -110,7 +110,7 @@ class CertificateSettings:
 @options_of(CertificateSettings, with_defaults=True)
 def certify(
     file: Certified,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
     data_dir: DataDir = None,
     device: DeviceOption = Device.auto,
     compilation_cache: CompilationCache = True,

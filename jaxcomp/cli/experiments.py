@@ -1,7 +1,6 @@
-"""The commands that run experiments, and the one that draws what they left behind again."""
+"""The commands that run experiments."""
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,9 +21,9 @@ from jaxcomp.cli.distributed import (
 from jaxcomp.cli.options import (
     CompilationCache,
     DataDir,
-    Device,
     DeviceOption,
     Download,
+    Json,
     Out,
     Quiet,
     Resume,
@@ -32,7 +31,7 @@ from jaxcomp.cli.options import (
     options_of,
 )
 from jaxcomp.cli.session import (
-    Result,
+    Device,
     directory_for,
     one_sentence_errors,
     print_text,
@@ -80,6 +79,7 @@ def sweep(
     resume: Resume = True,
     device: DeviceOption = Device.auto,
     compilation_cache: CompilationCache = True,
+    as_json: Json = False,
     quiet: Quiet = False,
     traceback: Traceback = False,
     distributed: Distributed = False,
@@ -115,42 +115,13 @@ def sweep(
             quiet=quiet,
         )
         if result is None:
-            print_text(f"process {own.index} of {own.count} is done; results are in {directory}.")
+            told = f"process {own.index} of {own.count} is done; results are in {directory}."
+            if as_json:  # the process that leads prints it
+                typer.echo(told, err=True)
+            else:
+                print_text(told)
         else:
-            report(result)
-
-
-@app.command()
-def plot(
-    directory: Annotated[
-        Path,
-        typer.Argument(help="Directory of a finished run of any of the other commands."),
-    ],
-    traceback: Traceback = False,
-) -> None:
-    """Draw the pictures of a finished run again and print its report."""
-    with one_sentence_errors(traceback):
-        start(Device.cpu, compilation_cache=False)
-        result = _finished(directory)
-        result.save()
-        report(result)
-
-
-def _finished(directory: Path) -> Result:
-    """The result in a directory, of whatever experiment it is."""
-    from jaxcomp.experiments.run import read_manifest
-
-    match kind := read_manifest(directory, "run").get("kind"):
-        case "sweep":
-            return experiments.sweep.SweepResult.load(directory)
-        case "regularization run":
-            return experiments.regularization.RegularizationResult.load(directory)
-        case "study":
-            return experiments.linear_regression.StudyResult.load(directory)
-    raise ValueError(
-        f"{directory} holds a {kind}, which this version cannot draw; name the directory of a "
-        "sweep, a regularization run or a linear-regression study."
-    )
+            report(result, as_json=as_json)
 
 
 @app.command(
@@ -169,6 +140,7 @@ def regularization(
     resume: Resume = True,
     device: DeviceOption = Device.auto,
     compilation_cache: CompilationCache = True,
+    as_json: Json = False,
     quiet: Quiet = False,
     traceback: Traceback = False,
     **given: Any,
@@ -192,7 +164,7 @@ def regularization(
             resume=resume,
             quiet=quiet,
         )
-        report(result)
+        report(result, as_json=as_json)
 
 
 @app.command(
@@ -209,6 +181,7 @@ def linear_regression(
     resume: Resume = True,
     device: DeviceOption = Device.auto,
     compilation_cache: CompilationCache = True,
+    as_json: Json = False,
     quiet: Quiet = False,
     traceback: Traceback = False,
     **given: Any,
@@ -230,4 +203,4 @@ def linear_regression(
             resume=resume,
             quiet=quiet,
         )
-        report(result)
+        report(result, as_json=as_json)

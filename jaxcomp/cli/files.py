@@ -16,13 +16,13 @@ import typer
 from jaxcomp.cli.app import app
 from jaxcomp.cli.options import (
     CompilationCache,
-    Device,
     DeviceOption,
+    Json,
     Quiet,
     Traceback,
     options_of,
 )
-from jaxcomp.cli.session import one_sentence_errors, print_text, set_up_jax, show_warnings
+from jaxcomp.cli.session import Device, one_sentence_errors, print_text, set_up_jax, show_warnings
 from jaxcomp.experiments.settings import Panel, asked
 
 _STOPPED = "stopped; nothing was written."
@@ -97,7 +97,6 @@ ReferenceOption = Annotated[
         "--reference", help="The model that the compressed one holds differences to, if it does."
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,23 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import typer
 
-from jaxcomp.cli.options import Device
-
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+class Device(StrEnum):
+    """Where to compute."""
+
+    auto = "auto"
+    cpu = "cpu"
+    gpu = "gpu"
+    tpu = "tpu"
 
 
 class Result(Protocol):
@@ -148,8 +156,14 @@ def directory_for(out: Path | None, name: str, settings: Any) -> Path:
     return out if out is not None else Path("runs") / f"{name}-{storage.fingerprint(settings)[:8]}"
 
 
-def report(result: Result) -> None:
-    """Print what a run found."""
+def report(result: Result, *, as_json: bool = False) -> None:
+    """Print what a run found: for people, or as JSON under the names of the result in Python."""
+    if as_json:
+        from jaxcomp.experiments.result import to_dict
+        from jaxcomp.storage import json_line
+
+        print_text(json_line(to_dict(result)))
+        return
     with printing(result.directory) as console:
         result.print_report(console)
 
