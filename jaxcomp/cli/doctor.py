@@ -34,6 +34,6 @@ def doctor(
                 typer.echo(f"{check.name}: {check.seconds:.1f} s", err=True)
 
         found = examine(tell)
-        print_text(json_line(found.to_json()) if as_json else str(found))
+        print_text(json_line(found.to_dict()) if as_json else str(found))
     if not found.is_sound:
         raise typer.Exit(1)

@@ -126,8 +126,8 @@ _CONFIG = inspect.Parameter(
         typer.Option(
             "--config",
             metavar="FILE",
-            help="Settings from a file, TOML or the manifest.json of a run; options that are given "
-            "override them.",
+            help="Settings from a file: TOML, or the manifest.json of a run. What stands on the "
+            "command line overrides it.",
             rich_help_panel=Panel.RUN,
         ),
     ],

@@ -7,6 +7,7 @@ as a team of processes, so that no part is ever computed by two.
 """
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ from jaxcomp.progress import Progress
 
 Row: TypeAlias = dict[str, Any]
 _Value = TypeVar("_Value")
+_log = logging.getLogger(__name__)
 
 
 # What systems and their programs put into every folder; hidden files are theirs too.
@@ -335,9 +337,13 @@ class Run:
         found = self.find(name, like)
         if found is None:
             self.forget(name)
+            started = time.perf_counter()
             found = compute()
+            _log.info("%s: computed in %.1f s", name, time.perf_counter() - started)
             if self.path is not None:
                 like.write(self.path, name, found)
+        else:
+            _log.info("%s: taken from %s", name, self.path)
         return found
 
     def find(self, name: str, like: Kept[_Value]) -> _Value | None:
