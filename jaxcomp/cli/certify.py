@@ -13,10 +13,11 @@ from jaxcomp.cli.options import (
     DataDir,
     DeviceOption,
     Json,
+    Quiet,
     Traceback,
     options_of,
 )
-from jaxcomp.cli.session import Device, one_sentence_errors, print_text, set_up_jax
+from jaxcomp.cli.session import Device, one_sentence_errors, phase, print_text, set_up_jax
 from jaxcomp.experiments.settings import Panel, asked
 
 _EXAMPLES = "a data set (mnist, fashion-mnist, cifar10, digits), its test set (mnist:test), or .npz"
@@ -114,6 +115,7 @@ def certify(
     data_dir: DataDir = None,
     device: DeviceOption = Device.auto,
     compilation_cache: CompilationCache = True,
+    quiet: Quiet = False,
     traceback: Traceback = False,
     **given: Any,
 ) -> None:
@@ -130,23 +132,26 @@ def certify(
         from jaxcomp.cli.hook import read_predict_fn
 
         wanted = CertificateSettings(**given)
-        predict_fn, pairs = (None, []) if wanted.hook is None else read_predict_fn(wanted.hook)
-        report = certified(
-            file,
-            predict_fn,
-            _pairs(pairs) if wanted.data is None else _examples(wanted.data, data_dir),
-            delta=wanted.delta,
-            fixed_architecture=wanted.fixed_architecture,
-            posterior=wanted.posterior,
-            prior=wanted.prior,
-            prior_indices=None if wanted.prior_indices is None else _indices(wanted.prior_indices),
-            held_out=None if wanted.held_out is None else _examples(wanted.held_out, data_dir),
-            original=wanted.original,
-            unlabelled=None
-            if wanted.unlabelled is None
-            else _examples(wanted.unlabelled, data_dir, labelled=False)[0],
-            test=None if wanted.test is None else _examples(wanted.test, data_dir),
-        )
+        with phase("measuring errors", quiet):
+            predict_fn, pairs = (None, []) if wanted.hook is None else read_predict_fn(wanted.hook)
+            report = certified(
+                file,
+                predict_fn,
+                _pairs(pairs) if wanted.data is None else _examples(wanted.data, data_dir),
+                delta=wanted.delta,
+                fixed_architecture=wanted.fixed_architecture,
+                posterior=wanted.posterior,
+                prior=wanted.prior,
+                prior_indices=None
+                if wanted.prior_indices is None
+                else _indices(wanted.prior_indices),
+                held_out=None if wanted.held_out is None else _examples(wanted.held_out, data_dir),
+                original=wanted.original,
+                unlabelled=None
+                if wanted.unlabelled is None
+                else _examples(wanted.unlabelled, data_dir, labelled=False)[0],
+                test=None if wanted.test is None else _examples(wanted.test, data_dir),
+            )
         print_text(report.to_json() if as_json else str(report))
 
 

@@ -22,7 +22,14 @@ from jaxcomp.cli.options import (
     Traceback,
     options_of,
 )
-from jaxcomp.cli.session import Device, one_sentence_errors, print_text, set_up_jax, show_warnings
+from jaxcomp.cli.session import (
+    Device,
+    one_sentence_errors,
+    phase,
+    print_text,
+    set_up_jax,
+    show_warnings,
+)
 from jaxcomp.experiments.settings import Panel, asked
 
 _STOPPED = "stopped; nothing was written."
@@ -305,6 +312,7 @@ def inspect_file(
         ),
     ] = None,
     as_json: Json = False,
+    quiet: Quiet = False,
     traceback: Traceback = False,
 ) -> None:
     """Show what is in a compressed model: a line for each tensor, by the header alone."""
@@ -317,7 +325,8 @@ def inspect_file(
         if plot is not None:
             from jaxcomp.experiments.file_picture import save_picture
 
-            save_picture(source, plot)
+            with phase("drawing", quiet):
+                save_picture(source, plot)
         print_text(_to_json(contents.to_dict()) if as_json else str(contents))
 
 

@@ -206,6 +206,20 @@ def _let_go(out: TextIO, error: OSError, consolation: str) -> None:
         ) from error
 
 
+@contextmanager
+def phase(name: str, quiet: bool) -> Iterator[None]:
+    """Tell of this block if it takes over two seconds, and of what is long in it."""
+    from jaxcomp.long_call import LongCall, shown_by
+    from jaxcomp.progress import Progress
+
+    with (
+        Progress(quiet) as progress,
+        LongCall(name, 1, display=progress),
+        shown_by(progress),
+    ):
+        yield
+
+
 def show_warnings() -> None:
     """Print warnings as one line each."""
     warnings.showwarning = _show_warning

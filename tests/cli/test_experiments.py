@@ -13,7 +13,7 @@ import time
 import pytest
 from command_line import SMALL, assert_one_sentence, environment, invoke
 
-from jaxcomp.experiments.run import FORMAT_VERSION
+from jaxcomp.experiments.manifest import FORMAT_VERSION
 from jaxcomp.experiments.sweep import engine, limits, pictures
 
 # Stops that a test can hit: a checkpoint after every step, and many small chunks of variants.
