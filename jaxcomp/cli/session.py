@@ -150,10 +150,17 @@ def set_up_jax(device: Device, compilation_cache: bool) -> None:
 
 
 def directory_for(out: Path | None, name: str, settings: Any) -> Path:
-    """Where results go: as asked for, or a folder that only these settings have."""
+    """Where results go: as asked for, or a folder that only these settings have.
+
+    If they have one already, under the name of a preset that was asked for then, it is that.
+    """
     from jaxcomp import storage
 
-    return out if out is not None else Path("runs") / f"{name}-{storage.fingerprint(settings)[:8]}"
+    if out is not None:
+        return out
+    runs, end = Path("runs"), f"-{storage.fingerprint(settings)[:8]}"
+    own = runs / f"{name}{end}"
+    return own if own.exists() else min(runs.glob(f"*{end}"), default=own)
 
 
 def report(result: Result, *, as_json: bool = False) -> None:
