@@ -1,5 +1,6 @@
 """The commands that run experiments, and the one that draws what they left behind again."""
 
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,6 +42,7 @@ from jaxcomp.cli.session import (
 )
 from jaxcomp.experiments.linear_regression.config import StudyConfig
 from jaxcomp.experiments.regularization.config import RegularizationConfig
+from jaxcomp.experiments.small_descriptions.config import DescriptionConfig
 from jaxcomp.experiments.sweep.config import SweepConfig
 
 
@@ -143,9 +145,11 @@ def _finished(directory: Path) -> Result:
             return experiments.regularization.RegularizationResult.load(directory)
         case "study":
             return experiments.linear_regression.StudyResult.load(directory)
+        case "small descriptions":
+            return experiments.small_descriptions.DescriptionResult.load(directory)
     raise ValueError(
         f"{directory} holds a {kind}, which this version cannot draw; name the directory of a "
-        "sweep, a regularization run or a linear-regression study."
+        "sweep, a regularization run, a linear-regression study or small descriptions."
     )
 
 
@@ -223,6 +227,65 @@ def linear_regression(
         result = experiments.linear_regression.run(
             config,
             out=directory_for(out, "linear-regression", config),
+            resume=resume,
+            quiet=quiet,
+        )
+        report(result)
+
+
+class DescriptionPreset(StrEnum):
+    """Named settings of small descriptions."""
+
+    quick = "quick"
+    mnist = "mnist"
+    fashion = "fashion"
+    transfer = "transfer"
+
+
+@app.command(
+    "small-descriptions",
+    epilog=(
+        "Examples: `jaxcomp small-descriptions` (digits, seconds); `jaxcomp small-descriptions "
+        "--preset mnist --data-dir DATA` (10 seeds, some minutes on two cores); `jaxcomp "
+        "small-descriptions --preset transfer --models 2`. The report says how each file is "
+        "certified."
+    ),
+)
+@options_of(DescriptionConfig)
+def small_descriptions(
+    preset: Annotated[
+        DescriptionPreset,
+        typer.Option(
+            help="quick: scikit-learn's digits. mnist, fashion: nothing but features written down "
+            "by hand. transfer: MNIST, as differences to a layer trained on scikit-learn's "
+            "digits. Every other option overrides the preset."
+        ),
+    ] = DescriptionPreset.quick,
+    data_dir: DataDir = None,
+    download: Download = False,
+    out: Out = None,
+    resume: Resume = True,
+    device: DeviceOption = Device.auto,
+    compilation_cache: CompilationCache = True,
+    quiet: Quiet = False,
+    traceback: Traceback = False,
+    **given: Any,
+) -> None:
+    """Train networks of a hundred bytes or two, and certify each by its own bytes.
+
+    A linear layer of few levels on features written down by hand is trained under a price for its
+    bits, and its levels are moved one by one as long as the certificate falls. Every file is a bare
+    stream that `jaxcomp certify` decodes to the certified network, bit for bit. Stop with Ctrl-C
+    and run the same command to go on.
+    """
+    with one_sentence_errors(traceback):
+        start(device, compilation_cache)
+        config = experiments.small_descriptions.preset(preset.value, **given)
+        result = experiments.small_descriptions.run(
+            config,
+            out=directory_for(out, f"small-descriptions-{preset.value}", asdict(config)),
+            data_dir=data_dir,
+            download=download,
             resume=resume,
             quiet=quiet,
         )

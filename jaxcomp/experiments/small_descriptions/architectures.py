@@ -1,0 +1,81 @@
+"""The networks among which one is chosen by looking at the data, which is charged.
+
+All of them are listed here, in an order that stays: 2^10, so that naming one takes 10 bits.
+"""
+
+import itertools
+import json
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxcomp.experiments.small_descriptions.features import Features, features_of
+from jaxcomp.types import Params
+
+FEATURES: tuple[Features, ...] = tuple(
+    Features(*chosen)
+    for chosen in itertools.product(
+        (False, True),
+        (4, 5, 6, 7),
+        (3, 4, 5, 6),
+        ((0.7,), (0.7, 1.5)),
+        (False, True),
+        (1.5, 2.0, 3.0, 6.0),
+        (3.0, 1e6),
+    )
+)
+"""Candidates for the features; the place of one is its number."""
+
+BIAS_UNIT = 2.0
+"""What one level of the bias adds to a logit; one of a weight adds its feature."""
+
+
+class Network(NamedTuple):
+    """Features and one linear layer on them; called with weights and images: `predict_fn`.
+
+    Attributes:
+        features: which.
+        num_classes: of the logits.
+    """
+
+    features: Features
+    num_classes: int = 10
+
+    def __call__(self, params: Params, inputs: Any) -> Float[Array, "n classes"]:
+        """Return logits.
+
+        Args:
+            params: `weights` (F, classes) and `bias` (classes,), whole numbers.
+            inputs: (n, s, s, 1) images from 0 to 1.
+        """
+        found = features_of(inputs, self.features)
+        return logits_of(params, found)
+
+    def description(self, *, transfer: bool = False) -> str:
+        """Return what is fixed before the data, for `--fixed-architecture`: JSON.
+
+        Everything but which of the candidates it is, a choice that is charged.
+
+        Args:
+            transfer: whether the arrays of a file are differences to a prior.
+        """
+        shapes = {
+            "bias": [self.num_classes],
+            "weights": [self.features.count, self.num_classes],
+        }
+        told = {
+            "arrays": [[name, "int8", shape] for name, shape in shapes.items()],
+            "choices": {"features": len(FEATURES)},
+            "function": "jaxcomp.experiments.small_descriptions.Network",
+            "features": self.features._asdict(),
+        }
+        if transfer:
+            told["differences"] = [*shapes]
+        return json.dumps(told)
+
+
+def logits_of(params: Params, features: Float[Array, "n F"]) -> Float[Array, "n classes"]:
+    """Return the logits of a linear layer of whole numbers."""
+    weights, bias = (jnp.asarray(params[name]).astype(jnp.float32) for name in ("weights", "bias"))
+    return features @ weights + BIAS_UNIT * bias

@@ -1,0 +1,82 @@
+"""The certificate against bytes, with errors and what held-out labels say."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from jaxcomp.certificates.claims import file_bound
+from jaxcomp.experiments import drawing
+from jaxcomp.experiments.small_descriptions.config import DescriptionConfig
+
+_CERTIFICATE, _TRAINING, _TEST = "#0072B2", "#D55E00", "#009E73"
+_ERRORS = (0.01, 0.02, 0.04, 0.08, 0.12, 0.2, 0.3)  # of which lines are drawn
+
+
+def plot_certificates(config: DescriptionConfig, table: pd.DataFrame) -> Figure:
+    """Return certificates, training and test errors against bytes.
+
+    Lines say what a file of so many bytes has for a certificate at a training error.
+    """
+    count = int(table["num_examples"].iloc[0])
+    kind = ", transfer" if config.transfer else ""
+    figure = drawing.new_figure(
+        8.0,
+        4.6,
+        f"Small descriptions of {config.dataset}{kind}",
+        f"{config.models} seeds, {count:,} training examples, delta {config.delta:g}",
+    )
+    axis = figure.subplots()
+    bytes_ = np.linspace(0, 1.25 * float(table["bytes"].max()), 60)
+    top = 1.3 * float(table["bound"].max())
+    for error in _ERRORS:
+        line = certificates(error, count, bytes_, config.delta)
+        if line[0] < top:
+            axis.plot(bytes_, line, color=drawing.PALE, linewidth=1.0, zorder=0)
+            axis.annotate(
+                f"{error:.0%}",
+                (bytes_[-1], min(line[-1], top)),
+                fontsize=drawing.SMALL,
+                color=drawing.GREY,
+            )
+    for column, colour, marker in (
+        ("bound", _CERTIFICATE, "o"),
+        ("train_error", _TRAINING, "v"),
+        ("test_error", _TEST, "^"),
+    ):
+        axis.plot(table["bytes"], table[column], marker, color=colour, markersize=4)
+    held_out = float(table.loc[table["bound"].idxmin(), "held_out"])
+    axis.axhline(held_out, color=drawing.INK, linestyle="--", linewidth=1.0)
+    axis.set_ylim(0, top)
+    axis.set_xlim(0, float(bytes_[-1]))
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    drawing.axis_labels(axis, x="bytes of the stream", y="error")
+    drawing.light_grid(axis)
+    drawing.legend_below(
+        figure,
+        [
+            (
+                "",
+                [
+                    drawing.sample("certificate", _CERTIFICATE, marker="o"),
+                    drawing.sample("training error", _TRAINING, marker="v"),
+                    drawing.sample("test error", _TEST, marker="^"),
+                ],
+            ),
+            (
+                "",
+                [
+                    drawing.sample("bound by held-out labels", drawing.INK, dashes="--"),
+                    drawing.sample("certificate at a training error", drawing.PALE, dashes="-"),
+                ],
+            ),
+        ],
+    )
+    return figure
+
+
+def certificates(
+    error: float, num_examples: int, size_bytes: np.ndarray, delta: float
+) -> np.ndarray:
+    """Return what files of these sizes have for certificates at one training error."""
+    bits = 8 * size_bytes + np.log2(np.maximum(size_bytes * (size_bytes + 1), 1))
+    return np.asarray(file_bound(round(error * num_examples), num_examples, bits, delta))
