@@ -5,7 +5,8 @@ All of them are listed here, in an order that stays: 2^10, so that naming one ta
 
 import itertools
 import json
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -31,7 +32,8 @@ BIAS_UNIT = 2.0
 """What one level of the bias adds to a logit; one of a weight adds its feature."""
 
 
-class Network(NamedTuple):
+@dataclass(frozen=True)
+class Network:
     """Features and one linear layer on them; called with weights and images: `predict_fn`.
 
     Attributes:

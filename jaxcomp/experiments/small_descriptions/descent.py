@@ -77,8 +77,12 @@ def nothing(num_features: int, num_classes: int) -> Layer:
 
 def size_bits(num_bytes: int) -> float:
     """Return what a stream of so many bytes is charged: itself, its length, and the features."""
-    length = float(bounds.self_delimiting_bits(num_bytes))
-    return 8 * num_bytes + length + float(bounds.choice_bits(len(FEATURES)))
+    return 8 * num_bytes + float(bounds.self_delimiting_bits(num_bytes)) + bits_of_features()
+
+
+def bits_of_features() -> float:
+    """Return what naming one of all candidates for the features is charged."""
+    return float(bounds.choice_bits(len(FEATURES)))
 
 
 def bound_of(layer: Layer, num_errors: int, num_examples: int, delta: float) -> float:

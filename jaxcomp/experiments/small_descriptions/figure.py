@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from jaxcomp.certificates.claims import file_bound
 from jaxcomp.experiments import drawing
+from jaxcomp.experiments.certificate_picture import bounds_of_sizes
 from jaxcomp.experiments.small_descriptions.config import DescriptionConfig
+from jaxcomp.experiments.small_descriptions.descent import bits_of_features
 
 _CERTIFICATE, _TRAINING, _TEST = "#0072B2", "#D55E00", "#009E73"
 _ERRORS = (0.01, 0.02, 0.04, 0.08, 0.12, 0.2, 0.3)  # of which lines are drawn
@@ -29,14 +30,11 @@ def plot_certificates(config: DescriptionConfig, table: pd.DataFrame) -> Figure:
     bytes_ = np.linspace(0, 1.25 * float(table["bytes"].max()), 60)
     top = 1.3 * float(table["bound"].max())
     for error in _ERRORS:
-        line = certificates(error, count, bytes_, config.delta)
-        if line[0] < top:
-            axis.plot(bytes_, line, color=drawing.PALE, linewidth=1.0, zorder=0)
+        line = bounds_of_sizes(error, count, bytes_, config.delta, bits_of_features())
+        axis.plot(bytes_, line, color=drawing.PALE, linewidth=1.0, zorder=0)
+        if line[-1] < top:
             axis.annotate(
-                f"{error:.0%}",
-                (bytes_[-1], min(line[-1], top)),
-                fontsize=drawing.SMALL,
-                color=drawing.GREY,
+                f" {error:.0%}", (bytes_[-1], line[-1]), fontsize=drawing.SMALL, color=drawing.GREY
             )
     for column, colour, marker in (
         ("bound", _CERTIFICATE, "o"),
@@ -72,11 +70,3 @@ def plot_certificates(config: DescriptionConfig, table: pd.DataFrame) -> Figure:
         ],
     )
     return figure
-
-
-def certificates(
-    error: float, num_examples: int, size_bytes: np.ndarray, delta: float
-) -> np.ndarray:
-    """Return what files of these sizes have for certificates at one training error."""
-    bits = 8 * size_bytes + np.log2(np.maximum(size_bytes * (size_bytes + 1), 1))
-    return np.asarray(file_bound(round(error * num_examples), num_examples, bits, delta))

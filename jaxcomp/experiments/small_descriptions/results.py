@@ -3,7 +3,7 @@
 A run directory holds, each file written whole or not at all::
 
     manifest.json            settings, versions, device, times, status
-    variants/*.json          finished seeds, a row for each price (what a resumed run continues from)
+    variants/*.json          finished seeds, a row for each price (a resumed run goes on from them)
     table.csv, .parquet      one row per seed and price
     report.md                the best of each seed, and their mean
     certificate.png, .svg    certificates and errors against bytes

@@ -1,0 +1,92 @@
+"""A picture of certificates: the bound against the bytes that it charges, and held-out labels."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+
+from jaxcomp import bounds
+from jaxcomp.certificates import Report
+from jaxcomp.certificates.claims import file_bound
+from jaxcomp.experiments import drawing
+from jaxcomp.storage import PathLike, write_bytes_atomic
+
+_FORMS = ("png", "pdf", "svg")
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#E69F00")
+_PLACES = 120
+
+
+def save_certificates(report: Report, target: PathLike) -> None:
+    """Draw a table of certificates to a file, written whole or not at all.
+
+    Raises:
+        ValueError: if the name of the target ends with no form of pictures.
+        OSError: if it cannot be written.
+    """
+    form = form_of(target)
+    write_bytes_atomic(target, drawing.encoded(plot_certificates(report), form))
+
+
+def form_of(target: PathLike) -> str:
+    """Return the form of a picture by its name, or refuse the name."""
+    form = Path(target).suffix.removeprefix(".").lower()
+    if form not in _FORMS:
+        raise ValueError(f"{target} has no name of a picture; end it with .{', .'.join(_FORMS)}.")
+    return form
+
+
+@drawing.own_look()
+def plot_certificates(report: Report) -> Figure:
+    """Return the picture of a table of certificates.
+
+    Rows that charge bytes are points; the line through each says what files of other sizes would
+    have at its training error. Rows that charge none are dashed lines over all sizes.
+    """
+    sized = [row for row in report.rows if row.size_bits > 0]
+    figure = drawing.new_figure(
+        7.5,
+        4.6,
+        "Certificates against bytes",
+        f"each alone with probability {1 - report.delta:g}; lines: other sizes at the same error",
+    )
+    axis = figure.subplots()
+    most = max([row.size_bits / 8 for row in sized], default=100.0)
+    sizes = np.geomspace(min(10.0, most / 2), 4 * most, _PLACES)
+    entries = []
+    for row, colour in zip(report.rows, _COLOURS * len(report.rows), strict=False):
+        if row.size_bits > 0:
+            axis.plot(row.size_bits / 8, row.bound, "o", color=colour, markersize=6)
+            if row.size_bytes is not None and len(row.deltas) == 1:
+                line = bounds_of_sizes(row.error, row.num_examples, sizes, report.delta)
+                axis.plot(sizes, line, color=colour, linewidth=1.0)
+            entries.append(drawing.sample(row.name, colour, marker="o"))
+        else:
+            axis.axhline(row.bound, color=colour, linestyle="--", linewidth=1.2)
+            entries.append(drawing.sample(row.name, colour, dashes="--"))
+    if report.test_error is not None:
+        axis.axhline(report.test_error, color=drawing.GREY, linestyle=":", linewidth=1.2)
+        entries.append(drawing.sample("test error, no certificate", drawing.GREY, dashes=":"))
+    axis.set_xscale("log")
+    axis.set_xlim(sizes[0], sizes[-1])
+    axis.set_ylim(0, min(1.0, 1.6 * max(row.bound for row in report.rows)))
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    drawing.axis_labels(axis, x="bytes that are charged", y="bound of the error")
+    drawing.light_grid(axis)
+    drawing.legend_below(figure, [("", entries)])
+    return figure
+
+
+def bounds_of_sizes(
+    error: float,
+    num_examples: int,
+    size_bytes: Float[np.ndarray, " s"],
+    delta: float,
+    choice_bits: float = 0.0,
+) -> Float[np.ndarray, " s"]:
+    """Return the certificates of files of these sizes, rounded to whole bytes, at one error."""
+    whole = np.maximum(np.round(size_bytes), 1)
+    bits = 8 * whole + np.asarray(bounds.self_delimiting_bits(whole)) + choice_bits
+    errors = math.floor(error * num_examples + 0.5)
+    return np.asarray(file_bound(errors, num_examples, bits, delta))
