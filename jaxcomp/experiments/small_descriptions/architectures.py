@@ -1,6 +1,7 @@
 """The networks among which one is chosen by looking at the data, which is charged.
 
-All of them are listed here, in an order that stays: 2^10, so that naming one takes 10 bits.
+All of them are listed here, in an order that stays: 2^10, so that naming one takes 10 bits. What
+else was looked at takes four more.
 """
 
 import itertools
@@ -27,6 +28,13 @@ FEATURES: tuple[Features, ...] = tuple(
     )
 )
 """Candidates for the features; the place of one is its number."""
+
+CHOICES: dict[str, int] = {"features": len(FEATURES), "constants": 18}
+"""What was chosen by looking at training images, of so many candidates: charged.
+
+The constants of `features` are guesses that stayed: on MNIST three sizes of upright images (5 to
+7.5 pixels of 28), three spreads of windows and two numbers of orientations were looked at.
+"""
 
 BIAS_UNIT = 2.0
 """What one level of the bias adds to a logit; one of a weight adds its feature."""
@@ -57,7 +65,7 @@ class Network:
     def description(self, *, transfer: bool = False) -> str:
         """Return what is fixed before the data, for `--fixed-architecture`: JSON.
 
-        Everything but which of the candidates it is, a choice that is charged.
+        Everything but `CHOICES`, which are charged.
 
         Args:
             transfer: whether the arrays of a file are differences to a prior.
@@ -68,7 +76,7 @@ class Network:
         }
         told = {
             "arrays": [[name, "int8", shape] for name, shape in shapes.items()],
-            "choices": {"features": len(FEATURES)},
+            "choices": CHOICES,
             "function": "jaxcomp.experiments.small_descriptions.Network",
             "features": self.features._asdict(),
         }

@@ -67,7 +67,7 @@ class DescriptionConfig:
         Panel.DATA,
     )
     penalties: tuple[float, ...] = asked(
-        (8.0, 20.0, 50.0),
+        (5.0, 10.0, 20.0),
         "Price of a bit in training; 1 is the description length. May be repeated: a file each.",
         Panel.GRID,
         "--penalty",

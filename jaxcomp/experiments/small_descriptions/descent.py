@@ -18,7 +18,7 @@ from jaxcomp.certificates.claims import file_bound
 from jaxcomp.coding.arrays import write_parts
 from jaxcomp.coding.streams import StackWriter
 from jaxcomp.decoder.arrays import Parts
-from jaxcomp.experiments.small_descriptions.architectures import BIAS_UNIT, FEATURES, logits_of
+from jaxcomp.experiments.small_descriptions.architectures import BIAS_UNIT, CHOICES, logits_of
 from jaxcomp.experiments.small_descriptions.config import DescriptionConfig
 from jaxcomp.experiments.small_descriptions.refinement import errors_per_bit, refine
 from jaxcomp.training import train_few_levels
@@ -76,13 +76,13 @@ def nothing(num_features: int, num_classes: int) -> Layer:
 
 
 def size_bits(num_bytes: int) -> float:
-    """Return what a stream of so many bytes is charged: itself, its length, and the features."""
-    return 8 * num_bytes + float(bounds.self_delimiting_bits(num_bytes)) + bits_of_features()
+    """Return what a stream of so many bytes is charged: itself, its length, and the choices."""
+    return 8 * num_bytes + float(bounds.self_delimiting_bits(num_bytes)) + bits_of_choices()
 
 
-def bits_of_features() -> float:
-    """Return what naming one of all candidates for the features is charged."""
-    return float(bounds.choice_bits(len(FEATURES)))
+def bits_of_choices() -> float:
+    """Return what naming one of all candidates is charged."""
+    return float(bounds.choice_bits(*CHOICES.values()))
 
 
 def bound_of(layer: Layer, num_errors: int, num_examples: int, delta: float) -> float:

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from jaxcomp.experiments import drawing
 from jaxcomp.experiments.certificate_picture import bounds_of_sizes
 from jaxcomp.experiments.small_descriptions.config import DescriptionConfig
-from jaxcomp.experiments.small_descriptions.descent import bits_of_features
+from jaxcomp.experiments.small_descriptions.descent import bits_of_choices
 
 _CERTIFICATE, _TRAINING, _TEST = "#0072B2", "#D55E00", "#009E73"
 _ERRORS = (0.01, 0.02, 0.04, 0.08, 0.12, 0.2, 0.3)  # of which lines are drawn
@@ -30,9 +30,9 @@ def plot_certificates(config: DescriptionConfig, table: pd.DataFrame) -> Figure:
     bytes_ = np.linspace(0, 1.25 * float(table["bytes"].max()), 60)
     top = 1.3 * float(table["bound"].max())
     for error in _ERRORS:
-        line = bounds_of_sizes(error, count, bytes_, config.delta, bits_of_features())
+        line = bounds_of_sizes(error, count, bytes_, config.delta, bits_of_choices())
         axis.plot(bytes_, line, color=drawing.PALE, linewidth=1.0, zorder=0)
-        if line[-1] < top:
+        if line[-1] < top:  # its name stands at the end
             axis.annotate(
                 f" {error:.0%}", (bytes_[-1], line[-1]), fontsize=drawing.SMALL, color=drawing.GREY
             )
