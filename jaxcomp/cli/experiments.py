@@ -239,6 +239,7 @@ class DescriptionPreset(StrEnum):
     quick = "quick"
     mnist = "mnist"
     fashion = "fashion"
+    lenet5 = "lenet5"
     transfer = "transfer"
 
 
@@ -257,8 +258,8 @@ def small_descriptions(
         DescriptionPreset,
         typer.Option(
             help="quick: scikit-learn's digits. mnist, fashion: nothing but features written down "
-            "by hand. transfer: MNIST, as differences to a layer trained on scikit-learn's "
-            "digits. Every other option overrides the preset."
+            "by hand. lenet5: MNIST, features by random filters. transfer: MNIST, as differences "
+            "to a layer trained on scikit-learn's digits. Every other option overrides the preset."
         ),
     ] = DescriptionPreset.quick,
     data_dir: DataDir = None,

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
@@ -86,7 +87,7 @@ def bounds_of_sizes(
     choice_bits: float = 0.0,
 ) -> Float[np.ndarray, " s"]:
     """Return the certificates of files of these sizes, rounded to whole bytes, at one error."""
-    whole = np.maximum(np.round(size_bytes), 1)
-    bits = 8 * whole + np.asarray(bounds.self_delimiting_bits(whole)) + choice_bits
+    whole = jnp.asarray(np.maximum(np.round(size_bytes), 1))
+    bits = 8 * whole + bounds.self_delimiting_bits(whole) + choice_bits
     errors = math.floor(error * num_examples + 0.5)
     return np.asarray(file_bound(errors, num_examples, bits, delta))

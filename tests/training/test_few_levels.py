@@ -5,9 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from sklearn.datasets import load_digits
 
+from jaxcomp.coding.arrays import write_parts
 from jaxcomp.coding.streams import StackWriter, write_symbols
-from jaxcomp.training import bits_of_levels, interpolated_bits, level_costs_bits, train_few_levels
+from jaxcomp.decoder import decode_bare
+from jaxcomp.decoder.arrays import Parts
+from jaxcomp.training import (
+    Dense,
+    bits_of_levels,
+    interpolated_bits,
+    level_costs_bits,
+    train_few_levels,
+)
 
 OPTIMIZER = optax.adam(0.05)
 
@@ -62,3 +72,42 @@ def test_training_finds_levels_and_a_price_shortens_them():
             squares, {"w": jnp.zeros(12)}, jnp.float32(0), (inputs, targets), jax.random.key(0),
             most=2, nats_per_bit=0.0, optimizer=OPTIMIZER, num_steps=1, batch_size=300,
         )  # fmt: skip
+
+
+def test_a_network_in_a_subspace_is_decoded_bit_for_bit():
+    """What a file holds of it is theta; everything else both ends have."""
+    digits = load_digits()
+    inputs, labels = (digits.data / 16).astype(np.float32), digits.target.astype(np.int32)
+    rng = np.random.default_rng(2)
+    start = {
+        "hidden": rng.normal(0, 0.15, (64, 24)).astype(np.float32),
+        "out": rng.normal(0, 0.2, (24, 10)).astype(np.float32),
+    }
+    subspace = Dense(120, seed=5)
+    signs = subspace.signs(start)
+
+    def logits(theta, log_step, inputs):
+        params = subspace.expand(start, jnp.exp(log_step) * theta, signs)
+        return jax.nn.relu(inputs @ params["hidden"]) @ params["out"]
+
+    def loss(theta, log_step, batch):
+        found = logits(theta, log_step, batch[0])
+        return optax.softmax_cross_entropy_with_integer_labels(found, batch[1]).mean()
+
+    found = train_few_levels(
+        loss, subspace.coordinates(start), jnp.float32(0.0), (inputs, labels), jax.random.key(1),
+        most=3, nats_per_bit=1.0, optimizer=OPTIMIZER, num_steps=400, batch_size=400,
+    )  # fmt: skip
+    writer = StackWriter()
+    step = np.float32(found.free)
+    for values, dtype in ((step[None], "float32"), (np.asarray(found.levels, np.int8), "int8")):
+        write_parts(writer, Parts(values), dtype, values.shape, "best")
+    stream = writer.to_bytes()
+    step_again, levels = decode_bare(stream, [("float32", (1,)), ("int8", (120,))])
+    assert len(stream) < 60
+    again = subspace.expand(start, jnp.exp(step_again[0]) * levels.astype(np.float32), signs)
+    whole = subspace.expand(start, jnp.exp(found.free) * found.levels, signs)
+    for one, other in zip(jax.tree.leaves(again), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(one, other)
+    error = np.mean(np.argmax(logits(found.levels, found.free, inputs), 1) != labels)
+    assert error < 0.3  # nine in ten by chance

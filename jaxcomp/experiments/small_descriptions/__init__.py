@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from jaxcomp.experiments import lazily
 
 if TYPE_CHECKING:
-    from jaxcomp.experiments.small_descriptions.architectures import FEATURES, Network
+    from jaxcomp.experiments.small_descriptions.architectures import FEATURES, Network, network
     from jaxcomp.experiments.small_descriptions.config import DescriptionConfig, preset
     from jaxcomp.experiments.small_descriptions.experiment import run
     from jaxcomp.experiments.small_descriptions.features import Features, features_of
@@ -23,6 +23,7 @@ __all__ = [
     "Features",
     "Network",
     "features_of",
+    "network",
     "preset",
     "run",
 ]
@@ -36,6 +37,7 @@ __getattr__ = lazily.members(
         "Features": "features",
         "Network": "architectures",
         "features_of": "features",
+        "network": "architectures",
         "preset": "config",
         "run": "experiment",
     },

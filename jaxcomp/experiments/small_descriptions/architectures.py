@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxcomp.experiments.small_descriptions.features import Features, features_of
+from jaxcomp.experiments.small_descriptions.random_filters import RandomFilters, filtered
 from jaxcomp.types import Params
 
 FEATURES: tuple[Features, ...] = tuple(
@@ -28,6 +29,9 @@ FEATURES: tuple[Features, ...] = tuple(
     )
 )
 """Candidates for the features; the place of one is its number."""
+
+RANDOM_FILTERS: tuple[RandomFilters, ...] = tuple(RandomFilters(seed) for seed in range(1024))
+"""Likewise where filters are random: the seed is the number."""
 
 CHOICES: dict[str, int] = {"features": len(FEATURES), "constants": 18}
 """What was chosen by looking at training images, of so many candidates: charged.
@@ -49,7 +53,7 @@ class Network:
         num_classes: of the logits.
     """
 
-    features: Features
+    features: Features | RandomFilters
     num_classes: int = 10
 
     def __call__(self, params: Params, inputs: Any) -> Float[Array, "n classes"]:
@@ -59,8 +63,13 @@ class Network:
             params: `weights` (F, classes) and `bias` (classes,), whole numbers.
             inputs: (n, s, s, 1) images from 0 to 1.
         """
-        found = features_of(inputs, self.features)
-        return logits_of(params, found)
+        return logits_of(params, self.features_of(inputs))
+
+    def features_of(self, inputs: Any) -> Float[Array, "n F"]:
+        """Return what the layer reads."""
+        if isinstance(self.features, RandomFilters):
+            return filtered(inputs, self.features)
+        return features_of(inputs, self.features)
 
     def description(self, *, transfer: bool = False) -> str:
         """Return what is fixed before the data, for `--fixed-architecture`: JSON.
@@ -72,7 +81,7 @@ class Network:
         """
         shapes = {
             "bias": [self.num_classes],
-            "weights": [self.features.count, self.num_classes],
+            "weights": [self.features.num_features, self.num_classes],
         }
         told = {
             "arrays": [[name, "int8", shape] for name, shape in shapes.items()],
@@ -83,6 +92,12 @@ class Network:
         if transfer:
             told["differences"] = [*shapes]
         return json.dumps(told)
+
+
+def network(number: int, *, random_filters: bool, num_classes: int = 10) -> Network:
+    """Return the network of a candidate."""
+    candidates = RANDOM_FILTERS if random_filters else FEATURES
+    return Network(candidates[number], num_classes)
 
 
 def logits_of(params: Params, features: Float[Array, "n F"]) -> Float[Array, "n classes"]:

@@ -31,6 +31,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "features": 228,  # not upright, 5 x 5 windows, below 6
         "penalties": (4.0, 8.0, 16.0),
     },
+    "lenet5": {"dataset": "mnist", "random_filters": True, "features": 0, "models": 2},
     "transfer": {"dataset": "mnist", "features": 708, "transfer": True},
 }
 
@@ -42,6 +43,8 @@ class DescriptionConfig:
     Attributes:
         dataset: what is learned; its training pool is the sample of the certificates.
         features: number of the candidate.
+        random_filters: whether the features are those of LeNet-5 with random filters instead, and
+            their number the seed.
         transfer: whether weights are differences to those of a layer trained on scikit-learn's
             digits.
         penalties: prices of a bit, in description lengths: 1 is ln 2 nats for all examples.
@@ -59,6 +62,11 @@ class DescriptionConfig:
         708,
         f"Number of the hand-written features among {NUM_FEATURES} candidates, a choice that is "
         "charged.",
+        Panel.DATA,
+    )
+    random_filters: bool = asked(
+        False,
+        "Features of LeNet-5 with random filters instead; their number is the seed.",
         Panel.DATA,
     )
     transfer: bool = asked(

@@ -15,7 +15,7 @@ from jaxcomp.decoder import decode_bare
 from jaxcomp.experiments import data
 from jaxcomp.experiments.data.dataset import Dataset
 from jaxcomp.experiments.run import Row, Rows, Run
-from jaxcomp.experiments.small_descriptions.architectures import FEATURES
+from jaxcomp.experiments.small_descriptions.architectures import Network, network
 from jaxcomp.experiments.small_descriptions.config import DescriptionConfig
 from jaxcomp.experiments.small_descriptions.descent import (
     Examples,
@@ -26,7 +26,6 @@ from jaxcomp.experiments.small_descriptions.descent import (
     size_bits,
     trained,
 )
-from jaxcomp.experiments.small_descriptions.features import Features, features_of
 from jaxcomp.experiments.small_descriptions.pretraining import drawn_digits
 from jaxcomp.experiments.small_descriptions.results import NOUN, DescriptionResult
 from jaxcomp.numerics.transformations import all_transfers
@@ -70,19 +69,23 @@ def run(
         run.describe()
         loaded = data.load(config.dataset, data_dir=data_dir, download=download)
         run.make_from(config.dataset, loaded.fingerprint, run.discard)
-        features = FEATURES[config.features]
-        train, test = _examples(loaded, features)
-        start, before = nothing(features.count, loaded.num_classes), []
+        own = network(
+            config.features,
+            random_filters=config.random_filters,
+            num_classes=loaded.num_classes,
+        )
+        train, test = _examples(loaded, own)
+        start, before = nothing(own.features.num_features, own.num_classes), []
         if config.transfer:
-            before = run.part("prior", partial(_prior, config, features), Rows(["prior"]))
-            start = layer_of(before[0]["stream"], features, loaded.num_classes)
+            before = run.part("prior", partial(_prior, config, own), Rows(["prior"]))
+            start = layer_of(before[0]["stream"], own)
         variants, rows = [f"{penalty:g}" for penalty in config.penalties], list(before)
         with Progress(quiet=quiet) as progress:
             tell = progress.task("describing networks", config.models)
             for number in range(config.models):
                 rows += run.part(
                     f"model{number:02d}",
-                    partial(_rows, config, train, test, start, number),
+                    partial(_rows, config, own, train, test, start, number),
                     Rows(variants),
                 )
                 tell(number + 1, config.models, "")
@@ -94,15 +97,21 @@ def run(
         return result
 
 
-def layer_of(stream: str, features: Features, num_classes: int) -> Layer:
+def layer_of(stream: str, own: Network) -> Layer:
     """Return the layer of a stream in hexadecimal."""
-    shapes = [("int8", (num_classes,)), ("int8", (features.count, num_classes))]
+    sides = (own.features.num_features, own.num_classes)
+    shapes = [("int8", sides[1:]), ("int8", sides)]
     bias, weights = decode_bare(bytes.fromhex(stream), shapes)
     return Layer(weights, bias)
 
 
 def _rows(
-    config: DescriptionConfig, train: Examples, test: Examples, start: Layer, number: int
+    config: DescriptionConfig,
+    own: Network,
+    train: Examples,
+    test: Examples,
+    start: Layer,
+    number: int,
 ) -> list[Row]:
     """Return a row for each price, of one seed."""
     rows = []
@@ -113,7 +122,7 @@ def _rows(
         layer, errors = refined(train, start, first, most=config.most, delta=config.delta)
         stream = layer.stream()
         whole = layer.added_to(start)
-        again = layer_of(stream.hex(), FEATURES[config.features], len(layer.bias))
+        again = layer_of(stream.hex(), own)
         assert all(np.array_equal(*pair) for pair in zip(layer, again, strict=True))
         wrong = whole.num_errors(test)
         rows.append(
@@ -140,16 +149,16 @@ def _rows(
     return rows
 
 
-def _prior(config: DescriptionConfig, features: Features) -> list[Row]:
+def _prior(config: DescriptionConfig, own: Network) -> list[Row]:
     """Return the layer that a transfer begins with, trained on scikit-learn's digits."""
     images, labels = drawn_digits(config.seed)
-    examples = Examples(_features(images, features), labels)
-    start = nothing(features.count, 10)
+    examples = Examples(_features(images, own), labels)
+    start = nothing(own.features.num_features, own.num_classes)
     layer = trained(examples, start, config, penalty=0.0, most=_MOST_BEFORE, seed=config.seed)
     return [{"variant": "prior", "stream": layer.stream().hex()}]
 
 
-def _examples(loaded: Dataset, features: Features) -> tuple[Examples, Examples]:
+def _examples(loaded: Dataset, own: Network) -> tuple[Examples, Examples]:
     """Return distinct training examples, and test examples that are none of them, by features."""
     train = labelled_sample((loaded.pool_images, loaded.pool_labels), "train").distinct()
     test = labelled_sample((loaded.test_images, loaded.test_labels), "test").distinct(train.names)
@@ -157,15 +166,15 @@ def _examples(loaded: Dataset, features: Features) -> tuple[Examples, Examples]:
     for sample in (train, test):
         images = sample.inputs.astype(np.float32) / np.float32(loaded.max_value)
         assert sample.labels is not None
-        found.append(Examples(_features(images, features), sample.labels.astype(np.int32)))
+        found.append(Examples(_features(images, own), sample.labels.astype(np.int32)))
     return found[0], found[1]
 
 
-def _features(images: Float[np.ndarray, "n ..."], features: Features) -> np.ndarray:
+def _features(images: Float[np.ndarray, "n ..."], own: Network) -> np.ndarray:
     """Return the features of all images."""
     found = []
     for begin in range(0, len(images), _BATCH):
         some = images[begin : begin + _BATCH]
         padded = np.concatenate([some, images[: _BATCH - len(some)]]) if begin else some
-        found.append(np.asarray(features_of(jnp.asarray(padded), features))[: len(some)])
+        found.append(np.asarray(own.features_of(jnp.asarray(padded)))[: len(some)])
     return np.concatenate(found)

@@ -50,7 +50,7 @@ class Features(NamedTuple):
     angular_fall: float = 3.0
 
     @property
-    def count(self) -> int:
+    def num_features(self) -> int:
         """F."""
         channels = _ORIENTATIONS * len(self.blur) + self.has_intensity
         return channels * len(_frequencies(self.grid, self.degree))

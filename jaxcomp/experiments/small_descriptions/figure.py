@@ -18,7 +18,8 @@ def plot_certificates(config: DescriptionConfig, table: pd.DataFrame) -> Figure:
 
     Lines say what a file of so many bytes has for a certificate at a training error.
     """
-    count = int(table["num_examples"].iloc[0])
+    shown = {name: np.asarray(table[name]) for name in table if name not in ("variant", "stream")}
+    count = int(shown["num_examples"][0])
     kind = ", transfer" if config.transfer else ""
     figure = drawing.new_figure(
         8.0,
@@ -27,8 +28,8 @@ def plot_certificates(config: DescriptionConfig, table: pd.DataFrame) -> Figure:
         f"{config.models} seeds, {count:,} training examples, delta {config.delta:g}",
     )
     axis = figure.subplots()
-    bytes_ = np.linspace(0, 1.25 * float(table["bytes"].max()), 60)
-    top = 1.3 * float(table["bound"].max())
+    bytes_ = np.linspace(0, 1.25 * float(shown["bytes"].max()), 60)
+    top = 1.3 * float(shown["bound"].max())
     for error in _ERRORS:
         line = bounds_of_sizes(error, count, bytes_, config.delta, bits_of_choices())
         axis.plot(bytes_, line, color=drawing.PALE, linewidth=1.0, zorder=0)
@@ -41,8 +42,8 @@ def plot_certificates(config: DescriptionConfig, table: pd.DataFrame) -> Figure:
         ("train_error", _TRAINING, "v"),
         ("test_error", _TEST, "^"),
     ):
-        axis.plot(table["bytes"], table[column], marker, color=colour, markersize=4)
-    held_out = float(table.loc[table["bound"].idxmin(), "held_out"])
+        axis.plot(shown["bytes"], shown[column], marker, color=colour, markersize=4)
+    held_out = float(shown["held_out"][shown["bound"].argmin()])
     axis.axhline(held_out, color=drawing.INK, linestyle="--", linewidth=1.0)
     axis.set_ylim(0, top)
     axis.set_xlim(0, float(bytes_[-1]))

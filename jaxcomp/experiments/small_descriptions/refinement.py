@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxcomp.numerics.checks import check_count
 from jaxcomp.numerics.transformations import explicit_transfers
+from jaxcomp.types import AnyArray
 
 _BITS_OF_NEW_LEVEL = 3.0  # about what a table of frequencies takes for one more
 _MOST_BIAS = 127
@@ -57,11 +58,11 @@ def errors_per_bit(error: float, bound: float) -> float:
 
 @explicit_transfers
 def refine(
-    features: Float[Array, "F n"],
-    labels: Int[Array, " n"],
-    weights: Int[Array, "F C"],
-    bias: Int[Array, " C"],
-    scores: Float[Array, "C n"],
+    features: Float[AnyArray, "F n"],
+    labels: Int[AnyArray, " n"],
+    weights: Int[AnyArray, "F C"],
+    bias: Int[AnyArray, " C"],
+    scores: Float[AnyArray, "C n"],
     *,
     most: int,
     bias_unit: float,

@@ -28,18 +28,23 @@ from jaxcomp.experiments import drawing
 from jaxcomp.experiments.reporting import brief, print_files
 from jaxcomp.experiments.result import loading, read_table, seal, write_table
 from jaxcomp.experiments.small_descriptions import figure as pictures
-from jaxcomp.experiments.small_descriptions.architectures import FEATURES, Network
+from jaxcomp.experiments.small_descriptions.architectures import Network, network
 from jaxcomp.experiments.small_descriptions.config import DescriptionConfig
 from jaxcomp.experiments.small_descriptions.descent import Layer
-from jaxcomp.experiments.small_descriptions.report import best_of_models, first_lines, report_text
+from jaxcomp.experiments.small_descriptions.report import (
+    best_of_models,
+    first_lines,
+    records,
+    report_text,
+)
 
 NOUN = "small descriptions"
 
 _HOOK = '''"""The network of the files beside this one: for `jaxcomp certify --hook`."""
 
-from jaxcomp.experiments.small_descriptions import FEATURES, Network
+from jaxcomp.experiments.small_descriptions import network
 
-predict_fn = Network(FEATURES[{features}], {num_classes})
+predict_fn = network({features}, random_filters={random_filters})
 '''
 
 
@@ -68,15 +73,13 @@ class DescriptionResult:
     @property
     def config(self) -> DescriptionConfig:
         """The settings."""
-        told = self.manifest["settings"]
-        return DescriptionConfig(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
-        )
+        told: dict[str, Any] = dict(self.manifest["settings"])
+        return DescriptionConfig(**{**told, "penalties": tuple(told["penalties"])})
 
     @property
     def network(self) -> Network:
         """The `predict_fn` of the files."""
-        return Network(FEATURES[self.config.features])
+        return network(self.config.features, random_filters=self.config.random_filters)
 
     def best(self) -> pd.DataFrame:
         """Return the row with the lowest certificate of each seed."""
@@ -101,13 +104,13 @@ class DescriptionResult:
         """Write the best stream of each seed, and what certifies it; return the files."""
         folder.mkdir(parents=True, exist_ok=True)
         contents = {
-            f"model{int(row['model']):02d}.bin": bytes.fromhex(row["stream"])
-            for _, row in self.best().iterrows()
+            f"model{row['model']:02d}.bin": bytes.fromhex(row["stream"])
+            for row in records(self.best())
         }
         transfer = self.prior is not None
         contents["architecture.json"] = self.network.description(transfer=transfer).encode()
         contents["hook.py"] = _HOOK.format(
-            features=self.config.features, num_classes=self.network.num_classes
+            features=self.config.features, random_filters=self.config.random_filters
         ).encode()
         if self.prior is not None:
             buffer = io.BytesIO()

@@ -49,7 +49,7 @@ def test_certificates_are_those_of_the_bytes(done, digits):
     assert best["test_error"] == report.test_error
     assert best["bound"] == done.table["bound"].min() <= best["bound_before_refinement"]
     # What is decoded is what was certified.
-    layer = layer_of(best["stream"], done.network.features, 10)
+    layer = layer_of(best["stream"], done.network)
     assert np.count_nonzero(layer.weights) == best["nonzero"]
     assert abs(layer.weights).max() <= 3
     assert layer.stream() == stream

@@ -42,7 +42,7 @@ def test_features_are_of_each_image_alone():
     which = Features(True, 4, 3, (0.7, 1.5), True)
     images = np.stack([stroke(), stroke(slant=0.4), 0 * stroke()])
     found = np.asarray(features_of(images[..., None], which))
-    assert found.shape == (3, which.count) == (3, 17 * 6)
+    assert found.shape == (3, which.num_features) == (3, 17 * 6)
     assert np.isfinite(found).all()
     np.testing.assert_allclose(features_of(images[1:2], which), found[1:2], rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match=r"square and of one channel.*got \(1, 4, 4, 3\)"):
