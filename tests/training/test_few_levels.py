@@ -96,7 +96,7 @@ def test_a_network_in_a_subspace_is_decoded_bit_for_bit():
 
     found = train_few_levels(
         loss, subspace.coordinates(start), jnp.float32(0.0), (inputs, labels), jax.random.key(1),
-        most=3, nats_per_bit=1.0, optimizer=OPTIMIZER, num_steps=400, batch_size=400,
+        most=3, nats_per_bit=1.0, optimizer=OPTIMIZER, num_steps=150, batch_size=400,
     )  # fmt: skip
     writer = StackWriter()
     step = np.float32(found.free)

@@ -82,6 +82,7 @@ def test_command(done, tmp_path):
     assert drawn.exit_code == 0, drawn.output
 
 
+@pytest.mark.slow  # compiles and trains once more; rows of differences are tested in the library
 def test_transfer_holds_differences_to_a_prior(tmp_path, digits):
     config = preset("quick", transfer=True, penalties=(8.0,), **SMALL)
     found = run(config, out=tmp_path / "run", quiet=True)
