@@ -6,9 +6,10 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 
-from jaxcomp import bounds
 from jaxcomp.certificates import Report
 from jaxcomp.certificates.claims import file_bound
 from jaxcomp.experiments import drawing
@@ -60,7 +61,7 @@ def plot_certificates(report: Report) -> Figure:
         if row.size_bits > 0:
             axis.plot(row.size_bits / 8, row.bound, "o", color=colour, markersize=6)
             if row.size_bytes is not None and len(row.deltas) == 1:
-                line = bounds_of_sizes(row.error, row.num_examples, sizes, report.delta)
+                line = bounds_of_sizes(row.error, row.num_examples, 8 * sizes, report.delta)
                 axis.plot(sizes, line, color=colour, linewidth=1.0)
             entries.append(drawing.sample(row.name, colour, marker="o"))
         else:
@@ -72,7 +73,12 @@ def plot_certificates(report: Report) -> Figure:
     axis.set_xscale("log")
     axis.set_xlim(sizes[0], sizes[-1])
     axis.set_ylim(0, min(1.0, 1.6 * max(row.bound for row in report.rows)))
-    axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    percent_axes(axis)
+    ticks = [t for t in (10, 20, 50, 100, 200, 500, 1000, 2000) if sizes[0] <= t <= sizes[-1]]
+    if sizes[-1] < 3_000:
+        axis.xaxis.set_major_locator(FixedLocator(ticks))
+        axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     drawing.axis_labels(axis, x="bytes that are charged", y="bound of the error")
     drawing.light_grid(axis)
     drawing.legend_below(figure, [("", entries)])
@@ -80,14 +86,13 @@ def plot_certificates(report: Report) -> Figure:
 
 
 def bounds_of_sizes(
-    error: float,
-    num_examples: int,
-    size_bytes: Float[np.ndarray, " s"],
-    delta: float,
-    choice_bits: float = 0.0,
+    error: float, num_examples: int, size_bits: Float[np.ndarray, " s"], delta: float
 ) -> Float[np.ndarray, " s"]:
-    """Return the certificates of files of these sizes, rounded to whole bytes, at one error."""
-    whole = jnp.asarray(np.maximum(np.round(size_bytes), 1))
-    bits = 8 * whole + bounds.self_delimiting_bits(whole) + choice_bits
+    """Return the certificates of descriptions of these sizes, all told, at one error."""
     errors = math.floor(error * num_examples + 0.5)
-    return np.asarray(file_bound(errors, num_examples, bits, delta))
+    return np.asarray(file_bound(errors, num_examples, jnp.asarray(size_bits), delta))
+
+
+def percent_axes(axis: Axes) -> None:
+    """Write errors in per cent, as many digits as they need."""
+    axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 from jaxcomp.experiments import lazily
 
 if TYPE_CHECKING:
-    from jaxcomp.experiments.small_descriptions.architectures import FEATURES, Network, network
+    from jaxcomp.experiments.small_descriptions.architectures import Network, network
     from jaxcomp.experiments.small_descriptions.config import DescriptionConfig, preset
     from jaxcomp.experiments.small_descriptions.experiment import run
     from jaxcomp.experiments.small_descriptions.features import Features, features_of
     from jaxcomp.experiments.small_descriptions.results import DescriptionResult
 
 __all__ = [
-    "FEATURES",
     "DescriptionConfig",
     "DescriptionResult",
     "Features",
@@ -31,7 +30,6 @@ __all__ = [
 __getattr__ = lazily.members(
     __name__,
     {
-        "FEATURES": "architectures",
         "DescriptionConfig": "config",
         "DescriptionResult": "results",
         "Features": "features",

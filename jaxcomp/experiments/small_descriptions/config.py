@@ -14,7 +14,7 @@ from jaxcomp.experiments.settings import (
 )
 
 NUM_FEATURES = 1024
-"""Candidates for the features, see `jaxcomp.experiments.small_descriptions.FEATURES`."""
+"""Candidates for the features, `FEATURES` and `RANDOM_FILTERS` in `architectures.py`."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
@@ -32,7 +32,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "penalties": (4.0, 8.0, 16.0),
     },
     "lenet5": {"dataset": "mnist", "random_filters": True, "features": 0, "models": 2},
-    "transfer": {"dataset": "mnist", "features": 708, "transfer": True},
+    "transfer": {
+        "dataset": "mnist",
+        "features": 708,
+        "transfer": True,
+        "penalties": (2.5, 5.0, 10.0),
+    },
 }
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from jaxcomp.experiments import drawing
-from jaxcomp.experiments.certificate_picture import bounds_of_sizes
+from jaxcomp.experiments.certificate_picture import bounds_of_sizes, percent_axes
 from jaxcomp.experiments.small_descriptions.config import DescriptionConfig
 from jaxcomp.experiments.small_descriptions.descent import bits_of_choices
 
@@ -28,10 +28,11 @@ def plot_certificates(config: DescriptionConfig, table: pd.DataFrame) -> Figure:
         f"{config.models} seeds, {count:,} training examples, delta {config.delta:g}",
     )
     axis = figure.subplots()
-    bytes_ = np.linspace(0, 1.25 * float(shown["bytes"].max()), 60)
+    bytes_ = np.linspace(1, 1.25 * float(shown["bytes"].max()), 60)
+    bits = 8 * bytes_ + np.log2(bytes_ * (bytes_ + 1)) + bits_of_choices()
     top = 1.3 * float(shown["bound"].max())
     for error in _ERRORS:
-        line = bounds_of_sizes(error, count, bytes_, config.delta, bits_of_choices())
+        line = bounds_of_sizes(error, count, bits, config.delta)
         axis.plot(bytes_, line, color=drawing.PALE, linewidth=1.0, zorder=0)
         if line[-1] < top:  # its name stands at the end
             axis.annotate(
@@ -47,7 +48,7 @@ def plot_certificates(config: DescriptionConfig, table: pd.DataFrame) -> Figure:
     axis.axhline(held_out, color=drawing.INK, linestyle="--", linewidth=1.0)
     axis.set_ylim(0, top)
     axis.set_xlim(0, float(bytes_[-1]))
-    axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    percent_axes(axis)
     drawing.axis_labels(axis, x="bytes of the stream", y="error")
     drawing.light_grid(axis)
     drawing.legend_below(

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.fft import dct
 
-from jaxcomp.experiments.small_descriptions import FEATURES, Features, features_of
+from jaxcomp.experiments.small_descriptions import Features, features_of
+from jaxcomp.experiments.small_descriptions.architectures import FEATURES
 from jaxcomp.experiments.small_descriptions.config import NUM_FEATURES
 from jaxcomp.experiments.small_descriptions.features import _cosines, _upright, _waves
 
