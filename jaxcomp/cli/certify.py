@@ -165,7 +165,7 @@ def certify(
 
 def _check_picture(plot: Path) -> None:
     """Refuse a name before anything is computed."""
-    from jaxcomp.experiments.certificate_picture import form_of
+    from jaxcomp.experiments.drawing import form_of
 
     form_of(plot)
 

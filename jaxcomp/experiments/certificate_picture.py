@@ -1,7 +1,6 @@
 """A picture of certificates: the bound against the bytes that it charges, and held-out labels."""
 
 import math
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +14,6 @@ from jaxcomp.certificates.claims import file_bound
 from jaxcomp.experiments import drawing
 from jaxcomp.storage import PathLike, write_bytes_atomic
 
-_FORMS = ("png", "pdf", "svg")
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#E69F00")
 _PLACES = 120
 
@@ -27,16 +25,8 @@ def save_certificates(report: Report, target: PathLike) -> None:
         ValueError: if the name of the target ends with no form of pictures.
         OSError: if it cannot be written.
     """
-    form = form_of(target)
+    form = drawing.form_of(target)
     write_bytes_atomic(target, drawing.encoded(plot_certificates(report), form))
-
-
-def form_of(target: PathLike) -> str:
-    """Return the form of a picture by its name, or refuse the name."""
-    form = Path(target).suffix.removeprefix(".").lower()
-    if form not in _FORMS:
-        raise ValueError(f"{target} has no name of a picture; end it with .{', .'.join(_FORMS)}.")
-    return form
 
 
 @drawing.own_look()
