@@ -14,7 +14,7 @@ PUBLISHED = {
     ("fashion-mnist", False): 0.328,
     ("mnist", True): 0.090,
 }
-"""Best published certificates: Lotfi et al., arXiv:2211.13609, table 1."""
+"""Best published certificates: Lotfi et al., arXiv:2211.13609."""
 
 
 Record: TypeAlias = dict[str, Any]

@@ -41,8 +41,8 @@ def test_certificates_are_those_of_the_bytes(done, digits):
     )  # fmt: skip
     row = report.rows[0]
     size = len(stream)
-    # One of 1,024 candidates for the features, and of 18 for their constants.
-    bits = 8 * size + np.log2(size * (size + 1)) + 10 + np.log2(18)
+    # One of 1,024 candidates for the features, and of 108 for their constants.
+    bits = 8 * size + np.log2(size * (size + 1)) + 10 + np.log2(108)
     expected = bounds.occam(row.error, bits, num_examples=1200, delta=0.05)
     assert row.bound == pytest.approx(float(expected), rel=1e-9)
     assert (best["bound"], best["train_error"]) == pytest.approx((row.bound, row.error), rel=1e-9)
