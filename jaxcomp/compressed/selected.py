@@ -1,7 +1,8 @@
 """A tree taken apart: the leaves to compress, each with its method, and those to keep."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -36,10 +37,31 @@ Stored = tuple[CompressedTensor, TensorLayout]
 """A compressed leaf and its layout."""
 
 
+class Remade(Sequence[Problem]):
+    """Problems that are made whenever they are asked for, so that no importance is held.
+
+    Args:
+        make: makes all of them.
+        number: how many there are.
+    """
+
+    def __init__(self, make: Callable[[], list[Problem]], number: int) -> None:
+        self._make, self._number = make, number
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __iter__(self) -> Iterator[Problem]:
+        return iter(self._make())
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._make()[place]
+
+
 class Tensor(NamedTuple):
     """A leaf to be compressed: its layers (one, if it is no stack) as problems."""
 
-    problems: list[Problem]
+    problems: Sequence[Problem]
     method: Method
     layout: TensorLayout
     value: Any
@@ -158,8 +180,13 @@ def select_leaves(
     select: Select,
     stacked: Select,
     network: OpenNetwork | None = None,
+    visited: Callable[[], None] | None = None,
 ) -> Selected:
-    """Take a tree apart; see `jaxcomp.compress` for what the arguments are and what is refused."""
+    """Take a tree apart; see `jaxcomp.compress` for what the arguments are and what is refused.
+
+    With `visited` no importance is held: it is made again where it is needed. It is called whenever
+    something of a leaf was read.
+    """
     importance, policy = weighing
     if not isinstance(policy, CurvaturePolicy):
         raise TypeError(
@@ -193,17 +220,13 @@ def select_leaves(
     ]
     # Read by the host, chunk by chunk; on CPU that is the same memory.
     host = {group.paths[0]: np.asarray(group.value) for group in selected}
-    exponents = exponents_of("params", host)
-    methods = [
-        own.suited(host[group.paths[0]], is_stack=group.paths[0] in stacks)
-        for own, group in zip(methods, selected, strict=True)
-    ]
-    vector_sizes = [own.vector_size if isinstance(own, Vector) else None for own in methods]
-    importances = importance_by_leaf(importance, selected, vector_sizes, policy)
     tensors = {}
-    for number, own, exponent, h in zip(chosen, methods, exponents, importances, strict=True):
-        group = chosen[number]
-        is_stack = group.paths[0] in stacks
+    for (number, group), method_of_leaf in zip(chosen.items(), methods, strict=True):
+        weights, is_stack = host[group.paths[0]], group.paths[0] in stacks
+        (exponent,) = exponents_of("params", {group.paths[0]: weights})
+        own = method_of_leaf.suited(weights, is_stack=is_stack)
+        vector_size = own.vector_size if isinstance(own, Vector) else None
+        (h,) = importance_by_leaf(importance, [group], [vector_size], policy)
         layout = TensorLayout(
             paths=group.paths,
             method=own.at(None),
@@ -213,9 +236,20 @@ def select_leaves(
             is_stack=is_stack,
             unseen=None if h is None else h.unseen,
         )
-        weights = host[group.paths[0]]
-        problems = _layers(group, weights, h) if is_stack else [_problem(weights, exponent, h)]
-        problems = [own.prepare(problem) for problem in problems]
+        make = partial(_problems, group, weights, exponent, own, is_stack=is_stack)
+        problems: Sequence[Problem] = make(h)
+        if visited is not None:
+            if h is not None:
+
+                def again(
+                    make: Callable[..., list[Problem]] = make,
+                    group: Group = group,
+                    vector_size: int | None = vector_size,
+                ) -> list[Problem]:
+                    return make(importance_by_leaf(importance, [group], [vector_size], policy)[0])
+
+                problems = Remade(again, len(problems))
+            visited()
         tensors[number] = Tensor(problems, own, layout, group.value)
     kept = {
         number: (_kept(group.value), KeptLayout(group.paths, decisions[group.paths[0]].reason))
@@ -227,6 +261,23 @@ def select_leaves(
 
 def _kept(value: Any) -> KeptLeaf:
     return KeptLeaf(value if is_array(value) or not is_concrete(value) else Constant(value))
+
+
+def _problems(
+    group: Group,
+    weights: np.ndarray,
+    exponent: int,
+    method: Method,
+    importance: Importance | None,
+    *,
+    is_stack: bool,
+) -> list[Problem]:
+    """The problems of a leaf, prepared."""
+    if is_stack:
+        problems = _layers(group, weights, importance)
+    else:
+        problems = [_problem(weights, exponent, importance)]
+    return [method.prepare(problem) for problem in problems]
 
 
 def _problem(weights: np.ndarray, exponent: int, importance: Importance | None) -> Problem:
