@@ -7,7 +7,6 @@ once more to be given their codes.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from jaxtyping import PyTree
 
