@@ -123,7 +123,8 @@ def rows_of(folder: Path, arguments: argparse.Namespace) -> Iterator[dict[str, A
         "verify": [part * number / 1e6 for part in FILE],
         "decompress": [part * number / 1e6 for part in FILE],
     }
-    for step, command in steps.items():
+    for step in arguments.steps:
+        command = steps[step]
         row = measured(step, *command)
         yield {
             "step": step,
@@ -144,6 +145,8 @@ def main() -> None:
     parser.add_argument("--size", default="1GB", help="of the checkpoint, such as 300MB or 8GB")
     parser.add_argument("--method", default="round-to-nearest")
     parser.add_argument("--bits-per-weight", dest="bits", type=float)
+    steps = ["compress", "verify", "decompress"]
+    parser.add_argument("--steps", nargs="+", default=steps, choices=steps, help="compress first")
     parser.add_argument("--folder", type=Path, help="where files go; they are removed")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()

@@ -15,6 +15,7 @@ from jaxcomp.coding.streams import (
     MOST_IN_CONTEXTS,
     Effort,
     StackWriter,
+    counts_of,
     table_bits,
     table_head,
     write_contexts,
@@ -68,7 +69,8 @@ def path_of(integers: Int[np.ndarray, " n"], width: int) -> Path | None:
         integers: in their order.
         width: of a row.
     """
-    own, row = integers.astype(np.int32), chains_of(width)
+    largest = max(int(integers.max(initial=0)), -int(integers.min(initial=0)))
+    own, row = integers.astype(np.int16 if largest < 1 << 14 else np.int32), chains_of(width)
     rows = -(-len(own) // row)
     # What `advance` says of all steps at once: parities are sums by 2 of digits before.
     bits = np.zeros((2, rows + 5, row), np.uint8)
@@ -90,8 +92,12 @@ def symbol_counts(integers: Int[np.ndarray, " n"]) -> Int[np.ndarray, " symbols"
         Counts up to the magnitude 2^m - 1 that no integer exceeds: few sizes, since what is
         compiled for a tree depends on them.
     """
-    most = (1 << int(np.abs(integers.astype(np.int64)).max(initial=0)).bit_length()) - 1
-    counts = np.bincount(integers.astype(np.int64) + most, minlength=2 * most + 1)
+    largest = max(int(integers.max(initial=0)), -int(integers.min(initial=0)))
+    most = (1 << largest.bit_length()) - 1
+    counts, flat = np.zeros(2 * most + 1, np.int64), integers.reshape(-1)
+    for start in range(0, flat.size, 1 << 20):  # a part at a time is widened
+        part = flat[start : start + (1 << 20)].astype(np.int64)
+        counts += np.bincount(part + most, minlength=2 * most + 1)
     found = counts.copy()
     found[0], found[1::2], found[2::2] = counts[most], counts[most + 1 :], counts[:most][::-1]
     return found
@@ -133,8 +139,12 @@ def _by_tables(path: Path, half: int) -> StackWriter:
     writer, models, tables = StackWriter("t"), [], []
     writer.small(0, 1)
     size = 2 * half + 1
-    symbols = path.numbers + (half + size * path.parities.astype(np.int32))
-    of_both = np.bincount(symbols, minlength=2 * size).reshape(2, size)
+    short = np.int16 if size < 1 << 14 else np.int32
+    symbols = path.parities.astype(short)
+    symbols *= short(size)
+    symbols += path.numbers.astype(short, copy=False)
+    symbols += short(half)
+    of_both = counts_of(symbols, 2 * size).reshape(2, size)
     for parity, counts in enumerate(of_both):
         is_used = counts.any()
         if not is_used:  # no table is empty

@@ -93,16 +93,31 @@ def read_parts(stack: Stack, dtype: str, shape: tuple[int, ...]) -> Parts:
     require(is_allowed and order < 3, "its codes are of no kind that there is")
     kept = own if entry == 1 else (-(-math.prod(own) // entry),)
     count, columns = math.prod(kept), columns_of(kept)
-    if order:
-        parts = [ordered(stack, num_codes // 2, count, columns, order) for _ in range(layers)]
+    parts = []
+    for _ in range(layers):
+        if order:
+            own = ordered(stack, num_codes // 2, count, columns, order)
+        else:
+            own = symbols(stack, num_codes, count, columns)
+        parts.append(
+            own if kind == 2 else _integers(own, num_codes, 0 if order else num_codes // 2)
+        )
+        del own
+    if len(parts) == 1:
+        codes = parts.pop()
     else:
-        parts = [symbols(stack, num_codes, count, columns) for _ in range(layers)]
-    codes = np.stack(parts) if parts else np.zeros((0, count), np.uint8)
-    if kind == 3:
-        codes = codes if order else codes.astype(np.int32) - num_codes // 2
-        codes = codes.astype(np.int8 if num_codes <= 256 else np.int16)
+        codes = np.stack(parts) if parts else np.zeros((0, count), np.uint8)
     codes = codes.reshape((layers, *kept) if is_stack else kept)
     return Parts(codes, is_stack, num_codes, rows, scales, codebook, order)
+
+
+def _integers(symbols: np.ndarray, num_codes: int, zero: int) -> np.ndarray:
+    """Return integers in the shortest dtype that holds so many of them, given the symbol of 0."""
+    if num_codes <= 256:  # modulo 256
+        return (symbols.astype(np.uint8) - np.uint8(zero)).view(np.int8)
+    return (
+        symbols.astype(np.int16) if not zero else (symbols.astype(np.int32) - zero).astype(np.int16)
+    )
 
 
 def ordered(stack: Stack, most: int, count: int, columns: int, order: int) -> np.ndarray:
