@@ -32,6 +32,7 @@ from jaxcomp.storage import (
     atomic_writer,
     fingerprint,
     load_arrays,
+    remove_temporary_files,
     save_arrays,
 )
 
@@ -209,6 +210,7 @@ def spool_beside(
             "or name another file."
         )
     try:
+        remove_temporary_files(folder)  # of a process that was killed
         yield Spool(folder, origins, release)
         shutil.rmtree(folder, ignore_errors=True)
     finally:
