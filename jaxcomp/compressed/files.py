@@ -139,7 +139,7 @@ class Encoded:
         self._arrays = [stored_array(*one) for one in self._stored]
         self._first = _identity(described, self._arrays, reference)
         self._names = [path for path in _paths(described.description) if path not in described.ties]
-        self._is_jxc = container == "jxc"
+        self._is_jxc, self._lies = container == "jxc", sections
         if HEADER_NAME in self._names and not self._is_jxc:
             raise ValueError(
                 f"the leaf {HEADER_NAME!r} has the name of the header in a file of safetensors; "
@@ -235,6 +235,8 @@ class Encoded:
                 hashed.update(bytes_of(values).data)
                 # Before the next one is there.
                 del values
+                if self._lies is not None:
+                    self._lies.release()
         block = self._block + hashed.digest()
         block += b"".join(own.checksum.to_bytes(4, "little") for own in self._sections)
         head = MAGIC + b"".join(n.to_bytes(4, "little") for n in (len(block), zlib.crc32(block)))

@@ -71,6 +71,10 @@ class Sections(Protocol):
         """
         ...
 
+    def release(self) -> None:
+        """Give back the memory of leaves that lie in files."""
+        ...
+
 
 class SharedLeaves:
     """Arrays that are kept in many trees: the code of each is found once.
@@ -98,6 +102,9 @@ class SharedLeaves:
         if key not in self._sections:
             self._sections[key] = held(*make())
         return self._sections[key]
+
+    def release(self) -> None:
+        """Do nothing: the arrays are the caller's."""
 
 
 def held(code: str, data: bytes) -> Section:
