@@ -64,7 +64,9 @@ def compress(
     Args:
         params: any pytree: nested dicts, Linen variables, an NNX state or module, an Equinox
             module, lists, named tuples; with arrays of JAX or NumPy, tensors of PyTorch, and
-            anything else among its leaves.
+            anything else among its leaves. Leaves that several devices share stay where they are
+            if sums are all that their method needs (`Method.works_on_parts`); others are read on
+            the host, and codes put back. Of several processes all have to call this.
         method: one of `jaxcomp.quantizers` (`KMeans(16)`, `RoundToNearest(8)`, ...), or a mapping
             from glob patterns of paths to methods: the first pattern that matches counts, and
             `"*"`, wherever it stands, covers the rest. A method without its parameter, such as
