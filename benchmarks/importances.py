@@ -88,7 +88,7 @@ def make_config(dataset: str, num_models: int) -> sweep.SweepConfig:
         baselines=False,
         controls=False,
     )
-    return replace(config, curvature_examples=min(NUM_REFERENCE_EXAMPLES, config.train_size))
+    return replace(config, curvature_examples=min(NUM_REFERENCE_EXAMPLES, config.train_size[0]))
 
 
 def table_of(result: sweep.SweepResult) -> Table:
@@ -118,7 +118,7 @@ def sampled_labels_table(
     drawn = data.draw_parts(
         dataset,
         num_models=config.num_models,
-        train_size=config.train_size,
+        train_size=config.train_size[0],
         validation_size=config.validation_size,
         replacement=config.replacement,
         label_noise=config.label_noise[0],
@@ -147,7 +147,7 @@ def sampled_labels_table(
             if num_labels is not None:
                 key = jax.random.fold_in(jax.random.key(config.seed), model)
                 sampling = {"num_label_samples": num_labels, "key": key}
-            few = [array[: min(num_examples, config.train_size)] for array in train]
+            few = [array[: min(num_examples, config.train_size[0])] for array in train]
             batches = [
                 tuple(array[start : start + BATCH_SIZE] for array in few)
                 for start in range(0, len(few[0]), BATCH_SIZE)
@@ -324,7 +324,7 @@ def main() -> None:
 
     text = "\n\n".join(
         [
-            f"{config.dataset[0]}, {config.num_models} networks, {config.train_size:,} training "
+            f"{config.dataset[0]}, {config.num_models} networks, {config.train_size[0]:,} training "
             f"draws; curvature on {config.curvature_examples:,} training examples.",
             "Every importance; differences to unweighted K-means (`none`):",
             means_table(table, IMPORTANCES),

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,25 @@ def x64() -> Iterator[None]:
     """Enable 64-bit types inside one test; restored even if the test fails."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def accelerator_branches(monkeypatch) -> Callable[..., Any]:
+    """Give a context in which this CPU computes what is meant for another platform, anew."""
+
+    @contextmanager
+    def taken(platform: str = "default") -> Iterator[None]:
+        def chosen(*args: Any, default: Any = None, **branches: Any) -> Any:
+            return branches.get(platform, default)(*args)
+
+        # What is compiled already holds the branches for CPUs, and the reverse.
+        jax.clear_caches()
+        with monkeypatch.context() as patched:
+            patched.setattr(jax.lax, "platform_dependent", chosen)
+            yield
+        jax.clear_caches()
+
+    return taken
 
 
 @pytest.fixture(scope="session")

@@ -53,7 +53,9 @@ def synthetic_table(
         ORIGINAL,
         *compressed_variants(**grid),
         *control_variants(
-            num_clusters=grid["num_clusters"], has_early_stopping=True, has_last_layer=True
+            num_clusters=grid["num_clusters"],
+            trained_otherwise=("early_stopping",),
+            has_last_layer=True,
         ),
     ]
     networks = generator.normal(0, 1, (num_models, 3))

@@ -30,13 +30,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from jaxcomp.bits_back.posterior import Posterior, kl_nats
 from jaxcomp.coding.distributions import Gaussian, PriorTree
 from jaxcomp.numerics.checks import check_count, check_positive
+from jaxcomp.numerics.segments import look_up
 from jaxcomp.types import Batch, LossFn, Params, PRNGKey
 
 InitFn: TypeAlias = Callable[[PRNGKey], Params]
@@ -166,7 +168,7 @@ def _fit_one(
 
     def prior_scales(mean, scale):
         squares = jnp.square(mean) + jnp.square(scale)
-        sums = jax.ops.segment_sum(squares, leaf_of_weight, len(sizes), indices_are_sorted=True)
+        sums = _sums_over_leaves(squares, leaf_of_weight, sizes)
         low, high = _scale_of_exponent(-127.0), _scale_of_exponent(127.0)
         return jnp.clip(jnp.sqrt(sums / jnp.asarray(sizes, sums.dtype)), low, high)
 
@@ -177,7 +179,9 @@ def _fit_one(
         losses = [loss_fn(unravel(mean + scale * own), batch) for own in noise]
         loss = sum(losses) / config.num_samples
         # For the best prior the squares of KL(q || p) cancel and its logarithms remain.
-        divergence = jnp.sum(jnp.log(prior_scales(mean, scale))[leaf_of_weight] - log_scale)
+        divergence = jnp.sum(
+            look_up(jnp.log(prior_scales(mean, scale)), leaf_of_weight) - log_scale
+        )
         # Per example, so that the learning rate does not depend on their number.
         return loss + share * kl_weight * divergence / num_examples, loss
 
@@ -209,6 +213,21 @@ def _leaves_of_weights(params: Params) -> tuple[Array, list[int]]:
     sizes = [leaf.size for leaf in jax.tree.leaves(params)]
     numbers = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
     return jnp.asarray(numbers), sizes
+
+
+def _sums_over_leaves(
+    values: Float[Array, " weights"], leaf_of_weight: Int[Array, " weights"], sizes: list[int]
+) -> Float[Array, " leaves"]:
+    """Sum over the weights of every leaf: scattered on a CPU, elsewhere leaf by leaf."""
+
+    def by_scatter(values: Array) -> Array:
+        return jax.ops.segment_sum(values, leaf_of_weight, len(sizes), indices_are_sorted=True)
+
+    def by_leaf(values: Array) -> Array:
+        leaves = jnp.split(values, np.cumsum(sizes)[:-1])
+        return jnp.stack([jnp.sum(leaf) for leaf in leaves])
+
+    return lax.platform_dependent(values, cpu=by_scatter, default=by_leaf)
 
 
 def sample(posterior: Posterior, key: PRNGKey) -> Params:

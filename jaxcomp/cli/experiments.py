@@ -51,6 +51,7 @@ class Preset(StrEnum):
 
     quick = "quick"
     paper = "paper"
+    phase = "phase"
 
 
 @app.command(
@@ -58,7 +59,8 @@ class Preset(StrEnum):
         "Examples: `jaxcomp sweep` (quick tour on scikit-learn's digits); `jaxcomp sweep --preset "
         "paper --models 5 --data-dir DATA` (the published MNIST experiment); `jaxcomp sweep "
         "--preset paper --label-noise 0.3` (memorised labels: where compression may really help); "
-        "`jaxcomp sweep --num-clusters 4 --num-clusters 8 --diameter-penalty 0.05`; `jaxcomp sweep "
+        "`jaxcomp sweep --preset phase` (a map of where it helps); `jaxcomp sweep "
+        "--num-clusters 4 --num-clusters 8 --diameter-penalty 0.05`; `jaxcomp sweep "
         "--method kmeans --method optimal --allocation equal --allocation optimal` (quantizers "
         "compared)."
     )
@@ -69,7 +71,9 @@ def sweep(
         Preset,
         typer.Option(
             help="quick: digits, 5 networks, a minute. paper: the published experiment on MNIST, "
-            "20 networks, 120 quantized variants. Every other option overrides the preset."
+            "20 networks, 120 quantized variants. phase: a map over sample sizes and label noise "
+            "of where compression beats temperature, dropout and early stopping. Every other "
+            "option overrides the preset."
         ),
     ] = Preset.quick,
     data_dir: DataDir = None,

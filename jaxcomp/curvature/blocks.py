@@ -28,6 +28,7 @@ from jaxcomp.curvature.functions import as_partial, open_params
 from jaxcomp.curvature.hutchinson import (
     ProbeDistribution,
     check_distribution,
+    check_lengths,
     number_of_block,
     probed_hessian,
     probed_products,
@@ -48,6 +49,7 @@ class BlockSampler:
     block_size: int = field(metadata={"static": True})
     distribution: ProbeDistribution = field(metadata={"static": True})
     examples_per_probe: int | None = field(metadata={"static": True})
+    examples_per_chunk: int | None = field(metadata={"static": True})
     first_block: Int[Array, ""] | int = 0
     exponents: Exponents = None
 
@@ -85,6 +87,7 @@ class BlockSampler:
             leaves,
             batch,
             self.examples_per_probe,
+            self.examples_per_chunk,
             self.first_block,
         )
         like = jax.tree.leaves(self.sample_like)
@@ -110,19 +113,16 @@ class HutchinsonBlocks(Estimator):
     block_size: int = field(kw_only=True)
     distribution: ProbeDistribution = field(default="rademacher", kw_only=True)
     examples_per_probe: int | None = field(default=None, kw_only=True)
+    examples_per_chunk: int | None = field(default=None, kw_only=True)
 
     def sampling(self) -> Sampling:
         """Return the sampler, after a check of all options."""
         num_probes = check_count("num_probes", self.num_probes, least=2)
         block_size = check_count("block_size", self.block_size)
         check_distribution(self.distribution)
-        examples_per_probe = self.examples_per_probe
-        if examples_per_probe is not None:
-            examples_per_probe = check_count("examples_per_probe", examples_per_probe)
+        lengths = check_lengths(self.examples_per_probe, self.examples_per_chunk)
         function, params = open_params(as_partial(self.loss_fn), self.params)
-        sampler = BlockSampler(
-            function, params, self.key, block_size, self.distribution, examples_per_probe
-        )
+        sampler = BlockSampler(function, params, self.key, block_size, self.distribution, *lengths)
         return Sampling(sampler, num_probes)
 
 
@@ -136,6 +136,7 @@ def hutchinson_blocks(
     block_size: int,
     distribution: ProbeDistribution = "rademacher",
     examples_per_probe: int | None = None,
+    examples_per_chunk: int | None = None,
 ) -> DiagonalEstimate:
     """Estimate the m x m diagonal blocks of the loss Hessian by Hutchinson probing.
 
@@ -155,6 +156,7 @@ def hutchinson_blocks(
         block_size: m >= 1, static.
         distribution: of a probe's entries, static.
         examples_per_probe: as for `hutchinson_diagonal`, static.
+        examples_per_chunk: likewise.
 
     Returns:
         Mean and standard error over probes. The structure is that of `params`; a leaf of s weights
@@ -164,7 +166,8 @@ def hutchinson_blocks(
 
     Raises:
         ValueError: if `num_probes` is not an integer of at least 2, `block_size` not one of at
-            least 1, `distribution` is not one of its names, or the loss is no scalar.
+            least 1, `distribution` is not one of its names, numbers of examples are not as
+            for `hutchinson_diagonal`, or the loss is no scalar.
         TypeError: if `loss_fn` is not callable, or a leaf of `params` complex.
 
     Source: Bekas, Kokiopoulou, Saad (2007), eq. 2, applied to blocks,
@@ -178,6 +181,7 @@ def hutchinson_blocks(
         block_size=block_size,
         distribution=distribution,
         examples_per_probe=examples_per_probe,
+        examples_per_chunk=examples_per_chunk,
     )(batch)
 
 

@@ -113,7 +113,8 @@ def fisher_diagonal(
             are not known (in `jit`, `vmap`). Static or traced as in `hutchinson_diagonal`.
         params: any pytree; leaves that are not floating are constants of the loss.
         batch: pytree of arrays with leading axis B >= 1.
-        examples_per_chunk: examples a device holds at once, static; None chooses some 64 MiB worth.
+        examples_per_chunk: examples a device holds at once, static; None chooses as many as
+            fill `numerics.memory.chunk_bytes`.
 
     Returns:
         The diagonal as `mean`, shaped like `params`, float32 (float64 for float64 leaves), in

@@ -58,12 +58,12 @@ from jaxcomp.curvature.per_example import (
     Columns,
     ColumnsFn,
     OpenLayers,
-    chunk_bytes,
     open_layers,
     sum_of_squares,
 )
 from jaxcomp.curvature.units import Exponents
 from jaxcomp.numerics.checks import check_count
+from jaxcomp.numerics.memory import chunk_bytes
 from jaxcomp.types import Batch, OutputsFn, Params, PRNGKey
 
 
@@ -228,8 +228,8 @@ def gauss_newton_diagonal(
             diagonal. Not every loss has labels: for the others, random signs combine the columns
             of the outputs' Hessian, which is as unbiased.
         key: typed PRNG key for the labels, consumed; required with `num_label_samples` alone.
-        examples_per_chunk: examples a device holds at once, static; None chooses some 64 MiB worth
-            (16 on a CPU).
+        examples_per_chunk: examples a device holds at once, static; None chooses as many as
+            fill `numerics.memory.chunk_bytes`.
         max_columns: how many outputs of an example the exact diagonal may have, and how many
             outputs of it a function may link, which takes a dense matrix of them. Static.
 

@@ -39,6 +39,7 @@ from jaxcomp.curvature.estimate import (
 from jaxcomp.curvature.functions import as_partial, open_params
 from jaxcomp.curvature.units import Exponents, in_units
 from jaxcomp.numerics.checks import check_count
+from jaxcomp.numerics.placement import placed_examples
 from jaxcomp.types import Batch, LossFn, Params, PRNGKey
 
 ProbeDistribution: TypeAlias = Literal["rademacher", "gaussian"]
@@ -57,6 +58,7 @@ class HutchinsonSampler:
     key: PRNGKey
     distribution: ProbeDistribution = field(metadata={"static": True})
     examples_per_probe: int | None = field(metadata={"static": True})
+    examples_per_chunk: int | None = field(metadata={"static": True})
     first_block: Int[Array, ""] | int = 0
     exponents: Exponents = None
 
@@ -84,6 +86,7 @@ class HutchinsonSampler:
             leaves,
             batch,
             self.examples_per_probe,
+            self.examples_per_chunk,
             self.first_block,
         )
         return lambda index: leaves.diagonal(products(jax.random.fold_in(self.key, index)))
@@ -99,18 +102,15 @@ class Hutchinson(Estimator):
     num_probes: int = field(kw_only=True)
     distribution: ProbeDistribution = field(default="rademacher", kw_only=True)
     examples_per_probe: int | None = field(default=None, kw_only=True)
+    examples_per_chunk: int | None = field(default=None, kw_only=True)
 
     def sampling(self) -> Sampling:
         """Return the sampler, after a check of all options."""
         num_probes = check_count("num_probes", self.num_probes, least=2)
         check_distribution(self.distribution)
-        examples_per_probe = self.examples_per_probe
-        if examples_per_probe is not None:
-            examples_per_probe = check_count("examples_per_probe", examples_per_probe)
+        lengths = check_lengths(self.examples_per_probe, self.examples_per_chunk)
         function, params = open_params(as_partial(self.loss_fn), self.params)
-        sampler = HutchinsonSampler(
-            function, params, self.key, self.distribution, examples_per_probe
-        )
+        sampler = HutchinsonSampler(function, params, self.key, self.distribution, *lengths)
         return Sampling(sampler, num_probes)
 
 
@@ -123,12 +123,15 @@ def hutchinson_diagonal(
     num_probes: int,
     distribution: ProbeDistribution = "rademacher",
     examples_per_probe: int | None = None,
+    examples_per_chunk: int | None = None,
 ) -> DiagonalEstimate:
     """Estimate the diagonal of the loss Hessian by Hutchinson probing.
 
     Each probe costs one Hessian-vector product (forward over reverse, the gradient linearised
-    once). Memory is O(n) + the activations of the batch, whatever the number of probes. Pure:
-    `jax.vmap` over `params`, `batch` or `key` estimates many models at once.
+    once). Memory is O(n) + what the derivative of the gradient of the whole batch needs, which
+    for transformers is many times the weights, whatever `jax.checkpoint` says; with
+    `examples_per_chunk` it is that of a gradient of so many examples. Pure: `jax.vmap` over
+    `params`, `batch` or `key` estimates many models at once.
 
     For a ReLU network the off-diagonal coupling is large: expect a relative error of several
     hundred per cent at 64 probes, and 30-45 % negative entries. With `examples_per_probe` it is
@@ -157,6 +160,11 @@ def hutchinson_diagonal(
             times less variance as there are blocks. A block costs one gradient more per probe,
             unless it is a whole batch; in `over_batches` all batches but the last must have a
             multiple of this length. None: all examples share their probes.
+        examples_per_chunk: examples whose products are computed at once, by a device, static; a
+            divisor of `examples_per_probe`, if there is one. The loss must then be the mean over
+            examples of losses that do not depend on other examples. Nothing is kept between
+            probes, and a function under `jax.checkpoint` is evaluated again, as in training: less
+            memory for one gradient more per probe. None: the whole batch.
 
     Returns:
         Mean and standard error over probes, shaped like `params`, float32 (float64 for float64
@@ -166,7 +174,8 @@ def hutchinson_diagonal(
 
     Raises:
         ValueError: if `num_probes` is not an integer of at least 2, `distribution` is not one of
-            its names, or the loss is no scalar.
+            its names, a number of examples not positive, chunks do not divide the examples of a
+            probe, or the loss is no scalar.
         TypeError: if `loss_fn` is not callable, or a leaf of `params` complex.
 
     Source: Bekas, Kokiopoulou, Saad (2007), eq. 2, doi:10.1016/j.apnum.2007.01.003.
@@ -178,6 +187,7 @@ def hutchinson_diagonal(
         num_probes=num_probes,
         distribution=distribution,
         examples_per_probe=examples_per_probe,
+        examples_per_chunk=examples_per_chunk,
     )(batch)
 
 
@@ -195,13 +205,22 @@ def probed_hessian(
     *,
     distribution: ProbeDistribution,
     exponents: Exponents,
+    is_for_many: bool,
 ) -> Callable[[Key[Array, ""]], ProbeAndProduct]:
-    """Linearise the gradient at `batch` once; return the function from a key to (z, H z).
+    """Return the function from a key to (z, H z) at `batch`.
 
-    With `exponents` e, H is the Hessian in the weights divided by `2^e`.
+    With `exponents` e, H is the Hessian in the weights divided by `2^e`. `is_for_many` probes the
+    gradient is linearised once, which keeps all that its derivative needs; for one, value and
+    derivative are computed side by side, and what is not needed any more is given up.
     """
     gradient = jax.grad(scalar_loss(loss_fn, leaves, batch))
-    _, hessian_product = jax.linearize(gradient, leaves.values)
+    if is_for_many:
+        _, hessian_product = jax.linearize(gradient, leaves.values)
+    else:
+
+        def hessian_product(probe: tuple[Array, ...]) -> tuple[Array, ...]:
+            return jax.jvp(gradient, (leaves.values,), (probe,))[1]
+
     draw = _rademacher_like if distribution == "rademacher" else _gaussian_like
 
     def probed(key: Key[Array, ""]) -> ProbeAndProduct:
@@ -214,47 +233,50 @@ def probed_hessian(
 
 def probed_products(
     multiply: Callable[[Array, Array], Array],
-    probed_at: Callable[[Batch], Callable[[Key[Array, ""]], ProbeAndProduct]],
+    probed_at: Callable[..., Callable[[Key[Array, ""]], ProbeAndProduct]],
     leaves: FloatingLeaves,
     batch: Batch,
     examples_per_probe: int | None,
+    examples_per_chunk: int | None,
     first_block: Int[Array, ""] | int,
 ) -> Callable[[Key[Array, ""]], tuple[Array, ...]]:
     """Return the function from the key of a probe to `multiply(z, H z)` of every leaf.
 
-    Blocks of examples with probes of their own are summed one by one, weighted by examples; a
-    ragged last one stands apart.
+    Pieces of the batch (chunks, or blocks of examples with probes of their own) are summed one by
+    one, weighted by examples; a ragged last one stands apart.
 
     Args:
         multiply: of one leaf; bilinear.
-        probed_at: `probed_hessian` but for the batch.
+        probed_at: `probed_hessian` but for the batch and `is_for_many`.
         leaves: the weights.
         batch: the examples.
         examples_per_probe: length of the blocks; None if all examples share the probe.
+        examples_per_chunk: length of the chunks, a divisor of that of the blocks; None for whole
+            blocks.
         first_block: number of the batch's first block within the data set.
     """
 
     def multiplied(pair: ProbeAndProduct) -> tuple[Array, ...]:
         return tuple(map(multiply, *pair))
 
-    if examples_per_probe is None:
-        probed = probed_at(batch)
+    def of_block(key: Key[Array, ""], number: Int[Array, ""] | int) -> Key[Array, ""]:
+        if examples_per_probe is None:
+            return key
+        return jax.random.fold_in(key, first_block + number)
+
+    if examples_per_probe is None and examples_per_chunk is None:
+        probed = probed_at(batch, is_for_many=True)
         return lambda key: multiplied(probed(key))
     num_examples = count_examples(batch)
-    if num_examples <= examples_per_probe:
-        probed = probed_at(batch)
-        return lambda key: multiplied(probed(jax.random.fold_in(key, first_block)))
-    num_blocks, num_left = divmod(num_examples, examples_per_probe)
-    num_whole = num_blocks * examples_per_probe
-    whole = jax.tree.map(
-        lambda x: x[:num_whole].reshape(num_blocks, examples_per_probe, *x.shape[1:]), batch
-    )
-    left = jax.tree.map(lambda x: x[num_whole:], batch)
+    if examples_per_chunk is None and num_examples <= (examples_per_probe or num_examples):
+        probed = probed_at(batch, is_for_many=True)
+        return lambda key: multiplied(probed(of_block(key, 0)))
+    pieces = _cut(batch, examples_per_chunk, examples_per_probe)
     like = [jnp.zeros(x.shape, diagonal_dtype(x.dtype)) for x in leaves.values]
 
-    def weighted(key: Key[Array, ""], number: Int[Array, ""], block: Batch) -> tuple[Array, ...]:
-        pair = probed_at(block)(jax.random.fold_in(key, first_block + number))
-        weight = count_examples(block) / num_examples
+    def weighted(key: Key[Array, ""], number: Int[Array, ""], piece: Batch) -> tuple[Array, ...]:
+        pair = probed_at(piece, is_for_many=False)(of_block(key, number))
+        weight = count_examples(piece) / num_examples
         return tuple(x * weight for x in multiplied(pair))
 
     def products(key: Key[Array, ""]) -> tuple[Array, ...]:
@@ -262,14 +284,80 @@ def probed_products(
             return jax.tree.map(jnp.add, total, weighted(key, *row)), None
 
         total = tuple(multiply(zeros, zeros) for zeros in like)
-        numbers = jnp.arange(num_blocks, dtype=jnp.int32)
-        total, _ = lax.scan(step, total, (numbers, whole))
-        if num_left:
-            last = weighted(key, jnp.int32(num_blocks), left)
+        if len(pieces.blocks):
+            total, _ = lax.scan(step, total, (jnp.asarray(pieces.blocks), pieces.whole))
+        if pieces.left is not None:
+            last = weighted(key, jnp.int32(pieces.last_block), pieces.left)
             total = jax.tree.map(jnp.add, total, last)
         return total
 
     return products
+
+
+class _Pieces(NamedTuple):
+    """A batch in pieces of one length.
+
+    Attributes:
+        whole: the pieces, stacked.
+        blocks: number of the block of each, of those that the batch has.
+        left: what is left, fewer examples; None if nothing is.
+        last_block: number of its block.
+    """
+
+    whole: Batch
+    blocks: Int[np.ndarray, " pieces"]
+    left: Batch | None
+    last_block: int
+
+
+def _cut(batch: Batch, examples_per_chunk: int | None, examples_per_probe: int | None) -> _Pieces:
+    """Cut a batch into chunks, or into blocks; chunks that share a probe lie within shards."""
+    num_examples = count_examples(batch)
+    placement = placed_examples() if examples_per_probe is None else None
+    num_shards = 1 if placement is None else placement.num_shards
+    length = examples_per_chunk or examples_per_probe or num_examples
+    num_pieces, num_left = divmod(num_examples // num_shards, length)
+
+    def part(start: int, stop: int, shape: tuple[int, ...]) -> Batch:
+        def leaf(x: Array) -> Array:
+            if placement is None:
+                return x[start:stop].reshape(*shape, *x.shape[1:])
+            shards = placement.like_examples(x.reshape(num_shards, -1, *x.shape[1:]))
+            shards = shards[:, start:stop].reshape(num_shards, *shape, *x.shape[1:])
+            # Pieces first, each with examples of all devices.
+            pieces = jnp.moveaxis(shards, 0, len(shape) - 1)
+            return pieces.reshape(*shape[:-1], num_shards * shape[-1], *x.shape[1:])
+
+        return jax.tree.map(leaf, batch)
+
+    num_whole = num_pieces * length
+    blocks = np.arange(num_pieces, dtype=np.int32) * length // (examples_per_probe or num_examples)
+    return _Pieces(
+        part(0, num_whole, (num_pieces, length)),
+        blocks.astype(np.int32),
+        part(num_whole, num_whole + num_left, (num_left,)) if num_left else None,
+        num_whole // (examples_per_probe or num_examples),
+    )
+
+
+def check_lengths(
+    examples_per_probe: int | None, examples_per_chunk: int | None
+) -> tuple[int | None, int | None]:
+    """Return lengths of the blocks that share a probe and of the chunks that are computed at once.
+
+    Raises:
+        ValueError: if one is not positive, or chunks do not divide blocks.
+    """
+    if examples_per_probe is not None:
+        examples_per_probe = check_count("examples_per_probe", examples_per_probe)
+    if examples_per_chunk is not None:
+        examples_per_chunk = check_count("examples_per_chunk", examples_per_chunk)
+    if examples_per_probe and examples_per_chunk and examples_per_probe % examples_per_chunk:
+        raise ValueError(
+            "examples_per_chunk must divide examples_per_probe, got "
+            f"{examples_per_chunk} and {examples_per_probe}; choose one of its divisors."
+        )
+    return examples_per_probe, examples_per_chunk
 
 
 def number_of_block(example: int, examples_per_probe: int | None) -> np.int32:

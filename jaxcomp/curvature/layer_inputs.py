@@ -41,9 +41,10 @@ from jaxcomp.curvature.layer_units import input_units
 from jaxcomp.curvature.layers import as_function, is_pair
 from jaxcomp.curvature.layouts import MatrixLayout
 from jaxcomp.curvature.output_losses import MAX_COLUMNS, Loss, Reduction
-from jaxcomp.curvature.per_example import OpenLayers, chunk_bytes, open_layers, sum_over_chunks
+from jaxcomp.curvature.per_example import OpenLayers, open_layers, sum_over_chunks
 from jaxcomp.curvature.units import lost_leaves
 from jaxcomp.numerics.checks import check_count
+from jaxcomp.numerics.memory import chunk_bytes
 from jaxcomp.numerics.placement import (
     Placement,
     automatic_axes,

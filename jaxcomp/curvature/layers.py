@@ -55,12 +55,12 @@ from jaxcomp.curvature.output_losses import (
 from jaxcomp.curvature.per_example import (
     Columns,
     OpenLayers,
-    chunk_bytes,
     open_layers,
     sum_over_chunks,
     sum_over_columns,
 )
 from jaxcomp.curvature.units import lost_leaves
+from jaxcomp.numerics.memory import chunk_bytes
 from jaxcomp.numerics.placement import (
     Placement,
     automatic_axes,

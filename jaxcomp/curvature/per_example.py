@@ -37,21 +37,9 @@ from jaxcomp.curvature.estimate import (
     shapes_of_one,
 )
 from jaxcomp.curvature.units import Exponents, in_units
+from jaxcomp.numerics.memory import chunk_bytes
 from jaxcomp.numerics.placement import Placement, placed_examples
 from jaxcomp.numerics.scaling import group_exponent
-
-CHUNK_BYTES = 64 * 2**20
-"""What the numbers of a chunk of examples may take, where the caller does not say."""
-
-CHUNK_BYTES_ON_CPU = 16 * 2**20
-"""The same on a CPU: what fits its caches, and what a C library keeps for the next call. (It
-returns larger pieces of memory to the system, and to get them again can take longer than the
-arithmetic.)"""
-
-
-def chunk_bytes() -> int:
-    """Return what the numbers of a chunk may take on the default backend."""
-    return CHUNK_BYTES_ON_CPU if jax.default_backend() == "cpu" else CHUNK_BYTES
 
 
 class Columns(NamedTuple):

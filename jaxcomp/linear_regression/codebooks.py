@@ -27,6 +27,7 @@ from jaxcomp.linear_regression.adaptive import (
     means_of,
     uniform_partitions,
 )
+from jaxcomp.numerics.segments import segment_counts, segment_sum
 from jaxcomp.quantizers import histogram_moments, solve_kmeans, solve_uniform
 from jaxcomp.quantizers.assignment import assign
 
@@ -169,7 +170,7 @@ def _cell(offsets: Float[Array, " N"], steps: Float[Array, " R"]) -> Int[Array, 
 
 
 def _cell_counts(cells: Int[Array, " N"]) -> Float[Array, " L"]:
-    return jnp.bincount(cells, length=_CELLS).astype(jnp.float32)
+    return segment_counts(jnp.ones(cells.shape, bool), cells, _CELLS).astype(jnp.float32)
 
 
 def _steps_of_entropy(
@@ -203,7 +204,7 @@ def _grid_tables(
 ) -> tuple[Float[Array, " L"], Float[Array, " L"]]:
     counts = _cell_counts(cells)
     middle = origin + step * (jnp.arange(_CELLS) - _CELLS // 2).astype(points.dtype)
-    offset = jax.ops.segment_sum(points - middle[cells], cells, _CELLS)
+    offset = segment_sum(points - middle[cells], cells, _CELLS)
     centroids = middle + offset / jnp.maximum(counts, 1).astype(points.dtype)
     # Cells that no weight of the design fell into need a code word too; together they get one
     # point's share, or none if there is but one cell in reach.

@@ -6,6 +6,9 @@ compute in float64 and return JAX's default floating dtype: float32, or float64 
 derivatives in reverse mode need `jax_enable_x64`. Inputs that are float64 on the host (Python
 numbers, NumPy arrays) enter unrounded, and so do float32 numbers below 1e-38, which XLA's own
 conversion takes for 0.
+
+Where the hardware has no float64 (TPUs), calls with known numbers are computed on the host's CPU,
+so that bounds are worth what they say; inside a program of the caller's XLA emulates float64.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,6 +23,7 @@ from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
+from jaxcomp.numerics.host import default_device
 from jaxcomp.numerics.transformations import always_compiled
 
 _Result = TypeVar("_Result")
@@ -70,11 +74,41 @@ def in_float64(
                 with jax.enable_x64(True):
                     return compiled(args, kwargs, static=static, dtype=default)
 
+            if lacks_float64() and can_be_on_host((args, kwargs)):
+                return computed_on_host(call, args, kwargs)
             return _call_differentiably(call, args, kwargs)
 
         return wrapped
 
     return decorate
+
+
+def lacks_float64() -> bool:
+    """Tell whether what is traced now is for hardware without float64: TPUs.
+
+    XLA emulates it there by pairs of float32, in the range of float32 and with 49 bits, and cannot
+    take float64 apart into bits. GPUs have float64, on some at 1/64 of the rate of float32.
+    """
+    return default_device().platform == "tpu"
+
+
+def can_be_on_host(arguments: Any) -> bool:
+    """Tell whether arguments are known, and this process holds all of them."""
+    return all(
+        not isinstance(leaf, Tracer)
+        and (not isinstance(leaf, jax.Array) or leaf.is_fully_addressable)
+        for leaf in jax.tree.leaves(arguments)
+    )
+
+
+def computed_on_host(function: Callable[..., _Result], *arguments: Any) -> _Result:
+    """Call a function of few known numbers on the host's CPU; results go to the default device."""
+    fetched = jax.tree.map(
+        lambda leaf: jax.device_get(leaf) if isinstance(leaf, jax.Array) else leaf, arguments
+    )
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        results = jax.device_get(function(*fetched))
+    return jax.device_put(results)
 
 
 def _call_differentiably(call: Callable[..., _Result], *arguments: Any) -> _Result:

@@ -3,6 +3,9 @@
 Every bin stores sums about its *own* lowest point, so that nothing cancels. Sums of parts of the
 points add up (`add_sums`): chunks of a tensor larger than memory, or shares of several processes.
 
+A CPU scatters, and adds in float64; accelerators count and add by matrix products in float32, and
+find extremes by comparing every point with every bin (`numerics.segments`).
+
 Axes: `groups`, `N` points, `B` bins.
 """
 
@@ -15,14 +18,17 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
+from jaxcomp.numerics import across
+from jaxcomp.numerics.segments import (
+    counts_by_products,
+    extremes_by_comparison,
+    sums_by_products,
+)
 from jaxcomp.numerics.transformations import counted_loop
 from jaxcomp.quantizers.padding import without_copies
 
 # Points whose sums advance together on CPU: what is computed of them stays in the cache.
 _CHUNK = 1 << 13
-# Points of all groups per matrix product where histograms are made of those, and the least of one:
-# a point becomes a row of zeros and ones, so that 8192 groups would fill a device.
-_PRODUCT_BLOCK, _LEAST_OF_GROUP = 1 << 14, 1 << 8
 
 
 class BinSums(NamedTuple):
@@ -87,18 +93,19 @@ class PointBins:
         def by_scatter(flat: Array) -> Array:
             return self.add_up(lambda one: (one,), 1)[0].astype(jnp.int32)
 
-        def at_once(flat: Array) -> Array:
-            return self._reduce(jax.ops.segment_sum, jnp.ones_like(flat))
-
-        return lax.platform_dependent(self.flat, cpu=by_scatter, default=at_once)
+        return lax.platform_dependent(
+            self.flat,
+            cpu=by_scatter,
+            default=lambda _: across.total(counts_by_products(self._index(), self.num_bins)),
+        )
 
     def minimum(self, values: Float[Array, "groups points"]) -> Float[Array, "groups bins"]:
         """Return the minimum of every bin; infinite where there are no points."""
-        return self._reduce(jax.ops.segment_min, values)
+        return across.least(self._extremes(jax.ops.segment_min, values, is_least=True))
 
     def maximum(self, values: Float[Array, "groups points"]) -> Float[Array, "groups bins"]:
         """Return the maximum of every bin; infinite where there are no points."""
-        return self._reduce(jax.ops.segment_max, values)
+        return across.most(self._extremes(jax.ops.segment_max, values, is_least=False))
 
     def mass(
         self, weights: Float[Array, "groups points"], count: Int[Array, "groups bins"]
@@ -184,35 +191,8 @@ class PointBins:
             return lax.convert_element_type(total, values.dtype)
 
     def sum_by_products(self, values: Float[Array, "groups points"]) -> Float[Array, "groups bins"]:
-        """Add the points by matrix products, where scatters would be atomic, in any order.
-
-        A bin is a pair (row, column); the points of a block are a product of two matrices of
-        zeros and ones, one of them times the values.
-        """
-        num_points = values.shape[-1]
-        num_columns = 1 << (max(self.num_bins - 1, 1).bit_length() + 1) // 2
-        num_rows = -(-self.num_bins // num_columns)
-        group = jnp.arange(self.num_groups, dtype=jnp.int32)[:, None] * self.num_bins
-        index = self.flat.reshape(values.shape) - group
-        block = min(max(_PRODUCT_BLOCK // self.num_groups, _LEAST_OF_GROUP), num_points)
-        extra = -num_points % block
-
-        def blocks(array):
-            padded = jnp.pad(array, [(0, 0), (0, extra)])
-            return jnp.moveaxis(padded.reshape(self.num_groups, -1, block), 1, 0)
-
-        def add(total, part):
-            value, place = part
-            row = jax.nn.one_hot(place // num_columns, num_rows, dtype=value.dtype)
-            column = jax.nn.one_hot(place % num_columns, num_columns, dtype=value.dtype)
-            product = jnp.einsum(
-                "gnr,gnc->grc", row * value[..., None], column, precision=lax.Precision.HIGHEST
-            )
-            return total + product, None
-
-        start = jnp.zeros((self.num_groups, num_rows, num_columns), values.dtype)
-        total, _ = lax.scan(add, start, (blocks(values), blocks(index)))
-        return total.reshape(self.num_groups, -1)[:, : self.num_bins]
+        """Add the points by matrix products, where scatters would be atomic, in any order."""
+        return across.total(sums_by_products(values, self._index(), self.num_bins))
 
     def look_up(self, table: Float[Array, "groups bins"]) -> Float[Array, "groups points"]:
         """Return the entry of every point's bin."""
@@ -269,7 +249,7 @@ class PointBins:
                 totals = added(
                     totals, last[0], jnp.broadcast_to(-num_padding, last[0].shape), *last[1:]
                 )
-            return tuple(total.reshape(self.num_groups, -1) for total in totals)
+            return tuple(across.total(total.reshape(self.num_groups, -1)) for total in totals)
 
     def _mass_by_products(self, weights, count):
         number = jnp.maximum(count, 1).astype(weights.dtype)
@@ -278,10 +258,21 @@ class PointBins:
         mass = rough * number + self.sum_by_products(weights - self.look_up(rough))
         return jnp.where((count > 0) & (rough > 0), jnp.maximum(mass, 0), 0)
 
-    def _reduce(self, reduce, values):
-        size = self.num_groups * self.num_bins
-        reduced = reduce(values.ravel(), self.flat, size, mode="promise_in_bounds")
-        return reduced.reshape(self.num_groups, self.num_bins)
+    def _index(self) -> Int[Array, "groups points"]:
+        """Return the bin of every point within its group."""
+        group = jnp.arange(self.num_groups, dtype=jnp.int32)[:, None] * self.num_bins
+        return self.flat.reshape(self.num_groups, -1) - group
+
+    def _extremes(self, reduce, values, *, is_least):
+        def by_scatter(values):
+            size = self.num_groups * self.num_bins
+            reduced = reduce(values.ravel(), self.flat, size, mode="promise_in_bounds")
+            return reduced.reshape(self.num_groups, self.num_bins)
+
+        def by_comparison(values):
+            return extremes_by_comparison(values, self._index(), self.num_bins, is_least=is_least)
+
+        return lax.platform_dependent(values, cpu=by_scatter, default=by_comparison)
 
 
 def _entries(table: Shaped[Array, " all_bins"], places: Int[Array, "..."]) -> Shaped[Array, "..."]:

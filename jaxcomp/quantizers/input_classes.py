@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Int16
 
+from jaxcomp.numerics.segments import counts_by_products
 from jaxcomp.numerics.sums import pairwise_sum
 from jaxcomp.numerics.transformations import counted_loop
 from jaxcomp.numerics.units import LN2
@@ -100,7 +101,14 @@ def count_codes(
     def step(row: Array, counts: Int[Array, " symbols"]) -> Int[Array, " symbols"]:
         own = lax.dynamic_index_in_dim(codes, row, 1, keepdims=False).astype(jnp.int32)
         place = lax.dynamic_index_in_dim(first, row, 1) + own
-        return counts.at[place].add(1)
+        return lax.platform_dependent(
+            counts,
+            place,
+            cpu=lambda counts, place: counts.at[place].add(1),
+            default=lambda counts, place: (
+                counts + counts_by_products(place.reshape(1, -1), counts.shape[0])[0]
+            ),
+        )
 
     counts = jnp.zeros((num_classes + 1) * num_symbols, jnp.int32)
     counts = counted_loop(0, codes.shape[1], step, counts)

@@ -36,6 +36,7 @@ from jaxcomp.quantizers.histograms import (
     histogram_moments,
     moments_of_sums,
 )
+from jaxcomp.quantizers.placed_problems import PlacedProblem
 from jaxcomp.quantizers.problems import SMALL_CHUNK, Chunk, Problem, fetched
 
 
@@ -130,20 +131,7 @@ def _in_rounds(
 
 def _unit_of(problem: Problem) -> _Unit:
     """Visit the weights for their extremes, in the units in which they are quantized."""
-    low, high, total, largest = np.inf, -np.inf, 0.0, 0.0
-    for places in problem.parts():
-        points, scale, mass = (
-            problem.points(places),
-            problem.scale_of(places),
-            problem.importance_of(places),
-        )
-        if scale is not None:
-            points = points / scale
-            mass = scale * scale * (1 if mass is None else mass)
-        low, high = min(low, float(points.min())), max(high, float(points.max()))
-        if mass is not None:
-            total += float(np.sum(mass, dtype=np.float64))
-            largest = max(largest, float(mass.max()))
+    low, high, total, largest = problem.extremes()
     exponent = _exponent(max(abs(low), abs(high))) - LOG2_LARGEST
     mass_exponent = _exponent(largest)
     dtype = problem.dtype
@@ -175,10 +163,12 @@ def _sample(problem: Problem, num_bins: int) -> tuple[Chunk, bool]:
 
 def _in_units(chunk: Chunk, unit: _Unit) -> tuple[Array, Array | None]:
     points, weights = chunk.scaled()
-    points = normalise(points[None], unit.exponent)
-    if weights is None:
-        return points, None
-    return points, normalise(weights[None], unit.mass_exponent)
+    return _of_unit(points[None], None if weights is None else weights[None], unit)
+
+
+def _of_unit(points: Array, weights: Array | None, unit: _Unit) -> tuple[Array, Array | None]:
+    points = normalise(points, unit.exponent)
+    return points, None if weights is None else normalise(weights, unit.mass_exponent)
 
 
 @partial(jax.jit, static_argnames=("num_bins",))
@@ -240,15 +230,41 @@ def _fill(
 ) -> tuple[BinSums, Array]:
     """Return the sums of a chunk over every bin, and the largest point of each."""
     points, weights = _in_units(chunk, unit)
-    if isinstance(rule, CutBins):
-        index = rule.bins_of_values(points)
-    else:
-        index = rule.bins_of(points, num_bins)
-    if levels is not None:
-        assert weights is not None
-        index = index * num_levels + levels.levels_of(weights, num_levels)
+    index = _index(points, weights, rule, levels, num_bins, num_levels)
     bins = PointBins.of(index, num_bins * num_levels)
     return sums_of_bins(points, weights, bins, chunk.num_padding), bins.maximum(points)
+
+
+def _index(
+    points: Array,
+    weights: Array | None,
+    rule: _Rule,
+    levels: Levels | None,
+    num_bins: int,
+    num_levels: int,
+) -> Int[Array, "groups points"]:
+    """Return the bin, or cell, of every point in units."""
+    index = (
+        rule.bins_of_values(points) if isinstance(rule, CutBins) else rule.bins_of(points, num_bins)
+    )
+    if levels is None:
+        return index
+    assert weights is not None
+    return index * num_levels + levels.levels_of(weights, num_levels)
+
+
+def _cells_of(
+    points: Array,
+    importance: Array | None,
+    rules: tuple[_Unit, _Rule, Levels | None],
+    *,
+    num_bins: int,
+    num_levels: int,
+) -> tuple[Array, Array | None, Array]:
+    """Return points and importances in units, and the cell of each."""
+    unit, rule, levels = rules
+    points, weights = _of_unit(points, importance, unit)
+    return points, weights, _index(points, weights, rule, levels, num_bins, num_levels)
 
 
 def _filled(
@@ -261,6 +277,14 @@ def _filled(
 ) -> tuple[BinSums, Array]:
     """Add up the sums of all chunks."""
     total = _Sums((1, num_bins * num_levels))
+    if isinstance(problem, PlacedProblem):
+        sizes = {"num_bins": num_bins, "num_levels": num_levels}
+        num_cells = num_bins * num_levels
+        for sums, highest in problem.filled(
+            _cells_of, (unit, rule, levels), num_cells=num_cells, **sizes
+        ):
+            total.add(sums, highest)
+        return total.result(problem.dtype)
     filled = (
         (places, _fill(chunk, unit, rule, levels, num_bins=num_bins, num_levels=num_levels))
         for places, chunk in problem.chunks()

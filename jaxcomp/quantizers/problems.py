@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxcomp.numerics.scaling import group_exponent, normalise
+from jaxcomp.numerics.segments import segment_counts
 from jaxcomp.numerics.sums import pairwise_sum
 from jaxcomp.quantizers.histograms import sum_of_squares
 from jaxcomp.quantizers.scales import Rows
@@ -325,6 +326,29 @@ class Problem:
         blocks[: len(numbers)] = self.blocks[numbers]
         return jax.device_put(blocks)
 
+    def extremes(self) -> tuple[float, float, float, float]:
+        """Return least and largest weight over its scale, sum and largest of what errors count.
+
+        The last two are 0 where all errors count alike.
+        """
+        low, high, total, largest = np.inf, -np.inf, 0.0, 0.0
+        for places in self.parts():
+            points, scale = self.points(places), self.scale_of(places)
+            mass = self.importance_of(places)
+            if scale is not None:
+                points = points / scale
+                mass = scale * scale * (1 if mass is None else mass)
+            low, high = min(low, float(points.min())), max(high, float(points.max()))
+            if mass is not None:
+                total += float(np.sum(mass, dtype=np.float64))
+                largest = max(largest, float(mass.max()))
+        return low, high, total, largest
+
+    def energy(self) -> float:
+        """Return the sum of the squared weights, in units."""
+        wide = (self.points(places).astype(np.float64) for places in self.parts())
+        return float(sum(np.dot(part, part) for part in wide))
+
     def over_rows(
         self, terms: Callable[[np.ndarray], np.ndarray], add: np.ufunc, rows: Rows
     ) -> Float[np.ndarray, " rows"]:
@@ -359,10 +383,7 @@ def problem_of(
         importance_exponent: see `importance`.
         blocks: Hessians of consecutive weights in place of it, likewise.
     """
-    # As few octaves as are needed: an outlier far away must not push the others out of range.
-    shift = exponent
-    if not is_wide(weights.dtype):
-        shift = exponent - min(max(exponent, -_ORDINARY_OCTAVES), _ORDINARY_OCTAVES)
+    shift = unit_of(weights.dtype, exponent)
     # In the order of its places: else every chunk would be cut from a copy of the whole.
     problem = Problem(np.asarray(weights, order="C"), shift)
     given = importance if blocks is None else blocks
@@ -375,6 +396,14 @@ def problem_of(
     return replace(
         problem, importance=importance, importance_exponent=importance_exponent, blocks=blocks
     )
+
+
+def unit_of(dtype: np.dtype, exponent: int) -> int:
+    """Return the exponent of the units in which weights are quantized, by that of the largest."""
+    # As few octaves as are needed: an outlier far away must not push the others out of range.
+    if is_wide(dtype):
+        return exponent
+    return exponent - min(max(exponent, -_ORDINARY_OCTAVES), _ORDINARY_OCTAVES)
 
 
 def as_problem(
@@ -468,12 +497,6 @@ class Total:
         return Errors(0.0 if problem.weighs_nothing else distortion, squared_error, energy)
 
 
-def energy(problem: Problem) -> float:
-    """Return the sum of the squared weights, in units."""
-    wide = (problem.points(places).astype(np.float64) for places in problem.parts())
-    return float(sum(np.dot(part, part) for part in wide))
-
-
 def fetched(results: Iterable[tuple[slice, _Result]]) -> Iterator[tuple[slice, _Result]]:
     """Bring results of chunks to the host, each while the device works on the next."""
     waiting: tuple[slice, _Result] | None = None
@@ -487,8 +510,7 @@ def fetched(results: Iterable[tuple[slice, _Result]]) -> Iterator[tuple[slice, _
 
 def counts_of(chunk: Chunk, codes: Int[Array, " points"], num_codes: int) -> Int[Array, " codes"]:
     """Count how often each code occurs in a chunk."""
-    number = chunk.is_point().astype(jnp.int32)
-    return jax.ops.segment_sum(number, codes.astype(jnp.int32), num_codes)
+    return segment_counts(chunk.is_point(), codes.astype(jnp.int32), num_codes)
 
 
 def _numbers(places: slice | Int[np.ndarray, " points"]) -> Int[np.ndarray, " points"]:

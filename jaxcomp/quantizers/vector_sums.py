@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxcomp.numerics.linear_algebra import eigh
+from jaxcomp.numerics.segments import segment_counts
 
 ImportanceForm = Literal["scalar", "diagonal", "full"]
 
@@ -188,9 +189,9 @@ def assigned(
         index = nearest_centres(points, importance, centroids, is_live, metric)
         deviation = points - centroids[index].T
         costs = jnp.sum(deviation * times(importance, deviation, form), axis=0)
-        counts += jax.ops.segment_sum(is_point.astype(jnp.int32), index, num_clusters)
+        counts += segment_counts(is_point, index, num_clusters)
         weighs = jnp.any(importance.reshape(-1, index.shape[0]) != 0, axis=0)
-        found = jax.ops.segment_max(weighs.astype(jnp.int32), index, num_clusters)
+        found = segment_counts(weighs, index, num_clusters)
         return (cost + jnp.sum(costs), counts, has_mass | (found > 0)), index
 
     start = (

@@ -33,15 +33,16 @@ from jaxtyping import Array, Bool, Float
 
 from jaxcomp.numerics.checks import is_concrete
 from jaxcomp.numerics.linear_algebra import cholesky, cholesky_solve
+from jaxcomp.numerics.memory import chunk_bytes
 from jaxcomp.numerics.precision import in_float64, round_up
 
 # Plain iterations before the interior-point method: they settle the easy slopes at little cost.
 _NUM_PLAIN = 40
 _MAX_NEWTON = 80
-# Entries of one batch of kernels; lanes beyond it wait. Lanes of a batch end together, at the last
-# one's pace: a processor with few cores does better with few, an accelerator needs many.
-_BATCH_ENTRIES = {"cpu": 1 << 17}
-_BATCH_ENTRIES_ELSEWHERE = 1 << 22
+# Of a chunk of memory the kernels of one batch take so much; lanes beyond it wait. Lanes of a batch
+# end together, at the last one's pace: a processor with few cores does better with few (1 MiB), an
+# accelerator needs many.
+_SHARE_OF_CHUNK = 16
 _TO_BOUNDARY = 0.995
 # Of a sum of a few hundred numbers in float64, relative to the sum; of one operation.
 _ROUNDING = 1e-15
@@ -222,7 +223,7 @@ def map_in_batches(function, arguments, entries_per_lane: int):
     compiled a second time.
     """
     num_lanes = arguments[0].shape[0]
-    entries = _BATCH_ENTRIES.get(jax.default_backend(), _BATCH_ENTRIES_ELSEWHERE)
+    entries = chunk_bytes() // _SHARE_OF_CHUNK // 8
     size = max(1, min(num_lanes, entries // entries_per_lane))
     num_batches = -(-num_lanes // size)
     filled = jax.tree.map(

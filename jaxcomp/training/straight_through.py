@@ -18,6 +18,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
+from jaxcomp.numerics import segments
 from jaxcomp.numerics.checks import check_floating, is_concrete
 from jaxcomp.numerics.transformations import always_compiled, explicit_transfers
 from jaxcomp.quantizers.assignment import assign, nearest_thresholds
@@ -92,7 +93,10 @@ def look_up(centroids: Params, assignments: Assignments) -> Params:
     """
 
     def leaf(index: Int[Array, "..."] | None, values: Shaped[Array, "..."]) -> Array:
-        return values if index is None else jnp.asarray(values)[jnp.asarray(index, jnp.int32)]
+        if index is None:
+            return values
+        values, index = jnp.asarray(values), jnp.asarray(index, jnp.int32)
+        return segments.look_up(values, index) if values.ndim == 1 else values[index]
 
     return jax.tree.map(leaf, assignments, centroids, is_leaf=lambda node: node is None)
 
@@ -207,7 +211,7 @@ def _nearest(weights, centroids):
 def _change(of_weights, of_centroids, index, *, dtype):
     # Wide where it is added up in reverse: the changes of all weights of a centroid.
     wide = of_centroids.astype(accumulation_dtype(of_centroids.dtype))
-    moved = wide[index].astype(dtype)
+    moved = segments.look_up_tangents(wide, index).astype(dtype)
     return moved if of_weights is None else of_weights + moved
 
 

@@ -319,6 +319,41 @@ def test_vmap_is_a_loop_over_models_and_keys():
         np.testing.assert_allclose(flatten(mapped, 1)[i], flatten(one), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("examples_per_probe", "examples_per_chunk"), [(None, 8), (None, 32), (8, 4), (16, 8)]
+)
+def test_chunks_of_examples_change_nothing(examples_per_probe, examples_per_chunk):
+    # 20 examples: the last chunk is ragged, or the only one; so is the last block.
+    params, batch = make_params(), make_batch()
+    whole, chunked = (
+        hutchinson_diagonal(
+            tanh_loss,
+            params,
+            batch,
+            jax.random.key(11),
+            num_probes=3,
+            examples_per_probe=examples_per_probe,
+            examples_per_chunk=length,
+        )
+        for length in (None, examples_per_chunk)
+    )
+    scale = np.abs(flatten(whole)).max()
+    np.testing.assert_allclose(flatten(chunked), flatten(whole), rtol=1e-5, atol=1e-6 * scale)
+
+
+def test_chunks_must_divide_the_examples_of_a_probe():
+    with pytest.raises(ValueError, match=r"examples_per_chunk must divide .* got 3 and 8"):
+        hutchinson_diagonal(
+            tanh_loss,
+            make_params(),
+            make_batch(),
+            jax.random.key(0),
+            num_probes=2,
+            examples_per_probe=8,
+            examples_per_chunk=3,
+        )
+
+
 def test_key_decides_the_result():
     params, batch = make_params(), make_batch()
     first, again, other = (

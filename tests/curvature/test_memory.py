@@ -102,6 +102,16 @@ def test_a_number_is_chosen_where_the_kernels_own_choice_is_too_much():
         estimate_memory(kernel, batch, limit_bytes=200_000, many_batches=False)
 
 
+def test_examples_of_a_probe_are_cut_into_chunks_under_a_limit():
+    batch = jax.ShapeDtypeStruct((4_000, 100), jnp.float32)
+    free = estimate_memory(hutchinson, batch, probes_per_chunk=1)
+    limit_bytes = free.peak_bytes - free.scratch_bytes // 2
+    plan = estimate_memory(hutchinson, batch, limit_bytes=limit_bytes, probes_per_chunk=1)
+    assert (free.examples_per_chunk, plan.probes_per_chunk) == (None, 1)
+    assert plan.peak_bytes <= limit_bytes
+    assert 1 < plan.examples_per_chunk < 4_000
+
+
 def test_what_cannot_fit_is_refused_with_the_number_and_what_would_fit():
     batch = jax.ShapeDtypeStruct((20_000, 100), jnp.float32)
     with pytest.raises(

@@ -9,6 +9,7 @@ import pytest
 SCRIPT = """
 import re
 import sys
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,7 @@ def estimates(params, batch):
     yield "fisher", Fisher(loss, params, examples_per_chunk=2)(batch)
     hutchinson = Hutchinson(loss, params, key=KEY, num_probes=2)
     yield "hutchinson", over_batches(hutchinson, [batch, batch])
+    yield "probes in chunks", replace(hutchinson, examples_per_chunk=3)(batch)
 
 
 def tiny_rounding(params, batch):
@@ -88,12 +90,17 @@ def chunks_stay_where_they_are(mesh):
     params = jax.device_put(HOST, NamedSharding(mesh, P()))
     examples = NamedSharding(mesh, P("data"))
     batch = jax.device_put((INPUTS, LABELS), examples)
-    sampler, _ = GaussNewton(predict, params, examples_per_chunk=1).sampling()
     placement = placement_of(params, batch)
-    compiled = estimate_on_batch.lower(sampler, batch, num_samples=1, placement=placement).compile()
     kinds = "all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter"
-    found = {kind for kind in re.findall(f" ({kinds})[-(]", compiled.as_text())}
-    assert found == {"all-reduce"}, found
+    for estimator in (
+        GaussNewton(predict, params, examples_per_chunk=1),
+        Hutchinson(loss, params, key=KEY, num_probes=2, examples_per_chunk=3),
+    ):
+        sampler, samples = estimator.sampling()
+        lowered = estimate_on_batch.lower(sampler, batch, num_samples=samples, placement=placement)
+        text = lowered.compile().as_text()
+        found = {kind for kind in re.findall(f" ({kinds})[-(]", text)}
+        assert found == {"all-reduce"}, (estimator, found)
 
 
 automatic, explicit = (

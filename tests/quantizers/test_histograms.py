@@ -160,19 +160,6 @@ def test_sums_by_products_equal_sums_by_scatter(num_bins, num_groups, num_points
         np.testing.assert_allclose(jax.jit(sums)(values), expected, atol=1e-2 / num_bins + 1e-4)
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_accelerators_sum_without_floating_scatters(platform):
-    shape = jax.ShapeDtypeStruct((5000,), jnp.float32)
-    exported = jax.export.export(
-        jax.jit(lambda p, h: histogram_moments(p, h, num_bins=NUM_BINS)), platforms=[platform]
-    )(shape, shape)
-    text = exported.mlir_module()
-    assert "dot_general" in text
-    adds = [part.split("}")[0] for part in text.split('"stablehlo.scatter"')[1:]]
-    # Counting integers and minima have no order; sums of floats do.
-    assert not any("stablehlo.add" in body and "tensor<f32>" in body for body in adds)
-
-
 def test_bins_do_not_overlap():
     points, importance = heavy_tailed(50_000)
     moments, edges = histogram_with_edges(points, importance, num_bins=4096)

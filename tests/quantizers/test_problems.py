@@ -11,7 +11,6 @@ from jaxcomp.quantizers.problems import (
     CHUNK,
     SMALL_CHUNK,
     Total,
-    energy,
     measured,
     problem_of,
     survey,
@@ -85,7 +84,7 @@ def test_errors_are_those_of_fractions_at_any_scale(exponent):
     error = points - np.round(points)
     expected = [np.sum(h * error**2), np.sum(error**2), np.sum(points**2)]
     np.testing.assert_allclose(total.errors(given), expected, rtol=1e-6)
-    assert energy(given) == pytest.approx(expected[2])
+    assert given.energy() == pytest.approx(expected[2])
 
 
 def test_survey_finds_what_is_not_finite_and_the_largest_octave():

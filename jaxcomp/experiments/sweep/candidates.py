@@ -204,6 +204,14 @@ def against_original(setting: JudgedSetting, quantity: Quantity) -> list[Candida
     return usable(candidates, quantity)
 
 
+def controls_of(setting: JudgedSetting, quantity: Quantity) -> list[Candidate]:
+    """Every control, which compresses nothing, beside the original."""
+    controls = [
+        Candidate(variant, ((1.0, setting.original),)) for variant in setting.of_kind("control")
+    ]
+    return usable(controls, quantity)
+
+
 def is_penalised(variant: JudgedVariant) -> bool:
     """Whether the diameter of its codebooks was penalised."""
     return variant.is_about["penalty_form"] != "none" and variant.is_about["diameter_penalty"] > 0

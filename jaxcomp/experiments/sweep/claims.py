@@ -39,6 +39,7 @@ from jaxcomp.experiments.sweep.candidates import (
     best,
     checked_losses,
     claimed_sign,
+    controls_of,
     difference,
     is_penalised,
     read_table,
@@ -363,10 +364,7 @@ def _answer(
     chosen = question.candidates[place]
     value = float(values_of(chosen.variant, quantity, load).mean())
     control, control_interval = None, None
-    controls = [
-        Candidate(variant, ((1.0, setting.original),)) for variant in setting.of_kind("control")
-    ]
-    controls = usable(controls, quantity)
+    controls = controls_of(setting, quantity)
     if controls:
         control = controls[best(controls, quantity)].variant
         against_control = Candidate(chosen.variant, ((1.0, control),))

@@ -61,7 +61,7 @@ def compress(
 
     Args:
         layers: weights by path.
-        variant: any variant but `early_stopping`, which is another network altogether.
+        variant: any variant but those of `TRAINED_OTHERWISE`, which are other networks.
         codebooks: from `solve_codebooks`, for the same layers.
         key: for the noise; consumed.
         last_layer: path of the layer that makes the logits.

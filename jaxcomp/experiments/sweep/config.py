@@ -1,9 +1,9 @@
 """Settings of a sweep: what is trained, how it is compressed, on which data.
 
 Everything that can change a number of the result is a field of `SweepConfig`; where results
-and data files lie, and how loudly progress is told, is not. Two presets exist: `quick`, the
-ninety-second tour on data that ships with scikit-learn, and `paper`, the published experiment
-of Bu et al. (2021) on MNIST.
+and data files lie, and how loudly progress is told, is not. Three presets exist: `quick`, the
+ninety-second tour on data that ships with scikit-learn, `paper`, the published experiment of Bu
+et al. (2021) on MNIST, and `phase`, a map over sample sizes and label noise.
 """
 
 from collections.abc import Sequence
@@ -39,16 +39,18 @@ MAX_SEARCHED_CLUSTERS = 1024
 class SweepConfig:
     """Settings of one sweep; the defaults are the `quick` preset.
 
-    The axes of the grid (`dataset`, `model`, `label_noise`, `method`, `allocation`, `importance`,
-    `penalty_form`, `diameter_penalty`, `num_clusters`) take one value or a sequence of values. A
-    *setting* is a triple (dataset, model, label noise): its networks are trained together and its
-    claims are made together.
+    The axes of the grid (`dataset`, `model`, `train_size`, `label_noise`, `method`, `allocation`,
+    `importance`, `penalty_form`, `diameter_penalty`, `num_clusters`) take one value or a sequence
+    of values. A *setting* is one (dataset, model, training size, label noise): its networks are
+    trained together and its claims are made together.
 
     Attributes:
         dataset: any of digits, mnist, fashion-mnist, cifar10.
         model: any of mlp, vgg.
         width: factor on every hidden width or channel count.
         dropout: rate after the hidden layers of the mlp, while training.
+        dropout_control: rate of a second training of every network, a control that compresses
+            nothing; 0 for none.
         num_models: independent networks for each setting.
         train_size: examples drawn for each network's training sample.
         replacement: whether they are drawn with replacement, as published.
@@ -95,13 +97,20 @@ class SweepConfig:
     )
     width: float = asked(1.0, "Factor on all hidden widths.", Panel.TRAINING)
     dropout: float = asked(0.2, "Dropout rate of the mlp.", Panel.TRAINING)
+    dropout_control: float = asked(
+        0.0,
+        "Train every network a second time with this dropout rate, as a control; 0: do not.",
+        Panel.TRAINING,
+    )
     num_models: int = asked(
         5,
         "Independent networks; intervals are over them and over the test examples.",
         Panel.TRAINING,
         "--models",
     )
-    train_size: int = asked(600, "Training examples drawn for each network.", Panel.DATA)
+    train_size: tuple[int, ...] = asked(
+        (600,), "Training examples drawn for each network. May be repeated.", Panel.DATA
+    )
     replacement: bool = asked(True, "Draw them with replacement, as published.", Panel.DATA)
     validation_size: int = asked(
         400,
@@ -174,15 +183,19 @@ class SweepConfig:
         penalties = tuple(sorted({0.0, *(float(b) for b in self.diameter_penalty)}))
         object.__setattr__(self, "num_clusters", clusters)
         object.__setattr__(self, "diameter_penalty", penalties)
+        sizes = tuple(integer(size, "train_size") for size in self.train_size)
+        object.__setattr__(self, "train_size", sizes)
         object.__setattr__(self, "label_noise", tuple(float(p) for p in self.label_noise))
         _check(self)
 
     def settings(self) -> list["Setting"]:
-        """Every (dataset, model, label noise) of the grid, in a fixed order."""
+        """Every (dataset, model, training size, label noise) of the grid, in a fixed order."""
+        has_sizes = len(self.train_size) > 1
         return [
-            Setting(dataset, model, noise)
+            Setting(dataset, model, noise, size if has_sizes else None)
             for dataset in self.dataset
             for model in self.model
+            for size in self.train_size
             for noise in self.label_noise
         ]
 
@@ -237,16 +250,25 @@ def grid_config(settings: GridSettings) -> SweepConfig:
 
 @dataclass(frozen=True)
 class Setting:
-    """One (dataset, model, label noise): networks that are trained and judged together."""
+    """Networks that are trained and judged together.
+
+    Attributes:
+        dataset: what they learn.
+        model: what they are.
+        label_noise: share of wrong training labels.
+        train_size: examples that each learns from, where settings differ in it; else None.
+    """
 
     dataset: str
     model: str
     label_noise: float
+    train_size: int | None = None
 
     @property
     def name(self) -> str:
         """Short name that is safe in a file name, e.g. `mnist-mlp-noise0.3`."""
-        return f"{self.dataset}-{self.model}-noise{self.label_noise:g}"
+        size = "" if self.train_size is None else f"-n{self.train_size}"
+        return f"{self.dataset}-{self.model}{size}-noise{self.label_noise:g}"
 
 
 def preset(name: str, **overrides: Any) -> SweepConfig:
@@ -256,7 +278,10 @@ def preset(name: str, **overrides: Any) -> SweepConfig:
         name: `quick`: digits, 5 networks, some 80 variants, about a minute. `paper`: the
             published experiment (MNIST, 6,000 training draws, 20 networks, 25 epochs), 120
             quantized variants; with `label_noise` above 0 the regime where memorised labels
-            leave something to gain: 3,000 draws, no dropout, 60 epochs.
+            leave something to gain: 3,000 draws, no dropout, 60 epochs. `phase`: four sample sizes
+            and five shares of wrong labels, each with the question whether compression gives what
+            temperature, shrinkage, dropout and early stopping do not; digits in a quarter of an
+            hour, or with `dataset="mnist"` larger samples of that.
         **overrides: fields of `SweepConfig`. Data sets other than the preset's bring sample
             sizes that fit them, unless sizes are given.
 
@@ -276,6 +301,8 @@ def preset(name: str, **overrides: Any) -> SweepConfig:
     datasets = as_tuple(overrides.get("dataset", values.get("dataset", ("digits",))), "dataset")
     for dataset in datasets:
         values |= SAMPLE_SIZES.get(dataset, {}) if dataset not in values.get("dataset", ()) else {}
+    if name == "phase" and "digits" not in datasets:
+        values |= {"train_size": _LARGER_SAMPLES}
     return SweepConfig(**{**values, **overrides})
 
 
@@ -290,6 +317,7 @@ def sorted_clusters(value: Sequence[int] | int, name: str) -> tuple[int, ...]:
 _AXES = (
     "dataset",
     "model",
+    "train_size",
     "label_noise",
     "method",
     "allocation",
@@ -310,7 +338,22 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "num_clusters": (2, 3, 4, 6, 8, 12, 16, 32),
         "diameter_penalty": (0.0, 0.003, 0.01, 0.03, 0.05, 0.1, 0.3),
     },
+    "phase": {
+        "dataset": ("digits",),
+        "train_size": (100, 200, 400, 800),
+        "label_noise": (0.0, 0.1, 0.2, 0.3, 0.4),
+        "replacement": False,
+        "num_models": 6,
+        "width": 0.5,
+        "epochs": 60,
+        "dropout": 0.0,
+        "dropout_control": 0.5,
+        "num_clusters": (3, 4, 8, 16, 32),
+        "diameter_penalty": (0.0, 0.01, 0.05),
+    },
 }
+# Of `phase`, where there are as many examples.
+_LARGER_SAMPLES = (500, 1500, 6000, 20_000)
 
 
 def _check(config: SweepConfig) -> None:
@@ -332,7 +375,6 @@ def _check(config: SweepConfig) -> None:
         config,
         (
             "num_models",
-            "train_size",
             "validation_size",
             "epochs",
             "batch_size",
@@ -340,13 +382,15 @@ def _check(config: SweepConfig) -> None:
             "num_iterations",
         ),
     )
+    if min(config.train_size) < 1:
+        raise ValueError(f"train_size must be at least 1, got {min(config.train_size)}.")
     if integer(config.num_probes, "num_probes") < 2:
         raise ValueError(f"num_probes must be at least 2, got {config.num_probes}.")
     if integer(config.num_bins, "num_bins") < 16:
         raise ValueError(f"num_bins must be at least 16, got {config.num_bins}.")
     check_range("diameter_penalty", config.diameter_penalty, 0.0, float("inf"))
     check_range("label_noise", config.label_noise, 0.0, 1.0)
-    check_range("dropout", (config.dropout,), 0.0, 1.0)
+    check_range("dropout", (config.dropout, config.dropout_control), 0.0, 1.0)
     check_range("momentum", (config.momentum,), 0.0, 1.0)
     check_range("weight_decay", (config.weight_decay,), 0.0, float("inf"))
     check_positive(config, ("width", "learning_rate"))

@@ -7,7 +7,7 @@ that a claim speaks of) is fitted on the validation set only.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxcomp.bounds import mutual_information_bound
 from jaxcomp.coding.sizes import compression_ratio
-from jaxcomp.compressed.files import SharedLeaves
+from jaxcomp.compressed.sections import SharedLeaves
 from jaxcomp.evaluation import metrics
 from jaxcomp.evaluation.calibration import fit_temperature
 from jaxcomp.experiments.samples import Examples
@@ -27,7 +27,7 @@ from jaxcomp.experiments.sweep.codebooks import Codebooks, Layers
 from jaxcomp.experiments.sweep.compress import Compressed, compress, squared_errors
 from jaxcomp.experiments.sweep.files import can_be_written, file_of, num_bytes
 from jaxcomp.experiments.sweep.limits import NO_LIMITS, limit_curve, limits_at
-from jaxcomp.experiments.sweep.variants import Variant
+from jaxcomp.experiments.sweep.variants import TRAINED_OTHERWISE, Variant
 from jaxcomp.numerics.units import LN2
 from jaxcomp.rate_distortion import LayerCurve
 from jaxcomp.trees.paths import leaves_by_path, replace_leaves
@@ -63,7 +63,8 @@ class Subject:
         params: all of its arrays.
         layers: names of the layers to compress: paths of leaves, or of a leaf that is a stack of
             layers those of its layers, `path[0]` and so on.
-        early_stopped: arrays of the same network stopped early, if known.
+        otherwise: arrays of the same network trained otherwise, by the method of the control that
+            they are, `early_stopping` and so on; as far as they are known.
         last_layer: path of the layer that makes the logits, if known.
         refresh_fn: `(params, inputs) -> params`, re-estimates batch statistics after a
             change of the weights; None to keep them.
@@ -76,7 +77,7 @@ class Subject:
     predict_fn: PredictFn
     params: Params
     layers: tuple[str, ...]
-    early_stopped: Params | None = None
+    otherwise: Mapping[str, Params] = field(default_factory=dict)
     last_layer: str | None = None
     refresh_fn: Callable[[Params, Any], Params] | None = None
     model_seed: int = 0
@@ -353,17 +354,19 @@ def change(network: Network, variant: Variant) -> tuple[Params, Compressed]:
     """Return a network after one variant (batch statistics as they were), and its layers.
 
     Raises:
-        ValueError: for the variant of early stopping, if the network has no such version.
+        ValueError: for a variant that was trained otherwise, if the network has no such version.
     """
     subject, codebooks, key = network
     weights = subject.weights()
     changed = compress(weights, variant, codebooks, key=key, last_layer=subject.last_layer)
-    if variant.method != "early_stopping":
+    if variant.method not in TRAINED_OTHERWISE:
         return replace_leaves(subject.params, subject.leaves_of(changed.layers)), changed
-    if subject.early_stopped is None:
-        raise ValueError("this network has no early-stopped version; choose another variant.")
-    leaves = leaves_by_path(subject.early_stopped)
-    return subject.early_stopped, changed._replace(layers=subject.layers_of(leaves))
+    params = subject.otherwise.get(variant.method)
+    if params is None:
+        raise ValueError(
+            f"this network has no version by {variant.method}; choose another variant."
+        )
+    return params, changed._replace(layers=subject.layers_of(leaves_by_path(params)))
 
 
 def stack_losses(per_model: Sequence[VariantLosses]) -> VariantLosses:

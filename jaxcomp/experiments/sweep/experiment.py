@@ -17,6 +17,7 @@ from jaxcomp import storage
 from jaxcomp.experiments.caches import network_cache
 from jaxcomp.experiments.run import Run
 from jaxcomp.experiments.sweep import variants as grid
+from jaxcomp.experiments.sweep.beyond_controls import decided
 from jaxcomp.experiments.sweep.config import (
     GridSettings,
     Setting,
@@ -261,7 +262,7 @@ def _variants(config: SweepConfig, subject: Subject) -> list[Variant]:
     if config.controls:
         variants += grid.control_variants(
             num_clusters=config.num_clusters,
-            has_early_stopping=subject.early_stopped is not None,
+            trained_otherwise=subject.otherwise,
             has_last_layer=subject.last_layer is not None,
         )
     return variants
@@ -299,9 +300,7 @@ def _identity(
         "layers": list(subject.layers),
         "last_layer": subject.last_layer,
         "network": given.fingerprint(),
-        "early_stopped": None
-        if subject.early_stopped is None
-        else fingerprint_of(subject.early_stopped),
+        "otherwise": {name: fingerprint_of(own) for name, own in subject.otherwise.items()},
         "examples": storage.fingerprint([np.asarray(array) for part in parts for array in part]),
     }
 
@@ -312,7 +311,10 @@ def _result(run: Run, outcomes: Sequence[Outcome]) -> SweepResult:
     is_sensitivity = table["kind"] == "sensitivity"
     return SweepResult(
         table=table.loc[~is_sensitivity].drop(columns="layer").reset_index(drop=True),
-        claims=[claim for part in outcomes for claim in part.claims],
+        claims=[
+            *(claim for part in outcomes for claim in part.claims),
+            *decided([part.beyond for part in outcomes if part.beyond is not None]),
+        ],
         calibration=[part.calibration.sentence for part in outcomes if part.calibration],
         smallest=[part.smallest for part in outcomes if part.smallest is not None],
         manifest=run.manifest,

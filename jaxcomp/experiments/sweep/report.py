@@ -32,15 +32,25 @@ from jaxcomp.experiments.reporting import (
 from jaxcomp.experiments.sweep.claims import Claim
 from jaxcomp.experiments.sweep.headline import headline
 from jaxcomp.experiments.sweep.importance import importance_name
+from jaxcomp.experiments.sweep.map_report import (
+    NOTE,
+    map_claims,
+    map_headline,
+    map_rows,
+    markdown_map,
+    print_map,
+)
 from jaxcomp.experiments.sweep.smallest import SmallestNetwork
 from jaxcomp.experiments.sweep.summary import (
     BASELINE_NAMES,
     CONTROL_NAMES,
+    MOST_IN_FULL,
     Curve,
     Summary,
     VariantSummary,
     best_variant,
     claims_of,
+    map_names,
     picture_name,
     summarize,
 )
@@ -175,6 +185,19 @@ def print_report(
     """
     summaries = summarize(table)
     members = [claims_of(claims, summary.name, len(summaries)) for summary in summaries]
+    if on_map := map_claims(claims):
+        print_labelled(console, map_headline(on_map))
+        console.print()
+        print_map(console, map_rows(summaries, on_map, claims or ()))
+        console.print()
+        print_text(console, Text(NOTE, style="italic"))
+        if len(summaries) > MOST_IN_FULL:
+            told = "Numbers and claims of every setting are in report.md, table.csv, claims.json."
+            print_text(console, Text(told, style="italic"))
+            if directory is not None:
+                print_files(console, Path(directory))
+            return
+        console.print()
     for number, (summary, found) in enumerate(zip(summaries, members, strict=True)):
         if number:
             console.print()
@@ -221,6 +244,12 @@ def report_markdown(
     summaries = summarize(table)
     parts = ["# Rate sweep"]
     told: list[Claim] = []
+    are_many = len(summaries) > MOST_IN_FULL
+    if on_map := map_claims(claims):
+        parts += ["## Where does compression help?", markdown_labelled(map_headline(on_map))]
+        if with_pictures:
+            parts += [f"![where compression helps]({name}.png)" for name in map_names(table)]
+        parts += [NOTE, markdown_map(map_rows(summaries, on_map, claims or ()))]
     for summary in summaries:
         members = claims_of(claims, summary.name, len(summaries))
         told += members
@@ -228,7 +257,7 @@ def report_markdown(
         parts.append(markdown_labelled(_headline(summary, members, smallest)))
         if with_pictures:
             pictures = ("sweep", "the test loss"), ("sweep-details", "every quantity")
-            for stem, shown in pictures:
+            for stem, shown in pictures[: 1 if are_many else None]:
                 file = picture_name(stem, summary.name, len(summaries))
                 parts.append(f"![{shown} against the compression ratio]({file}.png)")
         parts += ["### Claims", LEGEND, markdown_claims(_told(members))]
@@ -236,7 +265,7 @@ def report_markdown(
         lines = _limit_lines(summary)
         if lines:
             parts.append("### Distance to the limit")
-            if with_pictures:
+            if with_pictures and not are_many:
                 file = picture_name("limit", summary.name, len(summaries))
                 parts.append(f"![distortion and bits above the limit]({file}.png)")
             parts += [LIMIT_NOTE, _markdown_limits(lines)]

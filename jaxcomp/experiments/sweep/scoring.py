@@ -15,6 +15,7 @@ import pandas as pd
 from jaxcomp.experiments.parts import Part, complete
 from jaxcomp.experiments.reproducibility import random_key
 from jaxcomp.experiments.run import Row, Rows, Run
+from jaxcomp.experiments.sweep.beyond_controls import Undecided, beyond_controls
 from jaxcomp.experiments.sweep.calibration import CalibrationShare, calibration_share
 from jaxcomp.experiments.sweep.candidates import VariantLosses
 from jaxcomp.experiments.sweep.claims import Claim, evaluate_claims
@@ -48,6 +49,7 @@ class Outcome(NamedTuple):
     claims: list[Claim]
     calibration: CalibrationShare | None
     smallest: SmallestNetwork | None
+    beyond: Undecided | None
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Scored:
         parts_of: number of a network -> its three parts.
         variants: in the order of the table.
         evaluator: of the setting.
+        is_one_of_many: whether there are other settings, with which it makes a map.
     """
 
     setting: Setting
@@ -69,6 +72,7 @@ class Scored:
     parts_of: Callable[[int], Parts]
     variants: Sequence[Variant]
     evaluator: Evaluator
+    is_one_of_many: bool
 
     def outcome(self) -> Outcome:
         """Make the claims."""
@@ -92,11 +96,12 @@ class Scored:
 
         judged = table.loc[table["kind"] != "sensitivity"]
         claims = [claim._replace(setting=name) for claim in evaluate_claims(judged, losses)]
+        beyond = beyond_controls(judged, losses) if self.is_one_of_many else None
         smallest = smallest_without_loss(judged, losses)
         if smallest is not None:
             smallest = smallest._replace(setting=name)
         share = calibration_share(judged, losses)
-        return Outcome(self.setting, table, self.networks, claims, share, smallest)
+        return Outcome(self.setting, table, self.networks, claims, share, smallest, beyond)
 
 
 def score_setting(
@@ -146,6 +151,7 @@ def score_setting(
         parts_of,
         variants,
         evaluator,
+        is_one_of_many=len(config.settings()) > 1,
     )
 
 
@@ -301,6 +307,8 @@ def _table(setting: Setting, rows: Sequence[Row]) -> pd.DataFrame:
         "model": setting.model,
         "label_noise": setting.label_noise,
     }
+    if setting.train_size is not None:
+        identity["train_size"] = setting.train_size
     for place, (column, value) in enumerate(identity.items()):
         table.insert(place, column, value)
     return table

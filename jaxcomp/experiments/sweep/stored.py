@@ -87,17 +87,17 @@ def read_network(file: Path, codebooks: Path) -> tuple[Network, str]:
     """A network of a finished sweep, and its setting; a damaged file is a `ValueError`."""
     arrays, metadata = storage.load_arrays(file)
     # Leaves by path are a tree of these paths; `as_given` makes it the one that was stored.
-    trees = {"params": {}, "early_stopped": {}}
+    trees: dict[str, dict[str, Any]] = {}
     for name, array in arrays.items():
         root, _, path = name.partition("/")
-        trees[root][path] = array_of_dtype(array, metadata["dtypes"][name])
+        trees.setdefault(root, {})[path] = array_of_dtype(array, metadata["dtypes"][name])
     subject = Subject(
         predict_fn=_no_predict_fn,
-        params=trees["params"],
+        params=trees.pop("params"),
         layers=tuple(metadata["layers"]),
         stacks=tuple((path, axis) for path, axis in metadata["stacks"]),
         as_given=partial(rebuild_tree, metadata["structure"]),
-        early_stopped=trees["early_stopped"] or None,
+        otherwise=trees,
         last_layer=metadata["last_layer"],
         refresh_fn=_no_refresh_fn if metadata["refreshed"] else None,
         model_seed=metadata["model_seed"],
@@ -126,11 +126,10 @@ def read_codebooks(file: Path) -> Codebooks:
 
 def _network_leaves(subject: Subject) -> dict[str, Any]:
     """All arrays of a network by the names they are stored under."""
-    trees = {"params": subject.params, "early_stopped": subject.early_stopped}
+    trees = {"params": subject.params, **subject.otherwise}
     return {
         f"{root}/{path}": leaf
         for root, tree in trees.items()
-        if tree is not None
         for path, leaf in leaves_by_path(tree).items()
     }
 

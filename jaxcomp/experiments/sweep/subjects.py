@@ -40,7 +40,7 @@ def trained_subjects(
         data_dir=data_dir,
         download=download,
         num_models=config.num_models,
-        train_size=config.train_size,
+        train_size=setting.train_size or config.train_size[0],
         validation_size=config.validation_size,
         replacement=config.replacement,
         label_noise=setting.label_noise,
@@ -53,17 +53,17 @@ def trained_subjects(
             run.forget(f"{setting.name}-{number:03d}")
 
     run.make_from(setting.name, samples.fingerprint, forget)
-    network = networks.build(
-        setting.model,
-        input_shape=samples.pool.shape[1:],
-        num_classes=samples.num_classes,
-        width=config.width,
-        dropout=config.dropout,
-    )
-    shared = run.cache(cache)
-    # One process trains, the others then find the networks in the directory that all see.
-    with run.claims.waited_for(f"{setting.name}-training"):
-        trained = networks.train(
+
+    def trained_with(dropout: float, told: str) -> tuple[networks.Network, networks.TrainedModels]:
+        network = networks.build(
+            setting.model,
+            input_shape=samples.pool.shape[1:],
+            num_classes=samples.num_classes,
+            width=config.width,
+            dropout=dropout,
+        )
+        shared = run.cache(cache)
+        return network, networks.train(
             network,
             networks.TrainingConfig(
                 epochs=config.epochs,
@@ -81,15 +81,24 @@ def trained_subjects(
                 "dataset": samples.fingerprint,
                 "standardize": config.standardize,
             },
-            progress=progress.task(f"{setting.name}: training {config.num_models} networks", 1),
+            progress=progress.task(f"{setting.name}: training {told}", 1),
         )
+
+    # One process trains, the others then find the networks in the directory that all see.
+    with run.claims.waited_for(f"{setting.name}-training"):
+        network, trained = trained_with(config.dropout, f"{config.num_models} networks")
+        otherwise = {"early_stopping": trained.early_stopped}
+        if config.controls and config.dropout_control:
+            told = f"them with {100 * config.dropout_control:g} % dropout"
+            _, dropped = trained_with(config.dropout_control, told)
+            otherwise["dropout"] = dropped.variables
+            otherwise["dropout_early_stopping"] = dropped.early_stopped
     times = run.manifest["times"]
     times[f"{setting.name} training seconds"] = round(time.perf_counter() - started, 3)
     subjects: list[Subject] = []
     uses: dict[str, LeafUse] = {}
     for number in range(config.num_models):
         params = jax.tree.map(lambda leaf, n=number: leaf[n], trained.variables)
-        early = jax.tree.map(lambda leaf, n=number: leaf[n], trained.early_stopped)
         if not subjects:  # all networks are alike
             uses = find_uses(network.predict, params, samples.test.inputs[:2])
         subjects.append(
@@ -98,7 +107,7 @@ def trained_subjects(
                 params,
                 selected_paths(params, uses=uses),
                 uses,
-                early_stopped=early,
+                otherwise=jax.tree.map(lambda leaf, n=number: leaf[n], otherwise),
                 model_seed=number,
                 num_distinct=len(np.unique(samples.train_indices[number])),
             )
@@ -162,7 +171,9 @@ def given_subject(
         uses,
         as_given=given.restore,
         refresh_fn=None if refresh_fn is None else given.refreshed_by(refresh_fn),
-        early_stopped=None if early_stopped is None else given.arrays_of(early_stopped),
+        otherwise={}
+        if early_stopped is None
+        else {"early_stopping": given.arrays_of(early_stopped)},
     )
     _check_weights(subject)
     _check_labels(predict_fn, params, parts)

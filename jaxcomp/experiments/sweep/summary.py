@@ -34,6 +34,7 @@ __all__ = [
     "claims_of",
     "criterion_of",
     "curves_by_importance",
+    "map_names",
     "one_setting",
     "picture_name",
     "summarize",
@@ -50,11 +51,17 @@ CONTROL_NAMES = {
     "last_layer_scaled": "last layer scaled",
     "weights_clipped": "weights clipped",
     "early_stopping": "early stopping",
+    "dropout": "dropout",
+    "dropout_early_stopping": "dropout, stopped early",
     "gaussian_noise": "Gaussian noise",
 }
 CRITERIA = ("validation_loss", "validation_loss_tempered")
 
 SETTING_COLUMNS = ("dataset", "model", "label_noise")
+# More settings than these have no tables and pictures of their own but one.
+MOST_IN_FULL = 4
+# Only of tables whose settings differ in it.
+SIZE_COLUMN = "train_size"
 VARIANT_COLUMNS = (
     "variant",
     "kind",
@@ -410,15 +417,17 @@ def summarize(table: pd.DataFrame) -> list[Summary]:
     if missing:
         raise ValueError(f"the table lacks the columns {missing}: pass the table of a SweepResult.")
     columns: dict[str, Any] = {str(name): table[name].to_numpy() for name in table.columns}
-    rows: dict[tuple[str, str, float], list[int]] = {}
+    sizes = columns.get(SIZE_COLUMN)
+    rows: dict[Setting, list[int]] = {}
     for row in np.flatnonzero(columns["kind"] != "sensitivity").tolist():
         dataset, model, noise = (columns[name][row] for name in SETTING_COLUMNS)
-        rows.setdefault((str(dataset), str(model), float(noise)), []).append(row)
+        size = None if sizes is None else int(sizes[row])
+        rows.setdefault(Setting(str(dataset), str(model), float(noise), size), []).append(row)
     if not rows:
         raise ValueError("the table has no rows of the original networks: pass all of its rows.")
     return [
-        _summarize_setting(Setting(*key), {name: v[members] for name, v in columns.items()})
-        for key, members in rows.items()
+        _summarize_setting(setting, {name: v[members] for name, v in columns.items()})
+        for setting, members in rows.items()
     ]
 
 
@@ -477,6 +486,14 @@ def picture_name(stem: str, name: str, num_settings: int) -> str:
     return stem if num_settings == 1 else f"{stem}-{name}"
 
 
+def map_names(table: pd.DataFrame) -> dict[str, tuple[str, str]]:
+    """Return data set and model of every map by the name of its file."""
+    kinds = list(dict.fromkeys(zip(table["dataset"], table["model"], strict=True)))
+    if len(kinds) == 1:
+        return {"map": kinds[0]}
+    return {f"map-{dataset}-{model}": (dataset, model) for dataset, model in kinds}
+
+
 def curves_by_importance(curves: Sequence[Curve]) -> Iterator[tuple[str, list[Curve]]]:
     """Yield each importance with its curves, in the order given."""
     for importance in dict.fromkeys(curve.importance for curve in curves):
@@ -487,7 +504,8 @@ def _summarize_setting(setting: Setting, columns: Mapping[str, np.ndarray]) -> S
     numeric = [
         name
         for name, values in columns.items()
-        if values.dtype.kind in "fiub" and name not in (*SETTING_COLUMNS, *VARIANT_COLUMNS)
+        if values.dtype.kind in "fiub"
+        and name not in (*SETTING_COLUMNS, SIZE_COLUMN, *VARIANT_COLUMNS)
     ]
     allocation = columns.get(ALLOCATION_COLUMN, np.full(len(columns["variant"]), "equal", object))
     if "train_accuracy" in columns:
@@ -553,4 +571,5 @@ def _names(setting: Setting) -> tuple[str, str]:
         return setting.model, "trained elsewhere"
     noise = setting.label_noise
     labels = f"{100 * noise:g} % label noise" if noise > 0 else "clean labels"
-    return f"{setting.dataset}, {setting.model}", labels
+    size = "" if setting.train_size is None else f", {setting.train_size:,} examples"
+    return f"{setting.dataset}, {setting.model}{size}", labels

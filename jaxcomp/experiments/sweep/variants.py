@@ -6,7 +6,7 @@ calibration), or `sensitivity`: one layer compressed, the others left alone.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -28,8 +28,12 @@ Method: TypeAlias = Literal[
     "weights_clipped",
     "gaussian_noise",
     "early_stopping",
+    "dropout",
+    "dropout_early_stopping",
 ]
 
+TRAINED_OTHERWISE = ("early_stopping", "dropout", "dropout_early_stopping")
+"""Controls that are other networks altogether."""
 INTEGER_BITS = (8, 4)
 SPARSITIES = (0.5, 0.75, 0.9)
 LAST_LAYER_SCALES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -190,7 +194,7 @@ def _kmeans_variants(
 
 
 def control_variants(
-    *, num_clusters: Sequence[int], has_early_stopping: bool, has_last_layer: bool
+    *, num_clusters: Sequence[int], trained_otherwise: Collection[str], has_last_layer: bool
 ) -> list[Variant]:
     """Controls that compress nothing, `temperature` (which needs no forward pass) first."""
     variants = [Variant("control", "temperature", "control")]
@@ -205,9 +209,11 @@ def control_variants(
     variants += [
         Variant("control", "gaussian_noise", "control", num_clusters=k) for k in num_clusters
     ]
-    if has_early_stopping:
-        variants.append(Variant("control", "early_stopping", "control"))
-    return variants
+    return variants + [
+        Variant("control", method, "control")
+        for method in TRAINED_OTHERWISE
+        if method in trained_otherwise
+    ]
 
 
 def sensitivity_variants(layers: Sequence[str], *, num_clusters: Sequence[int]) -> list[Variant]:

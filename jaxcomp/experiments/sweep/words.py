@@ -39,6 +39,8 @@ def describe(variant: JudgedVariant) -> str:
         "weights_clipped": f"weights clipped at quantile {parameter:g}",
         "gaussian_noise": f"Gaussian noise as large as the error of K-means, K = {clusters}",
         "early_stopping": "early stopping",
+        "dropout": "training with dropout",
+        "dropout_early_stopping": "training with dropout, stopped early",
     }
     return described.get(method, variant.name)
 

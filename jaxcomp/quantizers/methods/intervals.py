@@ -16,7 +16,9 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jaxcomp.coding import sizes
 from jaxcomp.numerics.checks import check_count, check_penalty
+from jaxcomp.numerics.precision import computed_on_host, lacks_float64
 from jaxcomp.numerics.scaling import restore
+from jaxcomp.numerics.segments import segment_sum
 from jaxcomp.quantizers.assignment import assign, nearest_thresholds
 from jaxcomp.quantizers.curves import Curve, Point
 from jaxcomp.quantizers.histograms import Moments, bins_for
@@ -56,6 +58,10 @@ class _Intervals(CodebookMethod):
         super().__post_init__()
         check_count("num_bins", self.num_bins)
 
+    @property
+    def works_on_parts(self) -> bool:
+        return self.rows is None
+
     def check(self, parameter: Any) -> None:
         check_count("num_clusters", parameter)
 
@@ -91,12 +97,7 @@ class _Intervals(CodebookMethod):
     def encode(self, problem: Problem, point: Point) -> Encoded:
         size = min(int(point.parameter), problem.size)
         centroids, thresholds = point.codebook
-        encoded = self._encoded(
-            problem,
-            centroids,
-            lambda chunk, stored: _encode(chunk, thresholds, stored, dtype=problem.weights_dtype),
-        )
-        return encoded.cut(size)
+        return self._encoded(problem, centroids, _encode, thresholds).cut(size)
 
     def _bins(self, max_clusters: int) -> int:
         return bins_for(self.num_bins, max_clusters)
@@ -205,9 +206,10 @@ class Optimal(_Intervals):
             return _solve_diameter(
                 moments, num_clusters, penalty, max_clusters=max_clusters, dtype=jnp.dtype(dtype)
             )
-        return _solve_plain(
-            moments, num_clusters, max_clusters=max_clusters, dtype=jnp.dtype(dtype)
-        )
+        solve = partial(_solve_plain, max_clusters=max_clusters, dtype=jnp.dtype(dtype))
+        if lacks_float64():
+            return computed_on_host(solve, moments, num_clusters)
+        return solve(moments, num_clusters)
 
 
 @dataclass(frozen=True)
@@ -242,7 +244,7 @@ def _counts(
 
     def count(own: Float[Array, " clusters-1"]) -> Int[Array, " clusters"]:
         index = assign(position, own).astype(jnp.int32)
-        return jax.ops.segment_sum(moments.num_points[0], index, own.shape[0] + 1)
+        return segment_sum(moments.num_points[0], index, own.shape[0] + 1)
 
     return jax.lax.map(count, thresholds)
 

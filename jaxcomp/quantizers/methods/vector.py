@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 
 from jaxcomp.coding import sizes
 from jaxcomp.numerics.checks import check_count
+from jaxcomp.numerics.segments import segment_counts
 from jaxcomp.quantizers.assignment import assignment_dtype
 from jaxcomp.quantizers.curves import Curve, Point
 from jaxcomp.quantizers.methods.base import (
@@ -120,9 +121,8 @@ class Vector(CodebookMethod):
         encoded = self._encoded(
             problem,
             np.asarray(point.codebook[0]),
-            lambda chunk, stored: _encode(
-                chunk, jnp.int32(size), stored, dtype=problem.weights_dtype
-            ),
+            _encode,
+            jnp.int32(size),
         )
         return encoded.cut(size)
 
@@ -176,7 +176,7 @@ def _solve(
         num_iterations=num_iterations,
     )
     # Copies weigh nothing, but were counted.
-    number = jax.ops.segment_sum(is_vector.astype(jnp.int32), found.assignments, max_clusters)
+    number = segment_counts(is_vector, found.assignments.astype(jnp.int32), max_clusters)
     return found.centroids, number, found.distortion, found.converged
 
 
@@ -200,7 +200,7 @@ def _encode(
         num_iterations=0,
     )
     codes = found.assignments
-    number = jax.ops.segment_sum(is_vector.astype(jnp.int32), codes.astype(jnp.int32), max_clusters)
+    number = segment_counts(is_vector, codes.astype(jnp.int32), max_clusters)
     values = jnp.asarray(codebook)[codes.astype(jnp.int32)].reshape(-1)
     codes = codes.astype(assignment_dtype(max_clusters))
     return codes, number, measured(chunk, values, dtype)

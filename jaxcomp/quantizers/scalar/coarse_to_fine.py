@@ -11,8 +11,9 @@ For more than 256 clusters a grid would have too few places for each. The window
 share out the cube root of the density evenly then, as those of the best fine quantizer do, or at
 equal cells, whichever costs less: no step from there raises the cost.
 
-In float64 inside. Costs are differences of sums from the median outwards, so that one bin far out
-leaves the others their digits.
+In float64 inside; where the hardware has none, sums and costs are pairs of float32, and a point
+1e-19 of the largest is 0. Costs are differences of sums from the median outwards, so that one bin
+far out leaves the others their digits.
 
 Axes: `B` bins, `K` clusters, `G` places of the grid, `R` places of a window.
 
@@ -24,11 +25,12 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from jaxcomp.numerics.precision import first_least, in_float64
+from jaxcomp.numerics.pairs import Pair, multiply, subtract
+from jaxcomp.numerics.precision import first_least, in_float64, lacks_float64
+from jaxcomp.numerics.scaling import group_exponent, normalise, restore
 from jaxcomp.numerics.sums import (
-    anchored_sums,
     count_below,
     middle_bin,
     pairwise_sum,
@@ -36,6 +38,7 @@ from jaxcomp.numerics.sums import (
     running_sum,
 )
 from jaxcomp.numerics.transformations import counted_loop
+from jaxcomp.quantizers.scalar.moment_sums import anchored_moments, between
 
 # Places of the coarse grid: for each cluster, at least and at most; and up to how many clusters.
 _GRID_PER_CLUSTER = 8
@@ -50,7 +53,6 @@ _REACH = 8
 _FAR_REACH = 32
 
 
-@in_float64("max_clusters")
 def coarse_to_fine_centroids(
     position: Float[Array, " bins"],
     mass: Float[Array, " bins"],
@@ -70,6 +72,27 @@ def coarse_to_fine_centroids(
         (max_clusters,) ascending, the default floating dtype; entries from K on repeat the last
         one. The centres are distinct unless fewer bins than K have mass.
     """
+    if position.dtype == jnp.float64 or not lacks_float64():
+        return _in_float64(position, mass, num_clusters, max_clusters=max_clusters)
+    position = position.astype(jnp.float32)
+    exponent = group_exponent(position)
+    centroids = _centroids(
+        normalise(position, exponent),
+        mass.astype(jnp.float32),
+        jnp.asarray(num_clusters),
+        max_clusters=max_clusters,
+    )
+    return restore(centroids, exponent)
+
+
+def _centroids(
+    position: Float[Array, " bins"],
+    mass: Float[Array, " bins"],
+    num_clusters: Shaped[Array, ""],
+    *,
+    max_clusters: int,
+) -> Float[Array, " clusters"]:
+    """Return the centres, in the dtype of the positions: float64, or float32 about 1."""
     num_bins = position.shape[0]
     num_clusters = num_clusters.astype(jnp.int32)
     bins = _heavy_bins(position, mass)
@@ -101,7 +124,8 @@ def coarse_to_fine_centroids(
     # Once more where there was no grid.
     number = 2 * levels if is_crowded else levels + by_density
     cuts = counted_loop(jnp.int32(0), jnp.int32(number), refine, cuts)
-    of_run = bins.sums[cuts[1:]] - bins.sums[cuts[:-1]]
+    of_run = between(bins.sums, cuts[:-1], cuts[1:])
+    of_run = of_run.high if isinstance(of_run, Pair) else of_run
     has_mass = of_run[:, 0] > 0
     mean = bins.centre + of_run[:, 1] / jnp.where(has_mass, of_run[:, 0], 1)
     # Rounding must not push a mean out of its own run.
@@ -115,6 +139,9 @@ def coarse_to_fine_centroids(
     return jnp.where(bins.number <= num_clusters, each, mean)
 
 
+_in_float64 = in_float64("max_clusters")(_centroids)
+
+
 class _Bins(NamedTuple):
     """The bins with mass first, in order; the others, at the last position, after them."""
 
@@ -122,7 +149,7 @@ class _Bins(NamedTuple):
     mass: Float[Array, " bins"]
     number: Int[Array, ""]
     centre: Float[Array, ""]
-    sums: Float[Array, "bins_plus_1 3"]  # of mass, first and second moment about the centre
+    sums: Float[Array, "bins_plus_1 3"] | Pair  # of mass, first and second moment about the centre
 
 
 def _heavy_bins(position: Float[Array, " bins"], mass: Float[Array, " bins"]) -> _Bins:
@@ -137,9 +164,7 @@ def _heavy_bins(position: Float[Array, " bins"], mass: Float[Array, " bins"]) ->
     mass = mass / jnp.where(largest > 0, largest, 1)
     middle = middle_bin(mass)
     centre = position[jnp.minimum(middle, num_bins - 1)]
-    offset = position - centre
-    columns = jnp.stack([mass, mass * offset, mass * offset * offset], axis=-1)
-    return _Bins(position, mass, rank[-1], centre, anchored_sums(columns, middle))
+    return _Bins(position, mass, rank[-1], centre, anchored_moments(position, mass, middle, 3))
 
 
 def _distinct(
@@ -180,12 +205,28 @@ def _cost(
     bins: _Bins, start: Int[Array, "*runs"], stop: Int[Array, "*runs"]
 ) -> Float[Array, "*runs"]:
     """Return the spread of the runs of bins `start <= i < stop`."""
-    run = bins.sums[stop] - bins.sums[start]
-    mass = run[..., 0]
-    spread = run[..., 2] - run[..., 1] * run[..., 1] / jnp.where(mass > 0, mass, 1)
+    run = between(bins.sums, start, stop)
+    if isinstance(run, Pair):
+        mass, spread = run.high[..., 0], _spread_of_pairs(run)
+    else:
+        mass = run[..., 0]
+        spread = run[..., 2] - run[..., 1] * run[..., 1] / jnp.where(mass > 0, mass, 1)
     # One bin costs nothing; far out the difference of its sums would be rounding, and that more
     # than all the others cost.
     return jnp.where((mass > 0) & (stop - start > 1), jnp.maximum(spread, 0), 0)
+
+
+def _spread_of_pairs(run: Pair) -> Float[Array, "*runs"]:
+    """Return `S2 - S1^2 / S0` of masses and moments, to float32.
+
+    With q near the mean and `d = S1 - q S0` it is `S2 - q S1 - q d - d^2 / S0`: only products.
+    """
+    mass, first, second = (run[..., column] for column in range(3))
+    inverse = 1 / jnp.where(mass.high > 0, mass.high, 1)
+    mean = first.high * inverse
+    rest = subtract(first, multiply(mass, mean)).high
+    spread = subtract(second, multiply(first, mean))
+    return (spread.high - mean * rest) + (spread.low - rest * rest * inverse)
 
 
 def _grid(bins: _Bins, half: int, num_gaps: int) -> Int[Array, " places"]:

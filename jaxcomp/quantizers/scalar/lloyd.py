@@ -33,10 +33,10 @@ from jaxcomp.numerics.checks import (
     check_penalty,
     check_points,
 )
-from jaxcomp.numerics.precision import in_float64
+from jaxcomp.numerics.pairs import Pair
+from jaxcomp.numerics.precision import in_float64, lacks_float64
 from jaxcomp.numerics.scaling import normalise, restore, restore_as, split
 from jaxcomp.numerics.sums import (
-    anchored_sums,
     count_below,
     middle_bin,
     pairwise_sum,
@@ -52,10 +52,10 @@ from jaxcomp.quantizers.assignment import assign, midpoints, nearest_thresholds
 from jaxcomp.quantizers.histograms import (
     MOMENTS_SIGNATURE,
     Moments,
+    about_one,
     accumulation_dtype,
     bins_for,
 )
-from jaxcomp.quantizers.padding import bucketed, without_filling
 from jaxcomp.quantizers.scalar.coarse_to_fine import coarse_to_fine_centroids
 from jaxcomp.quantizers.scalar.diameter import (
     PENALTY_FORMS,
@@ -64,6 +64,7 @@ from jaxcomp.quantizers.scalar.diameter import (
     penalty_term,
     update_centres,
 )
+from jaxcomp.quantizers.scalar.moment_sums import anchored_moments, between
 from jaxcomp.quantizers.solution import (
     Codebook,
     QuantizationResult,
@@ -72,6 +73,7 @@ from jaxcomp.quantizers.solution import (
     diameter_in_use,
     distortion_of_points,
     quantize_bucket,
+    quantized,
 )
 
 PenaltyScale = Literal["relative", "absolute"]
@@ -84,7 +86,7 @@ class _Prefix(NamedTuple):
     """What sums over runs of bins are read from; the difference of rows is the run between them."""
 
     position: Float[Array, " bins"]
-    sums: Float[Array, "bins_plus_1 2"]  # of mass and first moment about the centre
+    sums: Float[Array, "bins_plus_1 2"] | Pair  # of mass and first moment about the centre
     centre: Float[Array, ""]
     next_position: Float[Array, " bins_plus_1"]
     previous_position: Float[Array, " bins_plus_1"]
@@ -207,8 +209,11 @@ def _solve_group(*arguments: Array, penalty_form: PenaltyForm, **options) -> tup
     moments = Moments(*arguments[: len(Moments._fields)])
     dtype = moments.position.dtype
     num_clusters, diameter_penalty, *initial = arguments[len(Moments._fields) :]
+    solve = _solve_in_float64
+    if dtype != jnp.float64 and lacks_float64():
+        moments, solve = about_one(moments), _solve_in_units
     initial = [normalise(centroids, moments.exponent) for centroids in initial]
-    centroids, thresholds, num_live, costs, iterations, converged = _solve_in_units(
+    centroids, thresholds, num_live, costs, iterations, converged = solve(
         *moments,
         num_clusters,
         diameter_penalty,
@@ -234,7 +239,6 @@ def _solve_group(*arguments: Array, penalty_form: PenaltyForm, **options) -> tup
     )
 
 
-@in_float64("max_clusters", "penalty_form", "penalty_scale", "start", "centroid_dtype", "dtype")
 def _solve_in_units(
     *arguments: Float[Array, "..."],
     num_iterations: Float[Array, ""],
@@ -245,7 +249,10 @@ def _solve_in_units(
     centroid_dtype: jnp.dtype,
     dtype: jnp.dtype,
 ) -> tuple[Any, ...]:
-    """Solve one group; distortion, penalty and beta come as three numbers and their exponents."""
+    """Solve one group; distortion, penalty and beta come as three numbers and their exponents.
+
+    In the dtype of the positions: float64, or float32 about 1, whose sums are pairs.
+    """
     moments = Moments(*arguments[: len(Moments._fields)])
     num_clusters, diameter_penalty, *initial = arguments[len(Moments._fields) :]
     moments = moments._replace(
@@ -284,7 +291,7 @@ def _solve_in_units(
     rounded = normalise(stored.astype(dtype), moments.exponent)
     thresholds = nearest_thresholds(rounded)
     distortion, diameter = _evaluate(
-        moments, rounded.astype(jnp.float64), thresholds.astype(jnp.float64)
+        moments, rounded.astype(moments.position.dtype), thresholds.astype(moments.position.dtype)
     )
     penalty = penalty_term(diameter, beta, penalty_form=penalty_form)
     return (
@@ -295,6 +302,11 @@ def _solve_in_units(
         iterations,
         converged,
     )
+
+
+_solve_in_float64 = in_float64(
+    "max_clusters", "penalty_form", "penalty_scale", "start", "centroid_dtype", "dtype"
+)(_solve_in_units)
 
 
 def _repeat_last(centroids, is_live, num_live):
@@ -315,7 +327,7 @@ def _prefix_sums(moments: Moments) -> _Prefix:
     previous_position, next_position = previous[:, 0], -previous[::-1, 1]
     return _Prefix(
         position=position,
-        sums=anchored_sums(jnp.stack([mass, mass * (position - centre)], axis=-1), middle),
+        sums=anchored_moments(position, mass, middle, 2),
         centre=centre,
         next_position=jnp.concatenate([next_position, infinity]),
         previous_position=jnp.concatenate([-infinity, previous_position]),
@@ -399,8 +411,8 @@ def _cluster_sums(prefix: _Prefix, thresholds: Float[Array, " clusters-1"]) -> C
     cuts = count_below(prefix.position, thresholds)
     start = jnp.concatenate([jnp.zeros((1,), jnp.int32), cuts])
     stop = jnp.concatenate([cuts, jnp.full((1,), num_bins, jnp.int32)])
-    before, upto = prefix.sums[start], prefix.sums[stop]
-    mass, moment = (upto - before).T
+    of_run = between(prefix.sums, start, stop)
+    mass, moment = (of_run.high if isinstance(of_run, Pair) else of_run).T
     lowest, highest = prefix.next_position[start], prefix.previous_position[stop]
     # Whether any bin of the run has mass is decided without rounding.
     has_mass = lowest <= highest
@@ -479,20 +491,20 @@ def kmeans(
     num_clusters, max_clusters = check_codebook_size(num_clusters, max_clusters)
     check_penalty(diameter_penalty)
     num_bins = bins_for(num_bins, max_clusters)
-    result = _kmeans(
-        bucketed(points, importance, num_bins=num_bins),
-        num_clusters,
-        jnp.asarray(diameter_penalty, accumulation_dtype(points.dtype)),
-        jnp.asarray(num_iterations, jnp.int32),
-        check_initial_centroids(initial_centroids, max_clusters),
+    return quantized(
+        _kmeans,
+        points,
+        importance,
+        (num_clusters, 0),
+        (jnp.asarray(diameter_penalty, accumulation_dtype(points.dtype)), 0),
+        (jnp.asarray(num_iterations, jnp.int32), 0),
+        (check_initial_centroids(initial_centroids, max_clusters), 1),
         max_clusters=max_clusters,
         penalty_form=penalty_form,
         penalty_scale=penalty_scale,
         num_bins=num_bins,
         start=start,
     )
-    assignments = without_filling(result.assignments, points.shape[-1])
-    return result._replace(assignments=assignments)
 
 
 @partial(

@@ -30,8 +30,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from jaxcomp.numerics import across
 from jaxcomp.numerics.checks import check_count, check_points
-from jaxcomp.numerics.precision import in_float64
+from jaxcomp.numerics.precision import (
+    can_be_on_host,
+    computed_on_host,
+    in_float64,
+    lacks_float64,
+)
 from jaxcomp.numerics.scaling import restore, restore_as, split
 from jaxcomp.numerics.sums import (
     middle_bin,
@@ -39,12 +45,14 @@ from jaxcomp.numerics.sums import (
     running_maximum,
 )
 from jaxcomp.numerics.transformations import always_compiled, without_derivative
+from jaxcomp.quantizers import placed
 from jaxcomp.quantizers.assignment import nearest_thresholds
 from jaxcomp.quantizers.histograms import (
     MOMENTS_SIGNATURE,
     BinEdges,
     Moments,
     histogram_with_edges,
+    whole_up_to,
 )
 from jaxcomp.quantizers.padding import bucketed
 from jaxcomp.quantizers.scalar.interval_search import (
@@ -57,7 +65,7 @@ from jaxcomp.quantizers.scalar.interval_search import (
     roundings_of_cost,
 )
 from jaxcomp.quantizers.scalar.runs import Runs, read_runs, run_table
-from jaxcomp.quantizers.solution import Codebook
+from jaxcomp.quantizers.solution import Codebook, OfBucket
 
 # Relative error, in roundings, of the masses of a histogram; what sums of 10^7 points show is a
 # tenth of it.
@@ -134,8 +142,6 @@ def _check_one_of(num_clusters: int, max_clusters: int) -> None:
         )
 
 
-@partial(jax.jit, static_argnames=("max_clusters", "centroid_dtype", "has_one_value_per_bin"))
-@without_derivative
 def solve_optimal(
     moments: Moments,
     edges: BinEdges | None = None,
@@ -146,7 +152,8 @@ def solve_optimal(
 ) -> OptimalCodebooks:
     """Find the best codebooks on moments, for every K up to `max_clusters`.
 
-    O(K B log B) for each group; many groups are solved in batches, so that memory is bounded.
+    O(K B log B) for each group; many groups are solved in batches, so that memory is bounded. In
+    float64: where the hardware has none (TPUs), moments that are known are solved on the host.
 
     Args:
         moments: of (...) groups, their bins disjoint and in order.
@@ -164,6 +171,27 @@ def solve_optimal(
     Raises:
         ValueError: while tracing, if `max_clusters < 1`.
     """
+    solve = partial(
+        _solve_optimal,
+        max_clusters=max_clusters,
+        centroid_dtype=centroid_dtype,
+        has_one_value_per_bin=has_one_value_per_bin,
+    )
+    if lacks_float64() and can_be_on_host((moments, edges)):
+        return computed_on_host(solve, moments, edges)
+    return solve(moments, edges)
+
+
+@partial(jax.jit, static_argnames=("max_clusters", "centroid_dtype", "has_one_value_per_bin"))
+@without_derivative
+def _solve_optimal(
+    moments: Moments,
+    edges: BinEdges | None,
+    *,
+    max_clusters: int,
+    centroid_dtype: jnp.dtype | None,
+    has_one_value_per_bin: bool,
+) -> OptimalCodebooks:
     check_count("max_clusters", max_clusters)
     if edges is None:
         edges = _edges_from_neighbours(moments)
@@ -485,12 +513,19 @@ def optimal_kmeans(
         raise TypeError(
             f"max_clusters must be a Python integer, got {type(max_clusters).__name__}."
         )
-    bucket = bucketed(points, importance, num_bins=num_bins)
-    return _optimal_kmeans(bucket, max_clusters=int(max_clusters), num_bins=num_bins)
+    options = {"max_clusters": int(max_clusters), "num_bins": num_bins}
+    if placed.spread_of(points) is None:
+        bucket = bucketed(points, importance, num_bins=num_bins)
+        # In two programs where only the histogram can be made on the device.
+        is_apart = lacks_float64() and can_be_on_host(bucket)
+        solve = _optimum_of_bucket if is_apart else _optimal_kmeans
+        return solve(bucket, **options)
+    whole = whole_up_to(num_bins=num_bins, by_value=points.dtype.itemsize == 2)
+    solve = placed.over_groups(OfBucket(_optimal_kmeans), points, whole_up_to=whole)
+    return solve(points, importance, **options)
 
 
-@partial(jax.jit, static_argnames=("max_clusters", "num_bins"))
-def _optimal_kmeans(bucket, *, max_clusters, num_bins):
+def _optimum_of_bucket(bucket, *, max_clusters, num_bins):
     points = bucket.points
     is_short = points.dtype.itemsize == 2
     moments, edges = histogram_with_edges(
@@ -505,5 +540,8 @@ def _optimal_kmeans(bucket, *, max_clusters, num_bins):
         edges,
         max_clusters=max_clusters,
         centroid_dtype=points.dtype,
-        has_one_value_per_bin=is_short or points.shape[-1] <= num_bins,
+        has_one_value_per_bin=is_short or across.number_of_points(points.shape[-1]) <= num_bins,
     )
+
+
+_optimal_kmeans = jax.jit(_optimum_of_bucket, static_argnames=("max_clusters", "num_bins"))

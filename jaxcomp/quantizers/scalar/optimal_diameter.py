@@ -32,6 +32,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jaxcomp.numerics.checks import check_count, check_penalty, check_points
 from jaxcomp.numerics.scaling import normalise, restore
+from jaxcomp.numerics.segments import segment_sum
 from jaxcomp.numerics.sums import (
     middle_bin,
     pairwise_sum,
@@ -489,7 +490,7 @@ def _centroids_of_entry(solver, k, entry):
     # Entry 0 is where the first cluster begins.
     cuts = cuts.at[0].set(0)
     cluster = jnp.sum(index[:-1, None] >= cuts[None, :], axis=-1, dtype=jnp.int32) - 1
-    sums = partial(jax.ops.segment_sum, segment_ids=cluster, num_segments=max_clusters)
+    sums = partial(segment_sum, index=cluster, number=max_clusters)
     weight = sums(mass)
     mean = a + sums(mass * (position - a)) / jnp.where(weight > 0, weight, 1)
     number = jnp.arange(max_clusters, dtype=jnp.int32)

@@ -28,6 +28,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from jaxcomp.decoder.streams import NUM_STATES, advance
+from jaxcomp.numerics.segments import segment_counts
 
 # By the state that is reached and the second digit of the integer on the way: where it was.
 _BEFORE = np.zeros((NUM_STATES, 2), np.int32)
@@ -175,7 +176,7 @@ def design(
 
     def price_of(integers: Int[Array, "T P"]) -> Float[Array, " K"]:
         place = _place(integers, num_magnitudes).ravel()
-        counts = jax.ops.segment_sum(is_step.astype(jnp.int32).ravel(), place, num_magnitudes)
+        counts = segment_counts(is_step.ravel(), place, num_magnitudes)
         return slope * code_lengths(counts)
 
     def turn(_: Int[Array, ""], found: Design) -> Design:

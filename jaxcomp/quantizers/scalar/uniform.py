@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jaxcomp.numerics.checks import check_codebook_size, check_count, check_points
 from jaxcomp.numerics.scaling import normalise, restore, restore_as
+from jaxcomp.numerics.segments import segment_max, segment_min, segment_sum
 from jaxcomp.numerics.transformations import (
     always_compiled,
     with_codebook_held_fixed,
@@ -27,7 +28,6 @@ from jaxcomp.quantizers.histograms import (
     bins_for,
     sum_of_squares,
 )
-from jaxcomp.quantizers.padding import bucketed, without_filling
 from jaxcomp.quantizers.solution import (
     Codebook,
     QuantizationResult,
@@ -35,6 +35,7 @@ from jaxcomp.quantizers.solution import (
     bucket_moments,
     distortion_of_points,
     quantize_bucket,
+    quantized,
 )
 
 Reconstruction = Literal["centroid", "midpoint"]
@@ -116,12 +117,12 @@ def _solve_group(
     centroids = at(2 * k + 1)
     cells = assign(position, thresholds).astype(jnp.int32)
     if reconstruction == "centroid":
-        cell_mass = jax.ops.segment_sum(mass, cells, max_clusters)
-        offset = jax.ops.segment_sum(mass * (position - centroids[cells]), cells, max_clusters)
+        cell_mass = segment_sum(mass, cells, max_clusters)
+        offset = segment_sum(mass * (position - centroids[cells]), cells, max_clusters)
         means = centroids + offset / jnp.where(cell_mass > 0, cell_mass, 1)
         has_mass = mass > 0
-        lowest = jax.ops.segment_min(jnp.where(has_mass, position, jnp.inf), cells, max_clusters)
-        highest = jax.ops.segment_max(jnp.where(has_mass, position, -jnp.inf), cells, max_clusters)
+        lowest = segment_min(jnp.where(has_mass, position, jnp.inf), cells, max_clusters)
+        highest = segment_max(jnp.where(has_mass, position, -jnp.inf), cells, max_clusters)
         means = jnp.clip(means, lowest, jnp.maximum(lowest, highest))
         centroids = jnp.where(lowest <= highest, means, centroids)
     centroids = jnp.where(k < num_live, centroids, centroids[num_live - 1])
@@ -171,15 +172,15 @@ def uniform(
     points, importance = check_points(points, importance)
     num_clusters, max_clusters = check_codebook_size(num_clusters, max_clusters)
     num_bins = bins_for(num_bins, max_clusters)
-    result = _uniform(
-        bucketed(points, importance, num_bins=num_bins),
-        num_clusters,
+    return quantized(
+        _uniform,
+        points,
+        importance,
+        (num_clusters, 0),
         max_clusters=max_clusters,
         reconstruction=reconstruction,
         num_bins=num_bins,
     )
-    assignments = without_filling(result.assignments, points.shape[-1])
-    return result._replace(assignments=assignments)
 
 
 @partial(jax.jit, static_argnames=("max_clusters", "reconstruction", "num_bins"))

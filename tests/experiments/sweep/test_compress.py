@@ -120,9 +120,7 @@ def test_noise_is_as_strong_as_plain_kmeans_layer_by_layer(problem):
 
 def test_controls_do_what_they_say(problem):
     layers, _, _, codebooks = problem
-    for variant in control_variants(
-        num_clusters=[3], has_early_stopping=False, has_last_layer=True
-    ):
+    for variant in control_variants(num_clusters=[3], trained_otherwise=(), has_last_layer=True):
         changed = compress(layers, variant, codebooks, key=jax.random.key(0), last_layer="b/kernel")
         assert changed.sizes is None
         if variant.method == "last_layer_scaled":

@@ -30,16 +30,32 @@ def test_settings_are_the_product_of_data_model_and_noise():
     ]
 
 
-@pytest.mark.parametrize("name", ["quick", "paper"])
+@pytest.mark.parametrize("name", ["quick", "paper", "phase"])
 def test_manifest_round_trip(name):
     config = preset(name)
     assert SweepConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+def test_the_phase_preset_goes_over_sizes_and_noise():
+    names = [setting.name for setting in preset("phase").settings()]
+    assert len(names) == len(set(names)) == 4 * 5
+    assert names[1] == "digits-mlp-n100-noise0.1"
+    larger = preset("phase", dataset="mnist")
+    assert (larger.train_size[-1], larger.validation_size) == (20_000, 5000)
+    # One size is no axis of the map, and not in names.
+    assert preset("phase", train_size=300).settings()[0].name == "digits-mlp-noise0"
+
+
+@pytest.mark.parametrize("size", [0, 2.5])
+def test_sizes_of_training_samples_are_positive_integers(size):
+    with pytest.raises(ValueError, match="train_size must be"):
+        SweepConfig(train_size=(100, size))
+
+
 def test_the_paper_preset_is_the_published_experiment():
     config = preset("paper")
     assert config.dataset == ("mnist",)
-    assert (config.train_size, config.replacement, config.standardize) == (6000, True, True)
+    assert (config.train_size, config.replacement, config.standardize) == ((6000,), True, True)
     assert (config.num_models, config.epochs, config.batch_size) == (20, 25, 10)
     assert (config.learning_rate, config.momentum, config.weight_decay) == (0.01, 0.9, 1e-4)
     assert len(config.num_clusters) == 8
@@ -48,14 +64,14 @@ def test_the_paper_preset_is_the_published_experiment():
 
 def test_label_noise_brings_its_own_regime_unless_something_is_given():
     noisy = preset("paper", label_noise=[0.3])
-    assert (noisy.train_size, noisy.dropout, noisy.epochs) == (3000, 0.0, 60)
+    assert (noisy.train_size, noisy.dropout, noisy.epochs) == ((3000,), 0.0, 60)
     assert preset("paper", label_noise=0.3, epochs=5).epochs == 5
 
 
 def test_another_data_set_brings_sizes_that_fit_it():
-    assert preset("quick", dataset="mnist").train_size == 6000
-    assert preset("paper", dataset="cifar10").train_size == 1500
-    assert preset("quick", dataset=["mnist"], train_size=100).train_size == 100
+    assert preset("quick", dataset="mnist").train_size == (6000,)
+    assert preset("paper", dataset="cifar10").train_size == (1500,)
+    assert preset("quick", dataset=["mnist"], train_size=100).train_size == (100,)
 
 
 @pytest.mark.parametrize(

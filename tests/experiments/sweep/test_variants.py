@@ -33,7 +33,9 @@ def test_ids_are_unique_over_all_kinds():
         variants.ORIGINAL,
         *_compressed(config),
         *variants.control_variants(
-            num_clusters=config.num_clusters, has_early_stopping=True, has_last_layer=True
+            num_clusters=config.num_clusters,
+            trained_otherwise=("early_stopping",),
+            has_last_layer=True,
         ),
         *variants.sensitivity_variants(["a/kernel", "b/kernel"], num_clusters=[4, 8]),
     ]
@@ -68,7 +70,7 @@ def test_controls_need_what_they_act_on():
     methods = {
         variant.method
         for variant in variants.control_variants(
-            num_clusters=[4], has_early_stopping=False, has_last_layer=False
+            num_clusters=[4], trained_otherwise=(), has_last_layer=False
         )
     }
     assert methods == {"temperature", "weights_clipped", "gaussian_noise"}

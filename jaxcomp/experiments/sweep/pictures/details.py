@@ -66,12 +66,16 @@ CONTROL_LETTERS = {
     "last_layer_scaled": "S",
     "weights_clipped": "C",
     "early_stopping": "E",
+    "dropout": "D",
+    "dropout_early_stopping": "D+E",
 }
 CONTROL_DASHES: dict[str, Any] = {
     "temperature": (0, (6, 2)),
     "last_layer_scaled": (0, (3, 2)),
     "weights_clipped": (0, (6, 2, 1, 2)),
     "early_stopping": (0, (3, 1.5, 1, 1.5, 1, 1.5)),
+    "dropout": (0, (9, 2)),
+    "dropout_early_stopping": (0, (9, 2, 1, 2)),
     "gaussian_noise": (0, (1, 1.6)),
 }
 # A temperature changes no accuracy, and the tempered loss has one already.

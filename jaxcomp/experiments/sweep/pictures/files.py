@@ -1,5 +1,6 @@
 """All pictures of a sweep in files."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,10 +13,17 @@ from jaxcomp.experiments.sweep.claims import Claim
 from jaxcomp.experiments.sweep.pictures.bound import BOUND_COLUMNS, bound_figure, has_bound
 from jaxcomp.experiments.sweep.pictures.details import details_figure
 from jaxcomp.experiments.sweep.pictures.limit import LIMIT_COLUMNS, has_limit, limit_figure
+from jaxcomp.experiments.sweep.pictures.map import has_map, map_figures
 from jaxcomp.experiments.sweep.pictures.overview import overview_figure
 from jaxcomp.experiments.sweep.pictures.rise import RISE_COLUMNS, has_rise, rise_figure
 from jaxcomp.experiments.sweep.smallest import SmallestNetwork
-from jaxcomp.experiments.sweep.summary import Summary, claims_of, picture_name, summarize
+from jaxcomp.experiments.sweep.summary import (
+    MOST_IN_FULL,
+    Summary,
+    claims_of,
+    picture_name,
+    summarize,
+)
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -32,7 +40,8 @@ def save_figures(
 
     The files are `sweep`, `sweep-details`, `bound`, `predicted-rise` and `limit`, followed by the
     setting's name if the table has several. A picture that the table has no numbers for (no bound,
-    no prediction) is left out.
+    no prediction) is left out. Several settings with claims beyond controls make a `map`; where
+    they are more than four, there is only `sweep` of each beside it, as png.
 
     Args:
         table: as `SweepResult.table`.
@@ -53,15 +62,24 @@ def save_figures(
             raise ValueError(f"pictures can be written as {', '.join(FORMATS)}; got {form!r}.")
     summaries = summarize(table)
     files: list[Path] = []
+
+    def write(name: str, figure: Figure, formats: Sequence[str]) -> None:
+        drawing.freeze_layout(figure)
+        for form in formats:
+            files.append(Path(directory) / f"{name}.{form}")
+            storage.write_bytes_atomic(files[-1], drawing.encoded(figure, form))
+
+    if claims and has_map(claims):
+        for name, figure in map_figures(table, claims).items():
+            write(name, figure, formats)
+    are_many = len(summaries) > MOST_IN_FULL
     for summary in summaries:
         members = claims_of(claims, summary.name, len(summaries))
         own = next((found for found in smallest if found.setting == summary.name), None)
-        for stem, figure in _figures(summary, members, own):
-            drawing.freeze_layout(figure)
-            for form in formats:
-                file = f"{picture_name(stem, summary.name, len(summaries))}.{form}"
-                files.append(Path(directory) / file)
-                storage.write_bytes_atomic(files[-1], drawing.encoded(figure, form))
+        figures = _figures(summary, members, own)
+        for stem, figure in itertools.islice(figures, 1 if are_many else None):
+            name = picture_name(stem, summary.name, len(summaries))
+            write(name, figure, formats[:1] if are_many else formats)
     return files
 
 

@@ -1,0 +1,88 @@
+"""What kernels compute on accelerators, computed here, against what they compute on CPUs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxcomp import quantizers, training
+from jaxcomp.quantizers.input_classes import count_codes
+from jaxcomp.quantizers.problems import Chunk, counts_of
+from jaxcomp.quantizers.scalar import trellis
+
+N, K = 3000, 4
+
+
+@pytest.fixture(scope="module")
+def weights():
+    rng = np.random.default_rng(0)
+    return (
+        jnp.asarray(rng.standard_t(3, N).astype(np.float32)),
+        jnp.asarray(rng.gamma(1, 1, N).astype(np.float32)),
+    )
+
+
+def joint(points, importance):
+    return quantizers.joint_moments(points, importance, num_bins=16, num_levels=3)
+
+
+def uniform(points, importance):
+    # Every point a bin: the edges of coarser bins may move by rounding, and points with them.
+    found = quantizers.uniform(points, importance, num_clusters=K, num_bins=N)
+    return found.counts, found.centroids, found.distortion
+
+
+def counts(points, importance):
+    codes = jnp.clip(jnp.round(points), 0, K - 1).astype(jnp.int32)
+    return counts_of(Chunk(points, importance, None, jnp.int32(7)), codes, K)
+
+
+def counts_of_classes(points, importance):
+    codes = jnp.clip(jnp.round(points), -5, 5).astype(jnp.int16).reshape(1, 30, -1)
+    classes = jnp.arange(30, dtype=jnp.int32)[None] % 3
+    return count_codes(codes, classes, classes < 2, num_classes=3, max_code=5)
+
+
+def paths(points, importance):
+    shape = (30, N // 30)
+    chains = trellis.Weights(
+        points.reshape(shape), importance.reshape(shape), jnp.full(N // 30, 29)
+    )
+    return trellis.design(chains, jnp.float32(0.1), num_magnitudes=8).price
+
+
+def gradients(points, importance):
+    def loss(points, codebook):
+        return jnp.sum(importance * training.quantize_ste(points, codebook) ** 2)
+
+    return jax.grad(loss, argnums=(0, 1))(points, jnp.array([-2.0, 0.5, 3.0]))
+
+
+def fine_tuned(points, importance):
+    def loss(params, batch):
+        return jnp.mean(batch * params["w"] ** 2)
+
+    index = {"w": jnp.arange(N, dtype=jnp.int32) % 3}
+    found = training.fine_tune_codebook(
+        loss, {"w": jnp.array([-2.0, 0.5, 3.0])}, index, importance[None], optimizer=optax.sgd(0.1)
+    )
+    return found.centroids
+
+
+KERNELS = [joint, uniform, counts, counts_of_classes, paths, gradients, fine_tuned]
+
+
+def test_branches_agree_to_rounding(weights, accelerator_branches):
+    on_cpu = [kernel(*weights) for kernel in KERNELS]
+    with accelerator_branches():
+        elsewhere = [kernel(*weights) for kernel in KERNELS]
+    for kernel, ours, theirs in zip(KERNELS, elsewhere, on_cpu, strict=True):
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            if jnp.issubdtype(a.dtype, jnp.integer):
+                np.testing.assert_array_equal(a, b, err_msg=kernel.__name__)
+            else:
+                scale = float(jnp.max(jnp.abs(jnp.where(jnp.isfinite(b), b, 0))))
+                np.testing.assert_allclose(
+                    a, b, rtol=2e-4, atol=1e-5 * scale, err_msg=kernel.__name__
+                )
