@@ -112,6 +112,13 @@ class CertificateSettings:
 def certify(
     file: Certified,
     as_json: Json = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also draw the bounds against bytes, with those of held-out labels as lines, to "
+            "this .png, .pdf or .svg.",
+        ),
+    ] = None,
     data_dir: DataDir = None,
     device: DeviceOption = Device.auto,
     compilation_cache: CompilationCache = True,
@@ -131,6 +138,8 @@ def certify(
         from jaxcomp.certificates import certify as certified
         from jaxcomp.cli.hook import read_predict_fn
 
+        if plot is not None:
+            _check_picture(plot)
         wanted = CertificateSettings(**given)
         with phase("measuring errors", quiet):
             predict_fn, pairs = (None, []) if wanted.hook is None else read_predict_fn(wanted.hook)
@@ -152,7 +161,19 @@ def certify(
                 else _examples(wanted.unlabelled, data_dir, labelled=False)[0],
                 test=None if wanted.test is None else _examples(wanted.test, data_dir),
             )
+        if plot is not None:
+            from jaxcomp.experiments.certificate_picture import save_certificates
+
+            with phase("drawing", quiet):
+                save_certificates(report, plot)
         print_text(report.to_json() if as_json else str(report))
+
+
+def _check_picture(plot: Path) -> None:
+    """Refuse a name before anything is computed."""
+    from jaxcomp.experiments.drawing import form_of
+
+    form_of(plot)
 
 
 def _pairs(pairs: list[tuple[Any, Any]]) -> tuple[Any, Any]:

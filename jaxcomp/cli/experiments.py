@@ -1,5 +1,6 @@
 """The commands that run experiments."""
 
+from dataclasses import asdict
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -40,6 +41,7 @@ from jaxcomp.cli.session import (
 )
 from jaxcomp.experiments.linear_regression.config import StudyConfig
 from jaxcomp.experiments.regularization.config import RegularizationConfig
+from jaxcomp.experiments.small_descriptions.config import DescriptionConfig
 from jaxcomp.experiments.sweep.config import SweepConfig
 
 
@@ -200,6 +202,67 @@ def linear_regression(
         result = experiments.linear_regression.run(
             config,
             out=directory_for(out, "linear-regression", config),
+            resume=resume,
+            quiet=quiet,
+        )
+        report(result, as_json=as_json)
+
+
+class DescriptionPreset(StrEnum):
+    """Named settings of small descriptions."""
+
+    quick = "quick"
+    mnist = "mnist"
+    fashion = "fashion"
+    lenet5 = "lenet5"
+    transfer = "transfer"
+
+
+@app.command(
+    "small-descriptions",
+    epilog=(
+        "Examples: `jaxcomp small-descriptions` (digits, seconds); `jaxcomp small-descriptions "
+        "--preset mnist --data-dir DATA` (10 seeds, some minutes on two cores); `jaxcomp "
+        "small-descriptions --preset transfer --models 2`. The report says how each file is "
+        "certified."
+    ),
+)
+@options_of(DescriptionConfig)
+def small_descriptions(
+    preset: Annotated[
+        DescriptionPreset,
+        typer.Option(
+            help="quick: scikit-learn's digits. mnist, fashion: nothing but features written down "
+            "by hand. lenet5: MNIST, features by random filters. transfer: MNIST, as differences "
+            "to a layer trained on scikit-learn's digits. Every other option overrides the preset."
+        ),
+    ] = DescriptionPreset.quick,
+    data_dir: DataDir = None,
+    download: Download = False,
+    out: Out = None,
+    resume: Resume = True,
+    device: DeviceOption = Device.auto,
+    compilation_cache: CompilationCache = True,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    traceback: Traceback = False,
+    **given: Any,
+) -> None:
+    """Train networks of a hundred bytes or two, and certify each by its own bytes.
+
+    A linear layer of few levels on features written down by hand is trained under a price for its
+    bits, and its levels are moved one by one as long as the certificate falls. Every file is a bare
+    stream that `jaxcomp certify` decodes to the certified network, bit for bit. Stop with Ctrl-C
+    and run the same command to go on.
+    """
+    with one_sentence_errors(traceback):
+        start(device, compilation_cache)
+        config = experiments.small_descriptions.preset(preset.value, **given)
+        result = experiments.small_descriptions.run(
+            config,
+            out=directory_for(out, f"small-descriptions-{preset.value}", asdict(config)),
+            data_dir=data_dir,
+            download=download,
             resume=resume,
             quiet=quiet,
         )

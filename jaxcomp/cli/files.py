@@ -33,6 +33,10 @@ from jaxcomp.cli.session import (
 from jaxcomp.experiments.settings import Panel, asked
 
 _STOPPED = "stopped; nothing was written."
+_STOPPED_COMPRESSING = (
+    "stopped; no file was written. Finished tensors of a large model lie beside it: the same "
+    "command goes on from here."
+)
 _UNITS = {"": 1, **{f"{unit}b": 1000**n for n, unit in enumerate(("", "k", "m", "g"))}}
 _UNITS |= {f"{unit}ib": 1024**n for n, unit in enumerate(("", "k", "m", "g")) if unit}
 
@@ -178,6 +182,20 @@ class CompressionSettings:
         "read. Default: one file.",
         Panel.KEPT,
     )
+    importance: Path | None = asked(  # noqa: RUF009 - a field
+        None,
+        "Another file of tensors, by the same names: the importance of every weight, such as a "
+        "diagonal of the Hessian. Read tensor by tensor, as the model.",
+        Panel.GRID,
+    )
+    stream: bool = asked(
+        False,
+        "Compress safetensors one tensor at a time, and keep what is finished beside the output "
+        "(in OUTPUT.parts) until it is there, so that a stopped command goes on. Always so from "
+        "256 MiB on, unless --hook, --reference or --convert-float8 need all of the model.",
+        Panel.KEPT,
+        "--stream",
+    )
     record: bool = asked(
         False,
         "Write into the file how it was made and what each tensor lost.",
@@ -210,7 +228,7 @@ def compress(
     No data are needed. Budgets are met from below by the bytes of the file as it is; without one it
     is about 4 bits per weight. The file is written whole or not at all.
     """
-    with one_sentence_errors(traceback, _STOPPED):
+    with one_sentence_errors(traceback, _STOPPED_COMPRESSING):
         set_up_jax(device, compilation_cache)
         from jaxcomp.cli.hook import read_hook
         from jaxcomp.compressed import compress_file
@@ -235,6 +253,8 @@ def compress(
                 record=wanted.record,
                 reference=wanted.reference,
                 shard_size=None if wanted.shard_size is None else _size(wanted.shard_size),
+                importance=wanted.importance,
+                stream=True if wanted.stream else None,
             )
         print_text(report.to_json() if as_json else str(report))
 

@@ -43,6 +43,11 @@ KINDS = {
         "linear_regression.config:StudyConfig",
         "linear_regression.results:StudyResult",
     ),
+    "small descriptions": Kind(
+        "small-descriptions",
+        "small_descriptions.config:DescriptionConfig",
+        "small_descriptions.results:DescriptionResult",
+    ),
 }
 """By what a manifest calls them, the `NOUN` of their results."""
 

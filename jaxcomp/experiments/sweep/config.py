@@ -350,10 +350,11 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "label_noise": (0.0, 0.1, 0.2, 0.3, 0.4),
         "replacement": False,
         "num_models": 6,
+        "width": 0.5,
         "epochs": 60,
         "dropout": 0.0,
         "dropout_control": 0.5,
-        "num_clusters": (2, 3, 4, 8, 16, 32),
+        "num_clusters": (3, 4, 8, 16, 32),
         "diameter_penalty": (0.0, 0.01, 0.05),
     },
 }
