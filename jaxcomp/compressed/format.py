@@ -79,7 +79,9 @@ def parts_of(leaf: CompressedTensor, layout: TensorLayout) -> Parts:
         codes = whole(leaf.codes)
         num_codes = 2 * int(np.abs(codes.astype(np.int32)).max(initial=0)) + 1
         return Parts(codes, layout.is_stack, num_codes, rows, scales, None, order)
-    codes = whole(leaf.codes).astype(np.int8 if codebook is None else np.int64)
+    # Unsigned: as short as they can be, since all codes of a leaf are in memory here.
+    integers = np.int8 if codebook is None else np.min_scalar_type(max(num_codes - 1, 0))
+    codes = whole(leaf.codes).astype(integers, copy=False)
     return Parts(codes, layout.is_stack, num_codes, rows, scales, codebook)
 
 

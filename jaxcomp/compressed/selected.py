@@ -1,7 +1,8 @@
 """A tree taken apart: the leaves to compress, each with its method, and those to keep."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -56,10 +57,31 @@ Stored = tuple[CompressedTensor, TensorLayout]
 """A compressed leaf and its layout."""
 
 
+class Remade(Sequence[Problem]):
+    """Problems that are made whenever they are asked for, so that no importance is held.
+
+    Args:
+        make: makes all of them.
+        number: how many there are.
+    """
+
+    def __init__(self, make: Callable[[], list[Problem]], number: int) -> None:
+        self._make, self._number = make, number
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __iter__(self) -> Iterator[Problem]:
+        return iter(self._make())
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._make()[place]
+
+
 class Tensor(NamedTuple):
     """A leaf to be compressed: its layers (one, if it is no stack) as problems."""
 
-    problems: list[Problem]
+    problems: Sequence[Problem]
     method: Method
     layout: TensorLayout
     value: Any
@@ -178,8 +200,13 @@ def select_leaves(
     select: Select,
     stacked: Select,
     network: OpenNetwork | None = None,
+    visited: Callable[[], None] | None = None,
 ) -> Selected:
-    """Take a tree apart; see `jaxcomp.compress` for what the arguments are and what is refused."""
+    """Take a tree apart; see `jaxcomp.compress` for what the arguments are and what is refused.
+
+    With `visited` no importance is held: it is made again where it is needed. It is called whenever
+    something of a leaf was read.
+    """
     importance, policy = weighing
     if not isinstance(policy, CurvaturePolicy):
         raise TypeError(
@@ -211,50 +238,25 @@ def select_leaves(
         method_for(own, group, network, is_stack=group.paths[0] in stacks)
         for own, group in zip(methods, selected, strict=True)
     ]
-    spreads = [
-        spread_of_leaf(own, group, is_stack=group.paths[0] in stacks)
-        for own, group in zip(methods, selected, strict=True)
-    ]
-    # Read by the host, chunk by chunk; on CPU that is the same memory.
-    host = {}
-    for group, spread in zip(selected, spreads, strict=True):
-        if spread is None:
-            check_is_here(group.paths[0], group.value, _HINT)
-            host[group.paths[0]] = np.asarray(group.value)
-    on_host = iter(exponents_of("params", host))
-    exponents = [
-        next(on_host) if spread is None else exponent_of_parts("params", group, spread)
-        for group, spread in zip(selected, spreads, strict=True)
-    ]
-    methods = [
-        own.suited(host[group.paths[0]], is_stack=group.paths[0] in stacks)
-        if spread is None
-        else own
-        for own, group, spread in zip(methods, selected, spreads, strict=True)
-    ]
-    importances = _importances(importance, selected, methods, spreads, policy)
     tensors = {}
-    for number, own, exponent, h, spread in zip(
-        chosen, methods, exponents, importances, spreads, strict=True
-    ):
-        group = chosen[number]
-        is_stack = group.paths[0] in stacks
+    for (number, group), method_of_leaf in zip(chosen.items(), methods, strict=True):
+        leaf = _leaf_of(group, method_of_leaf, is_stack=group.paths[0] in stacks)
+        h = leaf.importance(importance, policy)
         layout = TensorLayout(
             paths=group.paths,
-            method=own.at(None),
+            method=leaf.method.at(None),
             shape=group.value.shape,
             dtype=np.dtype(group.value.dtype),
             is_weighted=h is not None,
-            is_stack=is_stack,
+            is_stack=leaf.is_stack,
             unseen=None if h is None else h.unseen,
         )
-        if spread is None:
-            weights = host[group.paths[0]]
-            problems = _layers(group, weights, h) if is_stack else [_problem(weights, exponent, h)]
-            problems = [own.prepare(problem) for problem in problems]
-        else:
-            problems = [problem_on_parts(group, spread, exponent, h)]
-        tensors[number] = Tensor(problems, own, layout, group.value)
+        problems: Sequence[Problem] = leaf.problems(h)
+        if visited is not None:
+            if h is not None:
+                problems = Remade(partial(leaf.problems_by, importance, policy), len(problems))
+            visited()
+        tensors[number] = Tensor(problems, leaf.method, layout, group.value)
     kept = {
         number: (_kept(group.value), KeptLayout(group.paths, decisions[group.paths[0]].reason))
         for number, group in enumerate(groups)
@@ -263,28 +265,61 @@ def select_leaves(
     return Selected(params, tuple(slots), kept, tensors)
 
 
-def _importances(
-    importance: Any,
-    groups: list[Group],
-    methods: list[Method],
-    spreads: Sequence[Spread | None],
-    policy: CurvaturePolicy,
-) -> list[Importance | None]:
-    """The importance of every leaf, on the host or where the leaf is."""
-    if importance is None:
-        return [None] * len(groups)
-    own = [
-        (group, method.vector_size if isinstance(method, Vector) else None)
-        for group, method, spread in zip(groups, methods, spreads, strict=True)
-        if spread is None
-    ]
-    on_host = iter(
-        importance_by_leaf(importance, [g for g, _ in own], [size for _, size in own], policy)
-    )
-    return [
-        next(on_host) if spread is None else importance_on_parts(importance, group, spread, policy)
-        for group, spread in zip(groups, spreads, strict=True)
-    ]
+class _Leaf(NamedTuple):
+    """A leaf that is compressed, read by the host chunk by chunk, or summed where it lies.
+
+    Attributes:
+        group: where it stands, and its value.
+        method: of it.
+        is_stack: whether it is a stack of layers.
+        exponent: of its largest weight.
+        weights: on the host, on CPU the same memory; None for one that stays where it lies.
+        spread: how devices share it; None for one on the host.
+    """
+
+    group: Group
+    method: Method
+    is_stack: bool
+    exponent: int
+    weights: np.ndarray | None
+    spread: Spread | None
+
+    def importance(self, importance: Any, policy: CurvaturePolicy) -> Importance | None:
+        """Return the importance of its weights, where they are."""
+        if importance is None:
+            return None
+        if self.spread is not None:
+            return importance_on_parts(importance, self.group, self.spread, policy)
+        vector_size = self.method.vector_size if isinstance(self.method, Vector) else None
+        return importance_by_leaf(importance, [self.group], [vector_size], policy)[0]
+
+    def problems(self, importance: Importance | None) -> list[Problem]:
+        """Return the problems of its layers, prepared."""
+        if self.spread is not None:
+            return [problem_on_parts(self.group, self.spread, self.exponent, importance)]
+        assert self.weights is not None
+        if self.is_stack:
+            problems = _layers(self.group, self.weights, importance)
+        else:
+            problems = [_problem(self.weights, self.exponent, importance)]
+        return [self.method.prepare(problem) for problem in problems]
+
+    def problems_by(self, importance: Any, policy: CurvaturePolicy) -> list[Problem]:
+        """Return its problems with the importance taken from the whole."""
+        return self.problems(self.importance(importance, policy))
+
+
+def _leaf_of(group: Group, method: Method, *, is_stack: bool) -> _Leaf:
+    path = group.paths[0]
+    spread = spread_of_leaf(method, group, is_stack=is_stack)
+    if spread is not None:
+        exponent = exponent_of_parts("params", group, spread)
+        return _Leaf(group, method, is_stack, exponent, None, spread)
+    check_is_here(path, group.value, _HINT)
+    weights = np.asarray(group.value)
+    (exponent,) = exponents_of("params", {path: weights})
+    method = method.suited(weights, is_stack=is_stack)
+    return _Leaf(group, method, is_stack, exponent, weights, None)
 
 
 def _kept(value: Any) -> KeptLeaf:

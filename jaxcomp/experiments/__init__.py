@@ -1,4 +1,4 @@
-"""The laboratory: sweeps, the study of regularization, that of linear regression.
+"""The laboratory: sweeps, studies of regularization and linear regression, small descriptions.
 
 An experiment is settings, work that is stored part by part, a table, claims and pictures. The
 modules here are what does not depend on which; the library never imports any of them.
@@ -8,9 +8,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxcomp.experiments import data, linear_regression, networks, regularization, sweep
+    from jaxcomp.experiments import (
+        data,
+        linear_regression,
+        networks,
+        regularization,
+        small_descriptions,
+        sweep,
+    )
 
-__all__ = ["data", "linear_regression", "networks", "regularization", "sweep"]
+__all__ = [
+    "data",
+    "linear_regression",
+    "networks",
+    "regularization",
+    "small_descriptions",
+    "sweep",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -215,7 +215,7 @@ def points_in_units(
     """
     points = points.astype(accumulation_dtype(points.dtype))
     exponent = across.exponent_of_all(points) - LOG2_LARGEST
-    return _normalised_once(points, exponent), exponent
+    return normalised_once(points, exponent), exponent
 
 
 def importance_in_units(
@@ -242,13 +242,13 @@ def importance_in_units(
     # Before they are spread out and rounded to another dtype, which may have a shorter range.
     groups = jnp.broadcast_to(importance, (*points.shape[:-1], *(importance.shape[-1:] or (1,))))
     exponent = across.exponent_of_all(groups)
-    scaled = _normalised_once(groups, exponent).astype(dtype)
+    scaled = normalised_once(groups, exponent).astype(dtype)
     is_nothing = across.everywhere(jnp.all(is_zero(groups), axis=-1, keepdims=True))
     scaled = jnp.where(is_nothing, jnp.ones((), dtype), scaled)
     return jnp.broadcast_to(scaled, points.shape), exponent
 
 
-def _normalised_once(
+def normalised_once(
     values: Float[Array, "... points"], exponent: Int[Array, "..."]
 ) -> Float[Array, "... points"]:
     """As `normalise`, but computed once.

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxcomp.numerics.scaling import normalise
 from jaxcomp.quantizers import cells as joint
 from jaxcomp.quantizers.binning import (
     FEW,
@@ -35,9 +34,13 @@ from jaxcomp.quantizers.histograms import (
     Moments,
     histogram_moments,
     moments_of_sums,
+    normalised_once,
 )
 from jaxcomp.quantizers.placed_problems import PlacedProblem
 from jaxcomp.quantizers.problems import SMALL_CHUNK, Chunk, Problem, fetched
+
+# A tensor of so many times the points that give the density of a small one has so many times more.
+_MANY_SAMPLES, _LARGE_SAMPLE = 32, 8
 
 
 class _Unit(NamedTuple):
@@ -96,7 +99,7 @@ def joint_histogram_of(problem: Problem, *, num_bins: int, num_levels: int) -> M
     unit = _unit_of(problem)
     if problem.size <= num_cells:
         return _exact_cells(problem.sample(num_cells), unit)
-    sample, _ = _sample(problem, num_bins)
+    sample, _ = _sample(problem, num_bins, of_few=True)
     levels = _levels(unit)
 
     def fill(rule: _Rule) -> tuple[BinSums, BinSums, Array]:
@@ -153,11 +156,20 @@ def _exponent(value: float) -> int:
     return int(np.frexp(value)[1]) - 1 if value > 0 else 0
 
 
-def _sample(problem: Problem, num_bins: int) -> tuple[Chunk, bool]:
-    """Return a sample in one of two sizes, and whether there are weights beside it."""
+def _sample(problem: Problem, num_bins: int, *, of_few: bool = False) -> tuple[Chunk, bool]:
+    """Return a sample, and whether there are weights beside it.
+
+    Args:
+        problem: the tensor.
+        num_bins: B.
+        of_few: whether small tensors have a size, and so a program, of their own.
+    """
     size = 1 << (density_points(num_bins) - 1).bit_length()
-    if problem.size <= SMALL_CHUNK:
+    if of_few and problem.size <= SMALL_CHUNK:
         size = SMALL_CHUNK
+    elif problem.size >= _MANY_SAMPLES * size:
+        # Of heavy tails, whose bins would have to be cut in a further pass over all weights.
+        size = _LARGE_SAMPLE * size
     return problem.sample(size), problem.size > size
 
 
@@ -167,8 +179,8 @@ def _in_units(chunk: Chunk, unit: _Unit) -> tuple[Array, Array | None]:
 
 
 def _of_unit(points: Array, weights: Array | None, unit: _Unit) -> tuple[Array, Array | None]:
-    points = normalise(points, unit.exponent)
-    return points, None if weights is None else normalise(weights, unit.mass_exponent)
+    points = normalised_once(points, unit.exponent)
+    return points, None if weights is None else normalised_once(weights, unit.mass_exponent)
 
 
 @partial(jax.jit, static_argnames=("num_bins",))

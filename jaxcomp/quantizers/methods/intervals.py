@@ -19,6 +19,7 @@ from jaxcomp.numerics.checks import check_count, check_penalty
 from jaxcomp.numerics.precision import computed_on_host, lacks_float64
 from jaxcomp.numerics.scaling import restore
 from jaxcomp.numerics.segments import segment_sum
+from jaxcomp.numerics.transformations import computed_once
 from jaxcomp.quantizers.assignment import assign, nearest_thresholds
 from jaxcomp.quantizers.curves import Curve, Point
 from jaxcomp.quantizers.histograms import Moments, bins_for
@@ -293,6 +294,6 @@ def _encode(
     dtype: np.dtype,
 ) -> ChunkCodes:
     points, _ = chunk.scaled()
-    codes = assign(points, jnp.asarray(thresholds))
+    codes = computed_once(chunk.num_padding >= 0, assign, points, jnp.asarray(thresholds))
     values = jnp.asarray(codebook)[codes.astype(jnp.int32)]
     return codes, counts_of(chunk, codes, codebook.shape[0]), measured(chunk, values, dtype)
