@@ -6,10 +6,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 COMMANDS := $(VENV)/.commands
 DEV := $(VENV)/.dev
+DOCS := $(VENV)/.docs
 INSTALL := -m pip install --quiet --disable-pip-version-check
+SITE := build/docs
+SPHINX := $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs .
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
-.PHONY: sweep test notebooks lint types bench reference links format clean \
+.PHONY: sweep test notebooks docs docs-executed lint types bench links format dist clean \
 	check-all check-slow check-flags check-lowest check-peers
 
 sweep: $(COMMANDS)
@@ -30,11 +33,17 @@ types: $(DEV)
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(DEV)
-	@for script in $(filter-out %/provenance.py %/fuzz_files.py %/nncodec_peer.py %/torch_peers.py %/language_model.py %/trained.py %/weighting_problems.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out %/provenance.py %/fuzz_files.py %/nncodec_peer.py %/large_files.py %/torch_peers.py %/language_model.py %/trained.py %/weighting_problems.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-reference: $(DEV)
-	@$(BIN)/python docs/reference.py docs/api
-	@echo "open docs/api/index.html"
+# The site, from pages and docstrings; links that lead nowhere and other warnings are errors.
+docs: $(DOCS)
+	@$(SPHINX) $(SITE)
+	@echo "open $(SITE)/index.html"
+
+# The same with notebooks that were run: minutes.
+docs-executed: $(DOCS)
+	@JAXCOMP_EXECUTE_NOTEBOOKS=1 $(SPHINX) $(SITE)-executed
+	@echo "open $(SITE)-executed/index.html"
 
 links: $(DEV)
 	@$(BIN)/python docs/links.py
@@ -44,7 +53,7 @@ format: $(DEV)
 	@$(BIN)/ruff format .
 
 # What takes too long for every change; by hand, before a release.
-check-all: check-slow check-flags check-lowest check-peers
+check-all: check-slow check-flags check-lowest check-peers docs-executed
 
 # Tests that `make test` leaves out since cheaper ones find the same faults, notebooks among them, and
 # programs that once waited for ever, 20 times each.
@@ -68,6 +77,14 @@ check-peers: $(DEV)
 	@$(BIN)/python $(INSTALL) -e '.[bench]'
 	@$(BIN)/python benchmarks/optimal_quantizers.py --num-points 100000 --num-clusters 16
 
+# What a release uploads, checked; the wheel then runs alone on Python 3.11 and on the newest Python here.
+dist: | $(VENV)/.made
+	@rm -rf dist
+	@$(BIN)/python $(INSTALL) build twine
+	@$(BIN)/python -m build --outdir dist .
+	@$(BIN)/python -m twine check --strict dist/*
+	@.ci/try-wheel dist/*.whl
+
 clean:
 	rm -rf .venv .venv-* runs build dist
 
@@ -87,3 +104,8 @@ $(DEV): pyproject.toml | $(VENV)/.made
 	@echo "installing jaxcomp and what its tests need (once, a minute or two)"
 	@$(BIN)/python $(INSTALL) -e '.[dev]'
 	@touch $@ $(COMMANDS)
+
+$(DOCS): $(DEV)
+	@echo "installing what the documentation needs (once)"
+	@$(BIN)/python $(INSTALL) -e '.[docs]'
+	@touch $@

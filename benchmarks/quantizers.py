@@ -10,6 +10,10 @@ The same data for all: Student-t weights (3 degrees of freedom) with Gamma impor
   one after the other in one compiled program.
 - `sum`: the importances by `pairwise_sum`; by blocks of 256 neighbours, the plainest sum whose
   error grows with log N only; and by `jnp.sum`. Errors against `math.fsum`.
+- `compress`: `jaxcomp.compress` of so many Student-t weights (`--compress-points`, 0 for none) by
+  `KMeans(16)`, and by `RoundToNearest(4)` with one scale, against the kernels that do the same on a
+  whole array, `kmeans` and `round_to_nearest`, in alternate turns; nanoseconds of processor time a
+  weight, the least of the turns.
 - `scikit_learn`: `KMeans` with `sample_weight`, one problem without penalty from the same start.
 
 Compilation is reported apart. Inputs lie on the device before the clock starts; median and range
@@ -35,11 +39,21 @@ import sklearn
 from jax import lax
 from jaxtyping import Array, Float
 from provenance import commit
-from sklearn.cluster import KMeans
+from sklearn.cluster import KMeans as ScikitLearnKMeans
 
+import jaxcomp
 from jaxcomp.numerics.sums import pairwise_sum
-from jaxcomp.quantizers import assign, histogram_moments, solve_kmeans
+from jaxcomp.quantizers import (
+    KMeans,
+    RoundToNearest,
+    assign,
+    histogram_moments,
+    kmeans,
+    round_to_nearest,
+    solve_kmeans,
+)
 from jaxcomp.quantizers.assignment import midpoints
+from jaxcomp.quantizers.methods import Method
 from jaxcomp.quantizers.scalar.diameter import Clusters, update_centres
 
 NUM_CLUSTERS = (2, 3, 4, 6, 8, 12, 16, 32)
@@ -156,6 +170,35 @@ def timed_program(function, arguments: tuple[Array, ...], repeats: int):
     }
 
 
+def compression(num_points: int, repeats: int, seed: int) -> dict[str, Any]:
+    """Time `compress` and the bare kernels in turns: processor time a weight, nanoseconds."""
+    weights = jnp.asarray(make_problem(num_points // 4000 * 4000, seed)[0]).reshape(-1, 4000)
+    flat = weights.ravel()
+
+    def compressed(method: Method) -> Callable[[], Any]:
+        return lambda: jaxcomp.compress({"kernel": weights}, method)
+
+    runs = {
+        "kmeans": lambda: kmeans(flat, num_clusters=16),
+        "compress_kmeans": compressed(KMeans(16)),
+        "round_to_nearest": lambda: round_to_nearest(flat, num_bits=4),
+        "compress_round_to_nearest": compressed(RoundToNearest(4, scale="tensor")),
+    }
+    least = dict.fromkeys(runs, math.inf)
+    for turn in range(repeats + 1):
+        for name, run in runs.items():
+            start = time.process_time()
+            jax.block_until_ready(run())
+            if turn > 0:  # the first one compiles
+                least[name] = min(least[name], time.process_time() - start)
+    ratios = {
+        f"compress_over_{name}": least[f"compress_{name}"] / least[name]
+        for name in ("kmeans", "round_to_nearest")
+    }
+    each = {f"{name}_ns": 1e9 * seconds / flat.size for name, seconds in least.items()}
+    return {"num_points": flat.size, "repeats": repeats, **each, **ratios}
+
+
 def compare(problem, centroids: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     """Compare the objectives of two grids of codebooks: ratios over all problems."""
     ratios = [
@@ -176,6 +219,9 @@ def main() -> None:
     parser.add_argument("--num-bins", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--raw-repeats", type=int, default=2, help="the slow baselines")
+    parser.add_argument(
+        "--compress-points", type=int, default=0, help="weights that `compress` gets"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     options = parser.parse_args()
@@ -197,7 +243,7 @@ def main() -> None:
 
     order = (2 * np.arange(SCIKIT_LEARN_CLUSTERS) + 1) * options.num_points
     start = np.sort(problem[0])[order // (2 * SCIKIT_LEARN_CLUSTERS)]
-    model = KMeans(
+    model = ScikitLearnKMeans(
         SCIKIT_LEARN_CLUSTERS,
         init=start[:, None],
         n_init=1,
@@ -234,6 +280,11 @@ def main() -> None:
         "moments": moments_report,
         "histogram_alone": histogram_report,
         "sum": sums,
+        **(
+            {"compress": compression(options.compress_points, options.repeats, options.seed)}
+            if options.compress_points
+            else {}
+        ),
         "raw": raw_report,
         "scikit_learn": sklearn_report,
         "environment": {

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from jaxcomp.compressed import CompressedTree, compress, curve, load
     from jaxcomp.decoder import FormatError, inspect
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "CompressedTree",

@@ -58,14 +58,14 @@ class Diagnosis(NamedTuple):
     Attributes:
         versions: of Python and of the packages, by name; None for one that is not installed.
         devices: a line for each kind of device that JAX uses.
-        settings: what shapes numbers, programs and where they are kept.
+        settings: what shapes numbers, programs and where they are kept; memory in bytes.
         checks: problems with a known answer.
         problems: what to mend, the worst first.
     """
 
     versions: dict[str, str | None]
     devices: tuple[str, ...]
-    settings: dict[str, str]
+    settings: dict[str, Any]
     checks: tuple[Check, ...]
     problems: tuple[Problem, ...]
 
@@ -78,7 +78,7 @@ class Diagnosis(NamedTuple):
         versions = [f"{name} {version}" for name, version in self.versions.items() if version]
         width = max(len(check.name) for check in self.checks)
         lines = [", ".join(versions), *self.devices]
-        lines += [f"{name}: {value}" for name, value in self.settings.items()]
+        lines += [f"{name}: {_words(name, value)}" for name, value in self.settings.items()]
         lines += ["", f"{'known answers':{width}}  off by   allowed"]
         lines += [
             f"{check.name:{width}}  {check.error:<8.1e} {check.limit:<8.1e}"
@@ -88,7 +88,7 @@ class Diagnosis(NamedTuple):
         lines += ["", *(f"! {problem.what}\n  {problem.remedy}" for problem in self.problems)]
         return "\n".join(lines if self.problems else [*lines, "Nothing is wrong."])
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the same in plain types; what is not finite is None."""
         checks = [
             check._asdict()
@@ -123,6 +123,7 @@ _OPTIONS = (
 )
 _VARIABLES = ("JAX_PLATFORMS", "XLA_FLAGS", "JAXCOMP_CACHE_DIR", "JAXCOMP_DATA_DIR")
 _LEAST_MEMORY = 2 * 2**30
+_MEMORY = "free_memory_bytes"
 # Three clusters, the squared distances in them 1/2, 1/2 and 2.
 _PAIRS = np.asarray([0, 1, 10, 11, 50, 52], np.float32)
 
@@ -289,15 +290,20 @@ def _look_at_host() -> _Host:
     return _Host(_free_memory(), root, trouble)
 
 
-def _settings(host: _Host) -> dict[str, str]:
+def _settings(host: _Host) -> dict[str, Any]:
     import jax
 
-    told = {name: str(getattr(jax.config, name, None)) for name in _OPTIONS}
+    told: dict[str, Any] = {name: getattr(jax.config, name, None) for name in _OPTIONS}
     told |= {name: os.environ[name] for name in _VARIABLES if name in os.environ}
-    told["cache"] = str(host.cache) if host.cache else "none"
-    told["processors"] = str(os.cpu_count())
-    told["free memory"] = "unknown" if host.memory is None else f"{host.memory / 2**30:.1f} GiB"
+    told["cache"] = str(host.cache) if host.cache else None
+    told["processors"] = os.cpu_count()
+    told[_MEMORY] = host.memory
     return told
+
+
+def _words(name: str, value: Any) -> str:
+    """A setting as a person reads it."""
+    return f"{value / 2**30:.1f} GiB" if name == _MEMORY and value is not None else str(value)
 
 
 def _free_memory() -> int | None:

@@ -31,13 +31,14 @@ class LongCall:
     """Show the progress of a single call on a terminal, if it turns out to be long.
 
     A quick call shows nothing, nor does one whose standard error is no terminal. The call itself
-    need not report for the display to appear: it may be compiling.
+    need not report for the display to appear: it may be compiling, or one phase of a run.
 
     Args:
         name: what is being done, two or three words.
         total: steps in all.
         delay_seconds: what counts as long.
         stream: where to write, default `sys.stderr` at the time the block is entered.
+        display: a `jaxcomp.progress.Progress` that shows it instead, as a task, once it is long.
     """
 
     def __init__(
@@ -47,10 +48,12 @@ class LongCall:
         *,
         delay_seconds: float = 2.0,
         stream: TextIO | None = None,
+        display: Any = None,
     ) -> None:
         self._name = name
         self._total = total
         self._stream = stream
+        self._display = display
         self._delay = delay_seconds
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
@@ -61,9 +64,9 @@ class LongCall:
     def __enter__(self) -> Callable[..., None]:
         """Start waiting; returns a callable `(done, total, message)`."""
         stream = sys.stderr if self._stream is None else self._stream
-        if (display := _DISPLAY.get()) is not None:
+        if self._display is None and (display := _DISPLAY.get()) is not None:
             self._shown = display.task(self._name, self._total)
-        elif stream.isatty() and self._total:
+        elif self._display is not None or (stream.isatty() and self._total):
             self._timer = threading.Timer(self._delay, self._show, [stream])
             self._timer.daemon = True
             self._timer.start()
@@ -88,6 +91,9 @@ class LongCall:
     def _show(self, stream: TextIO) -> None:
         with self._lock:
             if self._timer is None:  # the call ended meanwhile
+                return
+            if self._display is not None:
+                self._shown = self._display.task(self._name, self._total)
                 return
             try:
                 from jaxcomp.progress import Progress

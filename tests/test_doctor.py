@@ -21,7 +21,7 @@ def test_this_installation_is_sound(found):
     assert all(check.error <= check.limit for check in found.checks)
     assert found.versions["jax"]
     assert "cpu" in found.devices[0]
-    told = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    told = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert [check["name"] for check in told["checks"]] == [check.name for check in found.checks]
 
 

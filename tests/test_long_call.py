@@ -73,3 +73,15 @@ def test_a_call_within_a_display_is_one_of_its_tasks():
     with LongCall("after", 3, delay_seconds=0.0, stream=stream):
         pass
     assert stream.getvalue().splitlines() == lines
+
+
+@pytest.mark.parametrize(("delay_seconds", "is_long"), [(0.0, True), (3600.0, False)])
+def test_a_phase_of_a_run_is_a_task_once_it_is_long(delay_seconds, is_long):
+    stream, shown = io.StringIO(), threading.Event()
+    with Progress(stream=stream, interval_seconds=0.0) as progress:
+        task = progress.task
+        progress.task = lambda *told: (task(*told), shown.set())[0]
+        with LongCall("drawing", 1, delay_seconds=delay_seconds, display=progress):
+            assert not is_long or shown.wait(60)
+    lines = stream.getvalue().splitlines()
+    assert lines == ["drawing: started", "drawing: 1 of 1 (100 %), 0 s so far"][: 2 * is_long]

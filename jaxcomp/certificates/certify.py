@@ -184,10 +184,17 @@ class _Job(NamedTuple):
         if self.decoded.holds_differences:
             sample = self.evidence.unseen
             assert sample is not None
-            name, of = "c: data split", "the prior and the file"
+            of = "the prior and the file"
+            # A prior that has seen none was trained elsewhere.
+            name = "c: data split" if self._num_seen else "c: transfer"
+            trained = (
+                f"trained on {self._num_seen:,} examples that are not counted"
+                if self._num_seen
+                else "trained on none of the examples"
+            )
             random = (
-                f"Fixed, too: the prior, trained on {self._num_seen:,} examples that are not "
-                f"counted. Random: the {len(sample):,} others, by which the file may have been "
+                f"Fixed, too: the prior, {trained}. Random: the {len(sample):,} "
+                f"{'others' if self._num_seen else 'examples'}, by which the file may have been "
                 f"made and chosen in any way; {size}."
             )
         else:

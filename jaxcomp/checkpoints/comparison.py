@@ -42,7 +42,10 @@ def differences(first: Checkpoint, second: Checkpoint) -> Iterator[Difference]:
     """Yield the difference of every tensor, those of the first checkpoint in order, then others."""
     for path, tensor in first.tensors.items():
         if path in second.tensors:
-            yield compare(path, tensor, second.tensors[path])
+            found = compare(path, tensor, second.tensors[path])
+            first.release()
+            second.release()
+            yield found
         else:
             yield Difference(path, "only in the first", tensor[:2], None)
     for path, tensor in second.tensors.items():

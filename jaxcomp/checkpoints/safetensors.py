@@ -7,7 +7,6 @@ tensor), then all tensors, little-endian, without gaps
 
 import json
 import math
-import mmap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from jaxcomp.checkpoints.tensors import Checkpoint, Tensor, dtype_of
-from jaxcomp.storage import PathLike, atomic_writer
+from jaxcomp.storage import MappedFile, PathLike, atomic_writer
 
 Spec = tuple[str, str, tuple[int, ...]]
 """Name, dtype and shape of an array."""
@@ -50,7 +49,8 @@ def open_safetensors(path: Path) -> Checkpoint:
         if not 2 <= length <= min(size - 8, _MOST_HEADER):
             raise ValueError(f"{path} is no file of safetensors, or it is cut; fetch it again.")
         header = _header(path, file.read(length))
-        mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[8 + length :]
+    file = MappedFile(path)
+    mapped = file.data[8 + length :]
     tensors = {}
     for name, own in header.items():
         dtype, shape, (first, last) = own
@@ -58,7 +58,7 @@ def open_safetensors(path: Path) -> Checkpoint:
         is_inside = 0 <= first <= last <= len(mapped)
         if not is_inside or last - first != count * dtype_of(dtype).itemsize:
             raise ValueError(f"{path} is cut, or damaged at the tensor {name!r}; fetch it again.")
-        tensors[name] = Tensor(dtype, shape, _reader(mapped[first:last], dtype, shape))
+        tensors[name] = Tensor(dtype, shape, _reader(mapped[first:last], dtype, shape), file)
     return Checkpoint(path, "safetensors", (path,), tensors)
 
 

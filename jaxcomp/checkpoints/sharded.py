@@ -17,7 +17,7 @@ from jaxcomp.checkpoints.safetensors import (
 )
 from jaxcomp.checkpoints.tensors import Checkpoint
 from jaxcomp.decoder.files import INDEX
-from jaxcomp.storage import atomic_writer, write_bytes_atomic
+from jaxcomp.storage import atomic_writer
 
 
 def write_sharded(
@@ -58,34 +58,6 @@ def write_sharded(
         told = {"metadata": total, "weight_map": dict(sorted(weights.items()))}
         listed.write(json.dumps(told, indent=2).encode())
     return (index, *(path.with_name(name) for name in names))
-
-
-def write_split(path: Path, data: bytes, shard_size: float) -> tuple[Path, ...]:
-    """Write a file of safetensors, given as its bytes, in several files and their index.
-
-    Args:
-        path: see `write_sharded`.
-        data: of tensors of bytes.
-        shard_size: see `write_sharded`.
-
-    Returns:
-        The files, the index first; `path` alone if all fit into one.
-
-    Raises:
-        OSError: if a file cannot be written.
-    """
-    begin = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:begin])
-    header.pop("__metadata__")
-    specs = [(name, "uint8", tuple(own["shape"])) for name, own in header.items()]
-    if sum(map(num_bytes, specs)) <= shard_size:
-        write_bytes_atomic(path, data)
-        return (path,)
-    arrays = (
-        np.frombuffer(data[begin + first : begin + last], np.uint8)
-        for first, last in (own["data_offsets"] for own in header.values())
-    )
-    return write_sharded(path, specs, arrays, shard_size)
 
 
 def files_named(path: Path, shard_size: float | None) -> tuple[Path, ...]:

@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from jaxcomp.storage import MappedFile
+
 Format = Literal["safetensors", "npz", "pytorch", "orbax", "jaxcomp"]
 
 
@@ -21,11 +23,13 @@ class Tensor(NamedTuple):
         dtype: its name.
         shape: of the array.
         read: returns the array, in its own dtype.
+        mapped: the file that it is read from where it is touched; None where all is read at once.
     """
 
     dtype: str
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
+    mapped: MappedFile | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,13 @@ class Checkpoint:
         if self.nested is not None:
             return self.nested
         return {path: tensor.read() for path, tensor in self.tensors.items()}
+
+    def release(self) -> None:
+        """Give back the memory of what was read of mapped files; their arrays stay valid."""
+        files = {id(one.mapped): one.mapped for one in self.tensors.values()}
+        for file in files.values():
+            if file is not None:
+                file.release()
 
 
 def dtype_of(name: str) -> np.dtype:

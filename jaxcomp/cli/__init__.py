@@ -13,7 +13,7 @@ except ModuleNotFoundError:
     print("jaxcomp: the command needs more packages; pip install 'jaxcomp[sweep]'", file=sys.stderr)
     raise SystemExit(2) from None
 
-from jaxcomp.cli import certify, doctor, experiments, files  # noqa: F401 - add their commands
+from jaxcomp.cli import certify, doctor, experiments, files, runs  # noqa: F401 - add their commands
 from jaxcomp.cli.app import HELP_OPTIONS, app
 
 __all__ = ["app", "main"]

@@ -10,7 +10,6 @@ HELP_OPTIONS = ["-h", "--help"]
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": HELP_OPTIONS},
     help=(

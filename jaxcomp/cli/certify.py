@@ -11,12 +11,13 @@ from jaxcomp.cli.app import app
 from jaxcomp.cli.options import (
     CompilationCache,
     DataDir,
-    Device,
     DeviceOption,
+    Json,
+    Quiet,
     Traceback,
     options_of,
 )
-from jaxcomp.cli.session import one_sentence_errors, print_text, set_up_jax
+from jaxcomp.cli.session import Device, one_sentence_errors, phase, print_text, set_up_jax
 from jaxcomp.experiments.settings import Panel, asked
 
 _EXAMPLES = "a data set (mnist, fashion-mnist, cifar10, digits), its test set (mnist:test), or .npz"
@@ -110,10 +111,18 @@ class CertificateSettings:
 @options_of(CertificateSettings, with_defaults=True)
 def certify(
     file: Certified,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also draw the bounds against bytes, with those of held-out labels as lines, to "
+            "this .png, .pdf or .svg.",
+        ),
+    ] = None,
     data_dir: DataDir = None,
     device: DeviceOption = Device.auto,
     compilation_cache: CompilationCache = True,
+    quiet: Quiet = False,
     traceback: Traceback = False,
     **given: Any,
 ) -> None:
@@ -129,25 +138,42 @@ def certify(
         from jaxcomp.certificates import certify as certified
         from jaxcomp.cli.hook import read_predict_fn
 
+        if plot is not None:
+            _check_picture(plot)
         wanted = CertificateSettings(**given)
-        predict_fn, pairs = (None, []) if wanted.hook is None else read_predict_fn(wanted.hook)
-        report = certified(
-            file,
-            predict_fn,
-            _pairs(pairs) if wanted.data is None else _examples(wanted.data, data_dir),
-            delta=wanted.delta,
-            fixed_architecture=wanted.fixed_architecture,
-            posterior=wanted.posterior,
-            prior=wanted.prior,
-            prior_indices=None if wanted.prior_indices is None else _indices(wanted.prior_indices),
-            held_out=None if wanted.held_out is None else _examples(wanted.held_out, data_dir),
-            original=wanted.original,
-            unlabelled=None
-            if wanted.unlabelled is None
-            else _examples(wanted.unlabelled, data_dir, labelled=False)[0],
-            test=None if wanted.test is None else _examples(wanted.test, data_dir),
-        )
+        with phase("measuring errors", quiet):
+            predict_fn, pairs = (None, []) if wanted.hook is None else read_predict_fn(wanted.hook)
+            report = certified(
+                file,
+                predict_fn,
+                _pairs(pairs) if wanted.data is None else _examples(wanted.data, data_dir),
+                delta=wanted.delta,
+                fixed_architecture=wanted.fixed_architecture,
+                posterior=wanted.posterior,
+                prior=wanted.prior,
+                prior_indices=None
+                if wanted.prior_indices is None
+                else _indices(wanted.prior_indices),
+                held_out=None if wanted.held_out is None else _examples(wanted.held_out, data_dir),
+                original=wanted.original,
+                unlabelled=None
+                if wanted.unlabelled is None
+                else _examples(wanted.unlabelled, data_dir, labelled=False)[0],
+                test=None if wanted.test is None else _examples(wanted.test, data_dir),
+            )
+        if plot is not None:
+            from jaxcomp.experiments.certificate_picture import save_certificates
+
+            with phase("drawing", quiet):
+                save_certificates(report, plot)
         print_text(report.to_json() if as_json else str(report))
+
+
+def _check_picture(plot: Path) -> None:
+    """Refuse a name before anything is computed."""
+    from jaxcomp.experiments.drawing import form_of
+
+    form_of(plot)
 
 
 def _pairs(pairs: list[tuple[Any, Any]]) -> tuple[Any, Any]:

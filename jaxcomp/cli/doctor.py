@@ -1,12 +1,10 @@
 """The command that looks after the installation."""
 
-from typing import Annotated
-
 import typer
 
 from jaxcomp.cli.app import app
-from jaxcomp.cli.options import Device, DeviceOption, Quiet, Traceback
-from jaxcomp.cli.session import one_sentence_errors, print_text, set_up_jax
+from jaxcomp.cli.options import DeviceOption, Json, Quiet, Traceback
+from jaxcomp.cli.session import Device, one_sentence_errors, print_text, set_up_jax
 
 
 @app.command(
@@ -16,7 +14,7 @@ from jaxcomp.cli.session import one_sentence_errors, print_text, set_up_jax
     )
 )
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
     device: DeviceOption = Device.auto,
     quiet: Quiet = False,
     traceback: Traceback = False,
@@ -36,6 +34,6 @@ def doctor(
                 typer.echo(f"{check.name}: {check.seconds:.1f} s", err=True)
 
         found = examine(tell)
-        print_text(json_line(found.to_json()) if as_json else str(found))
+        print_text(json_line(found.to_dict()) if as_json else str(found))
     if not found.is_sound:
         raise typer.Exit(1)

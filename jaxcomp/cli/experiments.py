@@ -1,8 +1,7 @@
-"""The commands that run experiments, and the one that draws what they left behind again."""
+"""The commands that run experiments."""
 
 from dataclasses import asdict
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -23,9 +22,9 @@ from jaxcomp.cli.distributed import (
 from jaxcomp.cli.options import (
     CompilationCache,
     DataDir,
-    Device,
     DeviceOption,
     Download,
+    Json,
     Out,
     Quiet,
     Resume,
@@ -33,7 +32,7 @@ from jaxcomp.cli.options import (
     options_of,
 )
 from jaxcomp.cli.session import (
-    Result,
+    Device,
     directory_for,
     one_sentence_errors,
     print_text,
@@ -42,6 +41,7 @@ from jaxcomp.cli.session import (
 )
 from jaxcomp.experiments.linear_regression.config import StudyConfig
 from jaxcomp.experiments.regularization.config import RegularizationConfig
+from jaxcomp.experiments.small_descriptions.config import DescriptionConfig
 from jaxcomp.experiments.sweep.config import SweepConfig
 from jaxcomp.experiments.train_small.config import TrainSmallConfig
 
@@ -82,6 +82,7 @@ def sweep(
     resume: Resume = True,
     device: DeviceOption = Device.auto,
     compilation_cache: CompilationCache = True,
+    as_json: Json = False,
     quiet: Quiet = False,
     traceback: Traceback = False,
     distributed: Distributed = False,
@@ -117,44 +118,13 @@ def sweep(
             quiet=quiet,
         )
         if result is None:
-            print_text(f"process {own.index} of {own.count} is done; results are in {directory}.")
+            told = f"process {own.index} of {own.count} is done; results are in {directory}."
+            if as_json:  # the process that leads prints it
+                typer.echo(told, err=True)
+            else:
+                print_text(told)
         else:
-            report(result)
-
-
-@app.command()
-def plot(
-    directory: Annotated[
-        Path,
-        typer.Argument(help="Directory of a finished run of any of the other commands."),
-    ],
-    traceback: Traceback = False,
-) -> None:
-    """Draw the pictures of a finished run again and print its report."""
-    with one_sentence_errors(traceback):
-        start(Device.cpu, compilation_cache=False)
-        result = _finished(directory)
-        result.save()
-        report(result)
-
-
-def _finished(directory: Path) -> Result:
-    """The result in a directory, of whatever experiment it is."""
-    from jaxcomp.experiments.run import read_manifest
-
-    match kind := read_manifest(directory, "run").get("kind"):
-        case "sweep":
-            return experiments.sweep.SweepResult.load(directory)
-        case "regularization run":
-            return experiments.regularization.RegularizationResult.load(directory)
-        case "study":
-            return experiments.linear_regression.StudyResult.load(directory)
-        case "training for the file":
-            return experiments.train_small.TrainSmallResult.load(directory)
-    raise ValueError(
-        f"{directory} holds a {kind}, which this version cannot draw; name the directory of a "
-        "sweep, a regularization run, a linear-regression study or training for the file."
-    )
+            report(result, as_json=as_json)
 
 
 @app.command(
@@ -173,6 +143,7 @@ def regularization(
     resume: Resume = True,
     device: DeviceOption = Device.auto,
     compilation_cache: CompilationCache = True,
+    as_json: Json = False,
     quiet: Quiet = False,
     traceback: Traceback = False,
     **given: Any,
@@ -196,7 +167,7 @@ def regularization(
             resume=resume,
             quiet=quiet,
         )
-        report(result)
+        report(result, as_json=as_json)
 
 
 @app.command(
@@ -213,6 +184,7 @@ def linear_regression(
     resume: Resume = True,
     device: DeviceOption = Device.auto,
     compilation_cache: CompilationCache = True,
+    as_json: Json = False,
     quiet: Quiet = False,
     traceback: Traceback = False,
     **given: Any,
@@ -234,7 +206,68 @@ def linear_regression(
             resume=resume,
             quiet=quiet,
         )
-        report(result)
+        report(result, as_json=as_json)
+
+
+class DescriptionPreset(StrEnum):
+    """Named settings of small descriptions."""
+
+    quick = "quick"
+    mnist = "mnist"
+    fashion = "fashion"
+    lenet5 = "lenet5"
+    transfer = "transfer"
+
+
+@app.command(
+    "small-descriptions",
+    epilog=(
+        "Examples: `jaxcomp small-descriptions` (digits, seconds); `jaxcomp small-descriptions "
+        "--preset mnist --data-dir DATA` (10 seeds, some minutes on two cores); `jaxcomp "
+        "small-descriptions --preset transfer --models 2`. The report says how each file is "
+        "certified."
+    ),
+)
+@options_of(DescriptionConfig)
+def small_descriptions(
+    preset: Annotated[
+        DescriptionPreset,
+        typer.Option(
+            help="quick: scikit-learn's digits. mnist, fashion: nothing but features written down "
+            "by hand. lenet5: MNIST, features by random filters. transfer: MNIST, as differences "
+            "to a layer trained on scikit-learn's digits. Every other option overrides the preset."
+        ),
+    ] = DescriptionPreset.quick,
+    data_dir: DataDir = None,
+    download: Download = False,
+    out: Out = None,
+    resume: Resume = True,
+    device: DeviceOption = Device.auto,
+    compilation_cache: CompilationCache = True,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    traceback: Traceback = False,
+    **given: Any,
+) -> None:
+    """Train networks of a hundred bytes or two, and certify each by its own bytes.
+
+    A linear layer of few levels on features written down by hand is trained under a price for its
+    bits, and its levels are moved one by one as long as the certificate falls. Every file is a bare
+    stream that `jaxcomp certify` decodes to the certified network, bit for bit. Stop with Ctrl-C
+    and run the same command to go on.
+    """
+    with one_sentence_errors(traceback):
+        start(device, compilation_cache)
+        config = experiments.small_descriptions.preset(preset.value, **given)
+        result = experiments.small_descriptions.run(
+            config,
+            out=directory_for(out, f"small-descriptions-{preset.value}", asdict(config)),
+            data_dir=data_dir,
+            download=download,
+            resume=resume,
+            quiet=quiet,
+        )
+        report(result, as_json=as_json)
 
 
 class TrainSmallPreset(StrEnum):
@@ -268,6 +301,7 @@ def train_small(
     resume: Resume = True,
     device: DeviceOption = Device.auto,
     compilation_cache: CompilationCache = True,
+    as_json: Json = False,
     quiet: Quiet = False,
     traceback: Traceback = False,
     **given: Any,
@@ -291,4 +325,4 @@ def train_small(
             resume=resume,
             quiet=quiet,
         )
-        report(result)
+        report(result, as_json=as_json)

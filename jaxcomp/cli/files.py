@@ -16,16 +16,27 @@ import typer
 from jaxcomp.cli.app import app
 from jaxcomp.cli.options import (
     CompilationCache,
-    Device,
     DeviceOption,
+    Json,
     Quiet,
     Traceback,
     options_of,
 )
-from jaxcomp.cli.session import one_sentence_errors, print_text, set_up_jax, show_warnings
+from jaxcomp.cli.session import (
+    Device,
+    one_sentence_errors,
+    phase,
+    print_text,
+    set_up_jax,
+    show_warnings,
+)
 from jaxcomp.experiments.settings import Panel, asked
 
 _STOPPED = "stopped; nothing was written."
+_STOPPED_COMPRESSING = (
+    "stopped; no file was written. Finished tensors of a large model lie beside it: the same "
+    "command goes on from here."
+)
 _UNITS = {"": 1, **{f"{unit}b": 1000**n for n, unit in enumerate(("", "k", "m", "g"))}}
 _UNITS |= {f"{unit}ib": 1024**n for n, unit in enumerate(("", "k", "m", "g")) if unit}
 
@@ -97,7 +108,6 @@ ReferenceOption = Annotated[
         "--reference", help="The model that the compressed one holds differences to, if it does."
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @dataclass(frozen=True)
@@ -172,6 +182,20 @@ class CompressionSettings:
         "read. Default: one file.",
         Panel.KEPT,
     )
+    importance: Path | None = asked(  # noqa: RUF009 - a field
+        None,
+        "Another file of tensors, by the same names: the importance of every weight, such as a "
+        "diagonal of the Hessian. Read tensor by tensor, as the model.",
+        Panel.GRID,
+    )
+    stream: bool = asked(
+        False,
+        "Compress safetensors one tensor at a time, and keep what is finished beside the output "
+        "(in OUTPUT.parts) until it is there, so that a stopped command goes on. Always so from "
+        "256 MiB on, unless --hook, --reference or --convert-float8 need all of the model.",
+        Panel.KEPT,
+        "--stream",
+    )
     record: bool = asked(
         False,
         "Write into the file how it was made and what each tensor lost.",
@@ -204,7 +228,7 @@ def compress(
     No data are needed. Budgets are met from below by the bytes of the file as it is; without one it
     is about 4 bits per weight. The file is written whole or not at all.
     """
-    with one_sentence_errors(traceback, _STOPPED):
+    with one_sentence_errors(traceback, _STOPPED_COMPRESSING):
         set_up_jax(device, compilation_cache)
         from jaxcomp.cli.hook import read_hook
         from jaxcomp.compressed import compress_file
@@ -229,6 +253,8 @@ def compress(
                 record=wanted.record,
                 reference=wanted.reference,
                 shard_size=None if wanted.shard_size is None else _size(wanted.shard_size),
+                importance=wanted.importance,
+                stream=True if wanted.stream else None,
             )
         print_text(report.to_json() if as_json else str(report))
 
@@ -306,6 +332,7 @@ def inspect_file(
         ),
     ] = None,
     as_json: Json = False,
+    quiet: Quiet = False,
     traceback: Traceback = False,
 ) -> None:
     """Show what is in a compressed model: a line for each tensor, by the header alone."""
@@ -318,7 +345,8 @@ def inspect_file(
         if plot is not None:
             from jaxcomp.experiments.file_picture import save_picture
 
-            save_picture(source, plot)
+            with phase("drawing", quiet):
+                save_picture(source, plot)
         print_text(_to_json(contents.to_dict()) if as_json else str(contents))
 
 

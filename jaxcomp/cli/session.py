@@ -9,15 +9,23 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import typer
 
-from jaxcomp.cli.options import Device
-
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+class Device(StrEnum):
+    """Where to compute."""
+
+    auto = "auto"
+    cpu = "cpu"
+    gpu = "gpu"
+    tpu = "tpu"
 
 
 class Result(Protocol):
@@ -142,14 +150,27 @@ def set_up_jax(device: Device, compilation_cache: bool) -> None:
 
 
 def directory_for(out: Path | None, name: str, settings: Any) -> Path:
-    """Where results go: as asked for, or a folder that only these settings have."""
+    """Where results go: as asked for, or a folder that only these settings have.
+
+    If they have one already, under the name of a preset that was asked for then, it is that.
+    """
     from jaxcomp import storage
 
-    return out if out is not None else Path("runs") / f"{name}-{storage.fingerprint(settings)[:8]}"
+    if out is not None:
+        return out
+    runs, end = Path("runs"), f"-{storage.fingerprint(settings)[:8]}"
+    own = runs / f"{name}{end}"
+    return own if own.exists() else min(runs.glob(f"*{end}"), default=own)
 
 
-def report(result: Result) -> None:
-    """Print what a run found."""
+def report(result: Result, *, as_json: bool = False) -> None:
+    """Print what a run found: for people, or as JSON under the names of the result in Python."""
+    if as_json:
+        from jaxcomp.experiments.result import to_dict
+        from jaxcomp.storage import json_line
+
+        print_text(json_line(to_dict(result)))
+        return
     with printing(result.directory) as console:
         result.print_report(console)
 
@@ -190,6 +211,20 @@ def _let_go(out: TextIO, error: OSError, consolation: str) -> None:
         raise ValueError(
             f"the report could not be printed ({error.strerror}); {consolation}."
         ) from error
+
+
+@contextmanager
+def phase(name: str, quiet: bool) -> Iterator[None]:
+    """Tell of this block if it takes over two seconds, and of what is long in it."""
+    from jaxcomp.long_call import LongCall, shown_by
+    from jaxcomp.progress import Progress
+
+    with (
+        Progress(quiet) as progress,
+        LongCall(name, 1, display=progress),
+        shown_by(progress),
+    ):
+        yield
 
 
 def show_warnings() -> None:

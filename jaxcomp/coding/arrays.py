@@ -7,7 +7,7 @@ that NumPy lacks as their bits.
 import math
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Int, Shaped
 
 from jaxcomp.coding.sizes import empirical_entropy_bits
 from jaxcomp.coding.streams import Effort, StackWriter, write_symbols
@@ -97,8 +97,16 @@ def write_parts(
                 writer.append(layer)
             return
     for layer in codes:
-        symbols = layer if has_codebook else layer.astype(np.int32) + parts.num_codes // 2
+        symbols = layer if has_codebook else _as_symbols(layer, parts.num_codes)
         write_symbols(writer, symbols, parts.num_codes, columns_of(kept), effort)
+
+
+def _as_symbols(integers: Int[np.ndarray, " n"], num_codes: int) -> Int[np.ndarray, " n"]:
+    """Return integers around 0 as symbols, in the shortest dtype that holds them."""
+    if num_codes > 256:
+        return integers.astype(np.int32) + num_codes // 2
+    # Modulo 256: what is negative becomes positive.
+    return integers.astype(np.uint8) + np.uint8(num_codes // 2)
 
 
 def _along_paths(

@@ -27,7 +27,7 @@ from jaxcomp.decoder.streams import (
 Effort = Literal["fast", "best"]
 """Static codes only, or contexts as well."""
 
-_CHUNK = 1 << 16
+_CHUNK, _COUNTED = 1 << 16, 1 << 20
 # The format has no contexts of more symbols; of fewer bits there is nothing to save.
 MOST_IN_CONTEXTS, LEAST_BITS_OF_CONTEXTS = 1 << 24, 256
 _LARGEST_PARAMETRIC = 1 << 12
@@ -90,8 +90,7 @@ class StackWriter:
         if len(frequencies) > 1:
             floats = probabilities(frequencies)
             self.of_model(values, lambda models: models.Categorical(floats, perfect=False))
-            counts = np.bincount(values, minlength=len(frequencies))
-            self.size_bits += table_bits(counts, frequencies)
+            self.size_bits += table_bits(counts_of(values, len(frequencies)), frequencies)
 
     def of_model(self, values: Int[np.ndarray, " n"], model: Callable[[Any], Any]) -> None:
         """Write symbols by what makes a model of the coder; the caller counts their bits."""
@@ -122,6 +121,14 @@ class StackWriter:
                 own = () if step.parameters is None else (step.parameters[part],)
                 coder.encode_reverse(values, model, *own)
         return coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
+
+
+def counts_of(values: Int[np.ndarray, " n"], size: int) -> Int[np.ndarray, " size"]:
+    """Count how often each of so many symbols occurs; a chunk at a time is widened."""
+    counts = np.zeros(size, np.int64)
+    for start in range(0, len(values), _COUNTED):
+        counts += np.bincount(values[start : start + _COUNTED], minlength=size)
+    return counts
 
 
 def table_bits(counts: Int[np.ndarray, " k"], frequencies: Int[np.ndarray, " k"]) -> float:
@@ -168,7 +175,7 @@ def _static_candidates(values: Int[np.ndarray, " n"], size: int) -> Iterator[Sta
     plain.small(0, 2)
     plain.plain(values, (size - 1).bit_length())
     yield plain
-    counts = np.bincount(values, minlength=size)
+    counts = counts_of(values, size)
     used = counts[counts > 0]
     # What suits the counts by chance, half a bit of each, no law of a few numbers has.
     least = float(used @ np.log2(counts.sum() / used)) + 0.5 * len(used)
@@ -242,7 +249,8 @@ def table_head(
     shift = max(int(counts.max()).bit_length() - 24, 0)
     counts = np.where(counts > 0, np.maximum(counts >> shift, 1), 0)
     used = np.flatnonzero(counts)
-    place = np.zeros(len(counts), np.int64)
+    # As short as it can be: there will be one for each symbol that is written.
+    place = np.zeros(len(counts), np.min_scalar_type(max(len(used) - 1, 0)))
     place[used] = np.arange(len(used))
     best, num_worse = None, 0
     for precision in range(12):

@@ -3,7 +3,7 @@
 The other end is `jaxcomp.decoder.streams.trellis`; `docs/format.md` specifies both.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from jaxcomp.coding.streams import (
     MOST_IN_CONTEXTS,
     Effort,
     StackWriter,
+    counts_of,
     table_bits,
     table_head,
     write_contexts,
@@ -27,6 +28,7 @@ from jaxcomp.decoder.streams import (
     probabilities,
 )
 
+_AT_ONCE = 1 << 20
 # Models to mix: dense weights are told by the activity of their columns alone, others by all.
 _MASKS = (1, 15)
 
@@ -68,19 +70,32 @@ def path_of(integers: Int[np.ndarray, " n"], width: int) -> Path | None:
         integers: in their order.
         width: of a row.
     """
-    own, row = integers.astype(np.int32), chains_of(width)
+    largest = max(int(integers.max(initial=0)), -int(integers.min(initial=0)))
+    own, row = integers.astype(np.int16 if largest < 1 << 14 else np.int32), chains_of(width)
     rows = -(-len(own) // row)
     # What `advance` says of all steps at once: parities are sums by 2 of digits before.
     bits = np.zeros((2, rows + 5, row), np.uint8)
     for digit in range(2):
-        bits[digit, 5:].reshape(-1)[: len(own)] = own >> digit & 1
+        into = bits[digit, 5:].reshape(-1)[: len(own)]
+        for part in _parts(len(own)):
+            into[part] = own[part] >> digit & 1
     parity, second = bits
     expected = parity[3:-2] ^ parity[:-5] ^ second[2:-3]
     parities = parity[5:].reshape(-1)[: len(own)]
     if not np.array_equal(expected.reshape(-1)[: len(own)], parities):
         return None
     # Halves towards infinity: odd integers lie between the multiples of two.
-    return Path((own + np.sign(own) * parities) >> 1, parities, row)
+    numbers = np.sign(own)
+    numbers *= parities
+    numbers += own
+    numbers >>= 1
+    return Path(numbers, parities.copy(), row)
+
+
+def _parts(size: int, number: int = _AT_ONCE) -> Iterator[slice]:
+    """Yield places, so many at a time: what is made of them is wider than they are."""
+    for start in range(0, size, number):
+        yield slice(start, min(start + number, size))
 
 
 def symbol_counts(integers: Int[np.ndarray, " n"]) -> Int[np.ndarray, " symbols"]:
@@ -90,8 +105,11 @@ def symbol_counts(integers: Int[np.ndarray, " n"]) -> Int[np.ndarray, " symbols"
         Counts up to the magnitude 2^m - 1 that no integer exceeds: few sizes, since what is
         compiled for a tree depends on them.
     """
-    most = (1 << int(np.abs(integers.astype(np.int64)).max(initial=0)).bit_length()) - 1
-    counts = np.bincount(integers.astype(np.int64) + most, minlength=2 * most + 1)
+    largest = max(int(integers.max(initial=0)), -int(integers.min(initial=0)))
+    most = (1 << largest.bit_length()) - 1
+    counts, flat = np.zeros(2 * most + 1, np.int64), integers.reshape(-1)
+    for part in _parts(flat.size):
+        counts += np.bincount(flat[part].astype(np.int64) + most, minlength=2 * most + 1)
     found = counts.copy()
     found[0], found[1::2], found[2::2] = counts[most], counts[most + 1 :], counts[:most][::-1]
     return found
@@ -133,8 +151,12 @@ def _by_tables(path: Path, half: int) -> StackWriter:
     writer, models, tables = StackWriter("t"), [], []
     writer.small(0, 1)
     size = 2 * half + 1
-    symbols = path.numbers + (half + size * path.parities.astype(np.int32))
-    of_both = np.bincount(symbols, minlength=2 * size).reshape(2, size)
+    short = np.int16 if size < 1 << 14 else np.int32
+    symbols = path.parities.astype(short)
+    symbols *= short(size)
+    symbols += path.numbers.astype(short, copy=False)
+    symbols += short(half)
+    of_both = counts_of(symbols, 2 * size).reshape(2, size)
     for parity, counts in enumerate(of_both):
         is_used = counts.any()
         if not is_used:  # no table is empty
@@ -145,12 +167,21 @@ def _by_tables(path: Path, half: int) -> StackWriter:
             writer.size_bits += table_bits(counts[counts > 0], frequencies)
         tables.append(place)
         models.append(_model_of(frequencies) if len(frequencies) > 1 else None)
-    places = np.concatenate(tables).astype(np.uint16).take(symbols)
+    both, places = np.concatenate(tables).astype(np.uint16), np.empty(len(symbols), np.uint16)
+    for part in _parts(len(symbols)):
+        places[part] = both.take(symbols[part])
+    del symbols
     is_odd = path.parities.view(np.bool_)
     chosen = places[~is_odd], places[is_odd]
     starts = np.arange(0, len(places), path.row)
     of_rows = np.minimum(path.row, len(places) - starts)
-    num_odd = np.add.reduceat(path.parities, starts, dtype=np.int64)
+    del places
+    num_odd = np.empty(len(starts), np.int64)
+    for part in _parts(len(starts), max(1, _AT_ONCE // path.row)):
+        own = path.parities[
+            starts[part.start] : starts[part.start] + path.row * (part.stop - part.start)
+        ]
+        num_odd[part] = np.add.reduceat(own, starts[part] - starts[part.start], dtype=np.int64)
     begins = [0, 0]
     for row in np.stack([of_rows - num_odd, num_odd], axis=1).tolist():
         for parity, (model, number) in enumerate(zip(models, row, strict=True)):

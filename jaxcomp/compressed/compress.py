@@ -15,6 +15,7 @@ from jaxcomp.compressed.layers import compress_layers, open_network, with_inputs
 from jaxcomp.compressed.points import own_parameters, points_within
 from jaxcomp.compressed.selected import Selected, select_leaves
 from jaxcomp.compressed.spending import Spending
+from jaxcomp.compressed.spool import Spool
 from jaxcomp.compressed.tree import CompressedTree
 from jaxcomp.curvature import CurvaturePolicy, DiagonalEstimate, Layers
 from jaxcomp.long_call import LongCall
@@ -63,7 +64,9 @@ def compress(
     Args:
         params: any pytree: nested dicts, Linen variables, an NNX state or module, an Equinox
             module, lists, named tuples; with arrays of JAX or NumPy, tensors of PyTorch, and
-            anything else among its leaves.
+            anything else among its leaves. Leaves that several devices share stay where they are
+            if sums are all that their method needs (`Method.works_on_parts`); others are read on
+            the host, and codes put back. Of several processes all have to call this.
         method: one of `jaxcomp.quantizers` (`KMeans(16)`, `RoundToNearest(8)`, ...), or a mapping
             from glob patterns of paths to methods: the first pattern that matches counts, and
             `"*"`, wherever it stands, covers the rest. A method without its parameter, such as
@@ -142,6 +145,60 @@ def compress(
         if network is not None:
             return leave(compress_layers(selected, network, spending, estimate))
         return leave(_compressed(selected, spending, is_shared=importance is None))
+
+
+@always_compiled
+@all_transfers
+def select_streamed(
+    params: Params,
+    method: Method,
+    spool: Spool,
+    *,
+    importance: PyTree | None,
+    select: Select,
+) -> Selected:
+    """Take a tree apart whose leaves are visited one by one, with results in a spool.
+
+    Args:
+        params: as in `compress`; arrays of mapped files.
+        method: likewise.
+        spool: where curves and codes lie.
+        importance: as in `compress`, by path; arrays of mapped files.
+        select: as in `compress`.
+
+    Raises:
+        TypeError, ValueError: as `compress`.
+    """
+    selected = select_leaves(
+        params, method, (importance, POLICY), select, None, visited=spool.release
+    )
+    tensors = {number: spool.tensor(own) for number, own in selected.tensors.items()}
+    return selected._replace(tensors=tensors)
+
+
+@always_compiled
+@all_transfers
+def compress_streamed(
+    selected: Selected,
+    spool: Spool,
+    budgets: Mapping[str, float | None],
+    effort: Effort | None,
+    *,
+    is_shared: bool,
+) -> CompressedTree:
+    """Compress a tree of which at most one leaf is in memory; the result is that of `compress`.
+
+    Args:
+        selected: by `select_streamed`.
+        spool: the same.
+        budgets: by name, as in `compress`.
+        effort: as in `compress`.
+        is_shared: whether there is no importance.
+
+    Raises:
+        ValueError: as `compress`.
+    """
+    return _compressed(selected, Spending(selected, budgets, effort, spool), is_shared=is_shared)
 
 
 def _compressed(selected: Selected, spending: Spending, *, is_shared: bool) -> CompressedTree:

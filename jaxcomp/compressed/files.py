@@ -6,8 +6,9 @@ is stored of every leaf, and so decodes to exactly the weights that the tree has
 
 import hashlib
 import json
+import math
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,11 +16,22 @@ import jax
 import numpy as np
 
 from jaxcomp.checkpoints.references import digest_of
-from jaxcomp.checkpoints.safetensors import framed
+from jaxcomp.checkpoints.safetensors import framed, num_bytes
+from jaxcomp.checkpoints.sharded import write_sharded
 from jaxcomp.checkpoints.tensors import Tensor
-from jaxcomp.coding.arrays import write_parts
 from jaxcomp.coding.streams import Effort, StackWriter
-from jaxcomp.compressed.format import leaf_of, parts_of, plain
+from jaxcomp.compressed.format import leaf_of
+from jaxcomp.compressed.sections import (
+    Section,
+    Sections,
+    StoredArray,
+    code_of,
+    section_of,
+    stored_array,
+    stored_parts,
+    write_leaf,
+    writer_of,
+)
 from jaxcomp.compressed.tensors import (
     CompressedTensor,
     KeptLayout,
@@ -29,23 +41,20 @@ from jaxcomp.compressed.tensors import (
 )
 from jaxcomp.compressed.tree import CompressedTree, TreeLayout
 from jaxcomp.decoder import File, FormatError
-from jaxcomp.decoder.arrays import Parts, bytes_of, values_of
+from jaxcomp.decoder.arrays import bytes_of, values_of
 from jaxcomp.decoder.files import HEADER_NAME, KEPT, MAGIC, Entry, walk
 from jaxcomp.decoder.streams import require
 from jaxcomp.long_call import LongCall
 from jaxcomp.numerics.checks import is_concrete
-from jaxcomp.storage import PathLike, write_bytes_atomic
+from jaxcomp.storage import PathLike, atomic_writer, write_bytes_atomic
 from jaxcomp.storage.files import to_plain
-from jaxcomp.trees.description import KEY, describe_tree, dtype_name, plain_array, rebuild_tree
+from jaxcomp.trees.description import describe_tree, rebuild_tree
 from jaxcomp.trees.leaves import Constant, View, is_array
 from jaxcomp.trees.paths import leaves_by_path
 from jaxcomp.trees.tied import Slot
 from jaxcomp.types import Params
 
 Container = Literal["jxc", "safetensors", "bare"]
-
-# Above this many codes an array has static codes only, unless more effort is asked for.
-_BEST_BELOW = 1_000_000
 
 
 class Reference(NamedTuple):
@@ -55,16 +64,6 @@ class Reference(NamedTuple):
     paths: frozenset[str]
 
 
-class _Stored(NamedTuple):
-    """One stored array, ready to be written."""
-
-    parts: Parts
-    dtype: str
-    shape: tuple[int, ...]
-    method: str
-    key: str
-
-
 def to_bytes(
     tree: CompressedTree,
     *,
@@ -72,7 +71,7 @@ def to_bytes(
     effort: Effort | None = None,
     made: Mapping[str, Any] | None = None,
     reference: Reference | None = None,
-    shared: "SharedLeaves | None" = None,
+    shared: Sections | None = None,
 ) -> bytes:
     """Return the file of a compressed tree.
 
@@ -98,63 +97,150 @@ def to_bytes(
         raise ValueError(f"effort must be fast, best or None, got {effort!r}.")
     if not all(is_concrete(value) for value in jax.tree.leaves(tree.leaves)):
         raise TypeError("files need arrays with known values; write them outside jit and vmap.")
-    described = _described(tree)
     if container == "bare":
         writer = StackWriter()
-        for number in described.order:
-            _write(writer, _stored(tree, number), effort)
+        for number in _described(tree).order:
+            leaf, layout = tree.leaves[number], tree.layout.leaves[number]
+            write_leaf(writer, stored_parts(leaf, layout), stored_array(leaf, layout), effort)
         return writer.to_bytes()
-    stored = [_stored(tree, number) for number in described.order]
-    first = _identity(described, stored, reference)
-    hashed, sections, codes = hashlib.sha256(first), [], []
-    with LongCall("coding", len(stored)) as report:
-        for place, (number, one) in enumerate(zip(described.order, stored, strict=True)):
-            report(place, len(stored), "")
-            leaf = tree.leaves[number]
-            own = None if shared is None else shared.section(leaf, one, effort)
-            section = own or _section(one, effort)
-            codes.append(_code_of(section))
-            # At once: what is to be written takes more than the bytes.
-            sections.append(section.to_bytes())
-            del section, own
-            hashed.update(bytes_of(values_of(one.parts, one.dtype, one.shape)).data)
-    block = _block(first, stored, codes, [len(section) for section in sections], made)
-    block += hashed.digest()
-    block += b"".join(zlib.crc32(section).to_bytes(4, "little") for section in sections)
-    header = MAGIC + b"".join(n.to_bytes(4, "little") for n in (len(block), zlib.crc32(block)))
-    header += block
-    if container == "jxc":
-        return header + b"".join(sections)
-    names = [path for path in _paths(described.description) if path not in described.ties]
-    if HEADER_NAME in names:
-        raise ValueError(
-            f"the leaf {HEADER_NAME!r} has the name of the header in a file of safetensors; rename "
-            "it, or write a .jxc."
-        )
-    return _safetensors({HEADER_NAME: header, **dict(zip(names, sections, strict=True))})
+    file = Encoded(
+        tree, container=container, effort=effort, made=made, reference=reference, sections=shared
+    )
+    return b"".join(file.chunks())
 
 
-class SharedLeaves:
-    """Arrays that are kept in many trees: the code of each is found once.
+class Encoded:
+    """The file of a compressed tree: its sections are coded, but not held if they lie elsewhere.
 
     Args:
-        arrays: those that may be kept; the very objects.
+        tree: see `to_bytes`.
+        container: "jxc" or "safetensors"; see `to_bytes`.
+        effort: see `to_bytes`.
+        made: see `to_bytes`.
+        reference: see `to_bytes`.
+        sections: where the codes of arrays lie, or None to hold them.
+
+    Raises:
+        ImportError, TypeError, ValueError: as `to_bytes`.
     """
 
-    def __init__(self, arrays: Iterable[Any]) -> None:
-        self._arrays = {id(array): array for array in arrays}
-        self._sections: dict[tuple[int, Effort | None], StackWriter] = {}
+    def __init__(
+        self,
+        tree: CompressedTree,
+        *,
+        container: Literal["jxc", "safetensors"] = "jxc",
+        effort: Effort | None = None,
+        made: Mapping[str, Any] | None = None,
+        reference: Reference | None = None,
+        sections: Sections | None = None,
+    ) -> None:
+        described = _described(tree)
+        self._stored = [(tree.leaves[n], tree.layout.leaves[n]) for n in described.order]
+        self._arrays = [stored_array(*one) for one in self._stored]
+        self._first = _identity(described, self._arrays, reference)
+        self._names = [path for path in _paths(described.description) if path not in described.ties]
+        self._is_jxc, self._lies = container == "jxc", sections
+        if HEADER_NAME in self._names and not self._is_jxc:
+            raise ValueError(
+                f"the leaf {HEADER_NAME!r} has the name of the header in a file of safetensors; "
+                "rename it, or write a .jxc."
+            )
+        self._sections: list[Section] = []
+        with LongCall("coding", len(self._stored)) as report:
+            for place, one in enumerate(self._stored):
+                report(place, len(self._stored), "")
+                self._sections.append(section_of(*one, effort, sections))
+        codes = [section.code for section in self._sections]
+        self._block = _block(self._first, self._arrays, codes, self.lengths, made)
 
-    def section(
-        self, leaf: CompressedTensor | KeptLeaf, one: _Stored, effort: Effort | None
-    ) -> StackWriter | None:
-        """Return the code of a leaf if it is one of these, else None."""
-        if not isinstance(leaf, KeptLeaf) or id(leaf.value) not in self._arrays:
-            return None
-        key = id(leaf.value), effort
-        if key not in self._sections:
-            self._sections[key] = _section(one, effort)
-        return self._sections[key]
+    @property
+    def lengths(self) -> list[int]:
+        """Bytes of the sections."""
+        return [section.num_bytes for section in self._sections]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the file."""
+        return len(self._frame()) + self._header_size + sum(self.lengths)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of the compressed arrays over their numbers; NaN for none."""
+        compressed = [
+            (length, math.prod(one.shape))
+            for length, one in zip(self.lengths, self._arrays, strict=True)
+            if one.method != KEPT
+        ]
+        number = sum(size for _, size in compressed)
+        return 8 * sum(length for length, _ in compressed) / number if number else math.nan
+
+    def tensors(self) -> Iterator[tuple[str, int]]:
+        """Yield names and bytes of the tensors of safetensors, the header first."""
+        yield HEADER_NAME, self._header_size
+        yield from zip(self._names, self.lengths, strict=True)
+
+    def parts(self) -> Iterator[bytes]:
+        """Yield the header and the sections, each when it is asked for."""
+        yield self._header()
+        for section in self._sections:
+            yield section.read()
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the bytes of the file, a few at a time."""
+        yield self._frame()
+        yield from self.parts()
+
+    def write(self, path: Path, shard_size: float | None = None) -> Path:
+        """Write the file, whole or not at all, and return what it is read by.
+
+        Args:
+            path: of the file.
+            shard_size: most bytes of the tensors of a file, for safetensors in several files and
+                their index; see `jaxcomp.checkpoints.sharded.write_sharded`.
+
+        Raises:
+            OSError: if a file cannot be written.
+        """
+        specs = [(name, "uint8", (size,)) for name, size in self.tensors()]
+        if shard_size is not None and sum(map(num_bytes, specs)) > shard_size:
+            arrays = (np.frombuffer(part, np.uint8) for part in self.parts())
+            return write_sharded(path, specs, arrays, shard_size)[0]
+        with atomic_writer(path) as file:
+            for chunk in self.chunks():
+                file.write(chunk)
+        return path
+
+    @property
+    def _header_size(self) -> int:
+        return len(MAGIC) + 8 + len(self._block) + 32 + 4 * len(self._arrays)
+
+    def _frame(self) -> bytes:
+        """Return what is in front of the header: the list of the tensors, in safetensors."""
+        if self._is_jxc:
+            return b""
+        listed: dict[str, Any] = {"__metadata__": {"format": "jaxcomp 1"}}
+        start = 0
+        for name, size in self.tensors():
+            offsets = [start, start + size]
+            listed[name] = {"dtype": "U8", "shape": [size], "data_offsets": offsets}
+            start += size
+        return framed(listed)
+
+    def _header(self) -> bytes:
+        hashed = hashlib.sha256(self._first)
+        with LongCall("checking sums", len(self._stored)) as report:
+            for place, (one, array) in enumerate(zip(self._stored, self._arrays, strict=True)):
+                report(place, len(self._stored), "")
+                values = values_of(stored_parts(*one), array.dtype, array.shape)
+                hashed.update(bytes_of(values).data)
+                # Before the next one is there.
+                del values
+                if self._lies is not None:
+                    self._lies.release()
+        block = self._block + hashed.digest()
+        block += b"".join(own.checksum.to_bytes(4, "little") for own in self._sections)
+        head = MAGIC + b"".join(n.to_bytes(4, "little") for n in (len(block), zlib.crc32(block)))
+        return head + block
 
 
 class FileSizes:
@@ -162,12 +248,14 @@ class FileSizes:
 
     Args:
         effort: see `to_bytes`.
+        sections: where the codes of arrays lie; None to forget them.
     """
 
-    def __init__(self, effort: Effort | None = None) -> None:
+    def __init__(self, effort: Effort | None = None, sections: Sections | None = None) -> None:
         self._effort: Effort | None = effort
+        self._sections = sections
         # The leaves too, so that no other has the number of one that is gone.
-        self._known: dict[int, tuple[Any, _Stored, str, int]] = {}
+        self._known: dict[int, tuple[Any, StoredArray, str, int]] = {}
 
     def of_leaf(self, leaf: CompressedTensor | KeptLeaf, layout: TensorLayout | KeptLayout) -> int:
         """Return the bytes of the section of a leaf."""
@@ -190,23 +278,23 @@ class FileSizes:
 
     def _of(
         self, leaf: CompressedTensor | KeptLeaf | None, layout: TensorLayout | KeptLayout
-    ) -> tuple["_Stored", str, int]:
+    ) -> tuple[StoredArray, str, int]:
         if leaf is None:
             assert isinstance(layout, TensorLayout)
-            none = Parts(np.zeros(0, np.uint8))
-            brief = _Stored(none, layout.dtype.name, layout.shape, layout.method.name, "")
-            return brief, "t", 0
+            return StoredArray(layout.dtype.name, layout.shape, layout.method.name, ""), "t", 0
         if id(leaf) not in self._known:
-            one = _stored_leaf(leaf, layout)
-            section = _section(one, self._effort)
-            # What was coded is not needed any more, only what the header says of it.
-            brief = one._replace(parts=Parts(np.zeros(0, np.uint8)))
-            self._known[id(leaf)] = leaf, brief, _code_of(section), section.num_bytes()
+            if self._sections is None:
+                writer = writer_of(leaf, layout, self._effort)
+                code, size = code_of(writer), writer.num_bytes()
+            else:
+                section = section_of(leaf, layout, self._effort, self._sections)
+                code, size = section.code, section.num_bytes
+            self._known[id(leaf)] = leaf, stored_array(leaf, layout), code, size
         return self._known[id(leaf)][1:]
 
 
 def _identity(
-    described: "_Described", stored: list[_Stored], reference: Reference | None = None
+    described: "_Described", stored: list[StoredArray], reference: Reference | None = None
 ) -> bytes:
     """Return the first line of a header: what the arrays are."""
     identity: dict[str, Any] = {
@@ -227,7 +315,7 @@ def _identity(
 
 def _block(
     first: bytes,
-    stored: list[_Stored],
+    stored: list[StoredArray],
     codes: Sequence[str],
     lengths: list[int],
     made: Mapping[str, Any] | None,
@@ -250,17 +338,6 @@ def _block(
         coding["made"] = to_plain(made, "made")
     deflate = zlib.compressobj(9, wbits=-15)
     return deflate.compress(first + b"\n" + _to_json(coding)) + deflate.flush()
-
-
-def _section(one: _Stored, effort: Effort | None) -> StackWriter:
-    writer = StackWriter()
-    _write(writer, one, effort)
-    return writer
-
-
-def _code_of(section: StackWriter) -> str:
-    """Return the letter of the code of most symbols."""
-    return max(section.bits_by_code or "p", key=lambda code: section.bits_by_code.get(code, 0.0))
 
 
 def save(
@@ -406,40 +483,8 @@ def _paths(description: Any) -> list[str]:
     return paths
 
 
-def _stored(tree: CompressedTree, number: int) -> _Stored:
-    return _stored_leaf(tree.leaves[number], tree.layout.leaves[number])
-
-
-def _stored_leaf(leaf: CompressedTensor | KeptLeaf, layout: TensorLayout | KeptLayout) -> _Stored:
-    if isinstance(leaf, CompressedTensor) and isinstance(layout, TensorLayout):
-        parts = parts_of(leaf, layout)
-        return _Stored(parts, layout.dtype.name, layout.shape, layout.method.name, "")
-    assert isinstance(leaf, KeptLeaf)
-    value = kept_value(leaf)
-    key = dtype_name(value).removeprefix(KEY) if dtype_name(value).startswith(KEY) else ""
-    values, name = plain(plain_array(value) if key else value)
-    return _Stored(Parts(values), name, values.shape, KEPT, key)
-
-
-def _write(writer: StackWriter, one: _Stored, effort: Effort | None) -> None:
-    if effort is None:
-        effort = "best" if one.parts.codes.size < _BEST_BELOW else "fast"
-    write_parts(writer, one.parts, one.dtype, one.shape, effort)
-
-
 def _to_json(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
-
-
-def _safetensors(tensors: Mapping[str, bytes]) -> bytes:
-    """Return a file of safetensors with tensors of bytes."""
-    header: dict[str, Any] = {"__metadata__": {"format": "jaxcomp 1"}}
-    start = 0
-    for name, data in tensors.items():
-        offsets = [start, start + len(data)]
-        header[name] = {"dtype": "U8", "shape": [len(data)], "data_offsets": offsets}
-        start += len(data)
-    return framed(header) + b"".join(tensors.values())
 
 
 def _view_of(view: Any, entry: Entry) -> View | None:

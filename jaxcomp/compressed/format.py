@@ -25,12 +25,17 @@ from jaxcomp.compressed.tensors import (
 from jaxcomp.decoder.arrays import DTYPES, WEIGHTS, Parts
 from jaxcomp.decoder.files import KEPT, Entry
 from jaxcomp.decoder.streams import FormatError, require
+from jaxcomp.numerics.host import whole
 from jaxcomp.quantizers.assignment import assignment_dtype
-from jaxcomp.quantizers.methods import METHODS, Method, RoundToNearest, TrellisCoded, Vector
-from jaxcomp.quantizers.methods.base import CodebookMethod
+from jaxcomp.quantizers.methods import (
+    CodebookMethod,
+    Method,
+    RoundToNearest,
+    TrellisCoded,
+    Vector,
+    method_named,
+)
 from jaxcomp.quantizers.methods.trellis_coded import ORDERS, order_number
-
-_METHODS = {method.name: method for method in METHODS}
 
 
 def plain(values: Any) -> tuple[np.ndarray, str]:
@@ -39,7 +44,7 @@ def plain(values: Any) -> tuple[np.ndarray, str]:
     Raises:
         TypeError: if it has a dtype that files do not hold.
     """
-    values = np.asarray(values)
+    values = whole(values)
     name = values.dtype.name
     if name not in DTYPES:
         raise TypeError(
@@ -71,10 +76,12 @@ def parts_of(leaf: CompressedTensor, layout: TensorLayout) -> Parts:
         codebook = codebook.reshape(layers, num_codes, -1)
     if isinstance(layout.method, TrellisCoded):
         order = order_number(layout.method.order)
-        codes = np.asarray(leaf.codes)
+        codes = whole(leaf.codes)
         num_codes = 2 * int(np.abs(codes.astype(np.int32)).max(initial=0)) + 1
         return Parts(codes, layout.is_stack, num_codes, rows, scales, None, order)
-    codes = np.asarray(leaf.codes).astype(np.int8 if codebook is None else np.int64)
+    # Unsigned: as short as they can be, since all codes of a leaf are in memory here.
+    integers = np.int8 if codebook is None else np.min_scalar_type(max(num_codes - 1, 0))
+    codes = whole(leaf.codes).astype(integers, copy=False)
     return Parts(codes, layout.is_stack, num_codes, rows, scales, codebook)
 
 
@@ -89,8 +96,10 @@ def leaf_of(
     if entry.method == KEPT:
         require(parts.codebook is None and parts.scales is None, "a kept array has codes")
         return KeptLeaf(_kept(parts, entry)), KeptLayout(paths, "kept in the file")
-    require(entry.method in _METHODS, f"the method {entry.method[:40]!r} is unknown")
-    method = _method_of(parts, _METHODS[entry.method], entry)
+    kind = method_named(entry.method)
+    if kind is None:
+        raise FormatError(f"the method {entry.method[:40]!r} is unknown")
+    method = _method_of(parts, kind, entry)
     layout = TensorLayout(
         paths=paths,
         method=method,

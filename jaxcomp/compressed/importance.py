@@ -1,7 +1,7 @@
 """The importance of every weight of a tree: checked, in units, of tied places together."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jaxtyping import Float, PyTree
 
 from jaxcomp.curvature import CurvaturePolicy, DiagonalEstimate
 from jaxcomp.quantizers.problems import survey
-from jaxcomp.trees.leaves import readable_leaves
+from jaxcomp.trees.leaves import check_is_here, is_array, readable_leaves
 from jaxcomp.trees.paths import leaves_by_path, shorten
 from jaxcomp.trees.tied import Group
 
@@ -81,7 +81,7 @@ def importance_by_leaf(
     if importance is None:
         return [None] * len(groups)
     is_estimate = isinstance(importance, DiagonalEstimate)
-    named = readable_leaves(importance.mean if is_estimate else importance)
+    named = readable_leaves(importance.mean if is_estimate else importance, may_be_shared=True)
     found = {
         path: _importance_at(named, path, group.value.shape if view is None else view.shape, size)
         for group, size in zip(groups, vector_sizes, strict=True)
@@ -151,17 +151,45 @@ def exponents_of(name: str, values: Mapping[str, np.ndarray]) -> list[int]:
     for path, value in values.items():
         num_bad, exponent = survey(value)
         if num_bad:
-            raise ValueError(
-                f"{name} must be finite, got {num_bad} NaN or infinite among the {value.size} "
-                f"entries of {path!r}."
-            )
+            refuse_not_finite(name, path, num_bad, value.size)
         exponents.append(exponent)
     return exponents
 
 
-def _importance_at(
+def refuse_not_finite(name: str, path: str, number: int, size: int) -> NoReturn:
+    """Refuse a leaf with so many entries that are not finite."""
+    raise ValueError(
+        f"{name} must be finite, got {number} NaN or infinite among the {size} entries of {path!r}."
+    )
+
+
+def refuse_negative(path: str, number: int, size: int) -> NoReturn:
+    """Refuse an importance with so many negative entries."""
+    raise ValueError(
+        f"importance must be at least 0, got {number} negative among the {size} entries of "
+        f"{path!r}; pass jaxcomp.curvature.CurvaturePolicy().apply(importance).importance, or the "
+        "DiagonalEstimate itself."
+    )
+
+
+def refuse_zeros(path: str) -> NoReturn:
+    """Refuse an importance of zeros."""
+    raise ValueError(
+        f"importance is 0 throughout the leaf {path!r}, so it cannot weigh anything; pass "
+        "jaxcomp.curvature.CurvaturePolicy().apply(importance).importance, which weighs such a "
+        "leaf alike, or leave it out by select."
+    )
+
+
+def value_at(
     named: Mapping[str, Any], path: str, shape: tuple[int, ...], vector_size: int | None
-) -> np.ndarray:
+) -> Any:
+    """Return the importance at a path, of the shape of the weights, or of blocks.
+
+    Raises:
+        TypeError: if it is not real.
+        ValueError: if there is none, or it has another shape.
+    """
     if path not in named:
         raise ValueError(
             f"importance has no leaf {path!r}, which is quantized: it has {shorten(named)}; give "
@@ -175,11 +203,20 @@ def _importance_at(
         allowed += f", or of blocks of its vectors, {blocks}"
     if jnp.shape(value) not in (shape, blocks):
         raise ValueError(f"importance at {path!r} must have {allowed}, got {jnp.shape(value)}.")
+    dtype = value.dtype if is_array(value) else np.asarray(value).dtype
+    if not jnp.issubdtype(dtype, jnp.integer) and not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"importance at {path!r} must be real numbers, got {dtype}.")
+    return value
+
+
+def _importance_at(
+    named: Mapping[str, Any], path: str, shape: tuple[int, ...], vector_size: int | None
+) -> np.ndarray:
+    value = value_at(named, path, shape, vector_size)
+    check_is_here(path, value)
     array = np.asarray(value)
     if jnp.issubdtype(array.dtype, jnp.integer):
         return array.astype(np.float32)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(f"importance at {path!r} must be real numbers, got {array.dtype}.")
     return array.astype(np.float32) if array.dtype.itemsize < 2 else array
 
 
@@ -191,18 +228,9 @@ def _check_importance(
         return
     num_negative = int(np.count_nonzero(importance < 0))
     if num_negative:
-        raise ValueError(
-            f"importance must be at least 0, got {num_negative} negative among the "
-            f"{importance.size} entries of {path!r}; pass "
-            "jaxcomp.curvature.CurvaturePolicy().apply(importance).importance, or the "
-            "DiagonalEstimate itself."
-        )
+        refuse_negative(path, num_negative, importance.size)
     if not np.any(importance):
-        raise ValueError(
-            f"importance is 0 throughout the leaf {path!r}, so it cannot weigh anything; pass "
-            "jaxcomp.curvature.CurvaturePolicy().apply(importance).importance, which weighs such a "
-            "leaf alike, or leave it out by select."
-        )
+        refuse_zeros(path)
 
 
 def _check_semidefinite(path: str, blocks: Float[np.ndarray, "vectors m m"]) -> None:

@@ -29,6 +29,7 @@ from jaxcomp.compressed.tree import CompressedTree
 from jaxcomp.curvature import DiagonalEstimate, Layers
 from jaxcomp.curvature.layer_inputs import InputMoments, OpenNetwork, SplitMoments
 from jaxcomp.long_call import LongCall
+from jaxcomp.numerics.placement import on_one_device
 from jaxcomp.numerics.units import LN2
 from jaxcomp.quantizers.curves import Curve
 from jaxcomp.quantizers.methods import HessianRounding, RoundToNearest
@@ -69,7 +70,8 @@ def with_inputs(tensor: Tensor, network: OpenNetwork, estimate: DiagonalEstimate
     if not isinstance(tensor.method, HessianRounding):
         return tensor
     layer = _layer_of(tensor, network, estimate)
-    return layer.with_moments(network.moments(layer.path, {}).joined(), layer.method.dampings[0])
+    moments = on_one_device(network.moments(layer.path, {}))
+    return layer.with_moments(moments.joined(), layer.method.dampings[0])
 
 
 @dataclass(eq=False)
@@ -318,7 +320,8 @@ class _Rounding:
 
     def _moments(self, path: str, changed: Mapping[str, Any]) -> SplitMoments:
         if changed:
-            return self._network.moments(path, changed)
+            # Factors of two devices differ in their last bits, which would change codes.
+            return on_one_device(self._network.moments(path, changed))
         if path not in self._unchanged:
             found = self._network.moments(path, {})
             # On the host: only one layer is on the device at a time.

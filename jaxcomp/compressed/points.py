@@ -33,8 +33,8 @@ def own_parameters(tensors: list[Tensor], *, shared: bool) -> list[Any]:
         if tensor.method.parameter is None:
             families.setdefault(tensor.method.family(), []).append(place)
     for method, places in families.items():
-        sizes = np.asarray([tensors[place].problems[0].size for place in places])
         layers = np.asarray([len(tensors[place].problems) for place in places])
+        sizes = np.asarray([tensors[place].num_weights for place in places]) // layers
         own = method.defaults(sizes, layers) if shared else [method.default] * len(places)
         for place, parameter in zip(places, own, strict=True):
             parameters[place] = parameter

@@ -18,11 +18,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxcomp.coding.sizes import CodeSize, compression_ratio
 from jaxcomp.compressed.importance import Unseen
-from jaxcomp.quantizers.methods import METHODS, Method
+from jaxcomp.quantizers.methods import Method, method_named
 from jaxcomp.storage import json_line
 from jaxcomp.trees.paths import shorten
-
-_METHODS = {method.name: method for method in METHODS}
 
 
 class Measures(NamedTuple):
@@ -331,8 +329,14 @@ def _rows(report: Report) -> list[list[str]]:
 def _parameter_headers(names: Sequence[str]) -> list[str]:
     if len(names) != 1:
         return ["method", "used"]
-    method = _METHODS[names[0]]
+    method = _method_of(names[0])
     return [method.parameter_header, "left" if method.keeps_weights else "used"]
+
+
+def _method_of(name: str) -> type[Method]:
+    method = method_named(name)
+    assert method is not None  # since it made the layer
+    return method
 
 
 def _format_table(report: Report) -> str:
@@ -357,7 +361,7 @@ def _align(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _format_layer(layer: LayerReport, names: Sequence[str]) -> list[str]:
-    method = _METHODS[layer.method]()
+    method = _method_of(layer.method)()
     said = method.number(layer.parameter)
     if len(names) > 1:
         said = f"{method.label}, {method.describe(layer.parameter)}"
@@ -443,7 +447,7 @@ def _notes(report: Report) -> list[str]:
         f"{layer.path} uses {layer.num_used:,} of {int(layer.parameter):,} clusters: it has few "
         "distinct weights, or clusters are empty"
         for layer in report
-        if _METHODS[layer.method].parameter_name == "num_clusters"
+        if _method_of(layer.method).parameter_name == "num_clusters"
         and layer.num_used < layer.parameter
     ]
     num_stopped = sum(not layer.converged for layer in report)

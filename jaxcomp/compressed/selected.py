@@ -1,7 +1,8 @@
 """A tree taken apart: the leaves to compress, each with its method, and those to keep."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,12 @@ import numpy as np
 
 from jaxcomp.compressed.importance import Importance, exponents_of, importance_by_leaf
 from jaxcomp.compressed.layer_places import method_for
+from jaxcomp.compressed.parts import (
+    exponent_of_parts,
+    importance_on_parts,
+    problem_on_parts,
+    spread_of_leaf,
+)
 from jaxcomp.compressed.tensors import (
     CompressedTensor,
     KeptLayout,
@@ -25,21 +32,56 @@ from jaxcomp.curvature.layer_inputs import OpenNetwork
 from jaxcomp.numerics.checks import is_concrete
 from jaxcomp.quantizers.curves import Curve, Point
 from jaxcomp.quantizers.methods import Method, Vector
-from jaxcomp.quantizers.problems import Problem, energy, problem_of
-from jaxcomp.trees.leaves import Constant, is_array, is_wide, warn_of_wide, with_readable_leaves
+from jaxcomp.quantizers.placed import Spread
+from jaxcomp.quantizers.problems import Problem, problem_of
+from jaxcomp.trees.leaves import (
+    Constant,
+    check_is_here,
+    is_array,
+    is_wide,
+    warn_of_wide,
+    with_readable_leaves,
+)
 from jaxcomp.trees.paths import leaves_by_path, matching_paths, shorten
 from jaxcomp.trees.selection import Select, decide, stacked_paths
 from jaxcomp.trees.tied import Group, group_tied
 from jaxcomp.types import AnyArray, Params
 
+# For arrays of several processes.
+_HINT = (
+    "; KMeans, Optimal, Uniform and EntropyConstrained with one scale a leaf that is no stack of "
+    "layers need no more than each has"
+)
+
 Stored = tuple[CompressedTensor, TensorLayout]
 """A compressed leaf and its layout."""
+
+
+class Remade(Sequence[Problem]):
+    """Problems that are made whenever they are asked for, so that no importance is held.
+
+    Args:
+        make: makes all of them.
+        number: how many there are.
+    """
+
+    def __init__(self, make: Callable[[], list[Problem]], number: int) -> None:
+        self._make, self._number = make, number
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __iter__(self) -> Iterator[Problem]:
+        return iter(self._make())
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._make()[place]
 
 
 class Tensor(NamedTuple):
     """A leaf to be compressed: its layers (one, if it is no stack) as problems."""
 
-    problems: list[Problem]
+    problems: Sequence[Problem]
     method: Method
     layout: TensorLayout
     value: Any
@@ -88,7 +130,7 @@ class Tensor(NamedTuple):
     def energies(self) -> list[float]:
         """The sum of the squared weights of every layer, in original units; 1 for zeros."""
         return [
-            math.ldexp(energy(problem), 2 * problem.exponent) or 1.0 for problem in self.problems
+            math.ldexp(problem.energy(), 2 * problem.exponent) or 1.0 for problem in self.problems
         ]
 
     def joined(self, curves: Sequence[Curve]) -> Curve:
@@ -158,15 +200,20 @@ def select_leaves(
     select: Select,
     stacked: Select,
     network: OpenNetwork | None = None,
+    visited: Callable[[], None] | None = None,
 ) -> Selected:
-    """Take a tree apart; see `jaxcomp.compress` for what the arguments are and what is refused."""
+    """Take a tree apart; see `jaxcomp.compress` for what the arguments are and what is refused.
+
+    With `visited` no importance is held: it is made again where it is needed. It is called whenever
+    something of a leaf was read.
+    """
     importance, policy = weighing
     if not isinstance(policy, CurvaturePolicy):
         raise TypeError(
             "policy must be a jaxcomp.curvature.CurvaturePolicy, such as "
             f"CurvaturePolicy(zeros='floor'), got {type(policy).__name__}."
         )
-    params = with_readable_leaves(params)
+    params = with_readable_leaves(params, may_be_shared=True)
     named = leaves_by_path(params)
     decisions = decide(params, select)
     groups, slots = group_tied(named)
@@ -191,38 +238,88 @@ def select_leaves(
         method_for(own, group, network, is_stack=group.paths[0] in stacks)
         for own, group in zip(methods, selected, strict=True)
     ]
-    # Read by the host, chunk by chunk; on CPU that is the same memory.
-    host = {group.paths[0]: np.asarray(group.value) for group in selected}
-    exponents = exponents_of("params", host)
-    methods = [
-        own.suited(host[group.paths[0]], is_stack=group.paths[0] in stacks)
-        for own, group in zip(methods, selected, strict=True)
-    ]
-    vector_sizes = [own.vector_size if isinstance(own, Vector) else None for own in methods]
-    importances = importance_by_leaf(importance, selected, vector_sizes, policy)
     tensors = {}
-    for number, own, exponent, h in zip(chosen, methods, exponents, importances, strict=True):
-        group = chosen[number]
-        is_stack = group.paths[0] in stacks
+    for (number, group), method_of_leaf in zip(chosen.items(), methods, strict=True):
+        leaf = _leaf_of(group, method_of_leaf, is_stack=group.paths[0] in stacks)
+        h = leaf.importance(importance, policy)
         layout = TensorLayout(
             paths=group.paths,
-            method=own.at(None),
+            method=leaf.method.at(None),
             shape=group.value.shape,
             dtype=np.dtype(group.value.dtype),
             is_weighted=h is not None,
-            is_stack=is_stack,
+            is_stack=leaf.is_stack,
             unseen=None if h is None else h.unseen,
         )
-        weights = host[group.paths[0]]
-        problems = _layers(group, weights, h) if is_stack else [_problem(weights, exponent, h)]
-        problems = [own.prepare(problem) for problem in problems]
-        tensors[number] = Tensor(problems, own, layout, group.value)
+        problems: Sequence[Problem] = leaf.problems(h)
+        if visited is not None:
+            if h is not None:
+                problems = Remade(partial(leaf.problems_by, importance, policy), len(problems))
+            visited()
+        tensors[number] = Tensor(problems, leaf.method, layout, group.value)
     kept = {
         number: (_kept(group.value), KeptLayout(group.paths, decisions[group.paths[0]].reason))
         for number, group in enumerate(groups)
         if number not in chosen
     }
     return Selected(params, tuple(slots), kept, tensors)
+
+
+class _Leaf(NamedTuple):
+    """A leaf that is compressed, read by the host chunk by chunk, or summed where it lies.
+
+    Attributes:
+        group: where it stands, and its value.
+        method: of it.
+        is_stack: whether it is a stack of layers.
+        exponent: of its largest weight.
+        weights: on the host, on CPU the same memory; None for one that stays where it lies.
+        spread: how devices share it; None for one on the host.
+    """
+
+    group: Group
+    method: Method
+    is_stack: bool
+    exponent: int
+    weights: np.ndarray | None
+    spread: Spread | None
+
+    def importance(self, importance: Any, policy: CurvaturePolicy) -> Importance | None:
+        """Return the importance of its weights, where they are."""
+        if importance is None:
+            return None
+        if self.spread is not None:
+            return importance_on_parts(importance, self.group, self.spread, policy)
+        vector_size = self.method.vector_size if isinstance(self.method, Vector) else None
+        return importance_by_leaf(importance, [self.group], [vector_size], policy)[0]
+
+    def problems(self, importance: Importance | None) -> list[Problem]:
+        """Return the problems of its layers, prepared."""
+        if self.spread is not None:
+            return [problem_on_parts(self.group, self.spread, self.exponent, importance)]
+        assert self.weights is not None
+        if self.is_stack:
+            problems = _layers(self.group, self.weights, importance)
+        else:
+            problems = [_problem(self.weights, self.exponent, importance)]
+        return [self.method.prepare(problem) for problem in problems]
+
+    def problems_by(self, importance: Any, policy: CurvaturePolicy) -> list[Problem]:
+        """Return its problems with the importance taken from the whole."""
+        return self.problems(self.importance(importance, policy))
+
+
+def _leaf_of(group: Group, method: Method, *, is_stack: bool) -> _Leaf:
+    path = group.paths[0]
+    spread = spread_of_leaf(method, group, is_stack=is_stack)
+    if spread is not None:
+        exponent = exponent_of_parts("params", group, spread)
+        return _Leaf(group, method, is_stack, exponent, None, spread)
+    check_is_here(path, group.value, _HINT)
+    weights = np.asarray(group.value)
+    (exponent,) = exponents_of("params", {path: weights})
+    method = method.suited(weights, is_stack=is_stack)
+    return _Leaf(group, method, is_stack, exponent, weights, None)
 
 
 def _kept(value: Any) -> KeptLeaf:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from jaxcomp.coding.streams import Effort
 from jaxcomp.compressed.budgets import Budget, budget_of
 from jaxcomp.compressed.files import FileSizes
+from jaxcomp.compressed.sections import Sections
 from jaxcomp.compressed.selected import Selected, Stored
 
 Given = Mapping[str, float | None]
@@ -23,18 +24,25 @@ class Spending:
         given: the budgets by name; at most one.
         effort: with which the file will be written; None for that of `save`, where there are few
             weights, and else for quick codes, which the best are never longer than.
+        sections: where the codes of tensors lie; None to forget them.
 
     Attributes:
         budget: in bits of the tensors alone, or in distortion; None if none was given.
         sizes: of files.
     """
 
-    def __init__(self, selected: Selected, given: Given, effort: Effort | None = None) -> None:
+    def __init__(
+        self,
+        selected: Selected,
+        given: Given,
+        effort: Effort | None = None,
+        sections: Sections | None = None,
+    ) -> None:
         self._selected = selected
         self._is_of_file = any(given.get(name) is not None for name in ("size_bytes", "ratio"))
         if effort is None and selected.num_weights > MOST_WEIGHTS_OF_BEST:
             effort = "fast"
-        self.sizes = FileSizes(effort)
+        self.sizes = FileSizes(effort, sections)
         self._rest = self._rest_of({}) if self._is_of_file else 0
         self.budget: Budget | None = budget_of(
             dict(given),

@@ -15,6 +15,7 @@ from jaxcomp.compressed.importance import Unseen
 from jaxcomp.compressed.report import LayerReport, Measures, layer_report
 from jaxcomp.numerics.checks import is_concrete
 from jaxcomp.numerics.host import is_on_host
+from jaxcomp.numerics.placement import automatic_axes, to_automatic
 from jaxcomp.quantizers.curves import Point
 from jaxcomp.quantizers.methods import Method
 from jaxcomp.quantizers.problems import Errors, Problem
@@ -81,6 +82,12 @@ def kept_value(leaf: KeptLeaf) -> Any:
 
 def decode(leaf: CompressedTensor, layout: TensorLayout) -> Any:
     """Return the weights of a leaf, with the sharding of its codes."""
+    with automatic_axes(leaf.codes) as leave:
+        own = leaf._replace(codes=to_automatic(leaf.codes))
+        return leave(_like(own.codes, _decoded(own, layout)))
+
+
+def _decoded(leaf: CompressedTensor, layout: TensorLayout) -> Any:
     method, dtype = layout.method, layout.dtype
     shape = layout.shape[1:] if layout.is_stack else layout.shape
 
@@ -89,16 +96,14 @@ def decode(leaf: CompressedTensor, layout: TensorLayout) -> Any:
 
     stored = (leaf.codes, leaf.codebook, leaf.scales)
     if not layout.is_stack:
-        values = values_of(*stored)
-    elif is_on_host(*stored):
-        layers = [
-            values_of(*(None if part is None else part[number] for part in stored))
-            for number in range(layout.shape[0])
-        ]
-        values = (np if isinstance(layers[0], np.ndarray) else jnp).stack(layers)
-    else:
-        values = jax.vmap(values_of)(*stored)
-    return _like(leaf.codes, values)
+        return values_of(*stored)
+    if not is_on_host(*stored):
+        return jax.vmap(values_of)(*stored)
+    layers = [
+        values_of(*(None if part is None else part[number] for part in stored))
+        for number in range(layout.shape[0])
+    ]
+    return (np if isinstance(layers[0], np.ndarray) else jnp).stack(layers)
 
 
 def _like(stored: Any, values: Any) -> Any:

@@ -7,33 +7,36 @@ it holds differences to) is allowed for here.
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from jaxcomp import __version__
 from jaxcomp.checkpoints import Checkpoint, open_checkpoint, refuse_same
-from jaxcomp.checkpoints.sharded import files_named, write_split
+from jaxcomp.checkpoints.sharded import files_named
+from jaxcomp.checkpoints.tensors import dtype_of
 from jaxcomp.coding.streams import Effort
-from jaxcomp.compressed.compress import DEFAULT, compress
+from jaxcomp.compressed.compress import DEFAULT, compress, compress_streamed, select_streamed
 from jaxcomp.compressed.file_report import (
     FileReport,
-    bits_per_weight,
     file_report,
     mean_squared_errors,
 )
-from jaxcomp.compressed.files import Container, Reference, to_bytes
+from jaxcomp.compressed.files import Encoded, Reference
 from jaxcomp.compressed.loss_budget import (
     CalibrationData,
     importance_of,
     layers_of,
     smallest_within_loss,
 )
+from jaxcomp.compressed.selected import Selected
 from jaxcomp.compressed.spending import MOST_WEIGHTS_OF_BEST
+from jaxcomp.compressed.spool import Spool, spool_beside
 from jaxcomp.compressed.tree import CompressedTree
 from jaxcomp.curvature import DiagonalEstimate, Layers
 from jaxcomp.decoder import inspect
@@ -41,7 +44,7 @@ from jaxcomp.decoder.arrays import DTYPES
 from jaxcomp.decoder.contents import ERRORS
 from jaxcomp.numerics.checks import check_positive
 from jaxcomp.quantizers.methods import Method
-from jaxcomp.storage import PathLike, write_bytes_atomic
+from jaxcomp.storage import PathLike
 from jaxcomp.trees.paths import leaves_by_path, matching_paths, replace_leaves, shorten
 from jaxcomp.trees.selection import decide
 from jaxcomp.trees.tied import Group, group_tied
@@ -52,6 +55,8 @@ _FLOATS_OF_8 = tuple(name for name in DTYPES if name.startswith(("float8_e4m3", 
 
 # A file that uses this share of its budget is taken; what others aim at, and how many there are.
 _SPENT, _AIM, _MOST_TRIALS = 0.985, 0.995, 4
+# Bytes of tensors from which on they are compressed one by one.
+_STREAMED = 1 << 28
 
 
 def compress_file(
@@ -72,11 +77,18 @@ def compress_file(
     record: bool = False,
     reference: PathLike | None = None,
     shard_size: float | None = None,
+    importance: PathLike | None = None,
+    stream: bool | None = None,
 ) -> FileReport:
     """Compress a checkpoint to a file, written whole or not at all.
 
     Which arrays are compressed is decided by their names and shapes, as in `compress`. float16 and
-    bfloat16 come back as such. Arrays of a mapped file (safetensors) are read one by one.
+    bfloat16 come back as such.
+
+    Large safetensors, in one file or several, are streamed: a tensor at a time is in memory, and
+    what is finished lies in a folder beside the target, `small.jxc.parts`, until the file is there
+    (one or two bytes a weight for each point that was tried). The same call goes on where one was
+    stopped; one with another budget finds the same curves. The file is the same, byte for byte.
 
     Args:
         source: what `jaxcomp.checkpoints.open_checkpoint` opens.
@@ -101,11 +113,16 @@ def compress_file(
         shard_size: most bytes of the tensors of a file, for safetensors in several files and their
             index (Hugging Face's layout), which are read by the name of the index; None for one.
             Budgets and the report count one file: each of several has a header of its own.
+        importance: another checkpoint, with the importance of every weight by the name of its
+            tensor, as in `compress`; of safetensors, tensors are read one by one.
+        stream: whether tensors are compressed one by one; None for safetensors of 256 MiB or more.
+            What needs the whole model in memory is not: `data`, `reference`, `convert_float8`.
 
     Raises:
         FormatError, ImportError, TypeError, ValueError, OSError: as `open_checkpoint`, `compress`
             and `to_bytes`; or if the target is the source, two budgets were given, a budget cannot
-            be met, or one of a loss has no data.
+            be met, one of a loss has no data, the model cannot be streamed but should, or another
+            process writes the same file.
     """
     wanted = {
         "bits_per_weight": bits_per_weight,
@@ -115,7 +132,7 @@ def compress_file(
         "loss_increase": max_loss_increase,
     }
     goal = _goal(wanted, lossless=lossless, has_data=data is not None)
-    container: Container = "safetensors" if Path(target).suffix == ".safetensors" else "jxc"
+    container = "safetensors" if Path(target).suffix == ".safetensors" else "jxc"
     if shard_size is not None:
         check_positive("shard_size", shard_size)
         if container != "safetensors":
@@ -126,42 +143,55 @@ def compress_file(
     with contextlib.ExitStack() as stack:
         checkpoint = stack.enter_context(open_checkpoint(source))
         other = None if reference is None else stack.enter_context(open_checkpoint(reference))
+        weighing = None if importance is None else stack.enter_context(open_checkpoint(importance))
+        read = [one for one in (checkpoint, other, weighing) if one is not None]
         for written in files_named(Path(target), shard_size):
-            refuse_same(written, (*checkpoint.files, *(() if other is None else other.files)))
+            refuse_same(written, (file for one in read for file in one.files))
+        if weighing is not None and data is not None:
+            raise ValueError("importance is taken from the data; leave out one of both.")
+        in_memory = {
+            "data": data is not None,
+            "reference": reference is not None,
+            "convert_float8": convert_float8,
+        }
+        is_streamed = _is_streamed(
+            checkpoint, stream, [name for name, is_so in in_memory.items() if is_so]
+        )
         params = checkpoint.tree()
         if convert_float8:
             params = jax.tree.map(_widened, params)
         reasons = _reasons(params, keep, lossless)
         if data is not None:
             data.check(params)
-        importance, layers = _weighing(method, params, data)
+        own_importance, layers = _weighing(method, params, data)
+        if weighing is not None:
+            own_importance = weighing.tree()
+        spool = None
+        if is_streamed:
+            spool = stack.enter_context(_spool(Path(target), checkpoint, weighing))
         told = None if other is None else _reference(params, other, reasons)
         job = _Job(
             params=params if told is None else _differences(params, told),
             method=_with_channels(method, checkpoint),
             select=lambda path, _: path not in reasons,
-            importance=importance,
+            importance=own_importance,
             layers=layers,
             goal=goal,
             container=container,
             effort=effort,
             record=record,
             reference=told,
+            spool=spool,
         )
         loss_before = math.nan if data is None else data.loss_of(params)
-        tree = job.within_budget(data, loss_before)
-        encoded = job.encode(tree)
+        tree, encoded = job.within_budget(data, loss_before)
         losses = None if data is None else (loss_before, data.loss_of(job.weights(tree)))
-        written = Path(target)
-        if shard_size is None:
-            write_bytes_atomic(written, encoded)
-        else:
-            written = write_split(written, encoded, shard_size)[0]
+        written = encoded.write(Path(target), shard_size)
         return file_report(
             checkpoint,
             written,
             tree,
-            inspect(encoded),
+            inspect(written).of_size(encoded.size_bytes),
             reasons=reasons,
             goal=goal,
             losses=losses,
@@ -175,13 +205,14 @@ class _Job:
     params: Any
     method: Method
     select: Callable[[str, Any], bool]
-    importance: DiagonalEstimate | None
+    importance: DiagonalEstimate | Mapping[str, Any] | None
     layers: Layers | None
     goal: tuple[str, float] | None
-    container: Container
+    container: Literal["jxc", "safetensors"]
     effort: Effort | None
     record: bool
     reference: Reference | None
+    spool: Spool | None
 
     def weights(self, tree: CompressedTree) -> Params:
         """Return what a tree stands for, with the reference."""
@@ -197,14 +228,31 @@ class _Job:
         # What the best codes save is found out once the file is there: they take long.
         is_of_loss = self.goal is not None and self.goal[0] == "loss_increase"
         is_quick = is_of_loss or self.num_weights > MOST_WEIGHTS_OF_BEST
+        effort = "fast" if is_quick else self.effort
+        if self.spool is not None:
+            return compress_streamed(
+                self._selected, self.spool, budget, effort, is_shared=self.importance is None
+            )
         return compress(
             self.params,
             self.method,
             select=self.select,
             importance=self.importance,
             layers=self.layers,
-            effort="fast" if is_quick else self.effort,
+            effort=effort,
             **budget,
+        )
+
+    @cached_property
+    def _selected(self) -> Selected:
+        """The tree taken apart, once for all trials."""
+        assert self.spool is not None
+        return select_streamed(
+            self.params,
+            self.method,
+            self.spool,
+            importance=self.importance,
+            select=self.select,
         )
 
     @cached_property
@@ -221,10 +269,12 @@ class _Job:
         groups, _ = group_tied(leaves_by_path(self.params))
         return [group for group in groups if hasattr(group.value, "nbytes")]
 
-    def within_budget(self, data: CalibrationData | None, loss_before: float) -> CompressedTree:
-        """Return the tree that keeps to the budget."""
+    def within_budget(
+        self, data: CalibrationData | None, loss_before: float
+    ) -> tuple[CompressedTree, Encoded]:
+        """Return the tree that keeps to the budget, and its file."""
         if self.goal is None:
-            return self.compress()
+            return self._encoded(self.compress())
         name, value = self.goal
         if not self.num_weights:
             raise ValueError(
@@ -232,15 +282,16 @@ class _Job:
                 "are; leave the budget out, or keep fewer."
             )
         if name == "mean_squared_error":
-            return self.compress(max_distortion=value * self.num_weights)
+            return self._encoded(self.compress(max_distortion=value * self.num_weights))
         if name == "loss_increase":
             assert data is not None
-            return smallest_within_loss(
+            tree = smallest_within_loss(
                 lambda bits: self.compress(bits_per_weight=bits),
                 lambda tree: data.loss_of(self.weights(tree)),
                 loss_before,
                 value,
             )
+            return self._encoded(tree)
         if name == "bits_per_weight":
             return self._of_size(value, lambda bits: self.compress(bits_per_weight=bits))
         limit = value if name == "size_bytes" else math.floor(self._original_bytes() / value)
@@ -248,7 +299,7 @@ class _Job:
 
     def _of_size(
         self, limit: float, compress_to: Callable[[float], CompressedTree]
-    ) -> CompressedTree:
+    ) -> tuple[CompressedTree, Encoded]:
         """Return the tree whose file uses a limit up, with all that stands in it."""
         assert self.goal is not None
         name, value = self.goal
@@ -260,10 +311,10 @@ class _Job:
                 if aim >= limit:
                     raise
                 break  # less than the method needs
-            contents = inspect(self.encode(tree))
-            size = bits_per_weight(contents) if name == "bits_per_weight" else contents.size_bytes
+            file = self.encode(tree)
+            size = file.bits_per_weight if name == "bits_per_weight" else file.size_bytes
             if size <= limit and (best is None or size > best[0]):
-                best = size, tree
+                best = size, tree, file
             if best is not None and best[0] >= _SPENT * limit:
                 break
             # What `compress` does not count: how the file was made, other codes, another container.
@@ -273,12 +324,15 @@ class _Job:
                 f"no file of this method keeps to {name} = {value:g}; allow more, or keep fewer "
                 "arrays as they are."
             )
-        return best[1]
+        return best[1:]
 
     def _original_bytes(self) -> int:
         return sum(group.value.nbytes for group in self._groups)
 
-    def encode(self, tree: CompressedTree) -> bytes:
+    def _encoded(self, tree: CompressedTree) -> tuple[CompressedTree, Encoded]:
+        return tree, self.encode(tree)
+
+    def encode(self, tree: CompressedTree) -> Encoded:
         """Return the file of a tree."""
         made = None
         if self.record:
@@ -290,13 +344,55 @@ class _Job:
                     path: float(f"{error:.3g}") for path, error in mean_squared_errors(tree).items()
                 },
             }
-        return to_bytes(
+        return Encoded(
             tree,
             container=self.container,
             effort=self.effort,
             made=made,
             reference=self.reference,
+            sections=self.spool,
         )
+
+
+def _is_streamed(checkpoint: Checkpoint, stream: bool | None, in_memory: Sequence[str]) -> bool:
+    """Tell whether tensors are compressed one by one; `in_memory` was asked for and forbids it."""
+    tensors = checkpoint.tensors.values()
+    is_mapped = bool(tensors) and all(tensor.mapped is not None for tensor in tensors)
+    if stream and (in_memory or not is_mapped):
+        why = f"{in_memory[0]} needs all of the model" if in_memory else "it is no safetensors"
+        raise ValueError(f"{checkpoint.path} cannot be streamed, since {why}; leave stream out.")
+    if stream is not None or in_memory or not is_mapped:
+        return bool(stream)
+    sizes = (
+        math.prod(tensor.shape) * dtype_of(tensor.dtype).itemsize
+        for tensor in checkpoint.tensors.values()
+    )
+    return sum(sizes) >= _STREAMED
+
+
+def _spool(
+    target: Path, checkpoint: Checkpoint, weighing: Checkpoint | None
+) -> AbstractContextManager[Spool]:
+    """Return what is finished of the file of a checkpoint, for the time of a `with` block."""
+
+    def place(one: Checkpoint | None, path: str) -> Any:
+        if one is None or path not in one.tensors:
+            return None
+        mapped = one.tensors[path].mapped
+        if mapped is not None:
+            return [mapped.identity, path]
+        found = [(str(file.resolve()), file.stat()) for file in one.files]
+        return [[[name, stat.st_size, stat.st_mtime_ns] for name, stat in found], path]
+
+    def release() -> None:
+        checkpoint.release()
+        if weighing is not None:
+            weighing.release()
+
+    origins = {
+        path: [place(checkpoint, path), place(weighing, path)] for path in checkpoint.tensors
+    }
+    return spool_beside(target, origins, release)
 
 
 def _goal(

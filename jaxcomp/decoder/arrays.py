@@ -5,7 +5,7 @@ uint16, those of four bits and fewer one a byte.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +27,7 @@ DTYPES: dict[str, tuple[int, str]] = {
     **{f"float8_{name}": (8, "uint8") for name in _FLOATS_OF_8},
 }
 MOST_INTEGERS = 1 << 16
+_SPREAD_AT_ONCE = 1 << 20
 WEIGHTS = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -92,16 +93,31 @@ def read_parts(stack: Stack, dtype: str, shape: tuple[int, ...]) -> Parts:
     require(is_allowed and order < 3, "its codes are of no kind that there is")
     kept = own if entry == 1 else (-(-math.prod(own) // entry),)
     count, columns = math.prod(kept), columns_of(kept)
-    if order:
-        parts = [ordered(stack, num_codes // 2, count, columns, order) for _ in range(layers)]
+    parts = []
+    for _ in range(layers):
+        if order:
+            own = ordered(stack, num_codes // 2, count, columns, order)
+        else:
+            own = symbols(stack, num_codes, count, columns)
+        parts.append(
+            own if kind == 2 else _integers(own, num_codes, 0 if order else num_codes // 2)
+        )
+        del own
+    if len(parts) == 1:
+        codes = parts.pop()
     else:
-        parts = [symbols(stack, num_codes, count, columns) for _ in range(layers)]
-    codes = np.stack(parts) if parts else np.zeros((0, count), np.uint8)
-    if kind == 3:
-        codes = codes if order else codes.astype(np.int32) - num_codes // 2
-        codes = codes.astype(np.int8 if num_codes <= 256 else np.int16)
+        codes = np.stack(parts) if parts else np.zeros((0, count), np.uint8)
     codes = codes.reshape((layers, *kept) if is_stack else kept)
     return Parts(codes, is_stack, num_codes, rows, scales, codebook, order)
+
+
+def _integers(symbols: np.ndarray, num_codes: int, zero: int) -> np.ndarray:
+    """Return integers in the shortest dtype that holds so many of them, given the symbol of 0."""
+    if num_codes <= 256:  # modulo 256
+        return (symbols.astype(np.uint8) - np.uint8(zero)).view(np.int8)
+    return (
+        symbols.astype(np.int16) if not zero else (symbols.astype(np.int32) - zero).astype(np.int16)
+    )
 
 
 def ordered(stack: Stack, most: int, count: int, columns: int, order: int) -> np.ndarray:
@@ -125,14 +141,20 @@ def values_of(parts: Parts, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     found = np.empty(shape, DTYPES[dtype][1])
     own = shape[1:] if parts.is_stack else shape
     for layer in range(shape[0] if parts.is_stack else 1):
+        into = found[layer : layer + 1].reshape(own) if parts.is_stack else found
         values = parts.codes[layer] if parts.is_stack else parts.codes
         if parts.codebook is not None:
             values = parts.codebook[layer][values].reshape(-1)[: math.prod(own)].reshape(own)
         with np.errstate(all="ignore"):
-            if parts.scales is not None and parts.rows is not None:
-                values = values * _spread(parts.rows, parts.scales[layer], own)
-                values = _rounded(values) if dtype == "bfloat16" else values
-            found[layer if parts.is_stack else ...] = values
+            if parts.scales is None or parts.rows is None:
+                into[...] = values
+                continue
+            # A part at a time: what is multiplied is wider than codes and weights.
+            cut = own if parts.rows[0] and len(own) > 1 else (math.prod(own),)
+            values, into = values.reshape(cut), into.reshape(cut)
+            for part, each in _spread(parts.rows, parts.scales[layer], cut):
+                scaled = values[part] * each
+                into[part] = _rounded(scaled) if dtype == "bfloat16" else scaled
     return found
 
 
@@ -152,13 +174,32 @@ def num_scales(rows: tuple[bool, int, int], shape: tuple[int, ...]) -> int:
     return shape[axis] * -(-math.prod(shape[:axis] + shape[axis + 1 :]) // group)
 
 
-def _spread(rows: tuple[bool, int, int], scales: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the scale of every weight."""
+def _spread(
+    rows: tuple[bool, int, int], scales: np.ndarray, shape: tuple[int, ...]
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield the scales of some weights at a time, with their places on the first axis.
+
+    Args:
+        rows: which weights share a scale.
+        scales: of the rows.
+        shape: of the array; a single axis has no channels.
+    """
     whole, axis, group = _cut(rows, shape)
-    others = whole[:axis] + whole[axis + 1 :]
     groups = scales.reshape(whole[axis], len(scales) // max(whole[axis], 1))
-    each = np.repeat(groups, group, axis=1)[:, : math.prod(others)]
-    return np.moveaxis(each.reshape(whole[axis], *others), 0, axis).reshape(shape)
+    inner = math.prod(shape[1:])
+    step = max(1, _SPREAD_AT_ONCE // max(inner, 1))
+    for start in range(0, shape[0], step):
+        part = slice(start, min(start + step, shape[0]))
+        if len(shape) == 1:
+            yield part, groups[0][np.arange(part.start, part.stop) // group]
+        elif axis == 0:
+            each = groups[part][:, np.arange(inner) // group]
+            yield part, each.reshape(-1, *shape[1:])
+        else:
+            length = inner // max(shape[axis], 1)
+            each = groups[:, np.arange(start * length, part.stop * length) // group]
+            others = (shape[axis], part.stop - start, *shape[1:axis], *shape[axis + 1 :])
+            yield part, np.moveaxis(each.reshape(others), 0, axis)
 
 
 def added(differences: np.ndarray, reference: np.ndarray, dtype: str) -> np.ndarray:

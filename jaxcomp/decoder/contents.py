@@ -52,6 +52,14 @@ class Contents(NamedTuple):
     original_bytes: int
     made: Any
 
+    def of_size(self, size_bytes: int) -> "Contents":
+        """Return what is in a file of other size: one that holds the sections of several."""
+        sections = sum(entry.size_bytes for entry in self.entries)
+        entries = (entry._replace(share=entry.size_bytes / size_bytes) for entry in self.entries)
+        return self._replace(
+            entries=tuple(entries), size_bytes=size_bytes, overhead_bytes=size_bytes - sections
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return everything as dicts and lists of text and numbers, NaN among them."""
         told = self._asdict()

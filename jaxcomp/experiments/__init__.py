@@ -1,4 +1,4 @@
-"""The laboratory: sweeps, regularization, linear regression, training for the file.
+"""The laboratory: sweeps, regularization, linear regression, small descriptions, training.
 
 An experiment is settings, work that is stored part by part, a table, claims and pictures. The
 modules here are what does not depend on which; the library never imports any of them.
@@ -13,11 +13,20 @@ if TYPE_CHECKING:
         linear_regression,
         networks,
         regularization,
+        small_descriptions,
         sweep,
         train_small,
     )
 
-__all__ = ["data", "linear_regression", "networks", "regularization", "sweep", "train_small"]
+__all__ = [
+    "data",
+    "linear_regression",
+    "networks",
+    "regularization",
+    "small_descriptions",
+    "sweep",
+    "train_small",
+]
 
 
 def __getattr__(name: str) -> Any:

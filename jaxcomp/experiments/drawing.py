@@ -14,6 +14,7 @@ import io
 import math
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import matplotlib
@@ -36,6 +37,9 @@ from matplotlib.ticker import (
     ScalarFormatter,
 )
 
+from jaxcomp.storage import PathLike
+
+_FORMS = ("png", "pdf", "svg")
 INK = "#222222"
 GREY = "#6b6b6b"
 PALE = "#dddddd"
@@ -354,6 +358,18 @@ def freeze_layout(figure: Figure) -> None:
     """Lay the figure out once and for all: to write several files is then much faster."""
     figure.draw_without_rendering()
     figure.set_layout_engine(None)
+
+
+def form_of(target: PathLike) -> str:
+    """Return the form of a picture by the end of its name.
+
+    Raises:
+        ValueError: if that is none of pictures.
+    """
+    form = Path(target).suffix.removeprefix(".").lower()
+    if form not in _FORMS:
+        raise ValueError(f"{target} has no name of a picture; end it with .{', .'.join(_FORMS)}.")
+    return form
 
 
 def encoded(figure: Figure, form: str) -> bytes:

@@ -18,6 +18,7 @@ from jaxcomp.experiments.drawing import (
     SMALL,
     axis_labels,
     encoded,
+    form_of,
     light_grid,
     new_figure,
     own_look,
@@ -25,7 +26,6 @@ from jaxcomp.experiments.drawing import (
 )
 from jaxcomp.storage import PathLike, write_bytes_atomic
 
-_FORMS = ("png", "pdf", "svg")
 # Tensors that have a bar, and those that have a histogram: the largest.
 _MOST_BARS, _MOST_HISTOGRAMS, _COLUMNS, _BINS = 40, 9, 3, 120
 _CODED, _UNCODED = "#0072B2", "#BBBBBB"
@@ -41,9 +41,7 @@ def save_picture(source: PathLike, target: PathLike) -> None:
         ValueError: if the name of the target ends with no form of pictures.
         OSError: if a file cannot be read or written.
     """
-    form = Path(target).suffix.removeprefix(".").lower()
-    if form not in _FORMS:
-        raise ValueError(f"{target} has no name of a picture; end it with .{', .'.join(_FORMS)}.")
+    form = form_of(target)
     write_bytes_atomic(target, encoded(picture(source), form))
 
 

@@ -1,15 +1,17 @@
 """Files of a result: tables for people and programs, and proof that none was changed since."""
 
 import contextlib
+import dataclasses
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from jaxcomp import storage
-from jaxcomp.experiments.run import MANIFEST, read_manifest
+from jaxcomp.experiments.manifest import MANIFEST, read_manifest
 
 
 @contextlib.contextmanager
@@ -63,3 +65,30 @@ def read_table(file: Path) -> pd.DataFrame:
     # From memory: names of files that are not Unicode are beyond the readers.
     buffer = io.BytesIO(file.read_bytes())
     return pd.read_parquet(buffer) if file.suffix == ".parquet" else pd.read_csv(buffer)
+
+
+def to_dict(result: Any) -> dict[str, Any]:
+    """Return a result as plain objects for JSON, under the names of its public fields.
+
+    Tables are lists of rows, named tuples are objects, paths are text.
+
+    Args:
+        result: a dataclass with tables, claims and a manifest.
+    """
+    public = (field.name for field in dataclasses.fields(result) if not field.name.startswith("_"))
+    told = {name: _plain(getattr(result, name)) for name in public}
+    return {"kind": told["manifest"].get("kind"), **told}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, pd.DataFrame):
+        return value.to_dict("records")
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(own) for key, own in value.items()}
+    if (names := getattr(value, "_fields", None)) is not None:
+        return {name: _plain(getattr(value, name)) for name in names}
+    if isinstance(value, list | tuple):
+        return [_plain(own) for own in value]
+    return value.tolist() if isinstance(value, np.ndarray) else value

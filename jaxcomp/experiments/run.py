@@ -7,6 +7,7 @@ as a team of processes, so that no part is ever computed by two.
 """
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,16 +18,15 @@ from typing import Any, Protocol, Self, TypeAlias, TypeVar
 
 from jaxcomp import storage
 from jaxcomp.experiments import team as teams
+from jaxcomp.experiments.manifest import FORMAT_VERSION, MANIFEST, read_manifest
 from jaxcomp.experiments.reproducibility import environment
 from jaxcomp.experiments.team import ALONE, Claims, Team
-
-MANIFEST = "manifest.json"
-
-FORMAT_VERSION = 4
-"""Of everything in a run directory; goes up when a file, a column or a setting changes its name."""
+from jaxcomp.long_call import LongCall
+from jaxcomp.progress import Progress
 
 Row: TypeAlias = dict[str, Any]
 _Value = TypeVar("_Value")
+_log = logging.getLogger(__name__)
 
 
 # What systems and their programs put into every folder; hidden files are theirs too.
@@ -337,9 +337,13 @@ class Run:
         found = self.find(name, like)
         if found is None:
             self.forget(name)
+            started = time.perf_counter()
             found = compute()
+            _log.info("%s: computed in %.1f s", name, time.perf_counter() - started)
             if self.path is not None:
                 like.write(self.path, name, found)
+        else:
+            _log.info("%s: taken from %s", name, self.path)
         return found
 
     def find(self, name: str, like: Kept[_Value]) -> _Value | None:
@@ -354,12 +358,17 @@ class Run:
         """Forget all finished parts."""
         self._remove(lambda stem: True)
 
-    def finish(self, result: Saved) -> None:
-        """Write the result, and down that all of it is there."""
+    def finish(self, result: Saved, *, quiet: bool = True) -> None:
+        """Write the result, and down that all of it is there.
+
+        Args:
+            result: what was found.
+            quiet: no progress on stderr.
+        """
         seconds = time.perf_counter() - self._started
         self.manifest["times"]["last session seconds"] = round(seconds, 3)
         if self.path is not None:
-            result.save()
+            save(result, quiet=quiet)
         self.manifest["status"] = "finished"
         self.save_manifest()
 
@@ -405,45 +414,13 @@ class Run:
             )
 
 
-def read_manifest(folder: Path, noun: str, *, finished: bool = False) -> dict[str, Any]:
-    """Read settings, times and status of a run.
-
-    Args:
-        folder: of the run.
-        noun: what it is called in messages.
-        finished: whether an unfinished run is refused.
-
-    Raises:
-        ValueError: if the folder holds something else or a run of another version of the format,
-            or the run is not finished.
-    """
-    if not (folder / MANIFEST).exists():
-        raise ValueError(f"{folder} holds no {noun}: there is no {MANIFEST} in it.")
-    try:
-        manifest = storage.read_json(folder / MANIFEST)
-    except ValueError as error:
-        raise ValueError(
-            f"{folder} can no longer be used: its {MANIFEST} could not be read as JSON; delete the "
-            "directory or name another."
-        ) from error
-    kinds = {"settings": dict, "times": dict, "status": str}
-    if not isinstance(manifest, dict) or not all(
-        isinstance(manifest.get(name), kind) for name, kind in kinds.items()
+def save(result: Saved, *, quiet: bool) -> None:
+    """Write tables and pictures, which may take a while; that is told unless it shall be quiet."""
+    with (
+        Progress(quiet) as progress,
+        LongCall("writing tables and pictures", 1, display=progress),
     ):
-        raise ValueError(
-            f"{folder} holds no {noun}: its {MANIFEST} was written by something else; name "
-            "another directory."
-        )
-    written = manifest.get("format_version", 1)
-    if written != FORMAT_VERSION:
-        raise ValueError(
-            f"{folder} holds a {manifest.get('kind', noun)} in version {written} of the format, "
-            f"this jaxcomp reads version {FORMAT_VERSION}: read it with the jaxcomp that wrote it, "
-            "or run again into another directory."
-        )
-    if finished and manifest["status"] != "finished":
-        raise ValueError(f"the {noun} in {folder} is not finished: run the same command again.")
-    return manifest
+        result.save()
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

@@ -35,14 +35,18 @@ class Option(NamedTuple):
         help: what `--help` says.
         panel: the heading it stands under.
         names: of the option; none for that of the setting.
+        choices: what a shell proposes for a value; others may be allowed.
     """
 
     help: str
     panel: Panel
     names: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
 
 
-def asked(default: _Value, help: str, panel: Panel, *names: str) -> _Value:
+def asked(
+    default: _Value, help: str, panel: Panel, *names: str, choices: Iterable[str] = ()
+) -> _Value:
     """Declare a setting that is an option of the command; other fields are set in Python only.
 
     Args:
@@ -50,11 +54,13 @@ def asked(default: _Value, help: str, panel: Panel, *names: str) -> _Value:
         help: what `--help` says.
         panel: the heading it stands under.
         *names: of the option, such as `--models`, if it is not called as the setting.
+        choices: what a shell proposes for a value, if it cannot be told from the type.
 
     Returns:
         A field of a dataclass, which a type checker takes for its default.
     """
-    return field(default=default, metadata={"option": Option(help, panel, names)})
+    option = Option(help, panel, names, tuple(choices))
+    return field(default=default, metadata={"option": option})
 
 
 DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10")

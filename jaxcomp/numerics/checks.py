@@ -13,6 +13,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxcomp.numerics.host import as_array, is_on_one_cpu, view
+from jaxcomp.numerics.placement import automatic_axes, to_automatic
 from jaxcomp.numerics.scaling import is_negative, is_zero
 
 
@@ -67,8 +68,8 @@ def check_finite(values: Array, name: str) -> None:
     if _is_quick_on_host(values) and np.all(np.isfinite(_extremes(view(values)))):
         return
     # Also inside somebody's trace: values that are known there are checked there.
-    with jax.ensure_compile_time_eval():
-        num_bad = int(_num_not_finite(values))
+    with automatic_axes(values), jax.ensure_compile_time_eval():
+        num_bad = int(_num_not_finite(to_automatic(values)))
     if num_bad:
         raise ValueError(f"{name} must be finite, got {num_bad} NaN or infinite of {values.size}.")
 
@@ -121,8 +122,9 @@ def _check_weights(importance: Shaped[Array, "... points"]) -> None:
         weights = np.atleast_1d(view(importance))
         if weights.min() >= 0 and weights.max(axis=-1).min() > 0:
             return
-    with jax.ensure_compile_time_eval():
-        num_negative, num_massless = (int(n) for n in _weight_problems(importance))
+    with automatic_axes(importance), jax.ensure_compile_time_eval():
+        found = _weight_problems(to_automatic(importance))
+        num_negative, num_massless = (int(number) for number in found)
     if num_negative:
         raise ValueError(
             f"importance must be at least 0, got {num_negative} negative of "

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.experimental.multihost_utils import process_allgather
 from jaxtyping import Array, Shaped
 
 
@@ -47,6 +48,18 @@ def as_array(values: Any) -> Shaped[Array, "..."]:
     """Return values as an array of JAX; `jnp.asarray` compiles a program for the size."""
     is_plain = isinstance(values, np.ndarray) and values.dtype.isnative
     return jax.device_put(values) if is_plain else jnp.asarray(values)
+
+
+def whole(values: Any) -> Shaped[np.ndarray, "..."]:
+    """Return an array on the host, of which processes may hold parts: all of them have to ask."""
+    if not isinstance(values, jax.Array) or values.is_fully_addressable:
+        return np.asarray(values)
+    if values.is_fully_replicated:
+        return np.asarray(values.addressable_data(0))
+    # Codes of 2 and 4 bits have no transport of their own.
+    is_short = jnp.issubdtype(values.dtype, jnp.integer) and jnp.iinfo(values.dtype).bits < 8
+    sent = values.astype(jnp.uint8) if is_short else values
+    return np.asarray(process_allgather(sent, tiled=True)).astype(values.dtype, copy=False)
 
 
 def view(values: Any) -> Shaped[np.ndarray, "..."]:

@@ -171,6 +171,19 @@ def to_automatic(tree: Any) -> Any:
     return jax.tree.map(leaf, tree)
 
 
+def on_one_device(tree: Any) -> Any:
+    """Return arrays that several devices hold on the first of them; others as they are."""
+
+    def leaf(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or isinstance(x, Tracer) or len(x.devices()) == 1:
+            return x
+        if x.is_fully_replicated:
+            return x.addressable_data(0)
+        return jax.device_put(x, min(x.devices(), key=lambda device: device.id))
+
+    return jax.tree.map(leaf, tree)
+
+
 def _explicit_mesh(trees: Any) -> Mesh | None:
     try:
         ambient = jax.sharding.get_mesh()

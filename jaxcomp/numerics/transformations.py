@@ -38,7 +38,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -154,6 +154,32 @@ def with_codebook_held_fixed(
         return wrapped
 
     return decorate
+
+
+def computed_once(
+    is_so: Bool[Array, ""], function: Callable[..., _Result], *arguments: Any
+) -> _Result:
+    """Return `function(*arguments)`, on a CPU computed once for all that read it.
+
+    What XLA can fuse it computes again for each reader, and on CPU an optimization barrier does not
+    keep it from that; a branch does.
+
+    Args:
+        is_so: what is always true, but unknown to the compiler.
+        function: of arrays, without sums over devices.
+        arguments: of the function.
+    """
+
+    def of_branch(is_so: Array, *arguments: Any) -> Any:
+        def nothing(*arguments: Any) -> Any:
+            found = jax.eval_shape(function, *arguments)
+            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), found)
+
+        return lax.cond(is_so, function, nothing, *arguments)
+
+    return lax.platform_dependent(
+        is_so, *arguments, cpu=of_branch, default=lambda _, *arguments: function(*arguments)
+    )
 
 
 def counted_loop(

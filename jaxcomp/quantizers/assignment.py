@@ -16,6 +16,7 @@ from jaxcomp.numerics.sums import (
     running_maximum,
     two_sum,
 )
+from jaxcomp.quantizers import placed
 
 # The largest centroid, in the units of the thresholds: smaller ones keep their midpoints.
 _LOG2_LARGEST = 64
@@ -69,7 +70,6 @@ def nearest_thresholds(centroids: Float[Array, " clusters"]) -> Float[Array, " c
     return -running_maximum(-thresholds[::-1])[::-1]
 
 
-@jax.jit
 def assign(
     points: Float[Array, "... points"], thresholds: Float[Array, "... clusters-1"]
 ) -> UInt[Array, "... points"]:
@@ -84,6 +84,21 @@ def assign(
     Returns:
         (..., N) in the smallest unsigned dtype that can hold K - 1.
     """
+    spread = placed.spread_of(points)
+    if spread is None:
+        return _assign(points, None, thresholds)
+    return placed.run(
+        _assign, spread, points, None, (thresholds, 1), whole_up_to=0, result="points"
+    )
+
+
+@jax.jit
+def _assign(
+    points: Float[Array, "... points"],
+    importance: None,
+    thresholds: Float[Array, "... clusters-1"],
+) -> UInt[Array, "... points"]:
+    del importance  # the nearest cluster is that whatever the importance
     return jnp.vectorize(_assign_group, signature="(n),(k)->(n)")(points, thresholds)
 
 

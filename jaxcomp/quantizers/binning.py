@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxcomp.numerics import across
 from jaxcomp.numerics.scaling import group_exponent, restore
 from jaxcomp.numerics.sums import pairwise_sum, running_maximum, running_sum
 from jaxcomp.quantizers.bins import BinSums, PointBins, counts_of_first, sums_of_bins
@@ -240,15 +241,14 @@ def bins_by_density(
 
     Of large groups every n-th point is enough for it.
     """
-    num_points = points.shape[-1]
+    num_points = across.number_of_points(points.shape[-1])
     stride = min(_MOST_STRIDE, max(1, num_points // density_points(num_bins)))
     number = None
     if weights is None and num_padding is not None:
         number = (num_points - num_padding + stride - 1) // stride
     rule = DensityBins.of(
-        points[:, ::stride],
-        None if weights is None else weights[:, ::stride],
-        points[:, :: max(1, num_points // FEW)],
+        *_every(points, weights, stride),
+        across.every(points, max(1, num_points // FEW)),
         minimum,
         maximum,
         num_bins=num_bins,
@@ -256,6 +256,20 @@ def bins_by_density(
         is_part=stride > 1,
     )
     return rule.bins_of(points, num_bins)
+
+
+def _every(
+    points: Float[Array, "groups points"],
+    weights: Float[Array, "groups points"] | None,
+    stride: int,
+) -> tuple[Float[Array, "groups sampled"], Float[Array, "groups sampled"] | None]:
+    """Return every n-th point that this device has, and its weight."""
+    own = points.shape[-1]
+    if own % stride == 0 or not across.axes_of_points():
+        return points[:, ::stride], None if weights is None else weights[:, ::stride]
+    place = across.first_place(own) + jnp.arange(own, dtype=jnp.int32)
+    is_sampled = jnp.broadcast_to((place % stride == 0).astype(points.dtype), points.shape)
+    return points, is_sampled if weights is None else is_sampled * weights
 
 
 def density_points(num_bins: int) -> int:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
+from jaxcomp.numerics import across
 from jaxcomp.numerics.segments import (
     counts_by_products,
     extremes_by_comparison,
@@ -95,16 +96,16 @@ class PointBins:
         return lax.platform_dependent(
             self.flat,
             cpu=by_scatter,
-            default=lambda _: counts_by_products(self._index(), self.num_bins),
+            default=lambda _: across.total(counts_by_products(self._index(), self.num_bins)),
         )
 
     def minimum(self, values: Float[Array, "groups points"]) -> Float[Array, "groups bins"]:
         """Return the minimum of every bin; infinite where there are no points."""
-        return self._extremes(jax.ops.segment_min, values, is_least=True)
+        return across.least(self._extremes(jax.ops.segment_min, values, is_least=True))
 
     def maximum(self, values: Float[Array, "groups points"]) -> Float[Array, "groups bins"]:
         """Return the maximum of every bin; infinite where there are no points."""
-        return self._extremes(jax.ops.segment_max, values, is_least=False)
+        return across.most(self._extremes(jax.ops.segment_max, values, is_least=False))
 
     def mass(
         self, weights: Float[Array, "groups points"], count: Int[Array, "groups bins"]
@@ -191,7 +192,7 @@ class PointBins:
 
     def sum_by_products(self, values: Float[Array, "groups points"]) -> Float[Array, "groups bins"]:
         """Add the points by matrix products, where scatters would be atomic, in any order."""
-        return sums_by_products(values, self._index(), self.num_bins)
+        return across.total(sums_by_products(values, self._index(), self.num_bins))
 
     def look_up(self, table: Float[Array, "groups bins"]) -> Float[Array, "groups points"]:
         """Return the entry of every point's bin."""
@@ -228,7 +229,7 @@ class PointBins:
                 parts[1] = parts[1] - _entries(base.ravel(), place).astype(jnp.float64)
             return tuple(
                 total.at[place].add(term, mode="promise_in_bounds", wrap_negative_indices=False)
-                for total, term in zip(totals, terms(*parts), strict=True)
+                for total, term in zip(totals, _in_pairs(terms(*parts)), strict=True)
             )
 
         def add(number: Array, totals: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -241,14 +242,15 @@ class PointBins:
         with jax.enable_x64(True):
             zero = jnp.zeros((self.num_groups * self.num_bins,), jnp.float64)
             num_chunks = jnp.int32(-(-length // chunk))
-            totals = counted_loop(jnp.int32(0), num_chunks, add, (zero,) * num_terms)
+            totals = counted_loop(jnp.int32(0), num_chunks, add, _in_pairs((zero,) * num_terms))
             if num_padding is not None:
                 # All copies are like the last one.
                 last = [array.reshape(self.num_groups, -1)[:, -1] for array in arrays]
                 totals = added(
                     totals, last[0], jnp.broadcast_to(-num_padding, last[0].shape), *last[1:]
                 )
-            return tuple(total.reshape(self.num_groups, -1) for total in totals)
+            separate = _out_of_pairs(totals)
+            return tuple(across.total(total.reshape(self.num_groups, -1)) for total in separate)
 
     def _mass_by_products(self, weights, count):
         number = jnp.maximum(count, 1).astype(weights.dtype)
@@ -272,6 +274,21 @@ class PointBins:
             return extremes_by_comparison(values, self._index(), self.num_bins, is_least=is_least)
 
         return lax.platform_dependent(values, cpu=by_scatter, default=by_comparison)
+
+
+def _in_pairs(terms: tuple[Float[Array, "..."], ...]) -> tuple[Shaped[Array, "..."], ...]:
+    """Join two terms as parts of complex numbers: to add these takes little more than one."""
+    joined = [lax.complex(*terms[at : at + 2]) for at in range(0, len(terms) - 1, 2)]
+    return (*joined, *terms[2 * len(joined) :])
+
+
+def _out_of_pairs(totals: tuple[Shaped[Array, "..."], ...]) -> list[Float[Array, "..."]]:
+    """Undo `_in_pairs`."""
+    parts = [
+        (lax.real(total), lax.imag(total)) if jnp.iscomplexobj(total) else (total,)
+        for total in totals
+    ]
+    return [part for both in parts for part in both]
 
 
 def _entries(table: Shaped[Array, " all_bins"], places: Int[Array, "..."]) -> Shaped[Array, "..."]:

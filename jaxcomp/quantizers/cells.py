@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from jaxcomp.numerics import across
 from jaxcomp.numerics.sums import pairwise_sum
 from jaxcomp.numerics.transformations import without_derivative
 from jaxcomp.quantizers.binning import bins_of_points
@@ -24,6 +25,7 @@ from jaxcomp.quantizers.histograms import (
     importance_in_units,
     points_in_units,
 )
+from jaxcomp.quantizers.placed import over_devices
 
 # By what factor the variance within bins of value may be above the least possible.
 MOST_EXCESS = 64.0
@@ -31,6 +33,7 @@ MOST_EXCESS = 64.0
 _OCTAVES_BELOW_MEAN = 8
 
 
+@over_devices(lambda num_bins=1024, num_levels=16: num_bins * num_levels)
 @partial(jax.jit, static_argnames=("num_bins", "num_levels"))
 @without_derivative
 def joint_moments(
@@ -67,11 +70,12 @@ def joint_moments(
     weights, mass_exponent = importance_in_units(importance, points)
     scaled, exponent = points_in_units(points)
     scaled, weights = (part.reshape(-1, points.shape[-1]) for part in (scaled, weights))
-    if points.shape[-1] <= num_cells:
+    if across.number_of_points(points.shape[-1]) <= num_cells:
         found = points_as_cells(scaled, weights)
     else:
         found = _joint_cells(scaled, weights, num_bins=num_bins, num_levels=num_levels)
-    minimum, maximum = jnp.min(scaled, axis=-1), jnp.max(scaled, axis=-1)
+    minimum = across.least(jnp.min(scaled, axis=-1))
+    maximum = across.most(jnp.max(scaled, axis=-1))
     moments = Moments(*found, minimum, maximum, exponent.ravel(), mass_exponent.ravel())
     return jax.tree.map(lambda leaf: leaf.reshape(*batch_shape, *leaf.shape[1:]), moments)
 
@@ -140,7 +144,7 @@ class ValueBins(NamedTuple):
         """Make the rule of so many points in units."""
 
         def mean(values: Array) -> Array:
-            return pairwise_sum(jnp.where(is_point, values / number, 0))[:, None]
+            return across.total(pairwise_sum(jnp.where(is_point, values / number, 0)))[:, None]
 
         centre = mean(points)
         spread = mean(jnp.abs(points - centre))
@@ -194,8 +198,9 @@ def _joint_cells(
     num_bins: int,
     num_levels: int,
 ) -> CellSums:
-    num_points, num_cells = points.shape[-1], num_bins * num_levels
-    minimum, maximum = jnp.min(points, axis=-1), jnp.max(points, axis=-1)
+    num_points, num_cells = across.number_of_points(points.shape[-1]), num_bins * num_levels
+    minimum = across.least(jnp.min(points, axis=-1))
+    maximum = across.most(jnp.max(points, axis=-1))
     rule = ValueBins.of(points, minimum, maximum, number=num_points)
     value_bin = rule.bins_of(points, num_bins)
     # Cut again where the values lie on very different scales, and only there: a grid that is even
@@ -203,7 +208,8 @@ def _joint_cells(
     value_bin, _ = bins_of_points(
         points, weights, value_bin, num_bins=num_bins, most_excess=MOST_EXCESS
     )
-    levels = Levels.of(pairwise_sum(weights / num_points), jnp.max(weights, axis=-1))
+    mean = across.total(pairwise_sum(weights / num_points))
+    levels = Levels.of(mean, across.most(jnp.max(weights, axis=-1)))
     level = levels.levels_of(weights, num_levels)
     bins = PointBins.of(value_bin * num_levels + level, num_cells)
     return cells_of_sums(sums_of_bins(points, weights, bins), maximum)

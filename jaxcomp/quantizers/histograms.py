@@ -21,12 +21,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
+from jaxcomp.numerics import across
 from jaxcomp.numerics.scaling import group_exponent, is_zero, normalise
 from jaxcomp.numerics.sums import pairwise_sum, running_maximum, running_sum
 from jaxcomp.numerics.transformations import always_compiled, without_derivative
 from jaxcomp.quantizers.binning import bins_by_density, bins_of_points
 from jaxcomp.quantizers.bins import BinSums, PointBins
 from jaxcomp.quantizers.padding import without_copies
+from jaxcomp.quantizers.placed import over_devices
 
 # Bit patterns of 16-bit dtypes.
 _NUM_SHORT = 1 << 16
@@ -90,11 +92,17 @@ def bins_for(num_bins: int, max_clusters: int) -> int:
     return max(num_bins, _BINS_PER_CLUSTER * max_clusters)
 
 
+def whole_up_to(*, num_bins: int = 4096, by_value: bool = False) -> int:
+    """Return up to how many points a group is sorted, which one device does for all of it."""
+    return _NUM_SHORT if by_value else num_bins
+
+
 def accumulation_dtype(dtype: jnp.dtype) -> jnp.dtype:
     """Return the dtype sums over points of `dtype` are kept in: float32, or float64 if given."""
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
+@over_devices(whole_up_to)
 @partial(jax.jit, static_argnames=("num_bins",))
 @without_derivative
 def histogram_moments(
@@ -131,6 +139,7 @@ def histogram_moments(
     return histogram_with_edges(points, importance, num_bins=num_bins, num_padding=num_padding)[0]
 
 
+@over_devices(whole_up_to)
 @partial(jax.jit, static_argnames=("num_bins", "by_value"))
 @without_derivative
 def histogram_with_edges(
@@ -177,11 +186,12 @@ def histogram_with_edges(
         weights, mass_exponent = importance_in_units(importance, points)
         weights = weights.reshape(groups.shape)
         mass_exponent = mass_exponent.ravel()
-    if by_value and points.shape[-1] > _NUM_SHORT:
+    num_points = across.number_of_points(points.shape[-1])
+    if by_value and num_points > _NUM_SHORT:
         moments, edges = _moments_by_value(groups, weights, num_padding)
     else:
         scaled, exponent = points_in_units(groups)
-        if by_value or points.shape[-1] <= num_bins:
+        if by_value or num_points <= num_bins:
             moments, edges = _exact_moments(scaled, weights, num_padding)
         else:
             moments, edges = _binned_moments(scaled, weights, num_bins, num_padding)
@@ -204,8 +214,8 @@ def points_in_units(
         (..., N) float32, or float64 if given; (...) int32.
     """
     points = points.astype(accumulation_dtype(points.dtype))
-    exponent = group_exponent(points) - LOG2_LARGEST
-    return _normalised_once(points, exponent), exponent
+    exponent = across.exponent_of_all(points) - LOG2_LARGEST
+    return normalised_once(points, exponent), exponent
 
 
 def importance_in_units(
@@ -231,14 +241,14 @@ def importance_in_units(
         importance = importance.astype(jnp.float32)
     # Before they are spread out and rounded to another dtype, which may have a shorter range.
     groups = jnp.broadcast_to(importance, (*points.shape[:-1], *(importance.shape[-1:] or (1,))))
-    exponent = group_exponent(groups)
-    scaled = _normalised_once(groups, exponent).astype(dtype)
-    is_nothing = jnp.all(is_zero(groups), axis=-1, keepdims=True)
+    exponent = across.exponent_of_all(groups)
+    scaled = normalised_once(groups, exponent).astype(dtype)
+    is_nothing = across.everywhere(jnp.all(is_zero(groups), axis=-1, keepdims=True))
     scaled = jnp.where(is_nothing, jnp.ones((), dtype), scaled)
     return jnp.broadcast_to(scaled, points.shape), exponent
 
 
-def _normalised_once(
+def normalised_once(
     values: Float[Array, "... points"], exponent: Int[Array, "..."]
 ) -> Float[Array, "... points"]:
     """As `normalise`, but computed once.
@@ -250,23 +260,26 @@ def _normalised_once(
 
 
 def sum_of_squares(
-    mass: Float[Array, "... points"] | None, *deviations: Float[Array, "... points"]
+    mass: Float[Array, "... points"] | None,
+    *deviations: Float[Array, "... points"],
+    is_of_points: bool = False,
 ) -> tuple[Float[Array, "..."], Int[Array, "..."]]:
     """Return `sum h (d_1^2 + d_2^2 + ...)` over the last axis, out of the range of floats too.
 
     Args:
         mass: (..., N) h of moderate size; None for 1.
         deviations: (..., N) each, of any size.
+        is_of_points: whether they are of points, which several devices may share.
 
     Returns:
         (...) m and (...) int32 e: the sum is `m * 2^e`.
     """
-    exponent = group_exponent(
-        jnp.stack([jnp.max(jnp.abs(d), axis=-1) for d in deviations], axis=-1)
-    )
+    largest = jnp.stack([jnp.max(jnp.abs(d), axis=-1) for d in deviations], axis=-1)
+    exponent = group_exponent(across.most(largest) if is_of_points else largest)
     first, *others = (jnp.square(normalise(d, exponent)) for d in deviations)
     squares = sum(others, start=first)
-    return pairwise_sum(squares if mass is None else mass * squares), 2 * exponent
+    found = pairwise_sum(squares if mass is None else mass * squares)
+    return across.total(found) if is_of_points else found, 2 * exponent
 
 
 def about_one(moments: Moments) -> Moments:
@@ -367,7 +380,8 @@ def _moments_by_value(
     order = jnp.arange(_NUM_SHORT, dtype=jnp.int32)
     pattern = jnp.where(order >= half, order - half, _NUM_SHORT - 1 - order).astype(jnp.uint16)
     values = lax.bitcast_convert_type(pattern, dtype).astype(jnp.float32)
-    first, last = jnp.min(index, axis=-1), jnp.max(index, axis=-1)
+    first = across.least(jnp.min(index, axis=-1))
+    last = across.most(jnp.max(index, axis=-1))
     exponent = group_exponent(jnp.stack([values[first], values[last]], axis=-1)) - LOG2_LARGEST
     # The patterns of NaN and infinity are at both ends.
     values = values[jnp.clip(order[None, :], first[:, None], last[:, None])]
@@ -394,7 +408,8 @@ def _binned_moments(
     num_padding: Int[Array, ""] | None,
 ) -> tuple[Moments, BinEdges]:
     """Bins between the extremes, as fine as the mass asks for."""
-    minimum, maximum = jnp.min(points, axis=-1), jnp.max(points, axis=-1)
+    minimum = across.least(jnp.min(points, axis=-1))
+    maximum = across.most(jnp.max(points, axis=-1))
     index = bins_by_density(points, weights, minimum, maximum, num_bins, num_padding)
     index, sums = bins_of_points(points, weights, index, num_bins=num_bins, num_padding=num_padding)
     moments = moments_of_sums(sums, minimum, maximum)

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxcomp.numerics.scaling import normalise
 from jaxcomp.quantizers import cells as joint
 from jaxcomp.quantizers.binning import (
     FEW,
@@ -35,8 +34,13 @@ from jaxcomp.quantizers.histograms import (
     Moments,
     histogram_moments,
     moments_of_sums,
+    normalised_once,
 )
+from jaxcomp.quantizers.placed_problems import PlacedProblem
 from jaxcomp.quantizers.problems import SMALL_CHUNK, Chunk, Problem, fetched
+
+# A tensor of so many times the points that give the density of a small one has so many times more.
+_MANY_SAMPLES, _LARGE_SAMPLE = 32, 8
 
 
 class _Unit(NamedTuple):
@@ -95,7 +99,7 @@ def joint_histogram_of(problem: Problem, *, num_bins: int, num_levels: int) -> M
     unit = _unit_of(problem)
     if problem.size <= num_cells:
         return _exact_cells(problem.sample(num_cells), unit)
-    sample, _ = _sample(problem, num_bins)
+    sample, _ = _sample(problem, num_bins, of_few=True)
     levels = _levels(unit)
 
     def fill(rule: _Rule) -> tuple[BinSums, BinSums, Array]:
@@ -130,20 +134,7 @@ def _in_rounds(
 
 def _unit_of(problem: Problem) -> _Unit:
     """Visit the weights for their extremes, in the units in which they are quantized."""
-    low, high, total, largest = np.inf, -np.inf, 0.0, 0.0
-    for places in problem.parts():
-        points, scale, mass = (
-            problem.points(places),
-            problem.scale_of(places),
-            problem.importance_of(places),
-        )
-        if scale is not None:
-            points = points / scale
-            mass = scale * scale * (1 if mass is None else mass)
-        low, high = min(low, float(points.min())), max(high, float(points.max()))
-        if mass is not None:
-            total += float(np.sum(mass, dtype=np.float64))
-            largest = max(largest, float(mass.max()))
+    low, high, total, largest = problem.extremes()
     exponent = _exponent(max(abs(low), abs(high))) - LOG2_LARGEST
     mass_exponent = _exponent(largest)
     dtype = problem.dtype
@@ -165,20 +156,31 @@ def _exponent(value: float) -> int:
     return int(np.frexp(value)[1]) - 1 if value > 0 else 0
 
 
-def _sample(problem: Problem, num_bins: int) -> tuple[Chunk, bool]:
-    """Return a sample in one of two sizes, and whether there are weights beside it."""
+def _sample(problem: Problem, num_bins: int, *, of_few: bool = False) -> tuple[Chunk, bool]:
+    """Return a sample, and whether there are weights beside it.
+
+    Args:
+        problem: the tensor.
+        num_bins: B.
+        of_few: whether small tensors have a size, and so a program, of their own.
+    """
     size = 1 << (density_points(num_bins) - 1).bit_length()
-    if problem.size <= SMALL_CHUNK:
+    if of_few and problem.size <= SMALL_CHUNK:
         size = SMALL_CHUNK
+    elif problem.size >= _MANY_SAMPLES * size:
+        # Of heavy tails, whose bins would have to be cut in a further pass over all weights.
+        size = _LARGE_SAMPLE * size
     return problem.sample(size), problem.size > size
 
 
 def _in_units(chunk: Chunk, unit: _Unit) -> tuple[Array, Array | None]:
     points, weights = chunk.scaled()
-    points = normalise(points[None], unit.exponent)
-    if weights is None:
-        return points, None
-    return points, normalise(weights[None], unit.mass_exponent)
+    return _of_unit(points[None], None if weights is None else weights[None], unit)
+
+
+def _of_unit(points: Array, weights: Array | None, unit: _Unit) -> tuple[Array, Array | None]:
+    points = normalised_once(points, unit.exponent)
+    return points, None if weights is None else normalised_once(weights, unit.mass_exponent)
 
 
 @partial(jax.jit, static_argnames=("num_bins",))
@@ -240,15 +242,41 @@ def _fill(
 ) -> tuple[BinSums, Array]:
     """Return the sums of a chunk over every bin, and the largest point of each."""
     points, weights = _in_units(chunk, unit)
-    if isinstance(rule, CutBins):
-        index = rule.bins_of_values(points)
-    else:
-        index = rule.bins_of(points, num_bins)
-    if levels is not None:
-        assert weights is not None
-        index = index * num_levels + levels.levels_of(weights, num_levels)
+    index = _index(points, weights, rule, levels, num_bins, num_levels)
     bins = PointBins.of(index, num_bins * num_levels)
     return sums_of_bins(points, weights, bins, chunk.num_padding), bins.maximum(points)
+
+
+def _index(
+    points: Array,
+    weights: Array | None,
+    rule: _Rule,
+    levels: Levels | None,
+    num_bins: int,
+    num_levels: int,
+) -> Int[Array, "groups points"]:
+    """Return the bin, or cell, of every point in units."""
+    index = (
+        rule.bins_of_values(points) if isinstance(rule, CutBins) else rule.bins_of(points, num_bins)
+    )
+    if levels is None:
+        return index
+    assert weights is not None
+    return index * num_levels + levels.levels_of(weights, num_levels)
+
+
+def _cells_of(
+    points: Array,
+    importance: Array | None,
+    rules: tuple[_Unit, _Rule, Levels | None],
+    *,
+    num_bins: int,
+    num_levels: int,
+) -> tuple[Array, Array | None, Array]:
+    """Return points and importances in units, and the cell of each."""
+    unit, rule, levels = rules
+    points, weights = _of_unit(points, importance, unit)
+    return points, weights, _index(points, weights, rule, levels, num_bins, num_levels)
 
 
 def _filled(
@@ -261,6 +289,14 @@ def _filled(
 ) -> tuple[BinSums, Array]:
     """Add up the sums of all chunks."""
     total = _Sums((1, num_bins * num_levels))
+    if isinstance(problem, PlacedProblem):
+        sizes = {"num_bins": num_bins, "num_levels": num_levels}
+        num_cells = num_bins * num_levels
+        for sums, highest in problem.filled(
+            _cells_of, (unit, rule, levels), num_cells=num_cells, **sizes
+        ):
+            total.add(sums, highest)
+        return total.result(problem.dtype)
     filled = (
         (places, _fill(chunk, unit, rule, levels, num_bins=num_bins, num_levels=num_levels))
         for places, chunk in problem.chunks()

@@ -23,10 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from jaxcomp.numerics.scaling import group_exponent, normalise
+from jaxcomp.numerics.scaling import group_exponent, normalise, restore
 from jaxcomp.numerics.segments import segment_counts
 from jaxcomp.numerics.sums import pairwise_sum
-from jaxcomp.quantizers.histograms import sum_of_squares
 from jaxcomp.quantizers.scales import Rows
 from jaxcomp.trees.leaves import is_wide
 
@@ -35,6 +34,8 @@ CHUNK, SMALL_CHUNK = 1 << 18, 1 << 14
 # Octaves around 1 in which no square of a weight or an error is out of range, so that weights of
 # such size are quantized as they are.
 _ORDINARY_OCTAVES = 30
+# Exponents whose powers of two are normal numbers, with both signs.
+_MOST_OCTAVES = 126
 
 _Result = TypeVar("_Result")
 
@@ -46,7 +47,7 @@ class Chunk(NamedTuple):
         points: (N,) float32 (float64) in the units of the tensor; the last ones may be copies of
             the first that do not count.
         importance: (N,) of each, 0 for copies; None for 1.
-        scale: (N,) what each is divided by before it is quantized; None for 1.
+        scale: (N,) what each is divided by before it is quantized, or (1,) for all; None for 1.
         num_padding: () int32, how many copies there are.
         blocks: (N / m, m, m) Hessians of m consecutive weights each, in place of importances.
     """
@@ -221,10 +222,10 @@ class Problem:
             yield slice(start, min(start + size, self.size))
 
     def points(self, places: slice | Int[np.ndarray, " points"]) -> np.ndarray:
-        """Return weights in units, by their places in the flattened tensor."""
+        """Return weights in units, by their places in the flattened tensor; not to be changed."""
         some = self.weights.reshape(-1)[places]
         if self.exponent == 0:
-            return some.astype(self.dtype)
+            return some.astype(self.dtype, copy=False)
         # float16 has no room for what is scaled.
         exact = some if some.dtype.itemsize >= 4 else some.astype(np.float32)
         return np.ldexp(exact, -self.exponent).astype(self.dtype)
@@ -234,10 +235,12 @@ class Problem:
         return None if self.importance is None else self.importance.reshape(-1)[places]
 
     def scale_of(self, places: slice | Int[np.ndarray, " points"]) -> np.ndarray | None:
-        """Return the scale of weights, likewise."""
-        if self.scales is None or self.rows is None:
-            return None
-        return self.scales[self.rows.of_places(_numbers(places), self.shape)]
+        """Return the scale of weights, likewise, (1,) if they all have one."""
+        if self.scales is None or self.rows is None or self.scales.size == 1:
+            return self.scales
+        if isinstance(places, slice):
+            return self.rows.of_run(self.scales, places, self.shape)
+        return self.scales[self.rows.of_places(places, self.shape)]
 
     def scaled(
         self, places: slice | Int[np.ndarray, " points"]
@@ -307,11 +310,14 @@ class Problem:
 
         scale = self.scale_of(places)
         own = filled(points, points[0])
+        one_scale = scale is not None and scale.size == 1
         assert own is not None
         return Chunk(
             own,
             filled(self.importance_of(places), 0),
-            filled(scale, None if scale is None else scale[0]),
+            jax.device_put(scale)
+            if one_scale
+            else filled(scale, None if scale is None else scale[0]),
             jax.device_put(np.int32(padding)),
             self._blocks_of(places, own.size),
         )
@@ -326,6 +332,29 @@ class Problem:
         blocks[: len(numbers)] = self.blocks[numbers]
         return jax.device_put(blocks)
 
+    def extremes(self) -> tuple[float, float, float, float]:
+        """Return least and largest weight over its scale, sum and largest of what errors count.
+
+        The last two are 0 where all errors count alike.
+        """
+        low, high, total, largest = np.inf, -np.inf, 0.0, 0.0
+        for places in self.parts():
+            points, scale = self.points(places), self.scale_of(places)
+            mass = self.importance_of(places)
+            if scale is not None:
+                points = points / scale
+                mass = scale * scale * (1 if mass is None else mass)
+            low, high = min(low, float(points.min())), max(high, float(points.max()))
+            if mass is not None:
+                total += float(np.sum(mass, dtype=np.float64))
+                largest = max(largest, float(mass.max()))
+        return low, high, total, largest
+
+    def energy(self) -> float:
+        """Return the sum of the squared weights, in units."""
+        wide = (self.points(places).astype(np.float64) for places in self.parts())
+        return float(sum(np.dot(part, part) for part in wide))
+
     def over_rows(
         self, terms: Callable[[np.ndarray], np.ndarray], add: np.ufunc, rows: Rows
     ) -> Float[np.ndarray, " rows"]:
@@ -337,9 +366,13 @@ class Problem:
             rows: how the tensor is cut.
         """
         total = np.zeros(rows.number(self.shape))
-        for places in self.parts():
-            row = rows.of_places(_numbers(places), self.shape)
-            add.at(total, row, terms(self.points(places).astype(np.float64)))
+        is_periodic = total.size <= CHUNK and rows.is_periodic(self.shape)
+        for places in self.parts(CHUNK // total.size * total.size if is_periodic else CHUNK):
+            values = terms(self.points(places).astype(np.float64))
+            if is_periodic:
+                total = add(total, add.reduce(values.reshape(-1, total.size), axis=0))
+            else:
+                add.at(total, rows.of_places(_numbers(places), self.shape), values)
         return total
 
 
@@ -360,10 +393,7 @@ def problem_of(
         importance_exponent: see `importance`.
         blocks: Hessians of consecutive weights in place of it, likewise.
     """
-    # As few octaves as are needed: an outlier far away must not push the others out of range.
-    shift = exponent
-    if not is_wide(weights.dtype):
-        shift = exponent - min(max(exponent, -_ORDINARY_OCTAVES), _ORDINARY_OCTAVES)
+    shift = unit_of(weights.dtype, exponent)
     # In the order of its places: else every chunk would be cut from a copy of the whole.
     problem = Problem(np.asarray(weights, order="C"), shift)
     given = importance if blocks is None else blocks
@@ -376,6 +406,14 @@ def problem_of(
     return replace(
         problem, importance=importance, importance_exponent=importance_exponent, blocks=blocks
     )
+
+
+def unit_of(dtype: np.dtype, exponent: int) -> int:
+    """Return the exponent of the units in which weights are quantized, by that of the largest."""
+    # As few octaves as are needed: an outlier far away must not push the others out of range.
+    if is_wide(dtype):
+        return exponent
+    return exponent - min(max(exponent, -_ORDINARY_OCTAVES), _ORDINARY_OCTAVES)
 
 
 def as_problem(
@@ -433,14 +471,23 @@ def measured(
     stored = values.astype(dtype).astype(chunk.points.dtype)
     error = jnp.where(is_point, chunk.points - stored, 0)
     before = jnp.where(is_point, chunk.points, 0)
-    squared_error, energy = (sum_of_squares(None, part) for part in (error, before))
+    squared_error, energy = _sum_of_squares(error), _sum_of_squares(before)
     if chunk.blocks is not None:
         return [_quadratic_form(error, chunk.blocks), squared_error, energy]
     if chunk.importance is None:
         return [squared_error, squared_error, energy]
     # The root before the square: neither is out of range in units of the largest.
     weighted = jnp.sqrt(chunk.importance) * error
-    return [sum_of_squares(None, weighted), squared_error, energy]
+    return [_sum_of_squares(weighted), squared_error, energy]
+
+
+def _sum_of_squares(values: Float[Array, " points"]) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """As `sum_of_squares`, of what is so large that to multiply by a power of two is exact."""
+    largest = jnp.max(jnp.abs(values))
+    # What is infinite stays so: beyond, the power of two is no normal number.
+    exponent = jnp.clip(group_exponent(largest, axis=()), -_MOST_OCTAVES, _MOST_OCTAVES)
+    scale = restore(jnp.ones((), values.dtype), -exponent, axis=())
+    return pairwise_sum(jnp.square(values * scale)), 2 * exponent
 
 
 def _quadratic_form(
@@ -467,12 +514,6 @@ class Total:
         """Return the errors of the whole tensor."""
         distortion, squared_error, energy = self._sums.tolist()
         return Errors(0.0 if problem.weighs_nothing else distortion, squared_error, energy)
-
-
-def energy(problem: Problem) -> float:
-    """Return the sum of the squared weights, in units."""
-    wide = (problem.points(places).astype(np.float64) for places in problem.parts())
-    return float(sum(np.dot(part, part) for part in wide))
 
 
 def fetched(results: Iterable[tuple[slice, _Result]]) -> Iterator[tuple[slice, _Result]]:

@@ -3,15 +3,19 @@
 Source: Han, Pool, Tran, Dally, arXiv:1506.02626 (one-shot, per array, without retraining).
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, UInt
+from jaxtyping import Array, Bool, Float, UInt
 
+from jaxcomp.numerics import across
 from jaxcomp.numerics.checks import check_finite, check_floating, is_concrete
 from jaxcomp.numerics.precision import in_float64
 from jaxcomp.numerics.transformations import always_compiled, counted_loop
+from jaxcomp.quantizers import placed
 
 
 @always_compiled
@@ -42,7 +46,11 @@ def prune_by_magnitude(
         raise ValueError(f"sparsity must lie between 0 and 1, got {float(sparsity):g}.")
     if weights.size >= 1 << 32:
         raise ValueError(f"weights must hold fewer than 2^32 entries, got {weights.size}.")
-    return _prune(weights, _num_pruned(sparsity, num_weights=weights.size))
+    num_pruned = _num_pruned(sparsity, num_weights=weights.size)
+    spread = placed.spread_of(weights, as_one_group=True)
+    if spread is None:
+        return _prune(weights, num_pruned)
+    return placed.run_on_parts(_prune, spread, (weights,), (num_pruned,), cuts=spread.cuts)
 
 
 @in_float64("num_weights")
@@ -51,28 +59,37 @@ def _num_pruned(sparsity: Float[Array, ""], *, num_weights: int) -> UInt[Array, 
     return jnp.clip(jnp.round(sparsity * num_weights), 0, num_weights).astype(jnp.uint32)
 
 
-@jax.jit
-def _prune(weights: Float[Array, "..."], num_pruned: UInt[Array, ""]) -> Float[Array, "..."]:
+@partial(jax.jit, static_argnames=("cuts",))
+def _prune(
+    weights: Float[Array, "..."],
+    num_pruned: UInt[Array, ""],
+    *,
+    cuts: tuple[placed.Axes, ...] = (),
+) -> Float[Array, "..."]:
     num_bits = 8 * weights.dtype.itemsize
     # Bit patterns of non-negative floats are in the order of their values.
-    bits = lax.bitcast_convert_type(jnp.abs(weights.ravel()), f"uint{num_bits}")
+    bits = lax.bitcast_convert_type(jnp.abs(weights), f"uint{num_bits}")
     # The smallest pattern that at least `num_pruned` weights do not exceed.
     limit = _smallest(
-        lambda pattern: jnp.sum(bits <= pattern, dtype=jnp.uint32) >= num_pruned,
+        lambda pattern: _number(bits <= pattern) >= num_pruned,
         bits.dtype,
         num_bits,
     )
     is_tied = bits == limit
-    num_ties = num_pruned - jnp.sum(bits < limit, dtype=jnp.uint32)
-    place = jnp.arange(bits.shape[0], dtype=jnp.uint32)
+    num_ties = num_pruned - _number(bits < limit)
+    place = across.flat_places(weights.shape, cuts, np.dtype(np.uint32))
     # Likewise the place up to which the ties go; a cumulative sum would cost ten times as much.
     last = _smallest(
-        lambda end: jnp.sum(is_tied & (place < end), dtype=jnp.uint32) >= num_ties,
+        lambda end: _number(is_tied & (place < end)) >= num_ties,
         jnp.dtype(jnp.uint32),
         32,
     )
     is_pruned = (bits < limit) | (is_tied & (place < last))
-    return jnp.where(is_pruned.reshape(weights.shape), jnp.zeros_like(weights), weights)
+    return jnp.where(is_pruned, jnp.zeros_like(weights), weights)
+
+
+def _number(is_so: Bool[Array, "..."]) -> UInt[Array, ""]:
+    return across.total(jnp.sum(is_so, dtype=jnp.uint32))
 
 
 def _smallest(is_enough, dtype: np.dtype, num_bits: int) -> Array:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxcomp.numerics.checks import check_finite, check_floating, is_concrete
+from jaxcomp.numerics.placement import automatic_axes, to_automatic
 from jaxcomp.numerics.scaling import group_exponent, normalise, restore
 from jaxcomp.numerics.transformations import always_compiled
 from jaxcomp.quantizers.histograms import (
@@ -68,9 +69,10 @@ def round_to_nearest(
     check_finite(weights, "weights")
     if is_concrete(num_bits) and not 2 <= int(num_bits) <= 8:
         raise ValueError(f"num_bits must be 2 to 8, got {int(num_bits)}.")
-    return _round_to_nearest(
-        weights, jnp.asarray(num_bits, jnp.int32), channel_axis=channel_axis % weights.ndim
-    )
+    axis = channel_axis % weights.ndim
+    with automatic_axes(weights) as leave:
+        weights, num_bits = to_automatic(weights), jnp.asarray(num_bits, jnp.int32)
+        return leave(_round_to_nearest(weights, num_bits, channel_axis=axis))
 
 
 @partial(jax.jit, static_argnames=("channel_axis",))

@@ -84,6 +84,33 @@ class Rows(NamedTuple):
         num_groups = self._groups(math.prod(shape) // num_channels)
         return channel * num_groups + position // self.group_size
 
+    def is_periodic(self, shape: tuple[int, ...]) -> bool:
+        """Whether the row of a weight is its place modulo the number of rows."""
+        if not self._has_channels(shape):
+            return self.number(shape) == 1
+        return (
+            self.group_size is None and math.prod(shape[self.channel_axis % len(shape) + 1 :]) == 1
+        )
+
+    def of_run(
+        self, values: Shaped[np.ndarray, " rows"], places: slice, shape: tuple[int, ...]
+    ) -> Shaped[np.ndarray, " places"]:
+        """Return the value of the row of consecutive weights: `values[of_places(...)]`, quickly."""
+        start, stop = places.start, places.stop
+        if not self._has_channels(shape) or self.group_size is not None:
+            return values[self.of_places(np.arange(start, stop), shape)]
+        axis = self.channel_axis % len(shape)
+        num_channels, inner = shape[axis], math.prod(shape[axis + 1 :])
+        first, last = start // inner, (stop - 1) // inner
+        channels = values[np.arange(first, min(last + 1, first + num_channels)) % num_channels]
+        each = np.resize(channels, last + 1 - first)
+        if inner == 1:
+            return each
+        lengths = np.full(each.size, inner)
+        lengths[0] -= start - first * inner
+        lengths[-1] -= (last + 1) * inner - stop
+        return np.repeat(each, lengths)
+
     def _groups(self, num_columns: int) -> int:
         return 1 if self.group_size is None else -(-num_columns // self.group_size)
 

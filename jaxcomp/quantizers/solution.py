@@ -6,6 +6,7 @@ its codebook and measures everything again on them.
 Axes: `...` groups, `N` points, `K` clusters.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -15,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
 from jaxcomp.numerics.scaling import normalise, restore, split
 from jaxcomp.numerics.sums import running_maximum
+from jaxcomp.quantizers import placed
 from jaxcomp.quantizers.assignment import assign
 from jaxcomp.quantizers.bins import PointBins
 from jaxcomp.quantizers.histograms import (
@@ -25,7 +27,7 @@ from jaxcomp.quantizers.histograms import (
     points_in_units,
     sum_of_squares,
 )
-from jaxcomp.quantizers.padding import Bucketed, without_copies
+from jaxcomp.quantizers.padding import Bucketed, bucketed, without_copies, without_filling
 from jaxcomp.quantizers.scalar.diameter import PenaltyForm, penalty_term
 
 
@@ -98,6 +100,55 @@ def bucket_moments(bucket: Bucketed, *, num_bins: int) -> Moments:
     return histogram_moments(
         bucket.points, bucket.weights(), num_bins=num_bins, num_padding=bucket.num_padding
     )
+
+
+def quantized(
+    kernel: Callable[..., QuantizationResult],
+    points: Float[Array, "... points"],
+    importance: Shaped[Array, "... points"] | None,
+    *arguments: tuple[Any, int],
+    num_bins: int,
+    **options: Any,
+) -> QuantizationResult:
+    """Quantize points on the devices that hold them, or filled up to a size that others have.
+
+    Args:
+        kernel: `(bucket, *arguments, num_bins, **options)`, of groups along leading axes.
+        points: (..., N).
+        importance: broadcastable to the points, or None.
+        arguments: as in `placed.run`.
+        num_bins: of the histogram.
+        options: of the kernel, static.
+    """
+    spread = placed.spread_of(points)
+    if spread is None:
+        bucket = bucketed(points, importance, num_bins=num_bins)
+        result = kernel(bucket, *(value for value, _ in arguments), num_bins=num_bins, **options)
+        assignments = without_filling(result.assignments, points.shape[-1])
+        return result._replace(assignments=assignments)
+    return placed.run(
+        OfBucket(kernel),
+        spread,
+        points,
+        importance,
+        *arguments,
+        whole_up_to=num_bins,
+        result=QuantizationResult,
+        num_bins=num_bins,
+        **options,
+    )
+
+
+class OfBucket(NamedTuple):
+    """A kernel of a bucket as one of points that are not filled up."""
+
+    kernel: Callable[..., QuantizationResult]
+
+    def __call__(
+        self, points: Array, importance: Array | None, *arguments: Any, **options: Any
+    ) -> QuantizationResult:
+        """Run the kernel."""
+        return self.kernel(Bucketed(points, importance, None), *arguments, **options)
 
 
 def quantize_bucket(
@@ -223,7 +274,7 @@ def _measure(
                 jnp.arange(points.shape[-1], dtype=jnp.int32) < points.shape[-1] - num_padding
             )
             distance = jnp.where(is_point[None, :], distance, 0)
-        return count, has_mass, *sum_of_squares(mass, distance)
+        return count, has_mass, *sum_of_squares(mass, distance, is_of_points=True)
 
     measured = lax.platform_dependent(
         points, mass, centroids, num_padding, cpu=in_one_pass, default=at_once

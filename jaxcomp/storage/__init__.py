@@ -18,10 +18,12 @@ from jaxcomp.storage.files import (
 )
 from jaxcomp.storage.fingerprints import fingerprint
 from jaxcomp.storage.locks import FileLock, FolderLock
+from jaxcomp.storage.mapped import MappedFile
 
 __all__ = [
     "FileLock",
     "FolderLock",
+    "MappedFile",
     "PathLike",
     "atomic_writer",
     "digest_of_file",

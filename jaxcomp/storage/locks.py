@@ -37,6 +37,19 @@ class FileLock:
         """Whether it is held here."""
         return self._descriptor is not None
 
+    def is_taken(self) -> bool:
+        """Whether anyone holds it at this moment; makes no file, and keeps nothing locked."""
+        if self.is_held:
+            return True
+        try:
+            descriptor = os.open(self._path, os.O_RDWR)
+        except OSError:  # nobody, or nobody whose files can be opened here
+            return False
+        try:
+            return not _lock(descriptor, shared=False)
+        finally:
+            os.close(descriptor)
+
     def acquire(self, *, shared: bool = False) -> bool:
         """Take the lock without waiting; False if someone else holds it.
 

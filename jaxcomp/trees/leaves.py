@@ -22,17 +22,25 @@ from jaxcomp.trees.paths import leaves_by_path, replace_leaves, shorten
 from jaxcomp.types import AnyArray, Params
 
 
-def readable_leaves(params: Params) -> dict[str, Any]:
+def readable_leaves(params: Params, *, may_be_shared: bool = False) -> dict[str, Any]:
     """Map every leaf's path to the leaf in a form that JAX reads.
 
     PyTorch's tensors become NumPy arrays of the same memory, NumPy arrays of another byte order
     ones of the machine's. Everything else is the very object.
 
+    Args:
+        params: the tree.
+        may_be_shared: whether devices of other processes may hold parts of arrays.
+
     Raises:
         TypeError: for a masked array, a module of PyTorch, or a sparse tensor.
-        ValueError: if two leaves have the same path.
+        ValueError: if two leaves have the same path, or other processes hold a part of one.
     """
-    return {path: _readable(path, leaf) for path, leaf in leaves_by_path(params).items()}
+    named = leaves_by_path(params)
+    if not may_be_shared:
+        for path, leaf in named.items():
+            check_is_here(path, leaf)
+    return {path: _readable(path, leaf) for path, leaf in named.items()}
 
 
 def is_array(leaf: Any) -> bool:
@@ -236,14 +244,35 @@ def _reordered(
     return in_memory.transpose(tuple(np.argsort(new_order).tolist()))
 
 
-def with_readable_leaves(params: Params) -> Params:
+def with_readable_leaves(params: Params, *, may_be_shared: bool = False) -> Params:
     """Return the tree with its leaves in a form that JAX reads; see `readable_leaves`."""
+    before = leaves_by_path(params)
     changed = {
         path: readable
-        for path, leaf in leaves_by_path(params).items()
-        if (readable := _readable(path, leaf)) is not leaf
+        for path, readable in readable_leaves(params, may_be_shared=may_be_shared).items()
+        if readable is not before[path]
     }
     return replace_leaves(params, changed) if changed else params
+
+
+def check_is_here(path: str, leaf: Any, hint: str = "") -> None:
+    """Refuse an array of which this process holds a part alone.
+
+    Args:
+        path: of the leaf.
+        leaf: any.
+        hint: what else may be done about it, behind a comma.
+
+    Raises:
+        ValueError: if devices of other processes hold others.
+    """
+    is_known = isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
+    if is_known and not leaf.is_fully_addressable and not leaf.is_fully_replicated:
+        raise ValueError(
+            f"the leaf {path!r} is spread over devices of several processes, of which this one "
+            "reads only its own; gather it first (jax.experimental.multihost_utils."
+            f"process_allgather), or compress a checkpoint of it in one process{hint}."
+        )
 
 
 def _readable(path: str, leaf: Any) -> Any:
@@ -254,13 +283,6 @@ def _readable(path: str, leaf: Any) -> Any:
         raise TypeError(
             f"{path or 'params'} is a module of PyTorch, {type(leaf).__name__}, which is no tree "
             "of arrays; pass its state_dict()."
-        )
-    is_known = isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
-    if is_known and not leaf.is_fully_addressable:
-        raise ValueError(
-            f"the leaf {path!r} is spread over devices of several processes, of which this one "
-            "reads only its own; gather it first (jax.experimental.multihost_utils."
-            "process_allgather), or compress a checkpoint of it in one process."
         )
     if isinstance(leaf, np.ma.MaskedArray):
         raise TypeError(

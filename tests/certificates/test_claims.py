@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.stats import beta
+from scipy.stats import beta, binom
 
 from jaxcomp.bounds import kl_inverse, occam
 from jaxcomp.certificates.claims import bound_of_draws, bound_through_file, file_bound
@@ -63,6 +63,23 @@ def test_original_through_file_covers():
     of_file = occam(errors / NUM_EXAMPLES, BITS, num_examples=NUM_EXAMPLES, delta=0.1 * DELTA)
     rest = occam(disagreements / num_unlabelled, 0, num_examples=num_unlabelled, delta=0.9 * DELTA)
     np.testing.assert_allclose(bound, np.minimum(of_file + rest, 1), rtol=1e-6)
+
+
+def test_random_network_covers():
+    rng = np.random.default_rng(4)
+    # The posterior is uniform over the four networks of 10^6 that do best on the sample, under a
+    # uniform prior: the least of many uniform numbers are spaced by exponential ones.
+    num_networks, num_best, num_draws_of_q = 1e6, 4, 20
+    places = np.cumsum(rng.exponential(size=(num_best, NUM_DRAWS)), axis=0) / num_networks
+    best = binom.ppf(places, NUM_EXAMPLES, ERROR) / NUM_EXAMPLES
+    drawn = rng.integers(num_best, size=(num_draws_of_q, NUM_DRAWS))
+    error = np.take_along_axis(best, drawn, axis=0).mean(axis=0)
+    complexity = np.log(num_networks / num_best)
+    options = (NUM_EXAMPLES, num_draws_of_q, DELTA)
+    assert not is_too_often(bound_of_draws(error, complexity, *options), ERROR)
+    # What chose the four has a price, and their error is known from few draws.
+    without = kl_inverse(error, np.log(1 / DELTA) / NUM_EXAMPLES)
+    assert is_too_often(without, ERROR)
 
 
 def test_draws_have_their_share():

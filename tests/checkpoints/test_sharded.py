@@ -8,8 +8,8 @@ from file_problems import bits_of, small_tree
 
 import jaxcomp
 from jaxcomp.checkpoints import decompress, is_compressed, open_checkpoint, verify
-from jaxcomp.checkpoints.sharded import write_split
-from jaxcomp.compressed import compress_file, to_bytes
+from jaxcomp.compressed import compress_file
+from jaxcomp.compressed.files import Encoded
 from jaxcomp.quantizers import RoundToNearest
 
 SIZE = 200
@@ -18,8 +18,10 @@ SIZE = 200
 @pytest.fixture
 def shards(tmp_path):
     tree = small_tree()
-    data = to_bytes(tree, container="safetensors")
-    return tree, data, write_split(tmp_path / "model.safetensors", data, SIZE)
+    file = Encoded(tree, container="safetensors")
+    index = file.write(tmp_path / "model.safetensors", SIZE)
+    files = sorted(tmp_path.glob("model-*.safetensors"))
+    return tree, b"".join(file.chunks()), (index, *files)
 
 
 def test_a_model_in_several_files_is_that_in_one(shards, tmp_path):
@@ -47,9 +49,9 @@ def test_a_model_in_several_files_is_that_in_one(shards, tmp_path):
 
 
 def test_one_file_is_enough_where_all_fits(tmp_path):
-    data = to_bytes(small_tree(), container="safetensors")
-    assert write_split(tmp_path / "a.safetensors", data, 1e6) == (tmp_path / "a.safetensors",)
-    assert (tmp_path / "a.safetensors").read_bytes() == data
+    file = Encoded(small_tree(), container="safetensors")
+    assert file.write(tmp_path / "a.safetensors", 1e6) == tmp_path / "a.safetensors"
+    assert (tmp_path / "a.safetensors").read_bytes() == b"".join(file.chunks())
 
 
 def test_files_that_are_not_those_of_the_index(shards):

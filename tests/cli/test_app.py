@@ -1,6 +1,7 @@
 """The command itself: help that teaches, its version, what it needs."""
 
 import pytest
+import typer
 from command_line import assert_one_sentence, invoke, run_process
 from typer.testing import CliRunner
 
@@ -45,6 +46,29 @@ def test_without_the_packages_of_the_command(missing):
     )
     code = f"{finder}{absent}\nfrom jaxcomp import cli\ncli.main(['sweep'])"
     assert_one_sentence(run_process("-c", code), r"pip install 'jaxcomp\[sweep\]'")
+
+
+@pytest.mark.parametrize(
+    ("words", "proposed"),
+    [
+        ("sweep --preset p", ["paper", "phase"]),
+        ("sweep --dataset fa", ["fashion-mnist"]),
+        ("sweep --config ", []),  # files are the shell's
+        ("co", ["compress"]),
+    ],
+)
+def test_a_shell_completes_commands_and_choices(words, proposed):
+    count = len(words.split(" "))
+    variables = {"COMP_WORDS": f"jaxcomp {words}", "COMP_CWORD": str(count)}
+    result = CliRunner().invoke(
+        app, prog_name="jaxcomp", env={"_JAXCOMP_COMPLETE": "complete_bash", **variables}
+    )
+    assert result.stdout.split() == proposed
+
+
+def test_every_report_can_be_json():
+    for name, command in typer.main.get_command(app).commands.items():  # pyright: ignore
+        assert any("--json" in option.opts for option in command.params), name
 
 
 def test_usage_errors_are_code_2():

@@ -13,7 +13,7 @@ import time
 import pytest
 from command_line import SMALL, assert_one_sentence, environment, invoke
 
-from jaxcomp.experiments.run import FORMAT_VERSION
+from jaxcomp.experiments.manifest import FORMAT_VERSION
 from jaxcomp.experiments.sweep import engine, limits, pictures
 
 # Stops that a test can hit: a checkpoint after every step, and many small chunks of variants.
@@ -57,6 +57,11 @@ def test_a_sweep_and_its_pictures_again(tmp_path, monkeypatch):
     assert resumed.exit_code == 0
     told = [line for line in resumed.stdout.splitlines() if "pictures: " not in line]
     assert told == first.stdout.splitlines()
+    plain = invoke("sweep", "--config", out / "manifest.json", "--quiet", "--json", "--out", out)
+    found = json.loads(plain.stdout)
+    assert (found["kind"], found["manifest"]["settings"]["num_models"]) == ("sweep", 2)
+    assert len(found["table"]) == len(before.splitlines()) - 1
+    assert found["claims"][0]["low"] <= found["claims"][0]["effect"]
     other = invoke(*SMALL, "--seed", "1", "--out", out)
     assert other.exit_code == 2
     assert "belongs to other settings: seed (0 there, 1 now)" in other.stderr

@@ -16,7 +16,7 @@ from command_line import SMALL, assert_one_sentence, environment, invoke, run_pr
 from slow_cases import some_slow
 
 from jaxcomp import storage
-from jaxcomp.cli.session import one_sentence_errors
+from jaxcomp.cli.session import directory_for, one_sentence_errors
 
 
 @pytest.mark.parametrize(
@@ -99,6 +99,16 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, tmp_path):
     result = invoke(*SMALL, "--out", tmp_path / "run")
     assert result.exit_code == 130
     assert result.stderr == "stopped; the same command goes on from here.\n"
+
+
+def test_settings_keep_their_folder_whatever_preset_they_are_called_by(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = directory_for(None, "paper", {"seed": 0})
+    assert first.parent == Path("runs")
+    first.mkdir(parents=True)
+    assert directory_for(None, "quick", {"seed": 0}) == first
+    assert directory_for(None, "quick", {"seed": 1}).name.startswith("quick-")
+    assert directory_for(tmp_path, "quick", {"seed": 0}) == tmp_path
 
 
 @pytest.fixture

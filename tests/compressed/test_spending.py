@@ -16,9 +16,9 @@ def test_large_models_are_counted_by_quick_codes(monkeypatch, tmp_path, most, ef
     seen = []
 
     class Recorded(spending.FileSizes):
-        def __init__(self, effort=None):
+        def __init__(self, effort, sections):
             seen.append(effort)
-            super().__init__(effort)
+            super().__init__(effort, sections)
 
     monkeypatch.setattr(spending, "FileSizes", Recorded)
     tree = jaxcomp.compress(WEIGHTS, Uniform(), size_bytes=900)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGES = ("sweep", "regularization", "linear_regression")
+PACKAGES = ("sweep", "regularization", "linear_regression", "small_descriptions")
 
 
 @pytest.mark.parametrize("name", PACKAGES)

@@ -1,10 +1,16 @@
 """Files of a result: what is damaged or changed is found before it is read."""
 
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
 import pandas as pd
 import pytest
 
 from jaxcomp import storage
-from jaxcomp.experiments.result import loading, read_table, seal, write_table
+from jaxcomp.experiments.result import loading, read_table, seal, to_dict, write_table
 from jaxcomp.experiments.run import Run
 
 
@@ -61,3 +67,35 @@ def test_tables_for_people_and_programs(tmp_path):
     files[1].write_bytes(files[1].read_bytes()[:-5])
     with pytest.raises(ValueError, match=r"(?i)parquet"):
         read_table(files[1])
+
+
+class Said(NamedTuple):
+    sentence: str
+    effect: float
+    reference: tuple[str, ...]
+
+
+@dataclass
+class Found:
+    table: pd.DataFrame
+    claims: list[Said]
+    manifest: dict[str, Any]
+    directory: Path | None = None
+    _networks: dict[str, Any] = field(default_factory=dict)
+
+
+def test_a_result_as_plain_objects_has_the_names_that_it_has_in_python():
+    table = pd.DataFrame({"variant": ["a", "b"], "loss": [0.1, math.nan], "holds": [True, False]})
+    manifest = {"kind": "trial", "settings": {"seed": 0}}
+    found = Found(table, [Said("fine.", -0.5, ("a",))], manifest, Path("runs"), {"a": object()})
+    told = json.loads(storage.json_line(to_dict(found)))
+    assert told == {
+        "kind": "trial",
+        "table": [
+            {"variant": "a", "loss": 0.1, "holds": True},
+            {"variant": "b", "loss": None, "holds": False},
+        ],
+        "claims": [{"sentence": "fine.", "effect": -0.5, "reference": ["a"]}],
+        "manifest": manifest,
+        "directory": "runs",
+    }

@@ -13,8 +13,9 @@ import jax
 import pytest
 
 from jaxcomp import storage
+from jaxcomp.experiments.manifest import FORMAT_VERSION, read_manifest
 from jaxcomp.experiments.result import loading
-from jaxcomp.experiments.run import FORMAT_VERSION, Rows, Run, read_manifest
+from jaxcomp.experiments.run import Rows, Run
 
 NOTHING = SimpleNamespace(save=lambda: None)
 SETTINGS = {"seed": 0, "sizes": (1, 2)}
@@ -60,6 +61,16 @@ def test_a_part_is_computed_once(tmp_path):
     with opened(tmp_path / "run", resume=False) as fresh:
         assert fresh.find("part", AB) is None
     assert not (tmp_path / "run" / storage.FolderLock.NAME).exists()
+
+
+def test_parts_and_phases_are_told_to_those_who_listen(tmp_path, caplog, capsys):
+    with caplog.at_level("INFO", logger="jaxcomp.experiments.run"), opened(tmp_path) as run:
+        for _ in range(2):
+            run.part("part", lambda: ROWS, AB)
+        run.finish(NOTHING)
+    made, taken = (record.getMessage() for record in caplog.records)
+    assert (made.split(" in ")[0], taken) == ("part: computed", f"part: taken from {tmp_path}")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_what_was_made_from_a_part_is_forgotten_with_it(tmp_path):

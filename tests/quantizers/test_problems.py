@@ -11,7 +11,6 @@ from jaxcomp.quantizers.problems import (
     CHUNK,
     SMALL_CHUNK,
     Total,
-    energy,
     measured,
     problem_of,
     survey,
@@ -69,6 +68,39 @@ def test_rows_of_places_are_those_of_split(shape, scale, group_size, axis):
         np.testing.assert_array_equal(np.sort(content[content > 0]) - 1, np.flatnonzero(own == row))
     assert rows.number(shape) == len(cut)
     np.testing.assert_array_equal(rows.sizes(shape), np.count_nonzero(cut, axis=1))
+    numbers = np.arange(len(cut))
+    for start in range(places.size):
+        for stop in range(start + 1, places.size + 1):
+            run = rows.of_run(numbers, slice(start, stop), shape)
+            np.testing.assert_array_equal(run, own[start:stop])
+
+
+@pytest.mark.parametrize(
+    "rows", [Rows("tensor"), Rows("channel"), Rows("channel", None, 0), Rows("channel", 7)]
+)
+def test_what_rows_have_is_combined_over_chunks(rows):
+    given = problem(np.random.default_rng(0).normal(size=(11, CHUNK // 20)).astype(np.float32))
+    cut = np.asarray(rows.split(given.weights), np.float64)
+    np.testing.assert_array_equal(
+        given.over_rows(np.abs, np.maximum, rows), np.abs(cut).max(axis=1)
+    )
+    np.testing.assert_allclose(
+        given.over_rows(np.square, np.add, rows), np.square(cut).sum(axis=1), rtol=1e-12
+    )
+    scaled = given.with_scales(rows, np.arange(1, len(cut) + 1, dtype=np.float32))
+    chunks = [chunk for _, chunk in scaled.chunks()]
+    dealt = np.concatenate([np.broadcast_to(c.scale, c.points.shape) for c in chunks])
+    own = rows.of_places(np.arange(given.size), given.shape)
+    np.testing.assert_array_equal(dealt[: given.size], own + 1)
+
+
+def test_errors_are_in_range_for_infinite_and_least_numbers():
+    # What float16 has no room for is infinitely wrong, and no NaN.
+    given = problem(np.asarray([65504.0, 1.0], np.float16))
+    (_, chunk) = next(given.chunks())
+    total = Total()
+    total.add(measured(chunk, 2 * chunk.points, given.weights_dtype))
+    assert total.errors(given).squared_error == np.inf
 
 
 @pytest.mark.parametrize("exponent", [-140, -90, 0, 100])
@@ -85,7 +117,7 @@ def test_errors_are_those_of_fractions_at_any_scale(exponent):
     error = points - np.round(points)
     expected = [np.sum(h * error**2), np.sum(error**2), np.sum(points**2)]
     np.testing.assert_allclose(total.errors(given), expected, rtol=1e-6)
-    assert energy(given) == pytest.approx(expected[2])
+    assert given.energy() == pytest.approx(expected[2])
 
 
 def test_survey_finds_what_is_not_finite_and_the_largest_octave():

@@ -1,5 +1,7 @@
 """Locks: one holder or several who share, and the file that is left by none."""
 
+import sys
+
 import pytest
 
 from jaxcomp.storage import FileLock
@@ -39,3 +41,17 @@ def test_a_lock_whose_file_was_taken_away_is_taken_anew(tmp_path):
 def test_a_lock_in_no_folder(tmp_path):
     with pytest.raises(OSError, match=r"no/lock could not be made .*; change the permissions or"):
         FileLock(tmp_path / "no" / "lock").acquire()
+
+
+def test_looking_at_a_lock_takes_nothing(tmp_path):
+    lock, other = FileLock(tmp_path / "lock"), FileLock(tmp_path / "lock")
+    assert not lock.is_taken()
+    assert not list(tmp_path.iterdir())
+    for shared in (False, True):
+        assert lock.acquire(shared=shared)
+        assert lock.is_taken()
+        assert other.is_taken() or (shared and sys.platform == "win32")
+        lock.release()
+    (tmp_path / "lock").touch()  # of a process that was killed
+    assert not other.is_taken()
+    assert lock.acquire()

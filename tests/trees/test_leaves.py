@@ -176,5 +176,6 @@ def test_other_memory_is_another_array():
 def test_weights_of_several_processes_are_refused(monkeypatch):
     weights = jnp.ones((2, 2))
     monkeypatch.setattr(type(weights), "is_fully_addressable", False)
+    monkeypatch.setattr(type(weights), "is_fully_replicated", False)
     with pytest.raises(ValueError, match="'w' is spread over devices of several processes"):
         with_readable_leaves({"w": weights})

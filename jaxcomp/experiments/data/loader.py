@@ -1,5 +1,6 @@
 """One loader for all data sets: from files, from inside scikit-learn, or from OpenML."""
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ from jaxcomp.storage import PathLike
 
 DATA_DIR_VARIABLE = "JAXCOMP_DATA_DIR"
 """The environment variable that names the data folder when no argument does."""
+
+_log = logging.getLogger(__name__)
 
 _RAW = "raw"
 _Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -100,6 +103,7 @@ def load(name: str, *, data_dir: PathLike | None = None, download: bool = False)
         for file_set in _FILE_SETS[name]:
             found = file_set.locate(folder)
             if not found.missing:
+                _log.info("%s: read from %s", name, folder)
                 return check_dataset(
                     Dataset(
                         name,
@@ -111,6 +115,7 @@ def load(name: str, *, data_dir: PathLike | None = None, download: bool = False)
                 )
             located.append(found)
     if download:
+        _log.info("%s: not found in files, asked of OpenML", name)
         return openml.download(name)
     expected = _FILE_SETS[name][0].expected
     raise ValueError(

@@ -120,7 +120,7 @@ def run(
         result = StudyResult(
             pd.concat(tables, ignore_index=True), information, claims, run.manifest, run.path
         )
-        run.finish(result)
+        run.finish(result, quiet=quiet)
         return result
 
 

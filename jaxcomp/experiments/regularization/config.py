@@ -79,6 +79,7 @@ class RegularizationConfig:
         "digits",
         "digits (in scikit-learn), mnist, fashion-mnist, cifar10. Default: digits.",
         Panel.DATA,
+        choices=DATASETS,
     )
     width: float = asked(
         0.5, "Factor on the 256 units of both hidden layers. Default: 0.5.", Panel.TRAINING

@@ -24,6 +24,7 @@ from jaxcomp.experiments.regularization.rounding import PENALTIES, count_rounded
 from jaxcomp.experiments.reproducibility import random_key
 from jaxcomp.experiments.run import Row, Rows, Run
 from jaxcomp.experiments.samples import Samples, draw_samples
+from jaxcomp.long_call import LongCall
 from jaxcomp.numerics.transformations import all_transfers
 from jaxcomp.progress import Progress, Report
 from jaxcomp.types import Params, PredictFn
@@ -101,14 +102,16 @@ def run(
         run.describe()
         with Progress(quiet=quiet) as progress:
             measured = _measure_all(config, run, progress, data_dir, download, cache_dir)
-            rounding = _count_rounded(config, run)
-        table = pd.DataFrame([row for part in measured.values() for row in part.rows])
-        table.insert(0, "dataset", config.dataset)
-        losses = {variant.id: part.losses for variant, part in measured.items()}
-        table = add_differences(table, losses)
-        claims = evaluate_claims(table, losses)
+            with LongCall("counting rounded models", 1, display=progress):
+                rounding = _count_rounded(config, run)
+            table = pd.DataFrame([row for part in measured.values() for row in part.rows])
+            table.insert(0, "dataset", config.dataset)
+            losses = {variant.id: part.losses for variant, part in measured.items()}
+            table = add_differences(table, losses)
+            with LongCall("deciding claims", 1, display=progress):
+                claims = evaluate_claims(table, losses)
         result = RegularizationResult(table, pd.DataFrame(rounding), claims, run.manifest, run.path)
-        run.finish(result)
+        run.finish(result, quiet=quiet)
         return result
 
 
@@ -127,19 +130,20 @@ def _measure_all(
     if len(finished) == len(parts):
         return finished
     started = time.perf_counter()
-    samples = draw_samples(
-        config.dataset,
-        data_dir=data_dir,
-        download=download,
-        num_models=config.num_models,
-        train_size=config.train_size,
-        validation_size=config.validation_size,
-        # Certificates speak of distinct examples.
-        replacement=False,
-        label_noise=config.label_noise,
-        standardize=config.standardize,
-        seed=config.seed,
-    )
+    with LongCall("loading data", 1, display=progress):
+        samples = draw_samples(
+            config.dataset,
+            data_dir=data_dir,
+            download=download,
+            num_models=config.num_models,
+            train_size=config.train_size,
+            validation_size=config.validation_size,
+            # Certificates speak of distinct examples.
+            replacement=False,
+            label_noise=config.label_noise,
+            standardize=config.standardize,
+            seed=config.seed,
+        )
     run.make_from(config.dataset, samples.fingerprint, run.discard)
     trained = _train(
         config,

@@ -22,7 +22,7 @@ from jaxcomp.experiments.settings import (
     check_range,
     integer,
 )
-from jaxcomp.experiments.sweep.importance import ALLOWED, is_importance
+from jaxcomp.experiments.sweep.importance import ALLOWED, IMPORTANCES, is_importance
 from jaxcomp.experiments.sweep.methods import ALLOCATIONS, METHODS
 
 PenaltyForm: TypeAlias = Literal["monotone", "published", "linear"]
@@ -89,11 +89,13 @@ class SweepConfig:
         ("digits",),
         "digits (in scikit-learn), mnist, fashion-mnist, cifar10. May be repeated.",
         Panel.DATA,
+        choices=DATASETS,
     )
     model: tuple[str, ...] = asked(
         ("mlp",),
         "mlp (784-256-256-10) or vgg (3x3 convolutions, 32x32 images). May be repeated.",
         Panel.TRAINING,
+        choices=MODELS,
     )
     width: float = asked(1.0, "Factor on all hidden widths.", Panel.TRAINING)
     dropout: float = asked(0.2, "Dropout rate of the mlp.", Panel.TRAINING)
@@ -137,12 +139,14 @@ class SweepConfig:
         "are, of all sizes from one solve), entropy_constrained (least distortion for the bits of "
         "an entropy coder, ten rates), vector (pairs of weights). May be repeated.",
         Panel.GRID,
+        choices=METHODS,
     )
     allocation: tuple[str, ...] = asked(
         ("equal",),
         "How layers share the bits: equal (the same K in each) or optimal (as many bits in all, "
         "where they lower the distortion most). May be repeated.",
         Panel.GRID,
+        choices=ALLOCATIONS,
     )
     importance: tuple[str, ...] = asked(
         ("none", "gauss_newton"),
@@ -150,6 +154,7 @@ class SweepConfig:
         "hutchinson (random probes of the Hessian; hutchinson-16 with 16), fisher (squared "
         "gradients), adam (Adam's second moments). May be repeated.",
         Panel.GRID,
+        choices=IMPORTANCES,
     )
     num_probes: int = asked(64, "Probes of hutchinson.", Panel.GRID)
     curvature_examples: int = asked(
@@ -160,6 +165,7 @@ class SweepConfig:
         "How the diameter of a codebook is penalised: monotone, published or linear. May be "
         "repeated.",
         Panel.GRID,
+        choices=PENALTY_FORMS,
     )
     diameter_penalty: tuple[float, ...] = asked(
         (0.0, 0.003, 0.01, 0.05),
@@ -344,10 +350,11 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "label_noise": (0.0, 0.1, 0.2, 0.3, 0.4),
         "replacement": False,
         "num_models": 6,
+        "width": 0.5,
         "epochs": 60,
         "dropout": 0.0,
         "dropout_control": 0.5,
-        "num_clusters": (2, 3, 4, 8, 16, 32),
+        "num_clusters": (3, 4, 8, 16, 32),
         "diameter_penalty": (0.0, 0.01, 0.05),
     },
 }

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxcomp.bounds import mutual_information_bound
 from jaxcomp.coding.sizes import compression_ratio
-from jaxcomp.compressed.files import SharedLeaves
+from jaxcomp.compressed.sections import SharedLeaves
 from jaxcomp.evaluation import metrics
 from jaxcomp.evaluation.calibration import fit_temperature
 from jaxcomp.experiments.samples import Examples

@@ -33,6 +33,7 @@ from jaxcomp.experiments.sweep.stored import FOLDERS
 from jaxcomp.experiments.sweep.subjects import given_parts, given_subject, trained_subjects
 from jaxcomp.experiments.sweep.variants import Variant
 from jaxcomp.experiments.team import ALONE, Team
+from jaxcomp.long_call import LongCall
 from jaxcomp.numerics.transformations import all_transfers
 from jaxcomp.progress import Progress
 from jaxcomp.trees.selection import Select
@@ -147,13 +148,14 @@ def run_in_team(
                     )
                 )
                 if run.is_lead:
-                    outcomes += [own.outcome() for own in scored]
+                    with LongCall(f"{setting.name}: deciding claims", 1, display=progress):
+                        outcomes += [own.outcome() for own in scored]
                     scored.clear()  # they hold the data of their settings
         if not run.take_lead():
             return None
         outcomes += [own.outcome() for own in scored]
         result = _result(run, outcomes)
-        run.finish(result)
+        run.finish(result, quiet=quiet)
         return result
 
 
@@ -242,7 +244,7 @@ def evaluate(
                 setting, [subject], lambda _: parts, variants, config, run, progress
             ).outcome()
         result = _result(run, [outcome])
-        run.finish(result)
+        run.finish(result, quiet=quiet)
         return result
 
 

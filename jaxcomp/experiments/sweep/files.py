@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
-from jaxcomp.compressed.files import SharedLeaves, to_bytes
+from jaxcomp.compressed.files import to_bytes
 from jaxcomp.compressed.format import plain
+from jaxcomp.compressed.sections import SharedLeaves
 from jaxcomp.compressed.tensors import CompressedTensor, KeptLayout, KeptLeaf, TensorLayout
 from jaxcomp.compressed.tree import CompressedTree, TreeLayout
 from jaxcomp.decoder import File

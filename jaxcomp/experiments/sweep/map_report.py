@@ -10,7 +10,7 @@ from jaxcomp.experiments.reporting import Labelled, markdown_table
 from jaxcomp.experiments.sweep import beyond_controls
 from jaxcomp.experiments.sweep.claims import Claim
 from jaxcomp.experiments.sweep.summary import CONTROL_NAMES, Summary
-from jaxcomp.experiments.verdicts import p_words, percent
+from jaxcomp.experiments.verdicts import p_words, percent, signed
 
 COLUMNS = ("setting", "original", "against it", "compressed", "best control", "against that", "")
 NOTE = (
@@ -72,10 +72,11 @@ def map_rows(
             [
                 ", ".join(summary.subject.split(", ")[2 if len(kinds) == 1 else 0 :]),
                 f"{summary.original.mean('test_loss_tempered'):.3f}",
-                f"{100 * (own.relative_effect or 0.0):+.1f} %",
+                f"{signed(100 * (own.relative_effect or 0.0), 1)} %",
                 claim.description,
                 CONTROL_NAMES.get(method, method),
-                f"{100 * (claim.relative_effect or 0.0):+.1f} % ({low:+.1f} to {high:+.1f}), "
+                f"{signed(100 * (claim.relative_effect or 0.0), 1)} % ({signed(low, 1)} to "
+                f"{signed(high, 1)}), "
                 f"{p_words(claim.p_adjusted)}",
                 _MARKS[claim.verdict],
             ]

@@ -16,6 +16,7 @@ from jaxcomp.experiments.samples import Examples, draw_samples
 from jaxcomp.experiments.sweep.config import Setting, SweepConfig
 from jaxcomp.experiments.sweep.engine import Parts, Subject
 from jaxcomp.experiments.sweep.given import Given
+from jaxcomp.long_call import LongCall
 from jaxcomp.progress import Progress
 from jaxcomp.trees.paths import leaves_by_path
 from jaxcomp.trees.selection import Select, selected_paths, uncompressible
@@ -35,18 +36,19 @@ def trained_subjects(
 ) -> tuple[list[Subject], Callable[[int], Parts]]:
     """Train the networks of a setting (or take them from the cache) and lay out their parts."""
     started = time.perf_counter()
-    samples = draw_samples(
-        setting.dataset,
-        data_dir=data_dir,
-        download=download,
-        num_models=config.num_models,
-        train_size=setting.train_size or config.train_size[0],
-        validation_size=config.validation_size,
-        replacement=config.replacement,
-        label_noise=setting.label_noise,
-        standardize=config.standardize,
-        seed=config.seed,
-    )
+    with LongCall(f"{setting.name}: loading data", 1, display=progress):
+        samples = draw_samples(
+            setting.dataset,
+            data_dir=data_dir,
+            download=download,
+            num_models=config.num_models,
+            train_size=setting.train_size or config.train_size[0],
+            validation_size=config.validation_size,
+            replacement=config.replacement,
+            label_noise=setting.label_noise,
+            standardize=config.standardize,
+            seed=config.seed,
+        )
 
     def forget() -> None:
         for number in range(config.num_models):

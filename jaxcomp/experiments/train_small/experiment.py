@@ -93,7 +93,7 @@ def run(
                 rows += run.part(f"price{place:02d}", compute, Rows(variants))
                 tell(before + (place + 1) * each, total, "")
         result = TrainSmallResult(pd.DataFrame(rows), run.manifest, run.path)
-        run.finish(result)
+        run.finish(result, quiet=quiet)
         return result
 
 

@@ -1,6 +1,6 @@
 """Methods of compression as objects: what each is, its operating points, codes, and their cost."""
 
-from jaxcomp.quantizers.methods.base import Encoded, Method
+from jaxcomp.quantizers.methods.base import CodebookMethod, Encoded, Method, method_named
 from jaxcomp.quantizers.methods.entropy_constrained import EntropyConstrained
 from jaxcomp.quantizers.methods.hessian_rounding import HessianRounding
 from jaxcomp.quantizers.methods.integers import RoundToNearest
@@ -23,6 +23,7 @@ METHODS: tuple[type[Method], ...] = (
 
 __all__ = [
     "METHODS",
+    "CodebookMethod",
     "Encoded",
     "EntropyConstrained",
     "HessianRounding",
@@ -34,4 +35,5 @@ __all__ = [
     "TrellisCoded",
     "Uniform",
     "Vector",
+    "method_named",
 ]

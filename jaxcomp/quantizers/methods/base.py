@@ -17,12 +17,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxcomp.coding import sizes
-from jaxcomp.numerics.checks import check_count
+from jaxcomp.numerics.checks import check_count, is_concrete
 from jaxcomp.numerics.host import is_on_host
 from jaxcomp.numerics.scaling import group_exponent, normalise, restore
 from jaxcomp.quantizers.assignment import assignment_dtype
 from jaxcomp.quantizers.curves import Curve, Point
-from jaxcomp.quantizers.problems import Chunk, Errors, Problem, Total, fetched
+from jaxcomp.quantizers.placed_problems import PlacedProblem
+from jaxcomp.quantizers.problems import Errors, Problem, Total, fetched
 from jaxcomp.quantizers.scales import SCALES, Rows, Scale, spread
 from jaxcomp.trees.leaves import is_wide
 from jaxcomp.types import AnyArray
@@ -116,6 +117,11 @@ class Method(ABC):
             return None
         return Rows(self.scale, self.group_size, self.channel_axis)
 
+    @property
+    def works_on_parts(self) -> bool:
+        """Whether sums over weights are all it needs: no device reads the part of another then."""
+        return False
+
     @abstractmethod
     def check(self, parameter: Any) -> None:
         """Refuse a parameter that the method does not have."""
@@ -208,6 +214,9 @@ class Method(ABC):
         if is_on_host(codes, codebook, scales):
             # Nothing is compiled for the shape; wider than what JAX has at the moment, if need be.
             return self._decoded_on_host(codes, codebook, scales, shape=shape, dtype=dtype)
+        is_known = isinstance(codes, jax.Array) and is_concrete(codes)
+        if codebook is not None and is_known and not codes.is_fully_addressable:
+            codebook = np.asarray(codebook)  # which devices of other processes have as well
         values = codes if codebook is None else jnp.asarray(codebook)[codes.astype(jnp.int32)]
         values = self._join(values, shape)
         if scales is None:
@@ -285,7 +294,8 @@ class CodebookMethod(Method):
         self,
         problem: Problem,
         codebook: Float[np.ndarray, "clusters ..."],
-        encode: Callable[[Chunk, Float[np.ndarray, "clusters ..."]], ChunkCodes],
+        encode: Callable[..., ChunkCodes],
+        *tables: Any,
     ) -> Encoded:
         """Give every chunk its codes, and measure what it becomes.
 
@@ -293,14 +303,25 @@ class CodebookMethod(Method):
             problem: the tensor.
             codebook: (K,) or (K, m) in units, over scales; padded by its last entry to a size that
                 many codebooks share, of which only those that occur are kept.
-            encode: of a chunk, given the codebook as it is stored.
+            encode: `(chunk, *tables, codebook, dtype=dtype)`, the codebook and the dtype as they
+                are stored.
+            tables: what else it needs.
         """
         size = self.entry_size
         own = codebook if problem.scales is not None else problem.in_original_units(codebook)
         stored = codebook if problem.scales is not None else problem.in_units(own)
-        codes = np.empty(-(-problem.size // size), assignment_dtype(len(own)))
         counts, total = np.zeros(len(own), np.int64), Total()
-        encoded = ((places, encode(chunk, stored)) for places, chunk in problem.chunks(size))
+        dtype = problem.weights_dtype
+        if isinstance(problem, PlacedProblem):
+            codes, counts, sums = problem.encoded(encode, (*tables, stored), dtype)
+            for part in sums:
+                total.add(part)
+            return Encoded(codes, own, None, counts, total.errors(problem))
+        codes = np.empty(-(-problem.size // size), assignment_dtype(len(own)))
+        encoded = (
+            (places, encode(chunk, *tables, stored, dtype=dtype))
+            for places, chunk in problem.chunks(size)
+        )
         for places, (some, number, sums) in fetched(encoded):
             start, stop = places.start // size, -(-places.stop // size)
             codes[start:stop] = some[: stop - start]
@@ -313,6 +334,21 @@ class CodebookMethod(Method):
             counts.astype(np.int32),
             total.errors(problem),
         )
+
+
+def method_named(name: str) -> type[Method] | None:
+    """Return the method of this name, one of the package or of a user; None if there is none.
+
+    A class counts as soon as it is defined; of several with a name the last one, as in a notebook
+    whose cell was run twice.
+    """
+    found, waiting = None, [Method]
+    while waiting:
+        kind = waiting.pop(0)
+        waiting += kind.__subclasses__()
+        if vars(kind).get("name") == name:
+            found = kind
+    return found
 
 
 def scale_bits(problem: Problem) -> float:

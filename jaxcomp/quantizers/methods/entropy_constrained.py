@@ -58,6 +58,10 @@ class EntropyConstrained(CodebookMethod):
         for name in ("num_symbols", "num_iterations", "num_bins", "num_levels"):
             check_count(name, getattr(self, name))
 
+    @property
+    def works_on_parts(self) -> bool:
+        return self.rows is None
+
     def check(self, parameter: Any) -> None:
         is_number = isinstance(parameter, float | int | np.number)
         if not is_number or isinstance(parameter, bool):
@@ -120,13 +124,7 @@ class EntropyConstrained(CodebookMethod):
 
     def encode(self, problem: Problem, point: Point) -> Encoded:
         centroids, length_bits, multiplier = point.codebook
-        encoded = self._encoded(
-            problem,
-            centroids,
-            lambda chunk, stored: _encode(
-                chunk, length_bits, multiplier, stored, dtype=problem.weights_dtype
-            ),
-        )
+        encoded = self._encoded(problem, centroids, _encode, length_bits, multiplier)
         # Symbols that occur come first.
         return encoded.cut(int(np.max(np.flatnonzero(encoded.counts), initial=0)) + 1)
 

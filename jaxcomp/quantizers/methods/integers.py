@@ -11,6 +11,7 @@ from jaxtyping import Array, Int, Shaped
 
 from jaxcomp.coding import sizes
 from jaxcomp.numerics.checks import check_count
+from jaxcomp.numerics.transformations import computed_once
 from jaxcomp.quantizers.curves import Curve, Point
 from jaxcomp.quantizers.methods.base import ChunkCodes, Encoded, Method, scale_bits
 from jaxcomp.quantizers.problems import Chunk, Problem, Total, counts_of, fetched, measured
@@ -114,12 +115,16 @@ def _round(chunk: Chunk, num_bits: Int[Array, ""], *, dtype: np.dtype) -> ChunkC
     assert chunk.scale is not None
     largest = (jnp.left_shift(jnp.int32(1), num_bits - 1) - 1).astype(chunk.points.dtype)
     scale = chunk.scale / largest
-    # Rows of zeros become code 0.
-    ratio = chunk.points / jnp.where(scale > 0, scale, 1)
-    codes = jnp.clip(jnp.round(ratio), -largest, largest)
-    sums = measured(chunk._replace(scale=scale), codes, dtype)
+
+    def rounded(points: Array, scale: Array) -> Array:
+        # Rows of zeros become code 0.
+        ratio = points / jnp.where(scale > 0, scale, 1)
+        return jnp.clip(jnp.round(ratio), -largest, largest).astype(jnp.int8)
+
+    codes = computed_once(chunk.num_padding >= 0, rounded, chunk.points, scale)
+    sums = measured(chunk._replace(scale=scale), codes.astype(chunk.points.dtype), dtype)
     index = codes.astype(jnp.int32) + _NUM_CODES // 2
-    return codes.astype(jnp.int8), counts_of(chunk, index, _NUM_CODES), sums
+    return codes, counts_of(chunk, index, _NUM_CODES), sums
 
 
 @partial(jax.jit, static_argnames=("dtype",))

@@ -19,6 +19,7 @@ from jaxcomp.numerics.checks import check_count, check_penalty
 from jaxcomp.numerics.precision import computed_on_host, lacks_float64
 from jaxcomp.numerics.scaling import restore
 from jaxcomp.numerics.segments import segment_sum
+from jaxcomp.numerics.transformations import computed_once
 from jaxcomp.quantizers.assignment import assign, nearest_thresholds
 from jaxcomp.quantizers.curves import Curve, Point
 from jaxcomp.quantizers.histograms import Moments, bins_for
@@ -58,6 +59,10 @@ class _Intervals(CodebookMethod):
         super().__post_init__()
         check_count("num_bins", self.num_bins)
 
+    @property
+    def works_on_parts(self) -> bool:
+        return self.rows is None
+
     def check(self, parameter: Any) -> None:
         check_count("num_clusters", parameter)
 
@@ -93,12 +98,7 @@ class _Intervals(CodebookMethod):
     def encode(self, problem: Problem, point: Point) -> Encoded:
         size = min(int(point.parameter), problem.size)
         centroids, thresholds = point.codebook
-        encoded = self._encoded(
-            problem,
-            centroids,
-            lambda chunk, stored: _encode(chunk, thresholds, stored, dtype=problem.weights_dtype),
-        )
-        return encoded.cut(size)
+        return self._encoded(problem, centroids, _encode, thresholds).cut(size)
 
     def _bins(self, max_clusters: int) -> int:
         return bins_for(self.num_bins, max_clusters)
@@ -294,6 +294,6 @@ def _encode(
     dtype: np.dtype,
 ) -> ChunkCodes:
     points, _ = chunk.scaled()
-    codes = assign(points, jnp.asarray(thresholds))
+    codes = computed_once(chunk.num_padding >= 0, assign, points, jnp.asarray(thresholds))
     values = jnp.asarray(codebook)[codes.astype(jnp.int32)]
     return codes, counts_of(chunk, codes, codebook.shape[0]), measured(chunk, values, dtype)

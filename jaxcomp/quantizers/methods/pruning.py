@@ -9,7 +9,7 @@ from jaxtyping import Int, Shaped
 from jaxcomp.coding import sizes
 from jaxcomp.quantizers.curves import Curve, Point
 from jaxcomp.quantizers.methods.base import Encoded, Method
-from jaxcomp.quantizers.problems import Errors, Problem, energy
+from jaxcomp.quantizers.problems import Errors, Problem
 
 # Bits of a magnitude that are looked at together.
 _DIGIT_BITS = 16
@@ -99,7 +99,7 @@ class MagnitudePruning(Method):
             None,
             None,
             np.asarray([problem.size - num_left, num_left], np.int32),
-            Errors(0.0 if problem.weighs_nothing else distortion, squared_error, energy(problem)),
+            Errors(0.0 if problem.weighs_nothing else distortion, squared_error, problem.energy()),
         )
 
     def decode(self, codes: Any, codebook: Any, scales: Any, *, shape: Any, dtype: Any) -> Any:

@@ -61,7 +61,8 @@ class TrellisCoded(Method):
 
     It visits weights one after the other: some six times the time of `EntropyConstrained` where
     the multiplier is given (a budget, which wants a curve and several trials, hides that), and some
-    20 bytes of memory for each weight of the largest leaf, while it is compressed.
+    20 bytes of memory for each weight of the largest leaf, while it is compressed. Leaves that
+    several devices share are therefore read on the host, and their codes put back.
 
     Attributes:
         multiplier: distortion that a bit is worth, relative to the distortion per weight of a

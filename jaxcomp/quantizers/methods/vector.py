@@ -121,9 +121,8 @@ class Vector(CodebookMethod):
         encoded = self._encoded(
             problem,
             np.asarray(point.codebook[0]),
-            lambda chunk, stored: _encode(
-                chunk, jnp.int32(size), stored, dtype=problem.weights_dtype
-            ),
+            _encode,
+            jnp.int32(size),
         )
         return encoded.cut(size)
 

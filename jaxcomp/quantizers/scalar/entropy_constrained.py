@@ -34,8 +34,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
+from jaxcomp.numerics import across
 from jaxcomp.numerics.checks import check_floating, check_points, is_concrete
-from jaxcomp.numerics.scaling import group_exponent, normalise, restore, restore_as
+from jaxcomp.numerics.scaling import normalise, restore, restore_as
 from jaxcomp.numerics.segments import segment_sum
 from jaxcomp.numerics.sums import (
     pairwise_sum,
@@ -43,6 +44,7 @@ from jaxcomp.numerics.sums import (
     running_sum,
 )
 from jaxcomp.numerics.transformations import always_compiled, without_derivative
+from jaxcomp.quantizers import placed
 from jaxcomp.quantizers.assignment import assignment_dtype
 from jaxcomp.quantizers.cells import joint_moments
 from jaxcomp.quantizers.histograms import (
@@ -181,14 +183,29 @@ def entropy_constrained(
     ):
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}.")
-    return solve_entropy_constrained(
-        joint_moments(points, importance, num_bins=num_bins, num_levels=num_levels),
-        multipliers,
+    solve = placed.over_groups(_entropy_constrained, points, whole_up_to=num_bins * num_levels)
+    return solve(
+        points,
+        importance,
+        (multipliers, 1),
+        (jnp.asarray(num_iterations, jnp.int32), 0),
+        num_bins=num_bins,
+        num_levels=num_levels,
         multiplier_scale=multiplier_scale,
         method=method,
         max_clusters=max_clusters,
+    )
+
+
+def _entropy_constrained(
+    points, importance, multipliers, num_iterations, *, num_bins, num_levels, **options
+):
+    return solve_entropy_constrained(
+        joint_moments(points, importance, num_bins=num_bins, num_levels=num_levels),
+        multipliers,
         num_iterations=num_iterations,
         centroid_dtype=points.dtype,
+        **options,
     )
 
 
@@ -269,19 +286,20 @@ def assign_by_cost(
     points = jnp.asarray(points)
     dtype = accumulation_dtype(points.dtype)
     weights = None if importance is None else jnp.asarray(importance)
-    return _assign_by_cost(
-        points,
-        weights,
-        jnp.asarray(centroids).astype(dtype),
-        jnp.asarray(length_bits).astype(dtype),
-        jnp.asarray(multiplier).astype(dtype),
+    codebook = (jnp.asarray(part).astype(dtype) for part in (centroids, length_bits, multiplier))
+    spread = placed.spread_of(points)
+    if spread is None:
+        return _assign_by_cost(points, weights, *codebook)
+    arguments = zip(codebook, (1, 1, 0), strict=True)
+    return placed.run(
+        _assign_by_cost, spread, points, weights, *arguments, whole_up_to=0, result="points"
     )
 
 
 @jax.jit
 def _assign_by_cost(points, weights, centroids, length_bits, multiplier):
     values = points.astype(centroids.dtype)
-    exponent = group_exponent(values)
+    exponent = across.exponent_of_all(values)
     values = normalise(values, exponent)
     if weights is None:
         weights, mass_exponent = jnp.ones_like(values), jnp.zeros_like(exponent)

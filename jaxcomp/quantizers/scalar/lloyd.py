@@ -56,7 +56,6 @@ from jaxcomp.quantizers.histograms import (
     accumulation_dtype,
     bins_for,
 )
-from jaxcomp.quantizers.padding import bucketed, without_filling
 from jaxcomp.quantizers.scalar.coarse_to_fine import coarse_to_fine_centroids
 from jaxcomp.quantizers.scalar.diameter import (
     PENALTY_FORMS,
@@ -74,6 +73,7 @@ from jaxcomp.quantizers.solution import (
     diameter_in_use,
     distortion_of_points,
     quantize_bucket,
+    quantized,
 )
 
 PenaltyScale = Literal["relative", "absolute"]
@@ -491,20 +491,20 @@ def kmeans(
     num_clusters, max_clusters = check_codebook_size(num_clusters, max_clusters)
     check_penalty(diameter_penalty)
     num_bins = bins_for(num_bins, max_clusters)
-    result = _kmeans(
-        bucketed(points, importance, num_bins=num_bins),
-        num_clusters,
-        jnp.asarray(diameter_penalty, accumulation_dtype(points.dtype)),
-        jnp.asarray(num_iterations, jnp.int32),
-        check_initial_centroids(initial_centroids, max_clusters),
+    return quantized(
+        _kmeans,
+        points,
+        importance,
+        (num_clusters, 0),
+        (jnp.asarray(diameter_penalty, accumulation_dtype(points.dtype)), 0),
+        (jnp.asarray(num_iterations, jnp.int32), 0),
+        (check_initial_centroids(initial_centroids, max_clusters), 1),
         max_clusters=max_clusters,
         penalty_form=penalty_form,
         penalty_scale=penalty_scale,
         num_bins=num_bins,
         start=start,
     )
-    assignments = without_filling(result.assignments, points.shape[-1])
-    return result._replace(assignments=assignments)
 
 
 @partial(

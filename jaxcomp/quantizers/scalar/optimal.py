@@ -30,6 +30,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from jaxcomp.numerics import across
 from jaxcomp.numerics.checks import check_count, check_points
 from jaxcomp.numerics.precision import (
     can_be_on_host,
@@ -44,12 +45,14 @@ from jaxcomp.numerics.sums import (
     running_maximum,
 )
 from jaxcomp.numerics.transformations import always_compiled, without_derivative
+from jaxcomp.quantizers import placed
 from jaxcomp.quantizers.assignment import nearest_thresholds
 from jaxcomp.quantizers.histograms import (
     MOMENTS_SIGNATURE,
     BinEdges,
     Moments,
     histogram_with_edges,
+    whole_up_to,
 )
 from jaxcomp.quantizers.padding import bucketed
 from jaxcomp.quantizers.scalar.interval_search import (
@@ -62,7 +65,7 @@ from jaxcomp.quantizers.scalar.interval_search import (
     roundings_of_cost,
 )
 from jaxcomp.quantizers.scalar.runs import Runs, read_runs, run_table
-from jaxcomp.quantizers.solution import Codebook
+from jaxcomp.quantizers.solution import Codebook, OfBucket
 
 # Relative error, in roundings, of the masses of a histogram; what sums of 10^7 points show is a
 # tenth of it.
@@ -510,11 +513,16 @@ def optimal_kmeans(
         raise TypeError(
             f"max_clusters must be a Python integer, got {type(max_clusters).__name__}."
         )
-    bucket = bucketed(points, importance, num_bins=num_bins)
-    # In two programs where only the histogram can be made on the device.
-    is_apart = lacks_float64() and can_be_on_host(bucket)
-    solve = _optimum_of_bucket if is_apart else _optimal_kmeans
-    return solve(bucket, max_clusters=int(max_clusters), num_bins=num_bins)
+    options = {"max_clusters": int(max_clusters), "num_bins": num_bins}
+    if placed.spread_of(points) is None:
+        bucket = bucketed(points, importance, num_bins=num_bins)
+        # In two programs where only the histogram can be made on the device.
+        is_apart = lacks_float64() and can_be_on_host(bucket)
+        solve = _optimum_of_bucket if is_apart else _optimal_kmeans
+        return solve(bucket, **options)
+    whole = whole_up_to(num_bins=num_bins, by_value=points.dtype.itemsize == 2)
+    solve = placed.over_groups(OfBucket(_optimal_kmeans), points, whole_up_to=whole)
+    return solve(points, importance, **options)
 
 
 def _optimum_of_bucket(bucket, *, max_clusters, num_bins):
@@ -532,7 +540,7 @@ def _optimum_of_bucket(bucket, *, max_clusters, num_bins):
         edges,
         max_clusters=max_clusters,
         centroid_dtype=points.dtype,
-        has_one_value_per_bin=is_short or points.shape[-1] <= num_bins,
+        has_one_value_per_bin=is_short or across.number_of_points(points.shape[-1]) <= num_bins,
     )
 
 

@@ -28,7 +28,6 @@ from jaxcomp.quantizers.histograms import (
     bins_for,
     sum_of_squares,
 )
-from jaxcomp.quantizers.padding import bucketed, without_filling
 from jaxcomp.quantizers.solution import (
     Codebook,
     QuantizationResult,
@@ -36,6 +35,7 @@ from jaxcomp.quantizers.solution import (
     bucket_moments,
     distortion_of_points,
     quantize_bucket,
+    quantized,
 )
 
 Reconstruction = Literal["centroid", "midpoint"]
@@ -172,15 +172,15 @@ def uniform(
     points, importance = check_points(points, importance)
     num_clusters, max_clusters = check_codebook_size(num_clusters, max_clusters)
     num_bins = bins_for(num_bins, max_clusters)
-    result = _uniform(
-        bucketed(points, importance, num_bins=num_bins),
-        num_clusters,
+    return quantized(
+        _uniform,
+        points,
+        importance,
+        (num_clusters, 0),
         max_clusters=max_clusters,
         reconstruction=reconstruction,
         num_bins=num_bins,
     )
-    assignments = without_filling(result.assignments, points.shape[-1])
-    return result._replace(assignments=assignments)
 
 
 @partial(jax.jit, static_argnames=("max_clusters", "reconstruction", "num_bins"))

@@ -19,6 +19,7 @@ from jaxcomp.experiments.sweep.summary import (
     map_names,
     rows_where,
 )
+from jaxcomp.experiments.verdicts import signed
 
 # Blue is better, orange is worse: a scale that colour-blind readers can tell the ends of apart.
 _COLOURS = "PuOr"
@@ -125,11 +126,11 @@ def _draw(
     for row, column, claim in places:
         change = 100 * (claim.relative_effect or 0.0)
         mark = {"holds": " ▼", "opposite": " ▲"}.get(claim.verdict, "")
-        is_dark = abs(change) > 60 * span
+        is_dark = abs(change) > 75 * span
         colour = "white" if is_dark else drawing.INK
         up = 0.12 if has_names else 0.0
         text: dict[str, Any] = {"ha": "center", "va": "center", "color": colour}
-        axis.text(column, row + up, f"{change:+.1f} %{mark}", fontsize=drawing.NORMAL, **text)
+        axis.text(column, row + up, f"{signed(change, 1)} %{mark}", fontsize=drawing.NORMAL, **text)
         if has_names:
             method = claim.control or ""
             name = _SHORT.get(method, CONTROL_NAMES.get(method, method))
