@@ -317,10 +317,40 @@ OTHERS = {
 CASES = QUANTIZERS | OTHERS
 
 
-# The slow ones are made of others.
-@pytest.mark.parametrize(
-    "name", some_slow(CASES, "block_kmeans", "optimal_kmeans", "squared_error_curve")
+# The slow ones are made of others, or have no branch of their own for a platform.
+_SLOW = (
+    "histogram_of_equal_weights",
+    "joint_histogram_of_points",
+    "round_to_nearest",
+    "block_kmeans",
+    "plus_plus_start",
+    "polish_kmeans",
+    "optimal_kmeans",
+    "uniform",
+    "entropy_constrained",
+    "round_layer",
+    "output_importance",
+    "squared_error_curve",
+    "gaussian_rate",
+    "gaussian_distortion",
+    "density_entropy",
+    "pac_bayes_kl",
+    "catoni",
+    "kl_inverse",
+    "gaussian_complexity",
+    "population_risk",
+    "sample",
+    "optimal_step",
+    "l2_rate_nats",
+    "quantize_ste",
+    "scores",
+    "margins",
+    "fit_temperature",
+    "draw_solutions",
 )
+
+
+@pytest.mark.parametrize("name", some_slow(CASES, *_SLOW))
 def test_kernel_lowers_for_accelerators(name):
     case = CASES[name]
     for found in programs(case):
