@@ -1,6 +1,6 @@
 """The importance of every weight of a tree: checked, in units, of tied places together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, NoReturn
 
 import jax
@@ -64,59 +64,82 @@ def units_by_path(estimate: DiagonalEstimate) -> dict[str, int]:
     return {path: int(unit) for path, unit in leaves_by_path(estimate.exponent).items()}
 
 
-def importance_by_leaf(
-    importance: DiagonalEstimate | PyTree | None,
-    groups: list[Group],
-    vector_sizes: Sequence[int | None],
-    policy: CurvaturePolicy,
-) -> list[Importance | None]:
-    """Return the importance of every leaf, None where it says nothing; all of it checked.
+class Weighing(NamedTuple):
+    """The importance of a whole tree, taken apart once for all of its leaves.
+
+    Attributes:
+        named: its arrays by path.
+        units: the exponents that arrays of an estimate have; others have none.
+        policy: what an estimate goes through; None for importances that were given.
+    """
+
+    named: dict[str, Any]
+    units: dict[str, int]
+    policy: CurvaturePolicy | None
+
+    @classmethod
+    def of(
+        cls, importance: DiagonalEstimate | PyTree | None, policy: CurvaturePolicy
+    ) -> "Weighing | None":
+        """Take an importance as `compress` takes it; None weighs nothing."""
+        if importance is None:
+            return None
+        if isinstance(importance, DiagonalEstimate):
+            named = readable_leaves(importance.mean, may_be_shared=True)
+            return cls(named, units_by_path(importance), policy)
+        return cls(readable_leaves(importance, may_be_shared=True), {}, None)
+
+    def places_of(self, group: Group) -> list[str]:
+        """Return the paths whose importances add up, once they are known to be there.
+
+        The loss changes through every place of a tied array; one array counts once.
+        """
+        return list({id(self.named.get(path)): path for path in group.paths}.values())
+
+
+def importance_of_leaf(
+    weighing: Weighing, group: Group, vector_size: int | None
+) -> Importance | None:
+    """Return the importance of a leaf, None where it says nothing; all of it checked.
 
     Args:
-        importance: as `compress` takes it.
-        groups: the leaves.
-        vector_sizes: m of every leaf whose importance may be blocks (ceil(n / m), m, m); or None.
-        policy: what estimates go through.
+        weighing: of the whole tree.
+        group: the leaf.
+        vector_size: m, if the importance may be blocks (ceil(n / m), m, m); or None.
     """
-    if importance is None:
-        return [None] * len(groups)
-    is_estimate = isinstance(importance, DiagonalEstimate)
-    named = readable_leaves(importance.mean if is_estimate else importance, may_be_shared=True)
     found = {
-        path: _importance_at(named, path, group.value.shape if view is None else view.shape, size)
-        for group, size in zip(groups, vector_sizes, strict=True)
+        path: _importance_at(
+            weighing.named, path, group.value.shape if view is None else view.shape, vector_size
+        )
         for path, view in zip(group.paths, group.views, strict=True)
     }
     exponents = dict(zip(found, exponents_of("importance", found), strict=True))
-    unit_of = units_by_path(importance) if is_estimate else {}
-    importances: list[Importance | None] = []
-    for group in groups:
-        # The loss changes through every place of a tied array; one array counts once.
-        places = {id(named[path]): path for path in group.paths}
-        shifts = {path: unit_of.get(path, 0) for path in places.values()}
-        exponent = max(exponents[path] + shift for path, shift in shifts.items())
-        dtype = jax.dtypes.canonicalize_dtype(
-            np.float64 if group.value.dtype == np.float64 else np.float32
-        )
-        is_blocks = _is_blocks(group, found)
-        parts = []
-        for path in places.values():
-            view = group.views[group.paths.index(path)]
-            part = np.ldexp(found[path].astype(np.float64), shifts[path] - exponent).astype(dtype)
-            parts.append(part if view is None else np.asarray(view.undo(part)))
-        total = sum(parts[1:], start=parts[0])
-        if is_estimate:
-            result = policy.apply_blocks(total) if is_blocks else policy.apply(total)
-            report = result.report
-            values = None if bool(report.is_fallback) else np.asarray(result.importance)
-            unseen = Unseen(int(report.num_zero), policy.zeros) if report.is_mostly_zero else None
-        else:
-            _check_importance(group.paths[0], total, is_blocks=is_blocks)
-            values, unseen = total, _unseen(total, is_blocks=is_blocks)
-        importances.append(
-            None if values is None else Importance(values, exponent, is_blocks, unseen)
-        )
-    return importances
+    shifts = {path: weighing.units.get(path, 0) for path in weighing.places_of(group)}
+    exponent = max(exponents[path] + shift for path, shift in shifts.items())
+    dtype = jax.dtypes.canonicalize_dtype(
+        np.float64 if group.value.dtype == np.float64 else np.float32
+    )
+    is_blocks = _is_blocks(group, found)
+    parts = []
+    for path, shift in shifts.items():
+        view = group.views[group.paths.index(path)]
+        part = np.ldexp(found[path].astype(np.float64), shift - exponent).astype(dtype)
+        parts.append(part if view is None else np.asarray(view.undo(part)))
+    total = sum(parts[1:], start=parts[0])
+    policy = weighing.policy
+    if policy is None:
+        _check_importance(group.paths[0], total, is_blocks=is_blocks)
+        return Importance(total, exponent, is_blocks, _unseen(total, is_blocks=is_blocks))
+    result = policy.apply_blocks(total) if is_blocks else policy.apply(total)
+    if bool(result.report.is_fallback):
+        return None
+    unseen = unseen_by(policy, result.report)
+    return Importance(np.asarray(result.importance), exponent, is_blocks, unseen)
+
+
+def unseen_by(policy: CurvaturePolicy, report: Any) -> Unseen | None:
+    """Return what a policy reports of a leaf without curvature for over half of its weights."""
+    return Unseen(int(report.num_zero), policy.zeros) if report.is_mostly_zero else None
 
 
 def _unseen(importance: Float[np.ndarray, "..."], *, is_blocks: bool) -> Unseen | None:

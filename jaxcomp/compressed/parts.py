@@ -5,7 +5,6 @@ What is refused, and with which words, is what `importance` refuses on the host.
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,20 +15,19 @@ from jaxtyping import Array, Float, Int
 from jaxcomp.compressed.importance import (
     Importance,
     Unseen,
+    Weighing,
     refuse_negative,
     refuse_not_finite,
     refuse_zeros,
-    units_by_path,
+    unseen_by,
     value_at,
 )
-from jaxcomp.curvature import CurvaturePolicy, DiagonalEstimate
 from jaxcomp.numerics.placement import automatic_axes
 from jaxcomp.numerics.scaling import is_negative, is_zero, normalise
 from jaxcomp.quantizers.methods import Method
 from jaxcomp.quantizers.placed import Spread, spread_of
 from jaxcomp.quantizers.placed_problems import PlacedProblem, survey_of_parts
 from jaxcomp.quantizers.problems import unit_of
-from jaxcomp.trees.leaves import readable_leaves
 from jaxcomp.trees.tied import Group
 
 
@@ -46,32 +44,26 @@ def exponent_of_parts(name: str, group: Group, spread: Spread) -> int:
     return _exponent(name, group.paths[0], group.value, spread)
 
 
-def importance_on_parts(
-    importance: Any, group: Group, spread: Spread, policy: CurvaturePolicy
-) -> Importance | None:
-    """As `importance_by_leaf`, of a leaf; the values lie where its weights do."""
-    is_estimate = isinstance(importance, DiagonalEstimate)
-    named = readable_leaves(importance.mean if is_estimate else importance, may_be_shared=True)
-    places = {id(named.get(path)): path for path in group.paths}
+def importance_on_parts(weighing: Weighing, group: Group, spread: Spread) -> Importance | None:
+    """As `importance_of_leaf`; the values lie where the weights do."""
     own = PartitionSpec(*(cut or None for cut in spread.cuts))
     parts = {}
-    for path in places.values():
-        value = value_at(named, path, group.value.shape, None)
+    for path in weighing.places_of(group):
+        value = value_at(weighing.named, path, group.value.shape, None)
         with jax.set_mesh(spread.mesh):
             value = spread.put(value, own)
             parts[path] = value if _is_wide_enough(value) else value.astype(jnp.float32)
-    shifts = {path: units_by_path(importance).get(path, 0) if is_estimate else 0 for path in parts}
+    shifts = {path: weighing.units.get(path, 0) for path in parts}
     exponents = {path: _exponent("importance", path, part, spread) for path, part in parts.items()}
     exponent = max(exponents[path] + shifts[path] for path in parts)
     dtype = jnp.float64 if group.value.dtype == np.float64 else jnp.float32
     units = [np.int32(exponent - shifts[path]) for path in parts]
     with automatic_axes(*parts.values()), jax.set_mesh(spread.mesh):
         total = _total(list(parts.values()), units, dtype=jnp.dtype(dtype))
-        if is_estimate:
-            result = policy.apply(total)
-            report = result.report
-            total = None if bool(report.is_fallback) else result.importance
-            unseen = Unseen(int(report.num_zero), policy.zeros) if report.is_mostly_zero else None
+        if weighing.policy is not None:
+            result = weighing.policy.apply(total)
+            total = None if bool(result.report.is_fallback) else result.importance
+            unseen = unseen_by(weighing.policy, result.report)
         else:
             num_negative, num_zero = (int(number) for number in _problems(total))
             if num_negative:

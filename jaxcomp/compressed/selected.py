@@ -9,7 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcomp.compressed.importance import Importance, exponents_of, importance_by_leaf
+from jaxcomp.compressed.importance import (
+    Importance,
+    Weighing,
+    exponents_of,
+    importance_of_leaf,
+)
 from jaxcomp.compressed.layer_places import method_for
 from jaxcomp.compressed.parts import (
     exponent_of_parts,
@@ -238,10 +243,10 @@ def select_leaves(
         method_for(own, group, network, is_stack=group.paths[0] in stacks)
         for own, group in zip(methods, selected, strict=True)
     ]
-    tensors = {}
+    weighed, tensors = Weighing.of(importance, policy), {}
     for (number, group), method_of_leaf in zip(chosen.items(), methods, strict=True):
         leaf = _leaf_of(group, method_of_leaf, is_stack=group.paths[0] in stacks)
-        h = leaf.importance(importance, policy)
+        h = leaf.importance(weighed)
         layout = TensorLayout(
             paths=group.paths,
             method=leaf.method.at(None),
@@ -254,7 +259,7 @@ def select_leaves(
         problems: Sequence[Problem] = leaf.problems(h)
         if visited is not None:
             if h is not None:
-                problems = Remade(partial(leaf.problems_by, importance, policy), len(problems))
+                problems = Remade(partial(leaf.problems_by, weighed), len(problems))
             visited()
         tensors[number] = Tensor(problems, leaf.method, layout, group.value)
     kept = {
@@ -284,14 +289,14 @@ class _Leaf(NamedTuple):
     weights: np.ndarray | None
     spread: Spread | None
 
-    def importance(self, importance: Any, policy: CurvaturePolicy) -> Importance | None:
+    def importance(self, weighing: Weighing | None) -> Importance | None:
         """Return the importance of its weights, where they are."""
-        if importance is None:
+        if weighing is None:
             return None
         if self.spread is not None:
-            return importance_on_parts(importance, self.group, self.spread, policy)
+            return importance_on_parts(weighing, self.group, self.spread)
         vector_size = self.method.vector_size if isinstance(self.method, Vector) else None
-        return importance_by_leaf(importance, [self.group], [vector_size], policy)[0]
+        return importance_of_leaf(weighing, self.group, vector_size)
 
     def problems(self, importance: Importance | None) -> list[Problem]:
         """Return the problems of its layers, prepared."""
@@ -304,9 +309,9 @@ class _Leaf(NamedTuple):
             problems = [_problem(self.weights, self.exponent, importance)]
         return [self.method.prepare(problem) for problem in problems]
 
-    def problems_by(self, importance: Any, policy: CurvaturePolicy) -> list[Problem]:
+    def problems_by(self, weighing: Weighing | None) -> list[Problem]:
         """Return its problems with the importance taken from the whole."""
-        return self.problems(self.importance(importance, policy))
+        return self.problems(self.importance(weighing))
 
 
 def _leaf_of(group: Group, method: Method, *, is_stack: bool) -> _Leaf:
