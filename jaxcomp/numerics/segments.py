@@ -77,26 +77,24 @@ def segment_min(
     values: Float[Array, " N"], index: Int[Array, " N"], number: int
 ) -> Float[Array, " B"]:
     """Return the least number of each index, which is in range; infinite where there is none."""
-    return lax.platform_dependent(
-        values,
-        index,
-        cpu=lambda values, index: jax.ops.segment_min(values, index, number),
-        default=lambda values, index: extremes_by_comparison(
-            values[None], index[None], number, is_least=True
-        )[0],
-    )
+    return _segment_extreme(values, index, number, is_least=True)
 
 
 def segment_max(
     values: Float[Array, " N"], index: Int[Array, " N"], number: int
 ) -> Float[Array, " B"]:
     """Return the largest number of each index; minus infinity where there is none."""
+    return _segment_extreme(values, index, number, is_least=False)
+
+
+def _segment_extreme(values: Array, index: Array, number: int, *, is_least: bool) -> Array:
+    by_scatter = jax.ops.segment_min if is_least else jax.ops.segment_max
     return lax.platform_dependent(
         values,
         index,
-        cpu=lambda values, index: jax.ops.segment_max(values, index, number),
+        cpu=lambda values, index: by_scatter(values, index, number),
         default=lambda values, index: extremes_by_comparison(
-            values[None], index[None], number, is_least=False
+            values[None], index[None], number, is_least=is_least
         )[0],
     )
 
