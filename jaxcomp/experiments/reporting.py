@@ -100,6 +100,13 @@ def print_claims(console: Console, claims: Sequence[Told], how: str) -> None:
     console.print(grid)
 
 
+def print_as_it_is(console: Console, report: str, directory: Path | None) -> None:
+    """Print a report that has its own lines, and the files of the result, if it has any."""
+    console.out(report, highlight=False)
+    if directory is not None:
+        print_files(console, directory)
+
+
 def print_files(console: Console, directory: Path) -> None:
     """List the files of a result, grouped by what they are."""
     names = sorted(file.name for file in directory.iterdir()) if directory.is_dir() else []

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from jaxcomp import storage
+from jaxcomp.experiments import drawing
 from jaxcomp.experiments.manifest import MANIFEST, read_manifest
 
 
@@ -41,6 +42,25 @@ def loading(folder: Path, noun: str) -> Iterator[dict[str, Any]]:
         raise ValueError(f"cannot read the results in {folder} ({told}): {again}") from error
 
 
+def folder_of(
+    directory: Path | str | None, own: Path | None, told: str = "this run was made without one"
+) -> Path:
+    """Return the folder that a result is saved in, made if it is not there.
+
+    Args:
+        directory: as the caller names it.
+        own: that of the run, which stands in for None.
+        told: why there is none.
+
+    Raises:
+        ValueError: if no directory is known or it cannot be written.
+    """
+    folder = Path(directory) if directory is not None else own
+    if folder is None:
+        raise ValueError(f"name a directory: {told}.")
+    return storage.ensure_writable_directory(folder)
+
+
 def seal(manifest: dict[str, Any], folder: Path, files: Sequence[Path]) -> None:
     """Write down which files the results are, so that damage is found before they are read."""
     manifest["digests"] = {file.name: storage.digest_of_file(file) for file in files}
@@ -53,6 +73,34 @@ def write_table(table: pd.DataFrame, folder: Path, name: str = "table") -> list[
     storage.write_bytes_atomic(csv, table.to_csv(index=False).encode())
     storage.write_bytes_atomic(parquet, table.to_parquet(index=False))
     return [csv, parquet]
+
+
+def write_run(result: Any, directory: Path | str | None, *, files: str, picture: str) -> list[Path]:
+    """Write the table, the files, the report and the one picture of a run.
+
+    Args:
+        result: has `table`, `manifest`, `directory`, `write_files`, `report` and `plot`.
+        directory: where to; None for that of the run.
+        files: the folder that `write_files` fills.
+        picture: its name, without a suffix.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: if no directory is known or it cannot be written.
+    """
+    folder = folder_of(directory, result.directory)
+    written = [*write_table(result.table, folder), *result.write_files(folder / files)]
+    report = folder / "report.md"
+    storage.write_bytes_atomic(report, result.report().encode())
+    figure = result.plot()
+    drawn = [folder / f"{picture}.{form}" for form in ("png", "svg")]
+    for file in drawn:
+        storage.write_bytes_atomic(file, drawing.encoded(figure, file.suffix[1:]))
+    if folder == result.directory:
+        seal(result.manifest, folder, [folder / "table.parquet"])
+    return [*written, report, *drawn]
 
 
 def read_table(file: Path) -> pd.DataFrame:

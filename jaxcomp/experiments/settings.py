@@ -3,7 +3,7 @@
 Nothing heavy is imported here or in a module of settings: `--help` reads them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 from enum import StrEnum
 from typing import Any, NamedTuple, TypeVar
@@ -120,3 +120,27 @@ def check_range(name: str, values: Iterable[float], low: float, high: float) -> 
     for value in values:
         if not low <= value < high:
             raise ValueError(f"{name} must lie in [{low:g}, {high:g}), got {value}.")
+
+
+def check_prices(penalties: Sequence[float], least: str) -> None:
+    """Refuse prices of a bit that are none, out of range (`least` to 1e6) or given twice."""
+    if not penalties or not all(float(least) <= price <= 1e6 for price in penalties):
+        raise ValueError(f"penalties must be one or several from {least} to 1e6, got {penalties}.")
+    if len(set(penalties)) != len(penalties):
+        raise ValueError(f"penalties must be different, got {penalties}.")
+
+
+def check_delta(delta: float) -> None:
+    """Refuse a probability of failure that is none."""
+    if not 0 < delta < 1:
+        raise ValueError(f"delta must lie in (0, 1), got {delta}.")
+
+
+def from_plain(settings: type[_Value], values: Mapping[str, Any]) -> _Value:
+    """Return settings as they were before JSON made lists of tuples.
+
+    Args:
+        settings: their class, a dataclass.
+        values: of its fields, as a manifest tells them.
+    """
+    return settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -10,7 +10,6 @@ A run directory holds, each file written whole or not at all::
     *.png, *.svg             pictures
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,8 @@ from jaxcomp.experiments.linear_regression.report import (
     report_markdown,
 )
 from jaxcomp.experiments.reporting import brief
-from jaxcomp.experiments.result import loading, read_table, seal, write_table
+from jaxcomp.experiments.result import folder_of, loading, read_table, seal, write_table
+from jaxcomp.experiments.settings import from_plain
 
 NOUN = "study"
 
@@ -63,7 +63,7 @@ class StudyResult:
 
     @property
     def _config(self) -> StudyConfig:
-        return _config_from(self.manifest["settings"])
+        return from_plain(StudyConfig, self.manifest["settings"])
 
     @own_look()
     def plot(self) -> Figure:
@@ -91,10 +91,7 @@ class StudyResult:
         Raises:
             ValueError: if no directory is known or it cannot be written.
         """
-        folder = Path(directory) if directory is not None else self.directory
-        if folder is None:
-            raise ValueError("name a directory: this study was run without one.")
-        storage.ensure_writable_directory(folder)
+        folder = folder_of(directory, self.directory, "this study was run without one")
         contents = {
             "information.csv": self.information.to_csv(index=False).encode(),
             "report.md": ("# Linear regression\n\n" + self.report()).encode(),
@@ -121,7 +118,7 @@ class StudyResult:
         """
         folder = Path(directory)
         with loading(folder, NOUN) as manifest:
-            _config_from(manifest["settings"])  # which the report needs
+            from_plain(StudyConfig, manifest["settings"])  # which the report needs
             return cls(
                 table=read_table(folder / "table.parquet"),
                 information=read_table(folder / "information.csv"),
@@ -132,9 +129,3 @@ class StudyResult:
                 manifest=manifest,
                 directory=folder,
             )
-
-
-def _config_from(settings: Mapping[str, Any]) -> StudyConfig:
-    """Settings as they were before JSON made lists of tuples."""
-    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-    return StudyConfig(**plain)

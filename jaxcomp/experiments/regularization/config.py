@@ -13,6 +13,7 @@ from jaxcomp.experiments.settings import (
     check_names,
     check_positive,
     check_range,
+    from_plain,
 )
 
 Kind: TypeAlias = Literal["none", "l2", "l1", "dropout", "early stopping", "temperature"]
@@ -203,10 +204,7 @@ class RegularizationConfig:
     def from_dict(cls, values: dict[str, Any]) -> "RegularizationConfig":
         """Settings from `to_dict`; an unknown name is a `ValueError`."""
         _check_known(values)
-        plain: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
-        }
-        return cls(**plain)
+        return from_plain(cls, values)
 
 
 # Larger samples need fewer passes, and larger images shorter steps.

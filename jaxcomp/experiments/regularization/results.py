@@ -25,7 +25,7 @@ from jaxcomp.experiments.regularization import figure as pictures
 from jaxcomp.experiments.regularization.claims import Claim, claim_from_dict
 from jaxcomp.experiments.regularization.report import first_lines, print_report, report_markdown
 from jaxcomp.experiments.reporting import brief
-from jaxcomp.experiments.result import loading, read_table, seal, write_table
+from jaxcomp.experiments.result import folder_of, loading, read_table, seal, write_table
 
 NOUN = "regularization run"
 
@@ -86,10 +86,7 @@ class RegularizationResult:
         Raises:
             ValueError: if no directory is known or it cannot be written.
         """
-        folder = Path(directory) if directory is not None else self.directory
-        if folder is None:
-            raise ValueError("name a directory: this run was made without one.")
-        storage.ensure_writable_directory(folder)
+        folder = folder_of(directory, self.directory)
         files = write_table(self.table, folder)
         contents = {
             "rounding.csv": self.rounding.to_csv(index=False).encode(),

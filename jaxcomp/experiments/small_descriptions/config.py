@@ -8,8 +8,10 @@ from jaxcomp.experiments.settings import (
     Panel,
     asked,
     check_counts,
+    check_delta,
     check_names,
     check_positive,
+    check_prices,
     check_range,
 )
 
@@ -103,14 +105,8 @@ class DescriptionConfig:
         check_range("features", (self.features,), 0, NUM_FEATURES)
         check_range("most", (self.most,), 1, 10)
         check_range("seed", (self.seed,), 0, 1 << 31)
-        if not self.penalties or min(self.penalties) < 0 or max(self.penalties) > 1e6:
-            raise ValueError(
-                f"penalties must be one or several from 0 to 1e6, got {self.penalties}."
-            )
-        if len(set(self.penalties)) != len(self.penalties):
-            raise ValueError(f"penalties must be different, got {self.penalties}.")
-        if not 0 < self.delta < 1:
-            raise ValueError(f"delta must lie in (0, 1), got {self.delta}.")
+        check_prices(self.penalties, "0")
+        check_delta(self.delta)
         if self.dataset == "cifar10":
             raise ValueError(
                 "the features are for images of one channel; choose another than cifar10."

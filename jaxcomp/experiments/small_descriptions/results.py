@@ -25,8 +25,9 @@ from rich.console import Console
 
 from jaxcomp import storage
 from jaxcomp.experiments import drawing
-from jaxcomp.experiments.reporting import brief, print_files
-from jaxcomp.experiments.result import loading, read_table, seal, write_table
+from jaxcomp.experiments.reporting import brief, print_as_it_is
+from jaxcomp.experiments.result import loading, read_table, write_run
+from jaxcomp.experiments.settings import from_plain
 from jaxcomp.experiments.small_descriptions import figure as pictures
 from jaxcomp.experiments.small_descriptions.architectures import Network, network
 from jaxcomp.experiments.small_descriptions.config import DescriptionConfig
@@ -73,8 +74,7 @@ class DescriptionResult:
     @property
     def config(self) -> DescriptionConfig:
         """The settings."""
-        told: dict[str, Any] = dict(self.manifest["settings"])
-        return DescriptionConfig(**{**told, "penalties": tuple(told["penalties"])})
+        return from_plain(DescriptionConfig, self.manifest["settings"])
 
     @property
     def network(self) -> Network:
@@ -96,9 +96,7 @@ class DescriptionResult:
 
     def print_report(self, console: Console) -> None:
         """Print it, and where the files are."""
-        console.out(self.report(), highlight=False)
-        if self.directory is not None:
-            print_files(console, self.directory)
+        print_as_it_is(console, self.report(), self.directory)
 
     def write_files(self, folder: Path) -> list[Path]:
         """Write the best stream of each seed, and what certifies it; return the files."""
@@ -127,20 +125,7 @@ class DescriptionResult:
         Raises:
             ValueError: if no directory is known or it cannot be written.
         """
-        folder = Path(directory) if directory is not None else self.directory
-        if folder is None:
-            raise ValueError("name a directory: this run was made without one.")
-        storage.ensure_writable_directory(folder)
-        files = [*write_table(self.table, folder), *self.write_files(folder / "files")]
-        storage.write_bytes_atomic(folder / "report.md", self.report().encode())
-        figure = self.plot()
-        for form in ("png", "svg"):
-            storage.write_bytes_atomic(
-                folder / f"certificate.{form}", drawing.encoded(figure, form)
-            )
-        if folder == self.directory:
-            seal(self.manifest, folder, [folder / "table.parquet"])
-        return [*files, folder / "report.md", folder / "certificate.png"]
+        return write_run(self, directory, files="files", picture="certificate")
 
     @classmethod
     def load(cls, directory: Path | str) -> "DescriptionResult":

@@ -24,7 +24,7 @@ from rich.console import Console
 from jaxcomp import storage
 from jaxcomp.experiments.drawing import own_look
 from jaxcomp.experiments.reporting import brief
-from jaxcomp.experiments.result import loading, read_table, seal, write_table
+from jaxcomp.experiments.result import folder_of, loading, read_table, seal, write_table
 from jaxcomp.experiments.sweep import pictures
 from jaxcomp.experiments.sweep.candidates import ratio_column
 from jaxcomp.experiments.sweep.claims import Claim, claim_from_dict, claims_table
@@ -192,10 +192,7 @@ class SweepResult:
     @own_look()
     def save(self, directory: Path | str | None = None) -> list[Path]:
         """Write tables, claims, report and pictures; return the files."""
-        folder = Path(directory) if directory is not None else self.directory
-        if folder is None:
-            raise ValueError("name a directory: this sweep was run without one.")
-        storage.ensure_writable_directory(folder)
+        folder = folder_of(directory, self.directory, "this sweep was run without one")
         files = write_table(self.table, folder)
         is_read = [files[-1], folder / "claims.json"]
         if not self.sensitivity.empty:

@@ -7,8 +7,10 @@ from jaxcomp.experiments.settings import (
     Panel,
     asked,
     check_counts,
+    check_delta,
     check_names,
     check_positive,
+    check_prices,
     check_range,
 )
 
@@ -100,14 +102,8 @@ class TrainSmallConfig:
         check_range("shift", (self.shift,), 0, 5)
         check_range("seed", (self.seed,), 0, 1 << 20)
         check_range("models", (self.models,), 1, 501)
-        if not self.penalties or not all(1e-6 <= one <= 1e6 for one in self.penalties):
-            raise ValueError(
-                f"penalties must be one or several from 1e-6 to 1e6, got {self.penalties}."
-            )
-        if len(set(self.penalties)) != len(self.penalties):
-            raise ValueError(f"penalties must be different, got {self.penalties}.")
-        if not 0 < self.delta < 1:
-            raise ValueError(f"delta must lie in (0, 1), got {self.delta}.")
+        check_prices(self.penalties, "1e-6")
+        check_delta(self.delta)
         if self.network == "lenet-5" and self.dataset == "digits":
             raise ValueError("lenet-5 needs images of 28 x 28 pixels; choose mnist for it.")
 

@@ -21,8 +21,9 @@ from rich.console import Console
 
 from jaxcomp import storage
 from jaxcomp.experiments import drawing
-from jaxcomp.experiments.reporting import brief, print_files
-from jaxcomp.experiments.result import loading, read_table, seal, write_table
+from jaxcomp.experiments.reporting import brief, print_as_it_is
+from jaxcomp.experiments.result import loading, read_table, write_run
+from jaxcomp.experiments.settings import from_plain
 from jaxcomp.experiments.train_small import figure as pictures
 from jaxcomp.experiments.train_small.config import TrainSmallConfig
 from jaxcomp.experiments.train_small.report import first_lines, report_text
@@ -53,8 +54,7 @@ class TrainSmallResult:
     @property
     def config(self) -> TrainSmallConfig:
         """The settings."""
-        told: dict[str, Any] = dict(self.manifest["settings"])
-        return TrainSmallConfig(**{**told, "penalties": tuple(told["penalties"])})
+        return from_plain(TrainSmallConfig, self.manifest["settings"])
 
     @drawing.own_look()
     def plot(self) -> Figure:
@@ -67,9 +67,7 @@ class TrainSmallResult:
 
     def print_report(self, console: Console) -> None:
         """Print it, and where the files are."""
-        console.out(self.report(), highlight=False)
-        if self.directory is not None:
-            print_files(console, self.directory)
+        print_as_it_is(console, self.report(), self.directory)
 
     def write_files(self, folder: Path) -> list[Path]:
         """Write the file of each price and seed; return their names."""
@@ -89,18 +87,7 @@ class TrainSmallResult:
         Raises:
             ValueError: if no directory is known or it cannot be written.
         """
-        folder = Path(directory) if directory is not None else self.directory
-        if folder is None:
-            raise ValueError("name a directory: this run was made without one.")
-        storage.ensure_writable_directory(folder)
-        files = [*write_table(self.table, folder), *self.write_files(folder / "compressed")]
-        storage.write_bytes_atomic(folder / "report.md", self.report().encode())
-        figure = self.plot()
-        for form in ("png", "svg"):
-            storage.write_bytes_atomic(folder / f"curve.{form}", drawing.encoded(figure, form))
-        if folder == self.directory:
-            seal(self.manifest, folder, [folder / "table.parquet"])
-        return [*files, folder / "report.md", folder / "curve.png"]
+        return write_run(self, directory, files="compressed", picture="curve")
 
     @classmethod
     def load(cls, directory: Path | str) -> "TrainSmallResult":
