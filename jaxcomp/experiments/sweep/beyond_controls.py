@@ -44,6 +44,8 @@ class Undecided(NamedTuple):
 
     claim: Claim
     """With its own p, and no sentence."""
+    interval: Interval
+    """Of its effect."""
     scale: float
     """The original's tempered loss, nats."""
     control: str
@@ -120,7 +122,7 @@ def beyond_controls(
         confidence=confidence,
         sentence="",
     )
-    return Undecided(claim, original, describe(control), practical)
+    return Undecided(claim, interval, original, describe(control), practical)
 
 
 def decided(found: Sequence[Undecided]) -> list[Claim]:
@@ -137,16 +139,7 @@ def decided(found: Sequence[Undecided]) -> list[Claim]:
 
 
 def _decided(own: Undecided, p_adjusted: float, num_settings: int) -> Claim:
-    claim, share = own.claim, percent(own.practical)
-    interval = Interval(
-        claim.effect,
-        claim.low,
-        claim.high,
-        claim.p_value,
-        claim.degrees_of_freedom,
-        claim.num_models,
-        claim.num_examples,
-    )
+    claim, interval, share = own.claim, own.interval, percent(own.practical)
     verdict = decide(
         interval,
         own.scale,
