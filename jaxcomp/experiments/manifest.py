@@ -7,7 +7,7 @@ from jaxcomp import storage
 
 MANIFEST = "manifest.json"
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Of everything in a run directory; goes up when a file, a column or a setting changes its name."""
 
 
