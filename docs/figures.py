@@ -11,9 +11,9 @@ import numpy as np
 from jaxcomp import bounds
 from jaxcomp import linear_regression as lr
 from jaxcomp.experiments import drawing
+from jaxcomp.experiments.drawing import BLUE, ORANGE
 
 FOLDER = Path(__file__).parent
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 BITS = "bits for each weight"
 
 

@@ -1,5 +1,6 @@
 """A picture of certificates: the bound against the bytes that it charges, and held-out labels."""
 
+import itertools
 import math
 
 import jax.numpy as jnp
@@ -14,7 +15,6 @@ from jaxcomp.certificates.claims import file_bound
 from jaxcomp.experiments import drawing
 from jaxcomp.storage import PathLike, write_bytes_atomic
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#E69F00")
 _PLACES = 120
 
 
@@ -47,7 +47,7 @@ def plot_certificates(report: Report) -> Figure:
     most = max([row.size_bits / 8 for row in sized], default=100.0)
     sizes = np.geomspace(min(10.0, most / 2), 4 * most, _PLACES)
     entries = []
-    for row, colour in zip(report.rows, _COLOURS * len(report.rows), strict=False):
+    for row, colour in zip(report.rows, itertools.cycle(drawing.COLOURS), strict=False):
         if row.size_bits > 0:
             axis.plot(row.size_bits / 8, row.bound, "o", color=colour, markersize=6)
             if row.size_bytes is not None and len(row.deltas) == 1:

@@ -7,6 +7,8 @@ whatever settings of matplotlib a user has.
 Colour says what weighs a squared error in K-means, shade, dashes and marker how strong the
 diameter penalty is, grey that nothing was compressed; nothing is told by colour alone. Colours
 from Okabe and Ito (2008) and Tol (2021), which colour-blind readers can tell apart.
+
+Everything is drawn in the light style; `encoded` writes it in that of the block (`picture_style`).
 """
 
 import contextlib
@@ -23,6 +25,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
+from matplotlib.container import Container
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.legend import Legend
@@ -37,6 +40,8 @@ from matplotlib.ticker import (
     ScalarFormatter,
 )
 
+from jaxcomp.experiments.dark import darken
+from jaxcomp.experiments.picture_style import PictureStyle, current_style
 from jaxcomp.storage import PathLike
 
 _FORMS = ("png", "pdf", "svg")
@@ -44,7 +49,16 @@ INK = "#222222"
 GREY = "#6b6b6b"
 PALE = "#dddddd"
 STAR = "#F0E442"
-UNIFORM_COLOUR = "#AA4499"
+BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#AA4499",
+    "#E69F00",
+    "#56B4E9",
+)
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY)
+UNIFORM_COLOUR = PURPLE
 
 SMALL, NORMAL, LARGE = 7.5, 8.5, 12.0
 PNG_DPI = 160
@@ -98,9 +112,9 @@ class Style(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One line of a legend: a sample of what is drawn, or text alone."""
+    """One line of a legend: a sample of what is drawn, what is drawn itself, or text alone."""
 
-    handle: Artist
+    handle: Artist | Container
     is_heading: bool = False
 
 
@@ -152,6 +166,14 @@ def panel_title(axis: Axes, title: str, *remarks: str) -> None:
             color=INK,
             va="bottom",
         )
+
+
+def panel(axis: Axes, title: str = "", *remarks: str, x: str = "", y: str = "") -> None:
+    """Give a panel its title, its remarks, the names of its axes and its grid."""
+    if title:
+        panel_title(axis, title, *remarks)
+    axis_labels(axis, x=x, y=y)
+    light_grid(axis)
 
 
 def axis_labels(axis: Axes, *, x: str = "", y: str = "") -> None:
@@ -308,6 +330,18 @@ def legend_below(figure: Figure, groups: Sequence[tuple[str, Sequence[Entry]]]) 
             legend.remove()
 
 
+def legend_of_labels(figure: Figure, *, columns: int = 3) -> None:
+    """Put one legend of all that has a label below the panels, equal labels once."""
+    labelled: dict[str, Any] = {}
+    for axis in figure.axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            labelled.setdefault(label, handle)
+    entries = [Entry(handle) for handle in labelled.values()]
+    height = max(1, -(-len(entries) // columns))
+    starts = range(0, len(entries), height)
+    legend_below(figure, [("", entries[start : start + height]) for start in starts])
+
+
 def _legend(figure: Figure, columns: Sequence[Sequence[Entry]]) -> Legend:
     height = max(map(len, columns))
     # Columns are filled from the top: padding keeps every group in a column of its own.
@@ -373,7 +407,10 @@ def form_of(target: PathLike) -> str:
 
 
 def encoded(figure: Figure, form: str) -> bytes:
-    """Return a picture file without dates or versions: equal figures give equal bytes."""
+    """Return a picture file without dates or versions: equal figures give equal bytes.
+
+    In a block of the dark style the figure itself is dark from then on.
+    """
     metadata = {
         "png": {"Software": None},
         "svg": {"Date": None, "Creator": None},
@@ -381,5 +418,7 @@ def encoded(figure: Figure, form: str) -> bytes:
     }
     buffer = io.BytesIO()
     with own_look():
+        if current_style() is PictureStyle.dark:
+            darken(figure)
         figure.savefig(buffer, format=form, dpi=PNG_DPI, metadata=metadata[form])
     return buffer.getvalue()

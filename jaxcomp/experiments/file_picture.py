@@ -13,6 +13,7 @@ from jaxcomp.decoder import KEPT, Contents, File, FileEntry, inspect
 from jaxcomp.decoder.arrays import values_of
 from jaxcomp.decoder.files import Entry
 from jaxcomp.experiments.drawing import (
+    BLUE,
     GREY,
     INK,
     SMALL,
@@ -28,7 +29,7 @@ from jaxcomp.storage import PathLike, write_bytes_atomic
 
 # Tensors that have a bar, and those that have a histogram: the largest.
 _MOST_BARS, _MOST_HISTOGRAMS, _COLUMNS, _BINS = 40, 9, 3, 120
-_CODED, _UNCODED = "#0072B2", "#BBBBBB"
+_CODED, _UNCODED = BLUE, "#BBBBBB"
 # Codebooks with more entries than this are not drawn: their marks would be a surface.
 _MOST_MARKS = 64
 

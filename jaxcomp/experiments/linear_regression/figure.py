@@ -20,18 +20,18 @@ from jaxcomp.linear_regression.closed_forms import CHANNELS
 FORMATS = ("png", "svg")
 
 _CHANNEL_COLOURS = {
-    "informed": "#0072B2",
-    "uninformed": "#56B4E9",
-    "informed_zero_mean": "#D55E00",
-    "uninformed_zero_mean": "#E69F00",
-    "matched": "#009E73",
+    "informed": drawing.BLUE,
+    "uninformed": drawing.SKY,
+    "informed_zero_mean": drawing.ORANGE,
+    "uninformed_zero_mean": drawing.AMBER,
+    "matched": drawing.GREEN,
 }
 _QUANTIZERS = {
-    "uniform": ("#AA4499", "uniform"),
-    "kmeans": ("#0072B2", "K-means"),
-    "hessian_kmeans": ("#D55E00", "K-means, exact Hessian"),
-    "diameter_kmeans": ("#009E73", "the same, diameter penalty"),
-    "entropy_coded": ("#E69F00", "equal cells, entropy code"),
+    "uniform": (drawing.PURPLE, "uniform"),
+    "kmeans": (drawing.BLUE, "K-means"),
+    "hessian_kmeans": (drawing.ORANGE, "K-means, exact Hessian"),
+    "diameter_kmeans": (drawing.GREEN, "the same, diameter penalty"),
+    "entropy_coded": (drawing.AMBER, "equal cells, entropy code"),
 }
 _CONTROLS = {
     "shrinkage": ((0, (5, 2)), "aW, a = 1 - e^(-2R/d)"),
@@ -287,5 +287,4 @@ def _risk_legend(rows: pd.DataFrame) -> list[tuple[str, list[drawing.Entry]]]:
 
 
 def _colours(count: int) -> list[str]:
-    palette = ["#0072B2", "#D55E00", "#009E73", "#AA4499", "#E69F00", "#56B4E9"]
-    return [palette[i % len(palette)] for i in range(count)]
+    return [drawing.COLOURS[i % len(drawing.COLOURS)] for i in range(count)]

@@ -18,10 +18,9 @@ from matplotlib.ticker import NullLocator
 from jaxcomp import storage
 from jaxcomp.evaluation.statistics import model_interval
 from jaxcomp.experiments import drawing
+from jaxcomp.experiments.drawing import BLUE, GREEN, ORANGE, PURPLE, SKY
 
 FORMATS = ("png", "svg")
-
-BLUE, SKY, ORANGE, GREEN, PURPLE = "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#AA4499"
 
 _BITS = (
     ("bits_per_weight_implied", "implied prior", SKY, (0, (4, 2)), "s"),
@@ -144,7 +143,7 @@ def plot_rounding(rounding: pd.DataFrame) -> Figure:
     figure = drawing.new_figure(8.0, 4.4, "How many models does rounding leave?", explanation)
     left, right = figure.subplots(1, 2)
     groups = []
-    colours = (BLUE, ORANGE, GREEN, PURPLE, SKY, drawing.GREY)
+    colours = drawing.COLOURS
     for colour, (decimals, rows) in zip(colours, rounding.groupby("decimals"), strict=False):
         # A logarithmic axis has no zero; the first place stands for no penalty.
         places = np.maximum(rows["penalty"].to_numpy(float), 0.3)

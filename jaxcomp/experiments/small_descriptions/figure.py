@@ -9,7 +9,7 @@ from jaxcomp.experiments.certificate_picture import bounds_of_sizes, percent_axe
 from jaxcomp.experiments.small_descriptions.config import DescriptionConfig
 from jaxcomp.experiments.small_descriptions.descent import bits_of_choices
 
-_CERTIFICATE, _TRAINING, _TEST = "#0072B2", "#D55E00", "#009E73"
+_CERTIFICATE, _TRAINING, _TEST = drawing.BLUE, drawing.ORANGE, drawing.GREEN
 _ERRORS = (0.01, 0.02, 0.04, 0.08, 0.12, 0.2, 0.3)  # of which lines are drawn
 
 

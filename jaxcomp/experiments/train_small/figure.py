@@ -8,7 +8,7 @@ from jaxcomp.experiments import drawing
 from jaxcomp.experiments.train_small.config import TrainSmallConfig
 from jaxcomp.experiments.train_small.report import PUBLISHED, at_price, mean_of
 
-_TEST, _TRAINING, _CERTIFICATE = "#D55E00", "#009E73", "#0072B2"
+_TEST, _TRAINING, _CERTIFICATE = drawing.ORANGE, drawing.GREEN, drawing.BLUE
 _COLUMNS = (
     ("test_error", "test error", _TEST, "o"),
     ("train_error", "training error", _TRAINING, "v"),

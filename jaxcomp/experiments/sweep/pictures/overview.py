@@ -36,7 +36,7 @@ __all__ = ["overview_figure", "plot_sweep"]
 
 MAX_CURVES = 3
 OTHERS = "#b3b3b3"
-NO_LOSS = "#009E73"
+NO_LOSS = drawing.GREEN
 
 
 class _Panel(NamedTuple):
