@@ -23,6 +23,7 @@ import matplotlib
 import matplotlib.style
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import XAxis, YAxis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.container import Container
@@ -34,7 +35,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import (
     FixedLocator,
     FuncFormatter,
-    LogLocator,
+    Locator,
     NullFormatter,
     NullLocator,
     ScalarFormatter,
@@ -89,7 +90,13 @@ def own_look() -> Iterator[None]:
 
 
 class NotebookFigure(Figure):
-    """A figure that notebooks show by themselves, without pyplot."""
+    """A figure that notebooks show by themselves, without pyplot, in the colours of the package."""
+
+    def add_subplot(self, *args: Any, **kwargs: Any) -> Axes:
+        """Add a panel; curves without a colour of their own get those of `COLOURS` in turn."""
+        axis = super().add_subplot(*args, **kwargs)
+        axis.set_prop_cycle(color=COLOURS)
+        return axis
 
     def draw(self, renderer: Any) -> None:
         """Draw with the settings that the figure was made with."""
@@ -197,11 +204,43 @@ def ratio_axis(axis: Axes, low: float, high: float) -> None:
     light_grid(axis)
 
 
-def plain_log_axis(axis: Axes) -> None:
-    """Give a logarithmic y axis numbers without powers, at 1, 2 and 5 of each decade."""
-    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
-    axis.yaxis.set_minor_formatter(NullFormatter())
+class _PlainLogLocator(Locator):
+    """Round numbers on a logarithmic axis: few in each decade, more where it has few decades."""
+
+    _SUBS = (
+        (1,),
+        (1, 3),
+        (1, 2, 5),
+        (1, 1.5, 2, 3, 5, 7),
+        (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, *range(3, 10)),
+    )
+
+    def __call__(self) -> list[float]:
+        """Ticks of the axis as it is."""
+        return self.tick_values(*self.axis.get_view_interval()) if self.axis is not None else []
+
+    def tick_values(self, vmin: float, vmax: float) -> list[float]:
+        """At least four where there are as many."""
+        low, high = sorted((vmin, vmax))
+        first, last = (math.floor(math.log10(max(end, 1e-300))) for end in (low, high))
+        stride = 1 + (last - first) // 8
+        ticks: list[float] = []
+        for subs in self._SUBS:
+            decades = range(first, last + 1, stride)
+            ticks = [sub * 10.0**decade for decade in decades for sub in subs]
+            ticks = [tick for tick in ticks if low <= tick <= high]
+            if len(ticks) >= 4:
+                break
+        return ticks
+
+
+def plain_log_ticks(axis: XAxis | YAxis) -> None:
+    """Give a logarithmic axis numbers without powers, with commas from a thousand on."""
+    axis.set_major_locator(_PlainLogLocator())
+    axis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1000 else f"{value:.4g}")
+    )
+    axis.set_minor_formatter(NullFormatter())
 
 
 def plain_linear_axis(axis: Axes) -> None:
@@ -223,6 +262,20 @@ def shade(colour: str, share: float) -> tuple[float, float, float]:
     target = 1.0 if share > 0 else 0.0
     red, green, blue = (channel + abs(share) * (target - channel) for channel in to_rgb(colour))
     return red, green, blue
+
+
+def thinned(places: Sequence[float], least: float) -> list[int]:
+    """Return which of these places to mark so that no mark covers another, from left to right.
+
+    Args:
+        places: along an axis, in any order.
+        least: distance of two marks, in the same unit.
+    """
+    kept: list[int] = []
+    for index in sorted(range(len(places)), key=lambda index: places[index]):
+        if not kept or places[index] - places[kept[-1]] >= least:
+            kept.append(index)
+    return kept
 
 
 def letters(axis: Axes, tags: Sequence[tuple[str, float]]) -> None:

@@ -108,6 +108,7 @@ def plot_strengths(table: pd.DataFrame) -> Figure:
         if kind == "l2":
             _curves(theory, rows, (("rate_nats_implied", "R", BLUE, "-", "o"),))
             theory.set_yscale("log")
+            drawing.plain_log_ticks(theory.yaxis)
             drawing.panel_title(theory, "L2: effective rate R, nats")
         else:
             _bounds(theory, table)
@@ -278,6 +279,7 @@ def _legend() -> list[tuple[str, list[drawing.Entry]]]:
         )
     ]
     star = drawing.sample("chosen on the validation set", drawing.STAR, marker="*")
+    star.handle.set(markersize=10, markeredgecolor=drawing.INK)
     groups[2][1].append(star)
     alone = drawing.sample("labels alone, without a network", ORANGE, dashes=(0, (1, 1.5)))
     groups[1][1].append(alone)
