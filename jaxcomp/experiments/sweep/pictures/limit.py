@@ -78,7 +78,8 @@ def limit_figure(summary: Summary) -> Figure:
         summary.description,
         "The limit holds for codes of independent symbols and one codebook per layer. Distortion: "
         "twice the predicted rise of the training loss.\n"
-        f"Nearest to it: {_in_words(nearest)}, {distance} above; the distance is what a better quantizer of that kind could still save.",
+        f"Nearest to it: {_in_words(nearest)}, {distance} above; the distance is what a better "
+        "quantizer of that kind could still save.",
     )
     plane, above = figure.subplots(1, 2)
     groups: list[Entry] = []
