@@ -26,7 +26,6 @@ from matplotlib.axes import Axes
 from matplotlib.axis import XAxis, YAxis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
-from matplotlib.container import Container
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.legend import Legend
@@ -92,7 +91,7 @@ def own_look() -> Iterator[None]:
 class NotebookFigure(Figure):
     """A figure that notebooks show by themselves, without pyplot, in the colours of the package."""
 
-    def add_subplot(self, *args: Any, **kwargs: Any) -> Axes:
+    def add_subplot(self, *args: Any, **kwargs: Any) -> Axes:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Add a panel; curves without a colour of their own get those of `COLOURS` in turn."""
         axis = super().add_subplot(*args, **kwargs)
         axis.set_prop_cycle(color=COLOURS)
@@ -119,9 +118,9 @@ class Style(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One line of a legend: a sample of what is drawn, what is drawn itself, or text alone."""
+    """One line of a legend: a sample of what is drawn, or text alone."""
 
-    handle: Artist | Container
+    handle: Artist
     is_heading: bool = False
 
 

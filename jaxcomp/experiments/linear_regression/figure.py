@@ -105,7 +105,7 @@ def plot_information(information: pd.DataFrame) -> Figure:
         "points from above, weight by weight.\nRelative gap: 1 - empirical / population risk. A "
         "stronger penalty leaves fewer bits, and a bound that says more."
     )
-    is_alone = information["num_examples"].nunique() == 1
+    is_alone = len(set(information["num_examples"])) == 1
     title = "The learner's own information, and the bound it gives"
     figure = drawing.new_figure(8.0 if is_alone else 11.0, 4.6, title, explanation)
     left, middle, *others = figure.subplots(1, 2 if is_alone else 3)

@@ -1,5 +1,7 @@
 """The measured rise of the training loss against the predicted one."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
@@ -109,7 +111,9 @@ def rise_figure(summary: Summary) -> Figure:
         if factor * low > top:
             break
         right = min(high, top / factor)
-        look = {"color": INK} if factor == 1 else {"color": GREY, "linestyle": DOTTED}
+        look: dict[str, Any] = (
+            {"color": INK} if factor == 1 else {"color": GREY, "linestyle": DOTTED}
+        )
         axis.plot([low, right], [factor * low, factor * right], linewidth=1.0, zorder=2, **look)
         name = "as predicted" if factor == 1 else f"{factor}x"
         is_cut = right < high
