@@ -19,7 +19,7 @@ _COLUMNS = (
 def plot_curve(config: TrainSmallConfig, table: pd.DataFrame) -> Figure:
     """Return errors and certificates against bytes: means over seeds, intervals of 95 %."""
     is_nameless = config.network == config.dataset
-    name = f"{'a small network' if is_nameless else config.network} on {config.dataset}"
+    name = f"{'A small network' if is_nameless else config.network} on {config.dataset}"
     figure = drawing.new_figure(
         7.5,
         4.6,
