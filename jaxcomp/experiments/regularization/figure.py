@@ -66,8 +66,8 @@ def plot_strengths(table: pd.DataFrame) -> Figure:
     """
     num_models = table["model_seed"].nunique()
     explanation = (
-        "See first: a stronger penalty means fewer bits (left), but the test loss is least in between "
-        "(star).\n"
+        "See first: a stronger penalty means fewer bits (left), but the test loss is least in "
+        "between (star).\n"
         f"Means over {num_models} networks, bands of 95 % (test loss: of the paired difference to "
         "no penalty).\nGrey: what penalises no weight. "
         "Crosses: bytes of real streams that were decoded again, as bits a weight.\n"
