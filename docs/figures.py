@@ -11,9 +11,9 @@ import numpy as np
 from jaxcomp import bounds
 from jaxcomp import linear_regression as lr
 from jaxcomp.experiments import drawing
+from jaxcomp.experiments.drawing import BLUE, ORANGE
 
 FOLDER = Path(__file__).parent
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 BITS = "bits for each weight"
 
 
@@ -43,9 +43,9 @@ def bound_and_distortion(num_weights: int = 50, loss: float = 0.5) -> drawing.Fi
         where = "sending nothing" if place == 0 else f"{bits[place]:.1f} bits for each weight"
         drawing.panel_title(axis, f"{num_examples:,} examples", f"least bound: {where}")
         drawing.axis_labels(axis, x=BITS, y="loss" if num_examples == 100 else "")
-        axis.set_ylim(0, 1.5)
+        axis.set_ylim(0, 1)
         drawing.light_grid(axis)
-    axes[1].legend(frameon=False, fontsize=drawing.NORMAL, loc="upper right")
+    drawing.legend_of_labels(figure)
     return figure
 
 
@@ -70,7 +70,7 @@ def compressed_least_squares(dim: int = 20, num_examples: int = 40) -> drawing.F
     axis.plot(bits[best], channel[best], "o", color=BLUE)
     drawing.axis_labels(axis, x=BITS, y="population risk")
     drawing.light_grid(axis)
-    axis.legend(frameon=False, fontsize=drawing.NORMAL, loc="upper right")
+    drawing.legend_of_labels(figure)
     return figure
 
 

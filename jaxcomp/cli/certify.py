@@ -14,10 +14,12 @@ from jaxcomp.cli.options import (
     DeviceOption,
     Json,
     Quiet,
+    Style,
     Traceback,
     options_of,
 )
 from jaxcomp.cli.session import Device, one_sentence_errors, phase, print_text, set_up_jax
+from jaxcomp.experiments.picture_style import PictureStyle, drawn_in
 from jaxcomp.experiments.settings import Panel, asked
 
 _EXAMPLES = "a data set (mnist, fashion-mnist, cifar10, digits), its test set (mnist:test), or .npz"
@@ -119,6 +121,7 @@ def certify(
             "this .png, .pdf or .svg.",
         ),
     ] = None,
+    style: Style = PictureStyle.light,
     data_dir: DataDir = None,
     device: DeviceOption = Device.auto,
     compilation_cache: CompilationCache = True,
@@ -164,7 +167,7 @@ def certify(
         if plot is not None:
             from jaxcomp.experiments.certificate_picture import save_certificates
 
-            with phase("drawing", quiet):
+            with phase("drawing", quiet), drawn_in(style):
                 save_certificates(report, plot)
         print_text(report.to_json() if as_json else str(report))
 

@@ -28,6 +28,7 @@ from jaxcomp.cli.options import (
     Out,
     Quiet,
     Resume,
+    Style,
     Traceback,
     options_of,
 )
@@ -40,6 +41,7 @@ from jaxcomp.cli.session import (
     start,
 )
 from jaxcomp.experiments.linear_regression.config import StudyConfig
+from jaxcomp.experiments.picture_style import PictureStyle, drawn_in
 from jaxcomp.experiments.regularization.config import RegularizationConfig
 from jaxcomp.experiments.small_descriptions.config import DescriptionConfig
 from jaxcomp.experiments.sweep.config import SweepConfig
@@ -82,6 +84,7 @@ def sweep(
     resume: Resume = True,
     device: DeviceOption = Device.auto,
     compilation_cache: CompilationCache = True,
+    style: Style = PictureStyle.light,
     as_json: Json = False,
     quiet: Quiet = False,
     traceback: Traceback = False,
@@ -99,7 +102,7 @@ def sweep(
     intervals, and what compresses nothing (temperature, shrinkage, clipping, noise, early
     stopping) stands beside them. Stop with Ctrl-C and run the same command to go on.
     """
-    with one_sentence_errors(traceback):
+    with one_sentence_errors(traceback), drawn_in(style):
         if distributed:
             join(coordinator, num_processes, process_index, join_timeout)
         else:
@@ -143,6 +146,7 @@ def regularization(
     resume: Resume = True,
     device: DeviceOption = Device.auto,
     compilation_cache: CompilationCache = True,
+    style: Style = PictureStyle.light,
     as_json: Json = False,
     quiet: Quiet = False,
     traceback: Traceback = False,
@@ -156,7 +160,7 @@ def regularization(
     whether more L2 means fewer bits, where the test loss is best, and what shortens a stream by
     zeros. Stop with Ctrl-C and run the same command to go on.
     """
-    with one_sentence_errors(traceback):
+    with one_sentence_errors(traceback), drawn_in(style):
         start(device, compilation_cache)
         config = experiments.regularization.preset(**given)
         result = experiments.regularization.run(
@@ -184,6 +188,7 @@ def linear_regression(
     resume: Resume = True,
     device: DeviceOption = Device.auto,
     compilation_cache: CompilationCache = True,
+    style: Style = PictureStyle.light,
     as_json: Json = False,
     quiet: Quiet = False,
     traceback: Traceback = False,
@@ -197,7 +202,7 @@ def linear_regression(
     the rate, theory as lines, simulation as points; improvements are tested on data sets that no
     rate was chosen on. Stop with Ctrl-C and run the same command to go on.
     """
-    with one_sentence_errors(traceback):
+    with one_sentence_errors(traceback), drawn_in(style):
         start(device, compilation_cache)
         config = experiments.linear_regression.preset(**given)
         result = experiments.linear_regression.run(
@@ -244,6 +249,7 @@ def small_descriptions(
     resume: Resume = True,
     device: DeviceOption = Device.auto,
     compilation_cache: CompilationCache = True,
+    style: Style = PictureStyle.light,
     as_json: Json = False,
     quiet: Quiet = False,
     traceback: Traceback = False,
@@ -256,7 +262,7 @@ def small_descriptions(
     stream that `jaxcomp certify` decodes to the certified network, bit for bit. Stop with Ctrl-C
     and run the same command to go on.
     """
-    with one_sentence_errors(traceback):
+    with one_sentence_errors(traceback), drawn_in(style):
         start(device, compilation_cache)
         config = experiments.small_descriptions.preset(preset.value, **given)
         result = experiments.small_descriptions.run(
@@ -301,6 +307,7 @@ def train_small(
     resume: Resume = True,
     device: DeviceOption = Device.auto,
     compilation_cache: CompilationCache = True,
+    style: Style = PictureStyle.light,
     as_json: Json = False,
     quiet: Quiet = False,
     traceback: Traceback = False,
@@ -314,7 +321,7 @@ def train_small(
     examples of the training pool, which no network is trained on. Stop with Ctrl-C and run the
     same command to go on.
     """
-    with one_sentence_errors(traceback):
+    with one_sentence_errors(traceback), drawn_in(style):
         start(device, compilation_cache)
         config = experiments.train_small.preset(preset.value, **given)
         result = experiments.train_small.run(

@@ -19,6 +19,7 @@ from jaxcomp.cli.options import (
     DeviceOption,
     Json,
     Quiet,
+    Style,
     Traceback,
     options_of,
 )
@@ -30,6 +31,7 @@ from jaxcomp.cli.session import (
     set_up_jax,
     show_warnings,
 )
+from jaxcomp.experiments.picture_style import PictureStyle, drawn_in
 from jaxcomp.experiments.settings import Panel, asked
 
 _STOPPED = "stopped; nothing was written."
@@ -331,6 +333,7 @@ def inspect_file(
             help="Draw bits by tensor, histograms of weights and codebooks (.png, .pdf, .svg).",
         ),
     ] = None,
+    style: Style = PictureStyle.light,
     as_json: Json = False,
     quiet: Quiet = False,
     traceback: Traceback = False,
@@ -345,7 +348,7 @@ def inspect_file(
         if plot is not None:
             from jaxcomp.experiments.file_picture import save_picture
 
-            with phase("drawing", quiet):
+            with phase("drawing", quiet), drawn_in(style):
                 save_picture(source, plot)
         print_text(_to_json(contents.to_dict()) if as_json else str(contents))
 

@@ -12,6 +12,7 @@ from typer.models import OptionInfo
 
 from jaxcomp.cli import config_file
 from jaxcomp.cli.session import Device, one_sentence_errors
+from jaxcomp.experiments.picture_style import PictureStyle
 from jaxcomp.experiments.settings import Option, Panel
 
 Command: TypeAlias = Callable[..., None]
@@ -54,6 +55,10 @@ CompilationCache = Annotated[
         "JAXCOMP_CACHE_DIR names: later runs start sooner.",
         rich_help_panel=Panel.RUN,
     ),
+]
+Style = Annotated[
+    PictureStyle,
+    typer.Option(help="Whether pictures are light or dark.", rich_help_panel=Panel.RUN),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=Panel.RUN)]
 Quiet = Annotated[
@@ -133,7 +138,7 @@ _CONFIG = inspect.Parameter(
     ],
 )
 # Of how a command speaks, not of what it does.
-_NOT_IN_FILES = ("as_json", "traceback")
+_NOT_IN_FILES = ("as_json", "style", "traceback")
 
 
 def _own_kinds(command: Command) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jaxcomp.cli.app import app
-from jaxcomp.cli.options import Json, Quiet, Traceback
+from jaxcomp.cli.options import Json, Quiet, Style, Traceback
 from jaxcomp.cli.session import (
     Device,
     one_sentence_errors,
@@ -16,6 +16,7 @@ from jaxcomp.cli.session import (
     show_warnings,
     start,
 )
+from jaxcomp.experiments.picture_style import PictureStyle, drawn_in
 
 if TYPE_CHECKING:
     from jaxcomp.experiments.listing import FoundRun
@@ -27,12 +28,13 @@ def plot(
         Path,
         typer.Argument(help="Directory of a finished run of any of the other commands."),
     ],
+    style: Style = PictureStyle.light,
     as_json: Json = False,
     quiet: Quiet = False,
     traceback: Traceback = False,
 ) -> None:
     """Draw the pictures of a finished run again and print its report."""
-    with one_sentence_errors(traceback):
+    with one_sentence_errors(traceback), drawn_in(style):
         start(Device.cpu, compilation_cache=False)
         from jaxcomp.experiments.kinds import load
         from jaxcomp.experiments.run import save

@@ -1,5 +1,6 @@
 """A picture of certificates: the bound against the bytes that it charges, and held-out labels."""
 
+import itertools
 import math
 
 import jax.numpy as jnp
@@ -7,14 +8,12 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
 
 from jaxcomp.certificates import Report
 from jaxcomp.certificates.claims import file_bound
 from jaxcomp.experiments import drawing
 from jaxcomp.storage import PathLike, write_bytes_atomic
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#E69F00")
 _PLACES = 120
 
 
@@ -41,13 +40,15 @@ def plot_certificates(report: Report) -> Figure:
         7.5,
         4.6,
         "Certificates against bytes",
-        f"each alone with probability {1 - report.delta:g}; lines: other sizes at the same error",
+        f"Each bound holds alone with probability {1 - report.delta:g}; lower is better. Lines "
+        "through points: what files of\nother sizes would have at the same training error. Dashed: "
+        "what charges no bytes.",
     )
     axis = figure.subplots()
     most = max([row.size_bits / 8 for row in sized], default=100.0)
     sizes = np.geomspace(min(10.0, most / 2), 4 * most, _PLACES)
     entries = []
-    for row, colour in zip(report.rows, _COLOURS * len(report.rows), strict=False):
+    for row, colour in zip(report.rows, itertools.cycle(drawing.COLOURS), strict=False):
         if row.size_bits > 0:
             axis.plot(row.size_bits / 8, row.bound, "o", color=colour, markersize=6)
             if row.size_bytes is not None and len(row.deltas) == 1:
@@ -64,14 +65,10 @@ def plot_certificates(report: Report) -> Figure:
     axis.set_xlim(sizes[0], sizes[-1])
     axis.set_ylim(0, min(1.0, 1.6 * max(row.bound for row in report.rows)))
     percent_axes(axis)
-    ticks = [t for t in (10, 20, 50, 100, 200, 500, 1000, 2000) if sizes[0] <= t <= sizes[-1]]
-    if sizes[-1] < 3_000:
-        axis.xaxis.set_major_locator(FixedLocator(ticks))
-        axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    drawing.axis_labels(axis, x="bytes that are charged", y="bound of the error")
-    drawing.light_grid(axis)
-    drawing.legend_below(figure, [("", entries)])
+    drawing.plain_log_ticks(axis.xaxis)
+    drawing.panel(axis, x="bytes that are charged", y="bound of the share of examples wrong")
+    half = -(-len(entries) // 2)
+    drawing.legend_below(figure, [("", entries[:half]), ("", entries[half:])])
     return figure
 
 

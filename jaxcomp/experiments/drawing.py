@@ -7,6 +7,8 @@ whatever settings of matplotlib a user has.
 Colour says what weighs a squared error in K-means, shade, dashes and marker how strong the
 diameter penalty is, grey that nothing was compressed; nothing is told by colour alone. Colours
 from Okabe and Ito (2008) and Tol (2021), which colour-blind readers can tell apart.
+
+Everything is drawn in the light style; `encoded` writes it in that of the block (`picture_style`).
 """
 
 import contextlib
@@ -21,6 +23,7 @@ import matplotlib
 import matplotlib.style
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import XAxis, YAxis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -31,12 +34,14 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import (
     FixedLocator,
     FuncFormatter,
-    LogLocator,
+    Locator,
     NullFormatter,
     NullLocator,
     ScalarFormatter,
 )
 
+from jaxcomp.experiments.dark import darken
+from jaxcomp.experiments.picture_style import PictureStyle, current_style
 from jaxcomp.storage import PathLike
 
 _FORMS = ("png", "pdf", "svg")
@@ -44,7 +49,16 @@ INK = "#222222"
 GREY = "#6b6b6b"
 PALE = "#dddddd"
 STAR = "#F0E442"
-UNIFORM_COLOUR = "#AA4499"
+BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#AA4499",
+    "#E69F00",
+    "#56B4E9",
+)
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY)
+UNIFORM_COLOUR = PURPLE
 
 SMALL, NORMAL, LARGE = 7.5, 8.5, 12.0
 PNG_DPI = 160
@@ -75,7 +89,13 @@ def own_look() -> Iterator[None]:
 
 
 class NotebookFigure(Figure):
-    """A figure that notebooks show by themselves, without pyplot."""
+    """A figure that notebooks show by themselves, without pyplot, in the colours of the package."""
+
+    def add_subplot(self, *args: Any, **kwargs: Any) -> Axes:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Add a panel; curves without a colour of their own get those of `COLOURS` in turn."""
+        axis = super().add_subplot(*args, **kwargs)
+        axis.set_prop_cycle(color=COLOURS)
+        return axis
 
     def draw(self, renderer: Any) -> None:
         """Draw with the settings that the figure was made with."""
@@ -154,6 +174,14 @@ def panel_title(axis: Axes, title: str, *remarks: str) -> None:
         )
 
 
+def panel(axis: Axes, title: str = "", *remarks: str, x: str = "", y: str = "") -> None:
+    """Give a panel its title, its remarks, the names of its axes and its grid."""
+    if title:
+        panel_title(axis, title, *remarks)
+    axis_labels(axis, x=x, y=y)
+    light_grid(axis)
+
+
 def axis_labels(axis: Axes, *, x: str = "", y: str = "") -> None:
     """Label the axes in the size of this package's pictures."""
     if x:
@@ -175,11 +203,43 @@ def ratio_axis(axis: Axes, low: float, high: float) -> None:
     light_grid(axis)
 
 
-def plain_log_axis(axis: Axes) -> None:
-    """Give a logarithmic y axis numbers without powers, at 1, 2 and 5 of each decade."""
-    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
-    axis.yaxis.set_minor_formatter(NullFormatter())
+class _PlainLogLocator(Locator):
+    """Round numbers on a logarithmic axis: few in each decade, more where it has few decades."""
+
+    _SUBS = (
+        (1,),
+        (1, 3),
+        (1, 2, 5),
+        (1, 1.5, 2, 3, 5, 7),
+        (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, *range(3, 10)),
+    )
+
+    def __call__(self) -> list[float]:
+        """Ticks of the axis as it is."""
+        return self.tick_values(*self.axis.get_view_interval()) if self.axis is not None else []
+
+    def tick_values(self, vmin: float, vmax: float) -> list[float]:
+        """At least four where there are as many."""
+        low, high = sorted((vmin, vmax))
+        first, last = (math.floor(math.log10(max(end, 1e-300))) for end in (low, high))
+        stride = 1 + (last - first) // 8
+        ticks: list[float] = []
+        for subs in self._SUBS:
+            decades = range(first, last + 1, stride)
+            ticks = [sub * 10.0**decade for decade in decades for sub in subs]
+            ticks = [tick for tick in ticks if low <= tick <= high]
+            if len(ticks) >= 4:
+                break
+        return ticks
+
+
+def plain_log_ticks(axis: XAxis | YAxis) -> None:
+    """Give a logarithmic axis numbers without powers, with commas from a thousand on."""
+    axis.set_major_locator(_PlainLogLocator())
+    axis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1000 else f"{value:.4g}")
+    )
+    axis.set_minor_formatter(NullFormatter())
 
 
 def plain_linear_axis(axis: Axes) -> None:
@@ -201,6 +261,20 @@ def shade(colour: str, share: float) -> tuple[float, float, float]:
     target = 1.0 if share > 0 else 0.0
     red, green, blue = (channel + abs(share) * (target - channel) for channel in to_rgb(colour))
     return red, green, blue
+
+
+def thinned(places: Sequence[float], least: float) -> list[int]:
+    """Return which of these places to mark so that no mark covers another, from left to right.
+
+    Args:
+        places: along an axis, in any order.
+        least: distance of two marks, in the same unit.
+    """
+    kept: list[int] = []
+    for index in sorted(range(len(places)), key=lambda index: places[index]):
+        if not kept or places[index] - places[kept[-1]] >= least:
+            kept.append(index)
+    return kept
 
 
 def letters(axis: Axes, tags: Sequence[tuple[str, float]]) -> None:
@@ -308,6 +382,18 @@ def legend_below(figure: Figure, groups: Sequence[tuple[str, Sequence[Entry]]]) 
             legend.remove()
 
 
+def legend_of_labels(figure: Figure, *, columns: int = 3) -> None:
+    """Put one legend of all that has a label below the panels, equal labels once."""
+    labelled: dict[str, Any] = {}
+    for axis in figure.axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            labelled.setdefault(label, handle)
+    entries = [Entry(handle) for handle in labelled.values()]
+    height = max(1, -(-len(entries) // columns))
+    starts = range(0, len(entries), height)
+    legend_below(figure, [("", entries[start : start + height]) for start in starts])
+
+
 def _legend(figure: Figure, columns: Sequence[Sequence[Entry]]) -> Legend:
     height = max(map(len, columns))
     # Columns are filled from the top: padding keeps every group in a column of its own.
@@ -373,7 +459,10 @@ def form_of(target: PathLike) -> str:
 
 
 def encoded(figure: Figure, form: str) -> bytes:
-    """Return a picture file without dates or versions: equal figures give equal bytes."""
+    """Return a picture file without dates or versions: equal figures give equal bytes.
+
+    In a block of the dark style the figure itself is dark from then on.
+    """
     metadata = {
         "png": {"Software": None},
         "svg": {"Date": None, "Creator": None},
@@ -381,5 +470,7 @@ def encoded(figure: Figure, form: str) -> bytes:
     }
     buffer = io.BytesIO()
     with own_look():
+        if current_style() is PictureStyle.dark:
+            darken(figure)
         figure.savefig(buffer, format=form, dpi=PNG_DPI, metadata=metadata[form])
     return buffer.getvalue()

@@ -13,6 +13,7 @@ from jaxcomp.decoder import KEPT, Contents, File, FileEntry, inspect
 from jaxcomp.decoder.arrays import values_of
 from jaxcomp.decoder.files import Entry
 from jaxcomp.experiments.drawing import (
+    BLUE,
     GREY,
     INK,
     SMALL,
@@ -23,12 +24,13 @@ from jaxcomp.experiments.drawing import (
     new_figure,
     own_look,
     panel_title,
+    plain_log_ticks,
 )
 from jaxcomp.storage import PathLike, write_bytes_atomic
 
 # Tensors that have a bar, and those that have a histogram: the largest.
 _MOST_BARS, _MOST_HISTOGRAMS, _COLUMNS, _BINS = 40, 9, 3, 120
-_CODED, _UNCODED = "#0072B2", "#BBBBBB"
+_CODED, _UNCODED = BLUE, "#BBBBBB"
 # Codebooks with more entries than this are not drawn: their marks would be a surface.
 _MOST_MARKS = 64
 
@@ -56,13 +58,14 @@ def picture(source: PathLike) -> Figure:
         ]
         weights = sorted(weights, key=lambda entry: -math.prod(entry.shape))[:_MOST_HISTOGRAMS]
         rows = -(-len(weights) // _COLUMNS)
-        heights = [0.6 + 0.17 * len(shown), *[1.7] * rows]
+        heights = [0.6 + 0.17 * len(shown), *[1.9] * rows]
         figure = new_figure(
             9.0,
             0.9 + sum(heights),
             Path(source).name if not isinstance(source, bytes) else "model",
             f"{contents.original_bytes:,} bytes in {contents.size_bytes:,}, "
-            f"{contents.original_bytes / contents.size_bytes:.1f} times smaller",
+            f"{contents.original_bytes / contents.size_bytes:.1f} times smaller. Below: weights as "
+            "they come back, ticks at the centres of their codebook.",
         )
         # Two figures, so that long names above leave the histograms their width.
         above, below = figure.subfigures(
@@ -71,7 +74,7 @@ def picture(source: PathLike) -> Figure:
         _draw_bits(above.subplots(), contents, shown)
         for place, entry in enumerate(weights):
             axis = below.add_subplot(rows, _COLUMNS, 1 + place)
-            _draw_weights(axis, file, entry)
+            _draw_weights(axis, file, entry, is_first=place % _COLUMNS == 0)
     return figure
 
 
@@ -95,10 +98,10 @@ def _draw_bits(axis: Axes, contents: Contents, shown: Sequence[FileEntry]) -> No
     left_out = len(contents.entries) - len(shown)
     rest = f"; {left_out} smaller ones are not shown" if left_out else ""
     panel_title(axis, f"Bits per number (grey: kept as they were){rest}")
-    axis_labels(axis, x="bits")
+    axis_labels(axis, x="bits per number")
 
 
-def _draw_weights(axis: Axes, file: File, entry: Entry) -> None:
+def _draw_weights(axis: Axes, file: File, entry: Entry, *, is_first: bool) -> None:
     """Draw the histogram of a tensor, and its codebook as marks below."""
     parts = file.parts(entry)
     values = with_own_dtype(values_of(parts, entry.dtype, entry.shape), entry.dtype)
@@ -110,6 +113,7 @@ def _draw_weights(axis: Axes, file: File, entry: Entry) -> None:
     low, high = low - 0.03 * (high - low), high + 0.03 * (high - low)
     axis.hist(values, bins=_BINS, range=(low, high), color=_CODED, alpha=0.85)
     axis.set_yscale("log")
+    plain_log_ticks(axis.yaxis)
     axis.set_xlim(low, high)
     codebook = parts.codebook
     has_marks = codebook is not None and codebook.shape[::2] == (1, 1)
@@ -123,6 +127,7 @@ def _draw_weights(axis: Axes, file: File, entry: Entry) -> None:
     number = "" if codebook is None else f", {codebook.shape[1]} centres"
     light_grid(axis)
     panel_title(axis, _brief(entry.path, 32), f"{entry.method.replace('_', ' ')}{number}")
+    axis_labels(axis, x="value of a weight", y="number of weights" if is_first else "")
 
 
 def _brief(path: str, length: int = 48) -> str:

@@ -13,6 +13,7 @@ import pandas as pd
 from jaxcomp import storage
 from jaxcomp.experiments import drawing
 from jaxcomp.experiments.manifest import MANIFEST, read_manifest
+from jaxcomp.experiments.picture_style import PictureStyle, current_style
 
 
 @contextlib.contextmanager
@@ -62,7 +63,13 @@ def folder_of(
 
 
 def seal(manifest: dict[str, Any], folder: Path, files: Sequence[Path]) -> None:
-    """Write down which files the results are, so that damage is found before they are read."""
+    """Write down which files the results are, and the style of the pictures if it is not light.
+
+    Damage is found so before they are read.
+    """
+    manifest.pop("style", None)
+    if current_style() is not PictureStyle.light:
+        manifest["style"] = str(current_style())
     manifest["digests"] = {file.name: storage.digest_of_file(file) for file in files}
     storage.write_json(folder / MANIFEST, manifest)
 

@@ -19,6 +19,7 @@ from typing import Any, Protocol, Self, TypeAlias, TypeVar
 from jaxcomp import storage
 from jaxcomp.experiments import team as teams
 from jaxcomp.experiments.manifest import FORMAT_VERSION, MANIFEST, read_manifest
+from jaxcomp.experiments.picture_style import PictureStyle, current_style
 from jaxcomp.experiments.reproducibility import environment
 from jaxcomp.experiments.team import ALONE, Claims, Team
 from jaxcomp.long_call import LongCall
@@ -26,6 +27,7 @@ from jaxcomp.progress import Progress
 
 Row: TypeAlias = dict[str, Any]
 _Value = TypeVar("_Value")
+_Saved = TypeVar("_Saved", bound="Saved")
 _log = logging.getLogger(__name__)
 
 
@@ -249,19 +251,27 @@ class Run:
         """Whether an earlier call wrote all results."""
         return self.path is not None and self.manifest["status"] == "finished"
 
-    def finished(self, load: Callable[[Path], _Value]) -> _Value | None:
+    def finished(self, load: Callable[[Path], _Saved], *, quiet: bool = True) -> _Saved | None:
         """A finished run as its files tell it; None if it is not finished, or a file is damaged.
 
-        In that case what is intact, such as finished parts, is used again.
+        In that case what is intact, such as finished parts, is used again. Pictures of another
+        style are drawn again.
+
+        Args:
+            load: reads the result.
+            quiet: no progress on stderr.
         """
         if self.path is None or not self.is_finished:
             return None
         try:
-            return load(self.path)
+            found = load(self.path)
         except ValueError:
             self.manifest["status"] = "running"
             self.save_manifest()
             return None
+        if self.is_lead and self.manifest.get("style", PictureStyle.light) != current_style():
+            save(found, quiet=quiet)
+        return found
 
     def save_manifest(self) -> None:
         """Write `manifest.json`."""

@@ -71,6 +71,14 @@ def test_every_report_can_be_json():
         assert any("--json" in option.opts for option in command.params), name
 
 
+def test_every_command_that_draws_can_draw_dark():
+    drawing = {"sweep", "regularization", "linear-regression", "small-descriptions", "train-small"}
+    commands = typer.main.get_command(app).commands  # pyright: ignore
+    for name in drawing | {"plot", "certify", "inspect"}:
+        assert any("--style" in option.opts for option in commands[name].params), name
+    assert invoke("plot", "runs", "--style", "sepia").exit_code == 2
+
+
 def test_usage_errors_are_code_2():
     assert invoke("sweep", "--preset", "slow").exit_code == 2
     assert invoke("sweep", "--num-clusters", "many").exit_code == 2

@@ -7,6 +7,7 @@ import pytest
 import safetensors.numpy
 from command_line import assert_one_sentence, invoke
 from file_problems import small_tree
+from matplotlib.image import imread
 
 from jaxcomp.cli import files
 from jaxcomp.cli.files import MethodName
@@ -145,6 +146,11 @@ def test_sizes(text, size):
 
 def test_a_picture(small, tmp_path):
     assert invoke("inspect", small, "--plot", tmp_path / "a.png").exit_code == 0
+    dark = invoke("inspect", small, "--plot", tmp_path / "b.png", "--style", "dark")
+    assert dark.exit_code == 0
+    corners = [imread(tmp_path / name)[0, 0, :3].max() for name in ("a.png", "b.png")]
+    assert corners[0] == 1
+    assert corners[1] < 0.2
     assert (tmp_path / "a.png").exists()
 
 

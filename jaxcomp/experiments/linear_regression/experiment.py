@@ -97,7 +97,7 @@ def run(
         ValueError: if `out` cannot be used.
     """
     with Run(out, asdict(config), noun=NOUN, folders=("chunks",), resume=resume) as run:
-        if (result := run.finished(StudyResult.load)) is not None:
+        if (result := run.finished(StudyResult.load, quiet=quiet)) is not None:
             return result
         run.describe()
         problem = problem_of(config)

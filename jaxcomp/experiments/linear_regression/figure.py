@@ -3,6 +3,7 @@
 Error bars are two standard errors. Colour says which compressor; what compresses nothing is grey.
 """
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,18 @@ from jaxcomp.linear_regression.closed_forms import CHANNELS
 FORMATS = ("png", "svg")
 
 _CHANNEL_COLOURS = {
-    "informed": "#0072B2",
-    "uninformed": "#56B4E9",
-    "informed_zero_mean": "#D55E00",
-    "uninformed_zero_mean": "#E69F00",
-    "matched": "#009E73",
+    "informed": drawing.BLUE,
+    "uninformed": drawing.SKY,
+    "informed_zero_mean": drawing.ORANGE,
+    "uninformed_zero_mean": drawing.AMBER,
+    "matched": drawing.GREEN,
 }
 _QUANTIZERS = {
-    "uniform": ("#AA4499", "uniform"),
-    "kmeans": ("#0072B2", "K-means"),
-    "hessian_kmeans": ("#D55E00", "K-means, exact Hessian"),
-    "diameter_kmeans": ("#009E73", "the same, diameter penalty"),
-    "entropy_coded": ("#E69F00", "equal cells, entropy code"),
+    "uniform": (drawing.PURPLE, "uniform"),
+    "kmeans": (drawing.BLUE, "K-means"),
+    "hessian_kmeans": (drawing.ORANGE, "K-means, exact Hessian"),
+    "diameter_kmeans": (drawing.GREEN, "the same, diameter penalty"),
+    "entropy_coded": (drawing.AMBER, "equal cells, entropy code"),
 }
 _CONTROLS = {
     "shrinkage": ((0, (5, 2)), "aW, a = 1 - e^(-2R/d)"),
@@ -40,9 +41,9 @@ _CONTROLS = {
     "least_squares": ("-", "least squares"),
 }
 _PANELS = (
-    ("empirical_risk", "Empirical risk", "L_S"),
-    ("generalization", "Generalization error", "L_mu - L_S"),
-    ("population_risk", "Population risk", "L_mu"),
+    ("empirical_risk", "Empirical risk"),
+    ("generalization", "Generalization error"),
+    ("population_risk", "Population risk"),
 )
 
 
@@ -70,15 +71,15 @@ def plot_risks(table: pd.DataFrame, claims: Sequence[Any] = ()) -> Figure:
     title = f"Least squares compressed: n = {num_examples} examples"
     figure = drawing.new_figure(11.0, 7.6, title, explanation)
     axes = figure.subplots(2, 3, sharex=True)
-    for column, (quantity, name, symbol) in enumerate(_PANELS):
+    for column, (quantity, name) in enumerate(_PANELS):
         above, below = axes[0][column], axes[1][column]
         drawing.panel_title(above, f"{name}: Gaussian channels")
         drawing.panel_title(below, f"{name}: quantizers")
         _draw_channels(above, rows, quantity)
         _draw_quantizers(below, rows, quantity, claims, num_examples)
-        drawing.axis_labels(below, x="bits a weight")
+        drawing.axis_labels(below, x="bits per weight")
         for axis in (above, below):
-            drawing.axis_labels(axis, y=symbol if column == 0 else "")
+            drawing.axis_labels(axis, y="mean squared error" if column == 0 else "")
             drawing.light_grid(axis)
             drawing.plain_linear_axis(axis)
         _limit(above, rows.loc[rows["family"] == "channel", quantity].to_numpy(), quantity)
@@ -100,64 +101,51 @@ def plot_information(information: pd.DataFrame) -> Figure:
     """
     explanation = (
         "Weights rounded to decimals: the entropy over samples is what the model can say about "
-        "its sample.\nLines: h(W) - d ln(step) from exact densities, a lower bound, exact where "
-        "fine. Points: upper bound, weight by weight."
+        "its sample.\nLeft: lines from exact densities, below the truth where rounding is coarse; "
+        "points from above, weight by weight.\nRelative gap: 1 - empirical / population risk. A "
+        "stronger penalty leaves fewer bits, and a bound that says more."
     )
-    figure = drawing.new_figure(
-        11.0, 4.6, "The learner's own information, and the bound it gives", explanation
-    )
-    left, middle, right = figure.subplots(1, 3)
+    is_alone = len(set(information["num_examples"])) == 1
+    title = "The learner's own information, and the bound it gives"
+    figure = drawing.new_figure(8.0 if is_alone else 11.0, 4.6, title, explanation)
+    left, middle, *others = figure.subplots(1, 2 if is_alone else 3)
     first = int(information["num_examples"].iloc[0])
     dim_rows = information.loc[information["num_examples"] == first]
     decimals = sorted(information["decimals"].unique())
     colours = dict(zip(decimals, _colours(len(decimals)), strict=True))
     drawing.panel_title(left, f"Bits of the rounded model, n = {first}")
     drawing.panel_title(middle, f"Relative gap and its bound, n = {first}")
-    drawing.panel_title(right, "Least squares: relative gap and bound")
     positive = dim_rows.loc[dim_rows["penalty"] > 0]
+    markers = dict(zip(decimals, itertools.cycle("os^Dv"), strict=False))
     for number in decimals:
         rows = positive.loc[positive["decimals"] == number]
-        colour = colours[number]
+        colour, marker = colours[number], markers[number]
         left.plot(rows["penalty"], rows["bits"], color=colour)
-        left.plot(rows["penalty"], rows["bits_upper"], "o", color=colour, markersize=3.5)
+        left.plot(rows["penalty"], rows["bits_upper"], marker, color=colour, markersize=3.5)
         middle.plot(rows["penalty"], rows["relative_gap_bound"], color=colour, linestyle="--")
         middle.errorbar(
             rows["penalty"],
             rows["relative_gap"],
             2 * rows["relative_gap_se"],
-            fmt="o",
+            fmt=marker,
             color=colour,
             markersize=3,
         )
-        plain = information.loc[
-            (information["penalty"] == 0) & (information["decimals"] == number)
-        ].sort_values("num_examples")
-        right.plot(plain["num_examples"], plain["relative_gap_bound"], color=colour, linestyle="--")
-        right.errorbar(
-            plain["num_examples"],
-            plain["relative_gap"],
-            2 * plain["relative_gap_se"],
-            fmt="o",
-            color=colour,
-            markersize=3,
-        )
-    theory = information.loc[information["penalty"] == 0].drop_duplicates("num_examples")
-    theory = theory.sort_values("num_examples")
-    right.plot(theory["num_examples"], theory["theory_relative_gap"], color=drawing.GREY)
-    for axis, label in (
-        (left, "ridge penalty"),
-        (middle, "ridge penalty"),
-        (right, "examples n"),
-    ):
+    for axis in (left, middle):
         axis.set_xscale("log")
-        drawing.axis_labels(axis, x=label)
-        drawing.light_grid(axis)
-    drawing.axis_labels(left, y="bits of the whole model")
-    drawing.axis_labels(middle, y="E[1 - L_S/L_mu]")
+    drawing.panel(left, x="ridge penalty", y="bits of the whole model")
+    drawing.panel(middle, x="ridge penalty", y="relative gap")
     middle.set_ylim(bottom=0)
-    right.set_yscale("log")
+    for right in others:
+        _draw_sample_sizes(right, information, colours)
     entries = [
-        drawing.sample(f"{number} decimals", colours[number], dashes="-") for number in decimals
+        drawing.sample(
+            f"{number} decimal{'' if number == 1 else 's'}",
+            colours[number],
+            dashes="-",
+            marker=markers[number],
+        )
+        for number in decimals
     ]
     kinds = [
         drawing.sample("bound from the bits (upper)", drawing.INK, dashes="--"),
@@ -166,6 +154,28 @@ def plot_information(information: pd.DataFrame) -> Figure:
     ]
     drawing.legend_below(figure, [("Rounded to", entries), ("What", kinds)])
     return figure
+
+
+def _draw_sample_sizes(axis: Axes, information: pd.DataFrame, colours: dict[Any, str]) -> None:
+    """Draw the relative gap of least squares and its bound against the number of examples."""
+    plain = information.loc[information["penalty"] == 0].sort_values("num_examples")
+    for number, colour in colours.items():
+        rows = plain.loc[plain["decimals"] == number]
+        axis.plot(rows["num_examples"], rows["relative_gap_bound"], color=colour, linestyle="--")
+        axis.errorbar(
+            rows["num_examples"],
+            rows["relative_gap"],
+            2 * rows["relative_gap_se"],
+            fmt="o",
+            color=colour,
+            markersize=3,
+        )
+    theory = plain.drop_duplicates("num_examples")
+    axis.plot(theory["num_examples"], theory["theory_relative_gap"], color=drawing.GREY)
+    axis.set(xscale="log", yscale="log")
+    for scale in (axis.xaxis, axis.yaxis):
+        drawing.plain_log_ticks(scale)
+    drawing.panel(axis, "Least squares: relative gap and bound", x="number of examples")
 
 
 def save_figures(directory: Path | str, **figures: Figure) -> list[Path]:
@@ -236,10 +246,13 @@ def _draw_quantizers(
 
 
 def _points(axis: Axes, x: pd.Series, part: pd.DataFrame, quantity: str, colour: str) -> None:
+    """Draw points with error bars; of points that would cover each other, the leftmost."""
+    places = x.to_numpy(float)
+    kept = drawing.thinned(places.tolist(), 0.03 * float(np.ptp(places)))
     axis.errorbar(
-        x,
-        part[quantity],
-        2 * part[f"{quantity}_se"],
+        places[kept],
+        part[quantity].to_numpy(float)[kept],
+        2 * part[f"{quantity}_se"].to_numpy(float)[kept],
         fmt="o",
         color=colour,
         markersize=2.4,
@@ -287,5 +300,4 @@ def _risk_legend(rows: pd.DataFrame) -> list[tuple[str, list[drawing.Entry]]]:
 
 
 def _colours(count: int) -> list[str]:
-    palette = ["#0072B2", "#D55E00", "#009E73", "#AA4499", "#E69F00", "#56B4E9"]
-    return [palette[i % len(palette)] for i in range(count)]
+    return [drawing.COLOURS[i % len(drawing.COLOURS)] for i in range(count)]

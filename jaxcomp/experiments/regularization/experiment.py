@@ -97,7 +97,7 @@ def run(
     with Run(
         out, config.to_dict(), noun=NOUN, folders=("variants", "losses"), resume=resume
     ) as run:
-        if (result := run.finished(RegularizationResult.load)) is not None:
+        if (result := run.finished(RegularizationResult.load, quiet=quiet)) is not None:
             return result
         run.describe()
         with Progress(quiet=quiet) as progress:

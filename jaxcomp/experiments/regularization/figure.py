@@ -18,10 +18,9 @@ from matplotlib.ticker import NullLocator
 from jaxcomp import storage
 from jaxcomp.evaluation.statistics import model_interval
 from jaxcomp.experiments import drawing
+from jaxcomp.experiments.drawing import BLUE, GREEN, ORANGE, PURPLE, SKY
 
 FORMATS = ("png", "svg")
-
-BLUE, SKY, ORANGE, GREEN, PURPLE = "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#AA4499"
 
 _BITS = (
     ("bits_per_weight_implied", "implied prior", SKY, (0, (4, 2)), "s"),
@@ -67,6 +66,8 @@ def plot_strengths(table: pd.DataFrame) -> Figure:
     """
     num_models = table["model_seed"].nunique()
     explanation = (
+        "See first: a stronger penalty means fewer bits (left), but the test loss is least in "
+        "between (star).\n"
         f"Means over {num_models} networks, bands of 95 % (test loss: of the paired difference to "
         "no penalty).\nGrey: what penalises no weight. "
         "Crosses: bytes of real streams that were decoded again, as bits a weight.\n"
@@ -109,6 +110,7 @@ def plot_strengths(table: pd.DataFrame) -> Figure:
         if kind == "l2":
             _curves(theory, rows, (("rate_nats_implied", "R", BLUE, "-", "o"),))
             theory.set_yscale("log")
+            drawing.plain_log_ticks(theory.yaxis)
             drawing.panel_title(theory, "L2: effective rate R, nats")
         else:
             _bounds(theory, table)
@@ -144,7 +146,7 @@ def plot_rounding(rounding: pd.DataFrame) -> Figure:
     figure = drawing.new_figure(8.0, 4.4, "How many models does rounding leave?", explanation)
     left, right = figure.subplots(1, 2)
     groups = []
-    colours = (BLUE, ORANGE, GREEN, PURPLE, SKY, drawing.GREY)
+    colours = drawing.COLOURS
     for colour, (decimals, rows) in zip(colours, rounding.groupby("decimals"), strict=False):
         # A logarithmic axis has no zero; the first place stands for no penalty.
         places = np.maximum(rows["penalty"].to_numpy(float), 0.3)
@@ -279,6 +281,7 @@ def _legend() -> list[tuple[str, list[drawing.Entry]]]:
         )
     ]
     star = drawing.sample("chosen on the validation set", drawing.STAR, marker="*")
+    star.handle.set(markersize=10, markeredgecolor=drawing.INK)
     groups[2][1].append(star)
     alone = drawing.sample("labels alone, without a network", ORANGE, dashes=(0, (1, 1.5)))
     groups[1][1].append(alone)

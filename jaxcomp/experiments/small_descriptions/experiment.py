@@ -64,7 +64,7 @@ def run(
         ValueError: if `out` cannot be used, or the data set is not there.
     """
     with Run(out, asdict(config), noun=NOUN, resume=resume) as run:
-        if (result := run.finished(DescriptionResult.load)) is not None:
+        if (result := run.finished(DescriptionResult.load, quiet=quiet)) is not None:
             return result
         run.describe()
         loaded = data.load(config.dataset, data_dir=data_dir, download=download)

@@ -121,7 +121,7 @@ def run_in_team(
     with Run(out, config.to_dict(), noun=NOUN, folders=FOLDERS, resume=resume, team=team) as run:
         if not run.is_lead and run.is_finished:
             return None
-        if (result := run.finished(SweepResult.load)) is not None:
+        if (result := run.finished(SweepResult.load, quiet=quiet)) is not None:
             return result
         if run.is_lead:
             run.describe()
@@ -236,7 +236,7 @@ def evaluate(
     identity = _identity(name, config, subject, variants, given, parts)
     setting = Setting("given", name, 0.0)
     with Run(out, identity, noun=NOUN, folders=FOLDERS, resume=resume) as run:
-        if (result := run.finished(SweepResult.load)) is not None:
+        if (result := run.finished(SweepResult.load, quiet=quiet)) is not None:
             return result.with_subject(subject)
         run.describe()
         with Progress(quiet=quiet) as progress:

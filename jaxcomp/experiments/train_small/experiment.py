@@ -57,7 +57,7 @@ def run(
     """
     stream_module()  # before anything is trained
     with Run(out, asdict(config), noun=NOUN, folders=("variants", _NETWORKS), resume=resume) as run:
-        if (result := run.finished(TrainSmallResult.load)) is not None:
+        if (result := run.finished(TrainSmallResult.load, quiet=quiet)) is not None:
             return result
         run.describe()
         loaded = data.load(config.dataset, data_dir=data_dir, download=download)

@@ -8,7 +8,7 @@ from jaxcomp.experiments import drawing
 from jaxcomp.experiments.train_small.config import TrainSmallConfig
 from jaxcomp.experiments.train_small.report import PUBLISHED, at_price, mean_of
 
-_TEST, _TRAINING, _CERTIFICATE = "#D55E00", "#009E73", "#0072B2"
+_TEST, _TRAINING, _CERTIFICATE = drawing.ORANGE, drawing.GREEN, drawing.BLUE
 _COLUMNS = (
     ("test_error", "test error", _TEST, "o"),
     ("train_error", "training error", _TRAINING, "v"),
@@ -18,11 +18,15 @@ _COLUMNS = (
 
 def plot_curve(config: TrainSmallConfig, table: pd.DataFrame) -> Figure:
     """Return errors and certificates against bytes: means over seeds, intervals of 95 %."""
+    is_nameless = config.network == config.dataset
+    name = f"{'A small network' if is_nameless else config.network} on {config.dataset}"
     figure = drawing.new_figure(
         7.5,
         4.6,
-        f"{config.network} trained for its file, {config.dataset}",
-        f"{config.models} seeds: means, and intervals of 95 % of bytes and errors over them",
+        f"{name}, trained for its file",
+        f"Means over {config.models} seeds, bars: intervals of 95 % over them. Fewer bytes cost "
+        "errors; the certificate is what the bytes\nalone promise for examples that nobody has "
+        "seen.",
     )
     axis = figure.subplots()
     for column, _, colour, marker in _COLUMNS:
@@ -51,8 +55,8 @@ def plot_curve(config: TrainSmallConfig, table: pd.DataFrame) -> Figure:
         entries.append(drawing.sample("published", drawing.INK, marker="*"))
     axis.set_xscale("log")
     axis.set_yscale("log")
-    drawing.plain_log_axis(axis)
-    drawing.axis_labels(axis, x="bytes of the file", y="error, percent")
-    drawing.light_grid(axis)
-    drawing.legend_below(figure, [("", entries)])
+    for scale in (axis.xaxis, axis.yaxis):
+        drawing.plain_log_ticks(scale)
+    drawing.panel(axis, x="bytes of the file", y="examples wrong, per cent")
+    drawing.legend_below(figure, [("", entries[:2]), ("", entries[2:])])
     return figure

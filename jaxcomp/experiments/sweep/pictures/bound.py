@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
 from jaxcomp.experiments import drawing
 from jaxcomp.experiments.drawing import INK, SMALL, remark, sample
@@ -57,6 +56,13 @@ def has_bound(summary: Summary) -> bool:
     return any(not math.isnan(variant.mean("zero_one_bound")) for variant in summary.variants)
 
 
+def _lesson(least: float) -> str:
+    """What to see."""
+    if least >= 1:
+        return f"The least bound is {least:.2g}: none of them says anything about these networks."
+    return f"The least bound is {least:.2g}: below 1, where a bound says something."
+
+
 def bound_figure(summary: Summary) -> Figure:
     """Draw the picture of `plot_bound`."""
     frame = Frame(summary, summary.main_curves())
@@ -67,7 +73,8 @@ def bound_figure(summary: Summary) -> Figure:
         8.0,
         5.4,
         summary.description,
-        "Bound on the 0-1 generalization gap from the full description length, and the gap itself.",
+        "Bound on the 0-1 generalization gap from the full description length, and the gap itself."
+        "\n" + _lesson(float(np.nanmin(bounds))),
     )
     axis = figure.subplots()
     # A measured gap may be zero or negative, which a logarithmic axis cannot show.
@@ -113,8 +120,7 @@ def bound_figure(summary: Summary) -> Figure:
         drawing.edge_note(
             axis, f"{count_words(num_below)} with a measured gap below {bottom:g}", at_top=False
         )
-    drawing.plain_log_axis(axis)
-    axis.yaxis.set_major_locator(LogLocator(numticks=12))
+    drawing.plain_log_ticks(axis.yaxis)
     drawing.axis_labels(axis, x=times_smaller(summary), y="0-1 generalization gap")
     what = [
         sample("bound", INK, dashes="-", marker="o"),

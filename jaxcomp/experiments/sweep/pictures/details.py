@@ -81,6 +81,7 @@ CONTROL_DASHES: dict[str, Any] = {
 # A temperature changes no accuracy, and the tempered loss has one already.
 COLUMNS_WITHOUT_TEMPERATURE = ("accuracy", "test_loss_tempered")
 LEAST_SHARE, LEAST_SPAN = 0.3, 2e-3
+LEAST_BETWEEN_MARKS = 0.03  # as a share of the axis: the width of a mark
 # A legend of more groups than this would be wider than the figure.
 MAX_LEGEND_GROUPS = 5
 
@@ -121,7 +122,7 @@ def details_figure(summary: Summary, claims: Sequence[Claim]) -> Figure:
     if summary.num_models > 1:
         explanation = (
             "Means over networks. Bars and coloured bands: 95 % interval of the difference to the "
-            "same networks' originals (black line); grey band: of the originals themselves.\n"
+            "same networks' originals (solid line); grey band: of the originals themselves.\n"
             + explanation
         )
     figure = drawing.new_figure(12.0, 8.8, summary.description, explanation)
@@ -151,7 +152,7 @@ def _draw_panel(axis: Axes, panel: Panel, frame: Frame, claims: Sequence[Claim])
     axis.set_ylim(low * factor, high * factor)
     drawing.ratio_axis(axis, frame.ratio_low, frame.ratio_high)
     if is_log:
-        drawing.plain_log_axis(axis)
+        drawing.plain_log_ticks(axis.yaxis)
     else:
         drawing.plain_linear_axis(axis)
     axis.axhline(original.mean * factor, color=INK, linewidth=1.6, zorder=2.5)
@@ -259,35 +260,50 @@ def _draw_star(axis: Axes, summary: Summary, claim: Claim, panel: Panel) -> None
 
 
 def _mark_beyond(axis: Axes, frame: Frame, panel: Panel, low: float, high: float) -> None:
-    """Show at the edge what lies beyond it, and say how far it goes."""
+    """Show at the edge where variants lie beyond it, and say how many and how far.
+
+    Marks that would cover each other are one, in ink if they differ in colour.
+    """
     lines = [(variants, style.colour) for variants, style in frame.lines()]
     lines += [(frame.summary.of("compressed", method), INK) for method in POINT_MARKERS]
-    above: list[float] = []
-    below: list[float] = []
+    above: list[tuple[float, float, Any]] = []
+    below: list[tuple[float, float, Any]] = []
     for variants, colour in lines:
         values, places = means(variants, panel.column), ratios(variants)
         is_seen = np.array([frame.is_seen(variant) for variant in variants], dtype=bool)
-        for is_beyond, edge, marker, found in (
-            (is_seen & (values > high), 1.018, "^", above),
-            (is_seen & (values < low), -0.018, "v", below),
+        for is_beyond, found in (
+            (is_seen & (values > high), above),
+            (is_seen & (values < low), below),
         ):
-            if not is_beyond.any():
-                continue
-            found += values[is_beyond].tolist()
-            axis.plot(
-                places[is_beyond],
-                np.full(int(is_beyond.sum()), edge),
-                linestyle="none",
-                marker=marker,
-                markersize=4.5,
-                color=colour,
-                transform=axis.get_xaxis_transform(),
-                clip_on=False,
-                zorder=7,
-            )
-    for found, word, extreme in ((above, "above", max), (below, "below", min)):
+            found += [
+                (float(place), float(value), colour)
+                for place, value in zip(places[is_beyond], values[is_beyond], strict=True)
+            ]
+    left, right = np.log(axis.get_xlim())
+    for found, word, extreme, edge, marker in (
+        (above, "above", max, 1.018, "^"),
+        (below, "below", min, -0.018, "v"),
+    ):
         if found:
-            most = f"{panel.factor * extreme(found):.3g} {panel.unit}".replace(
+            shares = (np.log([place for place, _, _ in found]) - left) / (right - left)
+            kept = drawing.thinned(shares.tolist(), LEAST_BETWEEN_MARKS)
+            for index in kept:
+                distance = shares - shares[index]
+                near = (distance >= 0) & (distance < LEAST_BETWEEN_MARKS)
+                colours = {found[other][2] for other in np.flatnonzero(near)}
+                axis.plot(
+                    [found[index][0]],
+                    [edge],
+                    linestyle="none",
+                    marker=marker,
+                    markersize=4.5,
+                    color=colours.pop() if len(colours) == 1 else INK,
+                    transform=axis.get_xaxis_transform(),
+                    clip_on=False,
+                    zorder=7,
+                )
+            values = [value for _, value, _ in found]
+            most = f"{panel.factor * extreme(values):.3g} {panel.unit}".replace(
                 "-", "\N{MINUS SIGN}"
             )
             text = f"{count_words(len(found))} {word}, to {most}"
@@ -363,7 +379,7 @@ def _legend_groups(frame: Frame, *, has_claims: bool) -> list[tuple[str, list[En
         references[-1].handle.set(linewidth=1.0)
     groups.append(("Nothing compressed", references))
     reading = [
-        "below the black line is better,",
+        "below the solid line is better,",
         "in e above it",
         "only b and f improve: calibration,",
         "which T has without compressing",

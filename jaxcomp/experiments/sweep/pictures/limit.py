@@ -60,17 +60,26 @@ def _has_limits(variant: VariantSummary) -> bool:
     )
 
 
+def _in_words(variant: VariantSummary) -> str:
+    (label,) = [label for label, *_, members in scatter_groups([variant]) if members]
+    return f"{label}, K = {variant.num_clusters}" if variant.num_clusters else label
+
+
 def limit_figure(summary: Summary) -> Figure:
     """Draw the picture of `plot_limit`."""
     variants = [variant for variant in summary.of("compressed") if _has_limits(variant)]
     # A pruned network of float weights has bits that nothing else comes near.
     shown = [variant for variant in variants if variant.method != "magnitude_pruning"] or variants
+    nearest = min(shown, key=lambda variant: variant.mean("excess_bits_per_weight"))
+    distance = f"{nearest.mean('excess_bits_per_weight'):.2f} bits per weight"
     figure = drawing.new_figure(
         10.5,
         5.4,
         summary.description,
         "The limit holds for codes of independent symbols and one codebook per layer. Distortion: "
-        "twice the predicted rise of the training loss.",
+        "twice the predicted rise of the training loss.\n"
+        f"Nearest to it: {_in_words(nearest)}, {distance} above; the distance is what a better "
+        "quantizer of that kind could still save.",
     )
     plane, above = figure.subplots(1, 2)
     groups: list[Entry] = []

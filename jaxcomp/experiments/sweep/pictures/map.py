@@ -80,7 +80,8 @@ def _figure(subject: str, table: pd.DataFrame, claims: Sequence[Claim]) -> Figur
         size = int(record[SIZE_COLUMN]) if SIZE_COLUMN in table else None
         place = sizes.index(size), noises.index(float(record["label_noise"]))
         of_setting[str(record["setting"])] = place
-    width, height = max(8.4, 2.4 + 1.9 * len(noises)), 2.1 + 0.62 * len(sizes)
+    # Narrow, so that a page shows it without making its numbers small.
+    width, height = max(8.4, 1.3 + 1.6 * len(noises)), 2.1 + 0.62 * len(sizes)
     figure = drawing.new_figure(
         width,
         height,
@@ -134,4 +135,4 @@ def _draw(
         if has_names:
             method = claim.control or ""
             name = _SHORT.get(method, CONTROL_NAMES.get(method, method))
-            axis.text(column, row - 0.22, name, fontsize=drawing.SMALL - 1, **text)
+            axis.text(column, row - 0.22, name, fontsize=drawing.SMALL - 0.5, **text)

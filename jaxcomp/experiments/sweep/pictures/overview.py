@@ -36,7 +36,7 @@ __all__ = ["overview_figure", "plot_sweep"]
 
 MAX_CURVES = 3
 OTHERS = "#b3b3b3"
-NO_LOSS = "#009E73"
+NO_LOSS = drawing.GREEN
 
 
 class _Panel(NamedTuple):
@@ -92,7 +92,7 @@ def overview_figure(
 ) -> Figure:
     """The same, of a table made short."""
     explanation = (
-        "Below the black line is better than the original. Tempered: after one softmax temperature "
+        "Below the solid line is better than the original. Tempered: after one softmax temperature "
         "for each network,\nwhich repairs over-confidence and compresses nothing."
     )
     if summary.num_models > 1:
@@ -266,8 +266,8 @@ def _draw_references(axis: Axes, panel: _Panel, summary: Summary) -> None:
             va="bottom" if is_upper else "top",
             fontsize=SMALL,
             color=INK,
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5},
-            zorder=5,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.9, "pad": 0.5},
+            zorder=5.5,  # above intervals, which may cross it
         )
 
 

@@ -1,15 +1,25 @@
 """The measured rise of the training loss against the predicted one."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from jaxcomp.experiments import drawing
 from jaxcomp.experiments.drawing import GREY, INK, SMALL, Entry, remark, sample
-from jaxcomp.experiments.sweep.pictures.curves import count_words, means, require, scatter_groups
+from jaxcomp.experiments.sweep.pictures.curves import (
+    DOTTED,
+    count_words,
+    means,
+    require,
+    scatter_groups,
+)
 from jaxcomp.experiments.sweep.summary import Summary, VariantSummary, one_setting
 
+MUCH_MORE = 2.0  # times the prediction, from where on the picture says why
 RISE_COLUMNS = ("predicted_rise_nats", "measured_rise_nats")
 
 
@@ -17,13 +27,16 @@ def plot_predicted_rise(table: pd.DataFrame) -> Figure:
     """Draw the measured rise of the training loss against the predicted one.
 
     The prediction is half the curvature-weighted distortion, `1/2 sum h (what - w)^2`; on the
-    diagonal it is right. Every point is one compressed variant, mean over networks.
+    black line it is right. It takes every weight alone and the trained network as a minimum, so
+    that it is too low wherever errors of weights add up, the gradient is not zero, or the curvature
+    grows with the change (docs/findings.md). Every point is one compressed variant, mean over
+    networks.
 
     Args:
         table: rows of one setting, with `predicted_rise_nats` and `measured_rise_nats`.
 
     Returns:
-        A figure of 6.2 by 6.2 inches.
+        A figure of 7.4 by 6 inches.
 
     Raises:
         ValueError: as `plot_details`, or if no variant has a positive prediction and rise.
@@ -48,16 +61,28 @@ def _is_positive_rise(variant: VariantSummary) -> bool:
     return all(variant.mean(column) > 0 for column in RISE_COLUMNS)
 
 
+def _lesson(factors: Float[np.ndarray, " v"]) -> str:
+    """What to see, and why the loss rises more where it does."""
+    least, most = (f"{end:.2g}" if end < 10 else f"{end:,.0f}" for end in np.sort(factors)[[0, -1]])
+    told = (
+        "Predicted: half the curvature-weighted distortion. The loss rises "
+        f"{least} to {most} times as much."
+    )
+    if np.median(factors) < MUCH_MORE:
+        return told
+    return told + (
+        "\nThe prediction takes every weight alone, at a minimum. But errors of weights add up, "
+        "the gradient is\nnot zero, and where examples are fitted well, curvature is small and "
+        "grows as soon as weights move."
+    )
+
+
 def rise_figure(summary: Summary) -> Figure:
     """Draw the picture of `plot_predicted_rise`."""
     compressed = summary.of("compressed")
     usable = [variant for variant in compressed if _is_positive_rise(variant)]
-    figure = drawing.new_figure(
-        6.2,
-        6.2,
-        summary.description,
-        "Predicted: half the curvature-weighted distortion. On the line the prediction is right.",
-    )
+    ends = np.array([means(usable, column) for column in RISE_COLUMNS])
+    figure = drawing.new_figure(7.4, 6.0, summary.description, _lesson(ends[1] / ends[0]))
     axis = figure.subplots()
     weighted: list[Entry] = []
     others: list[Entry] = []
@@ -78,20 +103,33 @@ def rise_figure(summary: Summary) -> Figure:
         )
         entries = weighted if label.startswith("K-means,") else others
         entries.append(sample(label, colour, marker=marker, filled=filled))
-    ends = np.array([means(usable, column) for column in RISE_COLUMNS])
-    low, high = 0.6 * float(ends.min()), 1.7 * float(ends.max())
-    axis.plot([low, high], [low, high], color=INK, linewidth=1.0, zorder=2)
-    axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
+    low, high = 0.6 * float(ends[0].min()), 1.7 * float(ends[0].max())
+    bottom, top = 0.6 * float(ends.min()), 1.7 * float(ends.max())
+    axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(bottom, top))
     drawing.light_grid(axis)
+    for factor in (1, 10, 100, 1000):
+        if factor * low > top:
+            break
+        right = min(high, top / factor)
+        look: dict[str, Any] = (
+            {"color": INK} if factor == 1 else {"color": GREY, "linestyle": DOTTED}
+        )
+        axis.plot([low, right], [factor * low, factor * right], linewidth=1.0, zorder=2, **look)
+        name = "as predicted" if factor == 1 else f"{factor}x"
+        is_cut = right < high
+        axis.annotate(
+            name,
+            (right, factor * right),
+            xytext=(0, 3) if is_cut else (4, 0),
+            textcoords="offset points",
+            ha="center" if is_cut else "left",
+            va="bottom" if is_cut else "center",
+            fontsize=SMALL,
+            color=INK if factor == 1 else GREY,
+            annotation_clip=False,
+        )
     for scale in (axis.xaxis, axis.yaxis):
         scale.set_major_locator(LogLocator(numticks=8))
-    for x, y, text, align, stand in (
-        (0.03, 0.97, "rises more than predicted", "left", "top"),
-        (0.97, 0.03, "rises less than predicted", "right", "bottom"),
-    ):
-        axis.text(
-            x, y, text, transform=axis.transAxes, ha=align, va=stand, fontsize=SMALL, color=GREY
-        )
     drawing.axis_labels(
         axis,
         x="predicted rise of the training loss [nats]",

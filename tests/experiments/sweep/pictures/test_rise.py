@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from pictures import assert_nothing_is_cut, drawn_lines, legend_texts
+from pictures import all_texts, assert_nothing_is_cut, drawn_lines, legend_texts
 from synthetic_sweep import SMALL, synthetic_table
 
 from jaxcomp.experiments.sweep.pictures import plot_predicted_rise
@@ -25,6 +25,18 @@ def test_predicted_rise_is_compared_with_the_measured_one(table):
         assert np.isclose(points, wanted).all(axis=1).any()
     diagonal = [xy for xy in drawn_lines(axis) if len(xy) == 2 and np.allclose(xy[:, 0], xy[:, 1])]
     assert len(diagonal) == 1
+    assert {"as predicted", "10x"} <= set(all_texts(axis))
+
+
+def test_the_picture_says_how_far_off_the_prediction_is_and_why(table):
+    told = "\n".join(text.get_text() for text in plot_predicted_rise(table).texts)
+    twice = table.assign(measured_rise_nats=2.5 * table["predicted_rise_nats"])
+    told_twice = "\n".join(text.get_text() for text in plot_predicted_rise(twice).texts)
+    assert "The loss rises 2.5 to 2.5 times as much." in told_twice
+    assert "errors of weights add up" in told_twice
+    assert told != told_twice
+    right = table.assign(measured_rise_nats=table["predicted_rise_nats"])
+    assert not any("add up" in text.get_text() for text in plot_predicted_rise(right).texts)
 
 
 def test_predicted_rise_says_what_it_leaves_out(table):
