@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -186,8 +186,19 @@ def x64() -> Iterator[None]:
         yield
 
 
+# JAX keeps programs for each value apart. Forgetting them instead would make every later module of
+# this process trace and load again what it shares with those before.
+_standing_in = jax.make_user_context()
+
+
 @pytest.fixture
-def accelerator_branches(monkeypatch) -> Callable[..., Any]:
+def programs_apart() -> Callable[[str], AbstractContextManager[None]]:
+    """Give contexts, told apart by names, that share no traced function with what is outside."""
+    return _standing_in
+
+
+@pytest.fixture
+def accelerator_branches(monkeypatch, programs_apart) -> Callable[..., Any]:
     """Give a context in which this CPU computes what is meant for another platform, anew."""
 
     @contextmanager
@@ -195,12 +206,9 @@ def accelerator_branches(monkeypatch) -> Callable[..., Any]:
         def chosen(*args: Any, default: Any = None, **branches: Any) -> Any:
             return branches.get(platform, default)(*args)
 
-        # What is compiled already holds the branches for CPUs, and the reverse.
-        jax.clear_caches()
-        with monkeypatch.context() as patched:
+        with monkeypatch.context() as patched, programs_apart(f"branches of {platform}"):
             patched.setattr(jax.lax, "platform_dependent", chosen)
             yield
-        jax.clear_caches()
 
     return taken
 
