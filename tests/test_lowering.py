@@ -322,6 +322,7 @@ _SLOW = (
     "histogram_of_equal_weights",
     "joint_histogram_of_points",
     "round_to_nearest",
+    "kmeans",
     "block_kmeans",
     "plus_plus_start",
     "polish_kmeans",
