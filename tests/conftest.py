@@ -106,6 +106,7 @@ _DEAREST = (
     "numerics/test_linear_algebra.py",
     "quantizers/scalar/test_entropy_constrained.py",
     "curvature/test_batches.py",
+    "compressed/test_spool.py",
     "linear_regression/test_simulation.py",
     "cli/test_experiments.py",
     "quantizers/test_vector.py",
