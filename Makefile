@@ -12,6 +12,9 @@ SITE := build/docs
 SPHINX := $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs .
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
+# Tests start many processes, and each would compile the same modules where this is set.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: sweep test notebooks docs docs-executed lint types bench links format dist clean \
 	check-all check-slow check-flags check-lowest check-peers
 

@@ -322,6 +322,7 @@ _SLOW = (
     "histogram_of_equal_weights",
     "joint_histogram_of_points",
     "round_to_nearest",
+    "kmeans",
     "block_kmeans",
     "plus_plus_start",
     "polish_kmeans",
@@ -362,13 +363,12 @@ def test_kernel_lowers_for_accelerators(name):
 
 
 @pytest.fixture
-def no_float64(monkeypatch):
+def no_float64(monkeypatch, programs_apart):
     """Trace as where the default device is a TPU, which has no float64."""
-    jax.clear_caches()
     for module in (precision, lloyd, coarse_to_fine, optimal):
         monkeypatch.setattr(module, "lacks_float64", lambda: not jax.config.jax_default_device)
-    yield
-    jax.clear_caches()
+    with programs_apart("no float64"):
+        yield
 
 
 @pytest.mark.parametrize("name", ["kmeans", "optimal_diameter_kmeans"])

@@ -326,7 +326,10 @@ class TestValues:
         ("method", "dtype"),
         some_slow(
             [(method, jnp.bfloat16) for method in METHODS] + [("magnitude_pruning", jnp.float16)],
-            *[(method, jnp.bfloat16) for method in ("optimal", "entropy_constrained", "vector")],
+            *[
+                (method, jnp.bfloat16)
+                for method in ("kmeans", "optimal", "entropy_constrained", "vector")
+            ],
         ),
     )
     def test_half_precision_stays_what_it_is(self, method, dtype):
@@ -516,6 +519,7 @@ class TestBudgets:
         "method",
         some_slow(
             ["kmeans", "entropy_constrained", "uniform", "round_to_nearest", "magnitude_pruning"],
+            "kmeans",
             "entropy_constrained",
         ),
     )

@@ -69,8 +69,19 @@ def quadratic_loss(params, batch):
     return 0.5 * params @ (batch @ params)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("loss_fn", [tanh_loss, relu_loss])
+# Each loss in one dtype: they do not depend on each other.
+@pytest.mark.parametrize(
+    ("loss_fn", "dtype"),
+    some_slow(
+        [
+            (loss_fn, dtype)
+            for loss_fn in (tanh_loss, relu_loss)
+            for dtype in ("float32", "float64")
+        ],
+        (tanh_loss, "float64"),
+        (relu_loss, "float32"),
+    ),
+)
 def test_dense_hessian_lies_within_the_standard_errors(request, loss_fn, dtype):
     if dtype == "float64":
         request.getfixturevalue("x64")

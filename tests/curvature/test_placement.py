@@ -1,5 +1,6 @@
 """Weights and examples spread over eight devices: results lie where the weights do."""
 
+import os
 import subprocess
 import sys
 
@@ -128,7 +129,7 @@ print("done")
 
 @pytest.mark.parametrize("cases", ["few", pytest.param("all", marks=pytest.mark.slow)])
 def test_results_lie_where_the_weights_do(monkeypatch, cases):
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     monkeypatch.setenv("XLA_FLAGS", flags)
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, cases], capture_output=True, text=True, check=False

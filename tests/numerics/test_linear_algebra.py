@@ -294,7 +294,10 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+# Small ones call nothing: one of them stands for all.
+@pytest.mark.parametrize(
+    "name", some_slow(PROGRAMS, "data sets by statistics", "rate-distortion", "vectors, published")
+)
 def test_no_program_has_two_calls_that_could_run_at_once(name):
     # Rank promotion is a matter of the kernels' own tests.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):

@@ -131,7 +131,7 @@ def assert_same(found, wanted, **tolerance):
 # Op by op: kernels of many operations take seconds.
 @pytest.mark.parametrize(
     "name",
-    some_slow(NAMES, *DEAR, "vectors", "tree", "over batches"),
+    some_slow(NAMES, *DEAR, "kmeans", "vectors", "tree", "over batches"),
 )
 def test_runs_without_jit(name, expected):
     wanted = expected(name)
@@ -139,7 +139,7 @@ def test_runs_without_jit(name, expected):
         assert_same(call(name), wanted, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", some_slow(NAMES, *DEAR, "tree"))
+@pytest.mark.parametrize("name", some_slow(NAMES, *DEAR, "vectors", "tree"))
 def test_runs_with_checks_for_nan(name, expected):
     wanted = expected(name)
     with jax.debug_nans(True):

@@ -1,5 +1,6 @@
 """Kernels on weights that eight devices share: results of one device, and no weight moves."""
 
+import os
 import subprocess
 import sys
 
@@ -103,7 +104,7 @@ print("done")
 
 @pytest.mark.parametrize("cases", ["few", pytest.param("all", marks=pytest.mark.slow)])
 def test_kernels_on_eight_devices(monkeypatch, cases):
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     monkeypatch.setenv("XLA_FLAGS", flags)
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, cases], capture_output=True, text=True, check=False

@@ -1,5 +1,6 @@
 """Networks as they are handed in: modules, float64, tensors, and trees over several devices."""
 
+import os
 import subprocess
 import sys
 
@@ -108,7 +109,7 @@ print("done")
 
 def test_trees_over_several_devices(monkeypatch):
     # Devices are counted when JAX starts: a process of its own.
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
     monkeypatch.setenv("XLA_FLAGS", flags)
     done = subprocess.run(
         [sys.executable, "-c", DEVICES], capture_output=True, text=True, check=False
