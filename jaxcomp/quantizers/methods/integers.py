@@ -12,9 +12,10 @@ from jaxtyping import Array, Int, Shaped
 from jaxcomp.coding import sizes
 from jaxcomp.numerics.checks import check_count
 from jaxcomp.numerics.transformations import computed_once
+from jaxcomp.quantizers.chunk_errors import Total, counts_of, measured
 from jaxcomp.quantizers.curves import Curve, Point
 from jaxcomp.quantizers.methods.base import ChunkCodes, Encoded, Method, scale_bits
-from jaxcomp.quantizers.problems import Chunk, Problem, Total, counts_of, fetched, measured
+from jaxcomp.quantizers.problems import Chunk, Problem, fetched
 from jaxcomp.quantizers.scales import Rows, Scale
 
 # Codes of the most bits, from the lowest on.
@@ -65,7 +66,7 @@ class RoundToNearest(Method):
         for _, (number, sums) in fetched(rounded):
             counts += number
             for point, total in enumerate(totals):
-                total.add([(part[point], exponent[point]) for part, exponent in sums])
+                total.add((sums[0][point], sums[1][point]))
         return Curve(
             parameter=np.asarray(parameters, np.float64),
             rate_bits=sizes.empirical_entropy_bits(counts),
