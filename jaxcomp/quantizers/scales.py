@@ -20,6 +20,8 @@ Scale = Literal["tensor", "channel"]
 SCALES: tuple[str, ...] = get_args(Scale)
 # Bytes.
 _ALIGNMENT = 64
+# Weights of a row in a run that are filled in one by one.
+_LONG_RUN = 1 << 10
 
 
 class Rows(NamedTuple):
@@ -105,9 +107,15 @@ class Rows(NamedTuple):
         num_channels, inner = shape[axis], math.prod(shape[axis + 1 :])
         first, last = start // inner, (stop - 1) // inner
         channels = values[np.arange(first, min(last + 1, first + num_channels)) % num_channels]
-        found = _aligned((last + 1 - first) * inner, values.dtype)
-        found.reshape(-1, inner)[:] = np.resize(channels, last + 1 - first)[:, None]
-        return found[start - first * inner : stop - first * inner]
+        each = np.resize(channels, last + 1 - first)
+        if inner < _LONG_RUN:
+            found = _aligned(each.size * inner, values.dtype)
+            found.reshape(-1, inner)[:] = each[:, None]
+            return found[start - first * inner : stop - first * inner]
+        found = _aligned(stop - start, values.dtype)
+        for number, value in enumerate(each, first):
+            found[max(number * inner - start, 0) : (number + 1) * inner - start] = value
+        return found
 
     def tiled(
         self, values: Shaped[np.ndarray, " rows"], length: int

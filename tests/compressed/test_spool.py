@@ -73,7 +73,9 @@ def counted(monkeypatch):
 )
 def test_the_file_is_that_of_the_whole_model(model, method, options):
     streamed, whole = (
-        compress_file(model, model.with_name(f"{name}.jxc"), method, stream=stream, **options)
+        compress_file(
+            model, model.with_name(f"{name}.jxc"), method, stream=stream, jobs=3, **options
+        )
         for name, stream in (("streamed", True), ("whole", False))
     )
     assert model.with_name("streamed.jxc").read_bytes() == model.with_name("whole.jxc").read_bytes()
