@@ -120,7 +120,7 @@ def test_it_goes_on_where_it_was_stopped(model, monkeypatch):
         patch.setattr(selected.Tensor, "apply", stopped)
         with pytest.raises(KeyboardInterrupt):
             compress_file(model, target, RoundToNearest(4), stream=True)
-    assert applied == list(NAMES[:2])
+    assert sorted(applied) == list(NAMES[:2])
     assert not target.exists()
     # What is cut, as by a full disk, is made again.
     folder = target.with_name("small.jxc.parts")
