@@ -114,7 +114,16 @@ def rows_of(folder: Path, arguments: argparse.Namespace) -> Iterator[dict[str, A
     budget = [] if arguments.bits is None else ["--bits-per-weight", arguments.bits]
     jobs = [] if arguments.jobs is None else ["--jobs", arguments.jobs]
     steps = {
-        "compress": (files[0], "-o", small, "--quiet", "--method", arguments.method, *budget, *jobs),
+        "compress": (
+            files[0],
+            "-o",
+            small,
+            "--quiet",
+            "--method",
+            arguments.method,
+            *budget,
+            *jobs,
+        ),
         "verify": (small, "--quiet"),
         "decompress": (small, "-o", back, "--quiet", "--shard-size", "1GB"),
     }

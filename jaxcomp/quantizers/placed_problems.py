@@ -108,7 +108,7 @@ class PlacedProblem(Problem):
 
     def encoded(
         self, encode: Callable[..., Any], tables: tuple[Any, ...], dtype: np.dtype
-    ) -> tuple[Array, np.ndarray, list[list[tuple[Any, Any]]]]:
+    ) -> tuple[Array, np.ndarray, list[tuple[Any, Any]]]:
         """Return codes where the weights are, how often each occurs, and errors by device.
 
         Args:
