@@ -11,9 +11,9 @@ The same data for all: Student-t weights (3 degrees of freedom) with Gamma impor
 - `sum`: the importances by `pairwise_sum`; by blocks of 256 neighbours, the plainest sum whose
   error grows with log N only; and by `jnp.sum`. Errors against `math.fsum`.
 - `compress`: `jaxcomp.compress` of so many Student-t weights (`--compress-points`, 0 for none) by
-  `KMeans(16)`, and by `RoundToNearest(4)` with one scale or one a channel, against the kernels that do the same on a
-  whole array, `kmeans` and `round_to_nearest`, in alternate turns; nanoseconds of processor time a
-  weight, the least of the turns.
+  `KMeans(16)`, and by `RoundToNearest(4)` with one scale or one a channel, against the kernels that
+  do the same on a whole array, `kmeans` and `round_to_nearest`, in alternate turns; nanoseconds of
+  processor time a weight, the least of the turns.
 - `scikit_learn`: `KMeans` with `sample_weight`, one problem without penalty from the same start.
 
 Compilation is reported apart. Inputs lie on the device before the clock starts; median and range
