@@ -151,7 +151,7 @@ class Encoded:
         self._sections: list[Section] = []
         with LongCall("coding", len(self._stored)) as report:
             coded = workers.each(
-                lambda one: section_of(*one, effort, sections),
+                lambda one: section_of(one[0], one[1], effort, sections),
                 self._stored,
                 [math.prod(one.shape) for one in self._arrays],
             )

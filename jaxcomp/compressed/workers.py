@@ -12,10 +12,13 @@ from contextvars import copy_context
 from typing import TypeVar
 
 import jax
+import numpy as np
 
 from jaxcomp.numerics.transformations import all_transfers, always_compiled
 
-_Item, _Result = TypeVar("_Item"), TypeVar("_Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
 # More leaves at a time than this wait for memory, not for processors.
 _MOST = 8
 
@@ -45,7 +48,8 @@ class Workers:
         if self.number == 1 or len(items) < 2:
             yield from map(function, items)
             return
-        is_double, limit = jax.config.jax_enable_x64, self._held * max(sizes)
+        is_double = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+        limit = self._held * max(sizes)
 
         @always_compiled
         @all_transfers

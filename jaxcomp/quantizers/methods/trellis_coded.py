@@ -170,7 +170,7 @@ class TrellisCoded(Method):
     def encode(self, problem: Problem, point: Point) -> Encoded:
         step, price = point.codebook
         codes = codes_in_chains(problem, float(step), price, order_number(self.order))
-        most = int(np.abs(codes).max(initial=0))
+        most = max(int(codes.max(initial=0)), -int(codes.min(initial=0)))
         counts = symbol_counts(codes)
         assert problem.scales is not None
         scaled = problem.with_scales(self.rows, problem.scales * problem.dtype.type(step))
