@@ -28,7 +28,7 @@ from jaxcomp.decoder.streams import (
     probabilities,
 )
 
-_AT_ONCE = 1 << 20
+_AT_ONCE = 1 << 18
 # Models to mix: dense weights are told by the activity of their columns alone, others by all.
 _MASKS = (1, 15)
 
@@ -71,7 +71,8 @@ def path_of(integers: Int[np.ndarray, " n"], width: int) -> Path | None:
         width: of a row.
     """
     largest = max(int(integers.max(initial=0)), -int(integers.min(initial=0)))
-    own, row = integers.astype(np.int16 if largest < 1 << 14 else np.int32), chains_of(width)
+    short = np.int8 if largest < 1 << 6 else np.int16 if largest < 1 << 14 else np.int32
+    own, row = integers.astype(short), chains_of(width)
     rows = -(-len(own) // row)
     # What `advance` says of all steps at once: parities are sums by 2 of digits before.
     bits = np.zeros((2, rows + 5, row), np.uint8)
@@ -214,5 +215,7 @@ def _by_contexts(path: Path, half: int, width: int, mask: int) -> StackWriter:
     writer.small(1, 1)
     writer.small(mask, 4)
     chains = Chains(len(path.numbers), width)
-    write_contexts(writer, path.numbers, width, half, mask, chains)
+    # Sums of neighbours do not fit into eight bits.
+    numbers = path.numbers.astype(np.int16) if path.numbers.itemsize == 1 else path.numbers
+    write_contexts(writer, numbers, width, half, mask, chains)
     return writer
