@@ -77,9 +77,8 @@ def path_of(integers: Int[np.ndarray, " n"], width: int) -> Path | None:
     # What `advance` says of all steps at once: parities are sums by 2 of digits before.
     bits = np.zeros((2, rows + 5, row), np.uint8)
     for digit in range(2):
-        into = bits[digit, 5:].reshape(-1)[: len(own)]
         for part in _parts(len(own)):
-            into[part] = own[part] >> digit & 1
+            bits[digit, 5:].reshape(-1)[part] = own[part] >> digit & 1
     parity, second = bits
     for part in _parts(rows, max(1, _AT_ONCE // row)):
         expected = parity[3:-2][part] ^ parity[:-5][part] ^ second[2:-3][part]
@@ -87,7 +86,7 @@ def path_of(integers: Int[np.ndarray, " n"], width: int) -> Path | None:
         if not np.array_equal(expected.reshape(-1)[there], parity[5:][part].reshape(-1)[there]):
             return None
     parities = parity[5:].reshape(-1)[: len(own)].copy()
-    del bits, parity, second, into
+    del bits, parity, second
     for part in _parts(len(own)):
         # Halves towards infinity: odd integers lie between the multiples of two.
         away = np.sign(own[part])
