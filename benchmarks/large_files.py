@@ -112,8 +112,18 @@ def rows_of(folder: Path, arguments: argparse.Namespace) -> Iterator[dict[str, A
     number = total / 2
     small, back = folder / "small.jxc", folder / "back.safetensors"
     budget = [] if arguments.bits is None else ["--bits-per-weight", arguments.bits]
+    jobs = [] if arguments.jobs is None else ["--jobs", arguments.jobs]
     steps = {
-        "compress": (files[0], "-o", small, "--quiet", "--method", arguments.method, *budget),
+        "compress": (
+            files[0],
+            "-o",
+            small,
+            "--quiet",
+            "--method",
+            arguments.method,
+            *budget,
+            *jobs,
+        ),
         "verify": (small, "--quiet"),
         "decompress": (small, "-o", back, "--quiet", "--shard-size", "1GB"),
     }
@@ -130,6 +140,7 @@ def rows_of(folder: Path, arguments: argparse.Namespace) -> Iterator[dict[str, A
             "step": step,
             "method": arguments.method,
             "bits_per_weight": arguments.bits,
+            "jobs": arguments.jobs,
             "size_bytes": total,
             "largest_tensor_bytes": largest,
             "file_bytes": small.stat().st_size,
@@ -145,6 +156,7 @@ def main() -> None:
     parser.add_argument("--size", default="1GB", help="of the checkpoint, such as 300MB or 8GB")
     parser.add_argument("--method", default="round-to-nearest")
     parser.add_argument("--bits-per-weight", dest="bits", type=float)
+    parser.add_argument("--jobs", type=int, help="tensors compressed at a time")
     steps = ["compress", "verify", "decompress"]
     parser.add_argument("--steps", nargs="+", default=steps, choices=steps, help="compress first")
     parser.add_argument("--folder", type=Path, help="where files go; they are removed")

@@ -11,9 +11,9 @@ The same data for all: Student-t weights (3 degrees of freedom) with Gamma impor
 - `sum`: the importances by `pairwise_sum`; by blocks of 256 neighbours, the plainest sum whose
   error grows with log N only; and by `jnp.sum`. Errors against `math.fsum`.
 - `compress`: `jaxcomp.compress` of so many Student-t weights (`--compress-points`, 0 for none) by
-  `KMeans(16)`, and by `RoundToNearest(4)` with one scale, against the kernels that do the same on a
-  whole array, `kmeans` and `round_to_nearest`, in alternate turns; nanoseconds of processor time a
-  weight, the least of the turns.
+  `KMeans(16)`, and by `RoundToNearest(4)` with one scale or one a channel, against the kernels that
+  do the same on a whole array, `kmeans` and `round_to_nearest`, in alternate turns; nanoseconds of
+  processor time a weight, the least of the turns.
 - `scikit_learn`: `KMeans` with `sample_weight`, one problem without penalty from the same start.
 
 Compilation is reported apart. Inputs lie on the device before the clock starts; median and range
@@ -183,6 +183,8 @@ def compression(num_points: int, repeats: int, seed: int) -> dict[str, Any]:
         "compress_kmeans": compressed(KMeans(16)),
         "round_to_nearest": lambda: round_to_nearest(flat, num_bits=4),
         "compress_round_to_nearest": compressed(RoundToNearest(4, scale="tensor")),
+        "round_by_channel": lambda: round_to_nearest(weights, num_bits=4),
+        "compress_round_by_channel": compressed(RoundToNearest(4)),
     }
     least = dict.fromkeys(runs, math.inf)
     for turn in range(repeats + 1):
@@ -193,7 +195,7 @@ def compression(num_points: int, repeats: int, seed: int) -> dict[str, Any]:
                 least[name] = min(least[name], time.process_time() - start)
     ratios = {
         f"compress_over_{name}": least[f"compress_{name}"] / least[name]
-        for name in ("kmeans", "round_to_nearest")
+        for name in ("kmeans", "round_to_nearest", "round_by_channel")
     }
     each = {f"{name}_ns": 1e9 * seconds / flat.size for name, seconds in least.items()}
     return {"num_points": flat.size, "repeats": repeats, **each, **ratios}

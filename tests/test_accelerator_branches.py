@@ -7,8 +7,9 @@ import optax
 import pytest
 
 from jaxcomp import quantizers, training
+from jaxcomp.quantizers.chunk_errors import counts_of
 from jaxcomp.quantizers.input_classes import count_codes
-from jaxcomp.quantizers.problems import Chunk, counts_of
+from jaxcomp.quantizers.problems import Chunk
 from jaxcomp.quantizers.scalar import trellis
 
 N, K = 3000, 4

@@ -23,7 +23,8 @@ from jaxcomp.bits_back.posterior import Posterior
 from jaxcomp.evaluation import calibration, metrics
 from jaxcomp.numerics import precision
 from jaxcomp.quantizers import passes
-from jaxcomp.quantizers.problems import Chunk, counts_of, measured
+from jaxcomp.quantizers.chunk_errors import counts_of, measured
+from jaxcomp.quantizers.problems import Chunk
 from jaxcomp.quantizers.scalar import coarse_to_fine, lloyd, optimal, trellis
 
 PLATFORMS = ("cuda", "tpu")

@@ -198,6 +198,12 @@ class CompressionSettings:
         Panel.KEPT,
         "--stream",
     )
+    jobs: int | None = asked(
+        None,
+        "Tensors compressed at a time where they are streamed; the file is the same. "
+        "Default: as many as there are processors, at most 8.",
+        Panel.KEPT,
+    )
     record: bool = asked(
         False,
         "Write into the file how it was made and what each tensor lost.",
@@ -257,6 +263,7 @@ def compress(
                 shard_size=None if wanted.shard_size is None else _size(wanted.shard_size),
                 importance=wanted.importance,
                 stream=True if wanted.stream else None,
+                jobs=wanted.jobs,
             )
         print_text(report.to_json() if as_json else str(report))
 

@@ -28,7 +28,7 @@ from jaxcomp.decoder.streams import (
     probabilities,
 )
 
-_AT_ONCE = 1 << 20
+_AT_ONCE = 1 << 18
 # Models to mix: dense weights are told by the activity of their columns alone, others by all.
 _MASKS = (1, 15)
 
@@ -71,25 +71,29 @@ def path_of(integers: Int[np.ndarray, " n"], width: int) -> Path | None:
         width: of a row.
     """
     largest = max(int(integers.max(initial=0)), -int(integers.min(initial=0)))
-    own, row = integers.astype(np.int16 if largest < 1 << 14 else np.int32), chains_of(width)
+    short = np.int8 if largest < 1 << 6 else np.int16 if largest < 1 << 14 else np.int32
+    own, row = integers.astype(short), chains_of(width)
     rows = -(-len(own) // row)
     # What `advance` says of all steps at once: parities are sums by 2 of digits before.
     bits = np.zeros((2, rows + 5, row), np.uint8)
     for digit in range(2):
-        into = bits[digit, 5:].reshape(-1)[: len(own)]
         for part in _parts(len(own)):
-            into[part] = own[part] >> digit & 1
+            bits[digit, 5:].reshape(-1)[part] = own[part] >> digit & 1
     parity, second = bits
-    expected = parity[3:-2] ^ parity[:-5] ^ second[2:-3]
-    parities = parity[5:].reshape(-1)[: len(own)]
-    if not np.array_equal(expected.reshape(-1)[: len(own)], parities):
-        return None
-    # Halves towards infinity: odd integers lie between the multiples of two.
-    numbers = np.sign(own)
-    numbers *= parities
-    numbers += own
-    numbers >>= 1
-    return Path(numbers, parities.copy(), row)
+    for part in _parts(rows, max(1, _AT_ONCE // row)):
+        expected = parity[3:-2][part] ^ parity[:-5][part] ^ second[2:-3][part]
+        there = slice(len(own) - part.start * row)
+        if not np.array_equal(expected.reshape(-1)[there], parity[5:][part].reshape(-1)[there]):
+            return None
+    parities = parity[5:].reshape(-1)[: len(own)].copy()
+    del bits, parity, second
+    for part in _parts(len(own)):
+        # Halves towards infinity: odd integers lie between the multiples of two.
+        away = np.sign(own[part])
+        away *= parities[part]
+        own[part] += away
+        own[part] >>= 1
+    return Path(own, parities, row)
 
 
 def _parts(size: int, number: int = _AT_ONCE) -> Iterator[slice]:
@@ -152,11 +156,18 @@ def _by_tables(path: Path, half: int) -> StackWriter:
     writer.small(0, 1)
     size = 2 * half + 1
     short = np.int16 if size < 1 << 14 else np.int32
-    symbols = path.parities.astype(short)
-    symbols *= short(size)
-    symbols += path.numbers.astype(short, copy=False)
-    symbols += short(half)
-    of_both = counts_of(symbols, 2 * size).reshape(2, size)
+
+    def symbols_of(part: slice) -> Int[np.ndarray, " part"]:
+        symbols = path.parities[part].astype(short)
+        symbols *= short(size)
+        symbols += path.numbers[part].astype(short, copy=False)
+        symbols += short(half)
+        return symbols
+
+    of_both = np.zeros((2, size), np.int64)
+    for part in _parts(len(path.numbers)):
+        of_both += counts_of(symbols_of(part), 2 * size).reshape(2, size)
+    chosen = [np.empty(number, np.uint16) for number in of_both.sum(axis=1)]
     for parity, counts in enumerate(of_both):
         is_used = counts.any()
         if not is_used:  # no table is empty
@@ -167,15 +178,14 @@ def _by_tables(path: Path, half: int) -> StackWriter:
             writer.size_bits += table_bits(counts[counts > 0], frequencies)
         tables.append(place)
         models.append(_model_of(frequencies) if len(frequencies) > 1 else None)
-    both, places = np.concatenate(tables).astype(np.uint16), np.empty(len(symbols), np.uint16)
-    for part in _parts(len(symbols)):
-        places[part] = both.take(symbols[part])
-    del symbols
-    is_odd = path.parities.view(np.bool_)
-    chosen = places[~is_odd], places[is_odd]
-    starts = np.arange(0, len(places), path.row)
-    of_rows = np.minimum(path.row, len(places) - starts)
-    del places
+    both, begins = np.concatenate(tables).astype(np.uint16), [0, 0]
+    for part in _parts(len(path.numbers)):
+        places, is_odd = both.take(symbols_of(part)), path.parities[part].view(np.bool_)
+        for parity, own in enumerate((places[~is_odd], places[is_odd])):
+            chosen[parity][begins[parity] : begins[parity] + len(own)] = own
+            begins[parity] += len(own)
+    starts = np.arange(0, len(path.numbers), path.row)
+    of_rows = np.minimum(path.row, len(path.numbers) - starts)
     num_odd = np.empty(len(starts), np.int64)
     for part in _parts(len(starts), max(1, _AT_ONCE // path.row)):
         own = path.parities[
@@ -204,5 +214,7 @@ def _by_contexts(path: Path, half: int, width: int, mask: int) -> StackWriter:
     writer.small(1, 1)
     writer.small(mask, 4)
     chains = Chains(len(path.numbers), width)
-    write_contexts(writer, path.numbers, width, half, mask, chains)
+    # Sums of neighbours do not fit into eight bits.
+    numbers = path.numbers.astype(np.int16) if path.numbers.itemsize == 1 else path.numbers
+    write_contexts(writer, numbers, width, half, mask, chains)
     return writer

@@ -17,6 +17,7 @@ from jaxcomp.compressed.selected import Selected, select_leaves
 from jaxcomp.compressed.spending import Spending
 from jaxcomp.compressed.spool import Spool
 from jaxcomp.compressed.tree import CompressedTree
+from jaxcomp.compressed.workers import ALONE, Workers
 from jaxcomp.curvature import CurvaturePolicy, DiagonalEstimate, Layers
 from jaxcomp.long_call import LongCall
 from jaxcomp.numerics.placement import automatic_axes, to_automatic
@@ -198,24 +199,34 @@ def compress_streamed(
     Raises:
         ValueError: as `compress`.
     """
-    return _compressed(selected, Spending(selected, budgets, effort, spool), is_shared=is_shared)
+    spending = Spending(selected, budgets, effort, spool)
+    return _compressed(selected, spending, is_shared=is_shared, workers=spool.workers)
 
 
-def _compressed(selected: Selected, spending: Spending, *, is_shared: bool) -> CompressedTree:
+def _compressed(
+    selected: Selected, spending: Spending, *, is_shared: bool, workers: Workers = ALONE
+) -> CompressedTree:
     """Compress a tree without layers; `is_shared` if relative errors of all leaves count alike."""
     tensors, budget = selected.tensors, spending.budget
     names = sorted({tensor.method.name for tensor in tensors.values()})
     total = len(tensors) * (1 if budget is None else 3)
     with LongCall(f"compressing by {' and '.join(names)}", total) as report:
         if budget is None:
-            found = {}
-            parameters = own_parameters(list(tensors.values()), shared=is_shared)
-            for done, (number, parameter) in enumerate(zip(tensors, parameters, strict=True)):
+            found, own = {}, list(tensors.values())
+            parameters = own_parameters(own, shared=is_shared)
+            applied = workers.each(
+                lambda pair: pair[0].apply(pair[0].points(pair[1])),
+                list(zip(own, parameters, strict=True)),
+                [tensor.num_bytes for tensor in own],
+            )
+            for done, number in enumerate(tensors):
                 report(done, total, shorten(tensors[number].paths, 1))
-                found[number] = tensors[number].apply(tensors[number].points(parameter))
+                found[number] = next(applied)
         else:
             is_relative = is_shared and budget.bits is not None
-            found = points_within(tensors, budget, spending, report, is_relative=is_relative)
+            found = points_within(
+                tensors, budget, spending, report, is_relative=is_relative, workers=workers
+            )
     return selected.tree({number: (leaf, tensors[number].layout) for number, leaf in found.items()})
 
 

@@ -40,6 +40,7 @@ from jaxcomp.compressed.tensors import (
     kept_value,
 )
 from jaxcomp.compressed.tree import CompressedTree, TreeLayout
+from jaxcomp.compressed.workers import ALONE, Workers
 from jaxcomp.decoder import File, FormatError
 from jaxcomp.decoder.arrays import bytes_of, values_of
 from jaxcomp.decoder.files import HEADER_NAME, KEPT, MAGIC, Entry, walk
@@ -119,6 +120,7 @@ class Encoded:
         made: see `to_bytes`.
         reference: see `to_bytes`.
         sections: where the codes of arrays lie, or None to hold them.
+        workers: who codes the arrays.
 
     Raises:
         ImportError, TypeError, ValueError: as `to_bytes`.
@@ -133,6 +135,7 @@ class Encoded:
         made: Mapping[str, Any] | None = None,
         reference: Reference | None = None,
         sections: Sections | None = None,
+        workers: Workers = ALONE,
     ) -> None:
         described = _described(tree)
         self._stored = [(tree.leaves[n], tree.layout.leaves[n]) for n in described.order]
@@ -147,9 +150,14 @@ class Encoded:
             )
         self._sections: list[Section] = []
         with LongCall("coding", len(self._stored)) as report:
-            for place, one in enumerate(self._stored):
+            coded = workers.each(
+                lambda one: section_of(one[0], one[1], effort, sections),
+                self._stored,
+                [math.prod(one.shape) for one in self._arrays],
+            )
+            for place in range(len(self._stored)):
                 report(place, len(self._stored), "")
-                self._sections.append(section_of(*one, effort, sections))
+                self._sections.append(next(coded))
         codes = [section.code for section in self._sections]
         self._block = _block(self._first, self._arrays, codes, self.lengths, made)
 

@@ -12,6 +12,7 @@ from jaxcomp.compressed.rate_control import largest_under
 from jaxcomp.compressed.selected import Tensor
 from jaxcomp.compressed.spending import Spending
 from jaxcomp.compressed.tensors import CompressedTensor, size_of
+from jaxcomp.compressed.workers import ALONE, Workers
 from jaxcomp.quantizers.curves import Curve
 from jaxcomp.quantizers.methods import Method
 from jaxcomp.trees.paths import shorten
@@ -48,6 +49,7 @@ def points_within(
     report: Callable[[int, int, str], None],
     *,
     is_relative: bool,
+    workers: Workers = ALONE,
 ) -> dict[int, CompressedTensor]:
     """Apply the points that keep to a budget, by what the codes really cost.
 
@@ -57,21 +59,35 @@ def points_within(
         spending: what tensors need of it.
         report: of progress.
         is_relative: whether the error of every layer counts relative to the squares of its weights.
+        workers: who visits the tensors.
     """
     if not tensors:
         return {}
     numbers, total = list(tensors), 3 * len(tensors)
     own = list(tensors.values())
+    num_bytes = [tensor.num_bytes for tensor in own]
     curves, energies = [], []
+    measured = workers.each(
+        lambda tensor: (tensor.curves(), tensor.energies() if is_relative else [1.0]),
+        own,
+        num_bytes,
+    )
     for done, tensor in enumerate(own):
         report(done, total, shorten(tensor.paths, 1))
-        curves.append(tensor.curves())
-        energies.append(np.asarray(tensor.energies() if is_relative else [1.0]))
-    promised = rates_and_costs(own, curves, energies)
-    for number, place in enumerate(choose(*promised, budget).tolist()):
-        report(len(own) + number, total, shorten(own[number].paths, 1))
-        curves[number] = own[number].closer(curves[number], place)
-    choice = _Choice(own, curves, energies, budget, spending, numbers)
+        curve, energy = next(measured)
+        curves.append(curve)
+        energies.append(np.asarray(energy))
+    places = choose(*rates_and_costs(own, curves, energies), budget).tolist()
+    closer = workers.each(
+        lambda number: own[number].closer(curves[number], places[number]),
+        range(len(own)),
+        num_bytes,
+    )
+    found = []
+    for number, tensor in enumerate(own):
+        report(len(own) + number, total, shorten(tensor.paths, 1))
+        found.append(next(closer))
+    choice = _Choice(own, found, energies, budget, spending, numbers, workers)
     for _ in range(_MOST_CHOICES):
         if choice.step(report):
             break
@@ -106,9 +122,11 @@ class _Choice:
         budget: Budget,
         spending: Spending,
         numbers: Sequence[int],
+        workers: Workers,
     ) -> None:
         self._tensors, self._curves, self._energies = tensors, curves, energies
         self._budget, self._spending, self._numbers = budget, spending, numbers
+        self._workers = workers
         self._promised = rates_and_costs(tensors, curves, energies)
         self._rates, self._costs = ([own.copy() for own in part] for part in self._promised)
         self._applied: dict[tuple[int, int], CompressedTensor] = {}
@@ -120,14 +138,17 @@ class _Choice:
         budget = self._budget
         is_least = self._aim <= least_of(self._rates, self._costs, budget)
         places = choose(self._rates, self._costs, budget.at(self._aim)).tolist()
-        for number, place in enumerate(places):
-            if (number, place) not in self._applied:
-                report(
-                    2 * len(self._tensors) + number,
-                    3 * len(self._tensors),
-                    shorten(self._tensors[number].paths, 1),
-                )
-                self._apply(number, place)
+        new = [pair for pair in enumerate(places) if pair not in self._applied]
+        coded = self._workers.each(
+            self._coded, new, [self._tensors[number].num_bytes for number, _ in new]
+        )
+        for number, place in new:
+            report(
+                2 * len(self._tensors) + number,
+                3 * len(self._tensors),
+                shorten(self._tensors[number].paths, 1),
+            )
+            self._apply(number, place, *next(coded))
         found = [self._applied[number, place] for number, place in enumerate(places)]
         lost = math.fsum(own[place] for own, place in zip(self._costs, places, strict=True))
         if budget.bits is not None:
@@ -213,16 +234,19 @@ class _Choice:
         stored = zip(found, layouts, strict=True)
         return self._spending.of_all(dict(zip(self._numbers, stored, strict=True)))
 
-    def _apply(self, number: int, place: int) -> None:
+    def _coded(self, pair: tuple[int, int]) -> tuple[CompressedTensor, float]:
+        """Return a tensor at a point of its curve, and its bits."""
+        number, place = pair
         tensor = self._tensors[number]
         leaf = tensor.apply([own.at(place) for own in self._curves[number]])
-        self._applied[number, place] = leaf
-        # From now on this point counts with what it really is, and others likewise.
         if self._budget.bits is not None:
-            bits = self._spending.of_leaf((leaf, tensor.layout))
-        else:
-            size = size_of(leaf, tensor.layout)
-            bits = float(size.entropy_bits + size.codebook_bits)
+            return leaf, self._spending.of_leaf((leaf, tensor.layout))
+        size = size_of(leaf, tensor.layout)
+        return leaf, float(size.entropy_bits + size.codebook_bits)
+
+    def _apply(self, number: int, place: int, leaf: CompressedTensor, bits: float) -> None:
+        """From now on this point counts with what it really is, and others likewise."""
+        self._applied[number, place] = leaf
         cost = float(np.sum(distortions(leaf) / self._energies[number]))
         known = [other for owner, other in self._applied if owner == number]
         pairs = zip((self._rates, self._costs), self._promised, (bits, cost), strict=True)

@@ -104,8 +104,12 @@ class Tensor(NamedTuple):
     @property
     def original_bits(self) -> int:
         """Its size before compression."""
-        assert self.layout.dtype is not None
-        return 8 * self.layout.dtype.itemsize * self.num_weights
+        return 8 * self.num_bytes
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the weights."""
+        return self.layout.dtype.itemsize * self.num_weights
 
     def points(self, parameter: Any) -> list[Point]:
         """The operating point of every layer."""

@@ -24,6 +24,7 @@ from jaxcomp.compressed.report import Measures
 from jaxcomp.compressed.sections import Section
 from jaxcomp.compressed.selected import Tensor
 from jaxcomp.compressed.tensors import CompressedTensor, KeptLayout, KeptLeaf, TensorLayout
+from jaxcomp.compressed.workers import ALONE, Workers
 from jaxcomp.quantizers.curves import Curve, Point
 from jaxcomp.storage import (
     FolderLock,
@@ -50,12 +51,18 @@ class Spool:
         origins: what the array at each path is read from, as `jaxcomp.storage.fingerprint` takes
             it: it changes when the numbers may.
         release: gives the memory of the weights back.
+        workers: who visits the tensors; several may ask at a time, for different tensors.
     """
 
     def __init__(
-        self, folder: PathLike, origins: Mapping[str, Any], release: Callable[[], None]
+        self,
+        folder: PathLike,
+        origins: Mapping[str, Any],
+        release: Callable[[], None],
+        workers: Workers = ALONE,
     ) -> None:
         self._folder, self._origins, self._release = Path(folder), origins, release
+        self.workers = workers
         # What arrays of numbers depend on beside their inputs.
         self._versions = [
             __version__,
@@ -70,7 +77,7 @@ class Spool:
     def release(self) -> None:
         """Give back the memory of what was read of weights and codes."""
         self._release()
-        for _, file in self._leaves.values():
+        for _, file in list(self._leaves.values()):
             file.release()
 
     def tensor(self, tensor: Tensor) -> Tensor:
@@ -180,7 +187,10 @@ class SpooledTensor(Tensor):
 
 @contextlib.contextmanager
 def spool_beside(
-    target: Path, origins: Mapping[str, Any], release: Callable[[], None]
+    target: Path,
+    origins: Mapping[str, Any],
+    release: Callable[[], None],
+    workers: Workers = ALONE,
 ) -> Iterator[Spool]:
     """Keep what is finished of a file beside it, until this block ends without an error.
 
@@ -188,6 +198,7 @@ def spool_beside(
         target: the file.
         origins: see `Spool`.
         release: see `Spool`.
+        workers: see `Spool`.
 
     Raises:
         ValueError: if someone else writes the same file, or the folder of the parts holds other
@@ -211,7 +222,7 @@ def spool_beside(
         )
     try:
         remove_temporary_files(folder)  # of a process that was killed
-        yield Spool(folder, origins, release)
+        yield Spool(folder, origins, release, workers)
         shutil.rmtree(folder, ignore_errors=True)
     finally:
         lock.release()

@@ -38,12 +38,13 @@ from jaxcomp.compressed.selected import Selected
 from jaxcomp.compressed.spending import MOST_WEIGHTS_OF_BEST
 from jaxcomp.compressed.spool import Spool, spool_beside
 from jaxcomp.compressed.tree import CompressedTree
+from jaxcomp.compressed.workers import ALONE, Workers, usual_number
 from jaxcomp.curvature import DiagonalEstimate, Layers
 from jaxcomp.decoder import inspect
 from jaxcomp.decoder.arrays import DTYPES
 from jaxcomp.decoder.contents import ERRORS
-from jaxcomp.numerics.checks import check_positive
-from jaxcomp.quantizers.methods import Method
+from jaxcomp.numerics.checks import check_count, check_positive
+from jaxcomp.quantizers.methods import Method, TrellisCoded
 from jaxcomp.storage import PathLike
 from jaxcomp.trees.paths import leaves_by_path, matching_paths, replace_leaves, shorten
 from jaxcomp.trees.selection import decide
@@ -55,6 +56,9 @@ _FLOATS_OF_8 = tuple(name for name in DTYPES if name.startswith(("float8_e4m3", 
 
 # A file that uses this share of its budget is taken; what others aim at, and how many there are.
 _SPENT, _AIM, _MOST_TRIALS = 0.985, 0.995, 4
+# How many times the largest tensor is worked on at a time: each takes as much memory as two of it,
+# on a trellis as six.
+_HELD, _HELD_ON_TRELLIS = 2, 1
 # Bytes of tensors from which on they are compressed one by one.
 _STREAMED = 1 << 28
 
@@ -79,6 +83,7 @@ def compress_file(
     shard_size: float | None = None,
     importance: PathLike | None = None,
     stream: bool | None = None,
+    jobs: int | None = None,
 ) -> FileReport:
     """Compress a checkpoint to a file, written whole or not at all.
 
@@ -117,6 +122,9 @@ def compress_file(
             tensor, as in `compress`; of safetensors, tensors are read one by one.
         stream: whether tensors are compressed one by one; None for safetensors of 256 MiB or more.
             What needs the whole model in memory is not: `data`, `reference`, `convert_float8`.
+        jobs: how many tensors are compressed at a time where they are streamed, if together they
+            are no larger than two of the largest (than the largest, by `TrellisCoded`). The file is
+            that of one job, byte for byte. None for the number of processors, at most 8.
 
     Raises:
         FormatError, ImportError, TypeError, ValueError, OSError: as `open_checkpoint`, `compress`
@@ -133,6 +141,10 @@ def compress_file(
     }
     goal = _goal(wanted, lossless=lossless, has_data=data is not None)
     container = "safetensors" if Path(target).suffix == ".safetensors" else "jxc"
+    if jobs is not None:
+        check_count("jobs", jobs)
+    held = _HELD_ON_TRELLIS if isinstance(method, TrellisCoded) else _HELD
+    workers = Workers(usual_number() if jobs is None else int(jobs), held)
     if shard_size is not None:
         check_positive("shard_size", shard_size)
         if container != "safetensors":
@@ -168,7 +180,7 @@ def compress_file(
             own_importance = weighing.tree()
         spool = None
         if is_streamed:
-            spool = stack.enter_context(_spool(Path(target), checkpoint, weighing))
+            spool = stack.enter_context(_spool(Path(target), checkpoint, weighing, workers))
         told = None if other is None else _reference(params, other, reasons)
         job = _Job(
             params=params if told is None else _differences(params, told),
@@ -351,6 +363,7 @@ class _Job:
             made=made,
             reference=self.reference,
             sections=self.spool,
+            workers=ALONE if self.spool is None else self.spool.workers,
         )
 
 
@@ -371,7 +384,7 @@ def _is_streamed(checkpoint: Checkpoint, stream: bool | None, in_memory: Sequenc
 
 
 def _spool(
-    target: Path, checkpoint: Checkpoint, weighing: Checkpoint | None
+    target: Path, checkpoint: Checkpoint, weighing: Checkpoint | None, workers: Workers
 ) -> AbstractContextManager[Spool]:
     """Return what is finished of the file of a checkpoint, for the time of a `with` block."""
 
@@ -392,7 +405,7 @@ def _spool(
     origins = {
         path: [place(checkpoint, path), place(weighing, path)] for path in checkpoint.tensors
     }
-    return spool_beside(target, origins, release)
+    return spool_beside(target, origins, release, workers)
 
 
 def _goal(

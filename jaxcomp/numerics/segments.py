@@ -28,6 +28,10 @@ from jaxcomp.numerics.memory import chunk_bytes
 # in float32: more numbers at once would cost digits, so that a larger memory takes more products.
 _PRODUCT_BLOCK, _LEAST_OF_GROUP = 1 << 14, 1 << 8
 
+# Counters of an index that a CPU increases in turns, for so many indices at most: to read what was
+# written just now takes longer.
+_TURNS, _FEW = 16, 1 << 12
+
 
 def segment_sum(
     values: Shaped[Array, " N"], index: Int[Array, " N"], number: int
@@ -68,7 +72,13 @@ def segment_counts(
         return counts_by_products(index[None], number, is_counted[None])[0]
 
     def by_scatter(is_counted: Array, index: Array) -> Array:
-        return jax.ops.segment_sum(is_counted.astype(jnp.int32), index, number)
+        turns = _TURNS if number <= _FEW else 1
+        counts = jnp.zeros((number * turns,), jnp.int32)
+        turn = jnp.arange(index.shape[0], dtype=jnp.int32) % turns
+        counts = counts.at[index.astype(jnp.int32) * turns + turn].add(
+            is_counted.astype(jnp.int32), mode="promise_in_bounds", wrap_negative_indices=False
+        )
+        return jnp.sum(counts.reshape(number, turns), axis=-1, dtype=jnp.int32)
 
     return lax.platform_dependent(is_counted, index, cpu=by_scatter, default=by_products)
 

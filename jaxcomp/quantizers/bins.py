@@ -11,7 +11,7 @@ Axes: `groups`, `N` points, `B` bins.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,11 @@ from jaxcomp.numerics.segments import (
 from jaxcomp.numerics.transformations import counted_loop
 from jaxcomp.quantizers.padding import without_copies
 
-# Points whose sums advance together on CPU: what is computed of them stays in the cache.
-_CHUNK = 1 << 13
+# Points whose sums advance together on CPU: what is computed of them stays in the cache. XLA would
+# deal out larger chunks to its threads, which takes longer than the sums.
+_CHUNK = 1 << 11
+
+_State = TypeVar("_State", bound=tuple[Any, ...])
 
 
 class BinSums(NamedTuple):
@@ -219,8 +222,6 @@ class PointBins:
             base: subtracted from the first of the values, by bin.
             num_padding: as in `histogram_moments`.
         """
-        length = self.flat.shape[0]
-        chunk = min(_CHUNK, length)
         arrays = [self.flat, *(part.ravel() for part in values)]
 
         def added(totals, place, one, *parts):
@@ -232,17 +233,13 @@ class PointBins:
                 for total, term in zip(totals, _in_pairs(terms(*parts)), strict=True)
             )
 
-        def add(number: Array, totals: tuple[Array, ...]) -> tuple[Array, ...]:
-            # The last chunk begins early, so that it is whole.
-            start = jnp.minimum(number * chunk, length - chunk)
-            place, *parts = (lax.dynamic_slice(array, (start,), (chunk,)) for array in arrays)
-            one = jnp.arange(chunk, dtype=jnp.int32) + start >= number * chunk
-            return added(totals, place, one, *parts)
+        def add(totals, numbers, is_new, place, *parts):
+            del numbers
+            return added(totals, place, is_new, *parts)
 
         with jax.enable_x64(True):
             zero = jnp.zeros((self.num_groups * self.num_bins,), jnp.float64)
-            num_chunks = jnp.int32(-(-length // chunk))
-            totals = counted_loop(jnp.int32(0), num_chunks, add, _in_pairs((zero,) * num_terms))
+            totals = in_chunks(add, _in_pairs((zero,) * num_terms), *arrays)
             if num_padding is not None:
                 # All copies are like the last one.
                 last = [array.reshape(self.num_groups, -1)[:, -1] for array in arrays]
@@ -274,6 +271,35 @@ class PointBins:
             return extremes_by_comparison(values, self._index(), self.num_bins, is_least=is_least)
 
         return lax.platform_dependent(values, cpu=by_scatter, default=by_comparison)
+
+
+def chunk_of(length: int) -> int:
+    """Return how many of so many points `in_chunks` visits at once."""
+    return min(_CHUNK, length)
+
+
+def in_chunks(
+    add: Callable[..., _State], state: _State, *arrays: Shaped[Array, " all_points"]
+) -> _State:
+    """Visit points chunk by chunk, in order; on CPU.
+
+    Args:
+        add: `(state, numbers, is_new, *parts) -> state` of a chunk: the numbers of its points,
+            which of them were not visited before, and their part of every array.
+        state: at first.
+        arrays: of all points.
+    """
+    length = arrays[0].shape[0]
+    chunk = chunk_of(length)
+
+    def step(number: Array, state: _State) -> _State:
+        # The last chunk begins early, so that it is whole.
+        start = jnp.minimum(number * chunk, length - chunk)
+        parts = (lax.dynamic_slice(array, (start,), (chunk,)) for array in arrays)
+        numbers = jnp.arange(chunk, dtype=jnp.int32) + start
+        return add(state, numbers, numbers >= number * chunk, *parts)
+
+    return counted_loop(jnp.int32(0), jnp.int32(-(-length // chunk)), step, state)
 
 
 def _in_pairs(terms: tuple[Float[Array, "..."], ...]) -> tuple[Shaped[Array, "..."], ...]:

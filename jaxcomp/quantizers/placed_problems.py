@@ -108,7 +108,7 @@ class PlacedProblem(Problem):
 
     def encoded(
         self, encode: Callable[..., Any], tables: tuple[Any, ...], dtype: np.dtype
-    ) -> tuple[Array, np.ndarray, list[list[tuple[Any, Any]]]]:
+    ) -> tuple[Array, np.ndarray, list[tuple[Any, Any]]]:
         """Return codes where the weights are, how often each occurs, and errors by device.
 
         Args:
@@ -126,8 +126,7 @@ class PlacedProblem(Problem):
             stored_dtype=dtype,
         )
         counts, sums = jax.device_get((counts, sums))
-        number = len(sums[0][0])
-        return codes, counts, [[(m[own], e[own]) for m, e in sums] for own in range(number)]
+        return codes, counts, list(zip(*sums, strict=True))
 
     def _run(self, kernel: Callable[..., Any], tables: tuple[Any, ...] = (), **options: Any) -> Any:
         unit = np.int32(self.exponent)

@@ -23,9 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from jaxcomp.numerics.scaling import group_exponent, normalise, restore
-from jaxcomp.numerics.segments import segment_counts
-from jaxcomp.numerics.sums import pairwise_sum
 from jaxcomp.quantizers.scales import Rows
 from jaxcomp.trees.leaves import is_wide
 
@@ -34,8 +31,6 @@ CHUNK, SMALL_CHUNK = 1 << 18, 1 << 14
 # Octaves around 1 in which no square of a weight or an error is out of range, so that weights of
 # such size are quantized as they are.
 _ORDINARY_OCTAVES = 30
-# Exponents whose powers of two are normal numbers, with both signs.
-_MOST_OCTAVES = 126
 
 _Result = TypeVar("_Result")
 
@@ -239,8 +234,19 @@ class Problem:
         if self.scales is None or self.rows is None or self.scales.size == 1:
             return self.scales
         if isinstance(places, slice):
+            if self._tiled_scales is not None and places.stop - places.start <= CHUNK:
+                first = places.start % self.scales.size
+                return self._tiled_scales[first : first + places.stop - places.start]
             return self.rows.of_run(self.scales, places, self.shape)
         return self.scales[self.rows.of_places(places, self.shape)]
+
+    @cached_property
+    def _tiled_scales(self) -> np.ndarray | None:
+        """The scales of a chunk and more, where they come round and round; None where not."""
+        scales, rows = self.scales, self.rows
+        if scales is None or rows is None or scales.size > CHUNK:
+            return None
+        return rows.tiled(scales, CHUNK) if rows.is_periodic(self.shape) else None
 
     def scaled(
         self, places: slice | Int[np.ndarray, " points"]
@@ -308,19 +314,30 @@ class Problem:
                 values = np.concatenate([values, np.full(padding, filling, values.dtype)])
             return jax.device_put(values)
 
-        scale = self.scale_of(places)
         own = filled(points, points[0])
-        one_scale = scale is not None and scale.size == 1
         assert own is not None
+        if self.scales is None or self.scales.size > 1:
+            scale = self.scale_of(places)
+            scale = filled(scale, None if scale is None else scale[0])
+        else:
+            scale = self._one_scale
         return Chunk(
             own,
             filled(self.importance_of(places), 0),
-            jax.device_put(scale)
-            if one_scale
-            else filled(scale, None if scale is None else scale[0]),
-            jax.device_put(np.int32(padding)),
+            scale,
+            jax.device_put(np.int32(padding)) if padding else self._no_padding,
             self._blocks_of(places, own.size),
         )
+
+    @cached_property
+    def _one_scale(self) -> Array:
+        """The scale of all weights, on the device for all chunks."""
+        return jax.device_put(self.scales)
+
+    @cached_property
+    def _no_padding(self) -> Array:
+        """The number of copies in a whole chunk, likewise."""
+        return jax.device_put(np.int32(0))
 
     def _blocks_of(self, places: slice | Int[np.ndarray, " points"], size: int) -> Array | None:
         """Return the blocks of whole vectors at these places; zeros for what is filled up."""
@@ -368,9 +385,13 @@ class Problem:
         total = np.zeros(rows.number(self.shape))
         is_periodic = total.size <= CHUNK and rows.is_periodic(self.shape)
         for places in self.parts(CHUNK // total.size * total.size if is_periodic else CHUNK):
-            values = terms(self.points(places).astype(np.float64))
+            points = self.points(places)
+            # The largest number is the same in any dtype.
+            values = terms(points if add is np.maximum else points.astype(np.float64))
             if is_periodic:
                 total = add(total, add.reduce(values.reshape(-1, total.size), axis=0))
+            elif (runs := rows.runs(places, self.shape)) is not None:
+                add.at(total, runs[0], add.reduceat(values, runs[1]))
             else:
                 add.at(total, rows.of_places(_numbers(places), self.shape), values)
         return total
@@ -453,69 +474,6 @@ def survey(values: Float[np.ndarray, "*shape"]) -> tuple[int, int]:
     return num_bad, 0 if num_bad or largest == 0 else int(np.frexp(largest)[1]) - 1
 
 
-def measured(
-    chunk: Chunk, values: Float[Array, " points"], dtype: np.dtype
-) -> list[tuple[Float[Array, ""], Int[Array, ""]]]:
-    """Compare a chunk with what became of it: distortion, squared error and energy.
-
-    Args:
-        chunk: of the tensor.
-        values: what it became, over its scales.
-        dtype: in which the result is stored.
-
-    Returns:
-        Each sum as a number and a power of two.
-    """
-    is_point = chunk.is_point()
-    values = values if chunk.scale is None else values * chunk.scale
-    stored = values.astype(dtype).astype(chunk.points.dtype)
-    error = jnp.where(is_point, chunk.points - stored, 0)
-    before = jnp.where(is_point, chunk.points, 0)
-    squared_error, energy = _sum_of_squares(error), _sum_of_squares(before)
-    if chunk.blocks is not None:
-        return [_quadratic_form(error, chunk.blocks), squared_error, energy]
-    if chunk.importance is None:
-        return [squared_error, squared_error, energy]
-    # The root before the square: neither is out of range in units of the largest.
-    weighted = jnp.sqrt(chunk.importance) * error
-    return [_sum_of_squares(weighted), squared_error, energy]
-
-
-def _sum_of_squares(values: Float[Array, " points"]) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """As `sum_of_squares`, of what is so large that to multiply by a power of two is exact."""
-    largest = jnp.max(jnp.abs(values))
-    # What is infinite stays so: beyond, the power of two is no normal number.
-    exponent = jnp.clip(group_exponent(largest, axis=()), -_MOST_OCTAVES, _MOST_OCTAVES)
-    scale = restore(jnp.ones((), values.dtype), -exponent, axis=())
-    return pairwise_sum(jnp.square(values * scale)), 2 * exponent
-
-
-def _quadratic_form(
-    error: Float[Array, " points"], blocks: Float[Array, "vectors m m"]
-) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """Return `sum e^T H e` as a number and a power of two."""
-    exponent = group_exponent(error)
-    vectors = normalise(error, exponent).reshape(blocks.shape[:2])
-    pull = jnp.einsum("vij,vj->vi", blocks, vectors, precision="highest")
-    return jnp.maximum(pairwise_sum((vectors * pull).ravel()), 0), 2 * exponent
-
-
-class Total:
-    """Errors of chunks, added up in float64."""
-
-    def __init__(self) -> None:
-        self._sums = np.zeros(3)
-
-    def add(self, sums: Iterable[tuple[Any, Any]]) -> None:
-        """Add what `measured` found."""
-        self._sums += [np.ldexp(np.float64(number), int(exponent)) for number, exponent in sums]
-
-    def errors(self, problem: Problem) -> Errors:
-        """Return the errors of the whole tensor."""
-        distortion, squared_error, energy = self._sums.tolist()
-        return Errors(0.0 if problem.weighs_nothing else distortion, squared_error, energy)
-
-
 def fetched(results: Iterable[tuple[slice, _Result]]) -> Iterator[tuple[slice, _Result]]:
     """Bring results of chunks to the host, each while the device works on the next."""
     waiting: tuple[slice, _Result] | None = None
@@ -525,11 +483,6 @@ def fetched(results: Iterable[tuple[slice, _Result]]) -> Iterator[tuple[slice, _
         waiting = result
     if waiting is not None:
         yield waiting[0], jax.device_get(waiting[1])
-
-
-def counts_of(chunk: Chunk, codes: Int[Array, " points"], num_codes: int) -> Int[Array, " codes"]:
-    """Count how often each code occurs in a chunk."""
-    return segment_counts(chunk.is_point(), codes.astype(jnp.int32), num_codes)
 
 
 def _numbers(places: slice | Int[np.ndarray, " points"]) -> Int[np.ndarray, " points"]:

@@ -18,6 +18,10 @@ from jaxtyping import Array, Int, Shaped
 
 Scale = Literal["tensor", "channel"]
 SCALES: tuple[str, ...] = get_args(Scale)
+# Bytes.
+_ALIGNMENT = 64
+# Weights of a row in a run that are filled in one by one.
+_LONG_RUN = 1 << 10
 
 
 class Rows(NamedTuple):
@@ -104,18 +108,52 @@ class Rows(NamedTuple):
         first, last = start // inner, (stop - 1) // inner
         channels = values[np.arange(first, min(last + 1, first + num_channels)) % num_channels]
         each = np.resize(channels, last + 1 - first)
-        if inner == 1:
-            return each
-        lengths = np.full(each.size, inner)
-        lengths[0] -= start - first * inner
-        lengths[-1] -= (last + 1) * inner - stop
-        return np.repeat(each, lengths)
+        if inner < _LONG_RUN:
+            found = _aligned(each.size * inner, values.dtype)
+            found.reshape(-1, inner)[:] = each[:, None]
+            return found[start - first * inner : stop - first * inner]
+        found = _aligned(stop - start, values.dtype)
+        for number, value in enumerate(each, first):
+            found[max(number * inner - start, 0) : (number + 1) * inner - start] = value
+        return found
+
+    def tiled(
+        self, values: Shaped[np.ndarray, " rows"], length: int
+    ) -> Shaped[np.ndarray, " places"]:
+        """Return the values of the rows of weights from any first row on, `is_periodic`.
+
+        The value of the row of so many weights from place p on begins at `p % rows`.
+        """
+        found = _aligned(length + values.size, values.dtype)
+        found[:] = np.resize(values, found.size)
+        return found
+
+    def runs(
+        self, places: slice, shape: tuple[int, ...]
+    ) -> tuple[Int[np.ndarray, " runs"], Int[np.ndarray, " runs"]] | None:
+        """Cut consecutive weights into runs of one row: its number, and where the run begins.
+
+        None where rows are not runs of a channel.
+        """
+        if not self._has_channels(shape) or self.group_size is not None:
+            return None
+        axis = self.channel_axis % len(shape)
+        num_channels, inner = shape[axis], math.prod(shape[axis + 1 :])
+        numbers = np.arange(places.start // inner, (places.stop - 1) // inner + 1)
+        return numbers % num_channels, np.maximum(numbers * inner - places.start, 0)
 
     def _groups(self, num_columns: int) -> int:
         return 1 if self.group_size is None else -(-num_columns // self.group_size)
 
     def _has_channels(self, shape: tuple[int, ...]) -> bool:
         return self.scale == "channel" and len(shape) >= 2
+
+
+def _aligned(size: int, dtype: np.dtype) -> np.ndarray:
+    """Return new memory that JAX takes as it is: it copies arrays that begin elsewhere."""
+    memory = np.empty(size + _ALIGNMENT // dtype.itemsize, dtype)
+    start = -memory.ctypes.data % _ALIGNMENT // dtype.itemsize
+    return memory[start : start + size]
 
 
 @partial(jax.jit, static_argnames=("rows", "shape"))

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
+from jaxcomp.numerics import across
 from jaxcomp.numerics.scaling import normalise, restore, split
-from jaxcomp.numerics.sums import running_maximum
+from jaxcomp.numerics.sums import pairwise_sum, running_maximum
 from jaxcomp.quantizers import placed
 from jaxcomp.quantizers.assignment import assign
-from jaxcomp.quantizers.bins import PointBins
+from jaxcomp.quantizers.bins import PointBins, chunk_of, in_chunks
 from jaxcomp.quantizers.histograms import (
     Moments,
     accumulation_dtype,
@@ -29,6 +30,10 @@ from jaxcomp.quantizers.histograms import (
 )
 from jaxcomp.quantizers.padding import Bucketed, bucketed, without_copies, without_filling
 from jaxcomp.quantizers.scalar.diameter import PenaltyForm, penalty_term
+
+# Counters of a cluster that are increased in turns, for so many clusters at most: to read what was
+# written just now takes longer.
+_LANES, _FEW_CLUSTERS = 16, 64
 
 
 class Codebook(NamedTuple):
@@ -201,7 +206,6 @@ def quantize_points(
     """
     shape = (*codebook.num_clusters.shape, points.shape[-1])
     assignments = assign(jnp.broadcast_to(points, shape), codebook.thresholds)
-    index = assignments.astype(jnp.int32)
     # In the shape in which their histogram is made of them, so that it is computed once.
     scaled, exponent = points_in_units(points.reshape(-1, points.shape[-1]))
     scaled = scaled.reshape(points.shape)
@@ -212,7 +216,9 @@ def quantize_points(
     mass, mass_exponent = None, jnp.zeros_like(exponent)
     if importance is not None:
         mass, mass_exponent = importance_in_units(importance, points)
-    counts, has_mass, square, of_square = _measure(scaled, mass, centroids, index, num_padding)
+    counts, has_mass, square, of_square = _measure(
+        scaled, mass, centroids, assignments, num_padding
+    )
     distortion = restore(square, of_square + 2 * exponent + mass_exponent, axis=())
     penalty = jnp.zeros_like(distortion)
     if beta is not None:
@@ -237,14 +243,15 @@ def _measure(
     points: Float[Array, "... points"],
     mass: Float[Array, "... points"] | None,
     centroids: Float[Array, "... clusters"],
-    index: Int[Array, "... points"],
+    assignments: UInt[Array, "... points"],
     num_padding: Int[Array, ""] | None,
 ) -> tuple[
     Int[Array, "... clusters"], Bool[Array, "... clusters"], Float[Array, "..."], Int[Array, "..."]
 ]:
     """Return counts, which clusters have mass, and the distortion as a number and its exponent."""
-    batch_shape = index.shape[:-1]
-    index, centroids = (part.reshape(-1, part.shape[-1]) for part in (index, centroids))
+    batch_shape = assignments.shape[:-1]
+    assignments, centroids = (part.reshape(-1, part.shape[-1]) for part in (assignments, centroids))
+    index = assignments.astype(jnp.int32)
     bins = PointBins.of(index, centroids.shape[-1])
     points, mass = jax.tree.map(
         lambda part: jnp.broadcast_to(part, (*batch_shape, part.shape[-1])).reshape(index.shape),
@@ -252,6 +259,9 @@ def _measure(
     )
 
     def in_one_pass(points, mass, centroids, num_padding):
+        if assignments.shape[0] == 1:
+            return _measure_group(points, mass, centroids, assignments, num_padding)
+
         def terms(one, distance, *masses):
             total = one * masses[0] if masses else one
             return (one, total * distance * distance, *(total for _ in masses))
@@ -281,6 +291,54 @@ def _measure(
     )
     found = (part.reshape(*batch_shape, *part.shape[1:]) for part in measured)
     return cast(Any, tuple(found))
+
+
+def _measure_group(
+    points: Float[Array, "1 points"],
+    mass: Float[Array, "1 points"] | None,
+    centroids: Float[Array, "1 clusters"],
+    assignments: UInt[Array, "1 points"],
+    num_padding: Int[Array, ""] | None,
+) -> tuple[Array, ...]:
+    """As `_measure` of one group, on CPU only: squares are added without asking for the cluster."""
+    num_clusters = centroids.shape[-1]
+    lanes = _LANES if num_clusters <= _FEW_CLUSTERS else 1
+    values = (points,) if mass is None else (points, mass)
+
+    def add(state, numbers, is_new, place, own, *weight):
+        squares, counts = state
+        if num_padding is not None:
+            is_new = is_new & (numbers < points.shape[-1] - num_padding)
+        place = place.astype(jnp.int32)
+        centre = centroids[0].at[place].get(mode="promise_in_bounds", wrap_negative_indices=False)
+        distance = own.astype(jnp.float64) - centre.astype(jnp.float64)
+        square = distance * distance
+        number = is_new.astype(counts.dtype)
+        if weight:
+            square = weight[0].astype(jnp.float64) * square
+            number = number + ((is_new & (weight[0] > 0)).astype(jnp.int64) << 32)
+        counts = counts.at[place * lanes + numbers % lanes].add(
+            number, mode="promise_in_bounds", wrap_negative_indices=False
+        )
+        return squares + jnp.where(is_new, square, 0), counts
+
+    with jax.enable_x64(True):
+        # In float64 no square is out of range. Both counts are in one integer.
+        dtype = jnp.int32 if mass is None else jnp.int64
+        squares, counts = in_chunks(
+            add,
+            (
+                jnp.zeros((chunk_of(points.shape[-1]),), jnp.float64),
+                jnp.zeros((num_clusters * lanes,), dtype),
+            ),
+            assignments[0],
+            *(part[0] for part in values),
+        )
+        counts = jnp.sum(counts.reshape(num_clusters, lanes), axis=-1, dtype=dtype)
+        counts = across.total(counts[None])
+        square = split(across.total(pairwise_sum(squares)[None]), points.dtype)
+        has_mass = counts > 0 if mass is None else (counts >> 32) > 0
+        return counts.astype(jnp.int32), has_mass, *square
 
 
 def diameter_in_use(

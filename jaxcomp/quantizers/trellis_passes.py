@@ -7,7 +7,8 @@ Axes: `T` steps, `P` chains, `K` magnitudes.
 """
 
 import math
-from collections.abc import Iterator
+import mmap
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -80,22 +81,56 @@ def codes_in_chains(
             yield chains, own
 
     costs = [starting_costs(size) for _, size in groups]
-    pointers: list[list[Array]] = []
-    for start in starts:
-        pointers.append([])
+    pointers = _Pointers(len(starts), [(_STEPS, size) for _, size in groups])
+    for place, start in enumerate(starts):
         for number, (_, own) in enumerate(parts(start)):
             costs[number], found = forward(costs[number], own, price)
-            pointers[-1].append(found)
+            pointers.put(place, number, found)
     states = [jnp.argmin(own, axis=0).astype(jnp.int32) for own in costs]
     codes = np.empty(problem.size, np.int16)
-    for start in reversed(starts):
+    for place, start in reversed(list(enumerate(starts))):
         number = min(_STEPS * row, problem.size - start)
-        found, way = np.zeros((_STEPS, row), np.int16), pointers.pop()
+        found, way = np.zeros((_STEPS, row), np.int16), pointers.pop(place)
         for group, (chains, own) in enumerate(parts(start)):
-            states[group], integers = _backward(states[group], way[group], own, price)
+            states[group], integers = _backward(
+                states[group], jax.device_put(way[group]), own, price
+            )
             found[:, chains] = np.asarray(integers)[:, : chains.stop - chains.start]
         codes[_places(problem, start, start + number, order)] = found.reshape(-1)[:number]
     return codes
+
+
+class _Pointers:
+    """Ways back through all parts of a tensor, whose memory is given back part by part.
+
+    Args:
+        number: of parts.
+        shapes: of what each group has in a part.
+    """
+
+    def __init__(self, number: int, shapes: Sequence[tuple[int, int]]) -> None:
+        ends = np.cumsum([4 * math.prod(shape) for shape in shapes]).tolist()
+        # Whole pages.
+        self._size = -(-ends[-1] // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
+        self._memory = mmap.mmap(-1, number * self._size)
+        self._groups = list(zip([0, *ends[:-1]], ends, shapes, strict=True))
+
+    def put(self, place: int, group: int, pointers: Array) -> None:
+        """Keep those of a group in a part."""
+        self._view(place, group)[:] = np.asarray(pointers)
+
+    def pop(self, place: int) -> list[np.ndarray]:
+        """Return those of a part, the last one that is there."""
+        found = [self._view(place, group).copy() for group in range(len(self._groups))]
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._memory.madvise(mmap.MADV_DONTNEED, place * self._size, self._size)
+        return found
+
+    def _view(self, place: int, group: int) -> np.ndarray:
+        start, stop, shape = self._groups[group]
+        number = (stop - start) // 4
+        offset = place * self._size + start
+        return np.frombuffer(self._memory, np.uint32, number, offset).reshape(shape)
 
 
 @jax.jit

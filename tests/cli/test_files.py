@@ -124,7 +124,7 @@ def test_options_reach_the_library(monkeypatch, source, tmp_path):
         "bits_per_weight": 3.0, "size_bytes": 1500.0, "ratio": 8.0, "max_mean_squared_error": 0.1,
         "max_loss_increase": 0.2, "keep": ("a*", "b"), "lossless": True, "convert_float8": True,
         "effort": "fast", "record": True, "reference": source, "shard_size": 2e6,
-        "importance": None, "stream": None,
+        "importance": None, "stream": None, "jobs": None,
     }  # fmt: skip
     # Without a method: that of the library, and with data the strongest.
     for more, method in ([], DEFAULT), (["--hook", hook], HessianRounding()):

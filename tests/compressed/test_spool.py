@@ -73,7 +73,9 @@ def counted(monkeypatch):
 )
 def test_the_file_is_that_of_the_whole_model(model, method, options):
     streamed, whole = (
-        compress_file(model, model.with_name(f"{name}.jxc"), method, stream=stream, **options)
+        compress_file(
+            model, model.with_name(f"{name}.jxc"), method, stream=stream, jobs=3, **options
+        )
         for name, stream in (("streamed", True), ("whole", False))
     )
     assert model.with_name("streamed.jxc").read_bytes() == model.with_name("whole.jxc").read_bytes()
@@ -118,7 +120,7 @@ def test_it_goes_on_where_it_was_stopped(model, monkeypatch):
         patch.setattr(selected.Tensor, "apply", stopped)
         with pytest.raises(KeyboardInterrupt):
             compress_file(model, target, RoundToNearest(4), stream=True)
-    assert applied == list(NAMES[:2])
+    assert sorted(applied) == list(NAMES[:2])
     assert not target.exists()
     # What is cut, as by a full disk, is made again.
     folder = target.with_name("small.jxc.parts")

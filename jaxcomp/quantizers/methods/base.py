@@ -21,9 +21,10 @@ from jaxcomp.numerics.checks import check_count, is_concrete
 from jaxcomp.numerics.host import is_on_host
 from jaxcomp.numerics.scaling import group_exponent, normalise, restore
 from jaxcomp.quantizers.assignment import assignment_dtype
+from jaxcomp.quantizers.chunk_errors import Total
 from jaxcomp.quantizers.curves import Curve, Point
 from jaxcomp.quantizers.placed_problems import PlacedProblem
-from jaxcomp.quantizers.problems import Errors, Problem, Total, fetched
+from jaxcomp.quantizers.problems import Errors, Problem, fetched
 from jaxcomp.quantizers.scales import SCALES, Rows, Scale, spread
 from jaxcomp.trees.leaves import is_wide
 from jaxcomp.types import AnyArray

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, Shaped
 
 from jaxcomp.numerics.checks import check_count
 from jaxcomp.quantizers.assignment import assignment_dtype
+from jaxcomp.quantizers.chunk_errors import counts_of, measured
 from jaxcomp.quantizers.curves import Curve, Point
 from jaxcomp.quantizers.methods.base import (
     ChunkCodes,
@@ -19,7 +20,7 @@ from jaxcomp.quantizers.methods.base import (
     scale_bits,
 )
 from jaxcomp.quantizers.passes import histogram_of, joint_histogram_of
-from jaxcomp.quantizers.problems import Chunk, Problem, counts_of, measured
+from jaxcomp.quantizers.problems import Chunk, Problem
 from jaxcomp.quantizers.scalar.entropy_constrained import (
     cheapest_symbols,
     solve_entropy_constrained,

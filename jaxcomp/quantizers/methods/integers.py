@@ -12,9 +12,10 @@ from jaxtyping import Array, Int, Shaped
 from jaxcomp.coding import sizes
 from jaxcomp.numerics.checks import check_count
 from jaxcomp.numerics.transformations import computed_once
+from jaxcomp.quantizers.chunk_errors import Total, counts_of, measured
 from jaxcomp.quantizers.curves import Curve, Point
 from jaxcomp.quantizers.methods.base import ChunkCodes, Encoded, Method, scale_bits
-from jaxcomp.quantizers.problems import Chunk, Problem, Total, counts_of, fetched, measured
+from jaxcomp.quantizers.problems import Chunk, Problem, fetched
 from jaxcomp.quantizers.scales import Rows, Scale
 
 # Codes of the most bits, from the lowest on.
@@ -65,7 +66,7 @@ class RoundToNearest(Method):
         for _, (number, sums) in fetched(rounded):
             counts += number
             for point, total in enumerate(totals):
-                total.add([(part[point], exponent[point]) for part, exponent in sums])
+                total.add((sums[0][point], sums[1][point]))
         return Curve(
             parameter=np.asarray(parameters, np.float64),
             rate_bits=sizes.empirical_entropy_bits(counts),
@@ -76,19 +77,19 @@ class RoundToNearest(Method):
 
     def encode(self, problem: Problem, point: Point) -> Encoded:
         num_bits, total = int(point.parameter), Total()
+        # The scale of a code, in place of that of the largest weight.
+        largest = np.asarray(2 ** (num_bits - 1) - 1, problem.dtype)
+        assert problem.scales is not None
+        scaled = problem.with_scales(self.rows, problem.scales / largest)
         codes, counts = np.empty(problem.size, np.int8), np.zeros(_NUM_CODES, np.int64)
         rounded = (
             (places, _round(chunk, jnp.int32(num_bits), dtype=problem.weights_dtype))
-            for places, chunk in problem.chunks()
+            for places, chunk in scaled.chunks()
         )
         for places, (some, number, sums) in fetched(rounded):
             codes[places] = some[: places.stop - places.start]
             counts += number
             total.add(sums)
-        # The scale of a code, in place of that of the largest weight.
-        largest = np.asarray(2 ** (num_bits - 1) - 1, problem.dtype)
-        assert problem.scales is not None
-        scaled = problem.with_scales(self.rows, problem.scales / largest)
         lowest = _NUM_CODES // 2 - 2 ** (num_bits - 1)
         return Encoded(
             codes.reshape(problem.shape),
@@ -108,21 +109,20 @@ class RoundToNearest(Method):
 
 @partial(jax.jit, static_argnames=("dtype",))
 def _round(chunk: Chunk, num_bits: Int[Array, ""], *, dtype: np.dtype) -> ChunkCodes:
-    """Round a chunk to integers; its scales are the largest magnitudes.
+    """Round a chunk to integers times its scales.
 
     Source: `round_to_nearest`.
     """
     assert chunk.scale is not None
-    largest = (jnp.left_shift(jnp.int32(1), num_bits - 1) - 1).astype(chunk.points.dtype)
-    scale = chunk.scale / largest
+    largest = _largest_code(num_bits, chunk.points.dtype)
 
     def rounded(points: Array, scale: Array) -> Array:
         # Rows of zeros become code 0.
         ratio = points / jnp.where(scale > 0, scale, 1)
         return jnp.clip(jnp.round(ratio), -largest, largest).astype(jnp.int8)
 
-    codes = computed_once(chunk.num_padding >= 0, rounded, chunk.points, scale)
-    sums = measured(chunk._replace(scale=scale), codes.astype(chunk.points.dtype), dtype)
+    codes = computed_once(chunk.num_padding >= 0, rounded, chunk.points, chunk.scale)
+    sums = measured(chunk, codes.astype(chunk.points.dtype), dtype)
     index = codes.astype(jnp.int32) + _NUM_CODES // 2
     return codes, counts_of(chunk, index, _NUM_CODES), sums
 
@@ -131,5 +131,18 @@ def _round(chunk: Chunk, num_bits: Int[Array, ""], *, dtype: np.dtype) -> ChunkC
 def _measure(
     chunk: Chunk, num_bits: Int[Array, " points"], *, dtype: np.dtype
 ) -> tuple[Array, Any]:
-    """Return counts and sums of a chunk for each number of bits."""
-    return jax.lax.map(lambda bits: _round(chunk, bits, dtype=dtype)[1:], num_bits)
+    """Return counts and sums of a chunk for each number of bits.
+
+    Its scales are the largest magnitudes.
+    """
+
+    def of_bits(num_bits: Array) -> tuple[Array, Any]:
+        assert chunk.scale is not None
+        largest = _largest_code(num_bits, chunk.points.dtype)
+        return _round(chunk._replace(scale=chunk.scale / largest), num_bits, dtype=dtype)[1:]
+
+    return jax.lax.map(of_bits, num_bits)
+
+
+def _largest_code(num_bits: Int[Array, ""], dtype: np.dtype) -> Array:
+    return (jnp.left_shift(jnp.int32(1), num_bits - 1) - 1).astype(dtype)

@@ -21,6 +21,7 @@ from jaxcomp.numerics.scaling import restore
 from jaxcomp.numerics.segments import segment_sum
 from jaxcomp.numerics.transformations import computed_once
 from jaxcomp.quantizers.assignment import assign, nearest_thresholds
+from jaxcomp.quantizers.chunk_errors import counts_of, measured
 from jaxcomp.quantizers.curves import Curve, Point
 from jaxcomp.quantizers.histograms import Moments, bins_for
 from jaxcomp.quantizers.methods.base import (
@@ -31,7 +32,7 @@ from jaxcomp.quantizers.methods.base import (
     scale_bits,
 )
 from jaxcomp.quantizers.passes import histogram_of
-from jaxcomp.quantizers.problems import Chunk, Problem, counts_of, measured
+from jaxcomp.quantizers.problems import Chunk, Problem
 from jaxcomp.quantizers.scalar.diameter import PENALTY_FORMS, PenaltyForm
 from jaxcomp.quantizers.scalar.lloyd import STARTS, Start, solve_kmeans
 from jaxcomp.quantizers.scalar.optimal import solve_optimal

@@ -12,10 +12,11 @@ from jaxtyping import Array, Float, Int, Shaped
 from jaxcomp.coding import sizes
 from jaxcomp.coding.trellis import symbol_counts
 from jaxcomp.numerics.units import LN2
+from jaxcomp.quantizers.chunk_errors import Total, measured
 from jaxcomp.quantizers.curves import Curve, Point
 from jaxcomp.quantizers.methods.base import Encoded, Method, scale_bits
 from jaxcomp.quantizers.methods.entropy_constrained import EntropyConstrained
-from jaxcomp.quantizers.problems import Chunk, Problem, Total, fetched, measured, survey
+from jaxcomp.quantizers.problems import Chunk, Problem, fetched, survey
 from jaxcomp.quantizers.scales import Rows
 from jaxcomp.quantizers.trellis_passes import (
     MOST,
@@ -169,7 +170,7 @@ class TrellisCoded(Method):
     def encode(self, problem: Problem, point: Point) -> Encoded:
         step, price = point.codebook
         codes = codes_in_chains(problem, float(step), price, order_number(self.order))
-        most = int(np.abs(codes).max(initial=0))
+        most = max(int(codes.max(initial=0)), -int(codes.min(initial=0)))
         counts = symbol_counts(codes)
         assert problem.scales is not None
         scaled = problem.with_scales(self.rows, problem.scales * problem.dtype.type(step))

@@ -13,6 +13,7 @@ from jaxcomp.coding import sizes
 from jaxcomp.numerics.checks import check_count
 from jaxcomp.numerics.segments import segment_counts
 from jaxcomp.quantizers.assignment import assignment_dtype
+from jaxcomp.quantizers.chunk_errors import measured
 from jaxcomp.quantizers.curves import Curve, Point
 from jaxcomp.quantizers.methods.base import (
     ChunkCodes,
@@ -21,7 +22,7 @@ from jaxcomp.quantizers.methods.base import (
     power_of_two,
     scale_bits,
 )
-from jaxcomp.quantizers.problems import Chunk, Problem, measured
+from jaxcomp.quantizers.problems import Chunk, Problem
 from jaxcomp.quantizers.vector import join_vectors, vector_kmeans
 
 # Vectors on which codebooks are designed: those of a small tensor, most of a large one.

@@ -1,0 +1,88 @@
+"""Leaves visited several at a time, by threads that share the memory of one.
+
+Kernels of JAX, NumPy and the coder let go of Python's lock while they compute, so that threads
+suffice. What one leaf becomes depends on no other: results do not depend on how many work.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
+from typing import TypeVar
+
+import jax
+import numpy as np
+
+from jaxcomp.numerics.transformations import all_transfers, always_compiled
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+# More leaves at a time than this wait for memory, not for processors.
+_MOST = 8
+
+
+class Workers:
+    """Some threads, and how much they hold.
+
+    Args:
+        number: of threads.
+        held: together the leaves that are visited at a time are at most so many times as large as
+            the largest one.
+    """
+
+    def __init__(self, number: int = 1, held: int = 1) -> None:
+        self.number, self._held = number, held
+
+    def each(
+        self, function: Callable[[_Item], _Result], items: Sequence[_Item], sizes: Sequence[int]
+    ) -> Iterator[_Result]:
+        """Yield what a function makes of every item, in the order of the items.
+
+        Args:
+            function: is called in any order, on several threads.
+            items: to visit.
+            sizes: of each.
+        """
+        if self.number == 1 or len(items) < 2:
+            yield from map(function, items)
+            return
+        is_double = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+        limit = self._held * max(sizes)
+
+        @always_compiled
+        @all_transfers
+        def visit(item: _Item) -> _Result:
+            with jax.enable_x64(is_double):  # settings of a block are those of its thread
+                return function(item)
+
+        running: dict[Future, int] = {}
+        found: deque[Future] = deque()
+        with ThreadPoolExecutor(self.number) as pool:
+            try:
+                for item, size in zip(items, sizes, strict=True):
+                    while running and (
+                        len(running) == self.number or sum(running.values()) + size > limit
+                    ):
+                        for done in wait(running, return_when=FIRST_COMPLETED).done:
+                            del running[done]
+                    future = pool.submit(copy_context().run, visit, item)
+                    running[future] = size
+                    found.append(future)
+                    while found and found[0].done():
+                        yield found.popleft().result()
+                while found:
+                    yield found.popleft().result()
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+
+ALONE = Workers()
+
+
+def usual_number() -> int:
+    """Return how many work where nobody says it: as many as this process has processors."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    number = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return min(number, _MOST)
