@@ -422,32 +422,29 @@ def _score(
     train: Array, validation: Array, test: Array, train_y: Array, validation_y: Array, test_y: Array
 ) -> dict[str, Float[Array, " C"]]:
     temperature = fit_temperature(validation, validation_y)
-    scale = temperature[:, None, None]
-
-    def loss(logits: Array, labels: Array) -> Float[Array, " C"]:
-        return jnp.mean(metrics.cross_entropy(logits, labels), axis=-1)
-
-    def accuracy(logits: Array, labels: Array) -> Float[Array, " C"]:
-        return jnp.mean(metrics.correct(logits, labels), axis=-1)
-
-    # Raw and tempered side by side: one program for both.
-    on_test = metrics.scores(jnp.stack([test, test / scale]), test_y)
-    return {
-        "train_loss": loss(train, train_y),
-        "train_loss_tempered": loss(train / scale, train_y),
-        "test_loss": on_test.loss[0],
-        "test_loss_tempered": on_test.loss[1],
-        "validation_loss": loss(validation, validation_y),
-        "validation_loss_tempered": loss(validation / scale, validation_y),
-        "train_accuracy": accuracy(train, train_y),
-        "accuracy": on_test.accuracy[0],
-        "validation_accuracy": accuracy(validation, validation_y),
-        "temperature": temperature,
-        "brier_score": on_test.brier_score[0],
-        "brier_score_tempered": on_test.brier_score[1],
-        "calibration_error": on_test.calibration_error[0],
-        "calibration_error_tempered": on_test.calibration_error[1],
+    # All parts end to end, raw and tempered side by side: one program for what they share.
+    logits = jnp.concatenate([train, validation, test], axis=1)
+    labels = jnp.concatenate([train_y, validation_y, test_y])
+    both = jnp.stack([logits, logits / temperature[:, None, None]])
+    losses, is_right = metrics.cross_entropy(both, labels), metrics.correct(logits, labels)
+    first, last = train.shape[1], train.shape[1] + validation.shape[1]
+    scores = {"temperature": temperature}
+    for name, own in {
+        "train": slice(0, first),
+        "validation": slice(first, last),
+        "test": slice(last, None),
+    }.items():
+        raw, tempered = jnp.mean(losses[..., own], axis=-1)
+        scores |= {f"{name}_loss": raw, f"{name}_loss_tempered": tempered}
+        accuracy = "accuracy" if name == "test" else f"{name}_accuracy"
+        scores[accuracy] = jnp.mean(is_right[:, own], axis=-1)
+    on_test = {
+        "brier_score": jnp.mean(metrics.brier_score(both[..., last:, :], test_y), axis=-1),
+        "calibration_error": metrics.expected_calibration_error(both[..., last:, :], test_y),
     }
+    for name, (raw, tempered) in on_test.items():
+        scores |= {name: raw, f"{name}_tempered": tempered}
+    return scores
 
 
 @jax.jit
