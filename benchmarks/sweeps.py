@@ -1,10 +1,14 @@
 """Where the time of whole sweeps goes: processor seconds by phase, from empty caches.
 
-    python benchmarks/sweeps.py [--sweeps quick paper vgg] [--models 5] [--epochs 25] [--out FILE]
+    python benchmarks/sweeps.py [--sweeps quick paper vgg forms] [--models 5] [--epochs 25]
+        [--out FILE]
 
 - `quick`: what `make sweep` computes, five multilayer perceptrons on digits.
 - `paper`: `jaxcomp sweep --preset paper --models 5`, on the MNIST of `JAXCOMP_DATA_DIR`.
 - `vgg`: `jaxcomp sweep --dataset cifar10 --model vgg --width 0.0625`, likewise on CIFAR-10.
+- `forms`: no sweep, but what the convolutional network takes to be trained (a step of five
+  networks) and scored (256 images by each of four), in the form for accelerators, all networks at
+  once, and in that for CPUs, one after the other and few images at a time. Medians of three.
 
 A sweep whose data are not there is named and left out. Each runs in a process of its own, so that
 it compiles what a first run compiles. Seconds are those of the processor, of all threads, since
@@ -18,6 +22,7 @@ import functools
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -32,7 +37,9 @@ SWEEPS: dict[str, dict[str, Any]] = {
     "quick": {"name": "quick"},
     "paper": {"name": "paper", "num_models": 5},
     "vgg": {"name": "quick", "dataset": "cifar10", "model": "vgg", "width": 1 / 16},
+    "forms": {"name": "forms"},
 }
+_STEPS = 8
 
 
 class Phases:
@@ -98,6 +105,66 @@ def measure(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def measure_forms() -> dict[str, float]:
+    """Return processor milliseconds of the convolutional network in both of its forms."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jaxcomp.experiments import networks
+    from jaxcomp.experiments.networks import descent
+    from jaxcomp.experiments.samples import Examples
+    from jaxcomp.experiments.sweep.engine import Evaluator, Parts, Subject
+
+    network = networks.build("vgg", input_shape=(32, 32, 3), num_classes=10, width=1 / 16)
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(256, 32, 32, 3)).astype(np.float32)
+    keys = descent.model_keys(0, jnp.arange(5))
+    rates = descent.Rates(*(jnp.full(5, x, jnp.float32) for x in (0.01, 0.9, 1e-4, 0.0)))
+    rows = jnp.asarray(rng.integers(0, 256, (5, _STEPS, 10)), jnp.int32)
+    epoch = descent.Epoch(rows, rows % 10, jnp.asarray(0))
+    found = {}
+
+    def milliseconds(function: Callable[[], Any]) -> float:
+        function()  # compiles
+        seconds = []
+        for _ in range(3):
+            started = time.process_time()
+            function()
+            seconds.append(time.process_time() - started)
+        return 1e3 * statistics.median(seconds)
+
+    for form in ("batched", "looped"):
+
+        def steps(form: Any = form) -> None:
+            learner = descent.initial_learner(keys.weights, rates, network=network)
+            learner = descent.run_steps(
+                learner,
+                jnp.asarray(images),
+                epoch,
+                keys.dropout,
+                rates,
+                0,
+                _STEPS,
+                network=network,
+                form=form,
+                is_proximal=False,
+            )
+            jax.block_until_ready(learner)
+
+        found[f"a step of training, {form}"] = milliseconds(steps) / _STEPS
+
+    models = [network.init(key) for key in jax.random.split(jax.random.key(0), 4)]
+    part = Examples(images, np.zeros(len(images), np.int32))
+    layers = tuple(f"params/convolution_{number}/kernel" for number in range(7))
+    evaluator = Evaluator(Subject(network.predict, models[0], layers), Parts(part, part, part), 4)
+    for form, block in (("stacked", 256), ("one by one", 256), ("one by one", 16)):
+        evaluator.is_on_cpu, evaluator.block = form != "stacked", block
+        took = milliseconds(lambda: evaluator.logits(models, images))
+        found[f"scoring by a network, {form}, {block} images"] = took / len(models)
+    return found
+
+
 def in_a_process(values: dict[str, Any]) -> dict[str, Any] | str:
     """Measure one sweep in a new process; return what it says if it cannot."""
     ran = subprocess.run(
@@ -122,7 +189,8 @@ def main() -> None:
     parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        print(json.dumps(measure(arguments.measure)))
+        is_forms = arguments.measure.get("name") == "forms"
+        print(json.dumps(measure_forms() if is_forms else measure(arguments.measure)))
         return
     found: dict[str, Any] = {}
     for name in arguments.sweeps:
@@ -132,6 +200,10 @@ def main() -> None:
             print(f"{name}: left out: {result}", flush=True)
             continue
         found[name] = result
+        if name == "forms":
+            for what, took in result.items():
+                print(f"  {what:45} {took:8.1f} ms")
+            continue
         print(f"{name}: {result['clock_seconds']:.0f} s of clock; processor seconds:")
         for phase, seconds in result["seconds"].items():
             print(f"  {phase:20} {seconds:8.1f} {seconds / result['seconds']['all']:7.0%}")
