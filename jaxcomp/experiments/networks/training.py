@@ -201,7 +201,7 @@ class _Trainer(NamedTuple):
         platform = next(iter(inputs.devices())).platform
         # Separate programs for each model overlap well on the cores of a CPU (1.5 times as fast as
         # vmap for dense layers), but are dear to compile for many layers. Windows of the images of
-        # all models leave its cache: convolutions of one model after the other take 0.6 of the
+        # all models leave its cache: convolutions of one model after the other take 0.7 of the
         # time. Accelerators do better on one batched program.
         form: Form = "batched"
         if platform == "cpu":
