@@ -10,8 +10,9 @@ it.
 Axes: `M` models, `n` examples of one training sample, `P` examples of the pool.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,9 @@ from jaxtyping import Array, Float, Int, Key
 from jaxcomp.experiments.networks.network import Network
 from jaxcomp.experiments.reproducibility import KEY_IMPLEMENTATION
 from jaxcomp.types import Params
+
+Form: TypeAlias = Literal["unrolled", "looped", "batched"]
+"""How a program has many models: a program for each, one for each in turn, one for all at once."""
 
 
 class Rates(NamedTuple):
@@ -103,9 +107,7 @@ def epoch_order(
     return Epoch(*jax.vmap(shuffle)(keys, indices, labels), jnp.asarray(epoch * num_steps))
 
 
-@partial(
-    jax.jit, static_argnames=("network", "is_unrolled", "is_proximal"), donate_argnames=("learner",)
-)
+@partial(jax.jit, static_argnames=("network", "form", "is_proximal"), donate_argnames=("learner",))
 def run_steps(
     learner: Learner,
     inputs: Float[Array, "P ..."],
@@ -116,7 +118,7 @@ def run_steps(
     stop: int,
     *,
     network: Network,
-    is_unrolled: bool,
+    form: Form,
     is_proximal: bool,
 ) -> Learner:
     """Train all models for the steps `first` to `stop` of an epoch (traced: compiled once)."""
@@ -124,8 +126,8 @@ def run_steps(
     step = partial(_step, network, inputs, is_proximal)
     own_rates = [jax.tree.map(lambda leaf, m=m: leaf[m], rates) for m in range(len(keys))]
 
-    def batched(number: Array, learners: Learner) -> Learner:
-        return jax.vmap(partial(step, number + steps_before))(
+    def together(number: Array, learners: Learner) -> Learner:
+        return _over_models(partial(step, number + steps_before), form)(
             rates, learners, order[:, number], labels[:, number], keys
         )
 
@@ -142,8 +144,8 @@ def run_steps(
             for m, one in enumerate(learners)
         ]
 
-    if not is_unrolled:
-        return jax.lax.fori_loop(first, stop, batched, learner)
+    if form != "unrolled":
+        return jax.lax.fori_loop(first, stop, together, learner)
     # A list, taken apart and put together outside the loop: inside, it would copy all weights.
     learners = [jax.tree.map(lambda leaf, m=m: leaf[m], learner) for m in range(len(keys))]
     learners = jax.lax.fori_loop(first, stop, unrolled, learners)
@@ -193,13 +195,14 @@ def sgd(rates: Rates) -> optax.GradientTransformation:
     )
 
 
-@partial(jax.jit, static_argnames=("network",))
+@partial(jax.jit, static_argnames=("network", "form"))
 def mean_validation_loss(
     variables: Params,
     inputs: Float[Array, "chunks examples ..."],
     labels: Int[Array, "chunks examples"],
     *,
     network: Network,
+    form: Form,
 ) -> Float[Array, "M"]:
     """Mean cross-entropy of every model in evaluation mode, nats."""
 
@@ -215,7 +218,14 @@ def mean_validation_loss(
         total, _ = jax.lax.scan(add, jnp.zeros((), jnp.float32), (inputs, labels))
         return total / (labels >= 0).sum()
 
-    return jax.vmap(one_model)(variables)
+    return _over_models(one_model, form)(variables)
+
+
+def _over_models(function: Callable[..., Any], form: Form) -> Callable[..., Any]:
+    """Let a function of one model take all: in turn if looped, else at once."""
+    if form != "looped":
+        return jax.vmap(function)
+    return lambda *arguments: jax.lax.map(lambda own: function(*own), arguments)
 
 
 @jax.jit

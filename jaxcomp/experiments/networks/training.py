@@ -37,6 +37,7 @@ from jaxcomp.experiments.networks.checkpoints import (
 from jaxcomp.experiments.networks.config import TrainingConfig
 from jaxcomp.experiments.networks.descent import (
     Best,
+    Form,
     Rates,
     better,
     epoch_order,
@@ -70,8 +71,8 @@ SEGMENT_SECONDS = 1.0
 
 _FIRST_SEGMENT_STEPS = 8
 _STALE_SECONDS = 3600.0
-_EXAMPLES_PER_CHUNK = {False: 1000, True: 50}  # evaluated at once; the key: is it convolutional?
-_RECIPE = 1  # to be raised when a change of this package changes the numbers
+_EXAMPLES_PER_CHUNK = {False: 1000, True: 16}  # evaluated at once; the key: is it convolutional?
+_RECIPE = 2  # to be raised when a change of this package changes the numbers
 
 
 class TrainedModels(NamedTuple):
@@ -188,7 +189,7 @@ class _Trainer(NamedTuple):
     config: TrainingConfig
     data: DeviceData
     platform: str
-    is_unrolled: bool
+    form: Form
     is_proximal: bool
 
     @classmethod
@@ -196,19 +197,23 @@ class _Trainer(NamedTuple):
         cls, network: Network, config: TrainingConfig, sample: Sample, data: TrainingData
     ) -> "_Trainer":
         """Put the data where they are needed, and choose how to compute there."""
-        size = _EXAMPLES_PER_CHUNK[network.is_convolutional]
+        inputs = jnp.asarray(data.inputs, jnp.float32)
+        platform = next(iter(inputs.devices())).platform
+        # Separate programs for each model overlap well on the cores of a CPU (1.5 times as fast as
+        # vmap for dense layers), but are dear to compile for many layers. Windows of the images of
+        # all models leave its cache: convolutions of one model after the other take 0.7 of the
+        # time. Accelerators do better on one batched program.
+        form: Form = "batched"
+        if platform == "cpu":
+            form = "looped" if network.is_convolutional else "unrolled"
         validation = chunks(
             np.asarray(data.validation_inputs, np.float32),
             np.asarray(data.validation_labels),
-            size=size,
+            size=_EXAMPLES_PER_CHUNK[network.is_convolutional],
         )
-        on_device = DeviceData(jnp.asarray(data.inputs, jnp.float32), *validation)
-        platform = next(iter(on_device.inputs.devices())).platform
-        # Separate programs for each model overlap well on the cores of a CPU (1.5 times as fast as
-        # vmap for dense layers); convolutions and accelerators do better on one batched program.
-        is_unrolled = platform == "cpu" and not network.is_convolutional
+        on_device = DeviceData(inputs, *validation)
         is_proximal = any(penalty > 0 for penalty in sample.l1_penalty)
-        return cls(network, config, on_device, platform, is_unrolled, is_proximal)
+        return cls(network, config, on_device, platform, form, is_proximal)
 
     def steps_per_epoch(self, sample: Sample) -> int:
         return sample.indices.shape[1] // self.config.batch_size
@@ -274,7 +279,7 @@ def _train_group(
                 first,
                 stop,
                 network=trainer.network,
-                is_unrolled=trainer.is_unrolled,
+                form=trainer.form,
                 is_proximal=trainer.is_proximal,
             )
             state = state._replace(learner=learner, step=np.int32(stop))
@@ -307,6 +312,7 @@ def _finish_epoch(trainer: _Trainer, state: State, num_steps: int) -> State:
         trainer.data.validation_inputs,
         trainer.data.validation_labels,
         network=trainer.network,
+        form=trainer.form,
     )
     validation_loss[epoch] = np.asarray(losses)
     return State(

@@ -1,9 +1,9 @@
 """The engine of every sweep: one trained network, many variants, scored on three parts.
 
-A chunk of variants is evaluated in few large jitted calls: the changed networks are stacked, the
-examples of all three parts are laid end to end and walked through in blocks, and every score is
-computed from the logits. What is fitted by looking at data (a temperature, and later the variant
-that a claim speaks of) is fitted on the validation set only.
+A chunk of variants is evaluated in few large jitted calls: the examples of all three parts are laid
+end to end and walked through in blocks, by the changed networks stacked or, on CPUs, by one after
+the other, and every score is computed from the logits. What is fitted by looking at data (a
+temperature, and later the variant that a claim speaks of) is fitted on the validation set only.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -156,29 +156,45 @@ class Evaluator:
         self.predict_fn = subject.predict_fn
         total = sum(len(part.labels) for part in parts)
         is_convolutional = any(w.ndim > 2 for w in subject.weights().values())
-        self.block = min(256 if is_convolutional else 2048, total)
+        self.is_on_cpu = _platform(subject.params) == "cpu"
+        # Windows of images are many times as large as the images: on a CPU few stay in its cache.
+        largest = 2048 if not is_convolutional else 16 if self.is_on_cpu else 256
+        self.block = min(largest, total)
         self.num_chunk_variants = num_chunk_variants or self._chunk_variants(subject, parts, total)
 
-    def logits(self, stacked: Params, inputs: np.ndarray) -> Float[np.ndarray, "C n classes"]:
-        """Logits of a stack of networks; the last block is filled up and cut off again."""
-        blocks = []
-        for start in range(0, len(inputs), self.block):
-            block = inputs[start : start + self.block]
-            missing = self.block - len(block)
-            if missing:
-                block = np.concatenate([block, np.zeros((missing, *block.shape[1:]), block.dtype)])
-            blocks.append(_predict_stack(self.predict_fn, stacked, block))
-        return np.concatenate([np.asarray(b) for b in blocks], axis=1)[:, : len(inputs)]
+    def logits(
+        self, networks: Sequence[Params], inputs: np.ndarray
+    ) -> Float[np.ndarray, "C n classes"]:
+        """Logits of networks; the last block is filled up and cut off again.
+
+        On CPUs each network is a call of its own: a product is large enough alone, calls that do
+        not wait for each other share the cores, and nothing is stacked or filled up.
+        """
+        missing = -len(inputs) % self.block
+        if missing:
+            filling = np.zeros((missing, *inputs.shape[1:]), inputs.dtype)
+            inputs = np.concatenate([inputs, filling])
+        blocks = inputs.reshape(-1, self.block, *inputs.shape[1:])
+        if self.is_on_cpu:
+            found = [_predict_blocks(self.predict_fn, params, blocks) for params in networks]
+            logits = np.stack([np.asarray(own) for own in found])
+        else:
+            # All shapes stay the same, so that nothing recompiles.
+            filled = [*networks, *[networks[-1]] * (self.num_chunk_variants - len(networks))]
+            stacked = _stack(filled if len(networks) > 1 else list(networks))
+            parts = [_predict_stack(self.predict_fn, stacked, block) for block in blocks]
+            logits = np.concatenate([np.asarray(own) for own in parts], axis=1)[: len(networks)]
+        return logits.reshape(len(networks), -1, logits.shape[-1])[:, : len(inputs) - missing]
 
     def check_finite(self, subject: Subject, parts: Parts) -> None:
         """Refuse a network whose loss is not finite, before anything is measured at it."""
-        for name, part in parts._asdict().items():
-            logits = self.logits(_stack([subject.params]), part.inputs)[0]
-            num_bad = int(np.sum(~np.isfinite(logits).all(axis=-1)))
+        logits = self.logits([subject.params], _inputs(parts))
+        for name, own in zip(Parts._fields, _split(logits[0], parts), strict=True):
+            num_bad = int(np.sum(~np.isfinite(own).all(axis=-1)))
             if num_bad:
                 raise ValueError(
                     f"the loss of network {subject.model_seed} is not finite: its logits are NaN "
-                    f"or infinite for {num_bad} of the {len(logits)} {name} examples; check these "
+                    f"or infinite for {num_bad} of the {len(own)} {name} examples; check these "
                     "inputs and the weights."
                 )
 
@@ -221,7 +237,7 @@ class Scorer:
     @cached_property
     def inputs(self) -> np.ndarray:
         """Inputs of all parts, end to end."""
-        return np.concatenate([part.inputs for part in self.parts])
+        return _inputs(self.parts)
 
     @cached_property
     def curve(self) -> LayerCurve | None:
@@ -238,11 +254,9 @@ class Scorer:
         return params, changed
 
     def score(self, variants: Sequence[Variant]) -> list[Row]:
-        """Score one chunk of variants; a short chunk is filled up, so that nothing recompiles."""
+        """Score one chunk of variants."""
         applied = [self.apply(variant) for variant in variants]
-        filled = [params for params, _ in applied]
-        filled += [filled[-1]] * (self.evaluator.num_chunk_variants - len(filled))
-        scores = self._scores(_stack(filled))
+        scores = self._scores([params for params, _ in applied])
         rows = []
         for position, (variant, (params, changed)) in enumerate(
             zip(variants, applied, strict=True)
@@ -256,7 +270,7 @@ class Scorer:
         """Per test example: loss, loss at a fitted temperature, and whether it is right."""
         params, _ = self.apply(variant)
         test = self.parts.test
-        logits = self.evaluator.logits(_stack([params]), test.inputs)[0]
+        logits = self.evaluator.logits([params], test.inputs)[0]
         losses = VariantLosses(*map(np.asarray, _example_losses(logits, test.labels, temperature)))
         return (
             losses._replace(loss=losses.loss_tempered)
@@ -284,8 +298,11 @@ class Scorer:
             self.keep(variant, data)
         return len(data)
 
-    def _scores(self, stacked: Params) -> dict[str, np.ndarray]:
-        logits = self.evaluator.logits(stacked, self.inputs)
+    def _scores(self, networks: Sequence[Params]) -> dict[str, np.ndarray]:
+        logits = self.evaluator.logits(networks, self.inputs)
+        # A short chunk is filled up, so that nothing recompiles.
+        missing = self.evaluator.num_chunk_variants - len(networks)
+        logits = np.concatenate([logits, np.repeat(logits[-1:], missing, axis=0)])
         scores = _score(*_split(logits, self.parts), *_labels(self.parts))
         return {name: np.asarray(values, np.float64) for name, values in scores.items()}
 
@@ -381,6 +398,14 @@ def chunked(variants: Sequence[Variant], size: int) -> Iterator[tuple[int, Seque
 
 
 @partial(jax.jit, static_argnames=("predict_fn",))
+def _predict_blocks(
+    predict_fn: PredictFn, params: Params, blocks: Float[Array, "blocks block ..."]
+) -> Float[Array, "blocks block classes"]:
+    with jax.default_matmul_precision("highest"):
+        return jax.lax.map(partial(predict_fn, params), blocks)
+
+
+@partial(jax.jit, static_argnames=("predict_fn",))
 def _predict_stack(predict_fn: PredictFn, stacked: Params, inputs: Array) -> Array:
     # Inputs are not batched over the networks: the first layer is one matrix product for all.
     with jax.default_matmul_precision("highest"):
@@ -397,32 +422,29 @@ def _score(
     train: Array, validation: Array, test: Array, train_y: Array, validation_y: Array, test_y: Array
 ) -> dict[str, Float[Array, " C"]]:
     temperature = fit_temperature(validation, validation_y)
-    scale = temperature[:, None, None]
-
-    def loss(logits: Array, labels: Array) -> Float[Array, " C"]:
-        return jnp.mean(metrics.cross_entropy(logits, labels), axis=-1)
-
-    def accuracy(logits: Array, labels: Array) -> Float[Array, " C"]:
-        return jnp.mean(metrics.correct(logits, labels), axis=-1)
-
-    # Raw and tempered side by side: one program for both.
-    on_test = metrics.scores(jnp.stack([test, test / scale]), test_y)
-    return {
-        "train_loss": loss(train, train_y),
-        "train_loss_tempered": loss(train / scale, train_y),
-        "test_loss": on_test.loss[0],
-        "test_loss_tempered": on_test.loss[1],
-        "validation_loss": loss(validation, validation_y),
-        "validation_loss_tempered": loss(validation / scale, validation_y),
-        "train_accuracy": accuracy(train, train_y),
-        "accuracy": on_test.accuracy[0],
-        "validation_accuracy": accuracy(validation, validation_y),
-        "temperature": temperature,
-        "brier_score": on_test.brier_score[0],
-        "brier_score_tempered": on_test.brier_score[1],
-        "calibration_error": on_test.calibration_error[0],
-        "calibration_error_tempered": on_test.calibration_error[1],
+    # All parts end to end, raw and tempered side by side: one program for what they share.
+    logits = jnp.concatenate([train, validation, test], axis=1)
+    labels = jnp.concatenate([train_y, validation_y, test_y])
+    both = jnp.stack([logits, logits / temperature[:, None, None]])
+    losses, is_right = metrics.cross_entropy(both, labels), metrics.correct(logits, labels)
+    first, last = train.shape[1], train.shape[1] + validation.shape[1]
+    scores = {"temperature": temperature}
+    for name, own in {
+        "train": slice(0, first),
+        "validation": slice(first, last),
+        "test": slice(last, None),
+    }.items():
+        raw, tempered = jnp.mean(losses[..., own], axis=-1)
+        scores |= {f"{name}_loss": raw, f"{name}_loss_tempered": tempered}
+        accuracy = "accuracy" if name == "test" else f"{name}_accuracy"
+        scores[accuracy] = jnp.mean(is_right[:, own], axis=-1)
+    on_test = {
+        "brier_score": jnp.mean(metrics.brier_score(both[..., last:, :], test_y), axis=-1),
+        "calibration_error": metrics.expected_calibration_error(both[..., last:, :], test_y),
     }
+    for name, (raw, tempered) in on_test.items():
+        scores |= {name: raw, f"{name}_tempered": tempered}
+    return scores
 
 
 @jax.jit
@@ -448,13 +470,24 @@ def _at_temperature(scores: Row) -> Row:
     return {**scores, **{name: scores[f"{name}_tempered"] for name in raw}}
 
 
+def _inputs(parts: Parts) -> np.ndarray:
+    return np.concatenate([part.inputs for part in parts])
+
+
 def _split(logits: np.ndarray, parts: Parts) -> list[np.ndarray]:
+    """Take logits apart along their examples, the last axis but one."""
     ends = np.cumsum([len(part.labels) for part in parts])
-    return np.split(logits, ends[:-1], axis=1)
+    return np.split(logits, ends[:-1], axis=-2)
 
 
 def _labels(parts: Parts) -> list[np.ndarray]:
     return [part.labels for part in parts]
+
+
+def _platform(params: Params) -> str:
+    """Where a network is evaluated."""
+    arrays = [leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)]
+    return next(iter(arrays[0].devices())).platform if arrays else jax.default_backend()
 
 
 def _num_floats(params: Params) -> int:

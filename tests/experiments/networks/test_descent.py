@@ -25,10 +25,11 @@ def test_validation_loss_ignores_the_filling():
     inputs, labels = task["inputs"][:7], task["train_labels"][0][:7].astype(np.int32)
     chunked = chunks(inputs, labels, size=3)
     assert chunked[0].shape == (3, 3, 8, 8, 1)
-    losses = descent.mean_validation_loss(stacked, *chunked, network=PLAIN)
     logits = jax.vmap(PLAIN.predict, in_axes=(0, None))(stacked, inputs)
     expected = -jax.nn.log_softmax(logits)[:, np.arange(7), labels].mean(1)
-    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    for form in ("looped", "batched"):
+        losses = descent.mean_validation_loss(stacked, *chunked, network=PLAIN, form=form)
+        np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
 def test_every_epoch_is_a_new_order_of_the_sample(strict_promotion):
@@ -49,8 +50,8 @@ def test_every_epoch_is_a_new_order_of_the_sample(strict_promotion):
     assert not np.array_equal(orders[0][0][0], orders[0][0][1] - 18)
 
 
-def test_the_two_forms_of_a_segment_agree(strict_promotion):
-    """On a CPU one program for each model, on accelerators one batched program."""
+def test_the_forms_of_a_segment_agree(strict_promotion):
+    """On a CPU a program for each model or one in turn, on accelerators one batched program."""
     keys = descent.model_keys(0, jnp.arange(2))
     rates = descent.Rates(
         *(jnp.full(2, x, jnp.float32) for x in (0.05, 0.9)), jnp.array([1e-4, 0]), jnp.full(2, 1e-3)
@@ -74,12 +75,13 @@ def test_the_two_forms_of_a_segment_agree(strict_promotion):
             0,
             4,
             network=NETWORK,
-            is_unrolled=is_unrolled,
+            form=form,
             is_proximal=True,
         )
-        for is_unrolled in (True, False)
+        for form in ("unrolled", "looped", "batched")
     ]
-    assert_close(*results)
+    assert_close(results[0], results[1])
+    assert_close(results[0], results[2])
 
 
 def test_proximal_steps_solve_the_lasso():

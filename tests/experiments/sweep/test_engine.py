@@ -1,0 +1,35 @@
+"""Logits of many networks: one after the other, as on CPUs, or stacked, as on accelerators."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcomp.experiments.samples import Examples
+from jaxcomp.experiments.sweep.engine import Evaluator, Parts, Subject
+
+
+def predict(params: dict[str, jax.Array], inputs: jax.Array) -> jax.Array:
+    return jnp.tanh(inputs @ params["hidden"]) @ params["output"]
+
+
+@pytest.mark.parametrize("is_on_cpu", [True, False])
+def test_logits_do_not_depend_on_blocks_and_neighbours(is_on_cpu: bool):
+    """Seven examples in blocks of three: two places are filled; so is one of three networks."""
+    rng = np.random.default_rng(0)
+    networks = [
+        {
+            "hidden": jnp.asarray(rng.normal(size=(5, 4)), jnp.float32),
+            "output": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32),
+        }
+        for _ in range(2)
+    ]
+    inputs = rng.normal(size=(7, 5)).astype(np.float32)
+    examples = Examples(inputs, np.zeros(7, np.int32))
+    subject = Subject(predict, networks[0], layers=("hidden", "output"))
+    evaluator = Evaluator(subject, Parts(examples, examples, examples), num_chunk_variants=3)
+    evaluator.block, evaluator.is_on_cpu = 3, is_on_cpu
+    logits = evaluator.logits(networks, inputs)
+    expected = np.stack([predict(params, inputs) for params in networks])
+    assert logits.shape == (2, 7, 3)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
