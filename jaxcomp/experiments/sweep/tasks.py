@@ -193,9 +193,7 @@ class Task(ABC):
         own = jnp.broadcast_to(raw, calibration.shape).astype(calibration.dtype)
         score = self.words.score.name
         found = {}
-        for part, out, wanted in zip(
-            ("train", "validation", "test"), outputs, targets, strict=True
-        ):
+        for part, out, wanted in zip(_PARTS, outputs, targets, strict=True):
             found[f"{part}_loss"] = self.mean(self.loss(out, wanted, own), wanted)
             tempered = self.mean(self.loss(out, wanted, calibration), wanted)
             found[f"{part}_loss_tempered"] = tempered
@@ -352,8 +350,8 @@ class Regression(Task):
             "Both variances are fitted on the validation sample."
         ),
         short_explanation=(
-            "Calibrated: with the best variance of a Gaussian\naround the outputs for each network, in "
-            "place of the original's."
+            "Calibrated: with the best variance of a Gaussian\naround the outputs for each "
+            "network, in place of the original's."
         ),
     )
 

@@ -99,9 +99,9 @@ def plot_details(
     95 % t-intervals of the difference to the same networks' originals, which is what matters and is
     known far better than any level. Controls, which compress nothing, are thin grey lines with a
     letter at their end (where a control has a strength, the one best on the validation set;
-    Gaussian noise at the ratio of the plain K-means whose distortion it has). Of more than three penalties
-    the smallest, the largest and those best on the validation set are drawn. The axes show the
-    region around the originals; what lies beyond is counted at the edge.
+    Gaussian noise at the ratio of the plain K-means whose distortion it has). Of more than three
+    penalties the smallest, the largest and those best on the validation set are drawn. The axes
+    show the region around the originals; what lies beyond is counted at the edge.
 
     Args:
         table: rows of one setting, columns as in `SweepResult.table`; losses in nats.
