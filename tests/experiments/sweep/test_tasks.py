@@ -120,7 +120,9 @@ def test_the_loss_of_tokens_is_the_mean_over_those_that_count(tokens):
     assert float(found["test_loss_tempered"][0]) == pytest.approx(expected, rel=1e-4)
     # What is hidden has no part in it.
     other = np.where(MASK[..., None], logits, RNG.normal(size=logits.shape) * 9)
-    again = scores_of(Tokens(), jnp.float32(1.0), [other.astype(np.float32)[None]] * 3, [marked] * 3)
+    again = scores_of(
+        Tokens(), jnp.float32(1.0), [other.astype(np.float32)[None]] * 3, [marked] * 3
+    )
     for name, values in found.items():
         np.testing.assert_allclose(values, again[name], rtol=1e-6)
 
