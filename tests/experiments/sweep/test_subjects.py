@@ -275,7 +275,7 @@ def test_a_task_a_method_and_controls_of_the_user(poisson):
         assert table.loc[("original", seed), "test_loss"] == pytest.approx(expected, rel=1e-4)
         half = result.params("halved", model_seed=seed)["kernel"]
         np.testing.assert_array_equal(half, params["kernel"] / 2)
-        # Three bits: whole numbers up to 3 in each group of four, in units of a third of the largest.
+        # Three bits: whole numbers up to 3 in each group, in units of a third of the largest.
         groups = np.asarray(result.params(own, model_seed=seed)["kernel"]).reshape(2, 4)
         units = 3 * groups / np.abs(groups).max(axis=1, keepdims=True)
         np.testing.assert_allclose(units, np.round(units), atol=1e-5)
