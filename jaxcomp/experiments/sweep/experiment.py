@@ -24,7 +24,12 @@ from jaxcomp.experiments.sweep.handed_in import Data, Grid, Networks
 from jaxcomp.experiments.sweep.results import NOUN, SweepResult
 from jaxcomp.experiments.sweep.scoring import Outcome, Scored, score_setting
 from jaxcomp.experiments.sweep.stored import FOLDERS
-from jaxcomp.experiments.sweep.subjects import given_parts, given_subjects, trained_subjects
+from jaxcomp.experiments.sweep.subjects import (
+    given_networks,
+    given_parts,
+    given_subjects,
+    trained_subjects,
+)
 from jaxcomp.experiments.sweep.task_words import CLASSIFICATION, TaskWords, words_to_dict
 from jaxcomp.experiments.sweep.tasks import Classification, Task
 from jaxcomp.experiments.sweep.variants import Variant
@@ -199,13 +204,14 @@ def evaluate(
     grid = Grid() if grid is None else grid
     config = grid.config()
     parts = given_parts(data, task)
-    subjects = given_subjects(networks, parts, task, grid, data.validation)
+    givens = given_networks(networks)
+    subjects = given_subjects(givens, networks, parts, task, grid, data.validation)
     first = subjects[0]
     variants = _variants(config, first, grid.names)
     parameters = {label: own for label, (_, own) in grid.own_methods().items()}
     variants[1:1] = grid_variants.own_variants(parameters, config.importance)
     variants += _sensitivity(first, grid.sensitivity_clusters)
-    identity = _identity(networks, config, subjects, variants, parts)
+    identity = _identity(networks.name, givens, config, subjects, variants, parts)
     setting = Setting("given", networks.name, 0.0)
     with Run(out, identity, noun=NOUN, folders=FOLDERS, resume=resume) as run:
         if (result := run.finished(SweepResult.load)) is not None:
@@ -270,7 +276,8 @@ def _sensitivity(subject: Subject, sizes: Any) -> list[Variant]:
 
 
 def _identity(
-    networks: Networks,
+    name: str,
+    givens: Sequence[Given],
     config: SweepConfig,
     subjects: Sequence[Subject],
     variants: Sequence[Variant],
@@ -285,7 +292,7 @@ def _identity(
     )
     first = subjects[0]
     return {
-        "name": networks.name,
+        "name": name,
         "task": words_to_dict(first.task.words),
         "task_options": repr(first.task),
         "seed": config.seed,
@@ -294,10 +301,7 @@ def _identity(
         "refreshed": first.refresh_fn is not None,
         "layers": list(first.layers),
         "last_layer": first.last_layer,
-        "networks": [
-            Given.from_params(networks.predict_fn, params).fingerprint()
-            for params in networks.params
-        ],
+        "networks": [given.fingerprint() for given in givens],
         "otherwise": {
             name: [fingerprint_of(subject.otherwise[name]) for subject in subjects]
             for name in first.otherwise

@@ -85,18 +85,8 @@ class Given:
             ValueError: if its structure is another, or a leaf has another shape or dtype.
         """
         arrays, frame = split_constants(with_readable_leaves(params))
-        if frame.structure != self.frame.structure:
-            raise ValueError(
-                f"{name} must have the structure of the first network's params, got "
-                f"{frame.structure} instead of {self.frame.structure}."
-            )
+        self._check_like(arrays, frame, name)
         placed = leaves_by_path(self.params)
-        for path, leaf in leaves_by_path(arrays).items():
-            if jnp.shape(leaf) != jnp.shape(placed[path]):
-                raise ValueError(
-                    f"{name} must be shaped like the first network's params, but {path} is "
-                    f"{jnp.shape(leaf)} instead of {jnp.shape(placed[path])}."
-                )
         return replace_leaves(
             arrays,
             {
@@ -104,6 +94,38 @@ class Given:
                 for path, leaf in leaves_by_path(arrays).items()
             },
         )
+
+    def check_same_kind(self, other: "Given", name: str) -> None:
+        """Refuse another network that is not of the same kind.
+
+        Args:
+            other: the network.
+            name: what it is called in messages.
+
+        Raises:
+            ValueError: if its structure is another, a leaf has another shape, or what is no array
+                in it differs.
+        """
+        self._check_like(other.params, other.frame, name)
+        if other.predict_fn != self.predict_fn:
+            raise ValueError(
+                f"{name} must have the functions and numbers of the first network among its "
+                "leaves: only arrays may differ."
+            )
+
+    def _check_like(self, arrays: Params, frame: Frame, name: str) -> None:
+        if frame.structure != self.frame.structure:
+            raise ValueError(
+                f"{name} must have the structure of the first network's params, got "
+                f"{frame.structure} instead of {self.frame.structure}."
+            )
+        own = leaves_by_path(self.params)
+        for path, leaf in leaves_by_path(arrays).items():
+            if jnp.shape(leaf) != jnp.shape(own[path]):
+                raise ValueError(
+                    f"{name} must be shaped like the first network's params, but {path} is "
+                    f"{jnp.shape(leaf)} instead of {jnp.shape(own[path])}."
+                )
 
     def restore(self, arrays: Params) -> Params:
         """Return the tree that was handed in with other arrays: its dtypes, devices, constants."""

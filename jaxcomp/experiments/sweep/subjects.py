@@ -137,12 +137,30 @@ def given_parts(data: Data, task: Task) -> Parts:
     return parts
 
 
+def given_networks(networks: Networks) -> list[Given]:
+    """Take networks that were trained elsewhere, all of one kind.
+
+    Raises:
+        ValueError: if they differ in more than the values of their arrays.
+    """
+    givens = [Given.from_params(networks.predict_fn, own).spread() for own in networks.params]
+    for number, given in enumerate(givens):
+        givens[0].check_same_kind(given, f"network {number}")
+    return givens
+
+
 def given_subjects(
-    networks: Networks, parts: Parts, task: Task, grid: Grid, validation: Sequence[Any]
+    givens: Sequence[Given],
+    networks: Networks,
+    parts: Parts,
+    task: Task,
+    grid: Grid,
+    validation: Sequence[Any],
 ) -> list[Subject]:
     """Check networks that were trained elsewhere, and find what of them can be compressed.
 
     Args:
+        givens: the networks, as `given_networks` took them.
         networks: as they were handed in.
         parts: the samples.
         task: what the networks are for.
@@ -150,11 +168,10 @@ def given_subjects(
         validation: the sample as it was handed in, for controls that are fitted.
 
     Raises:
-        ValueError: if there is nothing to compress, weights are not finite, networks or controls
-            differ in their structure, outputs do not fit the task, or the layer is unknown.
+        ValueError: if there is nothing to compress, weights are not finite, a control has another
+            structure, outputs do not fit the task, or the layer is unknown.
     """
-    first = Given.from_params(networks.predict_fn, networks.params[0])
-    predict_fn, params = first.predict_fn, first.params
+    predict_fn, params = givens[0].predict_fn, givens[0].params
     leaves = leaves_by_path(params).values()
     if not any(uncompressible(leaf) is None and jnp.ndim(leaf) > 1 for leaf in leaves):
         raise ValueError(
@@ -165,10 +182,7 @@ def given_subjects(
     paths = selected_paths(params, networks.select, uses=uses)
     methods = {label: own for label, (own, _) in grid.own_methods().items()}
     subjects = []
-    for number, own in enumerate(networks.params):
-        whose = f"network {number}"
-        first.arrays_of(own, whose)
-        given = Given.from_params(networks.predict_fn, own).spread()
+    for number, (given, own) in enumerate(zip(givens, networks.params, strict=True)):
         refresh_fn = networks.refresh_fn
         subject = _subject(
             predict_fn,
@@ -179,7 +193,7 @@ def given_subjects(
             refresh_fn=None if refresh_fn is None else given.refreshed_by(refresh_fn),
             otherwise={
                 name: given.arrays_of(
-                    _controlled(control, name, own, number, len(networks.params), validation),
+                    _controlled(control, name, own, number, len(givens), validation),
                     f"control {name!r}",
                 )
                 for name, control in grid.own_controls.items()
@@ -188,7 +202,7 @@ def given_subjects(
             task=task,
             methods=methods,
         )
-        _check_weights(subject, "" if len(networks.params) == 1 else f" of {whose}")
+        _check_weights(subject, "" if len(givens) == 1 else f" of network {number}")
         last_layer = networks.last_layer
         if last_layer is not None:
             if last_layer not in subject.layers:
