@@ -174,7 +174,7 @@ def curve_groups(frame: Frame) -> list[tuple[str, list[Entry]]]:
         variants = [variant for curve in family for variant in curve.variants]
         best = {
             name: best_variant(variants, criterion)
-            for name, criterion in zip(("raw", "tempered"), CRITERIA, strict=True)
+            for name, criterion in zip(("raw", frame.summary.words.tempered), CRITERIA, strict=True)
         }
         entries: list[Entry] = []
         for curve in shown:

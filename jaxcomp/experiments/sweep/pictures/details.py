@@ -121,8 +121,8 @@ def details_figure(summary: Summary, claims: Sequence[Claim]) -> Figure:
     """Draw the picture of `plot_details`."""
     frame = Frame(summary, summary.main_curves({claim.variant for claim in claims}))
     explanation = (
-        "Grey lines: controls, which compress nothing. What is called best, and every temperature, "
-        "was chosen on the validation set."
+        "Grey lines: controls, which compress nothing. What is called best, and every "
+        f"{summary.words.calibration}, was chosen on the validation set."
     )
     if summary.num_models > 1:
         explanation = (
