@@ -216,6 +216,7 @@ def evaluate(
     with Run(out, identity, noun=NOUN, folders=FOLDERS, resume=resume) as run:
         if (result := run.finished(SweepResult.load)) is not None:
             return result.with_subjects(subjects)
+        run.manifest["task_words"] = words_to_dict(task.words)
         run.describe()
         with Progress(quiet=quiet) as progress:
             outcome = score_setting(
@@ -293,8 +294,7 @@ def _identity(
     first = subjects[0]
     return {
         "name": name,
-        "task": words_to_dict(first.task.words),
-        "task_options": repr(first.task),
+        "task": repr(first.task),
         "seed": config.seed,
         "variants": [variant.id for variant in variants],
         "options": [str(value) for value in counts],

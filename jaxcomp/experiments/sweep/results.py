@@ -267,7 +267,7 @@ class SweepResult:
                 manifest=manifest,
                 sensitivity=read_table(sensitivity) if sensitivity.exists() else pd.DataFrame(),
                 directory=folder,
-                words=words_from_dict(manifest["settings"].get("task")),
+                words=words_from_dict(manifest.get("task_words")),
                 _networks=networks,
             )
 
