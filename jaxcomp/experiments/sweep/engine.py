@@ -197,6 +197,8 @@ class Evaluator:
 
     def own_calibration(self, subject: Subject, parts: Parts) -> Float[Array, ""]:
         """Return the calibration that an original network brings: its raw loss has it."""
+        if not self.task.brings_calibration:
+            return jnp.ones(())
         inputs, targets = parts.validation
         outputs = self.outputs(_stack([subject.params]), inputs)[0]
         return own_calibration_of(self.task, outputs, targets)

@@ -45,9 +45,11 @@ class Task(ABC):
 
     Attributes:
         words: how it is spoken of.
+        brings_calibration: whether the raw loss has a calibration of the original's own.
     """
 
     words: ClassVar[TaskWords]
+    brings_calibration: ClassVar[bool] = False
 
     @abstractmethod
     def loss(
@@ -76,6 +78,8 @@ class Task(ABC):
         self, outputs: Float[Array, "n ..."], targets: Array
     ) -> Float[Array, ""] | float:
         """Return the calibration that an original network brings: its raw loss has it.
+
+        Called where `brings_calibration` says so; it is 1 elsewhere.
 
         Args:
             outputs: of the original, on the validation sample.
@@ -330,6 +334,7 @@ class Regression(Task):
     the outputs towards the mean of the targets by one factor, fitted on the validation sample.
     """
 
+    brings_calibration: ClassVar[bool] = True
     words: ClassVar[TaskWords] = TaskWords(
         name="regression",
         score=Quantity("squared_error", "mean squared error", decimals=None),
