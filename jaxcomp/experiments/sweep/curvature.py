@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -81,6 +82,8 @@ def measure_curvature(
         ValueError: if an estimate is not finite.
     """
     policy = CurvaturePolicy() if policy is None else policy
+    # What stays constant is traced by nobody, and arrays of NumPy take no traced index.
+    params = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, params)
     predict, layers = freeze(predict_fn, params, select)
     loss, _ = freeze(task.loss_fn(predict_fn), params, select)
     inputs, labels = examples

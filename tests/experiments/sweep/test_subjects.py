@@ -182,7 +182,8 @@ def test_tokens_behind_a_mask(tmp_path):
         "output": RNG.normal(size=(4, vocabulary)).astype(np.float32),
     }
     data = sweep.Data(sample(20), sample(20), sample(30))
-    networks, task = sweep.Networks(next_token, [params]), sweep.Tokens()
+    # The embedding stays as it is: an array of NumPy that is indexed by tokens.
+    networks, task = sweep.Networks(next_token, [params], select="output"), sweep.Tokens()
     grid = GRID(num_clusters=4, importance=("gauss_newton", "fisher"))
     result = sweep.evaluate(networks, data, task, grid, out=tmp_path / "run", quiet=True)
     table = result.table.set_index("variant")
