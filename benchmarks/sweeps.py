@@ -86,8 +86,8 @@ def measure(values: dict[str, Any]) -> dict[str, Any]:
     phases.time("curvature", scoring, "_measure")
     phases.time("codebooks", scoring, "_solve")
     phases.time("codes", engine, "change")
-    phases.time("logits", engine.Evaluator, "logits")
-    phases.time("scores", engine, "_score")
+    phases.time("outputs", engine.Evaluator, "outputs")
+    phases.time("scores", engine, "scores_of")
     phases.time("files of variants", engine, "file_of")
     phases.time("limits", engine, "limit_curve")
     phases.time("claims", scoring.Scored, "outcome")
@@ -160,7 +160,7 @@ def measure_forms() -> dict[str, float]:
     evaluator = Evaluator(Subject(network.predict, models[0], layers), Parts(part, part, part), 4)
     for form, block in (("stacked", 256), ("one by one", 256), ("one by one", 16)):
         evaluator.is_on_cpu, evaluator.block = form != "stacked", block
-        took = milliseconds(lambda: evaluator.logits(models, images))
+        took = milliseconds(lambda: evaluator.outputs(models, images))
         found[f"scoring by a network, {form}, {block} images"] = took / len(models)
     return found
 

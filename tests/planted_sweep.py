@@ -56,7 +56,7 @@ class PlantedSweep:
                 single = scale * noise * rng.standard_normal(shape)
                 columns[quantity] = base + shift.get(quantity, 0.0) + own + single
             rate = 0.8 + shift.get("accuracy", 0.0) + spread * rng.uniform(-1, 1, (num_models, 1))
-            columns["correct"] = rng.random(shape) < rate
+            columns["score"] = rng.random(shape) < rate
             self.losses[name] = VariantLosses(
                 **{field: values[:, NUM_VALIDATION:] for field, values in columns.items()}
             )

@@ -7,7 +7,7 @@ from jaxcomp import storage
 
 MANIFEST = "manifest.json"
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 """Of everything in a run directory; goes up when a file, a column or a setting changes its name."""
 
 

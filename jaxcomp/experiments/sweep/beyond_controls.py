@@ -1,4 +1,4 @@
-"""Does compression give what nothing else gives? One question for each setting of a map.
+"""Does compression give what nothing else gives? One question for each setting of a sweep.
 
 The original, a temperature, shrunken or clipped weights, noise, early stopping, dropout: whatever
 compresses nothing and is as good answers the question with no. The compressed variant and the best
@@ -16,7 +16,6 @@ from jaxcomp.evaluation.statistics import Interval, holm
 from jaxcomp.experiments.choice import choose, decide_choice
 from jaxcomp.experiments.sweep.candidates import (
     Candidate,
-    Quantity,
     VariantLosses,
     against_original,
     checked_losses,
@@ -27,6 +26,7 @@ from jaxcomp.experiments.sweep.candidates import (
     values_of,
 )
 from jaxcomp.experiments.sweep.claims import Claim
+from jaxcomp.experiments.sweep.task_words import CLASSIFICATION, TEMPERED, TaskWords
 from jaxcomp.experiments.sweep.words import change_words, describe, value_words
 from jaxcomp.experiments.verdicts import decide, p_words, percent
 
@@ -35,8 +35,7 @@ if TYPE_CHECKING:
 
 NAME = "beyond controls"
 """Of the claim."""
-_STATEMENT = "Compression lowers the tempered test loss below that of whatever compresses nothing."
-_QUANTITY: Quantity = "loss_tempered"
+_STATEMENT = "Compression lowers the {} test loss below that of whatever compresses nothing."
 
 
 class Undecided(NamedTuple):
@@ -47,17 +46,20 @@ class Undecided(NamedTuple):
     interval: Interval
     """Of its effect."""
     scale: float
-    """The original's tempered loss, nats."""
+    """What the effect is compared with, nats: the original's tempered loss."""
     control: str
     """The best control in words."""
     practical: float
     """Share of `scale` from which a difference counts."""
+    words: TaskWords
+    """Of the task."""
 
 
 def beyond_controls(
     table: "pd.DataFrame",
     losses: Callable[[str], VariantLosses],
     *,
+    words: TaskWords = CLASSIFICATION,
     confidence: float = 0.95,
     practical: float = 0.03,
 ) -> Undecided | None:
@@ -66,6 +68,7 @@ def beyond_controls(
     Args:
         table: of one setting, as for `evaluate_claims`.
         losses: likewise.
+        words: of the task.
         confidence: of the interval; one minus the level of the test.
         practical: the relative effect from which a difference counts.
 
@@ -75,38 +78,38 @@ def beyond_controls(
     Raises:
         ValueError: as `evaluate_claims`.
     """
-    setting = read_table(table)
+    setting = read_table(table, words)
     load = checked_losses(losses, setting.original)
-    candidates = against_original(setting, _QUANTITY)
-    controls = controls_of(setting, _QUANTITY)
+    candidates = against_original(setting, TEMPERED)
+    controls = controls_of(setting, TEMPERED)
     if not candidates or not controls:
         return None
-    own, others = scores(candidates, _QUANTITY), scores(controls, _QUANTITY)
+    own, others = scores(candidates, TEMPERED), scores(controls, TEMPERED)
 
     def change(place: int, control: int) -> np.ndarray:
         pair = Candidate(candidates[place].variant, ((1.0, controls[control].variant),))
-        return difference(pair, _QUANTITY, load)
+        return difference(pair, TEMPERED, load)
 
     place, interval, p_value = decide_choice(own, change, others, confidence=confidence)
     chosen, control = candidates[place].variant, controls[choose(others)].variant
-    value = float(values_of(chosen, _QUANTITY, load).mean())
-    original = float(values_of(setting.original, _QUANTITY, load).mean())
+    value = float(values_of(chosen, TEMPERED, load).mean())
+    scale = setting.scale(TEMPERED, float(values_of(setting.original, TEMPERED, load).mean()))
     claim = Claim(
         name=NAME,
-        statement=_STATEMENT,
+        statement=_STATEMENT.format(words.tempered),
         setting=setting.name,
         variant=chosen.name,
-        description=describe(chosen),
+        description=describe(chosen, words),
         reference=(control.name,),
         reference_weights=(1.0,),
         num_candidates=len(candidates),
-        quantity=_QUANTITY,
+        quantity=TEMPERED.name,
         value=value,
         reference_value=value - interval.estimate,
         effect=interval.estimate,
         low=interval.low,
         high=interval.high,
-        relative_effect=interval.estimate / original if original > 0 else None,
+        relative_effect=interval.estimate / scale if scale > 0 else None,
         p_value=p_value,
         p_adjusted=p_value,
         holds=False,
@@ -122,7 +125,7 @@ def beyond_controls(
         confidence=confidence,
         sentence="",
     )
-    return Undecided(claim, interval, original, describe(control), practical)
+    return Undecided(claim, interval, scale, describe(control, words), practical, words)
 
 
 def decided(found: Sequence[Undecided]) -> list[Claim]:
@@ -154,12 +157,13 @@ def _decided(own: Undecided, p_adjusted: float, num_settings: int) -> Claim:
         "not shown": f"compression is not shown to lower the test loss below that of {own.control}",
     }[verdict]
     relative = "" if claim.relative_effect is None else f", {100 * claim.relative_effect:+.1f} %"
+    relative += own.words.relative_to
+    allowances = "both choices" + (f" and {num_settings} settings" if num_settings > 1 else "")
     sentence = (
-        f"With a temperature for all networks, {said}: {value_words(claim.value, _QUANTITY)} "
-        f"against {value_words(claim.reference_value, _QUANTITY)} "
-        f"({change_words(interval, _QUANTITY, claim.confidence)}{relative}, "
-        f"{p_words(p_adjusted)}). Tested: {claim.description}. The p-value allows for both choices "
-        f"and {num_settings} settings."
+        f"With {own.words.fitted} for all networks, {said}: {value_words(claim.value, TEMPERED)} "
+        f"against {value_words(claim.reference_value, TEMPERED)} "
+        f"({change_words(interval, TEMPERED, claim.confidence)}{relative}, "
+        f"{p_words(p_adjusted)}). Tested: {claim.description}. The p-value allows for {allowances}."
     )
     return claim._replace(
         p_adjusted=p_adjusted, holds=verdict == "holds", verdict=verdict, sentence=sentence

@@ -1,4 +1,4 @@
-"""How much of the fall of the raw test loss a temperature alone would have given."""
+"""How much of the fall of the raw test loss calibration alone would have given."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,6 +15,7 @@ from jaxcomp.experiments.sweep.candidates import (
     read_table,
     values_of,
 )
+from jaxcomp.experiments.sweep.task_words import CLASSIFICATION, LOSS, TEMPERED, TaskWords
 from jaxcomp.experiments.sweep.words import amount_words, ends_words, signed_words
 from jaxcomp.experiments.verdicts import percent
 
@@ -44,6 +45,7 @@ def calibration_share(
     table: "pd.DataFrame",
     losses: Callable[[str], VariantLosses],
     *,
+    words: TaskWords = CLASSIFICATION,
     confidence: float = 0.95,
     practical: float = 0.03,
 ) -> CalibrationShare | None:
@@ -56,6 +58,7 @@ def calibration_share(
     Args:
         table: as for `evaluate_claims`.
         losses: as for `evaluate_claims`.
+        words: of the task.
         confidence: of the intervals.
         practical: the relative effect from which a difference counts.
 
@@ -65,16 +68,16 @@ def calibration_share(
     Raises:
         ValueError: as for `evaluate_claims`.
     """
-    setting = read_table(table)
+    setting = read_table(table, words)
     load = checked_losses(losses, setting.original)
-    candidates = against_original(setting, "loss")
+    candidates = against_original(setting, LOSS)
     if not candidates:
         return None
-    chosen = candidates[best(candidates, "loss")]
+    chosen = candidates[best(candidates, LOSS)]
     share = share_of(chosen, setting, load, confidence, practical)
     if share.share is None:
         return share
-    fall = amount_words(-share.raw.estimate, "loss")
+    fall = amount_words(-share.raw.estimate, LOSS)
     head = f"The raw test loss fell by {fall} nats ({ends_words(share.raw)})"
     return share._replace(sentence=f"{head}. {share.sentence}")
 
@@ -89,10 +92,10 @@ def share_of(
     """Compare the raw with the tempered change; the sentence follows one about the raw change."""
     raw, tempered = (
         crossed_mean(difference(chosen, quantity, load), confidence=confidence)
-        for quantity in ("loss", "loss_tempered")
+        for quantity in (LOSS, TEMPERED)
     )
-    original_loss = float(values_of(setting.original, "loss", load).mean())
-    clearly_falls = raw.high < 0 and abs(raw.estimate) >= practical * original_loss
+    scale = setting.scale(LOSS, float(values_of(setting.original, LOSS, load).mean()))
+    clearly_falls = raw.high < 0 and abs(raw.estimate) >= practical * scale
     share = 1 - tempered.estimate / raw.estimate if clearly_falls else None
     return CalibrationShare(
         setting=setting.name,
@@ -100,31 +103,31 @@ def share_of(
         raw=raw,
         tempered=tempered,
         share=share,
-        sentence=_sentence(raw, tempered, share),
+        sentence=_sentence(raw, tempered, share, setting.words.fitted),
     )
 
 
-def _sentence(raw: Interval, tempered: Interval, share: float | None) -> str:
+def _sentence(raw: Interval, tempered: Interval, share: float | None, fitted: str) -> str:
     if share is None:
         return (
-            f"The raw test loss does not clearly fall ({signed_words(raw.estimate, 'loss')} nats, "
+            f"The raw test loss does not clearly fall ({signed_words(raw.estimate, LOSS)} nats, "
             f"{ends_words(raw)}): there is no improvement to put down to calibration."
         )
-    amount = amount_words(abs(tempered.estimate), "loss")
+    amount = amount_words(abs(tempered.estimate), LOSS)
     if tempered.low > 0:
         return (
-            f"With a temperature for both networks it rises by {amount} nats "
-            f"({ends_words(tempered)}): the improvement is calibration, and a temperature alone "
+            f"With {fitted} for both networks it rises by {amount} nats "
+            f"({ends_words(tempered)}): the improvement is calibration, and {fitted} alone "
             "gives more."
         )
     if tempered.high >= 0:
         return (
-            "With a temperature for both networks it changes by "
-            f"{signed_words(tempered.estimate, 'loss')} nats ({ends_words(tempered)}): no "
+            f"With {fitted} for both networks it changes by "
+            f"{signed_words(tempered.estimate, LOSS)} nats ({ends_words(tempered)}): no "
             "improvement beyond calibration is shown."
         )
     part = f"about {percent(share, 2)}" if share > 0 else "none"
     return (
-        f"With a temperature for both networks it still falls by {amount} nats "
+        f"With {fitted} for both networks it still falls by {amount} nats "
         f"({ends_words(tempered)}): {part} of the improvement is calibration."
     )

@@ -6,29 +6,28 @@ alone. Axes: `C` candidates, `M` networks, `N` test examples.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxcomp.experiments.choice import choose
 from jaxcomp.experiments.sweep.config import Setting
+from jaxcomp.experiments.sweep.task_words import CLASSIFICATION, Quantity, TaskWords
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Quantity = Literal["loss", "loss_tempered", "accuracy"]
 
 
 class VariantLosses(NamedTuple):
     """One variant on the test set, per network and example: `M` networks in the table's order."""
 
     loss: NDArray[np.floating[Any]]
-    """`(M, N)` cross-entropy in nats."""
+    """`(M, N)` loss in nats."""
     loss_tempered: NDArray[np.floating[Any]]
-    """`(M, N)` the same with each network's temperature, fitted on the validation set."""
-    correct: NDArray[np.bool_]
-    """`(M, N)` bool: the highest logit is the label's. A temperature does not change it."""
+    """`(M, N)` the same with each network's calibration, fitted on the validation set."""
+    score: NDArray[Any]
+    """`(M, N)` the task's score: of a classifier bool, whether the highest logit is the label's."""
 
 
 _SETTING_COLUMNS = ("dataset", "model", "label_noise")
@@ -44,17 +43,11 @@ _DESCRIPTION_COLUMNS = (
 # A table without the column has the same size of codebook in every layer.
 ALLOCATION = "allocation"
 MEASURED_RATIO, ESTIMATED_RATIO = "ratio", "ratio_estimated"
-_VALIDATION_COLUMNS: dict[Quantity, str] = {
-    "loss": "validation_loss",
-    "loss_tempered": "validation_loss_tempered",
-    "accuracy": "validation_accuracy",
-}
 _COLUMNS = (
     "variant",
     "model_seed",
     *_DESCRIPTION_COLUMNS,
     "size_bits_estimated",
-    *_VALIDATION_COLUMNS.values(),
 )
 
 
@@ -64,7 +57,7 @@ class JudgedVariant(NamedTuple):
     name: str
     is_about: dict[str, Any]
     sizes: NDArray[np.float64]  # (M,) bits of files, or estimated
-    validation: dict[Quantity, NDArray[np.float64]]  # each (M,)
+    validation: dict[str, NDArray[np.float64]]  # by name of the quantity, each (M,)
 
     @property
     def bits(self) -> float:
@@ -81,8 +74,8 @@ class Candidate(NamedTuple):
 
     def validation_difference(self, quantity: Quantity) -> NDArray[np.float64]:
         """Variant minus reference on the validation set, (M,)."""
-        return self.variant.validation[quantity] - sum(
-            weight * variant.validation[quantity] for weight, variant in self.reference
+        return self.variant.validation[quantity.name] - sum(
+            weight * variant.validation[quantity.name] for weight, variant in self.reference
         )
 
 
@@ -93,6 +86,11 @@ class JudgedSetting(NamedTuple):
     variants: tuple[JudgedVariant, ...]
     original: JudgedVariant
     has_files: bool  # whether sizes are those of files
+    words: TaskWords
+
+    def scale(self, quantity: Quantity, original: float) -> float:
+        """Return what a change is compared with; see `TaskWords.scale`."""
+        return self.words.scale(quantity, original)
 
     def of_kind(self, kind: str) -> list[JudgedVariant]:
         """Variants of one kind, in the table's order."""
@@ -111,15 +109,17 @@ def ratio_column(table: "Mapping[Any, Any] | pd.DataFrame") -> str:
     return MEASURED_RATIO if len(measured) and measured.all() else ESTIMATED_RATIO
 
 
-def read_table(table: "pd.DataFrame") -> JudgedSetting:
-    """Read the table of one setting.
+def read_table(table: "pd.DataFrame", words: TaskWords = CLASSIFICATION) -> JudgedSetting:
+    """Read the table of one setting of a task.
 
     Raises:
         ValueError: if it lacks a column, mixes settings, has no single original or variants of
             different networks.
     """
     identity = ("setting",) if "setting" in table.columns else _SETTING_COLUMNS
-    missing = [name for name in (*identity, *_COLUMNS) if name not in table.columns]
+    validation = [f"validation_{quantity.name}" for quantity in words.quantities]
+    needed = (*_COLUMNS, *validation)
+    missing = [name for name in (*identity, *needed) if name not in table.columns]
     if missing:
         raise ValueError(f"The table lacks the columns {missing} that the claims are made from.")
     settings = list(dict.fromkeys(zip(*(table[name].tolist() for name in identity), strict=True)))
@@ -128,7 +128,7 @@ def read_table(table: "pd.DataFrame") -> JudgedSetting:
             "Claims are made for one data set, model and label noise at a time, got the settings "
             f"{settings}: select the rows of one of them."
         )
-    columns = {name: table[name].to_numpy() for name in _COLUMNS}
+    columns = {name: table[name].to_numpy() for name in needed}
     columns[ALLOCATION] = (
         table[ALLOCATION].to_numpy()
         if ALLOCATION in table.columns
@@ -140,7 +140,7 @@ def read_table(table: "pd.DataFrame") -> JudgedSetting:
     are_measured = ratio_column(table) == MEASURED_RATIO
     size_bits = 8 * table["size_bytes"] if are_measured else table["size_bits_estimated"]
     columns["size_bits"] = size_bits.to_numpy()
-    variants = tuple(_read_variant(name, rows[name], columns) for name in rows)
+    variants = tuple(_read_variant(name, rows[name], columns, words) for name in rows)
     originals = [variant for variant in variants if variant.is_about["kind"] == "original"]
     if len(originals) != 1:
         raise ValueError(
@@ -157,10 +157,12 @@ def read_table(table: "pd.DataFrame") -> JudgedSetting:
     name = settings[0][0]
     if len(identity) > 1:
         name = Setting(*settings[0]).name
-    return JudgedSetting(str(name), variants, originals[0], are_measured)
+    return JudgedSetting(str(name), variants, originals[0], are_measured, words)
 
 
-def _read_variant(name: str, rows: list[int], columns: Mapping[str, NDArray[Any]]) -> JudgedVariant:
+def _read_variant(
+    name: str, rows: list[int], columns: Mapping[str, NDArray[Any]], words: TaskWords
+) -> JudgedVariant:
     return JudgedVariant(
         name=name,
         is_about={
@@ -168,8 +170,8 @@ def _read_variant(name: str, rows: list[int], columns: Mapping[str, NDArray[Any]
         },
         sizes=columns["size_bits"][rows].astype(np.float64),
         validation={
-            quantity: columns[column][rows].astype(np.float64)
-            for quantity, column in _VALIDATION_COLUMNS.items()
+            quantity.name: columns[f"validation_{quantity.name}"][rows].astype(np.float64)
+            for quantity in words.quantities
         },
     )
 
@@ -233,26 +235,17 @@ def scores(candidates: Sequence[Candidate], quantity: Quantity) -> NDArray[np.fl
     By its own value, not by its advantage over the reference: a penalty that helps most where both
     networks are ruined answers nobody's question.
     """
-    values = [candidate.variant.validation[quantity] for candidate in candidates]
-    return -claimed_sign(quantity) * np.asarray(values)
-
-
-def claimed_sign(quantity: Quantity) -> int:
-    """Of an improvement."""
-    return 1 if quantity == "accuracy" else -1
+    values = [candidate.variant.validation[quantity.name] for candidate in candidates]
+    return -quantity.claimed_sign * np.asarray(values)
 
 
 def values_of(
     variant: JudgedVariant, quantity: Quantity, load: Callable[[str], VariantLosses]
 ) -> NDArray[Any]:
-    """Losses or hits of a variant on the test set, (M, N)."""
+    """Losses or scores of a variant on the test set, (M, N)."""
     found = load(variant.name)
-    matrix = {
-        "loss": found.loss,
-        "loss_tempered": found.loss_tempered,
-        "accuracy": found.correct,
-    }[quantity]
-    return np.asarray(matrix, dtype=np.float64)
+    matrix = {"loss": found.loss, "loss_tempered": found.loss_tempered}.get(quantity.name)
+    return np.asarray(found.score if matrix is None else matrix, dtype=np.float64)
 
 
 def difference(

@@ -33,12 +33,10 @@ from jaxcomp.experiments.sweep.candidates import (
     Candidate,
     JudgedSetting,
     JudgedVariant,
-    Quantity,
     VariantLosses,
     against_original,
     best,
     checked_losses,
-    claimed_sign,
     controls_of,
     difference,
     is_penalised,
@@ -47,6 +45,13 @@ from jaxcomp.experiments.sweep.candidates import (
     usable,
     values_of,
 )
+from jaxcomp.experiments.sweep.task_words import (
+    CLASSIFICATION,
+    LOSS,
+    TEMPERED,
+    Quantity,
+    TaskWords,
+)
 from jaxcomp.experiments.sweep.words import (
     amount_words,
     change_words,
@@ -54,7 +59,6 @@ from jaxcomp.experiments.sweep.words import (
     ends_words,
     relative_words,
     signed_words,
-    unit_words,
     value_words,
 )
 from jaxcomp.experiments.verdicts import Verdict, decide, p_words, percent
@@ -67,7 +71,8 @@ class Claim(NamedTuple):
     """One claim about one setting, decided."""
 
     name: str
-    """`raw loss`, `tempered loss`, `accuracy`, `penalty, raw loss` or `penalty, tempered loss`."""
+    """`raw loss`, `tempered loss`, `accuracy` (or another score of the task), `penalty, raw loss`,
+    `penalty, tempered loss` or `beyond controls`."""
     statement: str
     """What is claimed."""
     setting: str
@@ -82,8 +87,9 @@ class Claim(NamedTuple):
     """Shares of the reference variants in the comparison; they sum to 1."""
     num_candidates: int
     """Variants (or pairs) the choice was made among."""
-    quantity: Quantity
-    """What the effect is a difference of: a loss in nats, or the accuracy as a fraction."""
+    quantity: str
+    """What the effect is a difference of: `loss` and `loss_tempered` in nats, or the score of the
+    task, such as `accuracy`, as a fraction."""
     value: float
     """The variant's mean on the test set."""
     reference_value: float
@@ -97,6 +103,7 @@ class Claim(NamedTuple):
     relative_effect: float | None
     """Effect over the original's mean loss, or over the original's *error rate* for the accuracy:
     a rise from 98 to 98.5 % is half a per cent of the accuracy but removes a quarter of the errors.
+    Losses of a regression are over half a nat, which makes it a share of the squared error.
     None if the original's value is 0."""
     p_value: float
     """Two-sided, covering the choice of the variant on the same networks."""
@@ -169,6 +176,7 @@ def evaluate_claims(
     table: "pd.DataFrame",
     losses: Callable[[str], VariantLosses],
     *,
+    words: TaskWords = CLASSIFICATION,
     confidence: float = 0.95,
     practical: float = 0.03,
 ) -> list[Claim]:
@@ -194,8 +202,9 @@ def evaluate_claims(
         table: one row per variant and network, of a single setting (named by the column `setting`,
             else by `dataset`, `model` and `label_noise`), with one variant of kind "original";
             every variant lists the same `model_seed`s in the same order. Other kinds are ignored.
-        losses: gives a variant's test losses and hits, `(M, N)`; called once per variant needed,
+        losses: gives a variant's test losses and scores, `(M, N)`; called once per variant needed,
             which are few.
+        words: of the task.
         confidence: of the intervals; one minus the level of the tests.
         practical: the relative effect from which a difference counts.
 
@@ -206,7 +215,7 @@ def evaluate_claims(
         ValueError: if the table lacks a column, mixes settings, has no single original or variants
             of different networks, or if a loss matrix does not fit the table.
     """
-    setting = read_table(table)
+    setting = read_table(table, words)
     load = checked_losses(losses, setting.original)
     questions = [question for question in _questions(setting) if question.candidates]
     answers = [_answer(question, setting, load, confidence, practical) for question in questions]
@@ -277,28 +286,36 @@ def _questions(setting: JudgedSetting) -> list[_Question]:
         find = _at_equal_bits if penalty else against_original
         return _Question(name, statement, quantity, tuple(find(setting, quantity)))
 
+    words = setting.words
+    score = words.score
+    direction = "raises" if score.is_higher_better else "lowers"
     return [
-        question("raw loss", "Compression lowers the test loss.", "loss", penalty=False),
+        question("raw loss", "Compression lowers the test loss.", LOSS, penalty=False),
         question(
             "tempered loss",
             "Compression lowers the test loss when the original and the compressed network both "
-            "have their best temperature.",
-            "loss_tempered",
+            f"have their best {words.calibration}.",
+            TEMPERED,
             penalty=False,
         ),
-        question("accuracy", "Compression raises the test accuracy.", "accuracy", penalty=False),
+        question(
+            score.name.replace("_", " "),
+            f"Compression {direction} the test {score.label}.",
+            score,
+            penalty=False,
+        ),
         question(
             "penalty, raw loss",
             "At equal bits, the diameter penalty lowers the test loss below that of K-means "
             "with the same importance and without it.",
-            "loss",
+            LOSS,
             penalty=True,
         ),
         question(
             "penalty, tempered loss",
-            "At equal bits and best temperatures, the diameter penalty lowers the test loss below "
-            "that of K-means with the same importance and without it.",
-            "loss_tempered",
+            f"At equal bits and best {words.calibration}s, the diameter penalty lowers the test "
+            "loss below that of K-means with the same importance and without it.",
+            TEMPERED,
             penalty=True,
         ),
     ]
@@ -397,13 +414,13 @@ def _claim(
 ) -> Claim:
     question, interval = answer.question, answer.interval
     original = answer.original_value
-    scale = 1 - original if question.quantity == "accuracy" else original
+    scale = setting.scale(question.quantity, original)
     relative = interval.estimate / scale if scale > 0 else None
     verdict = decide(
         interval,
         scale,
         is_significant=p_adjusted < 1 - confidence,
-        claimed_sign=claimed_sign(question.quantity),
+        claimed_sign=question.quantity.claimed_sign,
         practical=practical,
     )
     against_control = answer.control_interval
@@ -412,11 +429,11 @@ def _claim(
         statement=question.statement,
         setting=setting.name,
         variant=answer.chosen.variant.name,
-        description=describe(answer.chosen.variant),
+        description=describe(answer.chosen.variant, setting.words),
         reference=tuple(variant.name for _, variant in answer.chosen.reference),
         reference_weights=tuple(weight for weight, _ in answer.chosen.reference),
         num_candidates=len(question.candidates),
-        quantity=question.quantity,
+        quantity=question.quantity.name,
         value=answer.value,
         reference_value=answer.reference_value,
         effect=interval.estimate,
@@ -437,13 +454,14 @@ def _claim(
         control_high=None if against_control is None else against_control.high,
         confidence=confidence,
         sentence=_sentence(
-            answer, verdict, relative, p_adjusted, num_claims, confidence, practical
+            answer, setting, verdict, relative, p_adjusted, num_claims, confidence, practical
         ),
     )
 
 
 def _sentence(
     answer: _Answer,
+    setting: JudgedSetting,
     verdict: Verdict,
     relative: float | None,
     p_adjusted: float,
@@ -452,13 +470,12 @@ def _sentence(
     practical: float,
 ) -> str:
     question, chosen, interval = answer.question, answer.chosen, answer.interval
-    quantity = question.quantity
-    is_accuracy = quantity == "accuracy"
+    quantity, words = question.quantity, setting.words
     is_penalty = chosen.reference[0][1].is_about["kind"] != "original"
     actor = "the diameter penalty" if is_penalty else "compression"
-    subject = "the test accuracy" if is_accuracy else "the test loss"
-    aim, opposite = ("raise", "lowers") if is_accuracy else ("lower", "raises")
-    scale = "the error rate" if is_accuracy else subject
+    subject = f"the test {quantity.label}"
+    aim, opposite = ("raise", "lowers") if quantity.is_higher_better else ("lower", "raises")
+    scale = f"the {quantity.deficit}" if quantity.deficit else subject
     found = {
         "holds": f"{actor} {aim}s {subject}",
         "opposite": f"{actor} {opposite} {subject}",
@@ -468,23 +485,25 @@ def _sentence(
     conditions = []
     if is_penalty:
         conditions.append(f"at {'the nearest' if chosen.is_outside else 'equal'} bits")
-    if quantity == "loss_tempered":
-        conditions.append("with a temperature for both networks")
+    if quantity == TEMPERED:
+        conditions.append(f"with {words.fitted} for both networks")
     before, after = (value_words(v, quantity) for v in (answer.reference_value, answer.value))
     movement = f"{after} with it, {before} without" if is_penalty else f"from {before} to {after}"
     head = ", ".join([" and ".join(conditions), found] if conditions else [found])
     numbers = (
         f"{change_words(interval, quantity, confidence)}"
-        f"{relative_words(relative, is_accuracy)}, {p_words(p_adjusted)}"
+        f"{relative_words(relative, quantity, words)}, {p_words(p_adjusted)}"
     )
     parts = [f"{head[0].upper()}{head[1:]}: {movement} ({numbers})."]
     calibration = answer.calibration
     if verdict == "holds" and calibration is not None and calibration.share is not None:
         parts.append(calibration.sentence)
-    return " ".join([*parts, *_choice_words(answer, num_claims), *_control_words(answer)])
+    return " ".join(
+        [*parts, *_choice_words(answer, num_claims, words), *_control_words(answer, words)]
+    )
 
 
-def _choice_words(answer: _Answer, num_claims: int) -> list[str]:
+def _choice_words(answer: _Answer, num_claims: int, task: TaskWords) -> list[str]:
     num_candidates, num_models = len(answer.question.candidates), answer.interval.num_models
     choice = (
         f"chosen among {num_candidates} variants on the validation set"
@@ -492,7 +511,7 @@ def _choice_words(answer: _Answer, num_claims: int) -> list[str]:
         else "the only variant"
     )
     networks = "this one network" if num_models == 1 else f"{num_models} networks"
-    words = [f"Tested: {describe(answer.chosen.variant)}, {choice}, on {networks}."]
+    words = [f"Tested: {describe(answer.chosen.variant, task)}, {choice}, on {networks}."]
     if num_models == 1:
         words.append("Nothing is said about other networks.")
     # For one network the choice needs no allowance: other examples made it.
@@ -507,23 +526,23 @@ def _choice_words(answer: _Answer, num_claims: int) -> list[str]:
     return words
 
 
-def _control_words(answer: _Answer) -> list[str]:
+def _control_words(answer: _Answer, words: TaskWords) -> list[str]:
     interval, control = answer.control_interval, answer.control
     if interval is None or control is None:
         return []
     quantity = answer.question.quantity
     excludes_zero = interval.low > 0 or interval.high < 0
-    subject = f"The best control, which compresses nothing ({describe(control)}),"
+    subject = f"The best control, which compresses nothing ({describe(control, words)}),"
     if not excludes_zero:
         return [
             f"{subject} cannot be told apart from it: difference "
-            f"{signed_words(interval.estimate, quantity)}{unit_words(quantity)} "
+            f"{signed_words(interval.estimate, quantity)}{quantity.difference_unit} "
             f"({ends_words(interval, quantity)})."
         ]
-    is_variant_better = interval.estimate * claimed_sign(quantity) > 0
+    is_variant_better = interval.estimate * quantity.claimed_sign > 0
     low, high = sorted((abs(interval.low), abs(interval.high)))
     return [
         f"{subject} is {'worse' if is_variant_better else 'better'} by "
-        f"{amount_words(abs(interval.estimate), quantity)}{unit_words(quantity)} "
+        f"{amount_words(abs(interval.estimate), quantity)}{quantity.difference_unit} "
         f"({amount_words(low, quantity)} to {amount_words(high, quantity)})."
     ]

@@ -66,7 +66,8 @@ class Codebooks(NamedTuple):
         for name, points in self.points.items():
             own: list[Any] = []
             for point in points:
-                parts = [np.asarray(part) for part in point.codebook]
+                # A user's method may need no more than the parameter.
+                parts = [np.asarray(part) for part in point.codebook or ()]
                 values += [part.ravel() for part in parts]
                 shapes = [list(part.shape) for part in parts]
                 own.append([point.parameter, bool(point.converged), shapes])
@@ -99,7 +100,7 @@ class Codebooks(NamedTuple):
                         size = int(np.prod(shape))
                         parts.append(values[start : start + size].reshape(shape))
                         start += size
-                    own.append(Point(parameter, converged, tuple(parts)))
+                    own.append(Point(parameter, converged, tuple(parts) or None))
                 points[name] = tuple(own)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"stored codebooks lack {error}; run the sweep again.") from error
@@ -162,7 +163,9 @@ def quantizer(
         case "magnitude_pruning":
             return MagnitudePruning()
         case method:
-            raise ValueError(f"{method!r} compresses nothing.")
+            raise ValueError(
+                f"the method {method!r} is not known: define it, or import the module that does."
+            )
 
 
 def solve_codebooks(
@@ -174,6 +177,7 @@ def solve_codebooks(
     num_iterations: int,
     layer_weight: Mapping[str, float] | None = None,
     seed: int = 0,
+    methods: Mapping[str, Method] | None = None,
 ) -> Codebooks:
     """Solve the codebooks of all variants that have one: a curve for each method and layer.
 
@@ -186,12 +190,16 @@ def solve_codebooks(
         layer_weight: mean curvature of each layer, >= 0. What a squared error in one layer counts
             against one in another where bits are shared without an importance; None for 1.
         seed: of the random start of vector codebooks.
+        methods: of the user, by the name that variants give them.
     """
     groups: dict[tuple[Method, str], list[Variant]] = {}
+    own: dict[tuple[str, str], list[Variant]] = {}
     for needed in {own.id: own for own in map(codebook_variant, variants)}.values():
         if needed.method in _SOLVED:
             method = quantizer(needed, num_bins=num_bins, num_iterations=num_iterations, seed=seed)
             groups.setdefault((method, needed.importance), []).append(needed)
+        elif methods and needed.method in methods:
+            own.setdefault((needed.method, needed.importance), []).append(needed)
     points: dict[str, tuple[Point, ...]] = {}
     stored: dict[str, Layers] = {}
     for (method, name), members in groups.items():
@@ -206,7 +214,17 @@ def solve_codebooks(
             points |= _of_sizes(method, members, problems, weight)
         if known is not None and isinstance(method, EntropyConstrained | Vector):
             stored[name] = known
+    for (label, name), members in own.items():
+        assert methods is not None
+        points |= _of_own(methods[label], members, layers, importance.get(name))
+        if (known := importance.get(name)) is not None:
+            stored[name] = known
     return Codebooks(points, stored)
+
+
+def own_method(method: Method, weights: Array) -> Method:
+    """Return a user's method as it suits a layer."""
+    return method.suited(np.asarray(weights), is_stack=False)
 
 
 def problems_of(layers: Layers, importance: Layers | None) -> list[Problem]:
@@ -250,6 +268,24 @@ def _of_sizes(
                 curve.at(point) for curve, point in zip(curves, own.tolist(), strict=True)
             )
     return found
+
+
+def _of_own(
+    method: Method, variants: Sequence[Variant], layers: Layers, importance: Layers | None
+) -> dict[str, tuple[Point, ...]]:
+    """Solve the points of a user's method, the same parameter in every layer."""
+    parameters = np.asarray([variant.parameter for variant in variants])
+    curves = []
+    for path, weights in layers.items():
+        own = own_method(method, weights)
+        problem = as_problem(weights, None if importance is None else importance[path])
+        # Counts, of clusters or bits, stay whole numbers.
+        asked = parameters.astype(np.asarray(own.candidates()).dtype)
+        curves.append(own.curve(own.prepare(problem), asked))
+    return {
+        variant.id: tuple(curve.at(point) for curve in curves)
+        for point, variant in enumerate(variants)
+    }
 
 
 def _shared(

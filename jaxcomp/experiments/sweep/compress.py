@@ -3,6 +3,7 @@
 The points were solved for the whole grid before (`codebooks`).
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -11,10 +12,16 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxcomp.compressed.tensors import TensorLayout, decode, size_of, tensor_of
-from jaxcomp.experiments.sweep.codebooks import Codebooks, Layers, codebook_variant, quantizer
+from jaxcomp.experiments.sweep.codebooks import (
+    Codebooks,
+    Layers,
+    codebook_variant,
+    own_method,
+    quantizer,
+)
 from jaxcomp.experiments.sweep.files import Stored
 from jaxcomp.experiments.sweep.variants import Variant
-from jaxcomp.quantizers import EntropyConstrained, Vector
+from jaxcomp.quantizers import EntropyConstrained, Method, Vector
 from jaxcomp.quantizers.curves import Point
 from jaxcomp.quantizers.methods.base import CodebookMethod
 from jaxcomp.quantizers.problems import as_problem
@@ -56,6 +63,7 @@ def compress(
     *,
     key: jax.Array,
     last_layer: str | None = None,
+    methods: Mapping[str, Method] | None = None,
 ) -> Compressed:
     """Change the layers as the variant says.
 
@@ -65,18 +73,14 @@ def compress(
         codebooks: from `solve_codebooks`, for the same layers.
         key: for the noise; consumed.
         last_layer: path of the layer that makes the logits.
+        methods: of the user, by the name that variants give them.
+
+    Raises:
+        ValueError: for a method that is not known.
     """
+    if variant.kind in ("compressed", "sensitivity"):
+        return _quantized(layers, variant, codebooks, methods or {})
     match variant.method:
-        case (
-            "kmeans"
-            | "optimal"
-            | "uniform"
-            | "entropy_constrained"
-            | "vector"
-            | "round_to_nearest"
-            | "magnitude_pruning"
-        ):
-            return _quantized(layers, variant, codebooks)
         case "last_layer_scaled":
             assert last_layer is not None
             scaled = layers[last_layer] * jnp.asarray(variant.parameter, layers[last_layer].dtype)
@@ -84,7 +88,7 @@ def compress(
         case "weights_clipped":
             return _uncompressed(_clip(layers, variant.parameter))
         case "gaussian_noise":
-            plain = _quantized(layers, codebook_variant(variant), codebooks)
+            plain = _quantized(layers, codebook_variant(variant), codebooks, {})
             return _uncompressed(_noisy(layers, plain.layers, key))
         case _:
             return _uncompressed(layers)
@@ -109,11 +113,14 @@ def squared_errors(
         return plain, weighted
 
 
-def _quantized(layers: Layers, variant: Variant, codebooks: Codebooks) -> Compressed:
-    method = quantizer(variant)
+def _quantized(
+    layers: Layers, variant: Variant, codebooks: Codebooks, methods: Mapping[str, Method]
+) -> Compressed:
+    own = methods.get(variant.method)
+    method = quantizer(variant) if own is None else own
     known = codebooks.importance.get(variant.importance)
-    # Only these give a weight its code by what it counts.
-    has_costs = isinstance(method, EntropyConstrained | Vector)
+    # Only these, and perhaps a user's, give a weight its code by what it counts.
+    has_costs = own is not None or isinstance(method, EntropyConstrained | Vector)
     points = codebooks.points.get(codebook_variant(variant).id)
     values, stored, counts, converged = {}, {}, [], []
     total = np.zeros(len(Sizes._fields))
@@ -121,6 +128,8 @@ def _quantized(layers: Layers, variant: Variant, codebooks: Codebooks) -> Compre
         if variant.layer and path != variant.layer:
             continue
         importance = known[path] if known is not None and has_costs else None
+        if own is not None:
+            method = own_method(own, weights)
         problem = method.prepare(as_problem(weights, importance))
         point = Point(variant.parameter) if points is None else points[number]
         leaf = tensor_of(problem, point, method)

@@ -8,7 +8,7 @@ et al. (2021) on MNIST, and `phase`, a map over sample sizes and label noise.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, TypeAlias, TypedDict, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from jaxcomp.experiments.settings import (
     DATASETS,
@@ -219,39 +219,6 @@ class SweepConfig:
                 f"unknown sweep settings {unknown}; this version knows {sorted(known)}."
             )
         return cls(**values)
-
-
-class GridSettings(TypedDict, total=False):
-    """The fields of `SweepConfig` that also speak of a network which was trained elsewhere."""
-
-    method: Sequence[str] | str
-    allocation: Sequence[str] | str
-    importance: Sequence[str] | str
-    num_probes: int
-    curvature_examples: int
-    penalty_form: Sequence[str] | str
-    diameter_penalty: Sequence[float] | float
-    num_clusters: Sequence[int] | int
-    num_iterations: int
-    num_bins: int
-    baselines: bool
-    controls: bool
-    seed: int
-
-
-def grid_config(settings: GridSettings) -> SweepConfig:
-    """Check settings for a network that was trained elsewhere.
-
-    Raises:
-        TypeError: for an unknown name.
-        ValueError: for a value that is not allowed.
-    """
-    unknown = sorted(set(settings) - set(GridSettings.__annotations__))
-    if unknown:
-        known = sorted(GridSettings.__annotations__)
-        raise TypeError(f"unknown settings {unknown}; known are {known}.")
-    values: dict[str, Any] = dict(settings)
-    return SweepConfig(**values)
 
 
 @dataclass(frozen=True)

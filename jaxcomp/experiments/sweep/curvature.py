@@ -1,13 +1,15 @@
 """How each importance of a sweep is measured at a trained network."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcomp.adapters import CrossEntropyLoss, freeze
+from jaxcomp.adapters import freeze
 from jaxcomp.curvature import (
     CurvaturePolicy,
     DiagonalEstimate,
@@ -20,14 +22,16 @@ from jaxcomp.curvature import (
 )
 from jaxcomp.curvature.units import in_units_of
 from jaxcomp.experiments.sweep.importance import PROBES
+from jaxcomp.experiments.sweep.tasks import Classification, Task
 from jaxcomp.trees.selection import Select
 from jaxcomp.types import Params, PredictFn
 
 Layers = dict[str, jax.Array]
 
 BATCH_SIZE = 256
-# Above this many classes labels are sampled, since the exact diagonal costs a pass for each.
-MAX_EXACT_CLASSES = 64
+# Above this many outputs of an example labels are sampled, since the exact diagonal costs a pass
+# for each.
+MAX_EXACT_OUTPUTS = 64
 NUM_LABEL_SAMPLES = 16
 # Steps of Adam are on small batches, as in training.
 ADAM_BATCH_SIZE = 10
@@ -57,38 +61,47 @@ def measure_curvature(
     num_probes: int,
     key: jax.Array,
     policy: CurvaturePolicy | None = None,
+    task: Task = Classification(),  # noqa: B008
+    calibration: float = 1.0,
 ) -> Curvatures:
-    """Measure the curvature of the mean cross-entropy at a network, and what weighs it.
+    """Measure the curvature of the mean loss at a network, and what weighs it.
 
     Args:
-        predict_fn: `(params, inputs) -> logits`, evaluation mode.
+        predict_fn: `(params, inputs) -> outputs`, evaluation mode.
         params: all arrays of the network.
-        examples: inputs and integer labels.
+        examples: inputs, and targets as the task has them.
         names: of the importances, see `IMPORTANCES`.
         select: the weights whose curvature is wanted; all others are constants.
         num_probes: of `hutchinson`.
         key: for probes and sampled labels; consumed.
         policy: for negative and vanishing entries; the default one if None.
+        task: what the network is for.
+        calibration: of the raw loss, whose curvature `reference` is.
 
     Raises:
         ValueError: if an estimate is not finite.
     """
     policy = CurvaturePolicy() if policy is None else policy
+    # What stays constant is traced by nobody, and arrays of NumPy take no traced index.
+    params = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, params)
     predict, layers = freeze(predict_fn, params, select)
-    loss, _ = freeze(CrossEntropyLoss(predict_fn), params, select)
+    loss, _ = freeze(task.loss_fn(predict_fn), params, select)
     inputs, labels = examples
     batches = _batches(inputs, labels, BATCH_SIZE)
-    num_classes = jax.eval_shape(predict, layers, inputs[:1]).shape[-1]
+    shape = jax.eval_shape(predict, layers, inputs[:1]).shape
+    factor = task.curvature_factor(calibration, shape[-1])
+    is_exact = math.prod(shape[1:]) <= MAX_EXACT_OUTPUTS
     sampled: dict[str, Any] = (
-        {}
-        if num_classes <= MAX_EXACT_CLASSES
-        else {"num_label_samples": NUM_LABEL_SAMPLES, "key": key}
+        {} if is_exact else {"num_label_samples": NUM_LABEL_SAMPLES, "key": key}
     )
 
     def measure(name: str) -> DiagonalEstimate:
         match = PROBES.fullmatch(name)
         if name == "gauss_newton":
-            return over_batches(GaussNewton(predict, layers, **sampled), batches)
+            wanted = task.curvature_targets(labels)
+            newton = GaussNewton(predict, layers, loss=task.output_loss, **sampled)
+            estimate = over_batches(newton, _batches(inputs, wanted, BATCH_SIZE))
+            return estimate if factor == 1 else _times(estimate, factor)
         if name == "fisher":
             return over_batches(Fisher(loss, layers), batches)
         if name == "adam":
@@ -113,8 +126,19 @@ def measure_curvature(
     return Curvatures(importance, reference.mean, num_raised)
 
 
-def _batches(inputs: np.ndarray, labels: np.ndarray, size: int) -> list[tuple[Any, Any]]:
-    return [(inputs[i : i + size], labels[i : i + size]) for i in range(0, len(labels), size)]
+def _batches(inputs: np.ndarray, targets: Any, size: int) -> list[tuple[Any, Any]]:
+    return [
+        jax.tree.map(lambda array, i=i: array[i : i + size], (inputs, targets))
+        for i in range(0, len(inputs), size)
+    ]
+
+
+def _times(estimate: DiagonalEstimate, factor: float) -> DiagonalEstimate:
+    mean, error = (
+        jax.tree.map(lambda leaf: factor * leaf, tree)
+        for tree in (estimate.mean, estimate.standard_error)
+    )
+    return estimate._replace(mean=mean, standard_error=error)
 
 
 def _adam(loss: Any, layers: Layers, inputs: np.ndarray, labels: np.ndarray) -> DiagonalEstimate:
@@ -124,7 +148,7 @@ def _adam(loss: Any, layers: Layers, inputs: np.ndarray, labels: np.ndarray) -> 
     cut = num_batches * size
     batches = (
         inputs[:cut].reshape(num_batches, size, *inputs.shape[1:]),
-        labels[:cut].reshape(num_batches, size),
+        labels[:cut].reshape(num_batches, size, *labels.shape[1:]),
     )
     return adam_second_moments(_adam_state(loss, layers, batches))
 

@@ -2,8 +2,9 @@
 
 A chunk of variants is evaluated in few large jitted calls: the examples of all three parts are laid
 end to end and walked through in blocks, by the changed networks stacked or, on CPUs, by one after
-the other, and every score is computed from the logits. What is fitted by looking at data (a
-temperature, and later the variant that a claim speaks of) is fitted on the validation set only.
+the other, and every score is computed from the outputs, as the task says. What is fitted by looking
+at data (a calibration, and later the variant that a claim speaks of) is fitted on the validation
+set only.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,21 +15,27 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxcomp.bounds import mutual_information_bound
 from jaxcomp.coding.sizes import compression_ratio
 from jaxcomp.compressed.sections import SharedLeaves
-from jaxcomp.evaluation import metrics
-from jaxcomp.evaluation.calibration import fit_temperature
 from jaxcomp.experiments.samples import Examples
 from jaxcomp.experiments.sweep.candidates import VariantLosses
 from jaxcomp.experiments.sweep.codebooks import Codebooks, Layers
 from jaxcomp.experiments.sweep.compress import Compressed, compress, squared_errors
 from jaxcomp.experiments.sweep.files import can_be_written, file_of, num_bytes
 from jaxcomp.experiments.sweep.limits import NO_LIMITS, limit_curve, limits_at
+from jaxcomp.experiments.sweep.tasks import (
+    Classification,
+    Task,
+    example_values_of,
+    own_calibration_of,
+    scores_of,
+)
 from jaxcomp.experiments.sweep.variants import TRAINED_OTHERWISE, Variant
 from jaxcomp.numerics.units import LN2
+from jaxcomp.quantizers import Method
 from jaxcomp.rate_distortion import LayerCurve
 from jaxcomp.trees.paths import leaves_by_path, replace_leaves
 from jaxcomp.types import Params, PredictFn
@@ -39,6 +46,8 @@ Row = dict[str, Any]
 # a few seconds on two cores.
 CHUNK_FLOPS = 1.5e11
 MAX_CHUNK_VARIANTS = 16
+# Outputs of a chunk are held on the host: at most about this many numbers, 1 GiB.
+MAX_CHUNK_OUTPUTS = 1 << 28
 FLOAT_BITS = 32
 
 
@@ -59,12 +68,12 @@ class Subject:
     """One trained network under test.
 
     Attributes:
-        predict_fn: `(params, inputs) -> logits`, evaluation mode, hashable.
+        predict_fn: `(params, inputs) -> outputs`, evaluation mode, hashable.
         params: all of its arrays.
         layers: names of the layers to compress: paths of leaves, or of a leaf that is a stack of
             layers those of its layers, `path[0]` and so on.
-        otherwise: arrays of the same network trained otherwise, by the method of the control that
-            they are, `early_stopping` and so on; as far as they are known.
+        otherwise: arrays of the same network trained or changed otherwise, by the method of the
+            control that they are, `early_stopping` and so on; as far as they are known.
         last_layer: path of the layer that makes the logits, if known.
         refresh_fn: `(params, inputs) -> params`, re-estimates batch statistics after a
             change of the weights; None to keep them.
@@ -72,6 +81,8 @@ class Subject:
         num_distinct: distinct training examples (draws with replacement repeat some).
         stacks: leaves that are stacks of layers: path, and the axis of the layers.
         as_given: `params -> params`, puts arrays back into the tree that was handed in.
+        task: what it is for.
+        methods: of the user, by the name that variants give them.
     """
 
     predict_fn: PredictFn
@@ -84,6 +95,8 @@ class Subject:
     num_distinct: int | None = None
     stacks: tuple[tuple[str, int], ...] = ()
     as_given: Callable[..., Params] = _as_they_are
+    task: Task = Classification()  # noqa: RUF009
+    methods: Mapping[str, Method] = field(default_factory=dict)
 
     def weights(self) -> Layers:
         """The layers to compress, by name."""
@@ -154,6 +167,7 @@ class Evaluator:
 
     def __init__(self, subject: Subject, parts: Parts, num_chunk_variants: int | None = None):
         self.predict_fn = subject.predict_fn
+        self.task = subject.task
         total = sum(len(part.labels) for part in parts)
         is_convolutional = any(w.ndim > 2 for w in subject.weights().values())
         self.is_on_cpu = _platform(subject.params) == "cpu"
@@ -162,10 +176,10 @@ class Evaluator:
         self.block = min(largest, total)
         self.num_chunk_variants = num_chunk_variants or self._chunk_variants(subject, parts, total)
 
-    def logits(
+    def outputs(
         self, networks: Sequence[Params], inputs: np.ndarray
-    ) -> Float[np.ndarray, "C n classes"]:
-        """Logits of networks; the last block is filled up and cut off again.
+    ) -> Float[np.ndarray, "C n ..."]:
+        """Outputs of networks; the last block is filled up and cut off again.
 
         On CPUs each network is a call of its own: a product is large enough alone, calls that do
         not wait for each other share the cores, and nothing is stacked or filled up.
@@ -177,33 +191,44 @@ class Evaluator:
         blocks = inputs.reshape(-1, self.block, *inputs.shape[1:])
         if self.is_on_cpu:
             found = [_predict_blocks(self.predict_fn, params, blocks) for params in networks]
-            logits = np.stack([np.asarray(own) for own in found])
+            outputs = np.stack([np.asarray(own) for own in found])
+            outputs = outputs.reshape(len(networks), len(inputs), *outputs.shape[3:])
         else:
             # All shapes stay the same, so that nothing recompiles.
             filled = [*networks, *[networks[-1]] * (self.num_chunk_variants - len(networks))]
             stacked = _stack(filled if len(networks) > 1 else list(networks))
             parts = [_predict_stack(self.predict_fn, stacked, block) for block in blocks]
-            logits = np.concatenate([np.asarray(own) for own in parts], axis=1)[: len(networks)]
-        return logits.reshape(len(networks), -1, logits.shape[-1])[:, : len(inputs) - missing]
+            outputs = np.concatenate([np.asarray(own) for own in parts], axis=1)[: len(networks)]
+        return outputs[:, : len(inputs) - missing]
 
     def check_finite(self, subject: Subject, parts: Parts) -> None:
         """Refuse a network whose loss is not finite, before anything is measured at it."""
-        logits = self.logits([subject.params], _inputs(parts))
-        for name, own in zip(Parts._fields, _split(logits[0], parts), strict=True):
-            num_bad = int(np.sum(~np.isfinite(own).all(axis=-1)))
+        outputs = self.outputs([subject.params], _inputs(parts))
+        for name, (own,) in zip(Parts._fields, _split(outputs, parts), strict=True):
+            num_bad = int(np.sum(~np.isfinite(own.reshape(len(own), -1)).all(axis=-1)))
             if num_bad:
                 raise ValueError(
-                    f"the loss of network {subject.model_seed} is not finite: its logits are NaN "
-                    f"or infinite for {num_bad} of the {len(own)} {name} examples; check these "
-                    "inputs and the weights."
+                    f"the loss of network {subject.model_seed} is not finite: its outputs are "
+                    f"NaN or infinite for {num_bad} of the {len(own)} {name} examples; check "
+                    "these inputs and the weights."
                 )
+
+    def own_calibration(self, subject: Subject, parts: Parts) -> Float[Array, ""]:
+        """Return the calibration that an original network brings: its raw loss has it."""
+        if not self.task.brings_calibration:
+            return jnp.ones(())
+        inputs, targets = parts.validation
+        outputs = self.outputs([subject.params], inputs)[0]
+        return own_calibration_of(self.task, outputs, targets)
 
     def _chunk_variants(self, subject: Subject, parts: Parts, total: int) -> int:
         example = parts.test.inputs[: self.block]
         lowered = jax.jit(self.predict_fn).lower(subject.params, example)
         flops = (lowered.cost_analysis() or {}).get("flops", 0.0)
         cost = max(float(flops), 1.0) * total / len(example)
-        return int(np.clip(CHUNK_FLOPS // cost, 1, MAX_CHUNK_VARIANTS))
+        each = jax.eval_shape(self.predict_fn, subject.params, example).size * total // len(example)
+        most = min(MAX_CHUNK_VARIANTS, max(MAX_CHUNK_OUTPUTS // max(each, 1), 1))
+        return int(np.clip(CHUNK_FLOPS // cost, 1, most))
 
 
 class Scorer:
@@ -240,6 +265,11 @@ class Scorer:
         return _inputs(self.parts)
 
     @cached_property
+    def calibration(self) -> Float[Array, ""]:
+        """What the original network brings."""
+        return self.evaluator.own_calibration(self.subject, self.parts)
+
+    @cached_property
     def curve(self) -> LayerCurve | None:
         """The rate-distortion limit of the network under the reference importance."""
         if self.reference is None:
@@ -256,7 +286,7 @@ class Scorer:
     def score(self, variants: Sequence[Variant]) -> list[Row]:
         """Score one chunk of variants."""
         applied = [self.apply(variant) for variant in variants]
-        scores = self._scores([params for params, _ in applied])
+        scores = self._scores([params for params, _ in applied], variants)
         rows = []
         for position, (variant, (params, changed)) in enumerate(
             zip(variants, applied, strict=True)
@@ -266,17 +296,23 @@ class Scorer:
             rows.append(self._row(variant, changed, row, size))
         return rows
 
-    def losses(self, variant: Variant, temperature: float) -> VariantLosses:
-        """Per test example: loss, loss at a fitted temperature, and whether it is right."""
+    def losses(self, variant: Variant, calibration: float) -> VariantLosses:
+        """Per test example: loss, loss at a fitted calibration, and score."""
         params, _ = self.apply(variant)
-        test = self.parts.test
-        logits = self.evaluator.logits([params], test.inputs)[0]
-        losses = VariantLosses(*map(np.asarray, _example_losses(logits, test.labels, temperature)))
-        return (
-            losses._replace(loss=losses.loss_tempered)
-            if variant.method == "temperature"
-            else losses
-        )
+        _, validation, test = self.parts
+        task = self.evaluator.task
+        outputs = self.evaluator.outputs([params], test.inputs)[0]
+        if self._is_output_control(variant):
+            fitted_on = self.evaluator.outputs([params], validation.inputs)[0]
+            outputs = task.controlled(outputs, fitted_on, validation.labels)
+        values = example_values_of(task, outputs, test.labels, self.calibration, calibration)
+        losses = VariantLosses(*map(np.asarray, values))
+        if self._is_output_control(variant) and task.words.control_is_calibration:
+            return losses._replace(loss=losses.loss_tempered)
+        return losses
+
+    def _is_output_control(self, variant: Variant) -> bool:
+        return (variant.kind, variant.method) == ("control", self.evaluator.task.words.control)
 
     @cached_property
     def _original_bytes(self) -> int:
@@ -298,12 +334,22 @@ class Scorer:
             self.keep(variant, data)
         return len(data)
 
-    def _scores(self, networks: Sequence[Params]) -> dict[str, np.ndarray]:
-        logits = self.evaluator.logits(networks, self.inputs)
+    def _scores(
+        self, networks: Sequence[Params], variants: Sequence[Variant]
+    ) -> dict[str, np.ndarray]:
+        task = self.evaluator.task
+        outputs = self.evaluator.outputs(networks, self.inputs)
         # A short chunk is filled up, so that nothing recompiles.
         missing = self.evaluator.num_chunk_variants - len(networks)
-        logits = np.concatenate([logits, np.repeat(logits[-1:], missing, axis=0)])
-        scores = _score(*_split(logits, self.parts), *_labels(self.parts))
+        outputs = np.concatenate([outputs, np.repeat(outputs[-1:], missing, axis=0)])
+        targets = [part.labels for part in self.parts]
+        parts = _split(outputs, self.parts)
+        for position, variant in enumerate(variants):
+            if self._is_output_control(variant):
+                fitted_on = parts[1][position].copy()
+                for part in parts:
+                    part[position] = task.controlled(part[position], fitted_on, targets[1])
+        scores = scores_of(task, self.calibration, parts, targets)
         return {name: np.asarray(values, np.float64) for name, values in scores.items()}
 
     def _row(self, variant: Variant, changed: Compressed, scores: Row, size_bytes: float) -> Row:
@@ -311,11 +357,16 @@ class Scorer:
         biases = _num_floats(self.subject.params) - num_weights
         original_bits = float(FLOAT_BITS * num_weights)
         predicted = np.nan
-        if self.reference is not None and variant.method not in ("original", "temperature"):
+        if (
+            self.reference is not None
+            and variant.kind != "original"
+            and not self._is_output_control(variant)
+        ):
             _, weighted = squared_errors(self.weights, changed.layers, self.reference)
             predicted = 0.5 * float(weighted)
-        if variant.method == "temperature":
-            scores = _at_temperature(scores)
+        words = self.evaluator.task.words
+        if self._is_output_control(variant) and words.control_is_calibration:
+            scores = _at_calibration(scores)
         sizes = changed.sizes
         limits = NO_LIMITS
         if sizes is None or variant.kind == "sensitivity":
@@ -328,8 +379,14 @@ class Scorer:
         size_bits = entropy + codebook
         description += FLOAT_BITS * biases
         num_examples = self.subject.num_distinct or len(self.parts.train.labels)
-        bound = mutual_information_bound(
-            description * LN2, num_examples=num_examples, sub_gaussian_scale=0.5
+        # A score between 0 and 1 of independent examples.
+        has_bound = words.score.is_higher_better and words.per == "example"
+        bound = (
+            mutual_information_bound(
+                description * LN2, num_examples=num_examples, sub_gaussian_scale=0.5
+            )
+            if has_bound
+            else np.nan
         )
         return {
             "variant": variant.id,
@@ -375,8 +432,15 @@ def change(network: Network, variant: Variant) -> tuple[Params, Compressed]:
     """
     subject, codebooks, key = network
     weights = subject.weights()
-    changed = compress(weights, variant, codebooks, key=key, last_layer=subject.last_layer)
-    if variant.method not in TRAINED_OTHERWISE:
+    changed = compress(
+        weights,
+        variant,
+        codebooks,
+        key=key,
+        last_layer=subject.last_layer,
+        methods=subject.methods,
+    )
+    if variant.method not in subject.otherwise and variant.method not in TRAINED_OTHERWISE:
         return replace_leaves(subject.params, subject.leaves_of(changed.layers)), changed
     params = subject.otherwise.get(variant.method)
     if params is None:
@@ -417,71 +481,26 @@ def _stack(trees: list[Params]) -> Params:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-@jax.jit
-def _score(
-    train: Array, validation: Array, test: Array, train_y: Array, validation_y: Array, test_y: Array
-) -> dict[str, Float[Array, " C"]]:
-    temperature = fit_temperature(validation, validation_y)
-    # All parts end to end, raw and tempered side by side: one program for what they share.
-    logits = jnp.concatenate([train, validation, test], axis=1)
-    labels = jnp.concatenate([train_y, validation_y, test_y])
-    both = jnp.stack([logits, logits / temperature[:, None, None]])
-    losses, is_right = metrics.cross_entropy(both, labels), metrics.correct(logits, labels)
-    first, last = train.shape[1], train.shape[1] + validation.shape[1]
-    scores = {"temperature": temperature}
-    for name, own in {
-        "train": slice(0, first),
-        "validation": slice(first, last),
-        "test": slice(last, None),
-    }.items():
-        raw, tempered = jnp.mean(losses[..., own], axis=-1)
-        scores |= {f"{name}_loss": raw, f"{name}_loss_tempered": tempered}
-        accuracy = "accuracy" if name == "test" else f"{name}_accuracy"
-        scores[accuracy] = jnp.mean(is_right[:, own], axis=-1)
-    on_test = {
-        "brier_score": jnp.mean(metrics.brier_score(both[..., last:, :], test_y), axis=-1),
-        "calibration_error": metrics.expected_calibration_error(both[..., last:, :], test_y),
+def _at_calibration(scores: Row) -> Row:
+    """Scores of the network whose raw loss is the one with its fitted calibration, which stays."""
+    return scores | {
+        name.removesuffix("_tempered"): value
+        for name, value in scores.items()
+        if name.endswith("_tempered")
     }
     for name, (raw, tempered) in on_test.items():
         scores |= {name: raw, f"{name}_tempered": tempered}
     return scores
 
 
-@jax.jit
-def _example_losses(
-    logits: Float[Array, "n classes"], labels: Int[Array, " n"], temperature: Float[Array, ""]
-) -> tuple[Array, Array, Array]:
-    return (
-        metrics.cross_entropy(logits, labels),
-        metrics.cross_entropy(logits / temperature, labels),
-        metrics.correct(logits, labels),
-    )
-
-
-def _at_temperature(scores: Row) -> Row:
-    """Scores of the network whose logits are divided by its fitted temperature, which stays."""
-    raw = (
-        "train_loss",
-        "test_loss",
-        "validation_loss",
-        "brier_score",
-        "calibration_error",
-    )
-    return {**scores, **{name: scores[f"{name}_tempered"] for name in raw}}
-
-
 def _inputs(parts: Parts) -> np.ndarray:
     return np.concatenate([part.inputs for part in parts])
 
 
-def _split(logits: np.ndarray, parts: Parts) -> list[np.ndarray]:
-    """Take logits apart along their examples, the last axis but one."""
+def _split(outputs: np.ndarray, parts: Parts) -> list[np.ndarray]:
+    """Take outputs apart along their examples, the second axis."""
     ends = np.cumsum([len(part.labels) for part in parts])
-    return np.split(logits, ends[:-1], axis=-2)
-
-
-def _labels(parts: Parts) -> list[np.ndarray]:
-    return [part.labels for part in parts]
+    return np.split(outputs, ends[:-1], axis=1)
 
 
 def _platform(params: Params) -> str:

@@ -1,13 +1,12 @@
 """The main job: train networks, compress them at every rate, say what of it is real.
 
-`run` does it for the project's own networks and data, `evaluate` for a network trained
+`run` does it for the project's own networks and data, `evaluate` for networks trained
 elsewhere. Both go through the same engine; a run that dies continues from its last chunk.
 """
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,28 +15,28 @@ import pandas as pd
 from jaxcomp import storage
 from jaxcomp.experiments.caches import network_cache
 from jaxcomp.experiments.run import Run
-from jaxcomp.experiments.sweep import variants as grid
+from jaxcomp.experiments.sweep import variants as grid_variants
 from jaxcomp.experiments.sweep.beyond_controls import decided
-from jaxcomp.experiments.sweep.config import (
-    GridSettings,
-    Setting,
-    SweepConfig,
-    grid_config,
-    sorted_clusters,
-)
+from jaxcomp.experiments.sweep.config import Setting, SweepConfig
 from jaxcomp.experiments.sweep.engine import Parts, Subject
 from jaxcomp.experiments.sweep.given import Given, fingerprint_of
+from jaxcomp.experiments.sweep.handed_in import Data, Grid, Networks
 from jaxcomp.experiments.sweep.results import NOUN, SweepResult
 from jaxcomp.experiments.sweep.scoring import Outcome, Scored, score_setting
 from jaxcomp.experiments.sweep.stored import FOLDERS
-from jaxcomp.experiments.sweep.subjects import given_parts, given_subject, trained_subjects
+from jaxcomp.experiments.sweep.subjects import (
+    given_networks,
+    given_parts,
+    given_subjects,
+    trained_subjects,
+)
+from jaxcomp.experiments.sweep.task_words import CLASSIFICATION, TaskWords, words_to_dict
+from jaxcomp.experiments.sweep.tasks import Classification, Task
 from jaxcomp.experiments.sweep.variants import Variant
 from jaxcomp.experiments.team import ALONE, Team
 from jaxcomp.long_call import LongCall
 from jaxcomp.numerics.transformations import all_transfers
 from jaxcomp.progress import Progress
-from jaxcomp.trees.selection import Select
-from jaxcomp.types import Params, PredictFn
 
 
 @all_transfers
@@ -141,10 +140,18 @@ def run_in_team(
                     download=download,
                     cache=cache,
                 )
-                variants = _variants(config, subjects[0])
+                variants = _variants(config, subjects[0], config.method)
                 scored.append(
                     score_setting(
-                        setting, subjects, parts_of, variants, config, run, progress, devices
+                        setting,
+                        subjects,
+                        parts_of,
+                        variants,
+                        config,
+                        run,
+                        progress,
+                        devices,
+                        is_compared=len(config.settings()) > 1,
                     )
                 )
                 if run.is_lead:
@@ -161,153 +168,151 @@ def run_in_team(
 
 @all_transfers
 def evaluate(
-    predict_fn: PredictFn,
-    params: Params,
-    train: tuple[Any, Any],
-    validation: tuple[Any, Any],
-    test: tuple[Any, Any],
+    networks: Networks,
+    data: Data,
+    task: Task = Classification(),  # noqa: B008
+    grid: Grid | None = None,
     *,
-    select: Select = None,
-    sensitivity_clusters: Sequence[int] | int = (4, 16),
-    early_stopped: Params | None = None,
-    last_layer: str | None = None,
-    refresh_fn: Callable[[Params, Any], Params] | None = None,
-    name: str = "network",
     out: Path | str | None = None,
     resume: bool = True,
     quiet: bool = False,
-    **settings: Unpack[GridSettings],
 ) -> SweepResult:
-    """Sweep the compression rate of a classifier that was trained elsewhere.
+    """Sweep the compression rate of networks that were trained elsewhere.
+
+    Variants are spread over all devices of the process, unless JAX has a default device or the
+    weights are spread already.
 
     Args:
-        predict_fn: `(params, inputs) -> logits (batch, classes)` in evaluation mode; pure,
-            hashable, traceable by JAX. `jaxcomp.adapters.nnx_predict_fn` and `linen_predict_fn`
-            make one.
-        params: any pytree; arrays of JAX or NumPy among its leaves, tensors of PyTorch, and
-            anything else, which is left alone.
-        train: `(inputs, labels)` that the network learned from; labels are integers.
-        validation: examples that choices and temperatures are made on.
-        test: examples that only the final numbers see.
-        select: which leaves are compressed (see `jaxcomp.trees.selection`); by default those with
-            two axes or more that `predict_fn` uses as factors of matrix products and convolutions,
-            or looks rows up in. A stack of layers that it scans is compressed layer by layer.
-        sensitivity_clusters: codebook sizes for the table of one layer at a time; may be empty.
-        early_stopped: the same network stopped early, a control.
-        last_layer: name of the layer that makes the logits; None for the one that `predict_fn`
-            uses last (and the control that scales it is left out if there is none, or several).
-        refresh_fn: `(params, train inputs) -> params`, re-estimates batch statistics after
-            compression.
-        name: how the table calls the network.
+        networks: their function, and for each its weights. With several of them (trained from
+            several seeds) claims are about networks of that kind; with one, about that network.
+        data: what they learned from, what choices are made on, and what the numbers are from.
+        task: `Classification`, `Regression`, `Tokens`, or one of your own.
+        grid: how they are compressed, and beside which controls.
         out: directory for results; None keeps them in memory.
         resume: whether finished parts in `out` are used.
         quiet: no progress on stderr.
-        **settings: how the network is compressed, fields of `SweepConfig` with its defaults:
-            `method`, `allocation`, `importance`, `penalty_form`, `diameter_penalty`,
-            `num_clusters` (each one value or several), `baselines`, `controls`, `num_probes`,
-            `curvature_examples`, `num_bins`, `num_iterations`, `seed`.
 
     Returns:
-        Table, claims (over examples: there is one network), sensitivity, and the networks.
+        Table, claims (crossed over networks and examples), sensitivity, and the networks.
 
     Raises:
-        ValueError: on parts that are empty or do not match, labels out of range, weights that
+        ValueError: on samples that are empty or do not match, targets out of range, outputs that
+            are not those of the task, networks or controls of different structures, weights that
             are not finite, or settings that are not allowed.
-        TypeError: if `predict_fn` cannot be hashed, labels are not integers, or a setting is
-            unknown.
+        TypeError: if `predict_fn` cannot be hashed, or targets have another dtype than the task's.
     """
-    if not re.fullmatch(r"[\w .+=-]+", name):
-        raise ValueError(
-            f"name becomes part of file names: use letters, digits, spaces and . + = - _ in it, "
-            f"got {name!r}."
-        )
-    config = grid_config(settings)
-    parts = given_parts(train, validation, test)
-    given = Given.from_params(predict_fn, params)
-    subject = given_subject(
-        given,
-        parts,
-        select=select,
-        last_layer=last_layer,
-        early_stopped=early_stopped,
-        refresh_fn=refresh_fn,
-    )
-    variants = _variants(config, subject) + _sensitivity(subject, sensitivity_clusters)
-    identity = _identity(name, config, subject, variants, given, parts)
-    setting = Setting("given", name, 0.0)
+    grid = Grid() if grid is None else grid
+    config = grid.config()
+    parts = given_parts(data, task)
+    givens = given_networks(networks)
+    subjects = given_subjects(givens, networks, parts, task, grid, data.validation)
+    first = subjects[0]
+    variants = _variants(config, first, grid.names)
+    parameters = {label: own for label, (_, own) in grid.own_methods().items()}
+    variants[1:1] = grid_variants.own_variants(parameters, config.importance)
+    variants += _sensitivity(first, grid.sensitivity_clusters)
+    identity = _identity(networks.name, givens, config, subjects, variants, parts)
+    setting = Setting("given", networks.name, 0.0)
     with Run(out, identity, noun=NOUN, folders=FOLDERS, resume=resume) as run:
         if (result := run.finished(SweepResult.load, quiet=quiet)) is not None:
-            return result.with_subject(subject)
+            return result.with_subjects(subjects)
+        run.manifest["task_words"] = words_to_dict(task.words)
         run.describe()
         with Progress(quiet=quiet) as progress:
             outcome = score_setting(
-                setting, [subject], lambda _: parts, variants, config, run, progress
+                setting,
+                subjects,
+                lambda _: parts,
+                variants,
+                config,
+                run,
+                progress,
+                _devices(subjects),
+                is_compared=config.controls or bool(grid.own_controls),
             ).outcome()
-        result = _result(run, [outcome])
+        result = _result(run, [outcome], task.words)
         run.finish(result, quiet=quiet)
         return result
 
 
-def _variants(config: SweepConfig, subject: Subject) -> list[Variant]:
+def _devices(subjects: Sequence[Subject]) -> Sequence[Any]:
+    """Where variants are spread: nowhere if a device was chosen, or weights are on several."""
+    if getattr(jax.config, "jax_default_device", None) is not None:
+        return ()
+    leaves = [leaf for subject in subjects for leaf in jax.tree.leaves(subject.params)]
+    is_spread = any(isinstance(x, jax.Array) and len(x.sharding.device_set) > 1 for x in leaves)
+    return () if is_spread else jax.local_devices()
+
+
+def _variants(config: SweepConfig, subject: Subject, method: Sequence[str]) -> list[Variant]:
     variants = [
-        grid.ORIGINAL,
-        *grid.compressed_variants(
+        grid_variants.ORIGINAL,
+        *grid_variants.compressed_variants(
             importance=config.importance,
             penalty_form=config.penalty_form,
             diameter_penalty=config.diameter_penalty,
             num_clusters=config.num_clusters,
             baselines=config.baselines,
-            method=config.method,
+            method=method,
             allocation=config.allocation,
         ),
     ]
     if config.controls:
-        variants += grid.control_variants(
+        variants += grid_variants.control_variants(
             num_clusters=config.num_clusters,
             trained_otherwise=subject.otherwise,
             has_last_layer=subject.last_layer is not None,
+            on_outputs=subject.task.words.control,
         )
+    else:
+        variants += grid_variants.otherwise_variants(subject.otherwise)
     return variants
 
 
-def _sensitivity(subject: Subject, sizes: Sequence[int] | int) -> list[Variant]:
+def _sensitivity(subject: Subject, sizes: Any) -> list[Variant]:
     """One layer compressed at a time, if there are several."""
-    if len(subject.layers) < 2 or not (isinstance(sizes, int) or len(sizes)):
+    if len(subject.layers) < 2:
         return []
-    clusters = sorted_clusters(sizes, "sensitivity_clusters")
-    return grid.sensitivity_variants(subject.layers, num_clusters=clusters)
+    return grid_variants.sensitivity_variants(subject.layers, num_clusters=sizes)
 
 
 def _identity(
     name: str,
+    givens: Sequence[Given],
     config: SweepConfig,
-    subject: Subject,
+    subjects: Sequence[Subject],
     variants: Sequence[Variant],
-    given: Given,
     parts: Parts,
 ) -> dict[str, Any]:
-    """What decides the results of a network trained elsewhere, as plain values."""
+    """What decides the results of networks trained elsewhere, as plain values."""
     counts = (
         config.num_probes,
         config.curvature_examples,
         config.num_bins,
         config.num_iterations,
     )
+    first = subjects[0]
     return {
         "name": name,
+        "task": repr(first.task),
         "seed": config.seed,
         "variants": [variant.id for variant in variants],
         "options": [str(value) for value in counts],
-        "refreshed": subject.refresh_fn is not None,
-        "layers": list(subject.layers),
-        "last_layer": subject.last_layer,
-        "network": given.fingerprint(),
-        "otherwise": {name: fingerprint_of(own) for name, own in subject.otherwise.items()},
+        "refreshed": first.refresh_fn is not None,
+        "layers": list(first.layers),
+        "last_layer": first.last_layer,
+        "networks": [given.fingerprint() for given in givens],
+        "otherwise": {
+            name: [fingerprint_of(subject.otherwise[name]) for subject in subjects]
+            for name in first.otherwise
+        },
         "examples": storage.fingerprint([np.asarray(array) for part in parts for array in part]),
     }
 
 
-def _result(run: Run, outcomes: Sequence[Outcome]) -> SweepResult:
+def _result(
+    run: Run, outcomes: Sequence[Outcome], words: TaskWords = CLASSIFICATION
+) -> SweepResult:
     """All settings together."""
     table = pd.concat([part.table for part in outcomes], ignore_index=True)
     is_sensitivity = table["kind"] == "sensitivity"
@@ -322,6 +327,7 @@ def _result(run: Run, outcomes: Sequence[Outcome]) -> SweepResult:
         manifest=run.manifest,
         sensitivity=table.loc[is_sensitivity].reset_index(drop=True),
         directory=run.path,
+        words=words,
         _networks={
             (part.setting.name, network.subject.model_seed): network
             for part in outcomes

@@ -6,7 +6,7 @@ be spread over devices.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -74,18 +74,18 @@ class Given:
         function = predict_fn if frame.is_empty else Framed(predict_fn, frame)
         return cls(function, arrays, frame, dtypes, shardings)
 
-    def arrays_of(self, params: Params) -> Params:
+    def arrays_of(self, params: Params, name: str) -> Params:
         """Return the arrays of another tree of the same structure, on the same devices.
 
+        Args:
+            params: the tree.
+            name: what it is called in messages.
+
         Raises:
-            ValueError: if its structure is another.
+            ValueError: if its structure is another, or a leaf has another shape or dtype.
         """
         arrays, frame = split_constants(with_readable_leaves(params))
-        if frame.structure != self.frame.structure:
-            raise ValueError(
-                "early_stopped must have the structure of params, got "
-                f"{frame.structure} instead of {self.frame.structure}."
-            )
+        self._check_like(arrays, frame, name)
         placed = leaves_by_path(self.params)
         return replace_leaves(
             arrays,
@@ -94,6 +94,38 @@ class Given:
                 for path, leaf in leaves_by_path(arrays).items()
             },
         )
+
+    def check_same_kind(self, other: "Given", name: str) -> None:
+        """Refuse another network that is not of the same kind.
+
+        Args:
+            other: the network.
+            name: what it is called in messages.
+
+        Raises:
+            ValueError: if its structure is another, a leaf has another shape, or what is no array
+                in it differs.
+        """
+        self._check_like(other.params, other.frame, name)
+        if other.predict_fn != self.predict_fn:
+            raise ValueError(
+                f"{name} must have the functions and numbers of the first network among its "
+                "leaves: only arrays may differ."
+            )
+
+    def _check_like(self, arrays: Params, frame: Frame, name: str) -> None:
+        if frame.structure != self.frame.structure:
+            raise ValueError(
+                f"{name} must have the structure of the first network's params, got "
+                f"{frame.structure} instead of {self.frame.structure}."
+            )
+        own = leaves_by_path(self.params)
+        for path, leaf in leaves_by_path(arrays).items():
+            if jnp.shape(leaf) != jnp.shape(own[path]):
+                raise ValueError(
+                    f"{name} must be shaped like the first network's params, but {path} is "
+                    f"{jnp.shape(leaf)} instead of {jnp.shape(own[path])}."
+                )
 
     def restore(self, arrays: Params) -> Params:
         """Return the tree that was handed in with other arrays: its dtypes, devices, constants."""
@@ -104,6 +136,24 @@ class Given:
             for path, sharding in self.shardings.items()
         }
         return self.frame.fill(replace_leaves(arrays, {**placed, **wide}))
+
+    def spread(self) -> "Given":
+        """Return the same with arrays that every local device may compute with.
+
+        Arrays of one device that are bound to it become ones that go where a program runs. The
+        same object if arrays are spread over devices already, or there is one device only.
+        """
+        leaves = {p: x for p, x in leaves_by_path(self.params).items() if isinstance(x, jax.Array)}
+        if len(jax.local_devices()) < 2 or any(
+            len(leaf.sharding.device_set) > 1 for leaf in leaves.values()
+        ):
+            return self
+        bound = {
+            p: x for p, x in leaves.items() if not jnp.issubdtype(x.dtype, jax.dtypes.extended)
+        }
+        free = {path: jnp.asarray(np.asarray(leaf)) for path, leaf in bound.items()}
+        places = {path: leaf.sharding for path, leaf in bound.items()} | self.shardings
+        return replace(self, params=replace_leaves(self.params, free), shardings=places)
 
     def refreshed_by(self, refresh_fn: Callable[..., Params]) -> Callable[..., Params]:
         """Return a function that re-estimates statistics as one of the arrays alone."""

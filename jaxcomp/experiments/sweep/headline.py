@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 from jaxcomp.experiments.sweep.claims import Claim
 from jaxcomp.experiments.sweep.smallest import SmallestNetwork, smaller_words
-from jaxcomp.experiments.sweep.summary import CONTROL_NAMES, Summary, best_variant
+from jaxcomp.experiments.sweep.summary import Summary, best_variant, control_name
+from jaxcomp.experiments.sweep.task_words import LOSS, TEMPERED, TaskWords
+from jaxcomp.experiments.sweep.words import value_words
 from jaxcomp.experiments.verdicts import p_words, percent, signed
 
 __all__ = ["Headline", "headline"]
@@ -26,7 +28,7 @@ class Headline(NamedTuple):
     better: str
     """Whether anything generalises better than the original."""
     calibration: str
-    """What a temperature alone gives, and the best compressed network beside it."""
+    """What calibration alone gives, and the best compressed network beside it."""
 
     def labelled(self) -> list[tuple[str, str]]:
         """The lines with the words that they are announced by."""
@@ -48,7 +50,10 @@ def headline(
         The lines, each of about a hundred characters.
     """
     return Headline(
-        _compressed(summary), _no_loss(smallest), _better(claims), _calibration(summary)
+        _compressed(summary),
+        _no_loss(smallest, summary.words),
+        _better(claims, summary.words),
+        _calibration(summary),
     )
 
 
@@ -62,14 +67,14 @@ def _compressed(summary: Summary) -> str:
     return f"{networks}{size} ({summary.subject}), in {ways}{files}"
 
 
-def _no_loss(smallest: SmallestNetwork | None) -> str:
+def _no_loss(smallest: SmallestNetwork | None, words: TaskWords) -> str:
     if smallest is None:
         return "not looked for: nothing was compressed"
     change, low, high = (
-        signed(100 * value / smallest.reference_value, 1)
+        signed(100 * value / smallest.scale, 1)
         for value in (smallest.effect, smallest.low, smallest.high)
     )
-    numbers = f"tempered test loss {change} % ({low} to {high} %)"
+    numbers = f"{words.tempered} test loss {change} %{words.relative_to} ({low} to {high} %)"
     variant = smaller_words(smallest)
     limit = percent(smallest.margin)
     if smallest.holds:
@@ -77,49 +82,58 @@ def _no_loss(smallest: SmallestNetwork | None) -> str:
     return f"not shown for any size; tested {variant}: {numbers}, not within {limit}"
 
 
-def _better(claims: Sequence[Claim]) -> str:
+def _better(claims: Sequence[Claim], words: TaskWords) -> str:
     by_name = {claim.name: claim for claim in claims}
     raw = by_name.get("raw loss")
-    asked = [by_name[name] for name in ("tempered loss", "accuracy") if name in by_name]
+    score = words.score.name.replace("_", " ")
+    asked = [by_name[name] for name in ("tempered loss", score) if name in by_name]
     if not asked:
         return "not tested: no claims were made"
     held = [claim for claim in asked if claim.holds]
     if held:
-        told = "; ".join(f"{_movement(claim)}, {p_words(claim.p_adjusted)}" for claim in held)
-        return f"yes, {held[0].description}: {told}{_beside_control(held[0])}"
+        told = "; ".join(
+            f"{_movement(claim, words)}, {p_words(claim.p_adjusted)}" for claim in held
+        )
+        return f"yes, {held[0].description}: {told}{_beside_control(held[0], words)}"
     is_surely_not = all(claim.verdict in ("opposite", "no practical difference") for claim in asked)
     answer = "no" if is_surely_not else "not shown"
     if raw is not None and raw.holds:
         answer += ", only the raw loss falls, which is calibration"
-    return f"{answer}: best {', best '.join(map(_movement, asked))}"
+    return f"{answer}: best {', best '.join(_movement(claim, words) for claim in asked)}"
 
 
-def _movement(claim: Claim) -> str:
-    before, after = claim.reference_value, claim.value
-    if claim.quantity == "accuracy":
-        return f"accuracy {100 * after:.2f} % (original {100 * before:.2f} %)"
-    return f"tempered test loss {after:.4f} (original {before:.4f})"
+def _movement(claim: Claim, words: TaskWords) -> str:
+    quantity = words.quantity(claim.quantity)
+    after, before = (value_words(v, quantity) for v in (claim.value, claim.reference_value))
+    name = f"{words.tempered} test loss" if quantity == TEMPERED else quantity.label
+    return f"{name} {after} (original {before})"
 
 
-def _beside_control(claim: Claim) -> str:
+def _beside_control(claim: Claim, words: TaskWords) -> str:
     """Whether something that compresses nothing does better still."""
     if claim.control is None or claim.control_effect is None:
         return ""
-    sign = 1 if claim.quantity == "accuracy" else -1
+    sign = words.quantity(claim.quantity).claimed_sign
     assert claim.control_low is not None
     assert claim.control_high is not None
     if claim.control_low <= 0 <= claim.control_high or claim.control_effect * sign > 0:
         return ""
-    name = CONTROL_NAMES.get(claim.control, claim.control)
-    return f"; but {name}, which compresses nothing, does better still"
+    return f"; but {control_name(claim.control)}, which compresses nothing, does better still"
 
 
 def _calibration(summary: Summary) -> str:
-    original = summary.original
-    raw, tempered = original.mean("test_loss"), original.mean("test_loss_tempered")
-    alone = (
-        f"one temperature alone takes the raw test loss from {raw:.3f} to {tempered:.3f} "
-        f"({100 * (tempered / raw - 1) if raw else 0.0:+.0f} %)"
+    words, original = summary.words, summary.original
+    raw, alone = original.mean("test_loss"), original.mean("test_loss_tempered")
+    if not words.control_is_calibration:
+        control = best_variant(summary.of("control", words.control), "validation_loss")
+        if control is None:
+            return f"not looked for: no {words.control} was run"
+        alone = control.mean("test_loss")
+    scale = words.scale(LOSS, raw)
+    change = 100 * (alone - raw) / scale if scale else 0.0
+    told = (
+        f"{words.control_words} alone takes the raw test loss from {raw:.3f} to {alone:.3f} "
+        f"({change:+.0f} %{words.relative_to})"
     )
     best = best_variant(summary.of("compressed"), "validation_loss")
-    return alone if best is None else f"{alone}, the best variant to {best.mean('test_loss'):.3f}"
+    return told if best is None else f"{told}, the best variant to {best.mean('test_loss'):.3f}"

@@ -9,7 +9,7 @@ from rich.text import Text
 from jaxcomp.experiments.reporting import Labelled, markdown_table
 from jaxcomp.experiments.sweep import beyond_controls
 from jaxcomp.experiments.sweep.claims import Claim
-from jaxcomp.experiments.sweep.summary import CONTROL_NAMES, Summary
+from jaxcomp.experiments.sweep.summary import Summary, control_name
 from jaxcomp.experiments.verdicts import p_words, percent, signed
 
 COLUMNS = ("setting", "original", "against it", "compressed", "best control", "against that", "")
@@ -28,8 +28,9 @@ _MARKS = {
 
 
 def map_claims(claims: Sequence[Claim] | None) -> dict[str, Claim]:
-    """Return the claims beyond controls by setting; none if there is no map."""
-    return {c.setting: c for c in claims or () if c.name == beyond_controls.NAME}
+    """Return the claims beyond controls by setting; none if there is no map of several."""
+    found = {c.setting: c for c in claims or () if c.name == beyond_controls.NAME}
+    return found if len(found) > 1 else {}
 
 
 def map_headline(found: dict[str, Claim]) -> Labelled:
@@ -65,7 +66,6 @@ def map_rows(
         claim, own = found.get(summary.name), tempered.get(summary.name)
         if claim is None or own is None:
             continue
-        method = claim.control or ""
         share = (claim.relative_effect or 0.0) / claim.effect if claim.effect else 0.0
         low, high = 100 * share * claim.low, 100 * share * claim.high
         rows.append(
@@ -74,7 +74,7 @@ def map_rows(
                 f"{summary.original.mean('test_loss_tempered'):.3f}",
                 f"{signed(100 * (own.relative_effect or 0.0), 1)} %",
                 claim.description,
-                CONTROL_NAMES.get(method, method),
+                control_name(claim.control or ""),
                 f"{signed(100 * (claim.relative_effect or 0.0), 1)} % ({signed(low, 1)} to "
                 f"{signed(high, 1)}), "
                 f"{p_words(claim.p_adjusted)}",

@@ -37,8 +37,13 @@ ALLOCATED_LABELS = {
 }
 
 
+def method_name(method: str) -> MethodName:
+    """Return how a quantizer is spoken of; a user's by its own name."""
+    return METHODS.get(method, MethodName(method, method, "#117733", "P"))
+
+
 def method_label(method: str, allocation: str = "equal") -> str:
     """Return how a method is called in tables and pictures; an unknown one by its own name."""
     if allocation != "equal":
         return ALLOCATED_LABELS.get(method, f"{method} alloc")
-    return METHODS[method].label if method in METHODS else method
+    return method_name(method).label

@@ -43,26 +43,21 @@ from jaxcomp.experiments.sweep.map_report import (
 from jaxcomp.experiments.sweep.smallest import SmallestNetwork
 from jaxcomp.experiments.sweep.summary import (
     BASELINE_NAMES,
-    CONTROL_NAMES,
     MOST_IN_FULL,
     Curve,
     Summary,
     VariantSummary,
     best_variant,
     claims_of,
+    control_names,
     map_names,
     picture_name,
     summarize,
 )
+from jaxcomp.experiments.sweep.task_words import CLASSIFICATION, TaskWords
 
 __all__ = ["headlines", "print_report", "report_markdown"]
 
-LEGEND = (
-    "Compressing an over-confident network often lowers its raw test loss, because it shrinks the "
-    "logits. That is calibration: one softmax temperature gives it without compressing anything. "
-    "Tempered: with the best temperature for each network. A lower tempered loss or a higher "
-    "accuracy is a better network; a lower raw loss alone is not."
-)
 _FILES = (
     "Ratio: bytes of the original's arrays over those of the file, with all in it that the network "
     "needs; the file was written, read again and compared bit for bit with what was evaluated. "
@@ -102,11 +97,11 @@ COLUMNS = (
     Column("size, kB", "size\nkB", "size_bytes", 1e-3, 1, False, 6, 0),
     Column("train loss", "train\nloss", "train_loss", 1.0, 4, True, 13, 6),
     Column("test loss", "test\nloss", "test_loss", 1.0, 3, True, 11, 6),
-    Column("tempered test loss", "tempered\nloss", "test_loss_tempered", 1.0, 3, True, 11, 8),
+    Column("{} test loss", "{}\nloss", "test_loss_tempered", 1.0, 3, True, 11, 8),
     Column("gap", "\ngap", "generalization_gap", 1.0, 3, False, 6, 6),
-    Column("accuracy", "\naccuracy", "accuracy", 100.0, 2, True, 11, 8),
-    Column("ECE", "\nECE", "calibration_error", 100.0, 1, False, 5, 5),
 )
+# Of a task with classes.
+_CALIBRATION_ERROR = Column("ECE", "\nECE", "calibration_error", 100.0, 1, False, 5, 5)
 # What stands in place of the size where there are no files.
 _RATE = Column("bits per weight", "bits/\nweight", "entropy_bits_per_weight", 1.0, 2, False, 6, 0)
 
@@ -144,7 +139,10 @@ class Section(NamedTuple):
 
 
 def headlines(
-    table: pd.DataFrame, claims: Sequence[Claim] | None, smallest: Sequence[SmallestNetwork]
+    table: pd.DataFrame,
+    claims: Sequence[Claim] | None,
+    smallest: Sequence[SmallestNetwork],
+    words: TaskWords = CLASSIFICATION,
 ) -> list[Labelled]:
     """The four lines of every setting, see `jaxcomp.experiments.sweep.headline`.
 
@@ -152,11 +150,12 @@ def headlines(
         table: as `SweepResult.table`, of one setting or several.
         claims: as `SweepResult.claims`; empty or None if none were made.
         smallest: as `SweepResult.smallest`.
+        words: of the task.
 
     Raises:
         ValueError: if the table lacks columns or the originals.
     """
-    summaries = summarize(table)
+    summaries = summarize(table, words)
     return [
         _headline(summary, claims_of(claims, summary.name, len(summaries)), smallest)
         for summary in summaries
@@ -168,6 +167,7 @@ def print_report(
     claims: Sequence[Claim] | None,
     smallest: Sequence[SmallestNetwork] = (),
     *,
+    words: TaskWords = CLASSIFICATION,
     console: Console,
     directory: Path | str | None = None,
 ) -> None:
@@ -177,13 +177,14 @@ def print_report(
         table: as `SweepResult.table`, of one setting or several.
         claims: as `SweepResult.claims`; empty or None if none were made.
         smallest: as `SweepResult.smallest`.
+        words: of the task.
         console: where to; the table takes 112 columns and drops deviations below that.
         directory: of the result's files, which are then listed.
 
     Raises:
         ValueError: if the table lacks columns or the originals.
     """
-    summaries = summarize(table)
+    summaries = summarize(table, words)
     members = [claims_of(claims, summary.name, len(summaries)) for summary in summaries]
     if on_map := map_claims(claims):
         print_labelled(console, map_headline(on_map))
@@ -203,7 +204,7 @@ def print_report(
             console.print()
         print_labelled(console, _headline(summary, found, smallest))
     console.print()
-    print_text(console, Text(LEGEND, style="italic"))
+    print_text(console, Text(words.explanation, style="italic"))
     for summary, found in zip(summaries, members, strict=True):
         console.print()
         title = Text(summary.description, style="bold")
@@ -225,6 +226,7 @@ def report_markdown(
     claims: Sequence[Claim] | None,
     smallest: Sequence[SmallestNetwork] = (),
     *,
+    words: TaskWords = CLASSIFICATION,
     with_pictures: bool = False,
 ) -> str:
     """Return the same report as Markdown.
@@ -233,6 +235,7 @@ def report_markdown(
         table: as `SweepResult.table`, of one setting or several.
         claims: as `SweepResult.claims`; empty or None if none were made.
         smallest: as `SweepResult.smallest`.
+        words: of the task.
         with_pictures: whether to show the PNG files that `save_figures` writes beside it.
 
     Returns:
@@ -241,7 +244,7 @@ def report_markdown(
     Raises:
         ValueError: if the table lacks columns or the originals.
     """
-    summaries = summarize(table)
+    summaries = summarize(table, words)
     parts = ["# Rate sweep"]
     told: list[Claim] = []
     are_many = len(summaries) > MOST_IN_FULL
@@ -260,7 +263,7 @@ def report_markdown(
             for stem, shown in pictures[: 1 if are_many else None]:
                 file = picture_name(stem, summary.name, len(summaries))
                 parts.append(f"![{shown} against the compression ratio]({file}.png)")
-        parts += ["### Claims", LEGEND, markdown_claims(_told(members))]
+        parts += ["### Claims", words.explanation, markdown_claims(_told(members))]
         parts += ["### Numbers", _numbers_note(summary, "±"), _markdown_table(summary)]
         lines = _limit_lines(summary)
         if lines:
@@ -329,7 +332,7 @@ def _baselines(summary: Summary) -> Iterator[Line]:
 
 
 def _controls(summary: Summary) -> Iterator[Line]:
-    for method, name in CONTROL_NAMES.items():
+    for method, name in control_names(summary).items():
         best = best_variant(summary.of("control", method), "validation_loss")
         if best is None:
             continue
@@ -399,9 +402,23 @@ def _noise_of_chosen(summary: Summary) -> VariantSummary | None:
 
 def _columns(summary: Summary) -> tuple[Column, ...]:
     """The columns of the compact table."""
-    if summary.has_files:
-        return COLUMNS
-    return tuple(_RATE if column.source == "size_bytes" else column for column in COLUMNS)
+    words, score = summary.words, summary.words.score
+    above, _, last = score.label.rpartition(" ")
+    decimals = 4 if score.decimals is None else score.decimals
+    columns = [
+        column._replace(
+            name=column.name.format(words.tempered), header=column.header.format(words.tempered)
+        )
+        for column in COLUMNS
+    ]
+    columns.append(
+        Column(score.label, f"{above}\n{last}", score.name, score.factor, decimals, True, 11, 8)
+    )
+    if _CALIBRATION_ERROR.source in summary.columns:
+        columns.append(_CALIBRATION_ERROR)
+    if not summary.has_files:
+        return tuple(_RATE if c.source == "size_bytes" else c for c in columns)
+    return tuple(columns)
 
 
 def _number(line: Line, column: Column, plus_minus: str) -> str:
@@ -498,13 +515,22 @@ def _dash(console: Console) -> str:
 
 def _numbers_note(summary: Summary, plus_minus: str) -> str:
     parts = [
-        "Losses and gap in nats per example, accuracy and calibration error (ECE) in %.",
+        _units(summary),
         _FILES if summary.has_files else _NO_FILES,
     ]
     if summary.num_models > 1:
         spread = f"Mean {plus_minus} standard deviation over networks."
         parts.append(spread if plus_minus else "Means.")
     return " ".join([*parts, *_unused_clusters(summary)])
+
+
+def _units(summary: Summary) -> str:
+    words = summary.words
+    told = f"Losses and gap in nats per {words.per}"
+    if "calibration_error" in summary.columns:
+        return f"{told}, accuracy and calibration error (ECE) in %."
+    unit = f" in{words.score.unit}" if words.score.unit else ""
+    return f"{told}, {words.score.label}{unit}."
 
 
 def _unused_clusters(summary: Summary) -> list[str]:

@@ -12,7 +12,7 @@ A run directory holds, each file written whole or not at all::
     *.png, *.svg, *.pdf      pictures: `sweep` first, every quantity in `sweep-details`
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from jaxcomp.experiments.sweep.report import headlines, print_report, report_mar
 from jaxcomp.experiments.sweep.smallest import SmallestNetwork, smallest_from_dict
 from jaxcomp.experiments.sweep.stored import read_network
 from jaxcomp.experiments.sweep.summary import rows_where, variant_means
+from jaxcomp.experiments.sweep.task_words import CLASSIFICATION, TaskWords, words_from_dict
 from jaxcomp.experiments.sweep.variants import Variant
 from jaxcomp.numerics.transformations import all_transfers
 from jaxcomp.trees.description import rebuild_tree
@@ -59,6 +60,7 @@ class SweepResult:
         manifest: settings, versions, device, times.
         sensitivity: one layer compressed at a time, if that was asked for.
         directory: where the files are, if they were written.
+        words: of the task.
     """
 
     table: pd.DataFrame
@@ -68,12 +70,13 @@ class SweepResult:
     manifest: dict[str, Any]
     sensitivity: pd.DataFrame = field(default_factory=pd.DataFrame)
     directory: Path | None = None
+    words: TaskWords = CLASSIFICATION
     _networks: dict[tuple[str, int], Network] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """What was found, in five lines at most; the numbers are in `report()` and `table`."""
         try:
-            found = headlines(self.table, self.claims, self.smallest)
+            found = headlines(self.table, self.claims, self.smallest, self.words)
         except ValueError:
             return f"SweepResult with a table of {len(self.table)} rows"
         files = "" if self.directory is None else f", files in {self.directory}"
@@ -90,7 +93,8 @@ class SweepResult:
         """Return the compressed variant that is best on the validation set, mean over networks.
 
         Args:
-            criterion: `validation_loss`, `validation_loss_tempered` or `validation_accuracy`.
+            criterion: `validation_loss`, `validation_loss_tempered` or that of the task's score,
+                `validation_accuracy`.
                 The test set is not a criterion: a choice made on it would spoil the claim.
             min_ratio: least compression ratio allowed, of files if there are any.
             setting: name of the setting, if the sweep has several.
@@ -101,9 +105,10 @@ class SweepResult:
         Raises:
             ValueError: on another criterion, an ambiguous setting, or a ratio never reached.
         """
-        allowed = ("validation_loss", "validation_loss_tempered", "validation_accuracy")
-        if criterion not in allowed:
-            raise ValueError(f"criterion must be one of {', '.join(allowed)}, got {criterion!r}.")
+        of_quantity = {f"validation_{own.name}": own for own in self.words.quantities}
+        if criterion not in of_quantity:
+            allowed = ", ".join(of_quantity)
+            raise ValueError(f"criterion must be one of {allowed}, got {criterion!r}.")
         table = rows_where(self.table, setting=self._setting(setting), kind="compressed")
         means = variant_means(table)
         ratios = means[ratio_column(table)]
@@ -112,8 +117,8 @@ class SweepResult:
             raise ValueError(
                 f"no variant reaches a ratio of {min_ratio:g}: the largest is {ratios.max():.1f}."
             )
-        score = reached[criterion].to_numpy(float)
-        return reached.iloc[score.argmax() if criterion.endswith("accuracy") else score.argmin()]
+        score = -of_quantity[criterion].claimed_sign * reached[criterion].to_numpy(float)
+        return reached.iloc[score.argmin()]
 
     @all_transfers
     def params(
@@ -171,22 +176,40 @@ class SweepResult:
         """Draw the test loss, raw and tempered, against the ratio of sizes, for one setting."""
         rows, claims, name = self._of(setting)
         smallest = next((found for found in self.smallest if found.setting == name), None)
-        return pictures.plot_sweep(rows, claims=claims, smallest=smallest)
+        return pictures.plot_sweep(rows, claims=claims, smallest=smallest, words=self.words)
 
     @own_look()
     def plot_details(self, setting: str | None = None) -> Figure:
         """Draw every quantity and every method against the ratio, for one setting."""
         rows, claims, _ = self._of(setting)
-        return pictures.plot_details(rows, claims=claims)
+        return pictures.plot_details(rows, claims=claims, words=self.words)
 
     def report(self, *, with_pictures: bool = False) -> str:
         """What was found, the numbers and the claims, as Markdown."""
-        return report_markdown(self.table, self.claims, self.smallest, with_pictures=with_pictures)
+        return report_markdown(
+            self.table,
+            self.claims,
+            self.smallest,
+            words=self.words,
+            with_pictures=with_pictures,
+        )
+
+    def claims_frame(self) -> pd.DataFrame:
+        """Return the claims as a table: one row for each, columns named as the fields of `Claim`.
+
+        Several reference variants stand in one cell, with " | " between them.
+        """
+        return pd.DataFrame(claims_table(self.claims), columns=list(Claim._fields))
 
     def print_report(self, console: Console) -> None:
         """Print what was found, the numbers and the claims, for a terminal."""
         print_report(
-            self.table, self.claims, self.smallest, console=console, directory=self.directory
+            self.table,
+            self.claims,
+            self.smallest,
+            words=self.words,
+            console=console,
+            directory=self.directory,
         )
 
     @own_look()
@@ -213,7 +236,7 @@ class SweepResult:
         report = folder / "report.md"
         storage.write_bytes_atomic(report, self.report(with_pictures=True).encode())
         drawn = pictures.save_figures(
-            self.table, folder, claims=self.claims, smallest=self.smallest
+            self.table, folder, claims=self.claims, smallest=self.smallest, words=self.words
         )
         return [*files, claims, report, *drawn]
 
@@ -244,13 +267,15 @@ class SweepResult:
                 manifest=manifest,
                 sensitivity=read_table(sensitivity) if sensitivity.exists() else pd.DataFrame(),
                 directory=folder,
+                words=words_from_dict(manifest.get("task_words")),
                 _networks=networks,
             )
 
-    def with_subject(self, subject: Subject) -> "SweepResult":
-        """The same result, of a network that is at hand as it was handed in."""
+    def with_subjects(self, subjects: Sequence[Subject]) -> "SweepResult":
+        """The same result, of networks that are at hand as they were handed in."""
         networks = {
-            place: network._replace(subject=subject) for place, network in self._networks.items()
+            (name, seed): network._replace(subject=subjects[seed])
+            for (name, seed), network in self._networks.items()
         }
         return replace(self, _networks=networks)
 

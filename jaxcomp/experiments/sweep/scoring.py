@@ -63,7 +63,7 @@ class Scored:
         parts_of: number of a network -> its three parts.
         variants: in the order of the table.
         evaluator: of the setting.
-        is_one_of_many: whether there are other settings, with which it makes a map.
+        is_compared: whether compression is compared with what compresses nothing.
     """
 
     setting: Setting
@@ -72,15 +72,14 @@ class Scored:
     parts_of: Callable[[int], Parts]
     variants: Sequence[Variant]
     evaluator: Evaluator
-    is_one_of_many: bool
+    is_compared: bool
 
     def outcome(self) -> Outcome:
         """Make the claims."""
         name = self.setting.name
         table = _table(self.setting, self.rows)
-        temperatures = {
-            (row["variant"], row["model_seed"]): row["temperature"] for row in self.rows
-        }
+        calibration = self.evaluator.task.words.calibration
+        calibrations = {(row["variant"], row["model_seed"]): row[calibration] for row in self.rows}
         by_id = {variant.id: variant for variant in self.variants}
 
         @cache
@@ -88,19 +87,22 @@ class Scored:
             return stack_losses(
                 [
                     Scorer(network, self.parts_of(number), self.evaluator).losses(
-                        by_id[variant_id], temperatures[variant_id, network.subject.model_seed]
+                        by_id[variant_id], calibrations[variant_id, network.subject.model_seed]
                     )
                     for number, network in enumerate(self.networks)
                 ]
             )
 
         judged = table.loc[table["kind"] != "sensitivity"]
-        claims = [claim._replace(setting=name) for claim in evaluate_claims(judged, losses)]
-        beyond = beyond_controls(judged, losses) if self.is_one_of_many else None
-        smallest = smallest_without_loss(judged, losses)
+        words = self.evaluator.task.words
+        claims = [
+            claim._replace(setting=name) for claim in evaluate_claims(judged, losses, words=words)
+        ]
+        beyond = beyond_controls(judged, losses, words=words) if self.is_compared else None
+        smallest = smallest_without_loss(judged, losses, words=words)
         if smallest is not None:
             smallest = smallest._replace(setting=name)
-        share = calibration_share(judged, losses)
+        share = calibration_share(judged, losses, words=words)
         return Outcome(self.setting, table, self.networks, claims, share, smallest, beyond)
 
 
@@ -113,6 +115,8 @@ def score_setting(
     run: Run,
     progress: Progress,
     devices: Sequence[Any] = (),
+    *,
+    is_compared: bool = False,
 ) -> Scored:
     """Score every variant of every network of one setting.
 
@@ -125,6 +129,7 @@ def score_setting(
         run: whose parts are used again.
         progress: is told how many variants are scored.
         devices: that variants are spread over; none for wherever JAX computes.
+        is_compared: whether compression is compared with what compresses nothing.
     """
     name = setting.name
     evaluator = Evaluator(subjects[0], parts_of(0))
@@ -151,7 +156,7 @@ def score_setting(
         parts_of,
         variants,
         evaluator,
-        is_one_of_many=len(config.settings()) > 1,
+        is_compared=is_compared,
     )
 
 
@@ -219,7 +224,12 @@ class _Tools:
         work = self.work
         work.evaluator.check_finite(work.subject, self.parts)
         key = jax.random.fold_in(work.key, _CURVATURE)
-        return _measure(work.subject, self.parts, work.config, key)
+        return _measure(work.subject, self.parts, work.config, key, self.calibration)
+
+    @cached_property
+    def calibration(self) -> jax.Array:
+        """What the network brings."""
+        return self.work.evaluator.own_calibration(self.work.subject, self.parts)
 
     def solve(self) -> Network:
         """Solve all codebooks."""
@@ -256,7 +266,9 @@ class _Desk:
         return self._tools
 
 
-def _measure(subject: Subject, parts: Parts, config: SweepConfig, key: jax.Array) -> Curvatures:
+def _measure(
+    subject: Subject, parts: Parts, config: SweepConfig, key: jax.Array, calibration: jax.Array
+) -> Curvatures:
     """The curvature at one network, on some of its training examples."""
     inputs, labels = parts.train
     return measure_curvature(
@@ -268,6 +280,8 @@ def _measure(subject: Subject, parts: Parts, config: SweepConfig, key: jax.Array
         select=lambda path, leaf: path in subject.paths,
         num_probes=config.num_probes,
         key=key,
+        task=subject.task,
+        calibration=float(calibration),
     )
 
 
@@ -291,6 +305,7 @@ def _solve(
         num_iterations=config.num_iterations,
         layer_weight={name: float(jnp.mean(layer)) for name, layer in reference.items()},
         seed=seed,
+        methods=subject.methods,
     )
 
 

@@ -7,7 +7,6 @@ import numpy as np
 
 from jaxcomp.evaluation.statistics import Interval, crossed_mean
 from jaxcomp.experiments.sweep.candidates import (
-    Quantity,
     VariantLosses,
     against_original,
     checked_losses,
@@ -15,6 +14,7 @@ from jaxcomp.experiments.sweep.candidates import (
     read_table,
     values_of,
 )
+from jaxcomp.experiments.sweep.task_words import CLASSIFICATION, TEMPERED, Quantity, TaskWords
 from jaxcomp.experiments.sweep.words import describe, signed_words
 from jaxcomp.experiments.verdicts import percent, signed
 
@@ -28,9 +28,9 @@ _TOLERATED = 0.25
 class SmallestNetwork(NamedTuple):
     """The smallest compressed network whose test loss is as low as the original's.
 
-    As low means: with a temperature for original and compressed network, the 95 % interval of the
-    change stays below the margin. It speaks of the networks at hand. Where the interval does not
-    stay below, `holds` is false, and the candidate is told with its numbers.
+    As low means: with the best calibration of original and compressed network, the 95 % interval of
+    the change stays below the margin. It speaks of the networks at hand. Where the interval does
+    not stay below, `holds` is false, and the candidate is told with its numbers.
     """
 
     setting: str
@@ -54,15 +54,17 @@ class SmallestNetwork(NamedTuple):
     """Upper end."""
     reference_value: float
     """The original's tempered test loss, nats."""
+    scale: float
+    """What changes are compared with, nats: that loss, or for a regression half a nat."""
     margin: float
-    """The rise that counts as a loss, as a share of `reference_value`."""
+    """The rise that counts as a loss, as a share of `scale`."""
     holds: bool
     """Whether the upper end stays below the margin."""
-    accuracy_effect: float
-    """Change of the test accuracy, as a fraction; reported, not tested."""
-    accuracy_low: float
+    score_effect: float
+    """Change of the task's score, of the test accuracy as a fraction; reported, not tested."""
+    score_low: float
     """Lower end of its interval."""
-    accuracy_high: float
+    score_high: float
     """Upper end."""
     num_models: int
     """M; all numbers are means over these networks."""
@@ -76,6 +78,7 @@ def smallest_without_loss(
     table: "pd.DataFrame",
     losses: Callable[[str], VariantLosses],
     *,
+    words: TaskWords = CLASSIFICATION,
     confidence: float = 0.95,
     margin: float = 0.03,
 ) -> SmallestNetwork | None:
@@ -94,8 +97,10 @@ def smallest_without_loss(
     Args:
         table: as for `evaluate_claims`.
         losses: as for `evaluate_claims`.
+        words: of the task.
         confidence: of the two-sided intervals.
-        margin: the rise that counts as a loss, as a share of the original's tempered loss.
+        margin: the rise that counts as a loss, as a share of the original's tempered loss
+            (of half a nat for a regression).
 
     Returns:
         The candidate with its test; None if nothing was compressed.
@@ -103,15 +108,16 @@ def smallest_without_loss(
     Raises:
         ValueError: as for `evaluate_claims`.
     """
-    setting = read_table(table)
+    setting = read_table(table, words)
     load = checked_losses(losses, setting.original)
-    candidates = against_original(setting, "loss_tempered")
+    candidates = against_original(setting, TEMPERED)
     if not candidates:
         return None
     # By size: the first that is good enough is the smallest.
     candidates.sort(key=lambda candidate: candidate.variant.bits)
-    allowed = _TOLERATED * margin * float(setting.original.validation["loss_tempered"].mean())
-    rises = [c.validation_difference("loss_tempered").mean() for c in candidates]
+    on_validation = float(setting.original.validation[TEMPERED.name].mean())
+    allowed = _TOLERATED * margin * setting.scale(TEMPERED, on_validation)
+    rises = [c.validation_difference(TEMPERED).mean() for c in candidates]
     chosen = next(
         (c for c, rise in zip(candidates, rises, strict=True) if rise <= allowed),
         candidates[int(np.argmin(rises))],
@@ -121,12 +127,13 @@ def smallest_without_loss(
         mean = difference(chosen, quantity, load).mean(axis=0, keepdims=True)
         return crossed_mean(mean, confidence=confidence)
 
-    interval, accuracy = change("loss_tempered"), change("accuracy")
-    reference_value = float(values_of(setting.original, "loss_tempered", load).mean())
+    interval, score = change(TEMPERED), change(words.score)
+    reference_value = float(values_of(setting.original, TEMPERED, load).mean())
+    scale = setting.scale(TEMPERED, reference_value)
     found = SmallestNetwork(
         setting=setting.name,
         variant=chosen.variant.name,
-        description=describe(chosen.variant),
+        description=describe(chosen.variant, words),
         ratio=float(np.mean(setting.original.sizes / chosen.variant.sizes)),
         size_bytes=chosen.variant.bits / 8 if setting.has_files else None,
         num_candidates=len(candidates),
@@ -134,16 +141,17 @@ def smallest_without_loss(
         low=interval.low,
         high=interval.high,
         reference_value=reference_value,
+        scale=scale,
         margin=margin,
-        holds=interval.high < margin * reference_value,
-        accuracy_effect=accuracy.estimate,
-        accuracy_low=accuracy.low,
-        accuracy_high=accuracy.high,
+        holds=interval.high < margin * scale,
+        score_effect=score.estimate,
+        score_low=score.low,
+        score_high=score.high,
         num_models=len(setting.original.sizes),
         confidence=confidence,
         sentence="",
     )
-    return found._replace(sentence=_sentence(found))
+    return found._replace(sentence=_sentence(found, words))
 
 
 def smaller_words(found: SmallestNetwork) -> str:
@@ -166,26 +174,25 @@ def smallest_from_dict(row: Mapping[str, Any]) -> SmallestNetwork:
     return SmallestNetwork(**{name: row[name] for name in SmallestNetwork._fields})
 
 
-def _sentence(found: SmallestNetwork) -> str:
-    scale = found.reference_value
+def _sentence(found: SmallestNetwork, words: TaskWords) -> str:
+    scale, score = found.scale, words.score
     change, low, high = (100 * v / scale for v in (found.effect, found.low, found.high))
     numbers = (
-        f"with a temperature for both networks its test loss changes by {signed(change, 1)} % "
+        f"with {words.fitted} for both networks its test loss changes by {signed(change, 1)} %"
+        f"{words.relative_to} "
         f"({percent(found.confidence)} interval {signed(low, 1)} to {signed(high, 1)} %)"
     )
-    accuracy = (
-        f"Its accuracy changes by {signed_words(found.accuracy_effect, 'accuracy')} points "
-        f"({signed_words(found.accuracy_low, 'accuracy')} to "
-        f"{signed_words(found.accuracy_high, 'accuracy')})."
+    beside = (
+        f"Its {score.label} changes by {signed_words(found.score_effect, score)}"
+        f"{score.difference_unit} ({signed_words(found.score_low, score)} to "
+        f"{signed_words(found.score_high, score)})."
     )
     whom = "this network" if found.num_models == 1 else f"these {found.num_models} networks"
     variant = smaller_words(found)
     limit = percent(found.margin)
     if found.holds:
-        return (
-            f"{variant} at no loss, for {whom}: {numbers}, below the margin of {limit}. {accuracy}"
-        )
+        return f"{variant} at no loss, for {whom}: {numbers}, below the margin of {limit}. {beside}"
     doubt = f"a loss of {limit} or more is not ruled out"
     if found.low > found.margin * scale:
         doubt = f"a loss of more than {limit}"
-    return f"Not shown for any size. Tested: {variant}; {numbers}; {doubt}. {accuracy}"
+    return f"Not shown for any size. Tested: {variant}; {numbers}; {doubt}. {beside}"

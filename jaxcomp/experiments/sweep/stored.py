@@ -4,7 +4,9 @@ Two files hold them, `networks/NAME.npz` and `codebooks/NAME.npz`; beside them l
 networks, `compressed/NAME-VARIANT.jxc`.
 """
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from jaxcomp.experiments.reproducibility import key_from_plain, key_to_plain
 from jaxcomp.experiments.sweep.codebooks import Codebooks
 from jaxcomp.experiments.sweep.engine import Network, Subject
 from jaxcomp.experiments.sweep.variants import Variant
+from jaxcomp.quantizers import Method
+from jaxcomp.quantizers.methods import method_named
 from jaxcomp.trees.description import (
     array_of_dtype,
     describe_tree,
@@ -78,6 +82,7 @@ class StoredNetwork:
                 "refreshed": subject.refresh_fn is not None,
                 "key": key_to_plain(value.key),
                 "dtypes": {place: dtype_name(leaf) for place, leaf in leaves.items()},
+                "methods": {label: plain_method(own) for label, own in subject.methods.items()},
             },
         )
         storage.save_arrays(folder / "codebooks" / f"{name}.npz", *value.codebooks.to_arrays())
@@ -101,9 +106,31 @@ def read_network(file: Path, codebooks: Path) -> tuple[Network, str]:
         last_layer=metadata["last_layer"],
         refresh_fn=_no_refresh_fn if metadata["refreshed"] else None,
         model_seed=metadata["model_seed"],
+        methods=_methods_of(metadata["methods"]),
     )
     key = key_from_plain(metadata["key"])
     return Network(subject, read_codebooks(codebooks), key), metadata["setting"]
+
+
+def plain_method(method: Method) -> dict[str, Any]:
+    """Return a method as its name and its fields; those that no file holds as what they print."""
+
+    def plain(value: Any) -> Any:
+        return value if isinstance(value, bool | int | float | str | None) else repr(value)
+
+    values = {f.name: plain(getattr(method, f.name)) for f in fields(method)}
+    return {"name": method.name, "fields": values}
+
+
+def _methods_of(stored: Mapping[str, Any]) -> dict[str, Method]:
+    """Return the methods whose classes are defined here, and take what was stored."""
+    found = {}
+    for label, own in stored.items():
+        kind = method_named(own["name"])
+        with contextlib.suppress(TypeError, ValueError):
+            if kind is not None:
+                found[label] = kind(**own["fields"])
+    return found
 
 
 def write_file(folder: Path, name: str, variant: Variant, data: bytes) -> None:

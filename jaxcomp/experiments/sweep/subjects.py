@@ -16,10 +16,12 @@ from jaxcomp.experiments.samples import Examples, draw_samples
 from jaxcomp.experiments.sweep.config import Setting, SweepConfig
 from jaxcomp.experiments.sweep.engine import Parts, Subject
 from jaxcomp.experiments.sweep.given import Given
+from jaxcomp.experiments.sweep.handed_in import Control, Data, FittedControl, Grid, Networks
+from jaxcomp.experiments.sweep.tasks import Task
 from jaxcomp.long_call import LongCall
 from jaxcomp.progress import Progress
 from jaxcomp.trees.paths import leaves_by_path
-from jaxcomp.trees.selection import Select, selected_paths, uncompressible
+from jaxcomp.trees.selection import selected_paths, uncompressible
 from jaxcomp.trees.uses import LeafUse, find_uses, output_layer
 from jaxcomp.types import Params, PredictFn
 
@@ -121,71 +123,117 @@ def trained_subjects(
     return subjects, parts_of
 
 
-def given_parts(train: Any, validation: Any, test: Any) -> Parts:
-    """Check `(inputs, labels)` of three parts.
+def given_parts(data: Data, task: Task) -> Parts:
+    """Check the three samples.
 
     Raises:
         ValueError: if one is empty or does not match the others.
-        TypeError: if labels are not integers.
+        TypeError: if targets have another dtype than the task's.
     """
     parts = Parts(
-        _examples(train, "train"), _examples(validation, "validation"), _examples(test, "test")
+        *(_examples(getattr(data, name), name, task) for name in ("train", "validation", "test"))
     )
     _check_parts(parts)
     return parts
 
 
-def given_subject(
-    given: Given,
-    parts: Parts,
-    *,
-    select: Select,
-    last_layer: str | None,
-    early_stopped: Params | None,
-    refresh_fn: Callable[[Params, Any], Params] | None,
-) -> Subject:
-    """Check a network that was trained elsewhere, and find what of it can be compressed.
-
-    Args:
-        given: the network.
-        parts: its three parts.
-        select: which leaves are compressed.
-        last_layer: name of the layer that makes the logits; None to find it.
-        early_stopped: the same network stopped early.
-        refresh_fn: re-estimates batch statistics.
+def given_networks(networks: Networks) -> list[Given]:
+    """Take networks that were trained elsewhere, all of one kind.
 
     Raises:
-        ValueError: if there is nothing to compress, weights are not finite, labels out of range or
-            the layer unknown.
+        ValueError: if they differ in more than the values of their arrays.
     """
-    predict_fn, params = given.predict_fn, given.params
+    givens = [Given.from_params(networks.predict_fn, own).spread() for own in networks.params]
+    for number, given in enumerate(givens):
+        givens[0].check_same_kind(given, f"network {number}")
+    return givens
+
+
+def given_subjects(
+    givens: Sequence[Given],
+    networks: Networks,
+    parts: Parts,
+    task: Task,
+    grid: Grid,
+    validation: Sequence[Any],
+) -> list[Subject]:
+    """Check networks that were trained elsewhere, and find what of them can be compressed.
+
+    Args:
+        givens: the networks, as `given_networks` took them.
+        networks: as they were handed in.
+        parts: the samples.
+        task: what the networks are for.
+        grid: its methods and controls go with the networks.
+        validation: the sample as it was handed in, for controls that are fitted.
+
+    Raises:
+        ValueError: if there is nothing to compress, weights are not finite, a control has another
+            structure, outputs do not fit the task, or the layer is unknown.
+    """
+    predict_fn, params = givens[0].predict_fn, givens[0].params
     leaves = leaves_by_path(params).values()
     if not any(uncompressible(leaf) is None and jnp.ndim(leaf) > 1 for leaf in leaves):
         raise ValueError(
             "there is nothing to compress: params has no floating-point leaf with two axes or more."
         )
-    _check_logits(predict_fn, params, parts)
+    _check_outputs(predict_fn, params, parts, task)
     uses = find_uses(predict_fn, params, parts.test.inputs[:2])
-    subject = _subject(
-        predict_fn,
-        params,
-        selected_paths(params, select, uses=uses),
-        uses,
-        as_given=given.restore,
-        refresh_fn=None if refresh_fn is None else given.refreshed_by(refresh_fn),
-        otherwise={}
-        if early_stopped is None
-        else {"early_stopping": given.arrays_of(early_stopped)},
-    )
-    _check_weights(subject)
-    _check_labels(predict_fn, params, parts)
-    if last_layer is None:
-        return subject
-    if last_layer not in subject.layers:
-        raise ValueError(
-            f"last_layer {last_layer!r} is not compressed: choose from {subject.layers}."
+    paths = selected_paths(params, networks.select, uses=uses)
+    methods = {label: own for label, (own, _) in grid.own_methods().items()}
+    subjects = []
+    for number, (given, own) in enumerate(zip(givens, networks.params, strict=True)):
+        refresh_fn = networks.refresh_fn
+        subject = _subject(
+            predict_fn,
+            given.params,
+            paths,
+            uses,
+            as_given=given.restore,
+            refresh_fn=None if refresh_fn is None else given.refreshed_by(refresh_fn),
+            otherwise={
+                name: given.arrays_of(
+                    _controlled(control, name, own, number, len(givens), validation),
+                    f"control {name!r}",
+                )
+                for name, control in grid.own_controls.items()
+            },
+            model_seed=number,
+            task=task,
+            methods=methods,
         )
-    return replace(subject, last_layer=last_layer)
+        _check_weights(subject, "" if len(givens) == 1 else f" of network {number}")
+        last_layer = networks.last_layer
+        if last_layer is not None:
+            if last_layer not in subject.layers:
+                raise ValueError(
+                    f"last_layer {last_layer!r} is not compressed: choose from {subject.layers}."
+                )
+            subject = replace(subject, last_layer=last_layer)
+        subjects.append(subject)
+    return subjects
+
+
+def _controlled(
+    control: Control,
+    name: str,
+    params: Params,
+    number: int,
+    num_networks: int,
+    validation: Sequence[Any],
+) -> Params:
+    """The weights of one network after a control."""
+    if isinstance(control, FittedControl):
+        return control.fit(params, tuple(validation))
+    if callable(control):
+        return control(params)
+    if not isinstance(control, list | tuple) or len(control) != num_networks:
+        told = f"{len(control)}" if isinstance(control, list | tuple) else type(control).__name__
+        raise ValueError(
+            f"control {name!r} must be a function of params, a FittedControl, or a list with the "
+            f"weights of each of the {num_networks} networks, got {told}."
+        )
+    return control[number]
 
 
 def _subject(
@@ -218,18 +266,14 @@ def _subject(
     )
 
 
-def _examples(part: tuple[Any, Any], name: str) -> Examples:
-    inputs, labels = (np.asarray(array) for array in part)
-    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
-        raise TypeError(
-            f"{name} labels must be a vector of integers, got {labels.dtype} {labels.shape}."
-        )
-    if len(inputs) != len(labels) or not len(labels):
+def _examples(part: Sequence[Any], name: str, task: Task) -> Examples:
+    inputs, targets = np.asarray(part[0]), task.targets_of(part[1:], name)
+    if len(inputs) != len(targets) or not len(targets):
         raise ValueError(
-            f"{name} must hold as many inputs as labels, and at least one: "
-            f"got {len(inputs)} inputs and {len(labels)} labels."
+            f"{name} must hold as many inputs as targets, and at least one: "
+            f"got {len(inputs)} inputs and {len(targets)} targets."
         )
-    return Examples(inputs, labels.astype(np.int32))
+    return Examples(inputs, targets)
 
 
 def _check_parts(parts: Parts) -> None:
@@ -241,26 +285,16 @@ def _check_parts(parts: Parts) -> None:
             )
 
 
-def _check_logits(predict_fn: PredictFn, params: Params, parts: Parts) -> None:
-    logits = jax.eval_shape(predict_fn, params, parts.test.inputs[:2])
-    if getattr(logits, "ndim", 0) != 2 or logits.shape[0] != 2:
-        raise ValueError(
-            "predict_fn must return logits (batch, classes), got "
-            f"{getattr(logits, 'shape', logits)} for a batch of 2."
-        )
+def _check_outputs(predict_fn: PredictFn, params: Params, parts: Parts, task: Task) -> None:
+    outputs = jax.eval_shape(predict_fn, params, parts.test.inputs[:1])
+    if not isinstance(outputs, jax.ShapeDtypeStruct):
+        raise ValueError(f"predict_fn must return one array, got {type(outputs).__name__}.")
+    if not jnp.issubdtype(outputs.dtype, jnp.floating):
+        raise ValueError(f"predict_fn must return floating numbers, got {outputs.dtype}.")
+    task.check(outputs.shape, [part.labels for part in parts])
 
 
-def _check_labels(predict_fn: PredictFn, params: Params, parts: Parts) -> None:
-    num_classes = jax.eval_shape(predict_fn, params, parts.test.inputs[:1]).shape[-1]
-    for label, part in parts._asdict().items():
-        if part.labels.min() < 0 or part.labels.max() >= num_classes:
-            raise ValueError(
-                f"{label} labels lie in [{part.labels.min()}, {part.labels.max()}] but the "
-                f"network has {num_classes} classes: labels must be 0 to {num_classes - 1}."
-            )
-
-
-def _check_weights(subject: Subject) -> None:
+def _check_weights(subject: Subject, whose: str) -> None:
     if not subject.layers:
         raise ValueError(
             "there is nothing to compress: predict_fn uses no leaf with two axes or more as a "
@@ -270,4 +304,4 @@ def _check_weights(subject: Subject) -> None:
     for path in subject.paths:
         bad = int(jnp.sum(~jnp.isfinite(jnp.asarray(leaves[path]))))
         if bad:
-            raise ValueError(f"{path} holds {bad} weights that are NaN or infinite.")
+            raise ValueError(f"{path}{whose} holds {bad} weights that are NaN or infinite.")

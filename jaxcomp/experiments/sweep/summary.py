@@ -20,6 +20,7 @@ from jaxcomp.experiments.sweep.claims import Claim
 from jaxcomp.experiments.sweep.config import Setting
 from jaxcomp.experiments.sweep.importance import IMPORTANCES, importance_name
 from jaxcomp.experiments.sweep.methods import METHODS, method_label
+from jaxcomp.experiments.sweep.task_words import CLASSIFICATION, TaskWords
 
 __all__ = [
     "BASELINE_NAMES",
@@ -32,6 +33,8 @@ __all__ = [
     "VariantSummary",
     "best_variant",
     "claims_of",
+    "control_name",
+    "control_names",
     "criterion_of",
     "curves_by_importance",
     "map_names",
@@ -48,6 +51,7 @@ BASELINE_NAMES = {
 }
 CONTROL_NAMES = {
     "temperature": "temperature",
+    "shrinkage": "outputs shrunk",
     "last_layer_scaled": "last layer scaled",
     "weights_clipped": "weights clipped",
     "early_stopping": "early stopping",
@@ -78,8 +82,6 @@ SHOWN_COLUMNS = (
     "test_loss",
     "test_loss_tempered",
     "generalization_gap",
-    "accuracy",
-    "calibration_error",
     "ratio_estimated",
 )
 # A table without the column has the same size of codebook in every layer.
@@ -218,7 +220,7 @@ class Family:
     """Variants of a method other than K-means at equal K, with one importance and one allocation.
 
     Attributes:
-        method: optimal, entropy_constrained or vector; kmeans with optimal allocation.
+        method: optimal, entropy_constrained, vector or a user's; kmeans with optimal allocation.
         allocation: equal or optimal.
         importance: e.g. none or gauss_newton.
         variants: all of them, sorted by ratio.
@@ -255,6 +257,7 @@ class Summary:
         original: the variant of the uncompressed networks.
         variants: all variants, in the table's order.
         has_files: whether ratios are those of files; else they are estimates.
+        words: of the task.
     """
 
     name: str
@@ -265,6 +268,7 @@ class Summary:
     original: VariantSummary
     variants: tuple[VariantSummary, ...]
     has_files: bool = False
+    words: TaskWords = CLASSIFICATION
 
     def of(self, kind: str, method: str | None = None) -> list[VariantSummary]:
         """Variants of one kind (and method), sorted by ratio."""
@@ -316,13 +320,13 @@ class Summary:
         """All other codebooks and allocations: by method, allocation, importance."""
         groups: dict[tuple[str, str, str], list[VariantSummary]] = {}
         for variant in self.of("compressed"):
-            if variant.method in METHODS and (variant.method, variant.allocation) != (
+            if variant.method not in BASELINE_NAMES and (variant.method, variant.allocation) != (
                 "kmeans",
                 "equal",
             ):
                 key = (variant.method, variant.allocation, variant.importance)
                 groups.setdefault(key, []).append(variant)
-        methods = list(METHODS)
+        methods = list(dict.fromkeys([*METHODS, *(key[0] for key in groups)]))
         importances = list(dict.fromkeys([*IMPORTANCES, *(key[2] for key in groups)]))
         order = sorted(
             groups, key=lambda key: (methods.index(key[0]), key[1], importances.index(key[2]))
@@ -402,18 +406,20 @@ class Summary:
         ]
 
 
-def summarize(table: pd.DataFrame) -> list[Summary]:
+def summarize(table: pd.DataFrame, words: TaskWords = CLASSIFICATION) -> list[Summary]:
     """Return every setting of a table, in its order.
 
     Rows of kind `sensitivity` (one layer at a time) belong to another table and are left out.
 
     Args:
         table: as `SweepResult.table`.
+        words: of the task.
 
     Raises:
         ValueError: if it lacks a column or the rows of the originals.
     """
-    missing = [name for name in REQUIRED_COLUMNS if name not in table.columns]
+    required = [*REQUIRED_COLUMNS, words.score.name]
+    missing = [name for name in required if name not in table.columns]
     if missing:
         raise ValueError(f"the table lacks the columns {missing}: pass the table of a SweepResult.")
     columns: dict[str, Any] = {str(name): table[name].to_numpy() for name in table.columns}
@@ -426,14 +432,14 @@ def summarize(table: pd.DataFrame) -> list[Summary]:
     if not rows:
         raise ValueError("the table has no rows of the original networks: pass all of its rows.")
     return [
-        _summarize_setting(setting, {name: v[members] for name, v in columns.items()})
+        _summarize_setting(setting, {name: v[members] for name, v in columns.items()}, words)
         for setting, members in rows.items()
     ]
 
 
-def one_setting(table: pd.DataFrame) -> Summary:
+def one_setting(table: pd.DataFrame, words: TaskWords = CLASSIFICATION) -> Summary:
     """The summary of a table with one setting; several are a `ValueError`."""
-    summaries = summarize(table)
+    summaries = summarize(table, words)
     if len(summaries) != 1:
         raise ValueError(
             f"a picture shows one setting, the table has {[s.name for s in summaries]}: "
@@ -494,13 +500,26 @@ def map_names(table: pd.DataFrame) -> dict[str, tuple[str, str]]:
     return {f"map-{dataset}-{model}": (dataset, model) for dataset, model in kinds}
 
 
+def control_names(summary: Summary) -> dict[str, str]:
+    """Return what the controls of a sweep are called: the known ones, then a user's."""
+    methods = dict.fromkeys([*CONTROL_NAMES, *(v.method for v in summary.of("control"))])
+    return {method: control_name(method) for method in methods}
+
+
+def control_name(method: str) -> str:
+    """Return what a control is called."""
+    return CONTROL_NAMES.get(method, method.replace("_", " "))
+
+
 def curves_by_importance(curves: Sequence[Curve]) -> Iterator[tuple[str, list[Curve]]]:
     """Yield each importance with its curves, in the order given."""
     for importance in dict.fromkeys(curve.importance for curve in curves):
         yield importance, [curve for curve in curves if curve.importance == importance]
 
 
-def _summarize_setting(setting: Setting, columns: Mapping[str, np.ndarray]) -> Summary:
+def _summarize_setting(
+    setting: Setting, columns: Mapping[str, np.ndarray], words: TaskWords
+) -> Summary:
     numeric = [
         name
         for name, values in columns.items()
@@ -551,6 +570,7 @@ def _summarize_setting(setting: Setting, columns: Mapping[str, np.ndarray]) -> S
         original=original,
         variants=tuple(variants),
         has_files=ratio == MEASURED_RATIO,
+        words=words,
     )
 
 

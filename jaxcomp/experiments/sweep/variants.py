@@ -6,31 +6,13 @@ calibration), or `sensitivity`: one layer compressed, the others left alone.
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from jaxcomp.experiments.sweep.methods import METHODS
 from jaxcomp.quantizers import default_multipliers
 
 Kind: TypeAlias = Literal["original", "compressed", "control", "sensitivity"]
-Method: TypeAlias = Literal[
-    "original",
-    "kmeans",
-    "optimal",
-    "entropy_constrained",
-    "vector",
-    "uniform",
-    "round_to_nearest",
-    "magnitude_pruning",
-    "temperature",
-    "last_layer_scaled",
-    "weights_clipped",
-    "gaussian_noise",
-    "early_stopping",
-    "dropout",
-    "dropout_early_stopping",
-]
 
 TRAINED_OTHERWISE = ("early_stopping", "dropout", "dropout_early_stopping")
 """Controls that are other networks altogether."""
@@ -50,7 +32,7 @@ class Variant:
 
     Attributes:
         kind: original, compressed, control or sensitivity.
-        method: what is done.
+        method: what is done, by name; a user's method or control by the name that it was given.
         importance: what weighs a squared error (none, gauss_newton, ...); elsewhere the method or
             kind.
         penalty_form: of the diameter: none, monotone, published, linear.
@@ -60,13 +42,13 @@ class Variant:
             whose bits are shared between the layers.
         parameter: bits of integer rounding, sparsity of pruning, scale of the last layer,
             quantile of clipping, relative multiplier of entropy-constrained quantization,
-            weights in a vector; NaN where there is none.
+            weights in a vector, the parameter of a user's method; NaN where there is none.
         layer: path of the only layer changed; empty for all of them.
         allocation: equal, or optimal: bits are shared between the layers.
     """
 
     kind: Kind
-    method: Method
+    method: str
     importance: str
     penalty_form: str = "none"
     diameter_penalty: float = 0.0
@@ -79,7 +61,7 @@ class Variant:
     def id(self) -> str:
         """Readable name, unique within a setting, e.g. `kmeans/fisher/monotone-0.05/K8`."""
         parts: list[str] = [self.method]
-        if self.method in METHODS:
+        if self.importance not in (self.kind, self.method):
             parts.append(self.importance)
         if self.penalty_form != "none":
             parts.append(f"{self.penalty_form}-{short_number(self.diameter_penalty)}")
@@ -193,11 +175,39 @@ def _kmeans_variants(
     ]
 
 
-def control_variants(
-    *, num_clusters: Sequence[int], trained_otherwise: Collection[str], has_last_layer: bool
+def own_variants(
+    methods: Mapping[str, tuple[float, ...]], importance: Sequence[str]
 ) -> list[Variant]:
-    """Controls that compress nothing, `temperature` (which needs no forward pass) first."""
-    variants = [Variant("control", "temperature", "control")]
+    """Variants of a user's methods: each parameter with each importance.
+
+    Args:
+        methods: parameters by the name of the method.
+        importance: what weighs a squared error.
+    """
+    return [
+        Variant("compressed", name, weighed, parameter=parameter)
+        for name, parameters in methods.items()
+        for weighed in importance
+        for parameter in parameters
+    ]
+
+
+def control_variants(
+    *,
+    num_clusters: Sequence[int],
+    trained_otherwise: Collection[str],
+    has_last_layer: bool,
+    on_outputs: str = "temperature",
+) -> list[Variant]:
+    """Controls that compress nothing, the one on outputs (which needs no forward pass) first.
+
+    Args:
+        num_clusters: K of the plain K-means whose distortion the noise has.
+        trained_otherwise: methods of the controls that are networks of their own.
+        has_last_layer: whether the last layer is known.
+        on_outputs: the control of the task.
+    """
+    variants = [Variant("control", on_outputs, "control")]
     if has_last_layer:
         variants += [
             Variant("control", "last_layer_scaled", "control", parameter=scale)
@@ -209,11 +219,14 @@ def control_variants(
     variants += [
         Variant("control", "gaussian_noise", "control", num_clusters=k) for k in num_clusters
     ]
-    return variants + [
-        Variant("control", method, "control")
-        for method in TRAINED_OTHERWISE
-        if method in trained_otherwise
-    ]
+    return variants + otherwise_variants(trained_otherwise)
+
+
+def otherwise_variants(methods: Collection[str]) -> list[Variant]:
+    """Controls that are networks of their own: those of `TRAINED_OTHERWISE`, then a user's."""
+    known = [method for method in TRAINED_OTHERWISE if method in methods]
+    known += [method for method in methods if method not in TRAINED_OTHERWISE]
+    return [Variant("control", method, "control") for method in known]
 
 
 def sensitivity_variants(layers: Sequence[str], *, num_clusters: Sequence[int]) -> list[Variant]:

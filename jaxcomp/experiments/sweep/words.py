@@ -1,19 +1,15 @@
-"""How claims speak of variants and numbers: losses in nats, accuracies in per cent."""
+"""How claims speak of variants and numbers: losses in nats, scores as their task writes them."""
 
 from jaxcomp.evaluation.statistics import Interval
-from jaxcomp.experiments.sweep.candidates import (
-    ALLOCATION,
-    JudgedVariant,
-    Quantity,
-    is_penalised,
-)
+from jaxcomp.experiments.sweep.candidates import ALLOCATION, JudgedVariant, is_penalised
 from jaxcomp.experiments.sweep.importance import importance_name
 from jaxcomp.experiments.sweep.methods import METHODS
+from jaxcomp.experiments.sweep.task_words import CLASSIFICATION, LOSS, Quantity, TaskWords
 from jaxcomp.experiments.verdicts import percent, signed
 
 
-def describe(variant: JudgedVariant) -> str:
-    """Say what a variant is; its name if the method is not known here."""
+def describe(variant: JudgedVariant, words: TaskWords = CLASSIFICATION) -> str:
+    """Say what a variant is; a method or a control of the user's by the name that it has."""
     about = variant.is_about
     clusters, parameter = int(about["num_clusters"]), float(about["parameter"])
     method = str(about["method"])
@@ -34,7 +30,7 @@ def describe(variant: JudgedVariant) -> str:
         "uniform": f"uniform quantization, K = {clusters}",
         "round_to_nearest": f"rounding to {parameter:g} bits",
         "magnitude_pruning": f"magnitude pruning, sparsity {parameter:g}",
-        "temperature": "one temperature",
+        words.control: words.control_words,
         "last_layer_scaled": f"the last layer's weights times {parameter:g}",
         "weights_clipped": f"weights clipped at quantile {parameter:g}",
         "gaussian_noise": f"Gaussian noise as large as the error of K-means, K = {clusters}",
@@ -42,46 +38,52 @@ def describe(variant: JudgedVariant) -> str:
         "dropout": "training with dropout",
         "dropout_early_stopping": "training with dropout, stopped early",
     }
-    return described.get(method, variant.name)
+    if method in described:
+        return described[method]
+    if about["kind"] == "control":
+        return method.replace("_", " ")
+    weighted = importance_name(str(about["importance"])).label
+    weighted = "" if about["importance"] == "none" else f", weighted by {weighted}"
+    return f"{method} at {parameter:g}{weighted}" if parameter == parameter else variant.name
 
 
-def relative_words(relative: float | None, is_accuracy: bool) -> str:
+def relative_words(relative: float | None, quantity: Quantity, words: TaskWords) -> str:
     """An effect as a share of the original's loss or error rate."""
     if relative is None:
         return ""
-    if is_accuracy:
-        return f", error rate {-100 * relative:+.1f} %"
-    return f", {100 * relative:+.1f} % of the original loss"
+    if quantity.is_higher_better:
+        return f", {quantity.deficit} {-100 * relative:+.1f} %"
+    told = f" of the original {quantity.label}"
+    if quantity.name != words.score.name and words.loss_scale is not None:
+        told = words.relative_to
+    return f", {100 * relative:+.1f} %{told}"
 
 
 def change_words(interval: Interval, quantity: Quantity, confidence: float) -> str:
     """An effect with its interval."""
     return (
-        f"{signed_words(interval.estimate, quantity)}{unit_words(quantity)}, "
+        f"{signed_words(interval.estimate, quantity)}{quantity.difference_unit}, "
         f"{percent(confidence)} interval {ends_words(interval, quantity)}"
     )
 
 
-def ends_words(interval: Interval, quantity: Quantity = "loss") -> str:
+def ends_words(interval: Interval, quantity: Quantity = LOSS) -> str:
     """An interval."""
     return f"{signed_words(interval.low, quantity)} to {signed_words(interval.high, quantity)}"
 
 
 def value_words(value: float, quantity: Quantity) -> str:
     """A mean."""
-    return f"{100 * value:.2f} %" if quantity == "accuracy" else f"{value:.4f}"
+    return f"{quantity.shown(value)}{quantity.unit}"
 
 
 def signed_words(difference: float, quantity: Quantity) -> str:
     """A difference with its sign."""
-    return signed(100 * difference, 2) if quantity == "accuracy" else signed(difference, 4)
+    if quantity.decimals is None:
+        return f"{quantity.factor * difference:+.3g}" if difference else "0"
+    return signed(quantity.factor * difference, quantity.decimals)
 
 
 def amount_words(difference: float, quantity: Quantity) -> str:
     """A difference whose direction the sentence says."""
     return signed_words(difference, quantity).lstrip("+")
-
-
-def unit_words(quantity: Quantity) -> str:
-    """What follows a difference."""
-    return " points" if quantity == "accuracy" else " nats"

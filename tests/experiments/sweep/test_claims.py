@@ -279,7 +279,7 @@ def test_one_network_is_a_claim_about_this_network():
 def test_original_without_errors_leaves_the_relative_effect_open():
     sweep = PlantedSweep(9, ORIGINAL | PLAIN)
     flawless = np.ones((5, 200), bool)
-    sweep.losses["original"] = sweep.losses["original"]._replace(correct=flawless)
+    sweep.losses["original"] = sweep.losses["original"]._replace(score=flawless)
     claim = sweep.claims()["accuracy"]
     assert claim.relative_effect is None
     assert claim.verdict == "opposite"

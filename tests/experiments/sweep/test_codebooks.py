@@ -312,10 +312,7 @@ def evaluated(problem, tmp_path_factory):
     parts = [(inputs[part], labels[part]) for part in (slice(30), slice(30, 60), slice(60, 90))]
 
     def evaluate():
-        return sweep.evaluate(
-            predict,
-            params,
-            *parts,
+        grid = sweep.Grid(
             method=METHODS,
             allocation=ALLOCATIONS,
             importance=("none", "gauss_newton"),
@@ -325,9 +322,9 @@ def evaluated(problem, tmp_path_factory):
             controls=False,
             baselines=False,
             num_bins=BINS,
-            out=out,
-            quiet=True,
         )
+        networks, data = sweep.Networks(predict, [params]), sweep.Data(*parts)
+        return sweep.evaluate(networks, data, grid=grid, out=out, quiet=True)
 
     return evaluate, out, evaluate()
 

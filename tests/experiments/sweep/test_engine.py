@@ -1,4 +1,4 @@
-"""Logits of many networks: one after the other, as on CPUs, or stacked, as on accelerators."""
+"""Outputs of many networks: one after the other, as on CPUs, or stacked, as on accelerators."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ def predict(params: dict[str, jax.Array], inputs: jax.Array) -> jax.Array:
 
 
 @pytest.mark.parametrize("is_on_cpu", [True, False])
-def test_logits_do_not_depend_on_blocks_and_neighbours(is_on_cpu: bool):
+def test_outputs_do_not_depend_on_blocks_and_neighbours(is_on_cpu: bool):
     """Seven examples in blocks of three: two places are filled; so is one of three networks."""
     rng = np.random.default_rng(0)
     networks = [
@@ -29,7 +29,7 @@ def test_logits_do_not_depend_on_blocks_and_neighbours(is_on_cpu: bool):
     subject = Subject(predict, networks[0], layers=("hidden", "output"))
     evaluator = Evaluator(subject, Parts(examples, examples, examples), num_chunk_variants=3)
     evaluator.block, evaluator.is_on_cpu = 3, is_on_cpu
-    logits = evaluator.logits(networks, inputs)
+    outputs = evaluator.outputs(networks, inputs)
     expected = np.stack([predict(params, inputs) for params in networks])
-    assert logits.shape == (2, 7, 3)
-    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
+    assert outputs.shape == (2, 7, 3)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-6)

@@ -41,10 +41,10 @@ def test_a_module_becomes_arrays_and_a_module_again():
     assert doubled.activation is module.activation
     refreshed = given.refreshed_by(lambda tree, inputs: tree)(given.params, X)
     assert jax.tree.structure(refreshed) == jax.tree.structure(given.params)
-    early = given.arrays_of(eqx.nn.MLP(4, 3, 4, 1, key=jax.random.key(2)))
+    early = given.arrays_of(eqx.nn.MLP(4, 3, 4, 1, key=jax.random.key(2)), "early")
     assert jax.tree.structure(early) == jax.tree.structure(given.params)
-    with pytest.raises(ValueError, match="early_stopped must have the structure of params"):
-        given.arrays_of({"w": X})
+    with pytest.raises(ValueError, match="early must have the structure of the first"):
+        given.arrays_of({"w": X}, "early")
 
 
 def test_constants_count_in_the_fingerprint():

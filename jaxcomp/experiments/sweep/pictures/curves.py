@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from jaxcomp.experiments import drawing
 from jaxcomp.experiments.drawing import INK, UNIFORM_COLOUR, Entry, Style, remark, sample
 from jaxcomp.experiments.sweep.importance import IMPORTANCES, importance_name
-from jaxcomp.experiments.sweep.methods import METHODS, method_label
+from jaxcomp.experiments.sweep.methods import method_label, method_name
 from jaxcomp.experiments.sweep.summary import (
     BASELINE_NAMES,
     CRITERIA,
@@ -56,9 +56,9 @@ class Frame:
             (
                 family,
                 Style(
-                    METHODS[family.method].colour,
+                    method_name(family.method).colour,
                     FAMILY_DASHES[importances.index(family.importance) % len(FAMILY_DASHES)],
-                    METHODS[family.method].marker,
+                    method_name(family.method).marker,
                     1.2,
                     family.allocation == "equal",
                     "bars",
@@ -174,7 +174,7 @@ def curve_groups(frame: Frame) -> list[tuple[str, list[Entry]]]:
         variants = [variant for curve in family for variant in curve.variants]
         best = {
             name: best_variant(variants, criterion)
-            for name, criterion in zip(("raw", "tempered"), CRITERIA, strict=True)
+            for name, criterion in zip(("raw", frame.summary.words.tempered), CRITERIA, strict=True)
         }
         entries: list[Entry] = []
         for curve in shown:
@@ -237,8 +237,8 @@ def scatter_groups(
     for method, allocation in dict.fromkeys(
         (variant.method, variant.allocation) for variant in variants
     ):
-        if method in METHODS and (method, allocation) != ("kmeans", "equal"):
-            looks = METHODS[method]
+        if method not in BASELINE_NAMES and (method, allocation) != ("kmeans", "equal"):
+            looks = method_name(method)
             members = [
                 variant
                 for variant in variants

@@ -27,14 +27,15 @@ from jaxcomp.experiments.sweep.pictures.curves import (
 )
 from jaxcomp.experiments.sweep.summary import (
     BASELINE_NAMES,
-    CONTROL_NAMES,
     Summary,
     VariantSummary,
     best_variant,
+    control_names,
     criterion_of,
     one_setting,
 )
-from jaxcomp.experiments.verdicts import signed
+from jaxcomp.experiments.sweep.task_words import CLASSIFICATION, TaskWords
+from jaxcomp.experiments.sweep.words import signed_words
 
 
 class Panel(NamedTuple):
@@ -55,14 +56,13 @@ class Panel(NamedTuple):
 PANELS = (
     Panel("train_loss", "Training loss", "nats", may_be_logarithmic=True),
     Panel("test_loss", "Test loss, raw", "nats", quantity="loss"),
-    Panel("test_loss_tempered", "Test loss, tempered", "nats", quantity="loss_tempered"),
+    Panel("test_loss_tempered", "Test loss, {}", "nats", quantity="loss_tempered"),
     Panel("generalization_gap", "Generalization gap", "nats", is_higher_better=None),
-    Panel("accuracy", "Test accuracy", "%", 100.0, is_higher_better=True, quantity="accuracy"),
-    Panel("calibration_error", "Expected calibration error", "%", 100.0),
 )
 
 CONTROL_LETTERS = {
     "temperature": "T",
+    "shrinkage": "R",
     "last_layer_scaled": "S",
     "weights_clipped": "C",
     "early_stopping": "E",
@@ -71,6 +71,7 @@ CONTROL_LETTERS = {
 }
 CONTROL_DASHES: dict[str, Any] = {
     "temperature": (0, (6, 2)),
+    "shrinkage": (0, (6, 2)),
     "last_layer_scaled": (0, (3, 2)),
     "weights_clipped": (0, (6, 2, 1, 2)),
     "early_stopping": (0, (3, 1.5, 1, 1.5, 1, 1.5)),
@@ -78,30 +79,35 @@ CONTROL_DASHES: dict[str, Any] = {
     "dropout_early_stopping": (0, (9, 2, 1, 2)),
     "gaussian_noise": (0, (1, 1.6)),
 }
-# A temperature changes no accuracy, and the tempered loss has one already.
-COLUMNS_WITHOUT_TEMPERATURE = ("accuracy", "test_loss_tempered")
+USER_DASHES = (0, (2, 1, 2, 3))
 LEAST_SHARE, LEAST_SPAN = 0.3, 2e-3
 LEAST_BETWEEN_MARKS = 0.03  # as a share of the axis: the width of a mark
 # A legend of more groups than this would be wider than the figure.
 MAX_LEGEND_GROUPS = 5
 
 
-def plot_details(table: pd.DataFrame, *, claims: Sequence[Claim] | None = None) -> Figure:
+def plot_details(
+    table: pd.DataFrame,
+    *,
+    claims: Sequence[Claim] | None = None,
+    words: TaskWords = CLASSIFICATION,
+) -> Figure:
     """Draw six quantities of one setting against the compression ratio.
 
-    Training loss, test loss raw and tempered, generalization gap, accuracy, calibration error,
-    means over networks. The originals are a black line; the grey band is the 95 % t-interval of
-    their level. Bars and coloured bands are 95 % t-intervals of the difference to the same
-    networks' originals, which is what matters and is known far better than any level. Controls,
-    which compress nothing, are thin grey lines with a letter at their end (where a control has a
-    strength, the one best on the validation set; Gaussian noise at the ratio of the plain
-    K-means whose distortion it has). Of more than three penalties the smallest, the largest and
-    those best on the validation set are drawn. The axes show the region around the originals;
-    what lies beyond is counted at the edge.
+    Training loss, test loss raw and tempered, generalization gap, the task's score (accuracy) and
+    calibration error, or where it has none its calibration, means over networks. The originals are
+    a black line; the grey band is the 95 % t-interval of their level. Bars and coloured bands are
+    95 % t-intervals of the difference to the same networks' originals, which is what matters and is
+    known far better than any level. Controls, which compress nothing, are thin grey lines with a
+    letter at their end (where a control has a strength, the one best on the validation set;
+    Gaussian noise at the ratio of the plain K-means whose distortion it has). Of more than three
+    penalties the smallest, the largest and those best on the validation set are drawn. The axes
+    show the region around the originals; what lies beyond is counted at the edge.
 
     Args:
         table: rows of one setting, columns as in `SweepResult.table`; losses in nats.
         claims: of the same setting; their variants are starred, verdicts written above the panels.
+        words: of the task.
 
     Returns:
         A figure of 12 by 8.8 inches, shown by notebooks as it is.
@@ -109,15 +115,15 @@ def plot_details(table: pd.DataFrame, *, claims: Sequence[Claim] | None = None) 
     Raises:
         ValueError: if the table has several settings or none, lacks columns or the originals.
     """
-    return details_figure(one_setting(table), claims or ())
+    return details_figure(one_setting(table, words), claims or ())
 
 
 def details_figure(summary: Summary, claims: Sequence[Claim]) -> Figure:
     """Draw the picture of `plot_details`."""
     frame = Frame(summary, summary.main_curves({claim.variant for claim in claims}))
     explanation = (
-        "Grey lines: controls, which compress nothing. What is called best, and every temperature, "
-        "was chosen on the validation set."
+        "Grey lines: controls, which compress nothing. What is called best, and every "
+        f"{summary.words.calibration}, was chosen on the validation set."
     )
     if summary.num_models > 1:
         explanation = (
@@ -127,19 +133,44 @@ def details_figure(summary: Summary, claims: Sequence[Claim]) -> Figure:
         )
     figure = drawing.new_figure(12.0, 8.8, summary.description, explanation)
     axes = figure.subplots(2, 3, sharex=True)
-    for letter, axis, panel in zip("abcdef", axes.flat, PANELS, strict=True):
+    for letter, axis, panel in zip("abcdef", axes.flat, _panels(summary), strict=True):
         _draw_panel(axis, panel, frame, claims)
         remarks = [_original_line(panel, summary)]
         if claims:
-            remarks.append(_verdict_line(panel, claims))
+            remarks.append(_verdict_line(panel, claims, summary.words))
         drawing.panel_title(axis, f"{letter}  {panel.title}", *remarks)
-        drawing.axis_labels(axis, y=f"{panel.title.split(',')[0].lower()} [{panel.unit}]")
+        drawing.axis_labels(axis, y=_axis_title(panel))
     for axis in axes[1]:
         _cluster_scale(axis, frame)
         drawing.axis_labels(axis, x=times_smaller(frame.summary))
         axis.xaxis.labelpad = 15
     drawing.legend_below(figure, _legend_groups(frame, has_claims=bool(claims)))
     return figure
+
+
+def _panels(summary: Summary) -> list[Panel]:
+    """The quantities of the task; what has no calibration error shows its calibration."""
+    words, score = summary.words, summary.words.score
+    panels = [panel._replace(title=panel.title.format(words.tempered)) for panel in PANELS]
+    panels.append(
+        Panel(
+            score.name,
+            f"Test {score.label}",
+            score.unit.strip(),
+            score.factor,
+            is_higher_better=score.is_higher_better,
+            quantity=score.name,
+        )
+    )
+    last = Panel(words.calibration, words.calibration.capitalize(), "", is_higher_better=None)
+    if "calibration_error" in summary.columns:
+        last = Panel("calibration_error", "Expected calibration error", "%", 100.0)
+    return [*panels, last]
+
+
+def _axis_title(panel: Panel) -> str:
+    name = panel.title.split(",")[0].lower()
+    return f"{name} [{panel.unit}]" if panel.unit else name
 
 
 def _draw_panel(axis: Axes, panel: Panel, frame: Frame, claims: Sequence[Claim]) -> None:
@@ -161,9 +192,10 @@ def _draw_panel(axis: Axes, panel: Panel, frame: Frame, claims: Sequence[Claim])
             original.low * factor, original.high * factor, color=INK, alpha=0.07, linewidth=0
         )
     for method, value in controls.items():
-        dashes = CONTROL_DASHES[method]
+        dashes = CONTROL_DASHES.get(method, USER_DASHES)
         axis.axhline(value * factor, color=GREY, linewidth=0.9, linestyle=dashes, zorder=2)
-    drawing.letters(axis, [(CONTROL_LETTERS[m], v * factor) for m, v in controls.items()])
+    letters = _letters(frame.summary)
+    drawing.letters(axis, [(letters[m], v * factor) for m, v in controls.items()])
     _draw_noise(axis, frame.summary, panel)
     for variants, style in frame.lines():
         draw_curve(axis, frame, variants, panel.column, style, factor)
@@ -180,13 +212,22 @@ def _draw_panel(axis: Axes, panel: Panel, frame: Frame, claims: Sequence[Claim])
 def _controls(summary: Summary, panel: Panel) -> dict[str, float]:
     """Mean of every control drawn as a line, at its strength best on the validation set."""
     found = {}
-    for method in CONTROL_LETTERS:
-        if method == "temperature" and panel.column in COLUMNS_WITHOUT_TEMPERATURE:
+    words = summary.words
+    # A calibration changes no score, and the tempered loss has one already.
+    without = (words.score.name, "test_loss_tempered") if words.control_is_calibration else ()
+    for method in _letters(summary):
+        if method == words.control and panel.column in without:
             continue
         best = best_variant(summary.of("control", method), criterion_of(panel.column))
         if best is not None and not math.isnan(best.mean(panel.column)):
             found[method] = best.mean(panel.column)
     return found
+
+
+def _letters(summary: Summary) -> dict[str, str]:
+    """What marks every control that is a line; a user's are numbered."""
+    own = [m for m in control_names(summary) if m not in (*CONTROL_LETTERS, "gaussian_noise")]
+    return CONTROL_LETTERS | {method: f"U{number}" for number, method in enumerate(own, 1)}
 
 
 def _limits(panel: Panel, frame: Frame, lines: Sequence[float]) -> tuple[tuple[float, float], bool]:
@@ -319,16 +360,16 @@ def _original_line(panel: Panel, summary: Summary) -> str:
     return f"original {mean} [{low}, {high}]".replace("-", "\N{MINUS SIGN}")
 
 
-def _verdict_line(panel: Panel, claims: Sequence[Claim]) -> str:
+def _verdict_line(panel: Panel, claims: Sequence[Claim], words: TaskWords) -> str:
     """What the claim about compression against the original came to, in few words."""
     for claim in claims:
         if claim.quantity == panel.quantity and not claim.name.startswith("penalty"):
-            factor, digits = (100.0, 2) if claim.quantity == "accuracy" else (1.0, 4)
+            quantity = words.quantity(claim.quantity)
             effect, low, high = (
-                signed(factor * value, digits).replace("-", "\N{MINUS SIGN}")
+                signed_words(value, quantity).replace("-", "\N{MINUS SIGN}")
                 for value in (claim.effect, claim.low, claim.high)
             )
-            aim = "higher" if claim.quantity == "accuracy" else "lower"
+            aim = "higher" if quantity.is_higher_better else "lower"
             return f"{aim}: {claim.verdict}, {effect} [{low}, {high}]"
     return ""
 
@@ -370,12 +411,13 @@ def _legend_groups(frame: Frame, *, has_claims: bool) -> list[tuple[str, list[En
     if others:
         groups.append(("Other quantizers", others))
     references = [sample("original", INK, dashes="-")]
-    for method, name in CONTROL_NAMES.items():
+    letters = _letters(summary)
+    for method, name in control_names(summary).items():
         if not summary.of("control", method):
             continue
-        letter = CONTROL_LETTERS.get(method)
+        letter = letters.get(method)
         label = f"{letter}  {name}" if letter else f"{name} as strong as K"
-        references.append(sample(label, GREY, dashes=CONTROL_DASHES[method]))
+        references.append(sample(label, GREY, dashes=CONTROL_DASHES.get(method, USER_DASHES)))
         references[-1].handle.set(linewidth=1.0)
     groups.append(("Nothing compressed", references))
     reading = [
@@ -386,6 +428,6 @@ def _legend_groups(frame: Frame, *, has_claims: bool) -> list[tuple[str, list[En
         "c or e improves: a better network",
         "d also falls where only a rises",
     ]
-    if len(groups) < MAX_LEGEND_GROUPS:
+    if len(groups) < MAX_LEGEND_GROUPS and "calibration_error" in summary.columns:
         groups.append(("How to read it", [remark(text) for text in reading]))
     return groups

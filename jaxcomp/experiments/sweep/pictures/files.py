@@ -24,6 +24,7 @@ from jaxcomp.experiments.sweep.summary import (
     picture_name,
     summarize,
 )
+from jaxcomp.experiments.sweep.task_words import CLASSIFICATION, TaskWords
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -35,6 +36,7 @@ def save_figures(
     formats: Sequence[str] = FORMATS,
     claims: Sequence[Claim] | None = None,
     smallest: Sequence[SmallestNetwork] = (),
+    words: TaskWords = CLASSIFICATION,
 ) -> list[Path]:
     """Draw all pictures of all settings and write them; the same table gives the same bytes.
 
@@ -49,6 +51,7 @@ def save_figures(
         formats: of png, svg, pdf.
         claims: of all settings, to mark in the pictures.
         smallest: of all settings, likewise.
+        words: of the task.
 
     Returns:
         The files, in the order written.
@@ -60,7 +63,7 @@ def save_figures(
     for form in formats:
         if form not in FORMATS:
             raise ValueError(f"pictures can be written as {', '.join(FORMATS)}; got {form!r}.")
-    summaries = summarize(table)
+    summaries = summarize(table, words)
     files: list[Path] = []
 
     def write(name: str, figure: Figure, formats: Sequence[str]) -> None:

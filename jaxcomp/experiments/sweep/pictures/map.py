@@ -14,8 +14,8 @@ from jaxcomp.experiments import drawing
 from jaxcomp.experiments.sweep import beyond_controls
 from jaxcomp.experiments.sweep.claims import Claim
 from jaxcomp.experiments.sweep.summary import (
-    CONTROL_NAMES,
     SIZE_COLUMN,
+    control_name,
     map_names,
     rows_where,
 )
@@ -45,7 +45,7 @@ class Place(NamedTuple):
 
 def has_map(claims: Sequence[Claim] | None) -> bool:
     """Whether claims speak of a map: of what is beyond controls, in several settings."""
-    return any(claim.name == beyond_controls.NAME for claim in claims or ())
+    return sum(claim.name == beyond_controls.NAME for claim in claims or ()) > 1
 
 
 def map_figures(table: pd.DataFrame, claims: Sequence[Claim]) -> dict[str, Figure]:
@@ -134,5 +134,5 @@ def _draw(
         axis.text(column, row + up, f"{signed(change, 1)} %{mark}", fontsize=drawing.NORMAL, **text)
         if has_names:
             method = claim.control or ""
-            name = _SHORT.get(method, CONTROL_NAMES.get(method, method))
+            name = _SHORT.get(method, control_name(method))
             axis.text(column, row - 0.22, name, fontsize=drawing.SMALL - 0.5, **text)

@@ -17,19 +17,20 @@ from jaxcomp.experiments import drawing
 from jaxcomp.experiments.drawing import GREY, INK, SMALL, UNIFORM_COLOUR, Entry, sample
 from jaxcomp.experiments.sweep.claims import Claim
 from jaxcomp.experiments.sweep.importance import importance_name
-from jaxcomp.experiments.sweep.methods import METHODS
+from jaxcomp.experiments.sweep.methods import method_name
 from jaxcomp.experiments.sweep.pictures.curves import times_smaller
 from jaxcomp.experiments.sweep.smallest import SmallestNetwork
 from jaxcomp.experiments.sweep.summary import (
     BASELINE_NAMES,
-    CONTROL_NAMES,
     Level,
     Summary,
     VariantSummary,
     best_variant,
+    control_name,
     criterion_of,
     one_setting,
 )
+from jaxcomp.experiments.sweep.task_words import CLASSIFICATION, TaskWords
 from jaxcomp.experiments.verdicts import p_words, percent, signed
 
 __all__ = ["overview_figure", "plot_sweep"]
@@ -47,7 +48,7 @@ class _Panel(NamedTuple):
 
 PANELS = (
     _Panel("test_loss", "raw loss", "Raw: as the networks answer"),
-    _Panel("test_loss_tempered", "tempered loss", "Tempered: calibration taken out"),
+    _Panel("test_loss_tempered", "tempered loss", "{}: calibration taken out"),
 )
 
 
@@ -65,6 +66,7 @@ def plot_sweep(
     *,
     claims: Sequence[Claim] = (),
     smallest: SmallestNetwork | None = None,
+    words: TaskWords = CLASSIFICATION,
 ) -> Figure:
     """Draw the test loss of one setting, raw and tempered, against the compression ratio.
 
@@ -77,6 +79,7 @@ def plot_sweep(
         table: rows of one setting, columns as in `SweepResult.table`; losses in nats.
         claims: of the same setting.
         smallest: of the same setting.
+        words: of the task.
 
     Returns:
         A figure of 8 by 4.7 inches, shown by notebooks as it is.
@@ -84,17 +87,15 @@ def plot_sweep(
     Raises:
         ValueError: if the table has several settings or none, lacks columns or the originals.
     """
-    return overview_figure(one_setting(table), claims, smallest)
+    return overview_figure(one_setting(table, words), claims, smallest)
 
 
 def overview_figure(
     summary: Summary, claims: Sequence[Claim], smallest: SmallestNetwork | None
 ) -> Figure:
     """The same, of a table made short."""
-    explanation = (
-        "Below the solid line is better than the original. Tempered: after one softmax temperature "
-        "for each network,\nwhich repairs over-confidence and compresses nothing."
-    )
+    words = summary.words
+    explanation = f"Below the solid line is better than the original. {words.short_explanation}"
     if summary.num_models > 1:
         explanation += " Bands and bars: 95 % interval of the difference to the original."
     figure = drawing.new_figure(8.0, 4.7, summary.description, explanation)
@@ -107,9 +108,10 @@ def overview_figure(
         drawing.ratio_axis(axis, 0.88, max(2.5, summary.ratio_range[1]))
         drawing.plain_linear_axis(axis)
         _draw_panel(axis, panel, summary, curves, by_name.get(panel.claim), smallest)
-        drawing.panel_title(axis, panel.title, *_verdict(by_name.get(panel.claim)))
+        title = panel.title.format(words.tempered.capitalize())
+        drawing.panel_title(axis, title, *_verdict(by_name.get(panel.claim)))
         drawing.axis_labels(axis, x=times_smaller(summary))
-    drawing.axis_labels(axes[0], y="test loss [nats per example]")
+    drawing.axis_labels(axes[0], y=f"test loss [nats per {words.per}]")
     num_left_out = sum(
         variant.ratio > axes[0].get_xlim()[1] for variant in summary.of("compressed")
     )
@@ -129,7 +131,7 @@ def _curves(summary: Summary) -> list[_Curve]:
             name = importance_name(curve.importance)
             found.append(_Curve(f"K-means, {name.label}", name.colour, "o", curve.variants))
     for family in summary.families:
-        looks = METHODS[family.method]
+        looks = method_name(family.method)
         found.append(_Curve(family.label, looks.colour, looks.marker, family.plain))
     uniform = summary.of("compressed", "uniform")
     found.append(_Curve(BASELINE_NAMES["uniform"], UNIFORM_COLOUR, "x", uniform))
@@ -146,8 +148,12 @@ def _best_control(summary: Summary, column: str) -> VariantSummary | None:
     controls = summary.of("control")
     if column == "test_loss_tempered":
         # The tempered loss has a temperature already.
-        controls = [variant for variant in controls if variant.method != "temperature"]
+        controls = [v for v in controls if not _is_calibration(summary, v.method)]
     return best_variant(controls, criterion_of(column))
+
+
+def _is_calibration(summary: Summary, method: str) -> bool:
+    return summary.words.control_is_calibration and method == summary.words.control
 
 
 def _limits(
@@ -248,8 +254,9 @@ def _draw_references(axis: Axes, panel: _Panel, summary: Summary) -> None:
     lines: list[tuple[str, VariantSummary, Any, str, str]] = [("original", original, "-", INK, "s")]
     control = _best_control(summary, panel.column)
     if control is not None:
-        name = CONTROL_NAMES.get(control.method, control.method)
-        lines.append((f"best control: {name}", control, (0, (5, 2)), GREY, "D"))
+        lines.append(
+            (f"best control: {control_name(control.method)}", control, (0, (5, 2)), GREY, "D")
+        )
     heights = [variant.mean(panel.column) for _, variant, *_ in lines]
     for (label, variant, dashes, colour, marker), height in zip(lines, heights, strict=True):
         axis.axhline(height, color=colour, linestyle=dashes, linewidth=1.4, zorder=2.5)
