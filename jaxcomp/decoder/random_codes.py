@@ -111,7 +111,7 @@ def threefry(key: tuple[Any, Any], counter: tuple[_Words, _Words]) -> tuple[_Wor
 
 def _plus(word: Any, number: int) -> Any:
     """Add a number modulo 2^32, where NumPy would warn of a scalar too."""
-    if isinstance(word, np.uint32):
+    if type(word) is np.uint32:
         return np.uint32((int(word) + number) & 0xFFFFFFFF)
     return word + np.uint32(number)
 

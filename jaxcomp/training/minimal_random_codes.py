@@ -6,9 +6,9 @@ budget: `kappa = (s^2 + m^2 - 1 - ln s^2)/2`, with
 
     m = sqrt(2 kappa) tanh(t),    s^2 = -W_0(-exp(m^2 - 2 kappa - 1)),
 
-W_0 Lambert's function. Values are dealt out at random to blocks, each with as many nats as its index
-has bits; within a block trained shares say where they go. Of 2^bits candidates of a block one is
-chosen with a probability proportional to posterior over prior: nearly a sample of the posterior.
+W_0 Lambert's function. Values are dealt out at random to blocks, each with as many nats as its
+index has bits; within a block trained shares say where they go. Of 2^bits candidates of a block one
+is chosen with a probability proportional to posterior over prior: nearly a sample of the posterior.
 
     code = random_code(params, index_bytes=1_000)
     posterior = initial_posterior(code, params)
@@ -43,6 +43,9 @@ from jaxcomp.numerics.checks import check_count
 from jaxcomp.numerics.transformations import always_compiled, counted_loop, explicit_transfers
 from jaxcomp.trees.paths import leaves_by_path
 from jaxcomp.types import Params, PRNGKey
+
+BITS_PER_VALUE = 4
+"""Of weights that share values, if it is not said how many do."""
 
 _SCALE_OF_ZEROS = 0.1  # of leaves that begin as zeros, such as biases
 _LEAST_COLUMNS, _ENTRIES_AT_ONCE = 8, 1 << 20
@@ -80,7 +83,7 @@ class Coded(NamedTuple):
 
     Attributes:
         indices: (B,) int32 of the candidates; -1 where a block is not coded yet.
-        scales: (leaves,) float32, fixed when the first block was coded.
+        scales: (leaves,) float32, fixed when the first block is coded.
         deviates: (B, W) float32, the candidates chosen; follow from the indices.
         check_word: uint32, of seed and counts.
     """
@@ -97,7 +100,7 @@ def random_code(
     index_bytes: int,
     block_bits: int = 12,
     seed: int = 0,
-    sharing: int = 1,
+    sharing: int | None = None,
 ) -> RandomCode:
     """Return the code of a network in so many bytes.
 
@@ -108,14 +111,14 @@ def random_code(
             indices follow their posterior less closely.
         seed: of the candidates, which the decoder must have, from 0 to 2^32 - 1.
         sharing: weights of a leaf that have one value in common, with signs, at random: where
-            there are many weights for few bytes.
+            there are many weights for few bytes, values of a fraction of a bit are mostly noise.
+            None for as many as leave `BITS_PER_VALUE` bits to each value.
 
     Raises:
         ValueError: if a count is below 1, the budget is less than one index, there are more indices
             than values, or the seed or the bits are out of range.
         TypeError: if a leaf is not floating.
     """
-    check_count("sharing", sharing)
     if not 1 <= block_bits <= MOST_BLOCK_BITS:
         raise ValueError(
             f"block_bits must be from 1 to {MOST_BLOCK_BITS}: a budget below one bit has no "
@@ -132,6 +135,9 @@ def random_code(
             )
     leaves, structure = jax.tree.flatten(params)
     shapes = tuple(tuple(jnp.shape(leaf)) for leaf in leaves)
+    if sharing is None:
+        sharing = math.ceil(BITS_PER_VALUE * sum(map(math.prod, shapes)) / max(8 * index_bytes, 1))
+    check_count("sharing", sharing)
     layout = CodeLayout(shapes, int(8 * index_bytes // block_bits), block_bits, seed, sharing)
     if layout.num_blocks < 1:
         raise ValueError(
@@ -252,7 +258,7 @@ def sampled_weights(
         code: from `random_code`. Static.
         posterior: as it is trained.
         key: consumed here.
-        coded: blocks that are decided already, and the scales then; None for none.
+        coded: blocks that are decided already; None for none.
 
     Returns:
         Weights, float32, structured like the network.
@@ -262,7 +268,12 @@ def sampled_weights(
     if coded is None:
         return _weights(code, deviates, jnp.exp(posterior.log_scales))
     deviates = jnp.where(coded.indices[:, None] < 0, deviates, coded.deviates)
-    return _weights(code, deviates, coded.scales)
+    return _weights(code, deviates, _scales(posterior, coded))
+
+
+def _scales(posterior: Posterior, coded: Coded) -> Float[Array, " leaves"]:
+    """Return scales: trained ones, until the first block is coded and fixes them."""
+    return jnp.where(jnp.any(coded.indices >= 0), coded.scales, jnp.exp(posterior.log_scales))
 
 
 def _weights(code: RandomCode, deviates: Array, scales: Array) -> Params:
@@ -280,7 +291,7 @@ def _weights(code: RandomCode, deviates: Array, scales: Array) -> Params:
 @always_compiled
 @partial(jax.jit, static_argnames=("code",))
 def nothing_coded(code: RandomCode, posterior: Posterior) -> Coded:
-    """Return the state before the first block is coded; scales are fixed from here on.
+    """Return the state before the first block is coded.
 
     Args:
         code: from `random_code`. Static.
@@ -365,7 +376,7 @@ def _encode(
         return state[0].at[block].set(best), state[1].at[block].set(row)
 
     found = counted_loop(start, stop, of_block, (coded.indices, coded.deviates))
-    return coded._replace(indices=found[0], deviates=found[1])
+    return coded._replace(indices=found[0], deviates=found[1], scales=_scales(posterior, coded))
 
 
 def _deviates(
