@@ -25,8 +25,8 @@ _EXAMPLES = "a data set (mnist, fashion-mnist, cifar10, digits), its test set (m
 Certified = Annotated[
     Path,
     typer.Argument(
-        help="A compressed model, also of random codes (.jxr); with --fixed-architecture also a bare stream; an empty file "
-        "stands for the prior itself.",
+        help="A compressed model, also of random codes (.jxr); with --fixed-architecture also a "
+        "bare stream; an empty file stands for the prior itself.",
         show_default=False,
     ),
 ]
