@@ -112,7 +112,7 @@ def random_code(
         seed: of the candidates, which the decoder must have, from 0 to 2^32 - 1.
         sharing: weights of a leaf that have one value in common, with signs, at random: where
             there are many weights for few bytes, values of a fraction of a bit are mostly noise.
-            None for as many as leave `BITS_PER_VALUE` bits to each value.
+            None for as many as leave up to `BITS_PER_VALUE` bits to each value.
 
     Raises:
         ValueError: if a count is below 1, the budget is less than one index, there are more indices
@@ -136,7 +136,9 @@ def random_code(
     leaves, structure = jax.tree.flatten(params)
     shapes = tuple(tuple(jnp.shape(leaf)) for leaf in leaves)
     if sharing is None:
-        sharing = math.ceil(BITS_PER_VALUE * sum(map(math.prod, shapes)) / max(8 * index_bytes, 1))
+        # No index has fewer bits than a value.
+        bits = min(BITS_PER_VALUE, block_bits) * sum(map(math.prod, shapes))
+        sharing = max(bits // max(8 * index_bytes, 1), 1)
     check_count("sharing", sharing)
     layout = CodeLayout(shapes, int(8 * index_bytes // block_bits), block_bits, seed, sharing)
     if layout.num_blocks < 1:

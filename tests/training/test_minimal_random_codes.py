@@ -158,7 +158,7 @@ def test_seeds_go_through_vmap(trained):
 
 
 def test_more_weights_than_bits_share_values(network):
-    assert random_code(network, index_bytes=20).layout.sharing == 6  # 217 weights, 160 bits
+    assert random_code(network, index_bytes=20).layout.sharing == 5  # 217 weights, 160 bits
     assert random_code(network, index_bytes=200, block_bits=8).layout.sharing == 1
 
 
