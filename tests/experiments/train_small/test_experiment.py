@@ -10,6 +10,7 @@ import jaxcomp
 from jaxcomp import bounds
 from jaxcomp.decoder import read_random_codes
 from jaxcomp.experiments import data
+from jaxcomp.experiments.certificate_picture import trained_series
 from jaxcomp.experiments.train_small import TrainSmallResult, predict_fn, preset, run, training
 from jaxcomp.experiments.train_small.experiment import split
 
@@ -96,6 +97,9 @@ def test_a_run_is_read_back_and_drawn(done):
     assert TrainSmallResult.load(done.directory).report() == done.report()
     assert "Smallest" in done.report()
     assert_nothing_is_cut(done.plot())
+    priced, random = trained_series(done)
+    assert (len(priced.bound), len(random.bound)) == (4, 2)
+    assert np.all(random.size_bytes <= 500)
 
 
 def test_a_loss_that_does_not_fall_is_said_after_an_epoch(digits, monkeypatch):
