@@ -154,14 +154,15 @@ def random_code(
     return RandomCode(structure, layout)
 
 
-@explicit_transfers
+@always_compiled
+@partial(jax.jit, static_argnames=("code",))
 def initial_posterior(code: RandomCode, params: Params) -> Posterior:
     """Return where training begins: around a network, as closely as the budget allows.
 
     Shares go with squares of weights, and the scale of a leaf is the root mean square of it.
 
     Args:
-        code: from `random_code`.
+        code: from `random_code`. Static.
         params: a network of these shapes, best one that was trained without a budget.
 
     Returns:
