@@ -27,12 +27,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dataset": "digits",
         "network": "digits",
         "coders": ("entropy", "random-codes"),
-        "penalties": (0.02, 0.06, 0.2),
-        "sizes": (500, 800),
+        "penalties": (0.06, 0.2, 0.6),
+        "sizes": (600, 1_100),
         "models": 3,
         "pretraining_epochs": 30,
         "epochs": 100,
         "batch_size": 96,
+        "shift": 0,  # a pixel is an eighth of the image
     },
     "lenet-300-100": {"dataset": "mnist", "network": "lenet-300-100"},
     "lenet-5": {
