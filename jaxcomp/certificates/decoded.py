@@ -15,7 +15,13 @@ from jaxcomp.checkpoints.tensors import with_own_dtype
 from jaxcomp.coding.arrays import write_parts
 from jaxcomp.coding.streams import StackWriter
 from jaxcomp.compressed.files import load
-from jaxcomp.decoder import File, FormatError, decode_bare
+from jaxcomp.decoder import (
+    File,
+    FormatError,
+    decode_bare,
+    is_random_codes,
+    read_random_codes,
+)
 from jaxcomp.decoder.arrays import added, bytes_of
 from jaxcomp.storage import PathLike
 from jaxcomp.trees.description import rebuild_tree
@@ -51,8 +57,8 @@ def decode(
     """Decode a file, and count what describes it.
 
     Args:
-        source: a compressed model, or with an architecture also a bare stream; empty for the prior
-            itself, of which nothing is charged.
+        source: a compressed model, also one of random codes, or with an architecture also a bare
+            stream; empty for the prior itself, of which nothing is charged.
         prior: the model that it holds differences to; not looked at if it holds none.
         architecture: what was fixed before the data; None charges every byte of the file.
         like: see `jaxcomp.load`.
@@ -72,6 +78,8 @@ def decode(
             raise ValueError("the file is empty; that stands for the prior itself: give a prior.")
         params = _placed(prior.tree(), like)
         return Decoded(params, 0, 0.0, True, "no byte: it is the prior itself")
+    if is_random_codes(source):
+        return _of_random_codes(source, architecture, like)
     if not _is_compressed(source):
         if architecture is None:
             raise ValueError(
@@ -90,6 +98,20 @@ def decode(
         sizes = [path.stat().st_size for path in file.sources] or [file.size]
     bits = sum(8 * size + float(bounds.self_delimiting_bits(size)) for size in sizes)
     return Decoded(params, sum(sizes), bits, holds_differences, "every byte of the file")
+
+
+def _of_random_codes(
+    source: Path | bytes, architecture: Architecture | None, like: Params | None
+) -> Decoded:
+    """Decode a file of random codes, of which every byte is charged."""
+    if architecture is not None:
+        raise ValueError(
+            "a file of random codes has no bare stream; certify it by all of its bytes, without an "
+            "architecture."
+        )
+    file = read_random_codes(source)
+    bits = 8 * file.size + float(bounds.self_delimiting_bits(file.size))
+    return Decoded(_placed(file.tree(), like), file.size, bits, False, "every byte of the file")
 
 
 _FIXED = "the bare stream of its arrays, without names and shapes"

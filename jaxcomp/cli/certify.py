@@ -27,8 +27,8 @@ _EXAMPLES = "a data set (mnist, fashion-mnist, cifar10, digits), its test set (m
 Certified = Annotated[
     Path,
     typer.Argument(
-        help="A compressed model; with --fixed-architecture also a bare stream; an empty file "
-        "stands for the prior itself.",
+        help="A compressed model, also of random codes (.jxr); with --fixed-architecture also a "
+        "bare stream; an empty file stands for the prior itself.",
         show_default=False,
     ),
 ]
@@ -121,6 +121,13 @@ def certify(
             "this .png, .pdf or .svg.",
         ),
     ] = None,
+    trained: Annotated[
+        Path | None,
+        typer.Option(
+            help="A run of train-small, whose files stand in the picture of --plot as a series of "
+            "their own, each certified by its bytes and the examples of that run.",
+        ),
+    ] = None,
     style: Style = PictureStyle.light,
     data_dir: DataDir = None,
     device: DeviceOption = Device.auto,
@@ -143,6 +150,7 @@ def certify(
 
         if plot is not None:
             _check_picture(plot)
+        run = None if trained is None else _trained_run(trained, plot)
         wanted = CertificateSettings(**given)
         with phase("measuring errors", quiet):
             predict_fn, pairs = (None, []) if wanted.hook is None else read_predict_fn(wanted.hook)
@@ -168,7 +176,7 @@ def certify(
             from jaxcomp.experiments.certificate_picture import save_certificates
 
             with phase("drawing", quiet), drawn_in(style):
-                save_certificates(report, plot)
+                save_certificates(report, plot, run)
         print_text(report.to_json() if as_json else str(report))
 
 
@@ -177,6 +185,15 @@ def _check_picture(plot: Path) -> None:
     from jaxcomp.experiments.drawing import form_of
 
     form_of(plot)
+
+
+def _trained_run(folder: Path, plot: Path | None) -> Any:
+    """Read the run whose files stand beside the table."""
+    if plot is None:
+        raise ValueError("--trained is drawn into a picture; name it by --plot.")
+    from jaxcomp.experiments.train_small import TrainSmallResult
+
+    return TrainSmallResult.load(folder)
 
 
 def _pairs(pairs: list[tuple[Any, Any]]) -> tuple[Any, Any]:

@@ -289,7 +289,8 @@ class TrainSmallPreset(StrEnum):
     epilog=(
         "Examples: `jaxcomp train-small` (digits, a minute on two cores); `jaxcomp train-small "
         "--preset lenet-300-100 --data-dir DATA` (MNIST, 5 seeds); `jaxcomp train-small --preset "
-        "lenet-5 --models 1 --data-dir DATA`."
+        "lenet-5 --models 1 --data-dir DATA`; `jaxcomp train-small --preset lenet-300-100 --coder "
+        "random-codes --size 1000 --size 2000 --data-dir DATA` (files of these bytes)."
     ),
 )
 @options_of(TrainSmallConfig)
@@ -313,10 +314,11 @@ def train_small(
     traceback: Traceback = False,
     **given: Any,
 ) -> None:
-    """Train networks for their files: loss plus a price for the bits of their streams.
+    """Train networks for their files: under a price for the bits, or to files of given sizes.
 
-    Weights are integers times a step; steps, and the distributions that price integers, are
-    trained with them, all seeds at once. Draws bytes of real files against errors, with intervals
+    By entropy, weights are integers times a step; steps, and the distributions that price integers,
+    are trained with them. By random codes, a file is the indices of candidates that its reader
+    makes from a seed. Draws bytes of real files against errors, with intervals
     over seeds, and the certificate of each file by its bytes. All choices are made on the last
     examples of the training pool, which no network is trained on. Stop with Ctrl-C and run the
     same command to go on.

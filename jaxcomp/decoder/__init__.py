@@ -7,6 +7,18 @@ sentence, and sizes are checked before anything of that size is allocated.
 from jaxcomp.decoder.arrays import decode_bare
 from jaxcomp.decoder.contents import Contents, FileEntry, inspect
 from jaxcomp.decoder.files import KEPT, File
+from jaxcomp.decoder.random_codes import RandomCodesFile, is_random_codes, read_random_codes
 from jaxcomp.decoder.streams import FormatError
 
-__all__ = ["KEPT", "Contents", "File", "FileEntry", "FormatError", "decode_bare", "inspect"]
+__all__ = [
+    "KEPT",
+    "Contents",
+    "File",
+    "FileEntry",
+    "FormatError",
+    "RandomCodesFile",
+    "decode_bare",
+    "inspect",
+    "is_random_codes",
+    "read_random_codes",
+]

@@ -1,7 +1,12 @@
-"""A picture of certificates: the bound against the bytes that it charges, and held-out labels."""
+"""A picture of certificates: the bound against the bytes that it charges, and held-out labels.
+
+Networks that were trained for their files (`jaxcomp train-small`) stand beside them as a series.
+"""
 
 import itertools
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,28 +17,68 @@ from matplotlib.figure import Figure
 from jaxcomp.certificates import Report
 from jaxcomp.certificates.claims import file_bound
 from jaxcomp.experiments import drawing
+from jaxcomp.experiments.train_small.results import TrainSmallResult
 from jaxcomp.storage import PathLike, write_bytes_atomic
 
+_MARKERS = ("s", "^", "D")
 _PLACES = 120
 
 
-def save_certificates(report: Report, target: PathLike) -> None:
+class Series(NamedTuple):
+    """Certificates of files that were made at several sizes.
+
+    Attributes:
+        name: in the legend.
+        size_bytes: of each.
+        bound: of each, in [0, 1].
+    """
+
+    name: str
+    size_bytes: Float[np.ndarray, " files"]
+    bound: Float[np.ndarray, " files"]
+
+
+def trained_series(result: TrainSmallResult) -> list[Series]:
+    """Return the files of a run of `train-small`: a series for each coder, a point a seed."""
+    table = result.table
+    return [
+        Series(
+            f"trained for the file, {coder}",
+            *(table.loc[table["coder"] == coder, name].to_numpy() for name in ("bytes", "bound")),
+        )
+        for coder in result.config.coders
+    ]
+
+
+def save_certificates(
+    report: Report, target: PathLike, trained: TrainSmallResult | None = None
+) -> None:
     """Draw a table of certificates to a file, written whole or not at all.
+
+    Args:
+        report: the table.
+        target: .png, .pdf or .svg.
+        trained: a run whose files stand beside it, at its own delta and examples; None for none.
 
     Raises:
         ValueError: if the name of the target ends with no form of pictures.
         OSError: if it cannot be written.
     """
     form = drawing.form_of(target)
-    write_bytes_atomic(target, drawing.encoded(plot_certificates(report), form))
+    series = [] if trained is None else trained_series(trained)
+    write_bytes_atomic(target, drawing.encoded(plot_certificates(report, series), form))
 
 
 @drawing.own_look()
-def plot_certificates(report: Report) -> Figure:
+def plot_certificates(report: Report, series: Sequence[Series] = ()) -> Figure:
     """Return the picture of a table of certificates.
 
     Rows that charge bytes are points; the line through each says what files of other sizes would
     have at its training error. Rows that charge none are dashed lines over all sizes.
+
+    Args:
+        report: the table.
+        series: of other files, each a marker of its own.
     """
     sized = [row for row in report.rows if row.size_bits > 0]
     figure = drawing.new_figure(
@@ -45,7 +90,9 @@ def plot_certificates(report: Report) -> Figure:
         "what charges no bytes.",
     )
     axis = figure.subplots()
-    most = max([row.size_bits / 8 for row in sized], default=100.0)
+    charged = [row.size_bits / 8 for row in sized]
+    charged += [float(size) for own in series for size in own.size_bytes]
+    most = max(charged, default=100.0)
     sizes = np.geomspace(min(10.0, most / 2), 4 * most, _PLACES)
     entries = []
     for row, colour in zip(report.rows, itertools.cycle(drawing.COLOURS), strict=False):
@@ -58,12 +105,16 @@ def plot_certificates(report: Report) -> Figure:
         else:
             axis.axhline(row.bound, color=colour, linestyle="--", linewidth=1.2)
             entries.append(drawing.sample(row.name, colour, dashes="--"))
+    for own, marker in zip(series, _MARKERS * len(series), strict=False):
+        axis.plot(own.size_bytes, own.bound, marker, color=drawing.INK, markersize=4.5)
+        entries.append(drawing.sample(own.name, drawing.INK, marker=marker))
     if report.test_error is not None:
         axis.axhline(report.test_error, color=drawing.GREY, linestyle=":", linewidth=1.2)
         entries.append(drawing.sample("test error, no certificate", drawing.GREY, dashes=":"))
     axis.set_xscale("log")
     axis.set_xlim(sizes[0], sizes[-1])
-    axis.set_ylim(0, min(1.0, 1.6 * max(row.bound for row in report.rows)))
+    highest = max([row.bound for row in report.rows] + [own.bound.max() for own in series])
+    axis.set_ylim(0, min(1.0, 1.6 * highest))
     percent_axes(axis)
     drawing.plain_log_ticks(axis.xaxis)
     drawing.panel(axis, x="bytes that are charged", y="bound of the share of examples wrong")

@@ -21,7 +21,7 @@ FILE_GROUPS = (
     ("pictures", (".png", ".svg", ".pdf")),
 )
 # Of many files that a person may open.
-FOLDERS = (("compressed", ".jxc"),)
+FOLDERS = (("compressed", ".jxc"), ("compressed", ".jxr"))
 
 
 Labelled: TypeAlias = Sequence[tuple[str, str]]

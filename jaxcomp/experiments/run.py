@@ -387,7 +387,7 @@ class Run:
             return
         for folder in self.folders:
             for file in (self.path / folder).glob("*"):
-                if file.suffix in (".json", ".npz", ".jxc") and is_meant(file.stem):
+                if file.suffix in (".json", ".npz", ".jxc", ".jxr") and is_meant(file.stem):
                     file.unlink(missing_ok=True)
 
     def _check_ours(self, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -14,7 +15,9 @@ from jaxcomp.certificates import architecture_of
 from jaxcomp.certificates.architecture import read_architecture
 from jaxcomp.certificates.decoded import decode
 from jaxcomp.checkpoints import decompress, open_checkpoint
-from jaxcomp.compressed import to_bytes
+from jaxcomp.compressed import random_codes_to_bytes, to_bytes
+from jaxcomp.decoder import read_random_codes
+from jaxcomp.training import encode, initial_posterior, random_code
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +41,18 @@ def test_file(case):
     assert_same_bits(found.params, jaxcomp.load(case.file).params())
     assert found.size_bits == 8 * size + float(self_delimiting_bits(size))
     assert decode(case.file.read_bytes())[1:] == found[1:]
+
+
+def test_file_of_random_codes(fixed, case):
+    network = {"b": np.zeros(3, np.float32), "w": np.ones((4, 3), np.float32)}
+    code = random_code(network, index_bytes=6, block_bits=4)
+    coded = encode(code, initial_posterior(code, network), jax.random.key(0))
+    data = random_codes_to_bytes(code, coded)
+    found = decode(data)
+    assert_same_bits(found.params, read_random_codes(data).tree())
+    assert found.size_bits == 8 * len(data) + float(self_delimiting_bits(len(data)))
+    with pytest.raises(ValueError, match="has no bare stream"):
+        decode(data, architecture=fixed(case.file))
 
 
 def test_file_of_differences(case, tmp_path):

@@ -1,4 +1,4 @@
-"""Networks trained for their files: bytes against errors at several prices of a bit.
+"""Networks trained for their files: bytes against errors at prices of a bit, or of given sizes.
 
 `run` trains, `preset` and `TrainSmallConfig` hold the settings, `predict_fn` is the network that
 the files hold.

@@ -1,7 +1,7 @@
 """Settings of training for the file: which network, at which prices of a bit."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxcomp.experiments.settings import (
     Panel,
@@ -17,6 +17,8 @@ from jaxcomp.experiments.settings import (
 NETWORKS = ("digits", "lenet-300-100", "lenet-5")
 DATASETS = ("digits", "mnist", "fashion-mnist")
 
+CODERS = ("entropy", "random-codes")
+
 VALIDATION_SIZES = {"digits": 240, "mnist": 5_000, "fashion-mnist": 5_000}
 """The last examples of the pool, which no network is trained on."""
 
@@ -24,11 +26,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "dataset": "digits",
         "network": "digits",
-        "penalties": (0.02, 0.06, 0.2),
+        "coders": ("entropy", "random-codes"),
+        "penalties": (0.06, 0.2, 0.6),
+        "sizes": (600, 1_100),
         "models": 3,
         "pretraining_epochs": 30,
         "epochs": 100,
         "batch_size": 96,
+        "shift": 0,  # a pixel is an eighth of the image
     },
     "lenet-300-100": {"dataset": "mnist", "network": "lenet-300-100"},
     "lenet-5": {
@@ -43,6 +48,22 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+class Point(NamedTuple):
+    """One point of the curve.
+
+    Attributes:
+        coder: one of `CODERS`.
+        setting: the price of a bit, or the bytes of the file.
+    """
+
+    coder: str
+    setting: float
+
+    def __str__(self) -> str:
+        is_priced = self.coder == "entropy"
+        return f"price {self.setting:g}" if is_priced else f"random codes, {self.setting:,.0f} B"
+
+
 @dataclass(frozen=True)
 class TrainSmallConfig:
     """Settings of a run.
@@ -50,7 +71,12 @@ class TrainSmallConfig:
     Attributes:
         dataset: what is learned.
         network: one of `NETWORKS`.
-        penalties: prices of a bit, in description lengths: 1 is ln 2 nats for all examples.
+        coders: of `CODERS`: integers under a price for the bits of their stream, or indices of
+            random candidates.
+        penalties: prices of a bit, in description lengths: 1 is ln 2 nats for all examples. For
+            "entropy".
+        sizes: bytes of whole files. For "random-codes".
+        block_bits: of an index. For "random-codes".
         models: seeds, trained together.
         pretraining_epochs: without a price, shared by all prices.
         epochs: at each price.
@@ -66,12 +92,27 @@ class TrainSmallConfig:
 
     dataset: str = asked("digits", f"One of {', '.join(DATASETS)}.", Panel.DATA)
     network: str = asked("digits", f"One of {', '.join(NETWORKS)}.", Panel.TRAINING)
+    coders: tuple[str, ...] = asked(
+        ("entropy",),
+        "How weights are sent: entropy (integers at a price of a bit), random-codes (indices in a "
+        "file of given size). May be repeated: a curve each.",
+        Panel.GRID,
+        "--coder",
+        choices=CODERS,
+    )
     penalties: tuple[float, ...] = asked(
         (0.1, 0.2, 0.4, 0.8),
         "Price of a bit in training; 1 is the description length. May be repeated: a file each.",
         Panel.GRID,
         "--penalty",
     )
+    sizes: tuple[int, ...] = asked(
+        (2_000, 4_000),
+        "Bytes of a file of random codes. May be repeated: a file each.",
+        Panel.GRID,
+        "--size",
+    )
+    block_bits: int = asked(12, "Bits of an index of random codes, 1 to 16.", Panel.GRID)
     models: int = asked(5, "Seeds.", Panel.RUN)
     pretraining_epochs: int = asked(
         6, "Epochs without a price, from which all prices start.", Panel.TRAINING
@@ -97,6 +138,9 @@ class TrainSmallConfig:
         """Refuse what cannot be computed, in one sentence."""
         check_names("data set", (self.dataset,), DATASETS)
         check_names("network", (self.network,), NETWORKS)
+        check_names("coder", self.coders, CODERS)
+        if not self.coders or len(set(self.coders)) != len(self.coders):
+            raise ValueError(f"coders must be one or both of {', '.join(CODERS)}, each once.")
         check_counts(self, ("models", "pretraining_epochs", "epochs", "batch_size"))
         check_positive(self, ("learning_rate", "warm"))
         check_range("shift", (self.shift,), 0, 5)
@@ -104,8 +148,18 @@ class TrainSmallConfig:
         check_range("models", (self.models,), 1, 501)
         check_prices(self.penalties, "1e-6")
         check_delta(self.delta)
+        check_range("block_bits", (self.block_bits,), 1, 17)
+        check_range("sizes", self.sizes, 1, 1 << 24)
+        if not self.sizes or len(set(self.sizes)) != len(self.sizes):
+            raise ValueError(f"sizes must be one or several, and different, got {self.sizes}.")
         if self.network == "lenet-5" and self.dataset == "digits":
             raise ValueError("lenet-5 needs images of 28 x 28 pixels; choose mnist for it.")
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """What is trained: each coder at each of its settings."""
+        settings = {"entropy": self.penalties, "random-codes": self.sizes}
+        return tuple(Point(coder, own) for coder in self.coders for own in settings[coder])
 
 
 def preset(name: str = "quick", **overrides: Any) -> TrainSmallConfig:

@@ -16,11 +16,12 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 
 from jaxcomp.evaluation import metrics
 from jaxcomp.experiments.train_small.networks import predict_fn
-from jaxcomp.training import weights_and_bits
+from jaxcomp.training import Coded, RandomCode, encode, sampled_weights, weights_and_bits
 from jaxcomp.types import AnyArray, Params, PRNGKey
 
 _ADAM = optax.scale_by_adam()
 _PER_LATENT = 0.05  # rate of steps over that of latents
+_PER_POSTERIOR = 2.5  # and that of means and shares of random codes
 _RISE = 100  # steps until the full rate
 _GROUPS = 10  # of a batch, each shifted alike
 _AT_ONCE = 1_000
@@ -48,12 +49,14 @@ class Phase(NamedTuple):
         is_priced: whether latents are trained under a price, or weights without.
         shift: pixels up to which images are shifted.
         max_value: of a full pixel.
+        code: of random codes, of whose posterior a sample is drawn at each step; else None.
     """
 
     network: str
     is_priced: bool
     shift: int
     max_value: int
+    code: RandomCode | None = None
 
 
 class Schedule(NamedTuple):
@@ -76,23 +79,49 @@ class State(NamedTuple):
     """Where a training stands; every array has the seeds first.
 
     Attributes:
-        trained: Latents, or weights.
+        trained: Latents, weights, or Posterior.
         moments: of Adam.
         loss_sum: (M,) nats, of the steps of this epoch.
         bits: (M,) of the last step.
+        coded: of random codes, the blocks that are sent already; else None.
     """
 
     trained: Any
     moments: Any
     loss_sum: Float[Array, " M"]
     bits: Float[Array, " M"]
+    coded: Coded | None = None
 
 
-def initial_state(trained: Any) -> State:
-    """Return the state before the first step; `trained` has the seeds first."""
+def initial_state(trained: Any, coded: Coded | None = None) -> State:
+    """Return the state before the first step; `trained` and `coded` have the seeds first."""
     number = jax.tree.leaves(trained)[0].shape[0]
     zeros = jnp.zeros(number, jnp.float32)
-    return State(trained, jax.vmap(_ADAM.init)(trained), zeros, zeros)
+    return State(trained, jax.vmap(_ADAM.init)(trained), zeros, zeros, coded)
+
+
+@partial(jax.jit, static_argnames=("code",))
+def code_blocks(
+    state: State, keys: Key[Array, " M"], start: Int[Array, ""], stop: Int[Array, ""], *, code: Any
+) -> State:
+    """Choose candidates of some blocks of random codes, of all seeds from the same candidates.
+
+    Args:
+        state: before.
+        keys: of the training.
+        start: the first block.
+        stop: the block after the last one.
+        code: static.
+    """
+
+    def of_model(posterior: Any, key: PRNGKey, coded: Any) -> Any:
+        own = jax.random.fold_in(key, _FOR_CODING)
+        return encode(code, posterior, own, coded, start=start, stop=stop)
+
+    return state._replace(coded=jax.vmap(of_model)(state.trained, keys, state.coded))
+
+
+_FOR_CODING = 0x7FFFFFFF  # beyond the number of any step
 
 
 @partial(jax.jit, static_argnames=("phase",), donate_argnums=(0,))
@@ -160,7 +189,12 @@ def _step(
     images = pixels.astype(jnp.float32) / phase.max_value
 
     def objective(trained: Any) -> tuple[Any, Any]:
-        params, bits = weights_and_bits(trained) if phase.is_priced else (trained, jnp.float32(0))
+        params, bits = trained, jnp.float32(0)
+        if phase.is_priced:
+            params, bits = weights_and_bits(trained)
+        elif phase.code is not None:
+            own = jax.random.fold_in(jax.random.fold_in(key, number), 1)
+            params = sampled_weights(phase.code, trained, own, state.coded)
         logits = predict_fn(phase.network)(params, images)
         loss = jnp.mean(metrics.cross_entropy(logits, labels[examples]))
         return loss + price * bits, (loss, bits)
@@ -171,8 +205,10 @@ def _step(
     if phase.is_priced:
         slow = jax.tree.map(lambda own: _PER_LATENT * own, direction.log_steps)
         direction = direction._replace(log_steps=slow)
+    if phase.code is not None:
+        rate *= _PER_POSTERIOR
     trained = jax.tree.map(lambda own, move: own - rate * move, state.trained, direction)
-    return State(trained, moments, state.loss_sum + loss, bits)
+    return State(trained, moments, state.loss_sum + loss, bits, state.coded)
 
 
 def _shifted(pixels: Any, key: PRNGKey, shift: int) -> Any:

@@ -1,5 +1,6 @@
-"""Train networks for their files at several prices of a bit, and certify each by its bytes."""
+"""Train networks for their files, at prices of a bit or of given sizes, and certify each."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,9 +15,9 @@ from jaxcomp.coding.ans import stream_module
 from jaxcomp.experiments import data
 from jaxcomp.experiments.data.dataset import Dataset
 from jaxcomp.experiments.run import Row, Rows, Run
-from jaxcomp.experiments.train_small.config import VALIDATION_SIZES, TrainSmallConfig
+from jaxcomp.experiments.train_small.config import VALIDATION_SIZES, Point, TrainSmallConfig
 from jaxcomp.experiments.train_small.descent import Images, evaluate, own_params
-from jaxcomp.experiments.train_small.files import best_file
+from jaxcomp.experiments.train_small.files import TrainedFile, best_file, random_codes_file
 from jaxcomp.experiments.train_small.results import NOUN, TrainSmallResult
 from jaxcomp.experiments.train_small.training import ReportFn, Trainer
 from jaxcomp.numerics.transformations import all_transfers
@@ -36,7 +37,7 @@ def run(
     resume: bool = True,
     quiet: bool = False,
 ) -> TrainSmallResult:
-    """Train, write and certify networks of each seed at each price.
+    """Train, write and certify networks of each seed at each price and size.
 
     Args:
         config: settings.
@@ -75,9 +76,9 @@ def run(
         with Progress(quiet=quiet) as progress:
             before = trainer.steps(config.pretraining_epochs)
             each = trainer.steps(config.epochs)
-            total = before + len(config.penalties) * each
+            total = before + len(config.points) * each
             tell = progress.task("training for the file", total)
-            for place in range(len(config.penalties)):
+            for place, point in enumerate(config.points):
 
                 def told(base: int) -> ReportFn:
                     return lambda done, _, text: tell(base + done, total, text)
@@ -86,11 +87,11 @@ def run(
                     _rows,
                     config,
                     trainer,
-                    place,
+                    point,
                     (counted, train, validation, test),
                     (told(0), told(before + place * each)),
                 )
-                rows += run.part(f"price{place:02d}", compute, Rows(variants))
+                rows += run.part(f"point{place:02d}", compute, Rows(variants))
                 tell(before + (place + 1) * each, total, "")
         result = TrainSmallResult(pd.DataFrame(rows), run.manifest, run.path)
         run.finish(result, quiet=quiet)
@@ -119,27 +120,19 @@ def _distinct(train: Images) -> Images:
 def _rows(
     config: TrainSmallConfig,
     trainer: Trainer,
-    place: int,
+    point: Point,
     parts: tuple[Images, Images, Images, Images],
     reports: tuple[ReportFn, ReportFn],
 ) -> list[Row]:
-    """Return a row for each seed, at one price."""
+    """Return a row for each seed, at one point of the curve."""
     counted, train, validation, test = parts
-    latents = trainer.priced(trainer.pretrained(reports[0]), place, reports[1])
     rows = []
-    for model in range(config.models):
-        file = best_file(
-            own_params(latents, model),
-            config.network,
-            train,
-            validation,
-            nats_per_bit=trainer.nats_per_bit(place),
-            rounds_again=config.rounds_again,
-        )
+    for model, file in enumerate(_files(config, trainer, point, (train, validation), reports)):
         size = len(file.content)
         row: Row = {
             "variant": f"model{model}",
-            "penalty": config.penalties[place],
+            "coder": point.coder,
+            "setting": float(point.setting),
             "model": model,
             "bytes": size,
             "stream_bytes": file.stream_bits / 8,
@@ -157,3 +150,30 @@ def _rows(
                 row["bound"] = float(file_bound(wrong, count, bits, config.delta))
         rows.append({**row, "content": file.content.hex()})
     return rows
+
+
+def _files(
+    config: TrainSmallConfig,
+    trainer: Trainer,
+    point: Point,
+    parts: tuple[Images, Images],
+    reports: tuple[ReportFn, ReportFn],
+) -> Iterator[TrainedFile]:
+    """Train at one point of the curve; yield the file of each seed."""
+    params = trainer.pretrained(reports[0])
+    if point.coder == "random-codes":
+        place = config.sizes.index(int(point.setting))
+        code, coded = trainer.random_coded(params, place, reports[1])
+        for model in range(config.models):
+            yield random_codes_file(code, own_params(coded, model))
+        return
+    place = config.penalties.index(point.setting)
+    latents = trainer.priced(params, place, reports[1])
+    for model in range(config.models):
+        yield best_file(
+            own_params(latents, model),
+            config.network,
+            *parts,
+            nats_per_bit=trainer.nats_per_bit(place),
+            rounds_again=config.rounds_again,
+        )

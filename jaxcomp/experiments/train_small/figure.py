@@ -1,14 +1,17 @@
 """The curve: errors and certificates against the bytes of files."""
 
+from itertools import product
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from jaxcomp.experiments import drawing
 from jaxcomp.experiments.train_small.config import TrainSmallConfig
-from jaxcomp.experiments.train_small.report import PUBLISHED, at_price, mean_of
+from jaxcomp.experiments.train_small.report import PUBLISHED, at_point, mean_of
 
 _TEST, _TRAINING, _CERTIFICATE = drawing.ORANGE, drawing.GREEN, drawing.BLUE
+_DASHES = {"entropy": "-", "random-codes": "--"}
 _COLUMNS = (
     ("test_error", "test error", _TEST, "o"),
     ("train_error", "training error", _TRAINING, "v"),
@@ -29,11 +32,12 @@ def plot_curve(config: TrainSmallConfig, table: pd.DataFrame) -> Figure:
         "seen.",
     )
     axis = figure.subplots()
-    for column, _, colour, marker in _COLUMNS:
+    for coder, (column, _, colour, marker) in product(config.coders, _COLUMNS):
         points = []
-        for penalty in config.penalties:
-            rows = at_price(table, penalty)
-            points.append((*mean_of(rows, "bytes"), *mean_of(rows, column)))
+        for point in config.points:
+            rows = at_point(table, point)
+            if point.coder == coder:
+                points.append((*mean_of(rows, "bytes"), *mean_of(rows, column)))
         size, width, height, spread = np.nan_to_num(np.asarray(sorted(points)).T)
         # On a logarithmic axis nothing goes below zero.
         low = np.minimum(spread, 0.99 * height)
@@ -47,9 +51,12 @@ def plot_curve(config: TrainSmallConfig, table: pd.DataFrame) -> Figure:
             markersize=4,
             capsize=2,
             linewidth=1.2,
+            linestyle=_DASHES[coder],
         )
     published = PUBLISHED.get((config.dataset, config.network))
     entries = [drawing.sample(name, colour, marker=marker) for _, name, colour, marker in _COLUMNS]
+    if len(config.coders) > 1:
+        entries += [drawing.sample(own, drawing.INK, dashes=_DASHES[own]) for own in config.coders]
     if published is not None:
         axis.plot(published[0], 100 * published[1], "*", color=drawing.INK, markersize=9)
         entries.append(drawing.sample("published", drawing.INK, marker="*"))

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxcomp
-from jaxcomp.compressed import CompressedTree, from_integers, to_bytes
+from jaxcomp.compressed import CompressedTree, from_integers, random_codes_to_bytes, to_bytes
 from jaxcomp.curvature import Layers
+from jaxcomp.decoder import read_random_codes
 from jaxcomp.experiments.train_small.descent import Images, evaluate
 from jaxcomp.experiments.train_small.networks import predict_fn
 from jaxcomp.quantizers import HessianRounding
-from jaxcomp.training import Latents, rounded, weights_and_bits
+from jaxcomp.training import Coded, Latents, RandomCode, rounded, weights_and_bits
 from jaxcomp.types import Params
 
 CALIBRATION_EXAMPLES = 2_000
@@ -28,12 +29,13 @@ class TrainedFile(NamedTuple):
     """A file and what it decodes to.
 
     Attributes:
-        content: of the `.jxc`.
+        content: of the `.jxc`, or the `.jxr`.
         params: its network.
         is_rounded_again: whether integers are those of rounding with feedback.
-        ideal_bits: of the trained integers by their distributions.
-        stream_bits: of the streams alone, without names, checks and structure.
-        nonzero: integers that are not zero.
+        ideal_bits: of the trained integers by their distributions, or of the indices.
+        stream_bits: of the streams alone, or of indices and scales, without names, checks and
+            structure.
+        nonzero: weights that are not zero.
     """
 
     content: bytes
@@ -78,6 +80,22 @@ def best_file(
         return loss + nats_per_bit * 8 * len(file.content)
 
     return min(files, key=cost)
+
+
+def random_codes_file(code: RandomCode, coded: Coded) -> TrainedFile:
+    """Write the indices of one seed, and read them again by NumPy.
+
+    Args:
+        code: of the size.
+        coded: of one seed.
+    """
+    content = random_codes_to_bytes(code, coded)
+    file = read_random_codes(content)
+    nonzero = sum(int(np.count_nonzero(own)) for own in file.arrays.values())
+    layout = code.layout
+    bits = float(layout.num_blocks * layout.block_bits)
+    stream = 8 * layout.index_bytes + 32 * len(layout.shapes)
+    return TrainedFile(content, file.tree(), False, bits, stream, nonzero)
 
 
 def _file(tree: CompressedTree, is_rounded_again: bool, ideal_bits: float) -> TrainedFile:

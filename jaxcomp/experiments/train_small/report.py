@@ -7,7 +7,7 @@ import pandas as pd
 
 from jaxcomp.evaluation.statistics import model_interval
 from jaxcomp.experiments.reporting import Labelled
-from jaxcomp.experiments.train_small.config import TrainSmallConfig
+from jaxcomp.experiments.train_small.config import Point, TrainSmallConfig
 
 PUBLISHED = {
     ("mnist", "lenet-300-100"): (8_560, 0.019),
@@ -32,17 +32,15 @@ def mean_of(rows: pd.DataFrame, column: str) -> Mean:
     return Mean(found.estimate, (found.high - found.low) / 2)
 
 
-def at_price(table: pd.DataFrame, penalty: float) -> pd.DataFrame:
-    """Return the rows of one price."""
-    return table.loc[table["penalty"] == penalty]
+def at_point(table: pd.DataFrame, point: Point) -> pd.DataFrame:
+    """Return the rows of one price or size."""
+    return table.loc[(table["coder"] == point.coder) & (table["setting"] == point.setting)]
 
 
 def first_lines(config: TrainSmallConfig, table: pd.DataFrame) -> Labelled:
     """Return the smallest files and those with the fewest validation errors, in a few lines."""
-    size = {own: mean_of(at_price(table, own), "bytes").mean for own in config.penalties}
-    error = {
-        own: mean_of(at_price(table, own), "validation_error").mean for own in config.penalties
-    }
+    size = {own: mean_of(at_point(table, own), "bytes").mean for own in config.points}
+    error = {own: mean_of(at_point(table, own), "validation_error").mean for own in config.points}
     told = [
         ("Smallest", _point(config, table, min(size, key=lambda own: size[own]))),
         ("Fewest errors", _point(config, table, min(error, key=lambda own: error[own]))),
@@ -53,33 +51,33 @@ def first_lines(config: TrainSmallConfig, table: pd.DataFrame) -> Labelled:
     return told
 
 
-def _point(config: TrainSmallConfig, table: pd.DataFrame, penalty: float) -> str:
-    rows = at_price(table, penalty)
+def _point(config: TrainSmallConfig, table: pd.DataFrame, point: Point) -> str:
+    rows = at_point(table, point)
     return (
         f"{mean_of(rows, 'bytes').mean:,.0f} bytes, test error {_percent(rows, 'test_error')} "
-        f"({config.network} on {config.dataset}, price {penalty:g}, seeds {config.models})"
+        f"({config.network} on {config.dataset}, {point}, seeds {config.models})"
     )
 
 
 def report_text(config: TrainSmallConfig, table: pd.DataFrame) -> str:
-    """Return means over seeds at each price, with intervals of 95 %."""
+    """Return means over seeds at each price and size, with intervals of 95 %."""
     lines = [f"{label}: {text}." for label, text in first_lines(config, table)]
     count = int(table["num_examples"].iloc[0])
     lines += [
         "",
         "Means over seeds, +- half of an interval of 95 % (t); bytes of whole files, of their "
         "streams,",
-        "and of the integers by their distributions; certificates of the files by "
-        f"{count:,} training examples.",
+        "and of the integers by their distributions, or of the indices; certificates of the files "
+        f"by {count:,} training examples.",
         "",
         _HEAD,
         "-" * len(_HEAD),
     ]
-    for penalty in config.penalties:
-        rows = at_price(table, penalty)
+    for point in config.points:
+        rows = at_point(table, point)
         size = mean_of(rows, "bytes")
         lines.append(
-            f"{penalty:>8g}{size.mean:9,.0f}{_width(size.half_width, '.0f'):>8}"
+            f"{point!s:>23}{size.mean:9,.0f}{_width(size.half_width, '.0f'):>8}"
             f"{mean_of(rows, 'stream_bytes').mean:9,.0f}{mean_of(rows, 'ideal_bytes').mean:9,.0f}"
             f"{mean_of(rows, 'nonzero').mean:9,.0f}"
             f"{mean_of(rows, 'validation_error').mean:12.2%}"
@@ -90,7 +88,8 @@ def report_text(config: TrainSmallConfig, table: pd.DataFrame) -> str:
 
 
 _HEAD = (
-    f"{'price':>8}{'bytes':>9}{'+-':>8}{'stream':>9}{'ideal':>9}{'nonzero':>9}{'validation':>12}"
+    f"{'price or size':>23}{'bytes':>9}{'+-':>8}{'stream':>9}{'ideal':>9}{'nonzero':>9}"
+    f"{'validation':>12}"
     f"{'test':>18}{'bound':>9}{'again':>7}"
 )
 

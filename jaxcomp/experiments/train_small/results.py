@@ -5,10 +5,10 @@ A run directory holds, each file written whole or not at all::
     manifest.json            settings, versions, device, times, status
     variants/*.json          finished prices, a row for each seed (a resumed run goes on from them)
     networks/*.npz           networks, and checkpoints of one that is being trained
-    table.csv, .parquet      one row per price and seed
+    table.csv, .parquet      one row per price, or size, and seed
     report.md                means over seeds with intervals
     curve.png, .svg          bytes against errors
-    compressed/*.jxc         the file of each price and seed
+    compressed/*.jxc, .jxr   the file of each price, or size, and seed
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class TrainSmallResult:
     """Table, files and picture.
 
     Attributes:
-        table: one row per price and seed; `content` is the file, in hexadecimal.
+        table: one row per price, or size, and seed; `content` is the file, in hexadecimal.
         manifest: settings, versions, device, times.
         directory: where the files are, if they were written.
     """
@@ -62,7 +62,7 @@ class TrainSmallResult:
         return pictures.plot_curve(self.config, self.table)
 
     def report(self) -> str:
-        """Return means over seeds at each price, with intervals."""
+        """Return means over seeds at each price and size, with intervals."""
         return report_text(self.config, self.table)
 
     def print_report(self, console: Console) -> None:
@@ -70,13 +70,13 @@ class TrainSmallResult:
         print_as_it_is(console, self.report(), self.directory)
 
     def write_files(self, folder: Path) -> list[Path]:
-        """Write the file of each price and seed; return their names."""
+        """Write the file of each price, or size, and seed; return their names."""
         folder.mkdir(parents=True, exist_ok=True)
         files = []
-        for penalty, model, content in zip(
-            self.table["penalty"], self.table["model"], self.table["content"], strict=True
-        ):
-            files.append(folder / f"price-{penalty:g}-model{model}.jxc")
+        columns = (self.table[name] for name in ("coder", "setting", "model", "content"))
+        for coder, setting, model, content in zip(*columns, strict=True):
+            name, suffix = ("price", "jxc") if coder == "entropy" else (coder, "jxr")
+            files.append(folder / f"{name}-{setting:g}-model{model}.{suffix}")
             storage.write_bytes_atomic(files[-1], bytes.fromhex(content))
         return files
 

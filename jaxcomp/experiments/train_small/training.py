@@ -17,18 +17,22 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxcomp import storage
+from jaxcomp.compressed import random_code_of_size
 from jaxcomp.experiments.train_small.config import TrainSmallConfig
 from jaxcomp.experiments.train_small.descent import (
     Images,
     Phase,
     Schedule,
     State,
+    code_blocks,
     initial_state,
     mean_losses,
+    own_params,
     run_steps,
 )
 from jaxcomp.experiments.train_small.networks import initial_params
-from jaxcomp.training import Latents, initial_latents
+from jaxcomp.training import Coded, Latents, RandomCode, initial_latents, initial_posterior
+from jaxcomp.training.minimal_random_codes import nothing_coded
 from jaxcomp.types import Params
 
 CHECKPOINT_SECONDS = 30.0
@@ -38,6 +42,8 @@ _SEGMENT_SECONDS = 3.0
 _FIRST_SEGMENT_STEPS = 4
 _PRETRAINING_RATE = 1e-3
 _FOR_THE_START = 1_000  # examples on which the loss before training is measured
+
+_PRETRAINED = "pretrained"
 
 ReportFn = Callable[[int, int, str], None]
 """`(done, total, text)`, steps."""
@@ -93,7 +99,7 @@ class Trainer:
             )
         )(keys)
         training = _Training(
-            "pretrained",
+            _PRETRAINED,
             initial_state(params),
             self._phase(is_priced=False),
             _PRETRAINING_RATE,
@@ -117,6 +123,40 @@ class Trainer:
             1,
         )
         return self._trained(training, report).trained
+
+    def random_coded(
+        self, params: Params, place: int, report: ReportFn
+    ) -> tuple[RandomCode, Coded]:
+        """Return the code of one of the sizes, and indices of networks in it, seeds first.
+
+        A posterior is trained from networks. From the middle of the epochs on some blocks are coded
+        after each, and what is not coded yet is trained on.
+
+        Raises:
+            ValueError: if the size is too small or too large for the network.
+        """
+        config = self._config
+        code = self.code(params, place)
+        posterior = jax.vmap(partial(initial_posterior, code))(params)
+        coded = jax.vmap(partial(nothing_coded, code))(posterior)
+        training = _Training(
+            f"random-codes{place:02d}",
+            initial_state(posterior, coded),
+            self._phase(is_priced=False)._replace(code=code),
+            config.learning_rate,
+            0.0,
+            config.epochs,
+            2,
+        )
+        found = self._trained(training, report).coded
+        assert found is not None
+        return code, found
+
+    def code(self, params: Params, place: int) -> RandomCode:
+        """Return the code of one of the sizes, for networks, seeds first."""
+        one = own_params(params, 0)
+        size, bits = self._config.sizes[place], self._config.block_bits
+        return random_code_of_size(one, size, block_bits=bits, seed=self._config.seed)
 
     def nats_per_bit(self, place: int) -> float:
         """Return what a bit costs beside the mean loss, at one of the prices."""
@@ -174,7 +214,8 @@ class Trainer:
             is_compiled, done = True, epoch * per_epoch + stop
             self._check_finite(losses, name)
             if stop == per_epoch:
-                if done == per_epoch and not training.phase.is_priced:
+                state = _code_some(state, keys, training, epoch)
+                if done == per_epoch and training.name == _PRETRAINED:
                     self._check_decrease(training.start.trained, state.trained)
                 state = state._replace(loss_sum=jnp.zeros_like(state.loss_sum))
             if done == total or time.monotonic() - saved_at >= CHECKPOINT_SECONDS:
@@ -183,6 +224,9 @@ class Trainer:
             told = f"{name}: loss {losses.mean():.4f}"
             if training.phase.is_priced:
                 told += f", {float(state.bits.mean()) / 8:,.0f} bytes"
+            if state.coded is not None:
+                share = float(np.mean(np.asarray(state.coded.indices) >= 0))
+                told += f", {share:.0%} of the blocks coded"
             report(done, total, told)
         return state
 
@@ -250,3 +294,19 @@ class Trainer:
                 for place, leaf in enumerate(jax.tree.leaves(state))
             }
             storage.save_arrays(self._folder / f"{name}.npz", arrays, {"done": done})
+
+
+def _code_some(state: State, keys: Any, training: _Training, epoch: int) -> State:
+    """Code the blocks that are due after an epoch: all by the last one, from the middle on."""
+    code = training.phase.code
+    if code is None:
+        return state
+    first = training.epochs // 2
+
+    def due(epochs: int) -> int:
+        return code.layout.num_blocks * max(epochs - first, 0) // (training.epochs - first)
+
+    start, stop = due(epoch), due(epoch + 1)
+    if start == stop:
+        return state
+    return code_blocks(state, keys, jnp.int32(start), jnp.int32(stop), code=code)

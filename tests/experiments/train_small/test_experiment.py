@@ -8,11 +8,15 @@ from pictures import assert_nothing_is_cut
 
 import jaxcomp
 from jaxcomp import bounds
+from jaxcomp.decoder import read_random_codes
 from jaxcomp.experiments import data
+from jaxcomp.experiments.certificate_picture import trained_series
 from jaxcomp.experiments.train_small import TrainSmallResult, predict_fn, preset, run, training
 from jaxcomp.experiments.train_small.experiment import split
 
-CONFIG = preset(models=2, pretraining_epochs=12, epochs=12, penalties=(0.05, 0.5))
+CONFIG = preset(
+    models=2, pretraining_epochs=12, epochs=12, penalties=(0.05, 0.5), sizes=(500,), block_bits=8
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +48,37 @@ def test_a_stopped_training_goes_on_to_the_same_bits(done, digits, tmp_path, mon
     with pytest.raises(KeyboardInterrupt):
         trainer().priced(params, 1, stop(60))
     latents = trainer().priced(params, 1, lambda *_: None)
+    with pytest.raises(KeyboardInterrupt):
+        trainer().random_coded(params, 0, stop(100))  # some blocks are coded then
+    _, coded = trainer().random_coded(params, 0, lambda *_: None)
     expected = training.Trainer(CONFIG, digits[0], 10, done.directory / "networks")
-    again = expected.priced(expected.pretrained(lambda *_: None), 1, lambda *_: None)
-    for one, other in zip(jax.tree.leaves(latents), jax.tree.leaves(again), strict=True):
+    again = (
+        expected.priced(expected.pretrained(lambda *_: None), 1, lambda *_: None),
+        expected.random_coded(params, 0, lambda *_: None)[1],
+    )
+    found = jax.tree.leaves((latents, coded))
+    for one, other in zip(found, jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 def test_files_are_what_the_table_says(done, digits):
-    assert len(done.table) == 4
-    row = done.table.iloc[-1]
-    file = done.directory / "compressed" / "price-0.5-model1.jxc"
+    assert len(done.table) == 6
+    folder = done.directory / "compressed"
+    priced, random = (
+        folder / own for own in ("price-0.5-model1.jxc", "random-codes-500-model1.jxr")
+    )
+    rows = done.table.loc[done.table["model"] == 1].iloc[1:]
+    networks = jaxcomp.load(priced).params(), read_random_codes(random).tree()
+    for file, params, (_, row) in zip((priced, random), networks, rows.iterrows(), strict=True):
+        check_row(file, params, row, digits)
+    cheap, dear = (done.table.loc[done.table["setting"] == own] for own in CONFIG.penalties)
+    assert dear["bytes"].mean() < cheap["bytes"].mean()
+    size = done.table.loc[done.table["coder"] == "random-codes", "bytes"]
+    assert np.all((size <= 500) & (size > 497))
+
+
+def check_row(file, params, row, digits):
     assert file.stat().st_size == row["bytes"]
-    params = jaxcomp.load(file).params()
     for name, own in zip(("validation", "test"), digits[1:], strict=True):
         logits = predict_fn("digits")(params, own.pixels.astype(np.float32) / 16)
         assert np.mean(np.argmax(logits, axis=1) != own.labels) == pytest.approx(
@@ -66,8 +89,6 @@ def test_files_are_what_the_table_says(done, digits):
         row["train_error"], bits, num_examples=row["num_examples"], delta=CONFIG.delta
     )
     assert row["bound"] == pytest.approx(float(expected), rel=1e-9)
-    cheap, dear = (done.table.loc[done.table["penalty"] == own] for own in CONFIG.penalties)
-    assert dear["bytes"].mean() < cheap["bytes"].mean()
 
 
 def test_a_run_is_read_back_and_drawn(done):
@@ -76,6 +97,9 @@ def test_a_run_is_read_back_and_drawn(done):
     assert TrainSmallResult.load(done.directory).report() == done.report()
     assert "Smallest" in done.report()
     assert_nothing_is_cut(done.plot())
+    priced, random = trained_series(done)
+    assert (len(priced.bound), len(random.bound)) == (4, 2)
+    assert np.all(random.size_bytes <= 500)
 
 
 def test_a_loss_that_does_not_fall_is_said_after_an_epoch(digits, monkeypatch):
@@ -89,6 +113,8 @@ def test_command_refuses_in_one_sentence():
     assert_one_sentence(refused, "penalties must be different")
     assert_one_sentence(invoke("train-small", "--batch-size", "5000"), "batch_size is 5,000")
     assert_one_sentence(invoke("train-small", "--network", "lenet-5"), "28 x 28")
+    assert_one_sentence(invoke("train-small", "--coder", "morse"), "choose from entropy, random")
+    assert_one_sentence(invoke("train-small", "--block-bits", "0"), "block_bits must lie in")
 
 
 @pytest.mark.slow  # rounding with feedback compiles for long; its files have tests of their own
