@@ -10,6 +10,7 @@ import numpy as np
 from jaxcomp.checkpoints.tensors import Checkpoint, Tensor, dtype_of
 from jaxcomp.storage import PathLike, atomic_writer
 
+_MOST_HEADER_BYTES = 1 << 16
 _DATE = (1980, 1, 1, 0, 0, 0)  # the earliest date zip knows: the same bytes on every call
 
 
@@ -59,7 +60,9 @@ def write_npz(
     with atomic_writer(path) as file, zipfile.ZipFile(file, "w") as archive:
         for (name, _, _), array in zip(specs, arrays, strict=True):
             member = zipfile.ZipInfo(f"{name}.npy", _DATE)
-            with archive.open(member, "w", force_zip64=True) as inside:
+            # Sizes of 64 bits, where they are not needed, differ between versions of Python.
+            member.file_size = array.nbytes + _MOST_HEADER_BYTES
+            with archive.open(member, "w") as inside:
                 np.lib.format.write_array(inside, array, allow_pickle=False)
 
 

@@ -26,6 +26,7 @@ _VERSION = 1
 _METADATA_MEMBER = "metadata.json"
 _DIGEST_BYTES = 64  # a SHA-256 in hexadecimal
 _STORABLE_KINDS = "biufcSU"
+_MOST_HEADER_BYTES = 1 << 16  # of a .npy file
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest date zip knows
 
 
@@ -58,13 +59,14 @@ def save_arrays(
     with atomic_writer(path) as file:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             archive.comment = b"0" * _DIGEST_BYTES  # keeps the place of the digest
-            with archive.open(_zip_member(_METADATA_MEMBER), "w", force_zip64=True) as member:
-                member.write(json.dumps(header, sort_keys=True).encode())
+            encoded = json.dumps(header, sort_keys=True).encode()
+            with archive.open(_zip_member(_METADATA_MEMBER, len(encoded)), "w") as member:
+                member.write(encoded)
             for name in sorted(checked):
-                with archive.open(
-                    _zip_member(f"{_escape(name)}.npy"), "w", force_zip64=True
-                ) as member:
-                    np.lib.format.write_array(member, checked[name], allow_pickle=False)
+                array = checked[name]
+                info = _zip_member(f"{_escape(name)}.npy", array.nbytes + _MOST_HEADER_BYTES)
+                with archive.open(info, "w") as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
         digest = _digest_without_end(file)
         file.seek(-_DIGEST_BYTES, os.SEEK_END)
         file.write(digest)
@@ -189,9 +191,14 @@ def unflatten_tree(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _zip_member(name: str) -> zipfile.ZipInfo:
-    """Describe a member so that its header does not depend on the clock or the system."""
+def _zip_member(name: str, most_bytes: int) -> zipfile.ZipInfo:
+    """Describe a member so that its header does not depend on the clock or the system.
+
+    Nor on the version of Python: sizes of 64 bits, which 3.11.2 writes otherwise than 3.11.4, are
+    left to members that need them.
+    """
     info = zipfile.ZipInfo(name, date_time=_ZIP_DATE)
+    info.file_size = most_bytes
     info.create_system = 3
     info.external_attr = 0o644 << 16
     return info
