@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxcomp.decoder import File
+from jaxcomp.decoder import File, open_model
 from jaxcomp.decoder.arrays import DTYPES
 from jaxcomp.storage import PathLike
 from jaxcomp.storage.files import to_plain
@@ -55,7 +55,7 @@ def architecture_of(source: PathLike | bytes) -> str:
     Raises:
         FormatError, OSError: if it cannot be read.
     """
-    with File(source, max_bytes=1 << 62) as file:
+    with open_model(source, max_bytes=1 << 62) as file:
         told: dict[str, Any] = {"arrays": [list(one) for one in described(file)]}
         if file.reference is not None:
             told["differences"] = [file.entries[n].path for n in sorted(file.reference[1])]

@@ -131,6 +131,8 @@ def checkpoint_of(stack: ExitStack, model: PathLike | Params) -> Checkpoint:
 
 def weights_of(stack: ExitStack, model: PathLike | Params, like: Params | None) -> Params:
     """Return the weights of a model: a file, or a tree of them."""
+    if isinstance(model, str | Path) and is_random_codes(model):
+        return _placed(read_random_codes(model).tree(), like)
     if isinstance(model, str | Path) and is_compressed(model):
         return load(model, like=like).params()
     return _placed(checkpoint_of(stack, model).tree(), like)

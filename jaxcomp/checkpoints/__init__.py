@@ -7,9 +7,10 @@ JAX is not imported here.
 
 from jaxcomp.checkpoints.comparison import Difference, compare, differences
 from jaxcomp.checkpoints.decompression import Decompressed, decompress, refuse_same
-from jaxcomp.checkpoints.reading import is_compressed, open_checkpoint
+from jaxcomp.checkpoints.reading import open_checkpoint
 from jaxcomp.checkpoints.tensors import Checkpoint, Tensor
 from jaxcomp.checkpoints.verification import Verified, verify
+from jaxcomp.decoder import is_compressed
 
 __all__ = [
     "Checkpoint",

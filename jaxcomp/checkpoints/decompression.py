@@ -14,7 +14,7 @@ from jaxcomp.checkpoints.references import give_reference
 from jaxcomp.checkpoints.safetensors import write_safetensors
 from jaxcomp.checkpoints.sharded import files_named, write_sharded
 from jaxcomp.checkpoints.tensors import Checkpoint, dtype_of, is_weight, with_own_dtype
-from jaxcomp.decoder import File
+from jaxcomp.decoder import File, open_model
 from jaxcomp.decoder.arrays import bytes_of
 from jaxcomp.decoder.files import viewed, walk
 from jaxcomp.storage import PathLike
@@ -93,7 +93,7 @@ def decompress(
     if format == "orbax" and target.exists():
         raise ValueError(f"{target} exists; remove it, or name another folder.")
     files = (target,)
-    with File(source, max_bytes) as file:
+    with open_model(source, max_bytes) as file:
         give_reference(file, reference)
         for written in files_named(target, shard_size):
             refuse_same(written, file.sources)

@@ -14,12 +14,12 @@ from jaxcomp.checkpoints.references import give_reference
 from jaxcomp.checkpoints.safetensors import open_safetensors
 from jaxcomp.checkpoints.sharded import open_sharded
 from jaxcomp.checkpoints.tensors import Checkpoint, Tensor, with_own_dtype
-from jaxcomp.decoder import File
-from jaxcomp.decoder.files import HEADER_NAME, INDEX, MAGIC, viewed
+from jaxcomp.decoder import File, is_compressed, open_model
+from jaxcomp.decoder.files import INDEX, viewed
 from jaxcomp.storage import PathLike
 
 _FORMATS = (
-    "a compressed model (.jxc), safetensors, an index of safetensors in several files or its "
+    "a compressed model (.jxc, .jxr), safetensors, an index of safetensors in several files or its "
     "folder, a state dictionary of PyTorch (.pt, .pth, .bin), .npz, or a folder of Orbax"
 )
 _PYTORCH = (".pt", ".pth", ".bin", ".ckpt")
@@ -60,28 +60,11 @@ def open_checkpoint(
     inside = (path / name for name in _IN_FOLDERS if (path / name).exists())
     path = next(inside, path)
     if is_compressed(path):
-        with File(path, max_bytes) as file:
+        with open_model(path, max_bytes) as file:
             give_reference(file, reference)
             yield _of_compressed(path, file)
     else:
         yield _open_file(path) if path.is_file() else _open_folder(path)
-
-
-def is_compressed(path: PathLike) -> bool:
-    """Tell whether a file is a compressed model, alone, in safetensors or in several of them."""
-    path = Path(path)
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        if path.name.endswith(INDEX):
-            return f'"{HEADER_NAME}"'.encode() in file.read(1 << 24)
-        start = file.read(8)
-        if start.startswith(MAGIC[:3]):
-            return True
-        # The header is listed first, unless it was written by someone else.
-        length = int.from_bytes(start, "little")
-        is_small = len(start) == 8 and length < path.stat().st_size
-        return is_small and f'"{HEADER_NAME}"'.encode() in file.read(min(length, 1 << 24))
 
 
 def _open_file(path: Path) -> Checkpoint:

@@ -4,7 +4,7 @@ import hashlib
 from typing import NamedTuple
 
 from jaxcomp.checkpoints.decompression import Report
-from jaxcomp.decoder import KEPT, File
+from jaxcomp.decoder import KEPT, open_model
 from jaxcomp.decoder.arrays import bytes_of
 from jaxcomp.storage import PathLike
 
@@ -17,12 +17,14 @@ class Verified(NamedTuple):
         size_bytes: of the file.
         digest: SHA-256 of the tree, in hexadecimal.
         kept: paths of arrays that were not compressed, every place of a tied one.
+        checked: what was looked at, in words.
     """
 
     num_arrays: int
     size_bytes: int
     digest: str
     kept: tuple[str, ...]
+    checked: str
 
 
 def verify(
@@ -40,7 +42,7 @@ def verify(
         ImportError: without `constriction`.
         OSError: if it cannot be read.
     """
-    with File(source, max_bytes) as file:
+    with open_model(source, max_bytes) as file:
         hashed = hashlib.sha256(file.identity)
         for place, entry in enumerate(file.entries):
             if report is not None:
@@ -54,4 +56,4 @@ def verify(
             for path, (number, _) in zip(file.paths, file.slots, strict=True)
             if file.entries[number].method == KEPT
         )
-        return Verified(len(file.entries), file.size, file.digest.hex(), kept)
+        return Verified(len(file.entries), file.size, file.digest.hex(), kept, file.checked)

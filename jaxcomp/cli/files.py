@@ -97,7 +97,7 @@ Source = Annotated[
     ),
 ]
 Compressed = Annotated[
-    Path, typer.Argument(help="A compressed model, .jxc or .safetensors.", show_default=False)
+    Path, typer.Argument(help="A compressed model, .jxc, .jxr or .safetensors.", show_default=False)
 ]
 Anything = Annotated[
     Path,
@@ -387,7 +387,7 @@ def verify(
         with _task("checking", quiet) as step:
             found = checkpoints.verify(source, report=step)
         lines = [
-            f"{source} is whole: {found.num_arrays} arrays, all checksums and the SHA-256 fit",
+            f"{source} is whole: {found.num_arrays} arrays, {found.checked} fit",
             f"SHA-256 of the model {found.digest}",
         ]
         told: dict[str, Any] = {"source": str(source), **found._asdict()}

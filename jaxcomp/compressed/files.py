@@ -41,7 +41,7 @@ from jaxcomp.compressed.tensors import (
 )
 from jaxcomp.compressed.tree import CompressedTree, TreeLayout
 from jaxcomp.compressed.workers import ALONE, Workers
-from jaxcomp.decoder import File, FormatError
+from jaxcomp.decoder import File, FormatError, is_random_codes
 from jaxcomp.decoder.arrays import bytes_of, values_of
 from jaxcomp.decoder.files import HEADER_NAME, KEPT, MAGIC, Entry, walk
 from jaxcomp.decoder.streams import require
@@ -396,8 +396,14 @@ def load(
         ImportError: without `constriction`.
         OSError: if the file cannot be read.
         ValueError: if `like` does not fit, or is needed; or if the file holds differences to
-            another model.
+            another model, or random codes.
     """
+    if is_random_codes(source):
+        name = "data" if isinstance(source, bytes) else repr(str(source))
+        raise ValueError(
+            "the file holds random codes, whose arrays are no codes of their own; its network is "
+            f"`jaxcomp.decoder.read_random_codes({name}).tree()`."
+        )
     with File(source, max_bytes) as file:
         if file.reference is not None:
             raise ValueError(

@@ -6,7 +6,7 @@ import os
 from typing import Any, NamedTuple
 
 from jaxcomp.decoder.arrays import DTYPES
-from jaxcomp.decoder.files import File
+from jaxcomp.decoder.opening import CodesFile, open_model
 
 
 class FileEntry(NamedTuple):
@@ -17,9 +17,9 @@ class FileEntry(NamedTuple):
         shape: of the array.
         dtype: of the array.
         method: that compressed it, or "kept".
-        coder: of most of its symbols: plain, table, distance or contexts.
-        size_bytes: of its section.
-        bits_per_weight: of its section over its numbers; NaN for none.
+        coder: of most of its symbols: plain, table, distance or contexts; or indices of candidates.
+        size_bytes: of its section; of indices what `CodesFile` says.
+        bits_per_weight: of those bytes over its numbers; NaN for none.
         share: of the file.
         mean_squared_error: of its numbers, NaN if the file does not say it or they are kept.
     """
@@ -35,6 +35,40 @@ class FileEntry(NamedTuple):
     mean_squared_error: float = math.nan
 
 
+class CodeContents(NamedTuple):
+    """A file of random codes in numbers.
+
+    Attributes:
+        num_blocks: each of which has an index.
+        block_bits: of an index.
+        sharing: weights of an array that have one value in common, up to a sign.
+        seed: of the generator.
+        index_bytes: of all indices.
+        scale_bytes: of the scales of all arrays.
+        bits_per_weight: of the whole file over all weights.
+        ratio: bytes of all weights in float32 over those of the file.
+    """
+
+    num_blocks: int
+    block_bits: int
+    sharing: int
+    seed: int
+    index_bytes: int
+    scale_bytes: int
+    bits_per_weight: float
+    ratio: float
+
+    def __str__(self) -> str:
+        shared = "no value is shared"
+        if self.sharing > 1:
+            shared = f"{self.sharing:,} weights share a value"
+        return (
+            f"{self.num_blocks:,} blocks with an index of {self.block_bits} bits, "
+            f"{self.index_bytes:,} bytes; scales {self.scale_bytes:,} bytes; {shared}; "
+            f"{self.bits_per_weight:.3g} bits/weight of the whole file"
+        )
+
+
 class Contents(NamedTuple):
     """What is in a file, a table as text.
 
@@ -44,6 +78,7 @@ class Contents(NamedTuple):
         overhead_bytes: what is in no section: names, shapes, checks.
         original_bytes: of all stored arrays.
         made: how the tree was made, if the file says so.
+        code: of a file of random codes; None for others.
     """
 
     entries: tuple[FileEntry, ...]
@@ -51,6 +86,7 @@ class Contents(NamedTuple):
     overhead_bytes: int
     original_bytes: int
     made: Any
+    code: CodeContents | None = None
 
     def of_size(self, size_bytes: int) -> "Contents":
         """Return what is in a file of other size: one that holds the sections of several."""
@@ -63,6 +99,7 @@ class Contents(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         """Return everything as dicts and lists of text and numbers, NaN among them."""
         told = self._asdict()
+        told["code"] = None if self.code is None else self.code._asdict()
         return told | {"entries": [entry._asdict() for entry in self.entries]}
 
     def __str__(self) -> str:
@@ -86,7 +123,8 @@ class Contents(NamedTuple):
         if isinstance(told, dict):  # the table has the errors
             told = {key: value for key, value in told.items() if key != ERRORS}
         made = [] if self.made is None else [f"made by {json.dumps(told)}"]
-        return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], total, *made])
+        code = [] if self.code is None else [str(self.code)]
+        return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], total, *code, *made])
 
 
 def inspect(source: str | os.PathLike[str] | bytes) -> Contents:
@@ -100,7 +138,7 @@ def inspect(source: str | os.PathLike[str] | bytes) -> Contents:
         OSError: if the file cannot be read.
     """
     # Nothing is allocated: arrays of any size are told.
-    with File(source, max_bytes=1 << 62) as file:
+    with open_model(source, max_bytes=1 << 62) as file:
         entries, original = [], 0
         for entry in file.entries:
             number = math.prod(entry.shape)
@@ -119,13 +157,28 @@ def inspect(source: str | os.PathLike[str] | bytes) -> Contents:
                 )
             )
         sections = sum(entry.length for entry in file.entries)
-        return Contents(tuple(entries), file.size, file.size - sections, original, file.made)
+        code = _code_of(file) if isinstance(file, CodesFile) else None
+        return Contents(tuple(entries), file.size, file.size - sections, original, file.made, code)
 
 
 # What a record of how a file was made calls the mean squared errors of its arrays, by path.
 ERRORS = "mean_squared_errors"
 _HEADER = ["leaf", "shape", "dtype", "method", "coder", "bytes", "bits/weight", "share", "MSE"]
-_CODERS = {"p": "plain", "t": "table", "d": "distance", "c": "contexts"}
+_CODERS = {"p": "plain", "t": "table", "d": "distance", "c": "contexts", "i": "indices"}
+
+
+def _code_of(file: CodesFile) -> CodeContents:
+    layout, number = file.layout, sum(file.layout.sizes)
+    return CodeContents(
+        num_blocks=layout.num_blocks,
+        block_bits=layout.block_bits,
+        sharing=layout.sharing,
+        seed=layout.seed,
+        index_bytes=layout.index_bytes,
+        scale_bytes=4 * len(layout.shapes),
+        bits_per_weight=8 * file.size / number,
+        ratio=4 * number / file.size,
+    )
 
 
 def _row(entry: FileEntry) -> list[str]:

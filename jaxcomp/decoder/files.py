@@ -32,7 +32,8 @@ MAGIC, HEADER_NAME, INDEX = b"JXC\x01", "jaxcomp.header", ".index.json"
 KEPT = "kept"
 """The method of an array that was not compressed."""
 _MOST_HEADER, _MOST_DEPTH, _MOST_AXES = 1 << 24, 64, 32
-_ERRORS = (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError, zlib.error)
+# What a header that is wrong raises where it is read.
+ERRORS = (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError, zlib.error)
 
 
 class Entry(NamedTuple):
@@ -53,6 +54,7 @@ class File:
     """An open file of a compressed model: its arrays one by one, or the whole tree.
 
     `size` is its bytes, `sources` are the files that hold it, an index first; none for bytes.
+    `checked` says what a look at all of it looks at.
 
     Args:
         source: path, or the bytes themselves; the path of an index (`.index.json`) where the model
@@ -64,6 +66,8 @@ class File:
         FormatError: whatever is wrong with the file.
         OSError: if it cannot be read.
     """
+
+    checked = "all checksums and the SHA-256"
 
     def __init__(
         self, source: str | os.PathLike[str] | bytes, max_bytes: int | None = None
@@ -176,7 +180,7 @@ class File:
             self._index = index = _from_json(text)["weight_map"]
             names = list(dict.fromkeys(index.values()))
             are_names = all(type(name) is str and Path(name).name == name for name in names)
-        except _ERRORS as error:
+        except ERRORS as error:
             raise _as_format_error(error) from error
         require(names and are_names, "its index does not name files beside it")
         self.sources += tuple(path.with_name(name) for name in names)
@@ -213,7 +217,7 @@ class File:
                 is_next = type(first) is type(last) is int and first == end <= last
                 require(is_next and tensors[name]["shape"] == [last - first], "its tensors overlap")
                 places[name], end = (begin + 8 + length + first, last - first), last
-        except _ERRORS as error:
+        except ERRORS as error:
             raise _as_format_error(error) from error
         require(8 + length + end == size, "something follows its last tensor")
         return places
@@ -264,7 +268,7 @@ class File:
                 self.entries.append(own)
             is_whole = begin == self.size if places is None else not places
             require(is_whole, "something is missing, or follows its last section")
-        except _ERRORS as error:
+        except ERRORS as error:
             raise _as_format_error(error) from error
 
 

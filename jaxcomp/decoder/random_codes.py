@@ -23,13 +23,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from jaxcomp.decoder.arrays import bytes_of
-from jaxcomp.decoder.files import walk
+from jaxcomp.decoder.arrays import bytes_of, check_size
+from jaxcomp.decoder.files import ERRORS, walk
 from jaxcomp.decoder.streams import FormatError, require
 
 MAGIC = b"JXR\x01"
 MOST_BLOCK_BITS = 16
-_MOST_WEIGHTS = 1 << 28
+_MOST_WEIGHTS, _MOST_AXES = 1 << 28, 32
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 _TABLE_BITS = 16
@@ -251,6 +251,33 @@ def unpacked(layout: CodeLayout, data: bytes) -> np.ndarray:
     return (rows << shifts).sum(axis=1).astype(np.int32)
 
 
+class StoredCodes(NamedTuple):
+    """What a file of random codes says, before its network is made.
+
+    Attributes:
+        description: of the tree; see section 4 of `docs/format.md`.
+        paths: of its arrays, in order.
+        layout: of the code.
+        indices: (B,) int32.
+        scales: float32, one for each array.
+        digest: SHA-256 of the arrays.
+        size: of the file, bytes.
+    """
+
+    description: Any
+    paths: tuple[str, ...]
+    layout: CodeLayout
+    indices: np.ndarray
+    scales: np.ndarray
+    digest: bytes
+    size: int
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays by path, float32, without a look at their SHA-256."""
+        found = values_of(self.layout, self.indices, self.scales)
+        return dict(zip(self.paths, found, strict=True))
+
+
 class RandomCodesFile(NamedTuple):
     """What is in a file of random codes.
 
@@ -288,13 +315,42 @@ def is_random_codes(source: str | os.PathLike[str] | bytes) -> bool:
 
 
 def read_random_codes(
-    source: str | os.PathLike[str] | bytes, *, seed: int | None = None
+    source: str | os.PathLike[str] | bytes,
+    *,
+    seed: int | None = None,
+    max_bytes: int | None = None,
 ) -> RandomCodesFile:
     """Read a file of random codes, and make its network.
 
     Args:
         source: path, or the bytes themselves.
         seed: of the generator as the reader has agreed on it; None for that of the file.
+        max_bytes: most bytes that all arrays may have; None for 256 MiB, or 1,024 times the file
+            if that is more.
+
+    Raises:
+        FormatError: as `stored_codes`; or if the network is not the one that was encoded.
+        OSError: if it cannot be read.
+    """
+    stored = stored_codes(source, seed=seed, max_bytes=max_bytes)
+    arrays = stored.arrays()
+    is_same = digest_of(list(arrays.values())) == stored.digest
+    require(is_same, "its arrays are not those that were encoded")
+    return RandomCodesFile(*stored[:5], arrays, stored.size)
+
+
+def stored_codes(
+    source: str | os.PathLike[str] | bytes,
+    *,
+    seed: int | None = None,
+    max_bytes: int | None = None,
+) -> StoredCodes:
+    """Read a file of random codes without making its network.
+
+    Args:
+        source: see `read_random_codes`.
+        seed: see `read_random_codes`.
+        max_bytes: see `read_random_codes`.
 
     Raises:
         FormatError: if the file is damaged or none of random codes, or was made with another seed
@@ -306,11 +362,9 @@ def read_random_codes(
     require(len(data) >= 12, "it is cut")
     require(zlib.crc32(data[8:]) == int.from_bytes(data[4:8], "little"), "its checksum is wrong")
     end = 10 + int.from_bytes(data[8:10], "little")
-    description, layout = _parsed(data[10:end])
-    paths: list[str] = []
-    walk(description, paths.append)
-    is_whole = len(set(paths)) == len(paths) == len(layout.shapes)
-    require(is_whole, "its tree has other arrays")
+    description, paths, layout = _parsed(data[10:end])
+    limit = max(1 << 28, 1024 * len(data)) if max_bytes is None else max_bytes
+    check_size([("float32", shape) for shape in layout.shapes], limit)
     digest, word, rest = data[end : end + 32], data[end + 32 : end + 36], data[end + 36 :]
     if seed is not None:
         layout = layout._replace(seed=seed)
@@ -324,17 +378,7 @@ def read_random_codes(
     scales = np.frombuffer(rest[:start], "<f4").astype(np.float32)
     require(np.isfinite(scales).all() and (scales > 0).all(), "a scale is not positive")
     indices = unpacked(layout, rest[start:])
-    found = values_of(layout, indices, scales)
-    require(digest_of(found) == digest, "its arrays are not those that were encoded")
-    return RandomCodesFile(
-        description,
-        tuple(paths),
-        layout,
-        indices,
-        scales,
-        dict(zip(paths, found, strict=True)),
-        len(data),
-    )
+    return StoredCodes(description, paths, layout, indices, scales, digest, len(data))
 
 
 def digest_of(arrays: list[np.ndarray]) -> bytes:
@@ -345,14 +389,15 @@ def digest_of(arrays: list[np.ndarray]) -> bytes:
     return hashed.digest()
 
 
-def _parsed(block: bytes) -> tuple[Any, CodeLayout]:
-    """Return the description of a tree, and the layout of its code."""
+def _parsed(block: bytes) -> tuple[Any, tuple[str, ...], CodeLayout]:
+    """Return the description of a tree, the paths of its arrays, and the layout of its code."""
     try:
         inflater = zlib.decompressobj(-15)
         text = inflater.decompress(block, 1 << 24)
         require(inflater.eof and not inflater.unused_data, "its header does not end")
         description, shapes, *counts = json.loads(text)
         shapes = tuple(tuple(shape) for shape in shapes)
+        require(all(len(shape) <= _MOST_AXES for shape in shapes), "an array has too many axes")
         axes = [axis for shape in shapes for axis in shape]
         are_counts = all(type(own) is int and 0 <= own < 1 << 32 for own in (*axes, *counts))
         require(are_counts and len(counts) == 4, "its header is wrong")
@@ -362,8 +407,12 @@ def _parsed(block: bytes) -> tuple[Any, CodeLayout]:
         is_possible = is_possible and shapes and sum(layout.sizes) <= _MOST_WEIGHTS
         require(is_possible, "it has no code that there is")
         require(layout.num_blocks <= layout.num_values, "it has more blocks than values")
+        paths: list[str] = []
+        walk(description, paths.append)
+        is_whole = len(set(paths)) == len(paths) == len(layout.shapes)
+        require(is_whole, "its tree has other arrays")
     except FormatError:
         raise
-    except (KeyError, TypeError, ValueError, IndexError, RecursionError, zlib.error) as error:
+    except ERRORS as error:
         raise FormatError("its header is wrong") from error
-    return description, layout
+    return description, tuple(paths), layout

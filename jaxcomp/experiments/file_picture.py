@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxcomp.checkpoints.tensors import is_weight, with_own_dtype
-from jaxcomp.decoder import KEPT, Contents, File, FileEntry, inspect
+from jaxcomp.decoder import KEPT, Contents, File, FileEntry, inspect, open_model
 from jaxcomp.decoder.arrays import values_of
 from jaxcomp.decoder.files import Entry
 from jaxcomp.experiments.drawing import (
@@ -52,7 +52,7 @@ def picture(source: PathLike) -> Figure:
     """Return the picture of a compressed model; its largest compressed tensors are decoded."""
     contents = inspect(source)
     shown = sorted(contents.entries, key=lambda entry: -entry.size_bytes)[:_MOST_BARS]
-    with File(source) as file:
+    with open_model(source) as file:
         weights = [
             entry for entry in file.entries if entry.method != KEPT and is_weight(entry.dtype)
         ]

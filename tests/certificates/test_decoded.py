@@ -1,6 +1,7 @@
 """What is decoded is the network of the file, bit for bit, and what is charged decodes to it."""
 
 import json
+from contextlib import ExitStack
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ import jaxcomp
 from jaxcomp.bounds import self_delimiting_bits
 from jaxcomp.certificates import architecture_of
 from jaxcomp.certificates.architecture import read_architecture
-from jaxcomp.certificates.decoded import decode
+from jaxcomp.certificates.decoded import decode, weights_of
 from jaxcomp.checkpoints import decompress, open_checkpoint
 from jaxcomp.compressed import random_codes_to_bytes, to_bytes
 from jaxcomp.decoder import read_random_codes
@@ -43,7 +44,7 @@ def test_file(case):
     assert decode(case.file.read_bytes())[1:] == found[1:]
 
 
-def test_file_of_random_codes(fixed, case):
+def test_file_of_random_codes(fixed, case, tmp_path):
     network = {"b": np.zeros(3, np.float32), "w": np.ones((4, 3), np.float32)}
     code = random_code(network, index_bytes=6, block_bits=4)
     coded = encode(code, initial_posterior(code, network), jax.random.key(0))
@@ -53,6 +54,11 @@ def test_file_of_random_codes(fixed, case):
     assert found.size_bits == 8 * len(data) + float(self_delimiting_bits(len(data)))
     with pytest.raises(ValueError, match="has no bare stream"):
         decode(data, architecture=fixed(case.file))
+    path = tmp_path / "small.jxr"
+    path.write_bytes(data)
+    with ExitStack() as stack:
+        assert_same_bits(weights_of(stack, path, None), found.params)
+    assert fixed(path).arrays == (("b", "float32", (3,)), ("w", "float32", (4, 3)))
 
 
 def test_file_of_differences(case, tmp_path):

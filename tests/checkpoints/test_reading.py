@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import random_codes_problems
 import safetensors.numpy
 from checkpoint_problems import arrays, assert_same, plain_arrays
 from file_problems import kept
@@ -89,6 +90,15 @@ def test_compressed_models(container, tmp_path):
         assert checkpoint.left_out == ("epoch",)
         found = checkpoint.tree()
     assert_same({name: found[name] for name in tied}, tied)
+
+
+def test_random_codes(tmp_path):
+    path = tmp_path / "model.jxr"
+    path.write_bytes(random_codes_problems.file_bytes())
+    with open_checkpoint(path) as checkpoint:
+        assert checkpoint.format == "jaxcomp"
+        assert {tensor.dtype for tensor in checkpoint.tensors.values()} == {"float32"}
+    assert_same(read(path), random_codes_problems.arrays())
 
 
 def test_what_is_not_there_or_not_known(tmp_path):

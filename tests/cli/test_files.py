@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import random_codes_problems
 import safetensors.numpy
 from command_line import assert_one_sentence, invoke
 from file_problems import small_tree
@@ -93,6 +94,27 @@ def test_there_and_back(source, tmp_path):
     # A kept tensor that is another is told by the exit code.
     safetensors.numpy.save_file(model() | {"a.bias": np.ones(8, np.float32)}, source)
     assert invoke("verify", small, source, "--reference", back).exit_code == 1
+
+
+def test_random_codes_go_wherever_compressed_models_do(tmp_path):
+    small, back, picture = (tmp_path / name for name in ("a.jxr", "a.safetensors", "a.png"))
+    data = random_codes_problems.file_bytes()
+    small.write_bytes(data)
+    shown = invoke("inspect", small, "--plot", picture)
+    assert shown.exit_code == 0, shown.output
+    assert "list/0" in shown.stdout
+    assert "4 blocks with an index of 7 bits" in shown.stdout
+    assert picture.exists()
+    told = json.loads(invoke("inspect", small, "--json").stdout)
+    assert told["code"]["num_blocks"] == 4
+    assert invoke("decompress", small, "-o", back).exit_code == 0
+    assert invoke("diff", small, back).stdout == "2 of 2 tensors are the same\n"
+    checked = invoke("verify", small, back)
+    assert checked.exit_code == 0
+    assert "2 arrays, the checksum, the check word and the SHA-256 fit" in checked.stdout
+    small.write_bytes(data[:-1] + bytes([data[-1] ^ 16]))
+    for command in (["inspect"], ["verify"], ["decompress", "-o", back], ["diff", back]):
+        assert_one_sentence(invoke(*command, small), "damaged, cut or none .* checksum is wrong")
 
 
 def test_options_reach_the_library(monkeypatch, source, tmp_path):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxcomp
 from jaxcomp.compressed import (
     random_code_of_size,
     random_codes_size,
@@ -53,6 +54,16 @@ def test_a_damaged_file_is_refused(sent):
     for cut in (data[:3], data[:11], data[:-1], data + b"\0"):
         with pytest.raises(FormatError):
             read_random_codes(cut)
+
+
+def test_a_file_is_no_compressed_tree(sent, tmp_path):
+    path = tmp_path / "small.jxr"
+    path.write_bytes(sent[2])
+    for source in (sent[2], path):
+        with pytest.raises(
+            ValueError, match=r"random codes.*decoder.read_random_codes\(.*tree\(\)"
+        ):
+            jaxcomp.load(source)
 
 
 def test_another_seed_is_refused(sent):

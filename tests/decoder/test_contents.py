@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import random_codes_problems
 from file_problems import kept
 
 from jaxcomp import inspect
@@ -36,3 +37,25 @@ def test_whatever_else_stands_there():
         contents = inspected(made)
         assert math.isnan(contents.entries[1].mean_squared_error)
         assert "MSE" not in str(contents)
+
+
+def test_random_codes():
+    data = random_codes_problems.file_bytes()
+    contents = inspect(data)
+    code = contents.code
+    assert code is not None
+    assert [(entry.path, entry.shape) for entry in contents.entries] == [
+        ("first/kernel", (3, 4)),
+        ("list/0", (5,)),
+    ]
+    # Four of the six values are of the first array: of four bytes of indices two, and its scale.
+    assert [entry.size_bytes for entry in contents.entries] == [6, 6]
+    assert (code.num_blocks, code.block_bits, code.sharing, code.index_bytes) == (4, 7, 3, 4)
+    assert contents.size_bytes == len(data) == 4 + 8 + contents.overhead_bytes
+    assert code.bits_per_weight == 8 * len(data) / 17
+    assert code.ratio == 4 * 17 / len(data) == contents.original_bytes / len(data)
+    assert contents.to_dict()["code"]["scale_bytes"] == 8
+    assert "4 blocks with an index of 7 bits, 4 bytes; scales 8 bytes; 3 weights sh" in str(
+        contents
+    )
+    assert inspected(None).to_dict()["code"] is None
