@@ -6,8 +6,8 @@ suffice. What one leaf becomes depends on no other: results do not depend on how
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from typing import TypeVar
 
@@ -28,8 +28,8 @@ class Workers:
 
     Args:
         number: of threads.
-        held: together the leaves that are visited at a time are at most so many times as large as
-            the largest one.
+        held: together the leaves that are visited, or whose results nobody has taken yet, are at
+            most so many times as large as the largest one.
     """
 
     def __init__(self, number: int = 1, held: int = 1) -> None:
@@ -57,25 +57,21 @@ class Workers:
             with jax.enable_x64(is_double):  # settings of a block are those of its thread
                 return function(item)
 
-        running: dict[Future, int] = {}
-        found: deque[Future] = deque()
+        found: deque[tuple[Future, int]] = deque()  # what is finished is held until it is taken
         with ThreadPoolExecutor(self.number) as pool:
             try:
                 for item, size in zip(items, sizes, strict=True):
-                    while running and (
-                        len(running) == self.number or sum(running.values()) + size > limit
-                    ):
-                        for done in wait(running, return_when=FIRST_COMPLETED).done:
-                            del running[done]
-                    future = pool.submit(copy_context().run, visit, item)
-                    running[future] = size
-                    found.append(future)
-                    while found and found[0].done():
-                        yield found.popleft().result()
+                    while found and (found[0][0].done() or _total(found) + size > limit):
+                        yield found.popleft()[0].result()
+                    found.append((pool.submit(copy_context().run, visit, item), size))
                 while found:
-                    yield found.popleft().result()
+                    yield found.popleft()[0].result()
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _total(found: Iterable[tuple[Future, int]]) -> int:
+    return sum(size for _, size in found)
 
 
 ALONE = Workers()

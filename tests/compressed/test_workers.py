@@ -35,6 +35,23 @@ def test_two_work_at_a_time_where_both_fit():
     ]
 
 
+def test_results_that_nobody_has_taken_are_held():
+    """The first is slow: of the others as many are visited as fit beside it, and no more."""
+    started, seen, released = [], [], threading.Event()
+
+    def visit(number):
+        started.append(number)
+        if number == 0:
+            assert released.wait(timeout=60)
+        if number == 2:
+            seen.extend(started)
+            released.set()
+        return number
+
+    assert list(Workers(2, held=2).each(visit, range(6), [2, 1, 1, 1, 1, 1])) == list(range(6))
+    assert seen == [0, 1, 2]
+
+
 def test_settings_of_the_caller_hold_and_errors_reach_it():
     with jax.enable_x64(True):
         found = Workers(2).each(lambda _: jax.numpy.arange(2.0).dtype.name, range(2), [1, 9])
