@@ -119,14 +119,14 @@ def test_it_goes_on_where_it_was_stopped(model, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(selected.Tensor, "apply", stopped)
         with pytest.raises(KeyboardInterrupt):
-            compress_file(model, target, RoundToNearest(4), stream=True)
-    assert sorted(applied) == list(NAMES[:2])
+            compress_file(model, target, RoundToNearest(4), stream=True, jobs=1)
+    assert applied == list(NAMES[:2])
     assert not target.exists()
     # What is cut, as by a full disk, is made again.
     folder = target.with_name("small.jxc.parts")
     cut = sorted(folder.glob("*.found"))[0]
     cut.write_bytes(cut.read_bytes()[:-9])
-    compress_file(model, target, RoundToNearest(4), stream=True)
+    compress_file(model, target, RoundToNearest(4), stream=True, jobs=1)
     assert len(applied) <= 4
     assert applied[-1] == NAMES[2]
     assert not folder.exists()
@@ -147,12 +147,12 @@ def test_another_budget_finds_the_curves_and_other_weights_do_not(model, monkeyp
     )
     for _ in range(2):
         with pytest.raises(ValueError, match="allow more"):
-            compress_file(model, target, METHOD.at(0.01), size_bytes=900, stream=True)
+            compress_file(model, target, METHOD.at(0.01), size_bytes=900, stream=True, jobs=1)
     whole = [(name, True) for name in NAMES]
     assert [one for one in measured if one[1]] == whole
     file = model.with_name("two.safetensors")
     os.utime(file, ns=(0, 0))  # as if it were another file
-    compress_file(model, target, METHOD.at(0.01), bits_per_weight=9, stream=True)
+    compress_file(model, target, METHOD.at(0.01), bits_per_weight=9, stream=True, jobs=1)
     assert [one for one in measured if one[1]] == [*whole, *whole[1:]]
 
 
