@@ -9,8 +9,8 @@ import numpy as np
 
 from jaxcomp.checkpoints.tensors import Checkpoint, Tensor, dtype_of
 from jaxcomp.storage import PathLike, atomic_writer
+from jaxcomp.storage.arrays import write_npy_member
 
-_MOST_HEADER_BYTES = 1 << 16
 _DATE = (1980, 1, 1, 0, 0, 0)  # the earliest date zip knows: the same bytes on every call
 
 
@@ -59,11 +59,7 @@ def write_npz(
             )
     with atomic_writer(path) as file, zipfile.ZipFile(file, "w") as archive:
         for (name, _, _), array in zip(specs, arrays, strict=True):
-            member = zipfile.ZipInfo(f"{name}.npy", _DATE)
-            # Sizes of 64 bits, where they are not needed, differ between versions of Python.
-            member.file_size = array.nbytes + _MOST_HEADER_BYTES
-            with archive.open(member, "w") as inside:
-                np.lib.format.write_array(inside, array, allow_pickle=False)
+            write_npy_member(archive, zipfile.ZipInfo(f"{name}.npy", _DATE), array)
 
 
 def _header(file: Any) -> tuple[tuple[int, ...], np.dtype]:

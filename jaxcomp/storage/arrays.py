@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from jaxtyping import Shaped
 from numpy.typing import ArrayLike
 
 from jaxcomp.storage.files import PathLike, atomic_writer, reason, to_plain
@@ -59,14 +60,10 @@ def save_arrays(
     with atomic_writer(path) as file:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             archive.comment = b"0" * _DIGEST_BYTES  # keeps the place of the digest
-            encoded = json.dumps(header, sort_keys=True).encode()
-            with archive.open(_zip_member(_METADATA_MEMBER, len(encoded)), "w") as member:
-                member.write(encoded)
+            with archive.open(_zip_member(_METADATA_MEMBER), "w") as member:
+                member.write(json.dumps(header, sort_keys=True).encode())
             for name in sorted(checked):
-                array = checked[name]
-                info = _zip_member(f"{_escape(name)}.npy", array.nbytes + _MOST_HEADER_BYTES)
-                with archive.open(info, "w") as member:
-                    np.lib.format.write_array(member, array, allow_pickle=False)
+                write_npy_member(archive, _zip_member(f"{_escape(name)}.npy"), checked[name])
         digest = _digest_without_end(file)
         file.seek(-_DIGEST_BYTES, os.SEEK_END)
         file.write(digest)
@@ -191,14 +188,26 @@ def unflatten_tree(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _zip_member(name: str, most_bytes: int) -> zipfile.ZipInfo:
-    """Describe a member so that its header does not depend on the clock or the system.
+def write_npy_member(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, array: Shaped[np.ndarray, "..."]
+) -> None:
+    """Write an array as a `.npy` member, in the same bytes on every version of Python.
 
-    Nor on the version of Python: sizes of 64 bits, which 3.11.2 writes otherwise than 3.11.4, are
-    left to members that need them.
+    Sizes of 64 bits, which 3.11.2 writes otherwise than 3.11.4, are left to arrays that need them.
+
+    Args:
+        archive: open for writing.
+        info: the name and the date of the member.
+        array: of a dtype that `.npy` can keep.
     """
+    info.file_size = array.nbytes + _MOST_HEADER_BYTES
+    with archive.open(info, "w") as member:
+        np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def _zip_member(name: str) -> zipfile.ZipInfo:
+    """Describe a member so that its header does not depend on the clock or the system."""
     info = zipfile.ZipInfo(name, date_time=_ZIP_DATE)
-    info.file_size = most_bytes
     info.create_system = 3
     info.external_attr = 0o644 << 16
     return info
