@@ -61,7 +61,7 @@ class CodesFile(File):
 
     @cached_property
     def _arrays(self) -> dict[str, np.ndarray]:
-        return self._stored.arrays()
+        return self._stored.decoded()
 
 
 def open_model(

@@ -17,6 +17,7 @@ import math
 import os
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -251,7 +252,8 @@ def unpacked(layout: CodeLayout, data: bytes) -> np.ndarray:
     return (rows << shifts).sum(axis=1).astype(np.int32)
 
 
-class StoredCodes(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class StoredCodes:
     """What a file of random codes says, before its network is made.
 
     Attributes:
@@ -272,32 +274,21 @@ class StoredCodes(NamedTuple):
     digest: bytes
     size: int
 
-    def arrays(self) -> dict[str, np.ndarray]:
+    def decoded(self) -> dict[str, np.ndarray]:
         """Return the arrays by path, float32, without a look at their SHA-256."""
         found = values_of(self.layout, self.indices, self.scales)
         return dict(zip(self.paths, found, strict=True))
 
 
-class RandomCodesFile(NamedTuple):
-    """What is in a file of random codes.
+@dataclass(frozen=True, eq=False)
+class RandomCodesFile(StoredCodes):
+    """What is in a file of random codes, with the arrays of its network.
 
     Attributes:
-        description: of the tree; see section 4 of `docs/format.md`.
-        paths: of its arrays, in order.
-        layout: of the code.
-        indices: (B,) int32.
-        scales: float32, one for each array.
         arrays: float32, by path.
-        size: of the file, bytes.
     """
 
-    description: Any
-    paths: tuple[str, ...]
-    layout: CodeLayout
-    indices: np.ndarray
-    scales: np.ndarray
     arrays: Mapping[str, np.ndarray]
-    size: int
 
     def tree(self) -> Any:
         """Return the network."""
@@ -333,10 +324,10 @@ def read_random_codes(
         OSError: if it cannot be read.
     """
     stored = stored_codes(source, seed=seed, max_bytes=max_bytes)
-    arrays = stored.arrays()
+    arrays = stored.decoded()
     is_same = digest_of(list(arrays.values())) == stored.digest
     require(is_same, "its arrays are not those that were encoded")
-    return RandomCodesFile(*stored[:5], arrays, stored.size)
+    return RandomCodesFile(**vars(stored), arrays=arrays)
 
 
 def stored_codes(
