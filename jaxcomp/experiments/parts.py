@@ -1,12 +1,14 @@
 """Many parts of a run, computed by all devices of all its processes.
 
-A worker is a device of a process. Each begins with groups of parts of its own, so that workers
+A worker is a device of a process; a CPU alone has two, so that one computes while the other, in
+Python, makes its next variant. Each begins with groups of parts of its own, so that workers
 spread over groups first and then over what is in them; a part that another is computing is left to
 it, and taken over if that one is lost. What a part holds does not depend on who computed it: every
 worker runs the programs that one alone would, on the same shapes.
 """
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,9 @@ from jaxcomp.experiments import team as teams
 from jaxcomp.experiments.run import Kept, Run
 
 _Desk = TypeVar("_Desk")
+
+# XLA uses all cores for what is large; what is small, and Python beside it, fills two.
+_CPU_WORKERS = 2
 
 # Contexts of JAX, which a thread begins without.
 _OPTIONS = (
@@ -53,7 +58,7 @@ def complete(
     desk: Callable[[], _Desk],
     tell: Callable[[Mapping[str, Any], bool], None],
     *,
-    devices: Sequence[Any] = (),
+    devices: Sequence[jax.Device | None] = (),
 ) -> dict[str, Any]:
     """Return all parts by name: as they are stored, as others store them, else computed.
 
@@ -62,7 +67,8 @@ def complete(
         parts: each after the one it needs; those that need the same are a group with it.
         desk: makes what a worker has at hand.
         tell: is told the parts that are there, and whether all others are somebody else's.
-        devices: of this process, one worker for each; none for one worker, wherever JAX computes.
+        devices: of this process, one worker for each; None among them is wherever JAX computes,
+            and none at all one worker, there.
     """
     work = _Work(run, parts, tell)
     if len(devices) < 2:
@@ -73,7 +79,7 @@ def complete(
 
     def worker(place: int) -> None:
         try:
-            with options(), jax.default_device(devices[place]):
+            with options(), _on(devices[place]):
                 work.go(desk(), run.team.index * len(devices) + place, count)
         except BaseException as error:
             work.stop(error)
@@ -94,6 +100,28 @@ def complete(
     if work.error is not None:
         raise work.error
     return work.found
+
+
+def worker_devices(placed: Sequence[Any] = ()) -> Sequence[jax.Device | None]:
+    """Return the device of every worker of this process, as `complete` takes them.
+
+    Args:
+        placed: trees of arrays to compute with. If any array is on several devices, or JAX has a
+            default device, there is one worker.
+    """
+    leaves = jax.tree.leaves(list(placed))
+    if getattr(jax.config, "jax_default_device", None) is not None or any(
+        isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1 for leaf in leaves
+    ):
+        return ()
+    devices = jax.local_devices()
+    if len(devices) > 1 or devices[0].platform != "cpu":
+        return devices
+    return (None,) * min(_CPU_WORKERS, os.cpu_count() or 1)
+
+
+def _on(device: jax.Device | None) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext() if device is None else jax.default_device(device)
 
 
 class _Work(Generic[_Desk]):

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pandas as pd
 
 from jaxcomp import storage
 from jaxcomp.experiments.caches import network_cache
+from jaxcomp.experiments.parts import worker_devices
 from jaxcomp.experiments.run import Run
 from jaxcomp.experiments.sweep import variants as grid_variants
 from jaxcomp.experiments.sweep.beyond_controls import decided
@@ -52,7 +52,8 @@ def run(
 ) -> SweepResult:
     """Train networks and sweep their compression rate.
 
-    Variants are spread over all devices of the process, unless JAX has a default device.
+    Variants are spread over all devices of the process (a CPU alone has two workers), unless JAX
+    has a default device.
 
     Args:
         config: settings; `jaxcomp.experiments.sweep.preset` makes them.
@@ -125,8 +126,6 @@ def run_in_team(
         if run.is_lead:
             run.describe()
         cache = network_cache(cache_dir)
-        has_default = getattr(jax.config, "jax_default_device", None) is not None
-        devices = () if has_default else jax.local_devices()
         scored: list[Scored] = []
         outcomes: list[Outcome] = []
         with Progress(quiet=quiet) as progress:
@@ -150,7 +149,7 @@ def run_in_team(
                         config,
                         run,
                         progress,
-                        devices,
+                        worker_devices(),
                         is_compared=len(config.settings()) > 1,
                     )
                 )
@@ -179,8 +178,8 @@ def evaluate(
 ) -> SweepResult:
     """Sweep the compression rate of networks that were trained elsewhere.
 
-    Variants are spread over all devices of the process, unless JAX has a default device or the
-    weights are spread already.
+    Variants are spread over all devices of the process (a CPU alone has two workers), unless JAX
+    has a default device or the weights are spread already.
 
     Args:
         networks: their function, and for each its weights. With several of them (trained from
@@ -227,21 +226,12 @@ def evaluate(
                 config,
                 run,
                 progress,
-                _devices(subjects),
+                worker_devices([subject.params for subject in subjects]),
                 is_compared=config.controls or bool(grid.own_controls),
             ).outcome()
         result = _result(run, [outcome], task.words)
         run.finish(result, quiet=quiet)
         return result
-
-
-def _devices(subjects: Sequence[Subject]) -> Sequence[Any]:
-    """Where variants are spread: nowhere if a device was chosen, or weights are on several."""
-    if getattr(jax.config, "jax_default_device", None) is not None:
-        return ()
-    leaves = [leaf for subject in subjects for leaf in jax.tree.leaves(subject.params)]
-    is_spread = any(isinstance(x, jax.Array) and len(x.sharding.device_set) > 1 for x in leaves)
-    return () if is_spread else jax.local_devices()
 
 
 def _variants(config: SweepConfig, subject: Subject, method: Sequence[str]) -> list[Variant]:

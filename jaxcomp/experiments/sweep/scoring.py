@@ -114,7 +114,7 @@ def score_setting(
     config: SweepConfig,
     run: Run,
     progress: Progress,
-    devices: Sequence[Any] = (),
+    devices: Sequence[jax.Device | None] = (),
     *,
     is_compared: bool = False,
 ) -> Scored:
@@ -128,7 +128,7 @@ def score_setting(
         config: importances, and how curvature and codebooks are computed.
         run: whose parts are used again.
         progress: is told how many variants are scored.
-        devices: that variants are spread over; none for wherever JAX computes.
+        devices: of the workers, see `jaxcomp.experiments.parts.complete`.
         is_compared: whether compression is compared with what compresses nothing.
     """
     name = setting.name
