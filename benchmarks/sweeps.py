@@ -1,20 +1,20 @@
 """Where the time of whole sweeps goes: processor seconds by phase, from empty caches.
 
     python benchmarks/sweeps.py [--sweeps quick paper vgg forms] [--models 5] [--epochs 25]
-        [--out FILE]
+        [--no-phases] [--out FILE]
 
 - `quick`: what `make sweep` computes, five multilayer perceptrons on digits.
 - `paper`: `jaxcomp sweep --preset paper --models 5`, on the MNIST of `JAXCOMP_DATA_DIR`.
 - `vgg`: `jaxcomp sweep --dataset cifar10 --model vgg --width 0.0625`, likewise on CIFAR-10.
 - `forms`: no sweep, but what the convolutional network takes to be trained (a step of five
   networks) and scored (256 images by each of four), in the form for accelerators, all networks at
-  once, and in that for CPUs, one after the other and few images at a time. Medians of three.
+  once, and in that for CPUs, each by itself and few images at a time. Medians of three.
 
 A sweep whose data are not there is named and left out. Each runs in a process of its own, so that
-it compiles what a first run compiles. Seconds are those of the processor, of all threads, since
-other processes move the clock; the clock is beside their sum. A phase counts neither the phases
-within it nor compilation, which is one of its own. There is no peer: this is for comparing two
-versions of jaxcomp on one machine.
+it compiles what a first run compiles: once as users run it, for the clock, and once with a single
+worker, so that its phases follow each other, for processor seconds of all threads by phase
+(`--no-phases` leaves that out). A phase counts neither the phases within it nor compilation, which
+is one of its own. There is no peer: this is for comparing two versions of jaxcomp on one machine.
 """
 
 import argparse
@@ -72,13 +72,26 @@ class Phases:
         setattr(holder, function, self.timed(name, getattr(holder, function)))
 
 
-def measure(values: dict[str, Any]) -> dict[str, Any]:
-    """Run one sweep and return seconds by phase."""
+def run_sweep(values: dict[str, Any]) -> dict[str, float]:
+    """Run one sweep from empty caches; return its seconds."""
+    from jaxcomp.experiments import sweep
+
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        sweep.run(
+            sweep.preset(**values), out=f"{folder}/run", cache_dir=f"{folder}/cache", quiet=True
+        )
+    return {"clock": time.perf_counter() - started, "processor": time.process_time()}
+
+
+def measure_phases(values: dict[str, Any]) -> dict[str, float]:
+    """Run one sweep by one worker and return processor seconds by phase."""
     from jax._src import compiler
 
-    from jaxcomp.experiments import networks, sweep
-    from jaxcomp.experiments.sweep import engine, results, scoring
+    from jaxcomp.experiments import networks
+    from jaxcomp.experiments.sweep import engine, experiment, results, scoring
 
+    experiment.worker_devices = lambda *_: ()
     phases = Phases()
     compiles = ("backend_compile_and_load", "backend_compile")
     phases.time("compilation", compiler, next(n for n in compiles if hasattr(compiler, n)))
@@ -92,20 +105,11 @@ def measure(values: dict[str, Any]) -> dict[str, Any]:
     phases.time("limits", engine, "limit_curve")
     phases.time("claims", scoring.Scored, "outcome")
     phases.time("tables and pictures", results.SweepResult, "save")
-    started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        sweep.run(
-            sweep.preset(**values), out=f"{folder}/run", cache_dir=f"{folder}/cache", quiet=True
-        )
-    total = time.process_time()
-    rest = total - sum(phases.seconds.values())
-    return {
-        "seconds": {**phases.seconds, "rest": rest, "all": total},
-        "clock_seconds": time.perf_counter() - started,
-    }
+    total = run_sweep(values)["processor"]
+    return {**phases.seconds, "rest": total - sum(phases.seconds.values()), "all": total}
 
 
-def measure_forms() -> dict[str, float]:
+def measure_forms(_: dict[str, Any]) -> dict[str, float]:
     """Return processor milliseconds of the convolutional network in both of its forms."""
     import jax
     import jax.numpy as jnp
@@ -122,7 +126,6 @@ def measure_forms() -> dict[str, float]:
     keys = descent.model_keys(0, jnp.arange(5))
     rates = descent.Rates(*(jnp.full(5, x, jnp.float32) for x in (0.01, 0.9, 1e-4, 0.0)))
     rows = jnp.asarray(rng.integers(0, 256, (5, _STEPS, 10)), jnp.int32)
-    epoch = descent.Epoch(rows, rows % 10, jnp.asarray(0))
     found = {}
 
     def milliseconds(function: Callable[[], Any]) -> float:
@@ -134,23 +137,26 @@ def measure_forms() -> dict[str, float]:
             seconds.append(time.process_time() - started)
         return 1e3 * statistics.median(seconds)
 
-    for form in ("batched", "looped"):
+    for form, groups in (
+        ("together", [slice(0, 5)]),
+        ("alone", [slice(m, m + 1) for m in range(5)]),
+    ):
 
-        def steps(form: Any = form) -> None:
-            learner = descent.initial_learner(keys.weights, rates, network=network)
-            learner = descent.run_steps(
-                learner,
-                jnp.asarray(images),
-                epoch,
-                keys.dropout,
-                rates,
-                0,
-                _STEPS,
-                network=network,
-                form=form,
-                is_proximal=False,
-            )
-            jax.block_until_ready(learner)
+        def steps(groups: Any = groups) -> None:
+            for own in groups:
+                own_rates = descent.Rates(*(rate[own] for rate in rates))
+                learner = descent.run_steps(
+                    descent.initial_learner(keys.weights[own], own_rates, network=network),
+                    jnp.asarray(images),
+                    descent.Epoch(rows[own], rows[own] % 10, jnp.asarray(0)),
+                    keys.dropout[own],
+                    own_rates,
+                    0,
+                    _STEPS,
+                    network=network,
+                    is_proximal=False,
+                )
+                jax.block_until_ready(learner)
 
         found[f"a step of training, {form}"] = milliseconds(steps) / _STEPS
 
@@ -165,10 +171,13 @@ def measure_forms() -> dict[str, float]:
     return found
 
 
-def in_a_process(values: dict[str, Any]) -> dict[str, Any] | str:
-    """Measure one sweep in a new process; return what it says if it cannot."""
+MEASURES = {"whole": run_sweep, "phases": measure_phases, "forms": measure_forms}
+
+
+def in_a_process(what: str, values: dict[str, Any]) -> dict[str, Any] | str:
+    """Measure one thing in a new process; return what it says if it cannot."""
     ran = subprocess.run(
-        [sys.executable, __file__, "--measure", json.dumps(values)],
+        [sys.executable, __file__, "--measure", what, json.dumps(values)],
         capture_output=True,
         text=True,
         check=False,
@@ -186,16 +195,17 @@ def main() -> None:
     parser.add_argument("--models", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--phases", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        is_forms = arguments.measure.get("name") == "forms"
-        print(json.dumps(measure_forms() if is_forms else measure(arguments.measure)))
+        what, values = arguments.measure
+        print(json.dumps(MEASURES[what](json.loads(values))))
         return
     found: dict[str, Any] = {}
     for name in arguments.sweeps:
         own = {"num_models": arguments.models, "epochs": arguments.epochs}
-        result = in_a_process(SWEEPS[name] | own)
+        result = in_a_process("forms" if name == "forms" else "whole", SWEEPS[name] | own)
         if isinstance(result, str):
             print(f"{name}: left out: {result}", flush=True)
             continue
@@ -204,9 +214,13 @@ def main() -> None:
             for what, took in result.items():
                 print(f"  {what:45} {took:8.1f} ms")
             continue
-        print(f"{name}: {result['clock_seconds']:.0f} s of clock; processor seconds:")
-        for phase, seconds in result["seconds"].items():
-            print(f"  {phase:20} {seconds:8.1f} {seconds / result['seconds']['all']:7.0%}")
+        print(f"{name}: {result['clock']:.0f} s of clock, {result['processor']:.0f} of processor")
+        sys.stdout.flush()
+        if not arguments.phases:
+            continue
+        result["phases"] = phases = in_a_process("phases", SWEEPS[name] | own)
+        for phase, seconds in phases.items():
+            print(f"  {phase:20} {seconds:8.1f} {seconds / phases['all']:7.0%}")
         sys.stdout.flush()
     report = {
         "sweeps": found,

@@ -11,9 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from typing import TypeVar
 
-import jax
-import numpy as np
-
+from jaxcomp.numerics.threads import options_of_this_thread
 from jaxcomp.numerics.transformations import all_transfers, always_compiled
 
 _Item = TypeVar("_Item")
@@ -48,13 +46,13 @@ class Workers:
         if self.number == 1 or len(items) < 2:
             yield from map(function, items)
             return
-        is_double = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+        options = options_of_this_thread()
         limit = self._held * max(sizes)
 
         @always_compiled
         @all_transfers
         def visit(item: _Item) -> _Result:
-            with jax.enable_x64(is_double):  # settings of a block are those of its thread
+            with options():
                 return function(item)
 
         found: deque[tuple[Future, int]] = deque()  # what is finished is held until it is taken

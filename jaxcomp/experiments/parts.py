@@ -10,7 +10,7 @@ worker runs the programs that one alone would, on the same shapes.
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -18,21 +18,12 @@ import jax
 
 from jaxcomp.experiments import team as teams
 from jaxcomp.experiments.run import Kept, Run
+from jaxcomp.numerics.threads import options_of_this_thread
 
 _Desk = TypeVar("_Desk")
 
 # XLA uses all cores for what is large; what is small, and Python beside it, fills two.
 _CPU_WORKERS = 2
-
-# Contexts of JAX, which a thread begins without.
-_OPTIONS = (
-    "enable_x64",
-    "default_matmul_precision",
-    "default_prng_impl",
-    "threefry_partitionable",
-    "numpy_dtype_promotion",
-    "numpy_rank_promotion",
-)
 
 
 @dataclass(frozen=True)
@@ -74,7 +65,7 @@ def complete(
     if len(devices) < 2:
         work.go(desk(), run.team.index, run.team.count)
         return work.found
-    options = _options()
+    options = options_of_this_thread()
     count = run.team.count * len(devices)
 
     def worker(place: int) -> None:
@@ -206,18 +197,3 @@ def _order(parts: Sequence[Part[_Desk]], place: int, count: int) -> list[Part[_D
         start = round_ * len(others) // -(-count // len(listed))
         ordered += [needed, *others[start:], *others[:start]]
     return ordered
-
-
-def _options() -> Callable[[], contextlib.AbstractContextManager[None]]:
-    """Return what gives a thread the options of JAX that are set in this one."""
-    set_up = [(getattr(jax, name), getattr(jax.config, f"jax_{name}")) for name in _OPTIONS]
-    set_up.append((jax.transfer_guard, "allow"))
-
-    @contextlib.contextmanager
-    def options() -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
-            for option, value in set_up:
-                stack.enter_context(option(value))
-            yield
-
-    return options

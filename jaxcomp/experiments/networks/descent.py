@@ -12,7 +12,7 @@ Axes: `M` models, `n` examples of one training sample, `P` examples of the pool.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,6 @@ from jaxtyping import Array, Float, Int, Key
 from jaxcomp.experiments.networks.network import Network
 from jaxcomp.experiments.reproducibility import KEY_IMPLEMENTATION
 from jaxcomp.types import Params
-
-Form: TypeAlias = Literal["unrolled", "looped", "batched"]
-"""How a program has many models: a program for each, one for each in turn, one for all at once."""
 
 
 class Rates(NamedTuple):
@@ -107,7 +104,7 @@ def epoch_order(
     return Epoch(*jax.vmap(shuffle)(keys, indices, labels), jnp.asarray(epoch * num_steps))
 
 
-@partial(jax.jit, static_argnames=("network", "form", "is_proximal"), donate_argnames=("learner",))
+@partial(jax.jit, static_argnames=("network", "is_proximal"), donate_argnames=("learner",))
 def run_steps(
     learner: Learner,
     inputs: Float[Array, "P ..."],
@@ -118,38 +115,18 @@ def run_steps(
     stop: int,
     *,
     network: Network,
-    form: Form,
     is_proximal: bool,
 ) -> Learner:
     """Train all models for the steps `first` to `stop` of an epoch (traced: compiled once)."""
     order, labels, steps_before = epoch
     step = partial(_step, network, inputs, is_proximal)
-    own_rates = [jax.tree.map(lambda leaf, m=m: leaf[m], rates) for m in range(len(keys))]
 
-    def together(number: Array, learners: Learner) -> Learner:
-        return _over_models(partial(step, number + steps_before), form)(
-            rates, learners, order[:, number], labels[:, number], keys
+    def all_of_them(number: Array, learner: Learner) -> Learner:
+        return _over_models(partial(step, number + steps_before))(
+            rates, learner, order[:, number], labels[:, number], keys
         )
 
-    def unrolled(number: Array, learners: list[Learner]) -> list[Learner]:
-        return [
-            step(
-                number + steps_before,
-                own_rates[m],
-                one,
-                order[m, number],
-                labels[m, number],
-                keys[m],
-            )
-            for m, one in enumerate(learners)
-        ]
-
-    if form != "unrolled":
-        return jax.lax.fori_loop(first, stop, together, learner)
-    # A list, taken apart and put together outside the loop: inside, it would copy all weights.
-    learners = [jax.tree.map(lambda leaf, m=m: leaf[m], learner) for m in range(len(keys))]
-    learners = jax.lax.fori_loop(first, stop, unrolled, learners)
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *learners)
+    return jax.lax.fori_loop(first, stop, all_of_them, learner)
 
 
 def _step(
@@ -195,14 +172,13 @@ def sgd(rates: Rates) -> optax.GradientTransformation:
     )
 
 
-@partial(jax.jit, static_argnames=("network", "form"))
+@partial(jax.jit, static_argnames=("network",))
 def mean_validation_loss(
     variables: Params,
     inputs: Float[Array, "chunks examples ..."],
     labels: Int[Array, "chunks examples"],
     *,
     network: Network,
-    form: Form,
 ) -> Float[Array, "M"]:
     """Mean cross-entropy of every model in evaluation mode, nats."""
 
@@ -218,14 +194,19 @@ def mean_validation_loss(
         total, _ = jax.lax.scan(add, jnp.zeros((), jnp.float32), (inputs, labels))
         return total / (labels >= 0).sum()
 
-    return _over_models(one_model, form)(variables)
+    return _over_models(one_model)(variables)
 
 
-def _over_models(function: Callable[..., Any], form: Form) -> Callable[..., Any]:
-    """Let a function of one model take all: in turn if looped, else at once."""
-    if form != "looped":
-        return jax.vmap(function)
-    return lambda *arguments: jax.lax.map(lambda own: function(*own), arguments)
+def _over_models(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a function of one model take all: a program of one model is that model's own."""
+
+    def of_all(*arguments: Any) -> Any:
+        if jax.tree.leaves(arguments)[0].shape[0] > 1:
+            return jax.vmap(function)(*arguments)
+        own = jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[1:]), arguments)
+        return jax.tree.map(lambda leaf: leaf[None], function(*own))
+
+    return of_all
 
 
 @jax.jit

@@ -13,8 +13,10 @@ is cut does not enter any number.
 """
 
 import math
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +39,9 @@ from jaxcomp.experiments.networks.checkpoints import (
 from jaxcomp.experiments.networks.config import TrainingConfig
 from jaxcomp.experiments.networks.descent import (
     Best,
-    Form,
+    Epoch,
+    Keys,
+    Learner,
     Rates,
     better,
     epoch_order,
@@ -57,6 +61,7 @@ from jaxcomp.experiments.networks.training_data import (
     sample_of,
 )
 from jaxcomp.experiments.reproducibility import numerical_options
+from jaxcomp.numerics.threads import options_of_this_thread
 from jaxcomp.storage import fingerprint, remove_temporary_files
 from jaxcomp.types import Params
 
@@ -189,7 +194,7 @@ class _Trainer(NamedTuple):
     config: TrainingConfig
     data: DeviceData
     platform: str
-    form: Form
+    is_together: bool  # all networks of a group in one program
     is_proximal: bool
 
     @classmethod
@@ -199,13 +204,6 @@ class _Trainer(NamedTuple):
         """Put the data where they are needed, and choose how to compute there."""
         inputs = jnp.asarray(data.inputs, jnp.float32)
         platform = next(iter(inputs.devices())).platform
-        # Separate programs for each model overlap well on the cores of a CPU (1.5 times as fast as
-        # vmap for dense layers), but are dear to compile for many layers. Windows of the images of
-        # all models leave its cache: convolutions of one model after the other take 0.7 of the
-        # time. Accelerators do better on one batched program.
-        form: Form = "batched"
-        if platform == "cpu":
-            form = "looped" if network.is_convolutional else "unrolled"
         validation = chunks(
             np.asarray(data.validation_inputs, np.float32),
             np.asarray(data.validation_labels),
@@ -213,7 +211,7 @@ class _Trainer(NamedTuple):
         )
         on_device = DeviceData(inputs, *validation)
         is_proximal = any(penalty > 0 for penalty in sample.l1_penalty)
-        return cls(network, config, on_device, platform, form, is_proximal)
+        return cls(network, config, on_device, platform, platform != "cpu", is_proximal)
 
     def steps_per_epoch(self, sample: Sample) -> int:
         return sample.indices.shape[1] // self.config.batch_size
@@ -260,6 +258,7 @@ def _train_group(
     keys = model_keys(seed, jnp.asarray(group.model_ids, jnp.uint32))
     state = load_checkpoint(files, report, _initial_state(trainer, group, keys.weights))
     indices, labels = jnp.asarray(group.indices), jnp.asarray(group.labels)
+    rates = trainer.rates(group)
     num_next, is_compiled = _FIRST_SEGMENT_STEPS, False
     saved_at = time.monotonic()
     for epoch in range(int(state.epoch), config.epochs):
@@ -270,18 +269,7 @@ def _train_group(
             first = int(state.step)
             stop = min(first + num_next, num_steps)
             started = time.monotonic()
-            learner = run_steps(
-                state.learner,
-                trainer.data.inputs,
-                examples,
-                keys.dropout,
-                trainer.rates(group),
-                first,
-                stop,
-                network=trainer.network,
-                form=trainer.form,
-                is_proximal=trainer.is_proximal,
-            )
+            learner = _run_steps(trainer, state.learner, examples, keys, rates, first, stop)
             state = state._replace(learner=learner, step=np.int32(stop))
             mean_loss = np.asarray(learner.loss_sum) / stop  # waits for the device
             seconds = max(time.monotonic() - started, 1e-6)
@@ -302,17 +290,77 @@ def _train_group(
     return save_result(files, group, state)
 
 
+def _run_steps(
+    trainer: _Trainer,
+    learner: Learner,
+    examples: Epoch,
+    keys: Keys,
+    rates: Rates,
+    first: int,
+    stop: int,
+) -> Learner:
+    """Train all models of a group for some steps of an epoch."""
+
+    def run(
+        own: Learner, order: Array, labels: Array, dropout: Key[Array, "M"], own_rates: Rates
+    ) -> Learner:
+        return run_steps(
+            own,
+            trainer.data.inputs,
+            Epoch(order, labels, examples.steps_before),
+            dropout,
+            own_rates,
+            first,
+            stop,
+            network=trainer.network,
+            is_proximal=trainer.is_proximal,
+        )
+
+    return _by_model(trainer, run, learner, examples.order, examples.labels, keys.dropout, rates)
+
+
+def _by_model(trainer: _Trainer, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function of models: on accelerators of all at once, on CPUs of each on a thread.
+
+    Small products of many models at once leave a CPU's cache, and the cores that share one wait for
+    each other; on an accelerator many small programs would wait to be started.
+    """
+    num_models = len(jax.tree.leaves(arguments)[0])
+    if trainer.is_together or num_models == 1:
+        return function(*arguments)
+    options = options_of_this_thread()
+
+    def one(number: int) -> Any:
+        with options():
+            found = function(*jax.tree.map(lambda leaf: _row(leaf, number), arguments))
+            return jax.block_until_ready(found)
+
+    with ThreadPoolExecutor(min(num_models, os.cpu_count() or 1)) as pool:
+        found = list(pool.map(one, range(num_models)))
+    return jax.tree.map(lambda *rows: jnp.asarray(np.concatenate(rows)), *found)
+
+
+def _row(leaf: Array, number: int) -> Any:
+    """One model of an array, as an array of one: on the host, where it compiles nothing."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+        return leaf[number : number + 1]
+    return np.array(np.asarray(leaf)[number : number + 1])
+
+
 def _finish_epoch(trainer: _Trainer, state: State, num_steps: int) -> State:
     """Evaluate on the validation set, keep the best, begin the next epoch."""
     epoch = int(state.epoch)
     train_loss, validation_loss = state.train_loss.copy(), state.validation_loss.copy()
     train_loss[epoch] = np.asarray(state.learner.loss_sum) / num_steps
-    losses = mean_validation_loss(
+    losses = _by_model(
+        trainer,
+        lambda variables: mean_validation_loss(
+            variables,
+            trainer.data.validation_inputs,
+            trainer.data.validation_labels,
+            network=trainer.network,
+        ),
         state.learner.variables,
-        trainer.data.validation_inputs,
-        trainer.data.validation_labels,
-        network=trainer.network,
-        form=trainer.form,
     )
     validation_loss[epoch] = np.asarray(losses)
     return State(

@@ -27,9 +27,10 @@ def test_validation_loss_ignores_the_filling():
     assert chunked[0].shape == (3, 3, 8, 8, 1)
     logits = jax.vmap(PLAIN.predict, in_axes=(0, None))(stacked, inputs)
     expected = -jax.nn.log_softmax(logits)[:, np.arange(7), labels].mean(1)
-    for form in ("looped", "batched"):
-        losses = descent.mean_validation_loss(stacked, *chunked, network=PLAIN, form=form)
-        np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    for own in (slice(0, 2), slice(0, 1)):  # many models, and one
+        some = jax.tree.map(lambda leaf, own=own: leaf[own], stacked)
+        losses = descent.mean_validation_loss(some, *chunked, network=PLAIN)
+        np.testing.assert_allclose(losses, expected[own], rtol=1e-5)
 
 
 def test_every_epoch_is_a_new_order_of_the_sample(strict_promotion):
@@ -50,14 +51,14 @@ def test_every_epoch_is_a_new_order_of_the_sample(strict_promotion):
     assert not np.array_equal(orders[0][0][0], orders[0][0][1] - 18)
 
 
-def test_the_forms_of_a_segment_agree(strict_promotion):
-    """On a CPU a program for each model or one in turn, on accelerators one batched program."""
+def test_a_model_alone_is_that_model_among_others(strict_promotion):
+    """On a CPU each has a program of its own, on accelerators all have one."""
     keys = descent.model_keys(0, jnp.arange(2))
     rates = descent.Rates(
         *(jnp.full(2, x, jnp.float32) for x in (0.05, 0.9)), jnp.array([1e-4, 0]), jnp.full(2, 1e-3)
     )
     task = arrays()
-    order = descent.epoch_order(
+    order, labels, _ = descent.epoch_order(
         keys.order,
         0,
         jnp.asarray(task["train_indices"], jnp.int32),
@@ -65,23 +66,26 @@ def test_the_forms_of_a_segment_agree(strict_promotion):
         num_steps=4,
         batch_size=4,
     )
-    results = [
-        descent.run_steps(
-            descent.initial_learner(keys.weights, rates, network=NETWORK),
+
+    def trained(own: slice) -> descent.Learner:
+        own_rates = descent.Rates(*(rate[own] for rate in rates))
+        return descent.run_steps(
+            descent.initial_learner(keys.weights[own], own_rates, network=NETWORK),
             jnp.asarray(task["inputs"]),
-            order._replace(steps_before=jnp.asarray(8)),
-            keys.dropout,
-            rates,
+            descent.Epoch(order[own], labels[own], jnp.asarray(8)),
+            keys.dropout[own],
+            own_rates,
             0,
             4,
             network=NETWORK,
-            form=form,
             is_proximal=True,
         )
-        for form in ("unrolled", "looped", "batched")
-    ]
-    assert_close(results[0], results[1])
-    assert_close(results[0], results[2])
+
+    together = trained(slice(0, 2))
+    for number in range(2):
+        alone = trained(slice(number, number + 1))
+        among = jax.tree.map(lambda leaf, n=number: leaf[n : n + 1], together)
+        assert_close(alone, among)
 
 
 def test_proximal_steps_solve_the_lasso():
