@@ -42,7 +42,7 @@ class Bucketed(NamedTuple):
             return self.importance
         if self.importance.shape[-1:] == (num_points,):
             # As they were filled up: nothing is written again.
-            return self.importance
+            return jnp.broadcast_to(self.importance, self.points.shape)
         is_point = jnp.arange(num_points, dtype=jnp.int32) < num_points - self.num_padding
         weights = jnp.broadcast_to(self.importance, self.points.shape)
         return jnp.where(is_point, weights, jnp.zeros((), weights.dtype))

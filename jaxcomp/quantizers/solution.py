@@ -250,10 +250,13 @@ def _measured(
         return _measure_in_units(points, importance, centroids, assignments, num_padding)
 
     def as_they_come(points, importance, centroids, assignments, num_padding):
-        one = (part if part is None else part.reshape(1, -1) for part in (points, importance))
         shape = assignments.shape[:-1]
         *found, is_sound = _measure_group(
-            *one, centroids.reshape(1, -1), assignments.reshape(1, -1), num_padding
+            points.reshape(1, -1),
+            None if importance is None else importance.reshape(1, -1),
+            centroids.reshape(1, -1),
+            assignments.reshape(1, -1),
+            num_padding,
         )
         found = tuple(part.reshape(*shape, *part.shape[1:]) for part in found)
         return lax.cond(
