@@ -25,8 +25,8 @@ from jaxcomp.numerics.sums import running_maximum
 from jaxcomp.quantizers.binning import MOST_EXCESS, density_of_every, middle_of, needs_cut
 from jaxcomp.quantizers.bins import BinSums, chunk_of, in_chunks
 
-# From here on a pass saved is worth a second program.
-_FROM = 1 << 17
+# From here on passes saved are worth a second program; at half of it nothing was won.
+_FROM = 1 << 18
 # What the squares of the distances from one point may be above those within the bins: float64 has
 # 53 bits, of which a sum of 2^20 numbers may lose 10, and 15 are left for the variance.
 _MOST_LOST = 2.0**28

@@ -10,7 +10,7 @@ from jaxcomp.quantizers import histogram_moments
 from jaxcomp.quantizers.histograms import LOG2_LARGEST, histogram_with_edges
 from jaxcomp.quantizers.one_pass import is_one_large_group, moments_in_one_pass
 
-NUM_POINTS, NUM_BINS, NUM_PADDING = 1 << 17, 256, 1000
+NUM_POINTS, NUM_BINS, NUM_PADDING = 1 << 18, 256, 1000
 
 
 @jax.jit
