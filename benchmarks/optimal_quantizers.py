@@ -4,6 +4,9 @@
         [--rows 256] [--peer-seconds 60] [--model FILE.safetensors] [--plot growth.png] [--out F]
 
 `--num-points 100000 1000000 10000000 --num-clusters 4 16 64 256 --rows 4096` is the full set.
+`--num-points 1000000 --turns 20` does one thing only: `kmeans` (K = 16, assignments and distortion
+included) and flash1dkmeans (centres alone) in so many alternate turns of one process, by the clock
+and by the processor.
 Problems: Student-t weights (3 degrees of freedom) with Gamma importances, seeded, or the first
 matrix of a file of weights with the same importances. Peers that are not installed are left out
 and named (`pip install 'jaxcomp[bench]'`); a peer that took longer than `--peer-seconds` is not
@@ -28,6 +31,7 @@ import itertools
 import json
 import logging
 import platform
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -179,6 +183,40 @@ def peer_entries(problem: Problem, num_clusters: int, too_slow: dict, limit: flo
         value = objective(*problem, np.asarray(centroids), 0.0)
         entries.append({"method": name, **report, "objective": value})
     return entries
+
+
+def turns_report(problem: Problem, turns: int) -> dict:
+    """Time `kmeans` and flash1dkmeans in alternate turns: seconds a call, summed over the turns."""
+    num_clusters = 16
+    points, importance = (jax.block_until_ready(jnp.asarray(part)) for part in problem)
+    runs = {
+        "kmeans": lambda: kmeans(points, importance, num_clusters=num_clusters),
+        "flash1dkmeans": lambda: flash1dkmeans(*problem, num_clusters),
+    }
+
+    def clocks() -> np.ndarray:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        return np.array([time.perf_counter(), used.ru_utime + used.ru_stime])
+
+    seconds = {name: np.zeros((turns, 2)) for name in runs}
+    # Two turns to compile and to fill the caches.
+    for turn in range(-2, turns):
+        for name, run in runs.items():
+            start = clocks()
+            jax.block_until_ready(run())
+            if turn >= 0:
+                seconds[name][turn] = clocks() - start
+    kinds = ("clock", "processor")
+    report: dict = {"num_points": points.size, "num_clusters": num_clusters, "turns": turns}
+    for column, kind in enumerate(kinds):
+        own, peer = (seconds[name][:, column] for name in runs)
+        report[kind] = {
+            "kmeans_seconds": float(own.mean()),
+            "flash1dkmeans_seconds": float(peer.mean()),
+            "ratio": float(own.sum() / peer.sum()),
+            "ratio_of_least": float(own.min() / peer.min()),
+        }
+    return report
 
 
 def rows_report(num_rows: int, repeats: int) -> dict:
@@ -418,6 +456,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=256, help="0 leaves the rows out")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--peer-seconds", type=float, default=60.0)
+    parser.add_argument("--turns", type=int, default=0, help="only these, of kmeans and its peer")
     parser.add_argument("--model", type=Path, help="a safetensors file: its first matrix")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", type=Path, help="draw times and iterations here")
@@ -427,6 +466,10 @@ def main() -> None:
     logging.disable(logging.WARNING)
 
     problems = [("student_t", make_problem(n, options.seed)) for n in sorted(options.num_points)]
+    if options.turns:
+        text = json.dumps(turns_report(problems[0][1], options.turns), indent=2)
+        sys.stdout.write(text + "\n")
+        return
     if options.model is not None:
         weights = first_matrix(options.model)
         problems.append(("model", (weights, make_problem(len(weights), options.seed)[1])))

@@ -108,6 +108,8 @@ def check_points(
             f"importance must have the shape of points, {points.shape}, or broadcast to it, "
             f"got {importance.shape}."
         )
+    if grouped is None and is_concrete(importance) and _are_quickly_weights(importance):
+        return points, importance
     check_finite(importance, "importance")
     if is_concrete(importance):
         if grouped is None:
@@ -117,11 +119,19 @@ def check_points(
     return points, importance
 
 
+def _are_quickly_weights(importance: Shaped[Array, "... points"]) -> bool:
+    """Return whether weights are seen to be finite, >= 0 and nowhere all 0, in two passes."""
+    if not _is_quick_on_host(importance):
+        return False
+    weights = np.atleast_1d(view(importance))
+    largest = weights.max(axis=-1)
+    # NaN is in both extremes.
+    return bool(weights.min() >= 0 and largest.min() > 0 and np.isfinite(largest.max()))
+
+
 def _check_weights(importance: Shaped[Array, "... points"]) -> None:
-    if _is_quick_on_host(importance):
-        weights = np.atleast_1d(view(importance))
-        if weights.min() >= 0 and weights.max(axis=-1).min() > 0:
-            return
+    if _are_quickly_weights(importance):
+        return
     with automatic_axes(importance), jax.ensure_compile_time_eval():
         found = _weight_problems(to_automatic(importance))
         num_negative, num_massless = (int(number) for number in found)

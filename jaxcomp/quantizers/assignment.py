@@ -4,12 +4,10 @@ A point w belongs to cluster `#{t : w > t}`: clusters are intervals, a point on 
 the lower one. Axes: `...` groups, `N` points, `K` clusters.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, UInt
+from jaxtyping import Array, Float, Int, UInt
 
 from jaxcomp.numerics.scaling import group_exponent, normalise, ordered, restore
 from jaxcomp.numerics.sums import (
@@ -20,9 +18,9 @@ from jaxcomp.quantizers import placed
 
 # The largest centroid, in the units of the thresholds: smaller ones keep their midpoints.
 _LOG2_LARGEST = 64
-# Thresholds compared in one fused pass over the points; XLA stores the comparisons of much longer
-# runs, which costs K times the memory of the points.
-_CHUNK = 16
+# Thresholds that are selected from in one fused pass over the points: what is selected grows with
+# their number, and for twice as many one pass takes less than two.
+_CHUNK = 63
 # From here on a binary search per point is faster than a pass per chunk.
 _SEARCH_FROM = 512
 
@@ -116,9 +114,8 @@ def _assign_group(
     thresholds = running_maximum(thresholds)
     if num_thresholds >= _SEARCH_FROM:
         return jnp.searchsorted(thresholds, ordered(points), side="left").astype(dtype)
-    count = partial(_count_below, points, dtype=dtype)
-    if num_thresholds <= 2 * _CHUNK:
-        return count(thresholds)
+    if num_thresholds <= 2 * _CHUNK + 1:
+        return _count_below(points, thresholds).astype(dtype)
     extra = -num_thresholds % _CHUNK
     last = jnp.iinfo(thresholds.dtype).max
     chunks = jnp.pad(thresholds, (0, extra), constant_values=last).reshape(-1, _CHUNK)
@@ -127,10 +124,36 @@ def _assign_group(
     def add(total, chunk):
         # Tied to the chunk: else a copy of all points in integers is kept beside them.
         some, chunk = lax.optimization_barrier((points, chunk))
-        return total + _count_below(some, chunk, dtype=dtype), None
+        return total + _count_below(some, chunk).astype(dtype), None
 
     return lax.scan(add, start, chunks)[0]
 
 
-def _count_below(points, thresholds, *, dtype):
-    return jnp.sum(ordered(points)[:, None] > thresholds[None, :], axis=-1, dtype=dtype)
+def _count_below(
+    points: Float[Array, " points"], thresholds: Int[Array, " clusters-1"]
+) -> Int[Array, " points"]:
+    """Count the thresholds (`ordered`, non-decreasing) below each point, by bisection.
+
+    What a point is compared with is selected, and no memory is read at a place that depends on it:
+    points advance in vector registers, with a comparison for each level, not for each threshold.
+    """
+    keys = ordered(points)
+    num_levels = thresholds.shape[0].bit_length()
+    extra = (1 << num_levels) - 1 - thresholds.shape[0]
+    # No point is above what is filled up.
+    table = jnp.pad(thresholds, (0, extra), constant_values=jnp.iinfo(thresholds.dtype).max)
+    count, is_above = jnp.zeros(points.shape, jnp.int32), []
+    for level in range(num_levels):
+        half = 1 << (num_levels - 1 - level)
+        # The middles of all intervals that are left, halved by what is known already.
+        middles = [table[place] for place in range(half - 1, table.shape[0], 2 * half)]
+        for known in is_above:
+            middles = [
+                jnp.where(known, upper, lower)
+                for lower, upper in zip(
+                    middles[: len(middles) // 2], middles[len(middles) // 2 :], strict=True
+                )
+            ]
+        is_above.append(keys > middles[0])
+        count = count + jnp.where(is_above[-1], jnp.int32(half), jnp.int32(0))
+    return count

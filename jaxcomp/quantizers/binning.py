@@ -20,7 +20,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxcomp.numerics import across
-from jaxcomp.numerics.scaling import group_exponent, restore
+from jaxcomp.numerics.scaling import group_exponent, normalise, restore
 from jaxcomp.numerics.sums import pairwise_sum, running_maximum, running_sum
 from jaxcomp.quantizers.bins import BinSums, PointBins, counts_of_first, sums_of_bins
 
@@ -34,6 +34,8 @@ _MOST_STRIDE = 8
 # Points that give centre and spread of the first cells.
 FEW = 64
 _BITS_OF_ONE = 127 << 23
+# So many times their spread points may be away from 0 for sums of their squares.
+_NEAR = 16.0
 # Places of a linear scale.
 _LOG2_PLACES = 30
 # Neighbouring bins whose variance is compared with that of the others, and by what factor the
@@ -241,21 +243,65 @@ def bins_by_density(
 
     Of large groups every n-th point is enough for it.
     """
+    rule, _ = density_of_every(
+        points, weights, minimum, maximum, num_bins=num_bins, num_padding=num_padding
+    )
+    return rule.bins_of(points, num_bins)
+
+
+def density_of_every(
+    points: Float[Array, "groups points"],
+    weights: Float[Array, "groups points"] | None,
+    minimum: Float[Array, " groups"],
+    maximum: Float[Array, " groups"],
+    *,
+    num_bins: int,
+    num_padding: Int[Array, ""] | None,
+    units: tuple[Int[Array, " groups"], Int[Array, " groups"]] | None = None,
+) -> tuple["DensityBins", Float[Array, "groups few"]]:
+    """Return the bins that follow the density of every n-th point, and some 64 points.
+
+    Args:
+        points: in units, or as they come if `units` says what these are.
+        weights: likewise, or None.
+        minimum: of all points, in units.
+        maximum: likewise.
+        num_bins: B.
+        num_padding: as in `histogram_moments`.
+        units: exponents of points and weights; None if they are in units already.
+    """
     num_points = across.number_of_points(points.shape[-1])
     stride = min(_MOST_STRIDE, max(1, num_points // density_points(num_bins)))
     number = None
     if weights is None and num_padding is not None:
         number = (num_points - num_padding + stride - 1) // stride
+    some, own = _every(points, weights, stride)
+    few = across.every(points, max(1, num_points // FEW))
+    if units is not None:
+        some, few = normalise(some, units[0]), normalise(few, units[0])
+        own = None if own is None else normalise(own, units[1])
     rule = DensityBins.of(
-        *_every(points, weights, stride),
-        across.every(points, max(1, num_points // FEW)),
+        some,
+        own,
+        few,
         minimum,
         maximum,
         num_bins=num_bins,
         num_sampled=number,
         is_part=stride > 1,
     )
-    return rule.bins_of(points, num_bins)
+    return rule, few
+
+
+def middle_of(few: Float[Array, "1 few"]) -> Float[Array, ""]:
+    """Return a point from which most others are not far, compared with each other: 0 if it is one.
+
+    Args:
+        few: some of the points of one group, in units.
+    """
+    scale = _Logarithmic.of(few)
+    is_near = jnp.abs(scale.centre) * scale.per_unit <= _NEAR
+    return jnp.where(is_near, 0, scale.centre)[0, 0]
 
 
 def _every(

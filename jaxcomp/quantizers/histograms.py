@@ -13,6 +13,7 @@ Bins follow the data; `binning` says how.
 Axes: `...` groups, `N` points, `B` bins.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from jaxcomp.numerics.sums import pairwise_sum, running_maximum, running_sum
 from jaxcomp.numerics.transformations import always_compiled, without_derivative
 from jaxcomp.quantizers.binning import bins_by_density, bins_of_points
 from jaxcomp.quantizers.bins import BinSums, PointBins
+from jaxcomp.quantizers.one_pass import is_one_large_group, moments_in_one_pass
 from jaxcomp.quantizers.padding import without_copies
 from jaxcomp.quantizers.placed import over_devices
 
@@ -48,7 +50,8 @@ class Moments(NamedTuple):
 
     Attributes:
         position: (..., B), non-decreasing: the weighted mean of the bin's points. A bin without
-            mass holds its lowest point, a bin without points the position of the one below.
+            mass holds its lowest point or the mean of its points, one without points the position
+            of the one below.
         num_points: (..., B) int32, points in the bin.
         mass: (..., B), sum of the points' weights h.
         deviation: (..., B), root of the weighted mean of `(w - position)^2` over the bin's points;
@@ -136,7 +139,44 @@ def histogram_moments(
         ValueError: while tracing, if there are no points or `num_bins < 1`.
         TypeError: while tracing, if the points are not floating.
     """
-    return histogram_with_edges(points, importance, num_bins=num_bins, num_padding=num_padding)[0]
+
+    def generally(points: Array, importance: Array | None, num_padding: Array | None) -> Moments:
+        found = histogram_with_edges(points, importance, num_bins=num_bins, num_padding=num_padding)
+        return found[0]
+
+    points = jnp.asarray(points)
+    importance = None if importance is None else jnp.asarray(importance)
+
+    if not is_one_large_group(points, importance, num_bins):
+        return generally(points, importance, num_padding)
+    return lax.platform_dependent(
+        points,
+        importance,
+        num_padding,
+        cpu=partial(_in_one_pass, generally, num_bins),
+        default=generally,
+    )
+
+
+def _in_one_pass(
+    generally: Callable[..., Moments],
+    num_bins: int,
+    points: Float[Array, "... points"],
+    weights: Float[Array, "... points"] | None,
+    num_padding: Int[Array, ""] | None,
+) -> Moments:
+    """Return what one pass finds, or if that is not enough what the general way does."""
+    size = points.shape[-1]
+    *fields, is_sound = moments_in_one_pass(
+        points.reshape(1, size),
+        None if weights is None else weights.reshape(1, size),
+        num_padding,
+        num_bins=num_bins,
+        log2_largest=LOG2_LARGEST,
+    )
+    shape = points.shape[:-1]
+    found = Moments(*(field.reshape(*shape, *field.shape[1:]) for field in fields))
+    return lax.cond(is_sound, lambda *_: found, generally, points, weights, num_padding)
 
 
 @over_devices(whole_up_to)

@@ -26,8 +26,8 @@ class Bucketed(NamedTuple):
 
     Attributes:
         points: (..., N).
-        importance: broadcastable to `points`; of copies, that of the last point or any; None
-            means 1. `weights` gives what counts.
+        importance: broadcastable to `points`; where each point has its own those of copies are 0;
+            None means 1. `weights` gives what counts.
         num_padding: () int32, how many copies there are; None if there can be none.
     """
 
@@ -37,9 +37,12 @@ class Bucketed(NamedTuple):
 
     def weights(self) -> Shaped[Array, "... points"] | None:
         """Return the weights, 0 for copies; None where all points weigh 1."""
+        num_points = self.points.shape[-1]
         if self.num_padding is None or self.importance is None:
             return self.importance
-        num_points = self.points.shape[-1]
+        if self.importance.shape[-1:] == (num_points,):
+            # As they were filled up: nothing is written again.
+            return jnp.broadcast_to(self.importance, self.points.shape)
         is_point = jnp.arange(num_points, dtype=jnp.int32) < num_points - self.num_padding
         weights = jnp.broadcast_to(self.importance, self.points.shape)
         return jnp.where(is_point, weights, jnp.zeros((), weights.dtype))

@@ -15,12 +15,13 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
 from jaxcomp.numerics import across
-from jaxcomp.numerics.scaling import normalise, restore, split
+from jaxcomp.numerics.scaling import group_exponent, normalise, restore, split
 from jaxcomp.numerics.sums import pairwise_sum, running_maximum
 from jaxcomp.quantizers import placed
 from jaxcomp.quantizers.assignment import assign
 from jaxcomp.quantizers.bins import PointBins, chunk_of, in_chunks
 from jaxcomp.quantizers.histograms import (
+    LOG2_LARGEST,
     Moments,
     accumulation_dtype,
     histogram_moments,
@@ -28,6 +29,7 @@ from jaxcomp.quantizers.histograms import (
     points_in_units,
     sum_of_squares,
 )
+from jaxcomp.quantizers.one_pass import LEAST_NORMAL, below_magnitude, is_one_large_group
 from jaxcomp.quantizers.padding import Bucketed, bucketed, without_copies, without_filling
 from jaxcomp.quantizers.scalar.diameter import PenaltyForm, penalty_term
 
@@ -206,23 +208,16 @@ def quantize_points(
     """
     shape = (*codebook.num_clusters.shape, points.shape[-1])
     assignments = assign(jnp.broadcast_to(points, shape), codebook.thresholds)
-    # In the shape in which their histogram is made of them, so that it is computed once.
-    scaled, exponent = points_in_units(points.reshape(-1, points.shape[-1]))
-    scaled = scaled.reshape(points.shape)
-    exponent = jnp.broadcast_to(exponent.reshape(points.shape[:-1]), shape[:-1])
-    centroids = normalise(codebook.centroids.astype(scaled.dtype), exponent)
-    # They are in order already; a loop's result is not computed again for every point.
-    centroids = jnp.moveaxis(running_maximum(jnp.moveaxis(centroids, -1, 0)), 0, -1)
-    mass, mass_exponent = None, jnp.zeros_like(exponent)
-    if importance is not None:
-        mass, mass_exponent = importance_in_units(importance, points)
-    counts, has_mass, square, of_square = _measure(
-        scaled, mass, centroids, assignments, num_padding
+    counts, has_mass, square, of_square = _measured(
+        points, importance, codebook.centroids, assignments, num_padding
     )
-    distortion = restore(square, of_square + 2 * exponent + mass_exponent, axis=())
+    distortion = restore(square, of_square, axis=())
     penalty = jnp.zeros_like(distortion)
     if beta is not None:
-        used = diameter_in_use(centroids, has_mass.astype(centroids.dtype))
+        # In units of their own: a difference may be out of range.
+        centroids = codebook.centroids.astype(accumulation_dtype(points.dtype))
+        exponent = group_exponent(centroids) - LOG2_LARGEST
+        used = diameter_in_use(normalise(centroids, exponent), has_mass.astype(centroids.dtype))
         diameter = restore(used, exponent, axis=())
         penalty = penalty_term(diameter, beta, penalty_form=penalty_form)
     num_used = jnp.sum(counts > 0, axis=-1, dtype=jnp.int32)
@@ -237,6 +232,77 @@ def quantize_points(
         num_iterations=num_iterations,
         converged=converged,
     )
+
+
+def _measured(
+    points: Float[Array, "... points"],
+    importance: Shaped[Array, "... points"] | None,
+    centroids: Float[Array, "... clusters"],
+    assignments: UInt[Array, "... points"],
+    num_padding: Int[Array, ""] | None,
+) -> tuple[
+    Int[Array, "... clusters"], Bool[Array, "... clusters"], Float[Array, "..."], Int[Array, "..."]
+]:
+    """As `_measure`, of points, importances and centroids as they come."""
+    if not is_one_large_group(points, importance, centroids.shape[-1]) or (
+        assignments.size != points.size
+    ):
+        return _measure_in_units(points, importance, centroids, assignments, num_padding)
+
+    def as_they_come(points, importance, centroids, assignments, num_padding):
+        shape = assignments.shape[:-1]
+        *found, is_sound = _measure_group(
+            points.reshape(1, -1),
+            None if importance is None else importance.reshape(1, -1),
+            centroids.reshape(1, -1),
+            assignments.reshape(1, -1),
+            num_padding,
+        )
+        found = tuple(part.reshape(*shape, *part.shape[1:]) for part in found)
+        return lax.cond(
+            is_sound,
+            lambda *_: found,
+            _measure_in_units,
+            points,
+            importance,
+            centroids,
+            assignments,
+            num_padding,
+        )
+
+    return lax.platform_dependent(
+        points,
+        importance,
+        centroids,
+        assignments,
+        num_padding,
+        cpu=as_they_come,
+        default=_measure_in_units,
+    )
+
+
+def _measure_in_units(
+    points: Float[Array, "... points"],
+    importance: Shaped[Array, "... points"] | None,
+    centroids: Float[Array, "... clusters"],
+    assignments: UInt[Array, "... points"],
+    num_padding: Int[Array, ""] | None,
+) -> tuple[Array, Array, Array, Array]:
+    shape = assignments.shape[:-1]
+    # In the shape in which their histogram is made of them, so that it is computed once.
+    scaled, exponent = points_in_units(points.reshape(-1, points.shape[-1]))
+    scaled = scaled.reshape(points.shape)
+    exponent = jnp.broadcast_to(exponent.reshape(points.shape[:-1]), shape)
+    centroids = normalise(centroids.astype(scaled.dtype), exponent)
+    # They are in order already; a loop's result is not computed again for every point.
+    centroids = jnp.moveaxis(running_maximum(jnp.moveaxis(centroids, -1, 0)), 0, -1)
+    mass, mass_exponent = None, jnp.zeros_like(exponent)
+    if importance is not None:
+        mass, mass_exponent = importance_in_units(importance, points)
+    counts, has_mass, square, of_square = _measure(
+        scaled, mass, centroids, assignments, num_padding
+    )
+    return counts, has_mass, square, of_square + 2 * exponent + mass_exponent
 
 
 def _measure(
@@ -260,7 +326,7 @@ def _measure(
 
     def in_one_pass(points, mass, centroids, num_padding):
         if assignments.shape[0] == 1:
-            return _measure_group(points, mass, centroids, assignments, num_padding)
+            return _measure_group(points, mass, centroids, assignments, num_padding)[:-1]
 
         def terms(one, distance, *masses):
             total = one * masses[0] if masses else one
@@ -300,13 +366,21 @@ def _measure_group(
     assignments: UInt[Array, "1 points"],
     num_padding: Int[Array, ""] | None,
 ) -> tuple[Array, ...]:
-    """As `_measure` of one group, on CPU only: squares are added without asking for the cluster."""
+    """As `_measure` of one group, on CPU only: squares are added without asking for the cluster.
+
+    Points need not be in units: in float64 no square of a float32 is out of range.
+
+    Returns:
+        What `_measure` does, and whether no float32 was subnormal: conversions take these for 0.
+        So it counts where points are in units.
+    """
     num_clusters = centroids.shape[-1]
     lanes = _LANES if num_clusters <= _FEW_CLUSTERS else 1
     values = (points,) if mass is None else (points, mass)
+    is_short = points.dtype == jnp.float32
 
     def add(state, numbers, is_new, place, own, *weight):
-        squares, counts = state
+        squares, counts, least = state
         if num_padding is not None:
             is_new = is_new & (numbers < points.shape[-1] - num_padding)
         place = place.astype(jnp.int32)
@@ -314,22 +388,27 @@ def _measure_group(
         distance = own.astype(jnp.float64) - centre.astype(jnp.float64)
         square = distance * distance
         number = is_new.astype(counts.dtype)
+        if is_short:
+            for part in (own, *weight):
+                least = jnp.minimum(least, below_magnitude(part))
         if weight:
             square = weight[0].astype(jnp.float64) * square
             number = number + ((is_new & (weight[0] > 0)).astype(jnp.int64) << 32)
         counts = counts.at[place * lanes + numbers % lanes].add(
             number, mode="promise_in_bounds", wrap_negative_indices=False
         )
-        return squares + jnp.where(is_new, square, 0), counts
+        return squares + jnp.where(is_new, square, 0), counts, least
 
     with jax.enable_x64(True):
         # In float64 no square is out of range. Both counts are in one integer.
         dtype = jnp.int32 if mass is None else jnp.int64
-        squares, counts = in_chunks(
+        chunk = (chunk_of(points.shape[-1]),)
+        squares, counts, least = in_chunks(
             add,
             (
-                jnp.zeros((chunk_of(points.shape[-1]),), jnp.float64),
+                jnp.zeros(chunk, jnp.float64),
                 jnp.zeros((num_clusters * lanes,), dtype),
+                jnp.full(chunk, LEAST_NORMAL, jnp.uint32),
             ),
             assignments[0],
             *(part[0] for part in values),
@@ -338,7 +417,7 @@ def _measure_group(
         counts = across.total(counts[None])
         square = split(across.total(pairwise_sum(squares)[None]), points.dtype)
         has_mass = counts > 0 if mass is None else (counts >> 32) > 0
-        return counts.astype(jnp.int32), has_mass, *square
+        return counts.astype(jnp.int32), has_mass, *square, jnp.all(least >= LEAST_NORMAL)
 
 
 def diameter_in_use(
