@@ -7,6 +7,7 @@ So `convolve_3x3` does that on CPUs and leaves accelerators their own convolutio
 Axes: `N` images, `H` rows, `W` columns, `C` channels in, `O` channels out.
 """
 
+import math
 from functools import partial
 from typing import Literal, TypeAlias
 
@@ -16,12 +17,16 @@ from jaxtyping import Array, Float
 
 Padding: TypeAlias = Literal["SAME", "VALID"]
 
+_TILE_OUTPUTS = 32
+_FEW_CHANNELS = 4
+
 
 def convolve_3x3(
     inputs: Float[Array, "N H W C"],
     kernel: Float[Array, "3 3 C O"],
     *,
     padding: Padding = "SAME",
+    in_tiles: bool = False,
 ) -> Float[Array, "N rows columns O"]:
     """Convolve images with 3 x 3 kernels, stride 1 (cross-correlation, as in every such library).
 
@@ -56,7 +61,7 @@ def convolve_3x3(
     return jax.lax.platform_dependent(
         inputs,
         kernel,
-        cpu=partial(_by_patches, padding=padding),
+        cpu=partial(_in_tiles if in_tiles else _by_patches, padding=padding),
         default=partial(_by_lax, padding=padding),
     )
 
@@ -78,6 +83,75 @@ def max_pool_2x2(inputs: Float[Array, "N H W C"]) -> Float[Array, "N rows column
         images, rows // 2, 2, columns // 2, 2, channels
     )
     return blocks.max(axis=(2, 4))
+
+
+def _in_tiles(
+    inputs: Float[Array, "N H W C"], kernel: Float[Array, "3 3 C O"], *, padding: Padding
+) -> Float[Array, "N rows columns O"]:
+    return _tiled(inputs, kernel, 1 if padding == "SAME" else 0)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _tiled(
+    inputs: Float[Array, "N H W C"], kernel: Float[Array, "3 3 C O"], border: int
+) -> Float[Array, "N rows columns O"]:
+    """Convolve images with `border` zeros around them, all pixels of a tile as channels of one."""
+    images, rows, columns, channels = inputs.shape
+    rows, columns, num_outputs = rows + 2 * border - 2, columns + 2 * border - 2, kernel.shape[-1]
+    height, width = _tile(rows, columns, channels, num_outputs)
+    tiles = jax.lax.conv_general_dilated(
+        inputs,
+        _kernel_of_tile(kernel, height, width),
+        (height, width),
+        ((border, border), (border, border)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    tiles = tiles.reshape(
+        images, rows // height, columns // width, height, width, num_outputs
+    )
+    return tiles.swapaxes(2, 3).reshape(images, rows, columns, num_outputs)
+
+
+def _tiled_forward(
+    inputs: Float[Array, "N H W C"], kernel: Float[Array, "3 3 C O"], border: int
+) -> tuple[Float[Array, "N rows columns O"], tuple[Array, Array]]:
+    return _tiled(inputs, kernel, border), (inputs, kernel)
+
+
+def _tiled_backward(
+    border: int, known: tuple[Array, Array], gradient: Float[Array, "N rows columns O"]
+) -> tuple[Float[Array, "N H W C"], Float[Array, "3 3 C O"]]:
+    inputs, kernel = known
+    # XLA's own would be a convolution of images with zeros between the tiles.
+    to_inputs = _tiled(gradient, kernel[::-1, ::-1].swapaxes(2, 3), 2 - border)
+    (to_kernel,) = jax.linear_transpose(lambda k: _tiled.fun(inputs, k, border), kernel)(gradient)
+    return to_inputs, to_kernel
+
+
+_tiled.defvjp(_tiled_forward, _tiled_backward)
+
+
+def _tile(rows: int, columns: int, channels: int, num_outputs: int) -> tuple[int, int]:
+    """Rows and columns of a tile: powers of two that divide the image, about 32 outputs in all."""
+    size = _TILE_OUTPUTS // num_outputs * (2 if channels < _FEW_CHANNELS else 1)
+    if size < 2:
+        return 1, 1
+    return math.gcd(rows, 2 if size >= 4 else 1), math.gcd(columns, 4 if size >= 8 else 2)
+
+
+def _kernel_of_tile(
+    kernel: Float[Array, "3 3 C O"], height: int, width: int
+) -> Float[Array, "rows columns C outputs"]:
+    """The kernel once for each pixel of a tile, in its place among zeros."""
+    channels, num_outputs = kernel.shape[2:]
+    places = [
+        jnp.pad(kernel, ((i, height - 1 - i), (j, width - 1 - j), (0, 0), (0, 0)))
+        for i in range(height)
+        for j in range(width)
+    ]
+    return jnp.stack(places, axis=3).reshape(
+        height + 2, width + 2, channels, height * width * num_outputs
+    )
 
 
 def _by_patches(
