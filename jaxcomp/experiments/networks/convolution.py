@@ -96,6 +96,10 @@ def _tiled(
     inputs: Float[Array, "N H W C"], kernel: Float[Array, "3 3 C O"], border: int
 ) -> Float[Array, "N rows columns O"]:
     """Convolve images with `border` zeros around them, all pixels of a tile as channels of one."""
+    if border == 2:
+        # XLA would take images that are smaller than the kernel for the kernel, which is slow.
+        inputs = jnp.pad(inputs, ((0, 0), (2, 2), (2, 2), (0, 0)))
+        inputs, border = jax.lax.optimization_barrier(inputs), 0
     images, rows, columns, channels = inputs.shape
     rows, columns, num_outputs = rows + 2 * border - 2, columns + 2 * border - 2, kernel.shape[-1]
     height, width = _tile(rows, columns, channels, num_outputs)
@@ -124,7 +128,22 @@ def _tiled_backward(
     inputs, kernel = known
     # XLA's own would be a convolution of images with zeros between the tiles.
     to_inputs = _tiled(gradient, kernel[::-1, ::-1].swapaxes(2, 3), 2 - border)
-    (to_kernel,) = jax.linear_transpose(lambda k: _tiled.fun(inputs, k, border), kernel)(gradient)
+    images, rows, columns, num_outputs = gradient.shape
+    height, width = _tile(rows, columns, inputs.shape[-1], num_outputs)
+    tiles = gradient.reshape(images, rows // height, height, columns // width, width, num_outputs)
+    tiles = tiles.swapaxes(2, 3).reshape(images, rows // height, columns // width, -1)
+    # Inside a loop XLA keeps the order of axes, and has a fast convolution for this one only:
+    # channels are the images, images the channels, and the gradient is the kernel.
+    to_tiles = jax.lax.conv_general_dilated(
+        inputs.transpose(3, 1, 2, 0),
+        tiles.transpose(1, 2, 0, 3),
+        (1, 1),
+        ((border, border), (border, border)),
+        rhs_dilation=(height, width),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    of_tile = partial(_kernel_of_tile, height=height, width=width)
+    (to_kernel,) = jax.linear_transpose(of_tile, kernel)(to_tiles.transpose(1, 2, 0, 3))
     return to_inputs, to_kernel
 
 
