@@ -157,7 +157,8 @@ def measure_forms() -> dict[str, float]:
     models = [network.init(key) for key in jax.random.split(jax.random.key(0), 4)]
     part = Examples(images, np.zeros(len(images), np.int32))
     layers = tuple(f"params/convolution_{number}/kernel" for number in range(7))
-    evaluator = Evaluator(Subject(network.predict, models[0], layers), Parts(part, part, part), 4)
+    subject = Subject(network.predict, models[0], layers, score_fn=network.score)
+    evaluator = Evaluator(subject, Parts(part, part, part), 4)
     for form, block in (("stacked", 256), ("one by one", 256), ("one by one", 16)):
         evaluator.is_on_cpu, evaluator.block = form != "stacked", block
         took = milliseconds(lambda: evaluator.outputs(models, images))

@@ -1,8 +1,15 @@
-"""Convolutions of 3 x 3 and pooling of 2 x 2 that stay fast inside `scan` and `vmap`.
+"""Convolutions of 3 x 3 and pooling of 2 x 2 that stay fast on CPUs, inside `scan` too.
 
-XLA's convolution is slow on the CPU inside a loop or under `vmap` (which turns it into a grouped
-convolution): 5 to 15 times slower than gathering the nine shifted images and multiplying once.
-So `convolve_3x3` does that on CPUs and leaves accelerators their own convolution.
+`convolve_3x3` leaves accelerators their own convolution. On CPUs it has two forms:
+
+- Nine shifted images and one matrix product. It can be differentiated in every way, and
+  `jaxcomp.curvature` finds the product in it.
+- XLA's convolution, all pixels of a small tile at once: with few channels it spends its time on
+  gathering windows, and a window of 4 x 4 serves 2 x 2 pixels, at the price of multiplying with
+  zeros. It takes a third of the time of the product, for scores and for training. XLA's own
+  derivatives of it do not: inside a loop it convolves fast in one order of axes only, and not
+  images with zeros between their pixels. So it has its own, and those only in reverse and once.
+  Under `vmap` over kernels it is slow (a grouped convolution).
 
 Axes: `N` images, `H` rows, `W` columns, `C` channels in, `O` channels out.
 """
@@ -17,8 +24,8 @@ from jaxtyping import Array, Float
 
 Padding: TypeAlias = Literal["SAME", "VALID"]
 
-_TILE_OUTPUTS = 32
-_FEW_CHANNELS = 4
+_TILE_OUTPUTS = 32  # a product with fewer columns is slow
+_FEW_CHANNELS = 4  # of which gathering takes longest
 
 
 def convolve_3x3(
@@ -30,8 +37,8 @@ def convolve_3x3(
 ) -> Float[Array, "N rows columns O"]:
     """Convolve images with 3 x 3 kernels, stride 1 (cross-correlation, as in every such library).
 
-    On CPUs nine shifted slices and one matrix product, elsewhere `lax.conv_general_dilated`;
-    `lax.platform_dependent` decides when the program is compiled for its device. The two agree to
+    On CPUs one of the two forms above, elsewhere `lax.conv_general_dilated`;
+    `lax.platform_dependent` decides when the program is compiled for its device. All agree to
     rounding, in values and in derivatives.
 
     Args:
@@ -39,6 +46,7 @@ def convolve_3x3(
         kernel: of the same dtype.
         padding: `"SAME"` keeps `H` and `W` (zeros outside the image), `"VALID"` makes each two
             smaller and needs at least 3. Static.
+        in_tiles: take the faster form on CPUs, for gradients in reverse only. Static.
 
     Returns:
         Images of `O` channels, in the dtype of the inputs.
@@ -110,9 +118,7 @@ def _tiled(
         ((border, border), (border, border)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    tiles = tiles.reshape(
-        images, rows // height, columns // width, height, width, num_outputs
-    )
+    tiles = tiles.reshape(images, rows // height, columns // width, height, width, num_outputs)
     return tiles.swapaxes(2, 3).reshape(images, rows, columns, num_outputs)
 
 
