@@ -16,7 +16,7 @@ Axes: `N` images, `H` rows, `W` columns, `C` channels in, `O` channels out.
 
 import math
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -133,7 +133,7 @@ def _tiled_backward(
 ) -> tuple[Float[Array, "N H W C"], Float[Array, "3 3 C O"]]:
     inputs, kernel = known
     # XLA's own would be a convolution of images with zeros between the tiles.
-    to_inputs = _tiled(gradient, kernel[::-1, ::-1].swapaxes(2, 3), 2 - border)
+    to_inputs: Any = _tiled(gradient, kernel[::-1, ::-1].swapaxes(2, 3), 2 - border)
     images, rows, columns, num_outputs = gradient.shape
     height, width = _tile(rows, columns, inputs.shape[-1], num_outputs)
     tiles = gradient.reshape(images, rows // height, height, columns // width, width, num_outputs)
