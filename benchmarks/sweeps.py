@@ -6,9 +6,9 @@
 - `quick`: what `make sweep` computes, five multilayer perceptrons on digits.
 - `paper`: `jaxcomp sweep --preset paper --models 5`, on the MNIST of `JAXCOMP_DATA_DIR`.
 - `vgg`: `jaxcomp sweep --dataset cifar10 --model vgg --width 0.0625`, likewise on CIFAR-10.
-- `forms`: no sweep, but what the convolutional network takes to be trained (a step of five
-  networks) and scored (256 images by each of four), in the form for accelerators, all networks at
-  once, and in that for CPUs, each by itself and few images at a time. Medians of three.
+- `forms`: no sweep, but what the convolutional network takes on a CPU to be trained (a step of
+  five networks) and scored (256 images by each of four), with convolutions as one product, as
+  curvature needs them, and in tiles. Each in turn, five times of about a second; the least.
 
 A sweep whose data are not there is named and left out. Each runs in a process of its own, so that
 it compiles what a first run compiles: once as users run it, for the clock, and once with a single
@@ -20,9 +20,9 @@ is one of its own. There is no peer: this is for comparing two versions of jaxco
 import argparse
 import functools
 import json
+import math
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -120,54 +120,73 @@ def measure_forms(_: dict[str, Any]) -> dict[str, float]:
     from jaxcomp.experiments.samples import Examples
     from jaxcomp.experiments.sweep.engine import Evaluator, Parts, Subject
 
+    class AsProducts(networks.Network):
+        """The network as curvature sees it, in training too."""
+
+        def module_of(self, variables: Any, mode: Any, *, in_tiles: bool = False) -> Any:
+            del in_tiles
+            return super().module_of(variables, mode)
+
     network = networks.build("vgg", input_shape=(32, 32, 3), num_classes=10, width=1 / 16)
+    kinds = {"as products": AsProducts(**vars(network)), "in tiles": network}
     rng = np.random.default_rng(0)
     images = rng.normal(size=(256, 32, 32, 3)).astype(np.float32)
     keys = descent.model_keys(0, jnp.arange(5))
     rates = descent.Rates(*(jnp.full(5, x, jnp.float32) for x in (0.01, 0.9, 1e-4, 0.0)))
     rows = jnp.asarray(rng.integers(0, 256, (5, _STEPS, 10)), jnp.int32)
-    found = {}
+    alone = [slice(number, number + 1) for number in range(5)]
+    learner = descent.initial_learner(keys.weights, rates, network=network)
+    models = [network.init(key) for key in jax.random.split(jax.random.key(0), 4)]
+    part = Examples(images, np.zeros(len(images), np.int32))
+    layers = tuple(f"params/convolution_{number}/kernel" for number in range(7))
+    functions: dict[str, tuple[int, Callable[[], Any]]] = {}
 
-    def milliseconds(function: Callable[[], Any]) -> float:
-        function()  # compiles
-        seconds = []
-        for _ in range(3):
-            started = time.process_time()
-            function()
-            seconds.append(time.process_time() - started)
-        return 1e3 * statistics.median(seconds)
+    for form, kind in kinds.items():
 
-    for form, groups in (
-        ("together", [slice(0, 5)]),
-        ("alone", [slice(m, m + 1) for m in range(5)]),
-    ):
-
-        def steps(groups: Any = groups) -> None:
-            for own in groups:
+        def steps(kind: Any = kind) -> None:
+            for own in alone:
                 own_rates = descent.Rates(*(rate[own] for rate in rates))
-                learner = descent.run_steps(
-                    descent.initial_learner(keys.weights[own], own_rates, network=network),
+                learned = descent.run_steps(
+                    jax.tree.map(lambda leaf, own=own: jnp.array(leaf[own]), learner),
                     jnp.asarray(images),
                     descent.Epoch(rows[own], rows[own] % 10, jnp.asarray(0)),
                     keys.dropout[own],
                     own_rates,
                     0,
                     _STEPS,
-                    network=network,
+                    network=kind,
                     is_proximal=False,
                 )
-                jax.block_until_ready(learner)
+                jax.block_until_ready(learned)
 
-        found[f"a step of training, {form}"] = milliseconds(steps) / _STEPS
+        functions[f"a step of training, {form}"] = _STEPS, steps
+        for block in (16, 256):
+            subject = Subject(network.predict, models[0], layers, score_fn=kind.score)
+            evaluator = Evaluator(subject, Parts(part, part, part), 4)
+            evaluator.block = block
+            functions[f"scoring by a network, {form}, {block} images"] = (
+                len(models),
+                functools.partial(evaluator.outputs, models, images),
+            )
+    return _milliseconds(functions)
 
-    models = [network.init(key) for key in jax.random.split(jax.random.key(0), 4)]
-    part = Examples(images, np.zeros(len(images), np.int32))
-    layers = tuple(f"params/convolution_{number}/kernel" for number in range(7))
-    evaluator = Evaluator(Subject(network.predict, models[0], layers), Parts(part, part, part), 4)
-    for form, block in (("stacked", 256), ("one by one", 256), ("one by one", 16)):
-        evaluator.is_on_cpu, evaluator.block = form != "stacked", block
-        took = milliseconds(lambda: evaluator.outputs(models, images))
-        found[f"scoring by a network, {form}, {block} images"] = took / len(models)
+
+def _milliseconds(functions: dict[str, tuple[int, Callable[[], Any]]]) -> dict[str, float]:
+    """Processor time of each, least of five rounds, divided by a number of its own."""
+    repeats = {}
+    for name, (_, function) in functions.items():
+        function()  # compiles
+        started = time.perf_counter()
+        function()
+        repeats[name] = 1 + int(1.0 / (time.perf_counter() - started))
+    found = dict.fromkeys(functions, math.inf)
+    for _ in range(5):
+        for name, (divisor, function) in functions.items():
+            started = time.process_time()
+            for _ in range(repeats[name]):
+                function()
+            took = (time.process_time() - started) / repeats[name] / divisor
+            found[name] = min(found[name], 1e3 * took)
     return found
 
 

@@ -1,14 +1,22 @@
-"""Convolutions of 3 x 3 and pooling of 2 x 2 that stay fast inside `scan` and `vmap`.
+"""Convolutions of 3 x 3 and pooling of 2 x 2 that stay fast on CPUs, inside `scan` too.
 
-XLA's convolution is slow on the CPU inside a loop or under `vmap` (which turns it into a grouped
-convolution): 5 to 15 times slower than gathering the nine shifted images and multiplying once.
-So `convolve_3x3` does that on CPUs and leaves accelerators their own convolution.
+`convolve_3x3` leaves accelerators their own convolution. On CPUs it has two forms:
+
+- Nine shifted images and one matrix product. It can be differentiated in every way, and
+  `jaxcomp.curvature` finds the product in it.
+- XLA's convolution, all pixels of a small tile at once: with few channels it spends its time on
+  gathering windows, and a window of 4 x 4 serves 2 x 2 pixels, at the price of multiplying with
+  zeros. It takes a third of the time of the product, for scores and for training. XLA's own
+  derivatives of it do not: inside a loop it convolves fast in one order of axes only, and not
+  images with zeros between their pixels. So it has its own, and those only in reverse and once.
+  Under `vmap` over kernels it is slow (a grouped convolution).
 
 Axes: `N` images, `H` rows, `W` columns, `C` channels in, `O` channels out.
 """
 
+import math
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +24,21 @@ from jaxtyping import Array, Float
 
 Padding: TypeAlias = Literal["SAME", "VALID"]
 
+_TILE_OUTPUTS = 32  # a product with fewer columns is slow
+_FEW_CHANNELS = 4  # of which gathering takes longest
+
 
 def convolve_3x3(
     inputs: Float[Array, "N H W C"],
     kernel: Float[Array, "3 3 C O"],
     *,
     padding: Padding = "SAME",
+    in_tiles: bool = False,
 ) -> Float[Array, "N rows columns O"]:
     """Convolve images with 3 x 3 kernels, stride 1 (cross-correlation, as in every such library).
 
-    On CPUs nine shifted slices and one matrix product, elsewhere `lax.conv_general_dilated`;
-    `lax.platform_dependent` decides when the program is compiled for its device. The two agree to
+    On CPUs one of the two forms above, elsewhere `lax.conv_general_dilated`;
+    `lax.platform_dependent` decides when the program is compiled for its device. All agree to
     rounding, in values and in derivatives.
 
     Args:
@@ -34,6 +46,7 @@ def convolve_3x3(
         kernel: of the same dtype.
         padding: `"SAME"` keeps `H` and `W` (zeros outside the image), `"VALID"` makes each two
             smaller and needs at least 3. Static.
+        in_tiles: take the faster form on CPUs, for gradients in reverse only. Static.
 
     Returns:
         Images of `O` channels, in the dtype of the inputs.
@@ -56,7 +69,7 @@ def convolve_3x3(
     return jax.lax.platform_dependent(
         inputs,
         kernel,
-        cpu=partial(_by_patches, padding=padding),
+        cpu=partial(_in_tiles if in_tiles else _by_patches, padding=padding),
         default=partial(_by_lax, padding=padding),
     )
 
@@ -78,6 +91,92 @@ def max_pool_2x2(inputs: Float[Array, "N H W C"]) -> Float[Array, "N rows column
         images, rows // 2, 2, columns // 2, 2, channels
     )
     return blocks.max(axis=(2, 4))
+
+
+def _in_tiles(
+    inputs: Float[Array, "N H W C"], kernel: Float[Array, "3 3 C O"], *, padding: Padding
+) -> Float[Array, "N rows columns O"]:
+    return _tiled(inputs, kernel, 1 if padding == "SAME" else 0)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _tiled(
+    inputs: Float[Array, "N H W C"], kernel: Float[Array, "3 3 C O"], border: int
+) -> Float[Array, "N rows columns O"]:
+    """Convolve images with `border` zeros around them, all pixels of a tile as channels of one."""
+    if border == 2:
+        # XLA would take images that are smaller than the kernel for the kernel, which is slow.
+        inputs = jnp.pad(inputs, ((0, 0), (2, 2), (2, 2), (0, 0)))
+        inputs, border = jax.lax.optimization_barrier(inputs), 0
+    images, rows, columns, channels = inputs.shape
+    rows, columns, num_outputs = rows + 2 * border - 2, columns + 2 * border - 2, kernel.shape[-1]
+    height, width = _tile(rows, columns, channels, num_outputs)
+    tiles = jax.lax.conv_general_dilated(
+        inputs,
+        _kernel_of_tile(kernel, height, width),
+        (height, width),
+        ((border, border), (border, border)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    tiles = tiles.reshape(images, rows // height, columns // width, height, width, num_outputs)
+    return tiles.swapaxes(2, 3).reshape(images, rows, columns, num_outputs)
+
+
+def _tiled_forward(
+    inputs: Float[Array, "N H W C"], kernel: Float[Array, "3 3 C O"], border: int
+) -> tuple[Float[Array, "N rows columns O"], tuple[Array, Array]]:
+    return _tiled(inputs, kernel, border), (inputs, kernel)
+
+
+def _tiled_backward(
+    border: int, known: tuple[Array, Array], gradient: Float[Array, "N rows columns O"]
+) -> tuple[Float[Array, "N H W C"], Float[Array, "3 3 C O"]]:
+    inputs, kernel = known
+    # XLA's own would be a convolution of images with zeros between the tiles.
+    to_inputs: Any = _tiled(gradient, kernel[::-1, ::-1].swapaxes(2, 3), 2 - border)
+    images, rows, columns, num_outputs = gradient.shape
+    height, width = _tile(rows, columns, inputs.shape[-1], num_outputs)
+    tiles = gradient.reshape(images, rows // height, height, columns // width, width, num_outputs)
+    tiles = tiles.swapaxes(2, 3).reshape(images, rows // height, columns // width, -1)
+    # Inside a loop XLA keeps the order of axes, and has a fast convolution for this one only:
+    # channels are the images, images the channels, and the gradient is the kernel.
+    to_tiles = jax.lax.conv_general_dilated(
+        inputs.transpose(3, 1, 2, 0),
+        tiles.transpose(1, 2, 0, 3),
+        (1, 1),
+        ((border, border), (border, border)),
+        rhs_dilation=(height, width),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    of_tile = partial(_kernel_of_tile, height=height, width=width)
+    (to_kernel,) = jax.linear_transpose(of_tile, kernel)(to_tiles.transpose(1, 2, 0, 3))
+    return to_inputs, to_kernel
+
+
+_tiled.defvjp(_tiled_forward, _tiled_backward)
+
+
+def _tile(rows: int, columns: int, channels: int, num_outputs: int) -> tuple[int, int]:
+    """Rows and columns of a tile: powers of two that divide the image, about 32 outputs in all."""
+    size = _TILE_OUTPUTS // num_outputs * (2 if channels < _FEW_CHANNELS else 1)
+    if size < 2:
+        return 1, 1
+    return math.gcd(rows, 2 if size >= 4 else 1), math.gcd(columns, 4 if size >= 8 else 2)
+
+
+def _kernel_of_tile(
+    kernel: Float[Array, "3 3 C O"], height: int, width: int
+) -> Float[Array, "rows columns C outputs"]:
+    """The kernel once for each pixel of a tile, in its place among zeros."""
+    channels, num_outputs = kernel.shape[2:]
+    places = [
+        jnp.pad(kernel, ((i, height - 1 - i), (j, width - 1 - j), (0, 0), (0, 0)))
+        for i in range(height)
+        for j in range(width)
+    ]
+    return jnp.stack(places, axis=3).reshape(
+        height + 2, width + 2, channels, height * width * num_outputs
+    )
 
 
 def _by_patches(

@@ -184,7 +184,7 @@ def mean_validation_loss(
 
     def one_model(own: Params) -> Array:
         def add(total: Array, chunk: tuple[Array, Array]) -> tuple[Array, None]:
-            logits = network.predict(own, chunk[0])
+            logits = network.score(own, chunk[0])
             is_filling = chunk[1] < 0
             losses = optax.softmax_cross_entropy_with_integer_labels(
                 logits, jnp.where(is_filling, 0, chunk[1])

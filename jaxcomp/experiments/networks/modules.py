@@ -160,6 +160,7 @@ class ConvolutionBlock(nnx.Module):
         shape = (3, 3, num_inputs, num_outputs)
         self.kernel = nnx.Param(XAVIER_NORMAL(rngs.params(), shape, jnp.float32))
         self.padding: Padding = padding
+        self.in_tiles = False
         # PyTorch's momentum of 0.1 is the weight of the new value, Flax's 0.9 that of the old.
         self.normalization = nnx.BatchNorm(
             num_outputs, momentum=0.9, epsilon=1e-5, use_bias=False, use_scale=False, rngs=rngs
@@ -169,7 +170,9 @@ class ConvolutionBlock(nnx.Module):
         self, inputs: Float[Array, "batch rows columns channels"]
     ) -> Float[Array, "batch rows_out columns_out channels_out"]:
         """Convolve, normalize, rectify."""
-        outputs = convolve_3x3(inputs, self.kernel[...], padding=self.padding)
+        outputs = convolve_3x3(
+            inputs, self.kernel[...], padding=self.padding, in_tiles=self.in_tiles
+        )
         return jax.nn.relu(self.normalization(outputs))
 
 

@@ -83,6 +83,8 @@ class Subject:
         as_given: `params -> params`, puts arrays back into the tree that was handed in.
         task: what it is for.
         methods: of the user, by the name that variants give them.
+        score_fn: `predict_fn` in a form that is faster where only outputs are wanted, the same to
+            rounding: nothing differentiates it or looks for layers in it; None if there is none.
     """
 
     predict_fn: PredictFn
@@ -97,6 +99,7 @@ class Subject:
     as_given: Callable[..., Params] = _as_they_are
     task: Task = Classification()  # noqa: RUF009
     methods: Mapping[str, Method] = field(default_factory=dict)
+    score_fn: PredictFn | None = None
 
     def weights(self) -> Layers:
         """The layers to compress, by name."""
@@ -166,7 +169,7 @@ class Evaluator:
     """
 
     def __init__(self, subject: Subject, parts: Parts, num_chunk_variants: int | None = None):
-        self.predict_fn = subject.predict_fn
+        self.score_fn = subject.score_fn or subject.predict_fn
         self.task = subject.task
         total = sum(len(part.labels) for part in parts)
         is_convolutional = any(w.ndim > 2 for w in subject.weights().values())
@@ -190,14 +193,14 @@ class Evaluator:
             inputs = np.concatenate([inputs, filling])
         blocks = inputs.reshape(-1, self.block, *inputs.shape[1:])
         if self.is_on_cpu:
-            found = [_predict_blocks(self.predict_fn, params, blocks) for params in networks]
+            found = [_predict_blocks(self.score_fn, params, blocks) for params in networks]
             outputs = np.stack([np.asarray(own) for own in found])
             outputs = outputs.reshape(len(networks), len(inputs), *outputs.shape[3:])
         else:
             # All shapes stay the same, so that nothing recompiles.
             filled = [*networks, *[networks[-1]] * (self.num_chunk_variants - len(networks))]
             stacked = _stack(filled if len(networks) > 1 else list(networks))
-            parts = [_predict_stack(self.predict_fn, stacked, block) for block in blocks]
+            parts = [_predict_stack(self.score_fn, stacked, block) for block in blocks]
             outputs = np.concatenate([np.asarray(own) for own in parts], axis=1)[: len(networks)]
         return outputs[:, : len(inputs) - missing]
 
@@ -223,10 +226,11 @@ class Evaluator:
 
     def _chunk_variants(self, subject: Subject, parts: Parts, total: int) -> int:
         example = parts.test.inputs[: self.block]
-        lowered = jax.jit(self.predict_fn).lower(subject.params, example)
+        lowered = jax.jit(subject.predict_fn).lower(subject.params, example)
         flops = (lowered.cost_analysis() or {}).get("flops", 0.0)
         cost = max(float(flops), 1.0) * total / len(example)
-        each = jax.eval_shape(self.predict_fn, subject.params, example).size * total // len(example)
+        outputs = jax.eval_shape(subject.predict_fn, subject.params, example)
+        each = outputs.size * total // len(example)
         most = min(MAX_CHUNK_VARIANTS, max(MAX_CHUNK_OUTPUTS // max(each, 1), 1))
         return int(np.clip(CHUNK_FLOPS // cost, 1, most))
 

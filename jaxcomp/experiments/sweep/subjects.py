@@ -114,6 +114,7 @@ def trained_subjects(
                 otherwise=jax.tree.map(lambda leaf, n=number: leaf[n], otherwise),
                 model_seed=number,
                 num_distinct=len(np.unique(samples.train_indices[number])),
+                score_fn=network.score,
             )
         )
 

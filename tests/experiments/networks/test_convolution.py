@@ -1,5 +1,7 @@
 """Patch convolutions against lax and the definition, pooling against `reduce_window`."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,8 @@ import pytest
 from jaxcomp.experiments.networks.convolution import (
     _by_lax,
     _by_patches,
+    _in_tiles,
+    _tile,
     convolve_3x3,
     max_pool_2x2,
 )
@@ -39,7 +43,7 @@ def test_values_follow_the_definition(padding, strict_promotion):
     expected = direct(inputs, kernel, padding)
     # 27 products of size one each: errors stay near 27 roundings.
     tolerance = 27 * np.finfo(np.float32).eps * np.abs(expected).max()
-    for function in (convolve_3x3, _by_patches, _by_lax):
+    for function in (convolve_3x3, _by_patches, _by_lax, _in_tiles):
         outputs = function(jnp.asarray(inputs), jnp.asarray(kernel), padding=padding)
         assert outputs.dtype == jnp.float32
         np.testing.assert_allclose(outputs, expected, atol=tolerance)
@@ -65,12 +69,46 @@ def test_derivatives_of_both_forms_agree(padding):
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
 
 
+@pytest.mark.parametrize(
+    ("shape", "channels", "padding", "tile"),
+    [
+        ((2, 4, 8, 3), 4, "SAME", (2, 4)),
+        ((2, 4, 4, 4), 16, "SAME", (1, 2)),
+        ((2, 6, 4, 5), 8, "VALID", (2, 2)),
+        ((2, 4, 4, 3), 32, "VALID", (1, 2)),
+        ((2, 3, 5, 4), 8, "SAME", (1, 1)),
+    ],
+)
+def test_gradients_in_tiles_agree_with_those_of_lax(shape, channels, padding, tile):
+    inputs, kernel = problem(shape, channels)
+    border = 2 if padding == "VALID" else 0
+    assert _tile(shape[1] - border, shape[2] - border, shape[3], channels) == tile
+
+    def found(function):
+        def loss(x, k):
+            outputs = function(x, k, padding=padding)
+            return jnp.sin(outputs).sum(), outputs
+
+        # In a loop, where XLA treats convolutions otherwise.
+        step = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+        return jax.jit(lambda x, k: jax.lax.map(lambda own: step(*own), (x[None], k[None])))(
+            inputs, kernel
+        )
+
+    expected = jax.tree.leaves(found(_by_lax))
+    for one, other in zip(
+        jax.tree.leaves(found(partial(convolve_3x3, in_tiles=True))), expected, strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
+
+
 def test_vmap_over_models_is_a_loop():
     inputs, _ = problem((3, 2, 4, 4, 2))
     kernels = np.stack([problem((2, 4, 4, 2))[1] * scale for scale in (1.0, 2.0, 3.0)])
-    batched = jax.vmap(convolve_3x3)(inputs, kernels)
-    for one, x, k in zip(batched, inputs, kernels, strict=True):
-        np.testing.assert_allclose(one, convolve_3x3(x, k), rtol=1e-6, atol=1e-5)
+    for function in (convolve_3x3, partial(convolve_3x3, in_tiles=True)):
+        batched = jax.vmap(function)(inputs, kernels)
+        for one, x, k in zip(batched, inputs, kernels, strict=True):
+            np.testing.assert_allclose(one, convolve_3x3(x, k), rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 6, 3), (1, 5, 7, 2)])

@@ -81,8 +81,9 @@ def test_vgg_forward_is_the_published_stack(strict_promotion):
     )
     inputs = jax.random.normal(jax.random.key(2), (2, 32, 32, 3))
     expected = jax.jit(published_stack)(variables, inputs)
-    logits = jax.jit(network.predict)(variables, inputs)
-    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    for function in (network.predict, network.score):
+        logits = jax.jit(function)(variables, inputs)
+        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
 def published_stack(variables, inputs):
