@@ -19,12 +19,11 @@ from jaxtyping import Array, Float
 
 from jaxcomp.bounds import mutual_information_bound
 from jaxcomp.coding.sizes import compression_ratio
-from jaxcomp.compressed.sections import SharedLeaves
 from jaxcomp.experiments.samples import Examples
 from jaxcomp.experiments.sweep.candidates import VariantLosses
 from jaxcomp.experiments.sweep.codebooks import Codebooks, Layers
 from jaxcomp.experiments.sweep.compress import Compressed, compress, squared_errors
-from jaxcomp.experiments.sweep.files import can_be_written, file_of, num_bytes
+from jaxcomp.experiments.sweep.files import SharedFiles, can_be_written, file_of, num_bytes
 from jaxcomp.experiments.sweep.limits import NO_LIMITS, limits_at, network_limit
 from jaxcomp.experiments.sweep.tasks import (
     Classification,
@@ -319,8 +318,8 @@ class Scorer:
         return num_bytes(self.subject.params)
 
     @cached_property
-    def _shared(self) -> SharedLeaves:
-        return SharedLeaves(jax.tree.leaves(self.subject.params))
+    def _shared(self) -> SharedFiles:
+        return SharedFiles(jax.tree.leaves(self.subject.params))
 
     def _size_bytes(self, variant: Variant, params: Params, changed: Compressed) -> float:
         """Write the file of a compressed variant and return its bytes; NaN if there is none."""
