@@ -89,7 +89,9 @@ def file_of(
             leaf, section = expected[entry.path], data[entry.offset : entry.offset + entry.length]
             if shared.is_decoded(leaf, entry.dtype, section):
                 continue
-            is_same = is_same and np.array_equal(bytes_of(file.array(entry)), _bits(leaf))
+            if not np.array_equal(bytes_of(file.array(entry)), _bits(leaf)):
+                is_same = False
+                break
             shared.was_decoded(leaf, entry.dtype, section)
     if not is_same:
         raise RuntimeError("the file of a variant does not decode to its network.")
