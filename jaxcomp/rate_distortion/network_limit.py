@@ -10,6 +10,7 @@ Axes: `S` slopes.
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from jaxcomp.rate_distortion.limits import network_source
 from jaxcomp.rate_distortion.nested_grids import (
     ITERATED_SHARE,
     Problem,
+    Split,
     bounds_at_slopes,
     highest_importance,
     lossless_nats,
@@ -78,7 +80,7 @@ class NetworkLimit:
         self._num_live = sum(w.size for w, _ in source.layers)
         self._entropy = source.together
         self._layers = [
-            _Layer(w, h, gap * LN2)
+            _Layer(w, h, gap * LN2, float(self.slope_nats[-1]))
             for (w, h), gap in zip(source.layers, source.gaps_bits, strict=True)
         ]
         self._tangents: dict[int, Tangent] = {}
@@ -148,12 +150,13 @@ class _Layer:
         points: (N,) w, finite, float64.
         importance: (N,) h >= 0, not 0 throughout.
         gap_nats: per weight, to aim for.
+        highest: the highest slope that may be asked for.
     """
 
-    def __init__(self, points: _Array, importance: _Array, gap_nats: float) -> None:
+    def __init__(self, points: _Array, importance: _Array, gap_nats: float, highest: float) -> None:
         order = np.argsort(points, kind="stable")
         self.points, self.importance = points[order], importance[order]
-        self.gap_nats, self.number = gap_nats, points.size
+        self.gap_nats, self.number, self.highest = gap_nats, points.size, highest
         is_live = self.importance > 0
         self.live, self.heights = self.points[is_live], self.importance[is_live]
         self.low = float(self.live[0])
@@ -183,9 +186,13 @@ class _Layer:
                 self.points, self.importance, np.array([slope]), gap_nats=self.gap_nats
             )
             return found.lagrangian_nats, found.distortion
-        split = split_pairs(
-            self.live, self.heights, slope, self.span, self.cap, self.number, self.gap_nats
-        )
-        problem = Problem(split, slope, self.low, self.span)
+        problem = Problem(self._split, slope, self.low, self.span)
         q, least = problem.solve(problem.initial(None), ITERATED_SHARE * self.gap_nats)
         return least, problem.distortion(q)
+
+    @cached_property
+    def _split(self) -> Split:
+        """The weights by classes of importance that are enough for all slopes."""
+        return split_pairs(
+            self.live, self.heights, self.highest, self.span, self.cap, self.number, self.gap_nats
+        )
