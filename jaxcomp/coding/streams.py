@@ -327,7 +327,7 @@ def _chance(number: int, size: int) -> int:
 def _write_table(writer: StackWriter, counts: Int[np.ndarray, " k"], precision: int) -> None:
     """Write counts below 2^24 with so many bits after the first."""
     leading, width, change, _ = (rows[0] for rows in _rounded(counts, np.asarray([precision])))
-    chance = _chance(np.count_nonzero(change), len(change))
+    chance = _chance(int(np.count_nonzero(change)), len(change))
     writer.small(precision, 4)
     writer.small(chance, 4)
     writer.decisions((change > 0).astype(np.int64), np.full(len(change), (2 * chance + 1) << 11))

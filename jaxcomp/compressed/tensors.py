@@ -148,18 +148,19 @@ def on_device(values: Any) -> AnyArray:
 
 
 def _measures_of(errors: Errors, problem: Problem, *, converged: bool) -> Measures:
-    """Return the errors of a tensor as they are stored: each a number and a power of two."""
+    """Return the errors of a tensor as they are stored, on the host: numbers and powers of two."""
     number, exponent = np.frexp(np.asarray(errors))
     # Sums of squares: twice the power of two.
     unit = np.asarray([problem.distortion_exponent, 2 * problem.exponent, 2 * problem.exponent])
     exponent = np.where(number == 0, 0, exponent + unit).astype(np.int32)
     distortion, squared_error, energy = number.astype(problem.dtype)
     of_distortion, of_error, of_energy = exponent
+    is_fixed: Any = np.bool_(converged)
     return Measures(
         distortion,
         squared_error,
         energy,
-        np.bool_(converged),
+        is_fixed,
         distortion_exponent=of_distortion,
         error_exponent=of_error,
         energy_exponent=of_energy,
