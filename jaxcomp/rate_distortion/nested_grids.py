@@ -25,7 +25,8 @@ the coarse ones, c up to the fine ones, by cubic interpolation and its transpose
 
 **Iteration.** Blahut's `q <- q c` has relaxation factors here, `q <- q c^omega`, in Chebyshev's
 order: what a Gaussian smooths away does not matter to c either, so that the rest, of eigenvalues
-above 0.02 (0.05 where the gap may be wide), is gone in some thirty steps, where the plain iteration takes hundreds.
+above 0.02, is gone in some thirty steps, where the plain iteration takes hundreds. (Above 0.05, and
+in twenty, where the gap may be wide.)
 
 The certificate takes the maximum of c on a grid eight times as fine as the finest, interpolated by
 polynomials of degree 5 (exact to some 1e-5 of it). Between its points ln c rises by no more than a
