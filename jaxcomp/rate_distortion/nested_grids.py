@@ -83,7 +83,7 @@ _GRID_PER_PAIR = 8
 _LEAST_REST = 1 / 64
 _CYCLE = 8
 # What is spread evenly at the start.
-_EVEN_START = 0.1
+_EVEN_START = 0.3
 _MAX_STEPS = 60
 # Pairs times reproductions that a channel is summed over; reproductions of less have no part in it.
 _MAX_SUMMED = 1 << 20
@@ -97,8 +97,7 @@ class _Pace(NamedTuple):
     Attributes:
         least_eigenvalue: what has smaller ones is taken for smoothed away.
         num_plain: steps before the relaxed ones.
-        even: what is spread evenly in every step, as a share of the gap that is aimed for: no place
-            is emptied for good.
+        even: what is spread evenly in every step: no place is emptied for good.
     """
 
     least_eigenvalue: float
@@ -109,7 +108,7 @@ class _Pace(NamedTuple):
 # For gaps (that iteration may leave) of less than so many nats and for others, where weights far
 # from all others need not set the pace.
 _WIDE_GAP = 0.008
-_FINE, _WIDE = _Pace(0.02, 4, 1e-7), _Pace(0.05, 2, 0.1)
+_FINE, _WIDE = _Pace(0.02, 4, 1e-9), _Pace(0.05, 2, 1e-3)
 
 
 class Bounds(NamedTuple):
@@ -505,8 +504,7 @@ class Problem:
             later = step - pace.num_plain
             factor = 1.0 if later < 0 else factors[later % _CYCLE]
             # No step empties a place for good: what was taken too much has to come back.
-            even = min(pace.even * gap_nats, 1e-2) / q.size
-            q = q * np.exp(np.clip(factor * log_c, -4.0, 2.0)) + even
+            q = q * np.exp(np.clip(factor * log_c, -4.0, 2.0)) + pace.even / q.size
             q = q / q.sum()
         return best_q, self._certified(best_multipliers)
 
