@@ -102,7 +102,7 @@ def measure_phases(values: dict[str, Any]) -> dict[str, float]:
     phases.time("outputs", engine.Evaluator, "outputs")
     phases.time("scores", engine, "scores_of")
     phases.time("files of variants", engine, "file_of")
-    phases.time("limits", engine, "limit_curve")
+    phases.time("limits", engine, "limits_at")
     phases.time("claims", scoring.Scored, "outcome")
     phases.time("tables and pictures", results.SweepResult, "save")
     total = run_sweep(values)["processor"]

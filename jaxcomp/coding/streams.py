@@ -34,6 +34,8 @@ _LARGEST_PARAMETRIC = 1 << 12
 # Kind, centre, two slopes and the peak, at the least.
 _PARAMETERS_BITS = 2 + 4 + 2 * 9 + 8
 _ALL_MODELS = 15
+# Bits after the first of the counts in a table; numbers of tables of several precisions at once.
+_NUM_PRECISIONS, _TOGETHER = 12, 1 << 13
 _ROUGH = np.asarray([min((16 + m) << e >> 5, 1 << 26) for e in range(32) for m in range(16)])
 
 
@@ -85,12 +87,18 @@ class StackWriter:
         self._steps.append(_Step(values, lambda models: models.Uniform(), sizes))
         self.size_bits += float(widths.sum())
 
-    def of_table(self, values: Int[np.ndarray, " n"], frequencies: Int[np.ndarray, " k"]) -> None:
-        """Write symbols by frequencies that sum to 2^24."""
+    def of_table(
+        self,
+        values: Int[np.ndarray, " n"],
+        frequencies: Int[np.ndarray, " k"],
+        counts: Int[np.ndarray, " k"] | None = None,
+    ) -> None:
+        """Write symbols by frequencies that sum to 2^24; `counts` of them, if they are known."""
         if len(frequencies) > 1:
             floats = probabilities(frequencies)
             self.of_model(values, lambda models: models.Categorical(floats, perfect=False))
-            self.size_bits += table_bits(counts_of(values, len(frequencies)), frequencies)
+            counts = counts_of(values, len(frequencies)) if counts is None else counts
+            self.size_bits += table_bits(counts, frequencies)
 
     def of_model(self, values: Int[np.ndarray, " n"], model: Callable[[Any], Any]) -> None:
         """Write symbols by what makes a model of the coder; the caller counts their bits."""
@@ -211,16 +219,20 @@ def _least_parametric_bits(counts: Int[np.ndarray, " k"]) -> float:
     """
     centre = int(np.argmax(counts))
     distance = np.abs(np.arange(len(counts)) - centre)
-    found = np.bincount(distance, counts).astype(np.int64).tolist()
-    members = np.bincount(distance).tolist()
+    found = np.bincount(distance, counts).astype(np.int64)
+    members = np.bincount(distance)
     pools: list[tuple[int, int]] = []
-    # The centre itself may be rarer than its neighbours.
-    for pool in zip(found[1:], members[1:], strict=True):
+    # The centre itself may be rarer than its neighbours. Zeros side by side are one from the start.
+    starts = 1 + np.flatnonzero(
+        (found[1:] > 0) | np.append(True, found[1:-1] > 0)[: found.size - 1]
+    )
+    together = (np.add.reduceat(own, starts).tolist() for own in (found, members))
+    for pool in zip(*together, strict=True) if starts.size else ():
         while pools and pool[0] * pools[-1][1] >= pools[-1][0] * pool[1]:
             last = pools.pop()
             pool = last[0] + pool[0], last[1] + pool[1]
         pools.append(pool)
-    total, pools = int(counts.sum()), [(found[0], 1), *pools]
+    total, pools = int(counts.sum()), [(int(found[0]), 1), *pools]
     bits = sum(number * math.log2(total * size / number) for number, size in pools if number)
     return bits + _PARAMETERS_BITS
 
@@ -231,7 +243,7 @@ def _of_table(values: Int[np.ndarray, " n"], counts: Int[np.ndarray, " k"]) -> S
     found.small(1, 2)
     head, place, frequencies = table_head(counts)
     found.append(head)
-    found.of_table(place[values], frequencies)
+    found.of_table(place[values], frequencies, counts[counts > 0])
     return found
 
 
@@ -253,33 +265,69 @@ def table_head(
     place = np.zeros(len(counts), np.min_scalar_type(max(len(used) - 1, 0)))
     place[used] = np.arange(len(used))
     best, num_worse = None, 0
-    for precision in range(12):
-        head = StackWriter()
-        frequencies = whole_frequencies(_write_table(head, counts, precision)[used])
-        bits = head.size_bits + table_bits(counts[used] << shift, frequencies)
+    for precision, (size_bits, own) in enumerate(_tables(counts, used)):
+        bits = size_bits + table_bits(counts[used] << shift, own)
         if best is None or bits < best[0]:
-            best, num_worse = (bits, head, frequencies), 0
+            best, num_worse = (bits, precision, own), 0
         elif (num_worse := num_worse + 1) == 2:
             break
     assert best is not None
-    _, head, frequencies = best
+    _, precision, frequencies = best
+    head = StackWriter()
+    _write_table(head, counts, precision)
     return head, place, frequencies
 
 
-def _write_table(
-    writer: StackWriter, counts: Int[np.ndarray, " k"], precision: int
-) -> Int[np.ndarray, " k"]:
-    """Write counts below 2^24 with so many bits after the first; return what is read."""
+def _tables(
+    counts: Int[np.ndarray, " k"], used: Int[np.ndarray, " used"]
+) -> Iterator[tuple[float, Int[np.ndarray, " used"]]]:
+    """Yield for every precision the bits of a table, and the frequencies that it gives.
+
+    Those of short tables all at once: that takes as many calls of NumPy as one.
+    """
+    together = min(max(_TOGETHER // len(counts), 1), _NUM_PRECISIONS)
+    for start in range(0, _NUM_PRECISIONS, together):
+        table = _rounded(counts, np.arange(start, min(start + together, _NUM_PRECISIONS)))
+        changes = np.count_nonzero(table.change, axis=-1).tolist()
+        others = (np.sum(table.change, axis=-1) + np.sum(table.width, axis=-1)).tolist()
+        for number, more, read in zip(changes, others, table.read[:, used], strict=True):
+            ones = ((2 * _chance(number, len(counts)) + 1) << 11) / 65536
+            flags = number * math.log2(ones) + (len(counts) - number) * math.log2(1 - ones)
+            yield 8 + more - flags, whole_frequencies(read)
+
+
+class _Rounded(NamedTuple):
+    """Counts below 2^24 with so many bits after the first, for every precision."""
+
+    leading: Int[np.ndarray, "precisions k"]
+    width: Int[np.ndarray, "precisions k"]
+    change: Int[np.ndarray, "precisions k"]
+    read: Int[np.ndarray, "precisions k"]
+
+
+def _rounded(counts: Int[np.ndarray, " k"], precisions: Int[np.ndarray, " p"]) -> _Rounded:
+    """Round counts; `change` tells how a length differs from the one before, `read` is what is."""
     length = _bit_lengths(counts)
-    width = np.clip(length - 1, 0, precision)
+    width = np.minimum(np.maximum(length - 1, 0), precisions[:, None])
     drop = np.maximum(length - 1 - width, 0)
     leading = (counts + (1 << drop >> 1)) >> drop
     is_over = leading >> width > 1
-    leading, length = np.where(is_over, leading >> 1, leading), length + is_over
-    difference = np.diff(length, prepend=0)
-    change = np.where(difference > 0, 2 * difference - 1, -2 * difference)
-    share = np.count_nonzero(change) / len(change)
-    chance = min(max(round((32 * share - 1) / 2), 0), 15)
+    leading, length = leading >> is_over, length + is_over
+    difference = length.copy()
+    difference[:, 1:] -= length[:, :-1]
+    change = np.maximum(2 * difference - 1, -2 * difference)
+    return _Rounded(leading, width, change, leading << np.maximum(length - 1 - width, 0))
+
+
+def _chance(number: int, size: int) -> int:
+    """Return in which of sixteen classes the share of lengths is that change."""
+    return min(max(round((32 * (number / size) - 1) / 2), 0), 15)
+
+
+def _write_table(writer: StackWriter, counts: Int[np.ndarray, " k"], precision: int) -> None:
+    """Write counts below 2^24 with so many bits after the first."""
+    leading, width, change, _ = (rows[0] for rows in _rounded(counts, np.asarray([precision])))
+    chance = _chance(int(np.count_nonzero(change)), len(change))
     writer.small(precision, 4)
     writer.small(chance, 4)
     writer.decisions((change > 0).astype(np.int64), np.full(len(change), (2 * chance + 1) << 11))
@@ -292,7 +340,6 @@ def _write_table(
         writer.decisions(bits, np.full(len(bits), 1 << 15))
     has_more = width > 0
     writer.of_widths((leading - (1 << width))[has_more], width[has_more])
-    return leading << np.maximum(length - 1 - width, 0)
 
 
 def _bit_lengths(numbers: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
@@ -317,7 +364,7 @@ def _parametric(values: Int[np.ndarray, " n"], counts: Int[np.ndarray, " k"]) ->
         writer.small(place >> 4, 5)
         writer.small(place & 15, 4)
     writer.small(steps + 128, 8)
-    writer.of_table(values, frequencies)
+    writer.of_table(values, frequencies, counts)
     return writer
 
 
@@ -333,19 +380,26 @@ def _fit(
     scaled = distance / unit
     features = np.stack([*(-(scaled ** (term + 1)) for term in terms), -1.0 * (distance > 0)])
     shares = counts / counts.sum()
-    target, found = features @ shares, np.zeros(len(features))
+    size = len(features)
+    # Rows of all products of two, so that a step takes few calls of NumPy.
+    first, second = np.triu_indices(size)
+    moments = np.concatenate([features, features[first] * features[second]])
+    target, found = features @ shares, np.zeros(size)
     found[: len(terms)] = 1.0
+    lower, upper = np.zeros(size), np.full(size, 40.0)
+    lower[-1], upper[-1] = -6.0, 6.0
+    hessian, ridge = np.empty((size, size)), 1e-9 * np.eye(size)
     for _ in range(30):
         logits = found @ features
         odds = np.exp(logits - logits.max())
-        odds /= odds.sum()
-        mean = features @ odds
-        hessian = (features * odds) @ features.T - np.outer(mean, mean)
-        move = np.linalg.solve(hessian + 1e-9 * np.eye(len(found)), target - mean)
+        means = moments @ (odds / odds.sum())
+        mean = means[:size]
+        hessian[first, second] = hessian[second, first] = means[size:]
+        hessian -= mean[:, None] * mean
+        move = np.linalg.solve(hessian + ridge, target - mean)
         before = found
-        found = found + move * min(1.0, 2.0 / max(np.abs(move).max(), 1e-12))
-        found[: len(terms)] = np.clip(found[: len(terms)], 0, 40)
-        found[-1] = np.clip(found[-1], -6, 6)
+        found = found + move * min(1.0, 2.0 / max(float(np.abs(move).max()), 1e-12))
+        found = np.minimum(np.maximum(found, lower), upper)
         if np.abs(found - before).max() < 1e-4:
             break
     slopes = np.zeros(2)

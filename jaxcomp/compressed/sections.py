@@ -87,6 +87,10 @@ class SharedLeaves:
         self._arrays = {id(array): array for array in arrays}
         self._sections: dict[tuple[int, Effort], Section] = {}
 
+    def has(self, array: Any) -> bool:
+        """Tell whether an array is one of these."""
+        return id(array) in self._arrays
+
     def section(
         self,
         leaf: CompressedTensor | KeptLeaf,
@@ -96,7 +100,7 @@ class SharedLeaves:
     ) -> Section:
         """Return the code of a leaf, found before if it is one of these."""
         del layout
-        if not isinstance(leaf, KeptLeaf) or id(leaf.value) not in self._arrays:
+        if not isinstance(leaf, KeptLeaf) or not self.has(leaf.value):
             return held(*make())
         key = id(leaf.value), effort
         if key not in self._sections:

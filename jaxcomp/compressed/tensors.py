@@ -129,14 +129,17 @@ def packed(codes: Any, codebook: Any) -> Shaped[AnyArray, "..."]:
 def tensor_of(problem: Problem, point: Point, method: Method) -> CompressedTensor:
     """Apply one operating point of a method to a tensor; its codes stay on the host."""
     encoded = method.encode(problem, point)
-    return CompressedTensor(
-        codes=encoded.codes,
-        codebook=None if encoded.codebook is None else on_device(encoded.codebook),
-        scales=None if encoded.scales is None else on_device(encoded.scales),
-        counts=jax.device_put(encoded.counts),
-        parameter=jax.device_put(np.float32(point.parameter)),
-        measures=_measures_of(encoded.errors, problem, converged=point.converged),
+    tables = {"codebook": encoded.codebook, "scales": encoded.scales}
+    # All at once: what a device is given one by one costs more than the numbers themselves.
+    put = jax.device_put(
+        {
+            "counts": encoded.counts,
+            "parameter": np.float32(point.parameter),
+            "measures": _measures_of(encoded.errors, problem, converged=point.converged),
+        }
+        | {name: own for name, own in tables.items() if own is not None and not is_wide(own.dtype)}
     )
+    return CompressedTensor(codes=encoded.codes, **(tables | put))
 
 
 def on_device(values: Any) -> AnyArray:
@@ -145,18 +148,19 @@ def on_device(values: Any) -> AnyArray:
 
 
 def _measures_of(errors: Errors, problem: Problem, *, converged: bool) -> Measures:
-    """Return the errors of a tensor as they are stored: each a number and a power of two."""
+    """Return the errors of a tensor as they are stored, on the host: numbers and powers of two."""
     number, exponent = np.frexp(np.asarray(errors))
     # Sums of squares: twice the power of two.
     unit = np.asarray([problem.distortion_exponent, 2 * problem.exponent, 2 * problem.exponent])
     exponent = np.where(number == 0, 0, exponent + unit).astype(np.int32)
-    distortion, squared_error, energy = (jax.device_put(p) for p in number.astype(problem.dtype))
-    of_distortion, of_error, of_energy = (jax.device_put(part) for part in exponent)
+    distortion, squared_error, energy = number.astype(problem.dtype)
+    of_distortion, of_error, of_energy = exponent
+    is_fixed: Any = np.bool_(converged)
     return Measures(
         distortion,
         squared_error,
         energy,
-        jax.device_put(np.bool_(converged)),
+        is_fixed,
         distortion_exponent=of_distortion,
         error_exponent=of_error,
         energy_exponent=of_energy,

@@ -442,7 +442,10 @@ def _width(figure: Figure, artist: Artist) -> float:
 
 def freeze_layout(figure: Figure) -> None:
     """Lay the figure out once and for all: to write several files is then much faster."""
-    figure.draw_without_rendering()
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        with own_look():
+            engine.execute(figure)
     figure.set_layout_engine(None)
 
 

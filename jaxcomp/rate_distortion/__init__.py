@@ -12,6 +12,7 @@ from jaxcomp.rate_distortion.limits import (
     layer_source,
     network_curve,
 )
+from jaxcomp.rate_distortion.network_limit import NetworkLimit
 from jaxcomp.rate_distortion.shannon import (
     density_entropy,
     gaussian_entropy,
@@ -25,6 +26,7 @@ from jaxcomp.rate_distortion.squared_error import SquaredErrorPoints, squared_er
 __all__ = [
     "Distance",
     "LayerCurve",
+    "NetworkLimit",
     "RateDistortionPoints",
     "Source",
     "SquaredErrorPoints",

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy import stats
 
 from jaxcomp.numerics.units import LN2
 from jaxcomp.rate_distortion.discrete import check_slopes
@@ -28,8 +27,8 @@ _NUM_CLASSES = 8
 _LEAST_IN_CLASS = 50
 # A weight is far from the others beyond so many times the distance of this share of them.
 _FAR, _USUAL_SHARE = 256.0, 0.95
-# Of fewer weights spacings tell nothing.
-_LEAST_IN_SAMPLE = 10
+# Of fewer weights spacings tell nothing; of more than so many their ends do not matter.
+_LEAST_IN_SAMPLE, _MOST_WITH_ENDS = 10, 1000
 
 _Array = Float[np.ndarray, "..."]
 
@@ -304,6 +303,44 @@ def network_curve(
         TypeError: see `layer_curve`.
         ValueError: see `layer_curve`; on no layers, or no importance in any of them.
     """
+    network = network_source(layers, num_slopes=num_slopes, max_bits=max_bits, gap_bits=gap_bits)
+    slope_nats = network.slope_nats
+    curves = [
+        _curve(w, h, slope_nats, gap, entropy)
+        for (w, h), entropy, gap in zip(
+            network.layers, network.entropies, network.gaps_bits, strict=True
+        )
+    ]
+    dead = network.num_weights - sum(w.size for w, _ in network.layers)
+    nothing = np.zeros(slope_nats.size)
+    free = LayerCurve(dead, slope_nats, nothing, nothing, nothing, nothing == 0, 0.0, 0.0, 0.0)
+    return add_curves([*curves, free] if dead else curves)
+
+
+class NetworkSource(NamedTuple):
+    """Layers of a network, and at which slopes and how closely their limit is sought.
+
+    Attributes:
+        num_weights: of all layers, those without any importance too.
+        layers: w and h, (N,) float64, of the layers that have importance.
+        entropies: of them.
+        together: of all of them together.
+        slope_nats: (S,) ascending, nats per unit of distortion.
+        gaps_bits: of the layers, bits per weight.
+    """
+
+    num_weights: int
+    layers: list[tuple[_Array, _Array]]
+    entropies: list["Entropy"]
+    together: "Entropy"
+    slope_nats: Float[np.ndarray, " slopes"]
+    gaps_bits: list[float]
+
+
+def network_source(
+    layers: Mapping[str, tuple[Any, Any]], *, num_slopes: int, max_bits: float, gap_bits: float
+) -> NetworkSource:
+    """Check the layers of a network and choose slopes and gaps; see `network_curve`."""
     none: Any = np.zeros(1)
     check_slopes(none, gap_bits)
     checked = [_checked(*pair, may_vanish=True) for pair in layers.values()]
@@ -313,24 +350,22 @@ def network_curve(
     entropies = [_entropy(w, h) for w, h in live]
     number = np.array([w.size for w, _ in live], float)
     shares = number * np.array([entropy.live_share for entropy in entropies])
-    together = _Entropy(
+    together = Entropy(
         float(shares.sum() / number.sum()),
         *(float(mean) for mean in np.average([e[1:] for e in entropies], axis=0, weights=shares)),
     )
-    slope_nats = _slopes(live, together, num_slopes, max_bits)
-    # What a small layer lacks matters little to the whole, and costs as much as in a large one.
-    gaps = gap_bits * np.clip(np.sqrt(number.mean() / number), 1.0, 8.0)
-    curves = [
-        _curve(w, h, slope_nats, float(gap), entropy)
-        for (w, h), entropy, gap in zip(live, entropies, gaps, strict=True)
-    ]
-    dead = sum(w.size for w, _ in checked) - int(number.sum())
-    nothing = np.zeros(slope_nats.size)
-    free = LayerCurve(dead, slope_nats, nothing, nothing, nothing, nothing == 0, 0.0, 0.0, 0.0)
-    return add_curves([*curves, free] if dead else curves)
+    return NetworkSource(
+        num_weights=sum(w.size for w, _ in checked),
+        layers=live,
+        entropies=entropies,
+        together=together,
+        slope_nats=_slopes(live, together, num_slopes, max_bits),
+        # What a small layer lacks matters little to the whole, and costs as much as in a large one.
+        gaps_bits=(gap_bits * np.clip(np.sqrt(number.mean() / number), 1.0, 8.0)).tolist(),
+    )
 
 
-class _Entropy(NamedTuple):
+class Entropy(NamedTuple):
     """What the Shannon lower bound needs; see `LayerCurve`."""
 
     live_share: float
@@ -338,7 +373,7 @@ class _Entropy(NamedTuple):
     mean_log_importance: float
 
 
-def _curve(w: _Array, h: _Array, slopes: _Array, gap_bits: float, entropy: _Entropy) -> LayerCurve:
+def _curve(w: _Array, h: _Array, slopes: _Array, gap_bits: float, entropy: Entropy) -> LayerCurve:
     # The slope of the sums over N weights is that of one weight.
     found = bounds_at_slopes(w, h, slopes, gap_nats=gap_bits * LN2)
     rate = np.array([point.rate_nats for point in found])
@@ -358,7 +393,7 @@ def _curve(w: _Array, h: _Array, slopes: _Array, gap_bits: float, entropy: _Entr
     )
 
 
-def _entropy(w: _Array, h: _Array) -> _Entropy:
+def _entropy(w: _Array, h: _Array) -> Entropy:
     """Return the share of weights with h > 0 near the others, their h(W | H) and their E ln H."""
     is_live = (h > 0) & _is_near(w, h)
     share = float(np.mean(is_live))
@@ -368,15 +403,31 @@ def _entropy(w: _Array, h: _Array) -> _Entropy:
     entropy = 0.0
     for members in classes:
         if members.size < _LEAST_IN_SAMPLE:
-            return _Entropy(share, -np.inf, float(np.mean(np.log(h))))
+            return Entropy(share, -np.inf, float(np.mean(np.log(h))))
         # Equal weights have spacing 0 and no density.
         with np.errstate(divide="ignore", invalid="ignore"):
-            entropy += members.size * float(stats.differential_entropy(w[members]))
-    return _Entropy(share, entropy / w.size, float(np.mean(np.log(h))))
+            entropy += members.size * _entropy_of_spacings(w[members])
+    return Entropy(share, entropy / w.size, float(np.mean(np.log(h))))
+
+
+def _entropy_of_spacings(sample: _Array) -> float:
+    """Estimate a differential entropy in nats from the distances of values some ranks apart.
+
+    Vasicek's estimate, J. R. Stat. Soc. B 38 (1976), for few values with the weights of Ebrahimi,
+    Pflughoeft and Soofi, Stat. Probab. Lett. 20 (1994), at the ends. Ten lines of NumPy: to import
+    `scipy.stats` takes longer than all limits of a sweep of a small network.
+    """
+    ordered, number = np.sort(sample), sample.size
+    reach = int(np.sqrt(number) + 0.5)
+    ranks = np.arange(number)
+    above, below = np.minimum(ranks + reach, number - 1), np.maximum(ranks - reach, 0)
+    spacing = ordered[above] - ordered[below]
+    share = (above - below) / reach if number <= _MOST_WITH_ENDS else 2.0
+    return float(np.mean(np.log(number * spacing / (share * reach))))
 
 
 def _slopes(
-    layers: Sequence[tuple[_Array, _Array]], entropy: _Entropy, num_slopes: int, max_bits: float
+    layers: Sequence[tuple[_Array, _Array]], entropy: Entropy, num_slopes: int, max_bits: float
 ) -> _Array:
     """Return 0, then slopes from rates near 0 to about `max_bits`."""
     if num_slopes < 3:

@@ -25,7 +25,8 @@ the coarse ones, c up to the fine ones, by cubic interpolation and its transpose
 
 **Iteration.** Blahut's `q <- q c` has relaxation factors here, `q <- q c^omega`, in Chebyshev's
 order: what a Gaussian smooths away does not matter to c either, so that the rest, of eigenvalues
-above 0.02, is gone in some thirty steps, where the plain iteration takes hundreds.
+above 0.02, is gone in some thirty steps, where the plain iteration takes hundreds. (Above 0.05, and
+in twenty, where the gap may be wide.)
 
 The certificate takes the maximum of c on a grid eight times as fine as the finest, interpolated by
 polynomials of degree 5 (exact to some 1e-5 of it). Between its points ln c rises by no more than a
@@ -69,6 +70,8 @@ _PER_OCTAVE = 3
 _RESOLUTION = 4.0
 _CAP_SHARE = 0.1
 _COARSEST = 0.4
+# Of the gap, what iterating may leave; splitting takes the rest.
+ITERATED_SHARE = 0.4
 # Classes down to a Gaussian of so many times the range of the weights; below all is free.
 _WIDEST = 4.0
 _LEAST_COARSE = 32
@@ -78,15 +81,34 @@ _LEAST_MAX_GRID = 4096
 _GRID_PER_PAIR = 8
 # A rest of less than this share of the pairs is not worth a problem of its own.
 _LEAST_REST = 1 / 64
-_LEAST_EIGENVALUE = 0.02
 _CYCLE = 8
-_NUM_PLAIN = 4
-_LEAST_SHARE = 1e-9
+# What is spread evenly at the start.
+_EVEN_START = 0.3
 _MAX_STEPS = 60
 # Pairs times reproductions that a channel is summed over; reproductions of less have no part in it.
 _MAX_SUMMED = 1 << 20
 _LEAST_USED = 1e-9
 _TINY = 1e-300
+
+
+class _Pace(NamedTuple):
+    """How q is iterated.
+
+    Attributes:
+        least_eigenvalue: what has smaller ones is taken for smoothed away.
+        num_plain: steps before the relaxed ones.
+        even: what is spread evenly in every step: no place is emptied for good.
+    """
+
+    least_eigenvalue: float
+    num_plain: int
+    even: float
+
+
+# For gaps (that iteration may leave) of less than so many nats and for others, where weights far
+# from all others need not set the pace.
+_WIDE_GAP = 0.008
+_FINE, _WIDE = _Pace(0.02, 4, 1e-9), _Pace(0.05, 2, 1e-3)
 
 
 class Bounds(NamedTuple):
@@ -103,7 +125,7 @@ class Bounds(NamedTuple):
     lagrangian_nats: float
 
 
-class _Split(NamedTuple):
+class Split(NamedTuple):
     """Pairs split between neighbouring classes of importance, sorted by class, then by w.
 
     `nodes` descend; pairs `start[k] : start[k + 1]` lie between nodes k and k + 1 (the last ones
@@ -146,9 +168,9 @@ def bounds_at_slopes(
     span = float(np.ptp(live))
     # The mean of equal numbers is another number by rounding.
     constant = float(np.sum(heights * (live - mean) ** 2)) / points.size if span > 0 else 0.0
-    lossless = _lossless_nats(live, points.size)
+    lossless = lossless_nats(live, points.size)
     found: list[Bounds] = []
-    split: _Split | None = None
+    split: Split | None = None
     start: tuple[_Array, float] | None = None
     parted = _bounds_of_parts(points, importance, slope_nats, gap_nats)
     for place, slope in reversed(list(enumerate(map(float, slope_nats)))):
@@ -160,9 +182,10 @@ def bounds_at_slopes(
             rate, distortion, lower = parted[place]
         else:
             if split is None:
-                split = _split(live, heights, slope, span, points.size, gap_nats)
-            problem = _Problem(split, slope, float(live.min()), span)
-            q, lower = problem.solve(problem.initial(start), 0.4 * gap_nats)
+                cap = highest_importance(heights, points.size, gap_nats)
+                split = split_pairs(live, heights, slope, span, cap, points.size, gap_nats)
+            problem = Problem(split, slope, float(live.min()), span)
+            q, lower = problem.solve(problem.initial(start), ITERATED_SHARE * gap_nats)
             rate, distortion = problem.channel(q)
             start = (q, problem.spacings[-1])
         if slope * constant <= rate + slope * distortion:
@@ -192,7 +215,7 @@ def _bounds_of_parts(
     near = bounds_at_slopes(points[is_near], importance[is_near], slopes, gap_nats=gap_nats)
     rest, weights = points[~is_near], importance[~is_near]
     share = rest.size / points.size
-    far = [Bounds(_lossless_nats(rest, rest.size), 0.0, 0.0)] * slopes.size
+    far = [Bounds(lossless_nats(rest, rest.size), 0.0, 0.0)] * slopes.size
     if share >= _LEAST_REST:
         far = bounds_at_slopes(rest, weights, slopes, gap_nats=gap_nats)
     which = -share * np.log(share) - (1 - share) * np.log1p(-share)
@@ -213,11 +236,10 @@ def _near_pairs(
     is_live = importance > 0
     live, heights = points[is_live], importance[is_live]
     span = float(np.ptp(live))
-    resolution = _RESOLUTION * _fineness(gap_nats)
-    highest = _highest_importance(heights, points.size, gap_nats)
     if slope == 0 or span == 0:
         return None
-    reach = _most_points(points.size) / (resolution * np.sqrt(2 * slope * highest))
+    highest = highest_importance(heights, points.size, gap_nats)
+    reach = reach_of(slope, highest, points.size, gap_nats)
     if span <= reach:
         return None
     # The most pairs that lie within reach of each other.
@@ -235,6 +257,12 @@ def _near_pairs(
     return is_near if parted < together else None
 
 
+def reach_of(slope: float, highest: float, number: int, gap_nats: float) -> float:
+    """Return the largest range that one grid holds, of weights whose h is at most `highest`."""
+    resolution = _RESOLUTION * _fineness(gap_nats)
+    return _most_points(number) / (resolution * np.sqrt(2 * slope * highest))
+
+
 def _consistent(found: list[Bounds], slope_nats: Float[np.ndarray, " slopes"]) -> list[Bounds]:
     """Lower the bounds that a channel found at another slope would beat by its rounding."""
     rate = np.array([point.rate_nats for point in found])
@@ -246,7 +274,7 @@ def _consistent(found: list[Bounds], slope_nats: Float[np.ndarray, " slopes"]) -
     ]
 
 
-def _lossless_nats(live: _Array, number: int) -> float:
+def lossless_nats(live: _Array, number: int) -> float:
     """Return the rate of sending the weights themselves, those without importance at random.
 
     These take the values in the proportions of the others, which costs nothing.
@@ -255,28 +283,41 @@ def _lossless_nats(live: _Array, number: int) -> float:
     return float(-np.sum(shares * np.log(shares))) * live.size / number
 
 
-def _split(
+def split_pairs(
     points: _Array,
     importance: _Array,
     slope: float,
     span: float,
+    cap: float,
     number: int,
     gap_nats: float,
-) -> _Split:
-    """Split the importances between nodes that are even in the logarithm, enough for a slope."""
+) -> Split:
+    """Split the importances between nodes that are even in the logarithm, enough for a slope.
+
+    Args:
+        points: w, of the pairs with h > 0.
+        importance: h of them.
+        slope: the highest that the nodes have to be enough for.
+        span: the range of w.
+        cap: what larger h are lowered to.
+        number: of pairs, those with h = 0 too.
+        gap_nats: says how fine the nodes are.
+    """
     fineness = _fineness(gap_nats)
     per_octave = int(np.ceil(_PER_OCTAVE * fineness))
-    cap = _highest_importance(importance, number, gap_nats)
     least = min(1 / (2 * slope * (_WIDEST * span) ** 2), cap)
     number_nodes = 1 + int(np.ceil(per_octave * np.log2(cap / least)))
     nodes = cap * 2.0 ** (-np.arange(number_nodes) / per_octave)
     lowered = np.minimum(importance, cap)
     # The last node that is not below; what lies under all nodes is split with h = 0.
     upper = np.searchsorted(-nodes, -lowered, side="right") - 1
-    order = np.lexsort((points, upper))
+    # By class, then by w: numbers of one byte are sorted at once, and points may be in order.
+    by_point = np.argsort(points, kind="stable")
+    classes = upper.astype(np.min_scalar_type(number_nodes))[by_point]
+    order = by_point[np.argsort(classes, kind="stable")]
     upper, lowered = upper[order], lowered[order]
     below = np.append(nodes[1:], 0.0)[upper]
-    return _Split(
+    return Split(
         nodes=nodes,
         start=np.searchsorted(upper, np.arange(number_nodes + 1)),
         points=points[order],
@@ -294,7 +335,7 @@ def _fineness(gap_nats: float) -> float:
     return float(np.sqrt(max(_USUAL_GAP / gap_nats, _COARSEST)))
 
 
-def _highest_importance(importance: _Array, number: int, gap_nats: float) -> float:
+def highest_importance(importance: _Array, number: int, gap_nats: float) -> float:
     """Return what the largest importances are lowered to, at a cost of a share of the gap."""
     highest = np.sort(importance)[::-1]
     rank = np.arange(1, highest.size + 1)
@@ -308,7 +349,7 @@ def _most_points(number: int) -> int:
     return min(_MAX_GRID, max(_LEAST_MAX_GRID, _GRID_PER_PAIR * number))
 
 
-class _Problem:
+class Problem:
     """The split source at one slope, on its nested grids.
 
     Args:
@@ -318,7 +359,7 @@ class _Problem:
         span: the range of w.
     """
 
-    def __init__(self, split: _Split, slope: float, low: float, span: float) -> None:
+    def __init__(self, split: Split, slope: float, low: float, span: float) -> None:
         self.split, self.slope, self.low = split, slope, low
         # Where few weights tower above all others, the grid stays within bounds all the same.
         most = _most_points(split.number)
@@ -440,14 +481,15 @@ class _Problem:
             start = np.bincount(left, q * (1 - right), minlength=length)
             start += np.bincount(left + 1, q * right, minlength=length)
             start = start / start.sum()
-        start = 0.7 * start + 0.3 / length
+        start = (1 - _EVEN_START) * start + _EVEN_START / length
         return start / start.sum()
 
     def solve(self, q: _Array, gap_nats: float) -> tuple[_Array, float]:
         """Iterate from q; return the best q and the certified least `R + s D` of the layer."""
         best_gap, best_q = np.inf, q
         best_multipliers: list[_Array] = []
-        factors = _relaxation_factors()
+        pace = _FINE if gap_nats < _WIDE_GAP else _WIDE
+        factors = _relaxation_factors(pace.least_eigenvalue)
         for step in range(_MAX_STEPS):
             z = self.normalisers(q)
             multipliers = [mass / values for mass, values in zip(self.mass, z, strict=True)]
@@ -459,9 +501,10 @@ class _Problem:
                 best_gap, best_q, best_multipliers = gap, q, multipliers
             if gap <= gap_nats:
                 break
-            factor = 1.0 if step < _NUM_PLAIN else factors[(step - _NUM_PLAIN) % _CYCLE]
+            later = step - pace.num_plain
+            factor = 1.0 if later < 0 else factors[later % _CYCLE]
             # No step empties a place for good: what was taken too much has to come back.
-            q = q * np.exp(np.clip(factor * log_c, -4.0, 2.0)) + _LEAST_SHARE / q.size
+            q = q * np.exp(np.clip(factor * log_c, -4.0, 2.0)) + pace.even / q.size
             q = q / q.sum()
         return best_q, self._certified(best_multipliers)
 
@@ -488,7 +531,8 @@ class _Problem:
         if split.points.size * np.count_nonzero(is_used) <= _MAX_SUMMED:
             return self._summed_channel(np.flatnonzero(is_used), q[is_used])
         z = self.normalisers(q)
-        fields = ([np.log(values) for values in z], self._mean_log_exponents(q, z))
+        exponents = [np.log(np.maximum(values, _TINY)) for values in self._mean_exponents(q, z)]
+        fields = ([np.log(values) for values in z], exponents)
         top, top_slope = self._looked_up(0, *fields)
         bottom, bottom_slope = self._looked_up(1, *fields)
         height = np.minimum(split.lowered, self.nodes[0])
@@ -527,8 +571,14 @@ class _Problem:
         divergence = float(np.sum(output * np.log(np.maximum(output, _TINY) / q)))
         return max(-log_normaliser - distortion - divergence, 0.0), distortion / self.slope
 
-    def _mean_log_exponents(self, q: _Array, z: list[_Array]) -> list[_Array]:
-        """Return `ln(s h E (w - y)^2)` given the points of every grid."""
+    def distortion(self, q: _Array) -> float:
+        """Return about `E h (w - y)^2` per pair of the channel that q makes."""
+        exponents = self._mean_exponents(q, self.normalisers(q))
+        total = sum(float(np.vdot(m, own)) for m, own in zip(self.mass, exponents, strict=True))
+        return max(total / self.slope - self.excess, 0.0)
+
+    def _mean_exponents(self, q: _Array, z: list[_Array]) -> list[_Array]:
+        """Return `s h E (w - y)^2` given the points of every grid."""
         handed = [q]
         for _ in range(len(self.lengths) - 1):
             handed.append(restricted(handed[-1]))
@@ -549,7 +599,7 @@ class _Problem:
                 spectrum = transformed(square * np.exp(-square), size).real
                 spectrum = spectrum * transformed(values, size)[None, :]
                 total = back(spectrum, size)[:, : self.lengths[level]]
-            found.append(np.log(np.maximum(total, _TINY) / z[level]))
+            found.append(np.maximum(total, 0.0) / z[level])
         return found
 
     def _looked_up(self, offset: int, *fields: list[_Array]) -> list[_Array]:
@@ -581,10 +631,10 @@ class _Problem:
         return results
 
 
-def _relaxation_factors() -> _Array:
-    """Return the factors of one cycle, large ones between small ones."""
+def _relaxation_factors(least: float) -> _Array:
+    """Return the factors of one cycle for eigenvalues from the least, large ones between small."""
     angles = np.cos(np.pi * (2 * np.arange(_CYCLE) + 1) / (2 * _CYCLE))
-    spread = 1 + _LEAST_EIGENVALUE - (1 - _LEAST_EIGENVALUE) * angles
+    spread = 1 + least - (1 - least) * angles
     order = [0]
     while len(order) < _CYCLE:
         order = [place for first in order for place in (first, 2 * len(order) - 1 - first)]

@@ -5,6 +5,7 @@ import pytest
 from decoder_oracles import PlainStack
 from tree_problems import entropy
 
+from jaxcomp.coding import streams
 from jaxcomp.coding.streams import StackWriter, _by_contexts, write_symbols
 from jaxcomp.decoder.streams import Stack, symbols
 
@@ -78,6 +79,21 @@ def test_a_table_costs_little_above_the_entropy():
         _, data, _ = written(codes, size, "fast")
         ideal = entropy(codes) * len(codes) / 8
         assert ideal - 1 < len(data) < ideal + 1.2 * size + 20
+
+
+@pytest.mark.parametrize("size", [1, 2, 40, 9000])
+def test_a_table_has_the_precision_that_is_shortest_when_written(size):
+    counts = np.random.default_rng(size).geometric(1e-3, size) - 1
+    counts[0] = 5
+    used = np.flatnonzero(counts)
+    heads = []
+    for precision, (bits, frequencies) in enumerate(streams._tables(counts, used)):
+        head = streams.StackWriter()
+        streams._write_table(head, counts, precision)
+        assert bits == pytest.approx(head.size_bits)
+        heads.append(head.size_bits + streams.table_bits(counts[used], frequencies))
+    head, _, frequencies = streams.table_head(counts)
+    assert head.size_bits + streams.table_bits(counts[used], frequencies) == min(heads)
 
 
 @pytest.mark.parametrize("law", ["gaussian", "laplace", "spike"])

@@ -12,6 +12,7 @@ from jaxcomp.rate_distortion import (
     distance_to_limit,
     layer_curve,
     layer_source,
+    limits,
     network_curve,
 )
 from jaxcomp.rate_distortion.limits import lower_envelope, upper_hull
@@ -149,6 +150,12 @@ def test_layers_add_at_equal_slopes(curve):
         add_curves([curve, other._replace(slope_nats=2 * curve.slope_nats)])
     with pytest.raises(ValueError, match="at least one curve, got none"):
         add_curves([])
+
+
+@pytest.mark.parametrize("number", [11, 1000, 1001])
+def test_the_entropy_of_spacings_is_that_of_scipy(number):
+    sample = np.random.default_rng(number).normal(size=number)
+    assert limits._entropy_of_spacings(sample) == pytest.approx(stats.differential_entropy(sample))
 
 
 def test_a_network_is_its_layers_together():

@@ -25,8 +25,11 @@ def slopes_of(points, importance, rates):
 def problem_at(points, importance, slope, gap_nats=GAP_NATS):
     live = importance > 0
     low, span = points[live].min(), np.ptp(points[live])
-    split = grids._split(points[live], importance[live], slope, span, points.size, gap_nats)
-    return grids._Problem(split, slope, low, span)
+    cap = grids.highest_importance(importance[live], points.size, gap_nats)
+    split = grids.split_pairs(
+        points[live], importance[live], slope, span, cap, points.size, gap_nats
+    )
+    return grids.Problem(split, slope, low, span)
 
 
 def split_pairs(problem):

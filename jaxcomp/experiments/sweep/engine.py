@@ -19,13 +19,12 @@ from jaxtyping import Array, Float
 
 from jaxcomp.bounds import mutual_information_bound
 from jaxcomp.coding.sizes import compression_ratio
-from jaxcomp.compressed.sections import SharedLeaves
 from jaxcomp.experiments.samples import Examples
 from jaxcomp.experiments.sweep.candidates import VariantLosses
 from jaxcomp.experiments.sweep.codebooks import Codebooks, Layers
 from jaxcomp.experiments.sweep.compress import Compressed, compress, squared_errors
-from jaxcomp.experiments.sweep.files import can_be_written, file_of, num_bytes
-from jaxcomp.experiments.sweep.limits import NO_LIMITS, limit_curve, limits_at
+from jaxcomp.experiments.sweep.files import SharedFiles, can_be_written, file_of, num_bytes
+from jaxcomp.experiments.sweep.limits import NO_LIMITS, limits_at, network_limit
 from jaxcomp.experiments.sweep.tasks import (
     Classification,
     Task,
@@ -36,7 +35,7 @@ from jaxcomp.experiments.sweep.tasks import (
 from jaxcomp.experiments.sweep.variants import TRAINED_OTHERWISE, Variant
 from jaxcomp.numerics.units import LN2
 from jaxcomp.quantizers import Method
-from jaxcomp.rate_distortion import LayerCurve
+from jaxcomp.rate_distortion import NetworkLimit
 from jaxcomp.trees.paths import leaves_by_path, replace_leaves
 from jaxcomp.types import Params, PredictFn
 
@@ -274,11 +273,11 @@ class Scorer:
         return self.evaluator.own_calibration(self.subject, self.parts)
 
     @cached_property
-    def curve(self) -> LayerCurve | None:
+    def limit(self) -> NetworkLimit | None:
         """The rate-distortion limit of the network under the reference importance."""
         if self.reference is None:
             return None
-        return limit_curve(self.weights, self.reference)
+        return network_limit(self.weights, self.reference)
 
     def apply(self, variant: Variant) -> tuple[Params, Compressed]:
         """Return the whole network after one variant, and what became of its layers."""
@@ -323,8 +322,8 @@ class Scorer:
         return num_bytes(self.subject.params)
 
     @cached_property
-    def _shared(self) -> SharedLeaves:
-        return SharedLeaves(jax.tree.leaves(self.subject.params))
+    def _shared(self) -> SharedFiles:
+        return SharedFiles(jax.tree.leaves(self.subject.params))
 
     def _size_bytes(self, variant: Variant, params: Params, changed: Compressed) -> float:
         """Write the file of a compressed variant and return its bytes; NaN if there is none."""
@@ -379,7 +378,7 @@ class Scorer:
         else:
             fixed, entropy = sizes.fixed_bits, sizes.entropy_bits
             codebook, description = sizes.codebook_bits, sizes.description_bits
-            limits = limits_at(self.curve, entropy / num_weights, predicted)
+            limits = limits_at(self.limit, entropy / num_weights, predicted)
         size_bits = entropy + codebook
         description += FLOAT_BITS * biases
         num_examples = self.subject.num_distinct or len(self.parts.train.labels)

@@ -7,7 +7,7 @@ longer than everything else in a sweep.
 """
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,11 +39,32 @@ def can_be_written() -> bool:
     return importlib.util.find_spec("constriction") is not None
 
 
+class SharedFiles(SharedLeaves):
+    """Arrays that are kept in the files of many variants: coded, and decoded, once.
+
+    Args:
+        arrays: those that may be kept; the very objects.
+    """
+
+    def __init__(self, arrays: Iterable[Any]) -> None:
+        super().__init__(arrays)
+        self._decoded: set[tuple[int, str, bytes]] = set()
+
+    def is_decoded(self, leaf: Any, dtype: str, section: bytes) -> bool:
+        """Tell whether an array was found in the same section of a file before."""
+        return (id(leaf), dtype, section) in self._decoded
+
+    def was_decoded(self, leaf: Any, dtype: str, section: bytes) -> None:
+        """Take down that an array was found in a section, if it is one of these."""
+        if self.has(leaf):
+            self._decoded.add((id(leaf), dtype, section))
+
+
 def file_of(
     params: Params,
     stored: Mapping[str, Stored],
     stacks: Sequence[tuple[str, int]] = (),
-    shared: SharedLeaves | None = None,
+    shared: SharedFiles | None = None,
 ) -> bytes:
     """Return the file of a compressed network, after a look at what it decodes to.
 
@@ -60,12 +81,19 @@ def file_of(
     """
     values = _apart(params, stacks)
     data = to_bytes(_tree(params, values, stored, stacks), effort="fast", shared=shared)
-    with File(data, _NO_LIMIT) as file:
-        decoded = {entry.path: file.array(entry) for entry in file.entries}
+    shared = SharedFiles(()) if shared is None else shared
     expected = {path: leaf for parts in values.values() for path, leaf in parts.items()}
-    if decoded.keys() != expected.keys() or any(
-        not np.array_equal(bytes_of(decoded[path]), _bits(leaf)) for path, leaf in expected.items()
-    ):
+    with File(data, _NO_LIMIT) as file:
+        is_same = {entry.path for entry in file.entries} == expected.keys()
+        for entry in file.entries if is_same else ():
+            leaf, section = expected[entry.path], data[entry.offset : entry.offset + entry.length]
+            if shared.is_decoded(leaf, entry.dtype, section):
+                continue
+            if not np.array_equal(bytes_of(file.array(entry)), _bits(leaf)):
+                is_same = False
+                break
+            shared.was_decoded(leaf, entry.dtype, section)
+    if not is_same:
         raise RuntimeError("the file of a variant does not decode to its network.")
     return data
 

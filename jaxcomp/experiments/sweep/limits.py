@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxcomp.experiments.sweep.codebooks import Layers
-from jaxcomp.rate_distortion import LayerCurve, distance_to_limit, network_curve
+from jaxcomp.rate_distortion import NetworkLimit
 
 # Slopes half a bit of rate apart: between them the tangents lie up to 0.04 bit below the curve, as
 # much as the bounds are apart.
@@ -39,26 +39,29 @@ class Limits(NamedTuple):
 NO_LIMITS = Limits(np.nan, np.nan, np.nan)
 
 
-def limit_curve(weights: Layers, reference: Layers) -> LayerCurve | None:
-    """Return the curve of a network; None if no weight has any importance."""
+def network_limit(weights: Layers, reference: Layers) -> NetworkLimit | None:
+    """Return the limit of a network; None if no weight has any importance."""
     layers = {
         path: (np.asarray(leaf, np.float64), np.asarray(reference[path], np.float64))
         for path, leaf in weights.items()
     }
     if not any(np.any(importance > 0) for _, importance in layers.values()):
         return None
-    return network_curve(layers, num_slopes=_NUM_SLOPES, max_bits=_MAX_BITS, gap_bits=_GAP_BITS)
+    return NetworkLimit(layers, num_slopes=_NUM_SLOPES, max_bits=_MAX_BITS, gap_bits=_GAP_BITS)
 
 
-def limits_at(curve: LayerCurve | None, entropy_bits: float, predicted_rise_nats: float) -> Limits:
+def limits_at(
+    limit: NetworkLimit | None, entropy_bits: float, predicted_rise_nats: float
+) -> Limits:
     """Return the limits for a variant whose distortion is twice the rise that it predicts.
 
     Args:
-        curve: of its network.
+        limit: of its network.
         entropy_bits: per weight.
         predicted_rise_nats: `1/2 sum h (what - w)^2`; NaN for variants without one.
     """
-    if curve is None or not predicted_rise_nats >= 0:
+    if limit is None or not predicted_rise_nats >= 0:
         return NO_LIMITS
-    found = distance_to_limit(curve, entropy_bits, 2 * predicted_rise_nats)
-    return Limits(float(found.limit_bits), float(found.shannon_bits), float(found.excess_bits))
+    least = limit.limit_bits(2 * predicted_rise_nats)
+    shannon = limit.shannon_bits(2 * predicted_rise_nats)
+    return Limits(least, shannon, entropy_bits - least)

@@ -81,3 +81,24 @@ def test_a_network_that_is_one_array_has_a_file():
     np.testing.assert_array_equal(
         jaxcomp.load(files.file_of(changed, {"": stored})).params(), changed
     )
+
+
+def test_what_is_kept_is_decoded_once_and_what_differs_is_noticed_all_the_same(
+    network, monkeypatch
+):
+    params, stored, stacks = network
+    alone = files.file_of(params, stored, stacks)
+    shared = files.SharedFiles(jax.tree.leaves(params))
+    decoded = []
+    read = files.File.array
+    monkeypatch.setattr(
+        files.File, "array", lambda file, entry: decoded.append(entry.path) or read(file, entry)
+    )
+    assert [files.file_of(params, stored, stacks, shared) for _ in range(2)] == [alone, alone]
+    layers = ["blocks/w/0", "blocks/w/1"]
+    kept = ["blocks/bias", "dense", "key", "steps"]  # the layer too, as its very array is shared
+    assert sorted(decoded) == sorted([*layers, *layers, *kept])
+    other = params | {"dense": params["dense"] + 1}
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="does not decode to its network"):
+            files.file_of(other, stored, stacks, shared)
