@@ -23,8 +23,8 @@ from jaxcomp.experiments.networks.network import Network
 from jaxcomp.experiments.reproducibility import KEY_IMPLEMENTATION
 from jaxcomp.types import Params
 
-Form: TypeAlias = Literal["unrolled", "looped", "batched"]
-"""How a program has many models: a program for each, one for each in turn, one for all at once."""
+Form: TypeAlias = Literal["looped", "batched"]
+"""How a program has many models: one after the other, or all at once."""
 
 
 class Rates(NamedTuple):
@@ -124,32 +124,13 @@ def run_steps(
     """Train all models for the steps `first` to `stop` of an epoch (traced: compiled once)."""
     order, labels, steps_before = epoch
     step = partial(_step, network, inputs, is_proximal)
-    own_rates = [jax.tree.map(lambda leaf, m=m: leaf[m], rates) for m in range(len(keys))]
 
     def together(number: Array, learners: Learner) -> Learner:
         return _over_models(partial(step, number + steps_before), form)(
             rates, learners, order[:, number], labels[:, number], keys
         )
 
-    def unrolled(number: Array, learners: list[Learner]) -> list[Learner]:
-        return [
-            step(
-                number + steps_before,
-                own_rates[m],
-                one,
-                order[m, number],
-                labels[m, number],
-                keys[m],
-            )
-            for m, one in enumerate(learners)
-        ]
-
-    if form != "unrolled":
-        return jax.lax.fori_loop(first, stop, together, learner)
-    # A list, taken apart and put together outside the loop: inside, it would copy all weights.
-    learners = [jax.tree.map(lambda leaf, m=m: leaf[m], learner) for m in range(len(keys))]
-    learners = jax.lax.fori_loop(first, stop, unrolled, learners)
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *learners)
+    return jax.lax.fori_loop(first, stop, together, learner)
 
 
 def _step(
