@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxcomp.experiments.networks.network import Network
 from jaxcomp.experiments.reproducibility import KEY_IMPLEMENTATION
+from jaxcomp.numerics.transformations import compiled_in_a_hurry
 from jaxcomp.types import Params
 
 Form: TypeAlias = Literal["looped", "batched"]
@@ -68,7 +69,7 @@ class Best(NamedTuple):
     epoch: Int[Array, "M"]
 
 
-@jax.jit
+@compiled_in_a_hurry()
 def model_keys(seed: int, model_ids: Int[Array, "M"]) -> Keys:
     """The keys of every model, folded from the seed and its number."""
     # The implementation is named: the numbers must not depend on a global setting of JAX.
@@ -77,7 +78,7 @@ def model_keys(seed: int, model_ids: Int[Array, "M"]) -> Keys:
     return Keys(keys[:, 0], keys[:, 1], keys[:, 2])
 
 
-@partial(jax.jit, static_argnames=("network",))
+@compiled_in_a_hurry(static_argnames=("network",))
 def initial_learner(keys: Key[Array, "M"], rates: Rates, *, network: Network) -> Learner:
     """Models before the first step."""
     variables = jax.vmap(network.init)(keys)
@@ -85,7 +86,7 @@ def initial_learner(keys: Key[Array, "M"], rates: Rates, *, network: Network) ->
     return Learner(variables, optimizer, jnp.zeros(len(keys), jnp.float32))
 
 
-@partial(jax.jit, static_argnames=("num_steps", "batch_size"))
+@compiled_in_a_hurry(static_argnames=("num_steps", "batch_size"))
 def epoch_order(
     keys: Key[Array, "M"],
     epoch: int,
@@ -209,7 +210,7 @@ def _over_models(function: Callable[..., Any], form: Form) -> Callable[..., Any]
     return lambda *arguments: jax.lax.map(lambda own: function(*own), arguments)
 
 
-@jax.jit
+@compiled_in_a_hurry()
 def better(
     best: Best, variables: Params, losses: Float[Array, "M"], epoch: Int[Array, ""] | int
 ) -> Best:
