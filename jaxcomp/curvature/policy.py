@@ -19,7 +19,7 @@ from jaxcomp.curvature.estimate import DiagonalEstimate, check_finite, diagonal_
 from jaxcomp.numerics.linear_algebra import eigh
 from jaxcomp.numerics.scaling import is_zero
 from jaxcomp.numerics.sums import number_of
-from jaxcomp.numerics.transformations import always_compiled
+from jaxcomp.numerics.transformations import always_compiled, compiled_in_a_hurry
 from jaxcomp.types import Params
 
 
@@ -129,7 +129,7 @@ class CurvaturePolicy:
             ValueError: if an entry is NaN or infinite, naming its leaf.
         """
         diagonal = check_finite(_diagonal(curvature))
-        return _apply(diagonal, self.relative_floor, zeros=self.zeros)
+        return _applied_once(diagonal, self.relative_floor, zeros=self.zeros)
 
     @always_compiled
     def apply_blocks(self, blocks: DiagonalEstimate | Params) -> PolicyResult:
@@ -178,17 +178,21 @@ class CurvaturePolicy:
 
         Nothing is checked: a leaf with NaN or infinite entries has NaN or infinite importance.
         """
-        return _apply(_diagonal(curvature), self.relative_floor, zeros=self.zeros)
+        return _applied_traced(_diagonal(curvature), self.relative_floor, zeros=self.zeros)
 
 
 def _diagonal(curvature: DiagonalEstimate | Params) -> Params:
     return curvature.mean if isinstance(curvature, DiagonalEstimate) else curvature
 
 
-@partial(jax.jit, static_argnames="zeros")
-def _apply(diagonal: Params, relative_floor: Float[Array, ""], *, zeros: Zeros) -> PolicyResult:
+def _applied(diagonal: Params, relative_floor: Float[Array, ""], *, zeros: Zeros) -> PolicyResult:
     leaves, structure = jax.tree.flatten(diagonal)
     return _assembled(structure, [_raised(leaf, relative_floor, zeros) for leaf in leaves])
+
+
+_applied_traced = jax.jit(_applied, static_argnames="zeros")
+# Once for an estimate: twice the time for each weight is little beside that.
+_applied_once = compiled_in_a_hurry(static_argnames="zeros")(_applied)
 
 
 def _assembled(structure: Any, results: list[tuple[Array, LeafReport]]) -> PolicyResult:

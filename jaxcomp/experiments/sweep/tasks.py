@@ -195,22 +195,14 @@ class Task(ABC):
         """
         calibration = self.calibrate(outputs[1], targets[1])
         own = jnp.broadcast_to(raw, calibration.shape).astype(calibration.dtype)
-        # Of all parts in one: each computation of its own would be compiled three times.
-        out, wanted = jnp.concatenate(outputs, axis=1), jnp.concatenate(targets)
         score = self.words.score.name
-        values = {
-            "loss": self.loss(out, wanted, own),
-            "loss_tempered": self.loss(out, wanted, calibration),
-            score: self.score(out, wanted),
-        }
-        found, stop = {}, 0
-        for part, own_targets in zip(_PARTS, targets, strict=True):
-            start, stop = stop, stop + own_targets.shape[0]
-            for name, of_examples in values.items():
-                is_headline = part == "test" and name == score
-                found[name if is_headline else f"{part}_{name}"] = self.mean(
-                    of_examples[..., start:stop], own_targets
-                )
+        found = {}
+        for part, out, wanted in zip(_PARTS, outputs, targets, strict=True):
+            found[f"{part}_loss"] = self.mean(self.loss(out, wanted, own), wanted)
+            tempered = self.mean(self.loss(out, wanted, calibration), wanted)
+            found[f"{part}_loss_tempered"] = tempered
+            name = score if part == "test" else f"{part}_{score}"
+            found[name] = self.mean(self.score(out, wanted), wanted)
         return {**found, self.words.calibration: calibration}
 
     def example_values(
