@@ -259,13 +259,9 @@ class _State(NamedTuple):
     is_precise: Bool[Array, ""]
 
 
-NEVER = -1.0
-"""A relative error that no estimate reaches."""
-
-
 def empty_state(like: Params) -> _State:
     """Return the state before the first sample, which is shaped like `like`."""
-    return _State(RunningMean.empty(like), jnp.asarray(0, jnp.int32), jnp.asarray(False))
+    return _State(RunningMean.empty(like), np.int32(0), np.bool_(False))
 
 
 def _full_data_estimate(
@@ -273,7 +269,7 @@ def _full_data_estimate(
     num_samples: int,
     batches: Iterable[Batch],
     max_chunk: int,
-    relative_error: float = NEVER,
+    relative_error: float | None = None,
     min_samples: int = 1,
 ) -> _State:
     """Average the samples over the data set, then over samples, `max_chunk` at a time."""
@@ -281,7 +277,8 @@ def _full_data_estimate(
     chunk_size = -(-num_samples // num_chunks)
     sampler = jax.device_put(sampler)
     state = empty_state(sample_like(sampler))
-    limits = Limits(np.asarray(relative_error, np.float64), min_samples, num_samples)
+    wanted = None if relative_error is None else np.asarray(relative_error, np.float64)
+    limits = Limits(wanted, min_samples, num_samples)
     for chunk in _full_data_samples(sampler, batches, num_chunks, chunk_size):
         # Wait, and let the sums of this chunk go before those of the next are allocated.
         state = jax.block_until_ready(take_in(state, chunk, limits))
@@ -294,7 +291,7 @@ def _full_data_estimate(
 class Limits(NamedTuple):
     """When to stop: at a relative error, but not before, nor after, a number of samples."""
 
-    relative_error: Float[Array | np.ndarray, ""]
+    relative_error: Float[Array | np.ndarray, ""] | None  # never before, if there is none
     min_samples: Int[Array, ""] | int
     max_samples: Int[Array, ""] | int
 
@@ -313,7 +310,7 @@ def _full_data_samples(
     """Sum the samples over the data set, chunk by chunk, in one pass over the batches each."""
     num_examples_before = None
     for first in range(0, num_chunks * chunk_size, chunk_size):
-        indices = jnp.arange(chunk_size) + first
+        indices = np.arange(first, first + chunk_size, dtype=jnp.result_type(int))
         total, weight, num_examples = _sum_over_batches(
             sampler, batches, indices, is_first=first == 0
         )
@@ -441,9 +438,11 @@ def take_in(state: _State, samples: Samples, limits: Limits) -> _State:
         sample = _divided(_sum_at(samples.total, row).value(), samples.weight)
         running = state.running.update(sample, state.num_samples)
         num_samples = state.num_samples + 1
-        is_precise = (num_samples >= limits.min_samples) & _is_precise(
-            running, num_samples, limits.relative_error
-        )
+        is_precise = jnp.asarray(False)
+        if limits.relative_error is not None:
+            is_precise = (num_samples >= limits.min_samples) & _is_precise(
+                running, num_samples, limits.relative_error
+            )
         is_full = state.is_precise | (state.num_samples >= limits.max_samples)
         new = _State(running, num_samples, is_precise)
         return jax.tree.map(partial(jnp.where, is_full), state, new)

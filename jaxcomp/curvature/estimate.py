@@ -276,8 +276,12 @@ class RunningMean(NamedTuple):
         """Return mean and standard error `sqrt(M2 / (S (S - 1)))`, zero for one exact sample."""
         # The root first: the square of a small error may vanish where the error does not.
         scale = 1.0 / math.sqrt(num_samples * max(num_samples - 1, 1))
-        error = jax.tree.map(lambda m2: jnp.sqrt(m2) * scale, self.squared_deviation)
-        return DiagonalEstimate(self.mean, error)
+        return DiagonalEstimate(self.mean, _root_times(self.squared_deviation, np.asarray(scale)))
+
+
+@jax.jit
+def _root_times(squares: Params, scale: Float[Array, ""]) -> Params:
+    return jax.tree.map(lambda leaf: jnp.sqrt(leaf) * scale.astype(leaf.dtype), squares)
 
 
 class CompensatedSum(NamedTuple):
@@ -327,12 +331,17 @@ def diagonal_dtype(dtype: DTypeLike) -> np.dtype:
 
 def zero_diagonal(params: Params, leading: tuple[int, ...] = ()) -> Params:
     """Return zeros for the diagonal of `params` (arrays or their shapes), with leading axes."""
+    leaves, structure = jax.tree.flatten(params)
+    found = []
+    for shape, dtype in map(shape_and_dtype, leaves):
+        found.append((leading + shape, diagonal_dtype(dtype)))
+    return structure.unflatten(_zeros(tuple(found)))
 
-    def zeros(x: Any) -> Array:
-        shape, dtype = shape_and_dtype(x)
-        return jnp.zeros(leading + shape, diagonal_dtype(dtype))
 
-    return jax.tree.map(zeros, params)
+@functools.partial(jax.jit, static_argnames="shapes")
+def _zeros(shapes: tuple[tuple[tuple[int, ...], np.dtype], ...]) -> list[Array]:
+    """Return zeros for all leaves, from one program."""
+    return [jnp.zeros(shape, dtype) for shape, dtype in shapes]
 
 
 def shape_and_dtype(x: Any) -> tuple[tuple[int, ...], Any]:
@@ -485,7 +494,10 @@ def check_finite(
         ValueError: naming the first leaf with NaN or infinite entries, and how many.
     """
     with_paths, _ = jax.tree_util.tree_flatten_with_path(curvature)
-    counts = jax.device_get(count_not_finite([jnp.asarray(leaf) for _, leaf in with_paths]))
+    leaves = [jnp.asarray(leaf) for _, leaf in with_paths]
+    if not any(map(np.isnan, jax.device_get(_nan_if_not_finite(leaves)))):
+        return curvature
+    counts = jax.device_get(_count_not_finite(leaves))
     for (path, leaf), count in zip(with_paths, counts, strict=True):
         if count:
             found = (
@@ -504,6 +516,12 @@ def check_finite(
 
 
 @jax.jit
-def count_not_finite(leaves: list[Array]) -> list[Int[Array, ""]]:
+def _nan_if_not_finite(leaves: list[Array]) -> list[Array]:
+    """Return NaN for each array with NaN or infinite entries, else 0: this is soon compiled."""
+    return [jnp.sum(leaf * jnp.zeros((), leaf.dtype)) for leaf in leaves]
+
+
+@jax.jit
+def _count_not_finite(leaves: list[Array]) -> list[Int[Array, ""]]:
     """Count the NaN and infinite entries of each array."""
     return [jnp.sum(~jnp.isfinite(leaf), dtype=jnp.int32) for leaf in leaves]

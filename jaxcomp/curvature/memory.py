@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import PyTree
 
 from jaxcomp.curvature import batches as driver
@@ -178,7 +177,7 @@ def _driver_bytes(
     indices = jax.eval_shape(lambda: jnp.arange(probes_per_chunk))
     weight = jax.eval_shape(lambda: CompensatedSum.empty(jnp.zeros(())))
     samples = driver.Samples(total, indices, weight.total)
-    limits = _shapes(driver.Limits(np.asarray(driver.NEVER), 1, 1))
+    limits = _shapes(driver.Limits(None, 1, 1))
     add = driver.add_batch.lower(total, weight, sampler, batch, indices)
     take = driver.take_in.lower(state, samples, limits)
     return _num_bytes(total) + _num_bytes(state), max(_scratch_bytes(add), _scratch_bytes(take))

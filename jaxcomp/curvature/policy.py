@@ -18,7 +18,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from jaxcomp.curvature.estimate import DiagonalEstimate, check_finite, diagonal_dtype
 from jaxcomp.numerics.linear_algebra import eigh
 from jaxcomp.numerics.scaling import is_zero
-from jaxcomp.numerics.transformations import always_compiled
+from jaxcomp.numerics.sums import number_of
+from jaxcomp.numerics.transformations import always_compiled, compiled_quickly
 from jaxcomp.types import Params
 
 
@@ -128,7 +129,7 @@ class CurvaturePolicy:
             ValueError: if an entry is NaN or infinite, naming its leaf.
         """
         diagonal = check_finite(_diagonal(curvature))
-        return _apply(diagonal, self.relative_floor, zeros=self.zeros)
+        return _applied_once(diagonal, self.relative_floor, zeros=self.zeros)
 
     @always_compiled
     def apply_blocks(self, blocks: DiagonalEstimate | Params) -> PolicyResult:
@@ -177,17 +178,21 @@ class CurvaturePolicy:
 
         Nothing is checked: a leaf with NaN or infinite entries has NaN or infinite importance.
         """
-        return _apply(_diagonal(curvature), self.relative_floor, zeros=self.zeros)
+        return _applied_traced(_diagonal(curvature), self.relative_floor, zeros=self.zeros)
 
 
 def _diagonal(curvature: DiagonalEstimate | Params) -> Params:
     return curvature.mean if isinstance(curvature, DiagonalEstimate) else curvature
 
 
-@partial(jax.jit, static_argnames="zeros")
-def _apply(diagonal: Params, relative_floor: Float[Array, ""], *, zeros: Zeros) -> PolicyResult:
+def _applied(diagonal: Params, relative_floor: Float[Array, ""], *, zeros: Zeros) -> PolicyResult:
     leaves, structure = jax.tree.flatten(diagonal)
     return _assembled(structure, [_raised(leaf, relative_floor, zeros) for leaf in leaves])
+
+
+_applied_traced = jax.jit(_applied, static_argnames="zeros")
+# Once for an estimate: twice the time for each weight is little beside that.
+_applied_once = compiled_quickly(static_argnames="zeros")(_applied)
 
 
 def _assembled(structure: Any, results: list[tuple[Array, LeafReport]]) -> PolicyResult:
@@ -208,17 +213,18 @@ def _raised(
     positive_mean = jnp.sum(jnp.maximum(h / unit, 0.0)) / num_entries
     scale = jnp.where(signed_mean > 0, signed_mean, positive_mean)
     floor = relative_floor.astype(h.dtype) * scale * unit
-    is_fallback = jnp.logical_not(jnp.any(h > 0) | jnp.any(jnp.isnan(h)))
+    # Whether any entry is positive, or NaN; a maximum is cheaper to compile than what asks that.
+    is_fallback = (jnp.max(h, initial=-jnp.inf) <= 0) & (number_of(jnp.isnan(h)) == 0)
     importance = jnp.where(is_fallback, jnp.ones_like(h), jnp.maximum(h, floor))
     without = is_zero(h)
-    num_zero = jnp.sum(without, dtype=jnp.int32)
+    num_zero = number_of(without)
     is_mostly_zero = (num_zero > h.size // 2) & ~is_fallback
     if zeros == "mean":
         importance = jnp.where(is_mostly_zero & without, scale * unit, importance)
     report = LeafReport(
         num_entries=jnp.int32(h.size),
-        num_raised=jnp.sum(importance > h, dtype=jnp.int32),
-        num_negative=jnp.sum(h < 0, dtype=jnp.int32),
+        num_raised=number_of(importance > h),
+        num_negative=number_of(h < 0),
         num_zero=num_zero,
         is_fallback=is_fallback,
         is_mostly_zero=is_mostly_zero,

@@ -73,7 +73,7 @@ def estimate_in_units(run: Callable[[_Sampler], _Estimate], sampler: _Sampler) -
 def extreme_exponents(params: Params) -> tuple[int, ...] | None:
     """Return the exponents of leaves that are far from ordinary size; None if none is."""
     values = list(_floating_leaves(params).values())
-    found = jax.device_get([_exponent(value) for value in values])
+    found = jax.device_get(_exponents(values))
     exponents = tuple(
         int(if_extreme(e, value.dtype)) for e, value in zip(found, values, strict=True)
     )
@@ -95,8 +95,9 @@ def _floating_leaves(params: Params) -> dict[int, Array]:
     }
 
 
-def _exponent(value: Float[Array, "..."]) -> Int[Array, ""]:
-    return group_exponent(value, axis=tuple(range(value.ndim)))
+@jax.jit
+def _exponents(values: list[Float[Array, "..."]]) -> list[Int[Array, ""]]:
+    return [group_exponent(value, axis=tuple(range(value.ndim))) for value in values]
 
 
 def _range_of(dtype: Any) -> int:

@@ -73,8 +73,10 @@ def fit_temperature(
 def _temperature(gaps: Float[Array, "*leading c n"]) -> Float[Array, "*leading"]:
     smallest = jnp.full(gaps.shape[:-2], 1 / MAX_TEMPERATURE, gaps.dtype)
     largest = jnp.full(gaps.shape[:-2], 1 / MIN_TEMPERATURE, gaps.dtype)
-    slope_at_smallest, _ = _slope_and_curvature(gaps, smallest)
-    slope_at_largest, _ = _slope_and_curvature(gaps, largest)
+    # In turn, so that the slope is compiled once for both.
+    slope_at_smallest, slope_at_largest = jax.lax.map(
+        lambda beta: _slope_and_curvature(gaps, beta)[0], jnp.stack([smallest, largest])
+    )
     # A slope of exactly 0 at the far end means that every probability there is 0 or 1 and right.
     rises, falls = slope_at_smallest >= 0, slope_at_largest <= 0
     has_no_information = jnp.all((gaps == 0) | jnp.isneginf(gaps), axis=(-1, -2))

@@ -5,7 +5,7 @@ from typing import TypeVar, cast
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxcomp.numerics.transformations import counted_loop
 
@@ -33,6 +33,17 @@ def pairwise_sum(values: Float[Array, "..."], *, axis: int = -1) -> Float[Array,
         blocks = values.reshape(*values.shape[:-1], -1, branches, row)
         values = jnp.sum(blocks, axis=-2).reshape(*values.shape[:-1], -1)
     return values[..., 0]
+
+
+def number_of(are_so: Bool[Array, "..."]) -> Int[Array, ""]:
+    """Count what is true, exactly; int32.
+
+    Sums of float32 are exact up to 2^24, and on a CPU compiled in a third of the time of those of
+    integers.
+    """
+    if are_so.size > 1 << 24:
+        return jnp.sum(are_so, dtype=jnp.int32)
+    return jnp.sum(are_so.astype(jnp.float32)).astype(jnp.int32)
 
 
 def two_sum(

@@ -349,7 +349,7 @@ def test_exact_estimator_has_no_error_however_its_arithmetic_is_fused(is_wide):
         sums = np.random.default_rng(0).normal(size=(1, 2, 500)).astype(np.float32)
         state = driver.empty_state(jnp.zeros(500, jnp.float32))
         chunk = driver.Samples(jnp.asarray(sums), jnp.arange(1), np.float64(99))
-        limits = driver.Limits(np.float64(driver.NEVER), 1, 1)
+        limits = driver.Limits(None, 1, 1)
         options = {"xla_backend_optimization_level": "3"}
         take_in = driver.take_in.lower(state, chunk, limits).compile(compiler_options=options)
         estimate = take_in(state, chunk, limits).running.estimate(1)

@@ -9,6 +9,7 @@ from jaxcomp.numerics.sums import (
     anchored_sums,
     count_below,
     middle_bin,
+    number_of,
     pairwise_sum,
     running_maximum,
     running_sum,
@@ -86,3 +87,13 @@ def test_errors_of_ten_million_numbers():
         magnitude = float(np.sum(np.abs(values), dtype=np.float64))
         error = abs(float(pairwise_sum(jnp.asarray(values))) - exact)
         assert error <= unit / (1 - unit) * magnitude, name
+
+
+@pytest.mark.parametrize("num_more", [0, 3])
+def test_what_is_true_is_counted_exactly(num_more):
+    """Up to 2^24, which float32 still counts, and beyond."""
+    size = (1 << 24) + num_more
+    are_so = np.ones((size,), bool)
+    are_so[5] = False
+    assert int(jax.jit(number_of)(are_so)) == size - 1
+    assert number_of(jnp.zeros((2, 0), bool)) == 0

@@ -12,7 +12,11 @@ from slow_cases import some_slow
 
 import jaxcomp
 from jaxcomp import bounds, curvature, quantizers, training
-from jaxcomp.numerics.transformations import all_transfers, counted_loop
+from jaxcomp.numerics.transformations import (
+    all_transfers,
+    compiled_quickly,
+    counted_loop,
+)
 
 RNG = np.random.default_rng(0)
 POINTS = jnp.asarray(RNG.normal(size=24).astype(jnp.float32))
@@ -295,3 +299,29 @@ def test_a_guarded_function_may_transfer():
         assert doubled(np.ones(3)).shape == (3,)
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
             jnp.ones(3) + np.ones(3, np.float32)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_what_is_compiled_quickly_is_not_optimised_on_cpus(platform, monkeypatch):
+    """Options are those of `jax.jit`; elsewhere the program is an ordinary one."""
+    compiled = []
+    ordinary = jax.jit
+
+    def jit(function, **options):
+        def call(*args, **kwargs):
+            compiled.append(options.get("compiler_options"))
+            return ordinary(function, **options)(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(jax, "jit", jit)
+
+    @compiled_quickly(static_argnames=("size",))
+    def numbers(size, start):
+        assert isinstance(size, int)
+        return start + jnp.arange(size)
+
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    np.testing.assert_array_equal(numbers(size=3, start=2), [2, 3, 4])
+    expected = {"xla_backend_optimization_level": 0} if platform == "cpu" else None
+    assert compiled == [expected]

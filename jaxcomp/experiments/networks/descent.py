@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxcomp.experiments.networks.network import Network
 from jaxcomp.experiments.reproducibility import KEY_IMPLEMENTATION
+from jaxcomp.numerics.transformations import compiled_quickly
 from jaxcomp.types import Params
 
 
@@ -65,7 +66,7 @@ class Best(NamedTuple):
     epoch: Int[Array, "M"]
 
 
-@jax.jit
+@compiled_quickly()
 def model_keys(seed: int, model_ids: Int[Array, "M"]) -> Keys:
     """The keys of every model, folded from the seed and its number."""
     # The implementation is named: the numbers must not depend on a global setting of JAX.
@@ -74,7 +75,7 @@ def model_keys(seed: int, model_ids: Int[Array, "M"]) -> Keys:
     return Keys(keys[:, 0], keys[:, 1], keys[:, 2])
 
 
-@partial(jax.jit, static_argnames=("network",))
+@compiled_quickly(static_argnames=("network",))
 def initial_learner(keys: Key[Array, "M"], rates: Rates, *, network: Network) -> Learner:
     """Models before the first step."""
     variables = jax.vmap(network.init)(keys)
@@ -82,7 +83,7 @@ def initial_learner(keys: Key[Array, "M"], rates: Rates, *, network: Network) ->
     return Learner(variables, optimizer, jnp.zeros(len(keys), jnp.float32))
 
 
-@partial(jax.jit, static_argnames=("num_steps", "batch_size"))
+@compiled_quickly(static_argnames=("num_steps", "batch_size"))
 def epoch_order(
     keys: Key[Array, "M"],
     epoch: int,
@@ -209,7 +210,7 @@ def _over_models(function: Callable[..., Any]) -> Callable[..., Any]:
     return of_all
 
 
-@jax.jit
+@compiled_quickly()
 def better(
     best: Best, variables: Params, losses: Float[Array, "M"], epoch: Int[Array, ""] | int
 ) -> Best:

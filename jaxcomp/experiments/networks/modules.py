@@ -13,7 +13,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt16
 
 from jaxcomp.experiments.networks.convolution import Padding, convolve_3x3, max_pool_2x2
 from jaxcomp.types import PRNGKey
@@ -60,11 +60,10 @@ class Mlp(nnx.Module):
         self, inputs: Float[Array, "batch ..."], key: PRNGKey | None = None
     ) -> Float[Array, "batch classes"]:
         """Compute logits; `key` is needed in training mode only."""
-        keys = (None, None) if key is None else jax.random.split(key)
-        hidden = inputs.reshape(inputs.shape[0], -1)
-        hidden = self.dropout(jax.nn.relu(self.hidden_0(hidden)), keys[0])
-        hidden = self.dropout(jax.nn.relu(self.hidden_1(hidden)), keys[1])
-        return self.output(hidden)
+        hidden = jax.nn.relu(self.hidden_0(inputs.reshape(inputs.shape[0], -1)))
+        bits = (None, None) if key is None else self.dropout.bits(key, 2, hidden.shape)
+        hidden = jax.nn.relu(self.hidden_1(self.dropout(hidden, bits[0])))
+        return self.output(self.dropout(hidden, bits[1]))
 
     @staticmethod
     def check_input_shape(input_shape: tuple[int, ...]) -> None:
@@ -191,16 +190,26 @@ class Dropout(nnx.Module):
         self.rate = rate
         self.deterministic = False
 
+    @staticmethod
+    def bits(
+        key: PRNGKey, num_layers: int, shape: tuple[int, ...]
+    ) -> UInt16[Array, "num_layers *shape"]:
+        """Draw what decides about the units of layers of one shape.
+
+        All at once: generators are what a training step of a small network costs to compile.
+        """
+        keys = jax.random.split(key, num_layers)
+        return jax.vmap(lambda own: jax.random.bits(own, shape, jnp.uint16))(keys)
+
     def __call__(
-        self, inputs: Float[Array, "*shape"], key: PRNGKey | None
+        self, inputs: Float[Array, "*shape"], bits: UInt16[Array, "*shape"] | None
     ) -> Float[Array, "*shape"]:
-        """Drop units with `key`; in evaluation mode, or at rate 0, return the inputs."""
+        """Drop units by their `bits`; in evaluation mode, or at rate 0, return the inputs."""
         levels_kept = round((1.0 - self.rate) * _DROPOUT_LEVELS)
         if self.deterministic or levels_kept == _DROPOUT_LEVELS:
             return inputs
-        if key is None:
+        if bits is None:
             raise ValueError("Dropout in training mode needs a key: pass one to the network.")
-        bits = jax.random.bits(key, inputs.shape, jnp.uint16)
         return jnp.where(
             bits < jnp.uint16(levels_kept), inputs * (_DROPOUT_LEVELS / levels_kept), 0.0
         )

@@ -219,10 +219,10 @@ class _Trainer(NamedTuple):
     def rates(self, group: Sample) -> Rates:
         num_models = len(group.model_ids)
         return Rates(
-            jnp.full(num_models, self.config.learning_rate, jnp.float32),
-            jnp.full(num_models, self.config.momentum, jnp.float32),
-            jnp.asarray(group.weight_decay, jnp.float32),
-            jnp.asarray(group.l1_penalty, jnp.float32),
+            np.full(num_models, self.config.learning_rate, np.float32),
+            np.full(num_models, self.config.momentum, np.float32),
+            np.asarray(group.weight_decay, np.float32),
+            np.asarray(group.l1_penalty, np.float32),
         )
 
 
@@ -255,7 +255,7 @@ def _train_group(
         report(config.epochs * num_steps, f"{report.models}: from the cache")
         return result
 
-    keys = model_keys(seed, jnp.asarray(group.model_ids, jnp.uint32))
+    keys = model_keys(seed, np.asarray(group.model_ids, np.uint32))
     state = load_checkpoint(files, report, _initial_state(trainer, group, keys.weights))
     indices, labels = jnp.asarray(group.indices), jnp.asarray(group.labels)
     rates = trainer.rates(group)
@@ -364,8 +364,8 @@ def _finish_epoch(trainer: _Trainer, state: State, num_steps: int) -> State:
     )
     validation_loss[epoch] = np.asarray(losses)
     return State(
-        state.learner._replace(loss_sum=jnp.zeros_like(state.learner.loss_sum)),
-        better(state.best, state.learner.variables, losses, epoch),
+        state.learner._replace(loss_sum=np.zeros(losses.shape, np.float32)),
+        better(state.best, state.learner.variables, losses, np.int32(epoch)),
         train_loss,
         validation_loss,
         np.int32(epoch + 1),
@@ -378,9 +378,9 @@ def _initial_state(trainer: _Trainer, group: Sample, keys: Key[Array, "M"]) -> S
     num_models = len(keys)
     # A copy: the learner's own arrays are given away to the first steps.
     best = Best(
-        jax.tree.map(jnp.copy, learner.variables),
-        jnp.full(num_models, jnp.inf, jnp.float32),
-        jnp.zeros(num_models, jnp.int32),
+        jax.tree.map(np.array, learner.variables),
+        np.full(num_models, np.inf, np.float32),
+        np.zeros(num_models, np.int32),
     )
     unknown = np.full((trainer.config.epochs, num_models), np.nan, np.float32)
     return State(learner, best, unknown, unknown, np.int32(0), np.int32(0))

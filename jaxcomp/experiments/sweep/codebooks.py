@@ -202,9 +202,12 @@ def solve_codebooks(
             own.setdefault((needed.method, needed.importance), []).append(needed)
     points: dict[str, tuple[Point, ...]] = {}
     stored: dict[str, Layers] = {}
+    ones = {path: np.ones(weights.shape, np.float32) for path, weights in layers.items()}
     for (method, name), members in groups.items():
         known = importance.get(name)
-        problems = problems_of(layers, known)
+        is_scalar = isinstance(method, KMeans | Optimal | Uniform)
+        # Importances of 1 where there are none: the same programs then serve both.
+        problems = problems_of(layers, ones if known is None and is_scalar else known)
         weight = np.ones(len(layers))
         if known is None and layer_weight is not None:
             weight = _positive(np.array([float(layer_weight[path]) for path in layers]))
@@ -227,7 +230,7 @@ def own_method(method: Method, weights: Array) -> Method:
     return method.suited(np.asarray(weights), is_stack=False)
 
 
-def problems_of(layers: Layers, importance: Layers | None) -> list[Problem]:
+def problems_of(layers: Layers, importance: Mapping[str, Any] | None) -> list[Problem]:
     """Return layers as methods take them."""
     return [
         as_problem(weights, None if importance is None else importance[path])

@@ -122,11 +122,17 @@ def measure_curvature(
             if name != "none":
                 estimate = reference if name == "gauss_newton" else plain(measure(name))
                 importance[name], report = policy.apply(estimate)
-                num_raised[name] = int(sum(np.sum(leaf.num_raised) for leaf in report.values()))
+                raised = jax.device_get([leaf.num_raised for leaf in report.values()])
+                num_raised[name] = int(np.sum(raised))
     return Curvatures(importance, reference.mean, num_raised)
 
 
 def _batches(inputs: np.ndarray, targets: Any, size: int) -> list[tuple[Any, Any]]:
+    """Cut examples into batches of at most a size: of one size, if more than half of it can be."""
+    # A ragged last batch costs a compilation of its own.
+    number = len(inputs)
+    even = (own for own in range(min(size, number), size // 2, -1) if number % own == 0)
+    size = next(even, size)
     return [
         jax.tree.map(lambda array, i=i: array[i : i + size], (inputs, targets))
         for i in range(0, len(inputs), size)

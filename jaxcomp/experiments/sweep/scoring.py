@@ -9,7 +9,7 @@ from functools import cache, cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import pandas as pd
 
 from jaxcomp.experiments.parts import Part, complete
@@ -234,7 +234,10 @@ class _Tools:
     def solve(self) -> Network:
         """Solve all codebooks."""
         work = self.work
-        start = int(jax.random.randint(jax.random.fold_in(work.key, _START), (), 0, 2**31 - 1))
+        start = 0
+        if any(variant.method == "vector" for variant in work.variants):
+            key = jax.random.fold_in(work.key, _START)
+            start = int(jax.random.randint(key, (), 0, 2**31 - 1))
         solved = _solve(work.subject, self.curvatures, work.variants, work.config, start)
         return Network(work.subject, solved, work.noise)
 
@@ -303,7 +306,10 @@ def _solve(
         variants,
         num_bins=config.num_bins,
         num_iterations=config.num_iterations,
-        layer_weight={name: float(jnp.mean(layer)) for name, layer in reference.items()},
+        layer_weight={
+            name: float(np.mean(np.asarray(layer), dtype=np.float64))
+            for name, layer in reference.items()
+        },
         seed=seed,
         methods=subject.methods,
     )

@@ -101,8 +101,10 @@ def trained_subjects(
     times[f"{setting.name} training seconds"] = round(time.perf_counter() - started, 3)
     subjects: list[Subject] = []
     uses: dict[str, LeafUse] = {}
+    # Cut on the host, which compiles nothing.
+    variables, otherwise = jax.device_get((trained.variables, otherwise))
     for number in range(config.num_models):
-        params = jax.tree.map(lambda leaf, n=number: leaf[n], trained.variables)
+        params = _network_of(variables, number)
         if not subjects:  # all networks are alike
             uses = find_uses(network.predict, params, samples.test.inputs[:2])
         subjects.append(
@@ -111,7 +113,7 @@ def trained_subjects(
                 params,
                 selected_paths(params, uses=uses),
                 uses,
-                otherwise=jax.tree.map(lambda leaf, n=number: leaf[n], otherwise),
+                otherwise=_network_of(otherwise, number),
                 model_seed=number,
                 num_distinct=len(np.unique(samples.train_indices[number])),
                 score_fn=network.score,
@@ -122,6 +124,11 @@ def trained_subjects(
         return Parts(samples.train(number), samples.validation, samples.test)
 
     return subjects, parts_of
+
+
+def _network_of(stacked: Params, number: int) -> Params:
+    """Return one network of many."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf[number]), stacked)
 
 
 def given_parts(data: Data, task: Task) -> Parts:

@@ -17,8 +17,6 @@ from jaxtyping import Array, Float, Int, Shaped
 from jaxcomp.coding import sizes
 from jaxcomp.numerics.checks import check_count, check_penalty
 from jaxcomp.numerics.precision import computed_on_host, lacks_float64
-from jaxcomp.numerics.scaling import restore
-from jaxcomp.numerics.segments import segment_sum
 from jaxcomp.numerics.transformations import computed_once
 from jaxcomp.quantizers.assignment import assign, nearest_thresholds
 from jaxcomp.quantizers.chunk_errors import counts_of, measured
@@ -83,7 +81,7 @@ class _Intervals(CodebookMethod):
         )
         centroids, thresholds, _ = found.codebook
         size = sizes.code_size(
-            np.asarray(_counts(moments, thresholds)),
+            _counts(moments, np.asarray(thresholds)),
             num_clusters=clusters,
             centroid_bits=problem.value_bits,
         )
@@ -237,18 +235,17 @@ class Uniform(_Intervals):
         return solve_uniform(moments, num_clusters, max_clusters=max_clusters, centroid_dtype=dtype)
 
 
-@jax.jit
 def _counts(
-    moments: Moments, thresholds: Float[Array, "points clusters-1"]
-) -> Int[Array, "points clusters"]:
+    moments: Moments, thresholds: Float[np.ndarray, "points clusters-1"]
+) -> Int[np.ndarray, "points clusters"]:
     """Count the weights of every cluster of many codebooks, bins of the histogram taken whole."""
-    position = restore(moments.position, moments.exponent)[0]
-
-    def count(own: Float[Array, " clusters-1"]) -> Int[Array, " clusters"]:
-        index = assign(position, own).astype(jnp.int32)
-        return segment_sum(moments.num_points[0], index, own.shape[0] + 1)
-
-    return jax.lax.map(count, thresholds)
+    position, exponent = np.asarray(moments.position[0]), int(moments.exponent[0])
+    position, number = np.ldexp(position, exponent), np.asarray(moments.num_points[0])
+    # Positions do not decrease: a cluster is a run of bins. One on a threshold is in the lower one.
+    below = np.concatenate([[0], np.cumsum(number)])
+    ends = below[np.searchsorted(position, thresholds, side="right")]
+    whole = np.broadcast_to(below[-1], (len(ends), 1))
+    return np.diff(np.concatenate([ends, whole], axis=1), prepend=0, axis=1)
 
 
 @partial(jax.jit, static_argnames=("max_clusters", "dtype"))

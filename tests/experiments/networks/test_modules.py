@@ -144,11 +144,13 @@ def test_bad_settings_are_refused(changes, message):
 
 def test_dropout_keeps_the_mean_and_the_rate(strict_promotion):
     inputs = jnp.ones(100_000)
-    outputs = np.asarray(Dropout(0.2)(inputs, jax.random.key(0)))
+    layer = Dropout(0.2)
+    bits = layer.bits(jax.random.key(0), 2, inputs.shape)
+    outputs = np.asarray(layer(inputs, bits[0]))
     kept = outputs > 0
     assert abs(kept.mean() - 0.8) < 4 * np.sqrt(0.8 * 0.2 / inputs.size)
     np.testing.assert_allclose(outputs[kept], 1 / 0.8, rtol=2**-15)
-    other = np.asarray(Dropout(0.2)(inputs, jax.random.key(1))) > 0
+    other = np.asarray(layer(inputs, bits[1])) > 0
     assert abs((kept == other).mean() - (0.8**2 + 0.2**2)) < 4 * np.sqrt(0.25 / inputs.size)
 
 
