@@ -261,7 +261,7 @@ class _State(NamedTuple):
 
 def empty_state(like: Params) -> _State:
     """Return the state before the first sample, which is shaped like `like`."""
-    return _State(RunningMean.empty(like), np.int32(0), np.bool_(False))
+    return _State(RunningMean.empty(like), *jax.device_put((np.int32(0), np.bool_(False))))
 
 
 def _full_data_estimate(
@@ -310,7 +310,8 @@ def _full_data_samples(
     """Sum the samples over the data set, chunk by chunk, in one pass over the batches each."""
     num_examples_before = None
     for first in range(0, num_chunks * chunk_size, chunk_size):
-        indices = np.arange(first, first + chunk_size, dtype=jnp.result_type(int))
+        numbers = np.arange(first, first + chunk_size, dtype=jnp.result_type(int))
+        indices = jax.device_put(numbers)
         total, weight, num_examples = _sum_over_batches(
             sampler, batches, indices, is_first=first == 0
         )

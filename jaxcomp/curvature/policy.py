@@ -129,7 +129,7 @@ class CurvaturePolicy:
             ValueError: if an entry is NaN or infinite, naming its leaf.
         """
         diagonal = check_finite(_diagonal(curvature))
-        return _applied_once(diagonal, self.relative_floor, zeros=self.zeros)
+        return _applied_once(diagonal, jax.device_put(self.relative_floor), zeros=self.zeros)
 
     @always_compiled
     def apply_blocks(self, blocks: DiagonalEstimate | Params) -> PolicyResult:

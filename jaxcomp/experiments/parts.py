@@ -49,7 +49,7 @@ def complete(
     desk: Callable[[], _Desk],
     tell: Callable[[Mapping[str, Any], bool], None],
     *,
-    devices: Sequence[jax.Device | None] = (),
+    devices: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Return all parts by name: as they are stored, as others store them, else computed.
 
@@ -93,7 +93,7 @@ def complete(
     return work.found
 
 
-def worker_devices(placed: Sequence[Any] = ()) -> Sequence[jax.Device | None]:
+def worker_devices(placed: Sequence[Any] = ()) -> Sequence[Any]:
     """Return the device of every worker of this process, as `complete` takes them.
 
     Args:
@@ -111,7 +111,7 @@ def worker_devices(placed: Sequence[Any] = ()) -> Sequence[jax.Device | None]:
     return (None,) * min(_CPU_WORKERS, os.cpu_count() or 1)
 
 
-def _on(device: jax.Device | None) -> contextlib.AbstractContextManager[Any]:
+def _on(device: Any) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext() if device is None else jax.default_device(device)
 
 

@@ -218,12 +218,13 @@ class _Trainer(NamedTuple):
 
     def rates(self, group: Sample) -> Rates:
         num_models = len(group.model_ids)
-        return Rates(
+        rates = (
             np.full(num_models, self.config.learning_rate, np.float32),
             np.full(num_models, self.config.momentum, np.float32),
             np.asarray(group.weight_decay, np.float32),
             np.asarray(group.l1_penalty, np.float32),
         )
+        return Rates(*jax.device_put(rates))  # which compiles nothing
 
 
 def _identity(
@@ -255,7 +256,7 @@ def _train_group(
         report(config.epochs * num_steps, f"{report.models}: from the cache")
         return result
 
-    keys = model_keys(seed, np.asarray(group.model_ids, np.uint32))
+    keys = model_keys(seed, jax.device_put(np.asarray(group.model_ids, np.uint32)))
     state = load_checkpoint(files, report, _initial_state(trainer, group, keys.weights))
     indices, labels = jnp.asarray(group.indices), jnp.asarray(group.labels)
     rates = trainer.rates(group)
@@ -365,7 +366,7 @@ def _finish_epoch(trainer: _Trainer, state: State, num_steps: int) -> State:
     validation_loss[epoch] = np.asarray(losses)
     return State(
         state.learner._replace(loss_sum=np.zeros(losses.shape, np.float32)),
-        better(state.best, state.learner.variables, losses, np.int32(epoch)),
+        better(state.best, state.learner.variables, losses, jax.device_put(np.int32(epoch))),
         train_loss,
         validation_loss,
         np.int32(epoch + 1),
@@ -377,11 +378,9 @@ def _initial_state(trainer: _Trainer, group: Sample, keys: Key[Array, "M"]) -> S
     learner = initial_learner(keys, trainer.rates(group), network=trainer.network)
     num_models = len(keys)
     # A copy: the learner's own arrays are given away to the first steps.
-    best = Best(
-        jax.tree.map(np.array, learner.variables),
-        np.full(num_models, np.inf, np.float32),
-        np.zeros(num_models, np.int32),
-    )
+    variables = jax.tree.map(np.array, learner.variables)
+    worst = np.full(num_models, np.inf, np.float32), np.zeros(num_models, np.int32)
+    best = Best(*jax.device_put((variables, *worst)))
     unknown = np.full((trainer.config.epochs, num_models), np.nan, np.float32)
     return State(learner, best, unknown, unknown, np.int32(0), np.int32(0))
 

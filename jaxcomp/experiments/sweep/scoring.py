@@ -114,7 +114,7 @@ def score_setting(
     config: SweepConfig,
     run: Run,
     progress: Progress,
-    devices: Sequence[jax.Device | None] = (),
+    devices: Sequence[Any] = (),
     *,
     is_compared: bool = False,
 ) -> Scored:
