@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxcomp.experiments import parts
-from jaxcomp.experiments.parts import Part, complete
+from jaxcomp.experiments.parts import Part, complete, worker_devices
 from jaxcomp.experiments.run import Rows, Run
 from jaxcomp.experiments.team import Team
 
@@ -120,3 +120,18 @@ def test_threads_compute_under_the_options_of_the_caller():
         devices = jax.local_devices() * 3
         found = complete(run, parts_of([], compute), lambda: 0, told, devices=devices)
     assert {part[0]["dtype"] for part in found.values()} == {"float64"}
+
+
+def test_a_cpu_alone_has_two_workers_and_several_devices_one_each(monkeypatch):
+    device, *_ = jax.local_devices()
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    assert list(worker_devices()) == [None, None]
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    assert list(worker_devices()) == [None]
+    monkeypatch.setattr(jax, "local_devices", lambda: [device, device])
+    assert list(worker_devices()) == [device, device]
+    with jax.default_device(device):
+        assert not worker_devices()
+    accelerator = type("Accelerator", (), {"platform": "gpu"})()
+    monkeypatch.setattr(jax, "local_devices", lambda: [accelerator])
+    assert list(worker_devices()) == [accelerator]
