@@ -380,26 +380,19 @@ def _fit(
     scaled = distance / unit
     features = np.stack([*(-(scaled ** (term + 1)) for term in terms), -1.0 * (distance > 0)])
     shares = counts / counts.sum()
-    size = len(features)
-    # Rows of all products of two, so that a step takes few calls of NumPy.
-    first, second = np.triu_indices(size)
-    moments = np.concatenate([features, features[first] * features[second]])
-    target, found = features @ shares, np.zeros(size)
+    target, found = features @ shares, np.zeros(len(features))
     found[: len(terms)] = 1.0
-    lower, upper = np.zeros(size), np.full(size, 40.0)
-    lower[-1], upper[-1] = -6.0, 6.0
-    hessian, ridge = np.empty((size, size)), 1e-9 * np.eye(size)
     for _ in range(30):
         logits = found @ features
         odds = np.exp(logits - logits.max())
-        means = moments @ (odds / odds.sum())
-        mean = means[:size]
-        hessian[first, second] = hessian[second, first] = means[size:]
-        hessian -= mean[:, None] * mean
-        move = np.linalg.solve(hessian + ridge, target - mean)
+        odds /= odds.sum()
+        mean = features @ odds
+        hessian = (features * odds) @ features.T - np.outer(mean, mean)
+        move = np.linalg.solve(hessian + 1e-9 * np.eye(len(found)), target - mean)
         before = found
-        found = found + move * min(1.0, 2.0 / max(float(np.abs(move).max()), 1e-12))
-        found = np.minimum(np.maximum(found, lower), upper)
+        found = found + move * min(1.0, 2.0 / max(np.abs(move).max(), 1e-12))
+        found[: len(terms)] = np.clip(found[: len(terms)], 0, 40)
+        found[-1] = np.clip(found[-1], -6, 6)
         if np.abs(found - before).max() < 1e-4:
             break
     slopes = np.zeros(2)
