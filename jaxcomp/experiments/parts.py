@@ -23,7 +23,7 @@ from jaxcomp.numerics.threads import options_of_this_thread
 _Desk = TypeVar("_Desk")
 
 # XLA uses all cores for what is large; what is small, and Python beside it, fills two.
-_CPU_WORKERS = 2
+CPU_WORKERS = 2
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,13 @@ def complete(
     return work.found
 
 
-def worker_devices(placed: Sequence[Any] = ()) -> Sequence[Any]:
+def worker_devices(placed: Sequence[Any] = (), *, cpu_workers: int = CPU_WORKERS) -> Sequence[Any]:
     """Return the device of every worker of this process, as `complete` takes them.
 
     Args:
         placed: trees of arrays to compute with. If any array is on several devices, or JAX has a
             default device, there is one worker.
+        cpu_workers: of a CPU that is the only device, if it has so many cores.
     """
     leaves = jax.tree.leaves(list(placed))
     if getattr(jax.config, "jax_default_device", None) is not None or any(
@@ -108,7 +109,7 @@ def worker_devices(placed: Sequence[Any] = ()) -> Sequence[Any]:
     devices = jax.local_devices()
     if len(devices) > 1 or devices[0].platform != "cpu":
         return devices
-    return (None,) * min(_CPU_WORKERS, os.cpu_count() or 1)
+    return (None,) * min(cpu_workers, os.cpu_count() or 1)
 
 
 def _on(device: Any) -> contextlib.AbstractContextManager[Any]:

@@ -126,6 +126,7 @@ def test_a_cpu_alone_has_two_workers_and_several_devices_one_each(monkeypatch):
     device, *_ = jax.local_devices()
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     assert list(worker_devices()) == [None, None]
+    assert list(worker_devices(cpu_workers=1)) == [None]
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     assert list(worker_devices()) == [None]
     monkeypatch.setattr(jax, "local_devices", lambda: [device, device])

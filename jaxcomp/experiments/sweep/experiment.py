@@ -178,8 +178,8 @@ def evaluate(
 ) -> SweepResult:
     """Sweep the compression rate of networks that were trained elsewhere.
 
-    Variants are spread over all devices of the process (a CPU alone has two workers), unless JAX
-    has a default device or the weights are spread already.
+    Variants are spread over all devices of the process, unless JAX has a default device or the
+    weights are spread already.
 
     Args:
         networks: their function, and for each its weights. With several of them (trained from
@@ -226,7 +226,8 @@ def evaluate(
                 config,
                 run,
                 progress,
-                worker_devices([subject.params for subject in subjects]),
+                # Functions of users need not be made for several threads.
+                worker_devices([subject.params for subject in subjects], cpu_workers=1),
                 is_compared=config.controls or bool(grid.own_controls),
             ).outcome()
         result = _result(run, [outcome], task.words)
