@@ -237,7 +237,11 @@ def main() -> None:
         sys.stdout.flush()
         if not arguments.phases:
             continue
-        result["phases"] = phases = in_a_process("phases", SWEEPS[name] | own)
+        phases = in_a_process("phases", SWEEPS[name] | own)
+        if isinstance(phases, str):
+            print(f"{name}: its phases are left out: {phases}", flush=True)
+            continue
+        result["phases"] = phases
         for phase, seconds in phases.items():
             print(f"  {phase:20} {seconds:8.1f} {seconds / phases['all']:7.0%}")
         sys.stdout.flush()

@@ -115,7 +115,9 @@ def check_points(
         if grouped is None:
             _check_weights(importance)
         else:
-            _check_weights(grouped(jnp.broadcast_to(importance, points.shape)))
+            of_groups = grouped(jnp.broadcast_to(importance, points.shape))
+            if not _are_quickly_weights(of_groups):
+                _check_weights(of_groups)
     return points, importance
 
 
@@ -130,8 +132,6 @@ def _are_quickly_weights(importance: Shaped[Array, "... points"]) -> bool:
 
 
 def _check_weights(importance: Shaped[Array, "... points"]) -> None:
-    if _are_quickly_weights(importance):
-        return
     with automatic_axes(importance), jax.ensure_compile_time_eval():
         found = _weight_problems(to_automatic(importance))
         num_negative, num_massless = (int(number) for number in found)

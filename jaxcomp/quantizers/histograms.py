@@ -13,14 +13,13 @@ Bins follow the data; `binning` says how.
 Axes: `...` groups, `N` points, `B` bins.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxcomp.numerics import across
 from jaxcomp.numerics.scaling import group_exponent, is_zero, normalise
@@ -28,7 +27,11 @@ from jaxcomp.numerics.sums import pairwise_sum, running_maximum, running_sum
 from jaxcomp.numerics.transformations import always_compiled, without_derivative
 from jaxcomp.quantizers.binning import bins_by_density, bins_of_points
 from jaxcomp.quantizers.bins import BinSums, PointBins
-from jaxcomp.quantizers.one_pass import is_one_large_group, moments_in_one_pass
+from jaxcomp.quantizers.one_pass import (
+    is_one_large_group,
+    moments_in_one_pass,
+    quickly_on_cpus,
+)
 from jaxcomp.quantizers.padding import without_copies
 from jaxcomp.quantizers.placed import over_devices
 
@@ -149,23 +152,17 @@ def histogram_moments(
 
     if not is_one_large_group(points, importance, num_bins):
         return generally(points, importance, num_padding)
-    return lax.platform_dependent(
-        points,
-        importance,
-        num_padding,
-        cpu=partial(_in_one_pass, generally, num_bins),
-        default=generally,
-    )
+    quickly = partial(_in_one_pass, num_bins)
+    return quickly_on_cpus(quickly, generally, points, importance, num_padding)
 
 
 def _in_one_pass(
-    generally: Callable[..., Moments],
     num_bins: int,
     points: Float[Array, "... points"],
     weights: Float[Array, "... points"] | None,
     num_padding: Int[Array, ""] | None,
-) -> Moments:
-    """Return what one pass finds, or if that is not enough what the general way does."""
+) -> tuple[Moments, Bool[Array, ""]]:
+    """Return what one pass finds, and whether that is enough."""
     size = points.shape[-1]
     *fields, is_sound = moments_in_one_pass(
         points.reshape(1, size),
@@ -175,8 +172,7 @@ def _in_one_pass(
         log2_largest=LOG2_LARGEST,
     )
     shape = points.shape[:-1]
-    found = Moments(*(field.reshape(*shape, *field.shape[1:]) for field in fields))
-    return lax.cond(is_sound, lambda *_: found, generally, points, weights, num_padding)
+    return Moments(*(field.reshape(*shape, *field.shape[1:]) for field in fields)), is_sound
 
 
 @over_devices(whole_up_to)

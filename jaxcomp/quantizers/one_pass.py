@@ -12,7 +12,8 @@ their bits. Whether it did is found in the same pass, and the caller goes the ge
 Axes: one group of `N` points, `B` bins.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +76,26 @@ def is_one_large_group(
         and (weights is None or (weights.dtype == jnp.float32 and weights.size == points.size))
         and not across.axes_of_points()
     )
+
+
+def quickly_on_cpus(
+    quickly: Callable[..., tuple[Any, Bool[Array, ""]]],
+    generally: Callable[..., Any],
+    *arguments: Any,
+) -> Any:
+    """Return what is quickly found on a CPU if it is sound, else what the general way finds.
+
+    Args:
+        quickly: returns what is found, and whether it is sound.
+        generally: returns the like of it.
+        *arguments: of both.
+    """
+
+    def checked(*arguments: Any) -> Any:
+        found, is_sound = quickly(*arguments)
+        return lax.cond(is_sound, lambda *_: found, generally, *arguments)
+
+    return lax.platform_dependent(*arguments, cpu=checked, default=generally)
 
 
 def moments_in_one_pass(

@@ -29,7 +29,12 @@ from jaxcomp.quantizers.histograms import (
     points_in_units,
     sum_of_squares,
 )
-from jaxcomp.quantizers.one_pass import LEAST_NORMAL, below_magnitude, is_one_large_group
+from jaxcomp.quantizers.one_pass import (
+    LEAST_NORMAL,
+    below_magnitude,
+    is_one_large_group,
+    quickly_on_cpus,
+)
 from jaxcomp.quantizers.padding import Bucketed, bucketed, without_copies, without_filling
 from jaxcomp.quantizers.scalar.diameter import PenaltyForm, penalty_term
 
@@ -258,26 +263,10 @@ def _measured(
             assignments.reshape(1, -1),
             num_padding,
         )
-        found = tuple(part.reshape(*shape, *part.shape[1:]) for part in found)
-        return lax.cond(
-            is_sound,
-            lambda *_: found,
-            _measure_in_units,
-            points,
-            importance,
-            centroids,
-            assignments,
-            num_padding,
-        )
+        return tuple(part.reshape(*shape, *part.shape[1:]) for part in found), is_sound
 
-    return lax.platform_dependent(
-        points,
-        importance,
-        centroids,
-        assignments,
-        num_padding,
-        cpu=as_they_come,
-        default=_measure_in_units,
+    return quickly_on_cpus(
+        as_they_come, _measure_in_units, points, importance, centroids, assignments, num_padding
     )
 
 

@@ -164,10 +164,8 @@ def bounds_at_slopes(
     """
     is_live = importance > 0
     live, heights = points[is_live], importance[is_live]
-    mean = np.average(live, weights=heights)
     span = float(np.ptp(live))
-    # The mean of equal numbers is another number by rounding.
-    constant = float(np.sum(heights * (live - mean) ** 2)) / points.size if span > 0 else 0.0
+    constant = constant_distortion(live, heights, points.size)
     lossless = lossless_nats(live, points.size)
     found: list[Bounds] = []
     split: Split | None = None
@@ -272,6 +270,14 @@ def _consistent(found: list[Bounds], slope_nats: Float[np.ndarray, " slopes"]) -
         point._replace(lagrangian_nats=min(point.lagrangian_nats, float(least)))
         for point, least in zip(found, reached, strict=True)
     ]
+
+
+def constant_distortion(live: _Array, heights: _Array, number: int) -> float:
+    """Return the distortion per pair of the best constant, of pairs with h > 0 among `number`."""
+    if np.ptp(live) == 0:
+        return 0.0  # the mean of equal numbers is another number by rounding
+    mean = np.average(live, weights=heights)
+    return float(np.sum(heights * (live - mean) ** 2)) / number
 
 
 def lossless_nats(live: _Array, number: int) -> float:

@@ -23,6 +23,7 @@ from jaxcomp.rate_distortion.nested_grids import (
     Problem,
     Split,
     bounds_at_slopes,
+    constant_distortion,
     highest_importance,
     lossless_nats,
     reach_of,
@@ -161,10 +162,7 @@ class _Layer:
         self.live, self.heights = self.points[is_live], self.importance[is_live]
         self.low = float(self.live[0])
         self.span = float(self.live[-1]) - self.low
-        mean = np.average(self.live, weights=self.heights)
-        energy = float(np.sum(self.heights * (self.live - mean) ** 2))
-        # The mean of equal numbers is another number by rounding.
-        self.constant = energy / self.number if self.span > 0 else 0.0
+        self.constant = constant_distortion(self.live, self.heights, self.number)
         self.cap = highest_importance(self.heights, self.number, gap_nats)
         self.lossless = lossless_nats(self.live, self.number)
 
