@@ -85,6 +85,8 @@ def own_look() -> Iterator[None]:
             return
         with matplotlib.style.context("default"):
             matplotlib.rcParams["svg.hashsalt"] = _SALT
+            # The font that matplotlib brings: for every text it would look for ten others as well.
+            matplotlib.rcParams["font.family"] = "DejaVu Sans"
             yield
 
 
@@ -160,6 +162,8 @@ def panel_title(axis: Axes, title: str, *remarks: str) -> None:
         fontweight="bold",
         color=INK,
         pad=9 + 11 * len(remarks),
+        # Above remarks nothing is in its way, which would be looked for at every draw.
+        y=1.0 if remarks else None,
     )
     for line, text in enumerate(reversed(remarks)):
         axis.annotate(
@@ -471,9 +475,13 @@ def encoded(figure: Figure, form: str) -> bytes:
         "svg": {"Date": None, "Creator": None},
         "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     }
+    options: dict[str, Any] = {}
+    if form == "png":
+        # A fortieth larger than by the default of 6, in three fifths of the time.
+        options["pil_kwargs"] = {"compress_level": 3}
     buffer = io.BytesIO()
     with own_look():
         if current_style() is PictureStyle.dark:
             darken(figure)
-        figure.savefig(buffer, format=form, dpi=PNG_DPI, metadata=metadata[form])
+        figure.savefig(buffer, format=form, dpi=PNG_DPI, metadata=metadata[form], **options)
     return buffer.getvalue()
