@@ -3,6 +3,7 @@
 Parts are a network with its codebooks, and the rows of a chunk of its variants.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -33,7 +34,7 @@ from jaxcomp.experiments.sweep.engine import (
 )
 from jaxcomp.experiments.sweep.smallest import SmallestNetwork, smallest_without_loss
 from jaxcomp.experiments.sweep.stored import StoredNetwork, write_file
-from jaxcomp.experiments.sweep.variants import Variant
+from jaxcomp.experiments.sweep.variants import ORIGINAL, Variant
 from jaxcomp.progress import Progress
 
 # Streams of random numbers; each is folded into the sweep's seed.
@@ -148,7 +149,13 @@ def score_setting(
     ordered = [
         part for own, rows in zip(work, chunks, strict=True) for part in (own.network(), *rows)
     ]
-    found = complete(run, ordered, _Desk, tell, devices=devices)
+    # Of several workers of a CPU the second compiles what scores; programs are for all of them.
+    place = itertools.count()
+
+    def desk() -> _Desk:
+        return _Desk(compiles_scores=next(place) == 1 and evaluator.is_on_cpu)
+
+    found = complete(run, ordered, desk, tell, devices=devices)
     return Scored(
         setting,
         [found[own.file] for own in work],
@@ -187,7 +194,7 @@ class _NetworkWork:
     def network(self) -> "Part[_Desk]":
         """The network with its codebooks."""
         like = StoredNetwork(self.name, self.subject, self.noise)
-        return Part(self.file, like, lambda desk, _: desk.at(self).solve())
+        return Part(self.file, like, lambda desk, _: desk.solve(self))
 
     def chunks(self) -> "list[Part[_Desk]]":
         """Rows, a chunk of variants each."""
@@ -231,6 +238,19 @@ class _Tools:
         """What the network brings."""
         return self.work.evaluator.own_calibration(self.work.subject, self.parts)
 
+    def compile_scores(self) -> None:
+        """Compile the programs that score variants, by what needs no codebooks."""
+        work = self.work
+        work.evaluator.check_finite(work.subject, self.parts)
+        network = Network(work.subject, Codebooks({}, {}), work.noise)
+        scorer = Scorer(network, self.parts, work.evaluator)
+        scorer.score([ORIGINAL])
+        scorer.losses(ORIGINAL, 1.0)
+        controls = {v.method: v for v in work.variants if v.kind == "control"}
+        controls.pop("gaussian_noise", None)  # as strong as a codebook that is not there yet
+        for variant in controls.values():
+            scorer.apply(variant)
+
     def solve(self) -> Network:
         """Solve all codebooks."""
         work = self.work
@@ -257,10 +277,25 @@ class _Tools:
 
 
 class _Desk:
-    """What a worker has at hand: the tools for one network at a time."""
+    """What a worker has at hand: the tools for one network at a time.
 
-    def __init__(self) -> None:
+    Args:
+        compiles_scores: whether the worker compiles what scores variants before it solves the
+            codebooks of its first network, while another compiles what solves them. Both would
+            wait for each other's programs else.
+    """
+
+    def __init__(self, *, compiles_scores: bool = False) -> None:
         self._tools: _Tools | None = None
+        self._compiles_scores = compiles_scores
+
+    def solve(self, work: _NetworkWork) -> Network:
+        """Return a network with its codebooks."""
+        tools = self.at(work)
+        if self._compiles_scores:
+            self._compiles_scores = False
+            tools.compile_scores()
+        return tools.solve()
 
     def at(self, work: _NetworkWork) -> _Tools:
         """Return the tools for a network."""
