@@ -4,6 +4,10 @@ Source: Alpaydin, Kaynak, Optical Recognition of Handwritten Digits, UCI (1998),
 doi:10.24432/C50P49.
 """
 
+import gzip
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 
 from jaxcomp.experiments.data.dataset import Dataset, check_dataset
@@ -29,14 +33,7 @@ def load_digits() -> Dataset:
     Raises:
         ImportError: if scikit-learn is not installed.
     """
-    try:
-        from sklearn import datasets
-    except ImportError as error:
-        raise ImportError(
-            "The data set digits is part of scikit-learn, which is not installed; install "
-            "jaxcomp[sweep]."
-        ) from error
-    images, labels = datasets.load_digits(return_X_y=True)
+    images, labels = _read()
     images = np.asarray(images).reshape(-1, 8, 8, 1).astype(np.uint8)
     labels = np.asarray(labels).astype(np.int32)
     in_pool = _stratified_mask(labels, POOL_SIZE)
@@ -52,6 +49,28 @@ def load_digits() -> Dataset:
             source="scikit-learn",
         )
     )
+
+
+def _read() -> tuple[np.ndarray, np.ndarray]:
+    """Return pixels and labels from the file of scikit-learn.
+
+    It is read without importing scikit-learn, which takes a second, unless it is somewhere else.
+    """
+    found = importlib.util.find_spec("sklearn")
+    if found is None:
+        raise ImportError(
+            "The data set digits is part of scikit-learn, which is not installed; install "
+            "jaxcomp[sweep]."
+        )
+    for folder in found.submodule_search_locations or ():
+        file = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if file.exists():
+            with gzip.open(file, "rt") as lines:
+                rows = np.loadtxt(lines, delimiter=",")
+            return rows[:, :-1], rows[:, -1]
+    from sklearn import datasets
+
+    return datasets.load_digits(return_X_y=True)
 
 
 def _stratified_mask(labels: np.ndarray, num_chosen: int) -> np.ndarray:

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import pandas as pd
 
@@ -110,16 +110,15 @@ def _started() -> "subprocess.Popen[bytes] | None":
     python = Path(sys.executable or "")
     if getattr(sys, "frozen", False) or not python.stem.lower().startswith("python"):
         return None
-    options: dict[str, Any] = {}
-    if sys.platform == "win32":
-        options["creationflags"] = subprocess.CREATE_NO_WINDOW
+    # On Windows no window opens for it.
+    flags = subprocess.CREATE_NO_WINDOW if sys.platform == "win32" else 0
     try:
         return subprocess.Popen(
             [sys.executable, "-c", _PROGRAM.format(path=sys.path, module=__name__)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            **options,
+            creationflags=flags,
         )
     except OSError:
         return None
