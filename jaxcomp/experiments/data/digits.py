@@ -70,7 +70,8 @@ def _read() -> tuple[np.ndarray, np.ndarray]:
             return rows[:, :-1], rows[:, -1]
     from sklearn import datasets
 
-    return datasets.load_digits(return_X_y=True)
+    images, labels = datasets.load_digits(return_X_y=True)
+    return np.asarray(images), np.asarray(labels)
 
 
 def _stratified_mask(labels: np.ndarray, num_chosen: int) -> np.ndarray:

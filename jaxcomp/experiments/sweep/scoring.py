@@ -5,8 +5,10 @@ Parts are a network with its codebooks, and the rows of a chunk of its variants.
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +41,7 @@ from jaxcomp.progress import Progress
 
 # Streams of random numbers; each is folded into the sweep's seed.
 _CURVATURE, _NOISE, _START = 1, 2, 3
+_FILES_AT_ONCE = 4
 
 
 class Outcome(NamedTuple):
@@ -200,7 +203,7 @@ class _NetworkWork:
         """Rows, a chunk of variants each."""
 
         def score(members: Sequence[Variant], desk: _Desk, network: Network) -> list[Row]:
-            return desk.at(self).scorer(network).score(members)
+            return desk.at(self).score(network, members)
 
         return [
             Part(
@@ -219,6 +222,7 @@ class _Tools:
     def __init__(self, work: _NetworkWork) -> None:
         self.work = work
         self._scorer: Scorer | None = None
+        self._written: list[Future[None]] = []
 
     @cached_property
     def parts(self) -> Parts:
@@ -261,19 +265,33 @@ class _Tools:
         solved = _solve(work.subject, self.curvatures, work.variants, work.config, start)
         return Network(work.subject, solved, work.noise)
 
-    def scorer(self, network: Network) -> Scorer:
-        """Return what scores variants."""
+    def score(self, network: Network, variants: Sequence[Variant]) -> list[Row]:
+        """Score variants; their files are on the disk when it returns.
+
+        A disk takes longer to keep a small file for good than it takes to make one: the next are
+        made meanwhile, and several are kept at once.
+        """
+        self._written = []
+        with ThreadPoolExecutor(_FILES_AT_ONCE) as self._pool:
+            rows = self._scorer_of(network).score(variants)
+            for written in self._written:
+                written.result()
+        return rows
+
+    def _scorer_of(self, network: Network) -> Scorer:
         if self._scorer is None:
             work = self.work
-            path = work.run.path
             self._scorer = Scorer(
                 network,
                 self.parts,
                 work.evaluator,
                 reference=work.subject.layers_of(self.curvatures.reference),
-                keep=None if path is None else partial(write_file, path, work.file),
+                keep=None if work.run.path is None else partial(self._keep, work.run.path),
             )
         return self._scorer
+
+    def _keep(self, path: Path, variant: Variant, data: bytes) -> None:
+        self._written.append(self._pool.submit(write_file, path, self.work.file, variant, data))
 
 
 class _Desk:
