@@ -50,8 +50,24 @@ _ALMOST_NOTHING, _LEAST_MASS = 2.0**-300, 2.0**-200
 SumsAboutOne = tuple[
     Float[Array, " bins"], Float[Array, " bins"], Float[Array, " bins"], Float[Array, " bins"]
 ]
-# Exponents of points and of weights, (1,) each, and the one point, in units.
-UnitAndMiddle = tuple[Int[Array, " 1"], Int[Array, " 1"], Float[Array, ""]]
+
+
+class Frame(NamedTuple):
+    """In which units sums are, and about which point.
+
+    Attributes:
+        exponent: (1,) int32, of the points.
+        mass_exponent: (1,) int32, of the weights.
+        minimum: (1,) the smallest point, in units.
+        maximum: (1,) the largest one.
+        middle: () the point that distances are from, likewise.
+    """
+
+    exponent: Int[Array, " 1"]
+    mass_exponent: Int[Array, " 1"]
+    minimum: Float[Array, " 1"]
+    maximum: Float[Array, " 1"]
+    middle: Float[Array, ""]
 
 
 class OnePass(NamedTuple):
@@ -145,21 +161,21 @@ def moments_in_one_pass(
         num_padding=num_padding,
         units=(exponent, mass_exponent),
     )
-    middle = middle_of(few)
+    frame = Frame(exponent, mass_exponent, minimum, maximum, middle_of(few))
     with jax.enable_x64(True):
         sums, is_normal = sums_about_one(
             points[0],
             None if weights is None else weights[0],
             rule,
-            (exponent, mass_exponent, middle),
+            frame,
             num_bins=num_bins,
             num_padding=num_padding,
         )
-        bins, is_sound = bins_about_one(sums, (exponent, mass_exponent, middle), points.dtype)
+        bins, is_sound = bins_about_one(sums, frame)
     is_pending = needs_cut(bins, None, most_excess=MOST_EXCESS)[0][0]
     # An empty bin sits with the occupied one below.
-    position = jnp.clip(bins.lowest, minimum[:, None], maximum[:, None])
-    position = running_maximum(jnp.where(bins.num_points > 0, position, minimum[:, None]).T).T
+    position = jnp.where(bins.num_points > 0, bins.lowest, minimum[:, None])
+    position = running_maximum(position.T).T
     return OnePass(
         position,
         bins.num_points,
@@ -177,7 +193,7 @@ def sums_about_one(
     points: Float[Array, " points"],
     weights: Float[Array, " points"] | None,
     rule: DensityBins,
-    unit: UnitAndMiddle,
+    frame: Frame,
     *,
     num_bins: int,
     num_padding: Int[Array, ""] | None,
@@ -191,12 +207,11 @@ def sums_about_one(
         points: (N,) float32.
         weights: (N,) float32, or None.
         rule: of points in units.
-        unit: of points and weights, and about which point in units sums are.
+        frame: of the sums.
         num_bins: B.
         num_padding: as in `histogram_moments`.
     """
-    exponent, mass_exponent, middle = unit
-    per_unit, mass_per_unit = _factor(exponent), _factor(mass_exponent)
+    per_unit, mass_per_unit = _factor(frame.exponent), _factor(frame.mass_exponent)
     num_points = points.shape[0]
 
     def add(state, numbers, is_new, own, *weight):
@@ -207,7 +222,7 @@ def sums_about_one(
         scaled = own * per_unit
         place = rule.bins_of(scaled[None], num_bins)[0]
         one = is_new.astype(jnp.float64)
-        distance = scaled.astype(jnp.float64) - middle.astype(jnp.float64)
+        distance = scaled.astype(jnp.float64) - frame.middle.astype(jnp.float64)
         if weight:
             least = jnp.minimum(least, below_magnitude(weight[0]))
             mass = (weight[0] * mass_per_unit).astype(jnp.float64)
@@ -242,22 +257,19 @@ def of_words(words: UInt[Array, "4 bins 2"]) -> SumsAboutOne:
     return mass, first, number, second
 
 
-def bins_about_one(
-    sums: SumsAboutOne, unit: UnitAndMiddle, dtype: jnp.dtype
-) -> tuple[BinSums, Bool[Array, ""]]:
+def bins_about_one(sums: SumsAboutOne, frame: Frame) -> tuple[BinSums, Bool[Array, ""]]:
     """Return what sums about one point say of every bin, and whether they say it.
 
     Where types of 64 bits are on. Bins of which the sums say enough may still have to be cut.
 
     Args:
         sums: over all points, which are normal numbers.
-        unit: of points and weights, and about which point in units sums are.
-        dtype: of the result.
+        frame: of the sums.
 
     Returns:
         (1, B) each, the mean of a bin in place of its lowest point.
     """
-    exponent, mass_exponent, middle = unit
+    dtype = frame.middle.dtype
     mass, first, count, second = sums
     has_points = count > 0
     inverse = 1 / jnp.where(has_points, mass, 1)
@@ -266,13 +278,14 @@ def bins_about_one(
     variance = jnp.where(variance > _LEAST_VARIANCE * (mean * mean), variance, 0)
     is_sound = jnp.sum(first * mean) <= _MOST_LOST * jnp.sum(mass * variance)
     is_sound = is_sound & (jnp.sum(mass) > _LEAST_MASS)
-    is_sound = is_sound & _is_factor(exponent) & _is_factor(mass_exponent)
+    is_sound = is_sound & _is_factor(frame.exponent) & _is_factor(frame.mass_exponent)
     has_mass = mass > _LEAST_MASS
-    position = (middle.astype(jnp.float64) + mean).astype(dtype)
+    position = (frame.middle.astype(jnp.float64) + mean).astype(dtype)
+    position = jnp.clip(position, frame.minimum, frame.maximum)
     bins = BinSums(
         count.astype(jnp.int32),
         jnp.where(has_mass, mass, 0).astype(dtype),
-        position,
+        jnp.where(has_points, position, jnp.inf),
         jnp.zeros_like(position),
         jnp.where(has_mass, jnp.sqrt(variance), 0).astype(dtype),
     )

@@ -39,7 +39,7 @@ from jaxcomp.quantizers.histograms import (
     normalised_once,
 )
 from jaxcomp.quantizers.one_pass import (
-    UnitAndMiddle,
+    Frame,
     as_words,
     bins_about_one,
     of_words,
@@ -91,8 +91,8 @@ def histogram_of(problem: Problem, *, num_bins: int) -> Moments:
         return sums, sums, highest
 
     first, middle = _density(sample, unit, num_bins=num_bins, is_part=is_part)
-    about_one = (unit.exponent, unit.mass_exponent, middle)
-    sums = _in_one_pass(problem, first, about_one, num_bins)
+    frame = Frame(unit.exponent, unit.mass_exponent, unit.minimum, unit.maximum, middle)
+    sums = _in_one_pass(problem, first, frame, num_bins)
     if sums is None:
         sums = _in_rounds(fill, first, MOST_EXCESS)
     return _moments(sums, unit)
@@ -126,7 +126,7 @@ _Rule = DensityBins | ValueBins | CutBins
 
 
 def _in_one_pass(
-    problem: Problem, rule: DensityBins, unit: UnitAndMiddle, num_bins: int
+    problem: Problem, rule: DensityBins, frame: Frame, num_bins: int
 ) -> BinSums | None:
     """Fill the first bins as `one_pass` does.
 
@@ -137,10 +137,10 @@ def _in_one_pass(
         return None
     total = np.zeros((4, num_bins))
     if isinstance(problem, PlacedProblem):
-        parts = [problem.filled_about_one(rule, unit, num_bins=num_bins)]
+        parts = [problem.filled_about_one(rule, frame, num_bins=num_bins)]
     else:
         filled = (
-            (places, _fill_about_one(chunk, rule, unit, num_bins=num_bins))
+            (places, _fill_about_one(chunk, rule, frame, num_bins=num_bins))
             for places, chunk in problem.chunks()
         )
         parts = (part for _, part in fetched(filled))
@@ -149,7 +149,7 @@ def _in_one_pass(
             return None
         total += words.view(np.float64)[..., 0]
     words = total.view(np.uint32).reshape(4, num_bins, 2)
-    sums, is_enough = _bins_about_one(jax.device_put(words), unit, dtype=problem.dtype)
+    sums, is_enough = _bins_about_one(jax.device_put(words), frame)
     return sums if bool(is_enough) else None
 
 
@@ -273,24 +273,24 @@ def _density(
 
 @partial(jax.jit, static_argnames=("num_bins",))
 def _fill_about_one(
-    chunk: Chunk, rule: DensityBins, unit: UnitAndMiddle, *, num_bins: int
+    chunk: Chunk, rule: DensityBins, frame: Frame, *, num_bins: int
 ) -> tuple[UInt[Array, "4 bins 2"], Bool[Array, ""]]:
     """Return the sums of a chunk over every bin, in words, and whether they are sums of it."""
     points, weights = chunk.scaled()
     with jax.enable_x64(True):
         sums, is_normal = sums_about_one(
-            points, weights, rule, unit, num_bins=num_bins, num_padding=chunk.num_padding
+            points, weights, rule, frame, num_bins=num_bins, num_padding=chunk.num_padding
         )
         return as_words(sums), is_normal
 
 
-@partial(jax.jit, static_argnames=("dtype",))
+@jax.jit
 def _bins_about_one(
-    words: UInt[Array, "4 bins 2"], unit: UnitAndMiddle, *, dtype: np.dtype
+    words: UInt[Array, "4 bins 2"], frame: Frame
 ) -> tuple[BinSums, Bool[Array, ""]]:
     """Return what the sums of all chunks say, and whether that is enough: no bin need be cut."""
     with jax.enable_x64(True):
-        sums, is_sound = bins_about_one(of_words(words), unit, jnp.dtype(dtype))
+        sums, is_sound = bins_about_one(of_words(words), frame)
     is_pending, _ = needs_cut(sums, None, most_excess=MOST_EXCESS)
     return sums, is_sound & ~is_pending[0]
 

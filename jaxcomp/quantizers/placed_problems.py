@@ -25,7 +25,7 @@ from jaxcomp.numerics import across
 from jaxcomp.numerics.scaling import normalise
 from jaxcomp.quantizers.binning import DensityBins
 from jaxcomp.quantizers.bins import BinSums, PointBins, sums_of_bins
-from jaxcomp.quantizers.one_pass import UnitAndMiddle, as_words, sums_about_one
+from jaxcomp.quantizers.one_pass import Frame, as_words, sums_about_one
 from jaxcomp.quantizers.placed import Axes, Spread, run_on_parts
 from jaxcomp.quantizers.problems import CHUNK, SMALL_CHUNK, Chunk, Problem
 
@@ -109,13 +109,13 @@ class PlacedProblem(Problem):
             yield BinSums(*(part(table, chunk) for table in sums)), part(highest, chunk)
 
     def filled_about_one(
-        self, rule: DensityBins, unit: UnitAndMiddle, *, num_bins: int
+        self, rule: DensityBins, frame: Frame, *, num_bins: int
     ) -> tuple[UInt[np.ndarray, "4 bins 2"], np.ndarray]:
         """Return the sums over every bin, in words, and whether they are sums: `sums_about_one`.
 
         On CPUs only.
         """
-        tables = (rule, unit)
+        tables = (rule, frame)
         found = self._run(
             _filled_about_one, tables, result=_WHOLE, dtype=self.dtype, num_bins=num_bins
         )
@@ -253,12 +253,12 @@ def _filled(
     return sums_of_bins(points, mass, bins), bins.maximum(points)
 
 
-def _filled_about_one(weights, importance, exponent, rule, unit, *, dtype, num_bins):
+def _filled_about_one(weights, importance, exponent, rule, frame, *, dtype, num_bins):
     points = _in_units(weights, exponent, dtype)[0]
     importance = None if importance is None else importance.reshape(-1)
     with jax.enable_x64(True):
         sums, is_normal = sums_about_one(
-            points, importance, rule, unit, num_bins=num_bins, num_padding=None
+            points, importance, rule, frame, num_bins=num_bins, num_padding=None
         )
         return as_words(sums), is_normal
 
