@@ -241,9 +241,12 @@ def sums_about_one(
     nothing = jnp.zeros((num_bins,), jnp.complex128)
     arrays = (points,) if weights is None else (points, weights)
     least, (with_first, with_second) = in_chunks(add, (start, (nothing, nothing)), *arrays)
-    sums = (half(pair) for pair in (with_first, with_second) for half in (lax.real, lax.imag))
+    (mass, first), (number, second) = (
+        (across.total(lax.real(pair)), across.total(lax.imag(pair)))
+        for pair in (with_first, with_second)
+    )
     is_normal = across.everywhere(jnp.all(least >= LEAST_NORMAL))
-    return tuple(across.total(part) for part in sums), is_normal
+    return (mass, first, number, second), is_normal
 
 
 def as_words(sums: SumsAboutOne) -> UInt[Array, "4 bins 2"]:

@@ -5,6 +5,10 @@ sample gives the first bins, every chunk its sums over them, and the sums add up
 depends on the number of bins alone. Sums of chunks are float32 of a few hundred thousand points,
 made in float64 where there is a CPU; they are added in float64 on the host.
 
+On a CPU a chunk of a large tensor is visited once (`one_pass`), for sums about one point that are
+added up before anything is made of them. Where these do not say enough of the whole tensor, or its
+bins have to be cut, it goes the general way from the start.
+
 Axes: `B` bins; one group.
 """
 
@@ -154,12 +158,15 @@ def _in_one_pass(
 
 
 def _is_for_one_pass(problem: Problem) -> bool:
+    """Return whether one pass is likely to be enough, and a CPU there to make it."""
     if isinstance(problem, PlacedProblem):
         device = problem.where.mesh.devices.flat[0]
     else:
         device = default_device()
-    is_large = problem.size >= CHUNK
-    return is_large and problem.dtype == np.float32 and device.platform == "cpu"
+    # Of 128 values an octave most bins have one or none: nearly always they have to be cut again.
+    is_coarse = problem.weights.dtype == jnp.bfloat16 and problem.scales is None
+    is_single = problem.dtype == np.float32 and not is_coarse
+    return problem.size >= CHUNK and is_single and device.platform == "cpu"
 
 
 def _in_rounds(
