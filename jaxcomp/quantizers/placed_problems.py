@@ -4,7 +4,8 @@ What a method asks of a tensor are sums over its weights, each a table as long a
 and few of its weights by their places (a sample of at most some hundred thousand gives the bins).
 Codes stay where their weights are.
 
-Sums are made of the same chunks as those of a tensor that the host deals out (`problems`), in
+Sums about one point are added up in float64 (`filled_about_one`). Those about the lowest point of
+every bin are made of the same chunks as those of a tensor that the host deals out (`problems`), in
 whatever parts devices hold them: where there is a CPU, in float64, bins and codes are those of one
 device. A table of all chunks is as long as many of them: beyond `_MOST_CHUNKS` each device adds up
 what it has, and numbers of the codebook may differ in their last digit.
