@@ -28,9 +28,10 @@ from jaxcomp.numerics.memory import chunk_bytes
 # in float32: more numbers at once would cost digits, so that a larger memory takes more products.
 _PRODUCT_BLOCK, _LEAST_OF_GROUP = 1 << 14, 1 << 8
 
-# Counters of an index that a CPU increases in turns, for so many indices at most: to read what was
-# written just now takes longer.
-_TURNS, _FEW = 16, 1 << 12
+# A CPU counts so many numbers at once, by all their indices together, where there are so few
+# counters then, and many more numbers; and increases counters in turns: to read what was written
+# just now takes longer.
+_TOGETHER, _MOST_COUNTERS, _NUMBERS_PER_COUNTER, _TURNS = 3, 1 << 13, 8, 16
 
 
 def segment_sum(
@@ -72,13 +73,26 @@ def segment_counts(
         return counts_by_products(index[None], number, is_counted[None])[0]
 
     def by_scatter(is_counted: Array, index: Array) -> Array:
-        turns = _TURNS if number <= _FEW else 1
-        counts = jnp.zeros((number * turns,), jnp.int32)
-        turn = jnp.arange(index.shape[0], dtype=jnp.int32) % turns
-        counts = counts.at[index.astype(jnp.int32) * turns + turn].add(
-            is_counted.astype(jnp.int32), mode="promise_in_bounds", wrap_negative_indices=False
-        )
-        return jnp.sum(counts.reshape(number, turns), axis=-1, dtype=jnp.int32)
+        # One more index, of what is not counted.
+        base, most = number + 1, min(_MOST_COUNTERS, index.shape[0] // _NUMBERS_PER_COUNTER)
+        together = max([m for m in range(1, _TOGETHER + 1) if base**m <= most], default=1)
+        turns = min(_TURNS, max(1, most // base**together))
+        length = -(-index.shape[0] // together)
+        own = jnp.where(is_counted, index.astype(jnp.int32), number)
+        own = jnp.pad(own, (0, together * length - own.shape[0]), constant_values=number)
+        place = jnp.arange(length, dtype=jnp.int32) % turns
+        for part in range(together):
+            place = place + own[part * length :][:length] * (turns * base**part)
+        counts = jnp.zeros((base**together * turns,), jnp.int32)
+        counts = counts.at[place].add(1, mode="promise_in_bounds", wrap_negative_indices=False)
+        # The last axis is of turns, the others each of a part.
+        table = counts.reshape(*(base,) * together, turns)
+        axes = range(together + 1)
+        each = [
+            jnp.sum(table, axis=tuple(axis for axis in axes if axis != part), dtype=jnp.int32)
+            for part in range(together)
+        ]
+        return sum(each[1:], start=each[0])[:number]
 
     return lax.platform_dependent(is_counted, index, cpu=by_scatter, default=by_products)
 

@@ -23,7 +23,13 @@ from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 from jaxcomp.numerics import across
 from jaxcomp.numerics.scaling import group_exponent, normalise
 from jaxcomp.numerics.sums import running_maximum
-from jaxcomp.quantizers.binning import MOST_EXCESS, density_of_every, middle_of, needs_cut
+from jaxcomp.quantizers.binning import (
+    MOST_EXCESS,
+    DensityBins,
+    density_of_every,
+    middle_of,
+    needs_cut,
+)
 from jaxcomp.quantizers.bins import BinSums, chunk_of, in_chunks
 
 # From here on passes saved are worth a second program; at half of it nothing was won.
@@ -38,6 +44,30 @@ _LEAST_VARIANCE = 2.0**-40
 # Mass of a point that has none: beside any other it vanishes, and of bins that have no other it
 # gives the mean of the points.
 _ALMOST_NOTHING, _LEAST_MASS = 2.0**-300, 2.0**-200
+
+# Over every bin, in float64: mass, mass times distance from the one point, number of points, mass
+# times the square of the distance; (B,) each.
+SumsAboutOne = tuple[
+    Float[Array, " bins"], Float[Array, " bins"], Float[Array, " bins"], Float[Array, " bins"]
+]
+
+
+class Frame(NamedTuple):
+    """In which units sums are, and about which point.
+
+    Attributes:
+        exponent: (1,) int32, of the points.
+        mass_exponent: (1,) int32, of the weights.
+        minimum: (1,) the smallest point, in units.
+        maximum: (1,) the largest one.
+        middle: () the point that distances are from, likewise.
+    """
+
+    exponent: Int[Array, " 1"]
+    mass_exponent: Int[Array, " 1"]
+    minimum: Float[Array, " 1"]
+    maximum: Float[Array, " 1"]
+    middle: Float[Array, ""]
 
 
 class OnePass(NamedTuple):
@@ -120,11 +150,8 @@ def moments_in_one_pass(
     exponent = group_exponent(extremes) - log2_largest
     minimum, maximum = normalise(extremes, exponent).T
     mass_exponent = jnp.zeros_like(exponent)
-    is_sound = _is_factor(exponent)
     if weights is not None:
-        largest = jnp.max(weights, axis=-1)
-        mass_exponent = group_exponent(largest[:, None])
-        is_sound = is_sound & _is_factor(mass_exponent) & (largest[0] > 0)
+        mass_exponent = group_exponent(jnp.max(weights, axis=-1, keepdims=True))
     rule, few = density_of_every(
         points,
         weights,
@@ -134,9 +161,58 @@ def moments_in_one_pass(
         num_padding=num_padding,
         units=(exponent, mass_exponent),
     )
-    middle = middle_of(few)
-    per_unit, mass_per_unit = _factor(exponent), _factor(mass_exponent)
-    num_points = points.shape[-1]
+    frame = Frame(exponent, mass_exponent, minimum, maximum, middle_of(few))
+    with jax.enable_x64(True):
+        sums, is_normal = sums_about_one(
+            points[0],
+            None if weights is None else weights[0],
+            rule,
+            frame,
+            num_bins=num_bins,
+            num_padding=num_padding,
+        )
+        bins, is_sound = bins_about_one(sums, frame)
+    is_pending = needs_cut(bins, None, most_excess=MOST_EXCESS)[0][0]
+    # An empty bin sits with the occupied one below.
+    position = jnp.where(bins.num_points > 0, bins.lowest, minimum[:, None])
+    position = running_maximum(position.T).T
+    return OnePass(
+        position,
+        bins.num_points,
+        bins.mass,
+        bins.deviation,
+        minimum,
+        maximum,
+        exponent,
+        mass_exponent,
+        is_sound & ~is_pending & is_normal,
+    )
+
+
+def sums_about_one(
+    points: Float[Array, " points"],
+    weights: Float[Array, " points"] | None,
+    rule: DensityBins,
+    frame: Frame,
+    *,
+    num_bins: int,
+    num_padding: Int[Array, ""] | None,
+) -> tuple[SumsAboutOne, Bool[Array, ""]]:
+    """Visit points as they come, once: the sums over every bin, and whether all are normal numbers.
+
+    On a CPU only, and where types of 64 bits are on. Where several devices share the points, of
+    those of all.
+
+    Args:
+        points: (N,) float32.
+        weights: (N,) float32, or None.
+        rule: of points in units.
+        frame: of the sums.
+        num_bins: B.
+        num_padding: as in `histogram_moments`.
+    """
+    per_unit, mass_per_unit = _factor(frame.exponent), _factor(frame.mass_exponent)
+    num_points = points.shape[0]
 
     def add(state, numbers, is_new, own, *weight):
         least, totals = state
@@ -146,7 +222,7 @@ def moments_in_one_pass(
         scaled = own * per_unit
         place = rule.bins_of(scaled[None], num_bins)[0]
         one = is_new.astype(jnp.float64)
-        distance = scaled.astype(jnp.float64) - middle.astype(jnp.float64)
+        distance = scaled.astype(jnp.float64) - frame.middle.astype(jnp.float64)
         if weight:
             least = jnp.minimum(least, below_magnitude(weight[0]))
             mass = (weight[0] * mass_per_unit).astype(jnp.float64)
@@ -161,40 +237,62 @@ def moments_in_one_pass(
             for total, term in zip(totals, terms, strict=True)
         )
 
-    with jax.enable_x64(True):
-        start = jnp.full((chunk_of(num_points),), LEAST_NORMAL, jnp.uint32)
-        nothing = jnp.zeros((num_bins,), jnp.complex128)
-        arrays = (points[0],) if weights is None else (points[0], weights[0])
-        least, (with_first, with_second) = in_chunks(add, (start, (nothing, nothing)), *arrays)
-        mass, first = lax.real(with_first), lax.imag(with_first)
-        count, second = lax.real(with_second), lax.imag(with_second)
-        has_points = count > 0
-        inverse = 1 / jnp.where(has_points, mass, 1)
-        mean = jnp.where(has_points, first * inverse, 0)
-        variance = jnp.where(has_points, second * inverse, 0) - mean * mean
-        variance = jnp.where(variance > _LEAST_VARIANCE * (mean * mean), variance, 0)
-        is_sound = is_sound & (jnp.sum(first * mean) <= _MOST_LOST * jnp.sum(mass * variance))
-        position = (middle.astype(jnp.float64) + mean).astype(points.dtype)
-        deviation = jnp.where(mass > _LEAST_MASS, jnp.sqrt(variance), 0).astype(points.dtype)
-        mass = jnp.where(mass > _LEAST_MASS, mass, 0).astype(points.dtype)
-        count = count.astype(jnp.int32)
-    position, count, mass, deviation = (part[None] for part in (position, count, mass, deviation))
-    sums = BinSums(count, mass, position, jnp.zeros_like(position), deviation)
-    is_pending = needs_cut(sums, None, most_excess=MOST_EXCESS)[0][0]
-    # An empty bin sits with the occupied one below.
-    position = jnp.clip(position, minimum[:, None], maximum[:, None])
-    position = running_maximum(jnp.where(count > 0, position, minimum[:, None]).T).T
-    return OnePass(
-        position,
-        count,
-        mass,
-        deviation,
-        minimum,
-        maximum,
-        exponent,
-        mass_exponent,
-        is_sound & ~is_pending & jnp.all(least >= LEAST_NORMAL),
+    start = jnp.full((chunk_of(num_points),), LEAST_NORMAL, jnp.uint32)
+    nothing = jnp.zeros((num_bins,), jnp.complex128)
+    arrays = (points,) if weights is None else (points, weights)
+    least, (with_first, with_second) = in_chunks(add, (start, (nothing, nothing)), *arrays)
+    (mass, first), (number, second) = (
+        (across.total(lax.real(pair)), across.total(lax.imag(pair)))
+        for pair in (with_first, with_second)
     )
+    is_normal = across.everywhere(jnp.all(least >= LEAST_NORMAL))
+    return (mass, first, number, second), is_normal
+
+
+def as_words(sums: SumsAboutOne) -> UInt[Array, "4 bins 2"]:
+    """Return sums as integers, in which they can leave a program where float64 is not on."""
+    return lax.bitcast_convert_type(jnp.stack(sums), jnp.uint32)
+
+
+def of_words(words: UInt[Array, "4 bins 2"]) -> SumsAboutOne:
+    """Undo it, where types of 64 bits are on."""
+    mass, first, number, second = lax.bitcast_convert_type(words, jnp.float64)
+    return mass, first, number, second
+
+
+def bins_about_one(sums: SumsAboutOne, frame: Frame) -> tuple[BinSums, Bool[Array, ""]]:
+    """Return what sums about one point say of every bin, and whether they say it.
+
+    Where types of 64 bits are on. Bins of which the sums say enough may still have to be cut.
+
+    Args:
+        sums: over all points, which are normal numbers.
+        frame: of the sums.
+
+    Returns:
+        (1, B) each, the mean of a bin in place of its lowest point.
+    """
+    dtype = frame.middle.dtype
+    mass, first, count, second = sums
+    has_points = count > 0
+    inverse = 1 / jnp.where(has_points, mass, 1)
+    mean = jnp.where(has_points, first * inverse, 0)
+    variance = jnp.where(has_points, second * inverse, 0) - mean * mean
+    variance = jnp.where(variance > _LEAST_VARIANCE * (mean * mean), variance, 0)
+    is_sound = jnp.sum(first * mean) <= _MOST_LOST * jnp.sum(mass * variance)
+    is_sound = is_sound & (jnp.sum(mass) > _LEAST_MASS)
+    is_sound = is_sound & _is_factor(frame.exponent) & _is_factor(frame.mass_exponent)
+    has_mass = mass > _LEAST_MASS
+    position = (frame.middle.astype(jnp.float64) + mean).astype(dtype)
+    position = jnp.clip(position, frame.minimum, frame.maximum)
+    bins = BinSums(
+        count.astype(jnp.int32),
+        jnp.where(has_mass, mass, 0).astype(dtype),
+        jnp.where(has_points, position, jnp.inf),
+        jnp.zeros_like(position),
+        jnp.where(has_mass, jnp.sqrt(variance), 0).astype(dtype),
+    )
+    return BinSums(*(part[None] for part in bins)), is_sound
 
 
 def _is_factor(exponent: Int[Array, " 1"]) -> Bool[Array, ""]:

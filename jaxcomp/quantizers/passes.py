@@ -5,6 +5,10 @@ sample gives the first bins, every chunk its sums over them, and the sums add up
 depends on the number of bins alone. Sums of chunks are float32 of a few hundred thousand points,
 made in float64 where there is a CPU; they are added in float64 on the host.
 
+On a CPU a chunk of a large tensor is visited once (`one_pass`), for sums about one point that are
+added up before anything is made of them. Where these do not say enough of the whole tensor, or its
+bins have to be cut, it goes the general way from the start.
+
 Axes: `B` bins; one group.
 """
 
@@ -15,8 +19,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt
 
+from jaxcomp.numerics.host import default_device
 from jaxcomp.quantizers import cells as joint
 from jaxcomp.quantizers.binning import (
     FEW,
@@ -25,6 +30,7 @@ from jaxcomp.quantizers.binning import (
     CutBins,
     DensityBins,
     density_points,
+    middle_of,
     needs_cut,
 )
 from jaxcomp.quantizers.bins import BinSums, PointBins, sums_of_bins
@@ -36,8 +42,15 @@ from jaxcomp.quantizers.histograms import (
     moments_of_sums,
     normalised_once,
 )
+from jaxcomp.quantizers.one_pass import (
+    Frame,
+    as_words,
+    bins_about_one,
+    of_words,
+    sums_about_one,
+)
 from jaxcomp.quantizers.placed_problems import PlacedProblem
-from jaxcomp.quantizers.problems import SMALL_CHUNK, Chunk, Problem, fetched
+from jaxcomp.quantizers.problems import CHUNK, SMALL_CHUNK, Chunk, Problem, fetched
 
 # A tensor of so many times the points that give the density of a small one has so many times more.
 _MANY_SAMPLES, _LARGE_SAMPLE = 32, 8
@@ -81,8 +94,12 @@ def histogram_of(problem: Problem, *, num_bins: int) -> Moments:
         sums, highest = _filled(problem, unit, rule, None, num_bins, 1)
         return sums, sums, highest
 
-    first = _density(sample, unit, num_bins=num_bins, is_part=is_part)
-    return _moments(_in_rounds(fill, first, MOST_EXCESS), unit)
+    first, middle = _density(sample, unit, num_bins=num_bins, is_part=is_part)
+    frame = Frame(unit.exponent, unit.mass_exponent, unit.minimum, unit.maximum, middle)
+    sums = _in_one_pass(problem, first, frame, num_bins)
+    if sums is None:
+        sums = _in_rounds(fill, first, MOST_EXCESS)
+    return _moments(sums, unit)
 
 
 def joint_histogram_of(problem: Problem, *, num_bins: int, num_levels: int) -> Moments:
@@ -110,6 +127,46 @@ def joint_histogram_of(problem: Problem, *, num_bins: int, num_levels: int) -> M
 
 
 _Rule = DensityBins | ValueBins | CutBins
+
+
+def _in_one_pass(
+    problem: Problem, rule: DensityBins, frame: Frame, num_bins: int
+) -> BinSums | None:
+    """Fill the first bins as `one_pass` does.
+
+    Returns:
+        The sums; None where that is not enough, or no CPU is there to do it.
+    """
+    if not _is_for_one_pass(problem):
+        return None
+    total = np.zeros((4, num_bins))
+    if isinstance(problem, PlacedProblem):
+        parts = [problem.filled_about_one(rule, frame, num_bins=num_bins)]
+    else:
+        filled = (
+            (places, _fill_about_one(chunk, rule, frame, num_bins=num_bins))
+            for places, chunk in problem.chunks()
+        )
+        parts = (part for _, part in fetched(filled))
+    for words, is_normal in parts:
+        if not is_normal:
+            return None
+        total += words.view(np.float64)[..., 0]
+    words = total.view(np.uint32).reshape(4, num_bins, 2)
+    sums, is_enough = _bins_about_one(jax.device_put(words), frame)
+    return sums if bool(is_enough) else None
+
+
+def _is_for_one_pass(problem: Problem) -> bool:
+    """Return whether one pass is likely to be enough, and a CPU there to make it."""
+    if isinstance(problem, PlacedProblem):
+        device = problem.where.mesh.devices.flat[0]
+    else:
+        device = default_device()
+    # Of 128 values an octave most bins have one or none: nearly always they have to be cut again.
+    is_coarse = problem.weights.dtype == jnp.bfloat16 and problem.scales is None
+    is_single = problem.dtype == np.float32 and not is_coarse
+    return problem.size >= CHUNK and is_single and device.platform == "cpu"
 
 
 def _in_rounds(
@@ -202,18 +259,47 @@ def _exact_cells(chunk: Chunk, unit: _Unit) -> Moments:
 
 
 @partial(jax.jit, static_argnames=("num_bins", "is_part"))
-def _density(sample: Chunk, unit: _Unit, *, num_bins: int, is_part: bool) -> DensityBins:
+def _density(
+    sample: Chunk, unit: _Unit, *, num_bins: int, is_part: bool
+) -> tuple[DensityBins, Float[Array, ""]]:
+    """Return the first bins, and a point from which most others are not far."""
     points, weights = _in_units(sample, unit)
-    return DensityBins.of(
+    few = points[:, :: points.shape[1] // FEW]
+    rule = DensityBins.of(
         points,
         weights,
-        points[:, :: points.shape[1] // FEW],
+        few,
         unit.minimum,
         unit.maximum,
         num_bins=num_bins,
         num_sampled=points.shape[1] - sample.num_padding,
         is_part=is_part,
     )
+    return rule, middle_of(few)
+
+
+@partial(jax.jit, static_argnames=("num_bins",))
+def _fill_about_one(
+    chunk: Chunk, rule: DensityBins, frame: Frame, *, num_bins: int
+) -> tuple[UInt[Array, "4 bins 2"], Bool[Array, ""]]:
+    """Return the sums of a chunk over every bin, in words, and whether they are sums of it."""
+    points, weights = chunk.scaled()
+    with jax.enable_x64(True):
+        sums, is_normal = sums_about_one(
+            points, weights, rule, frame, num_bins=num_bins, num_padding=chunk.num_padding
+        )
+        return as_words(sums), is_normal
+
+
+@jax.jit
+def _bins_about_one(
+    words: UInt[Array, "4 bins 2"], frame: Frame
+) -> tuple[BinSums, Bool[Array, ""]]:
+    """Return what the sums of all chunks say, and whether that is enough: no bin need be cut."""
+    with jax.enable_x64(True):
+        sums, is_sound = bins_about_one(of_words(words), frame)
+    is_pending, _ = needs_cut(sums, None, most_excess=MOST_EXCESS)
+    return sums, is_sound & ~is_pending[0]
 
 
 @jax.jit

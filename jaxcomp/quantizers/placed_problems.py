@@ -4,7 +4,8 @@ What a method asks of a tensor are sums over its weights, each a table as long a
 and few of its weights by their places (a sample of at most some hundred thousand gives the bins).
 Codes stay where their weights are.
 
-Sums are made of the same chunks as those of a tensor that the host deals out (`problems`), in
+Sums about one point are added up in float64 (`filled_about_one`). Those about the lowest point of
+every bin are made of the same chunks as those of a tensor that the host deals out (`problems`), in
 whatever parts devices hold them: where there is a CPU, in float64, bins and codes are those of one
 device. A table of all chunks is as long as many of them: beyond `_MOST_CHUNKS` each device adds up
 what it has, and numbers of the codebook may differ in their last digit.
@@ -19,11 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped, UInt
 
 from jaxcomp.numerics import across
 from jaxcomp.numerics.scaling import normalise
+from jaxcomp.quantizers.binning import DensityBins
 from jaxcomp.quantizers.bins import BinSums, PointBins, sums_of_bins
+from jaxcomp.quantizers.one_pass import Frame, as_words, sums_about_one
 from jaxcomp.quantizers.placed import Axes, Spread, run_on_parts
 from jaxcomp.quantizers.problems import CHUNK, SMALL_CHUNK, Chunk, Problem
 
@@ -105,6 +108,19 @@ class PlacedProblem(Problem):
 
         for chunk in range(num_chunks):
             yield BinSums(*(part(table, chunk) for table in sums)), part(highest, chunk)
+
+    def filled_about_one(
+        self, rule: DensityBins, frame: Frame, *, num_bins: int
+    ) -> tuple[UInt[np.ndarray, "4 bins 2"], np.ndarray]:
+        """Return the sums over every bin, in words, and whether they are sums: `sums_about_one`.
+
+        On CPUs only.
+        """
+        tables = (rule, frame)
+        found = self._run(
+            _filled_about_one, tables, result=_WHOLE, dtype=self.dtype, num_bins=num_bins
+        )
+        return jax.device_get(found)
 
     def encoded(
         self, encode: Callable[..., Any], tables: tuple[Any, ...], dtype: np.dtype
@@ -236,6 +252,16 @@ def _filled(
         cell = cell + chunk * num_cells
     bins = PointBins.of(cell, num_chunks * num_cells)
     return sums_of_bins(points, mass, bins), bins.maximum(points)
+
+
+def _filled_about_one(weights, importance, exponent, rule, frame, *, dtype, num_bins):
+    points = _in_units(weights, exponent, dtype)[0]
+    importance = None if importance is None else importance.reshape(-1)
+    with jax.enable_x64(True):
+        sums, is_normal = sums_about_one(
+            points, importance, rule, frame, num_bins=num_bins, num_padding=None
+        )
+        return as_words(sums), is_normal
 
 
 def _encoded(weights, importance, exponent, tables, *, dtype, encode, stored_dtype):

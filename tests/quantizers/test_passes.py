@@ -1,10 +1,11 @@
 """Histograms by chunks against dense sums in float64, and against those of whole arrays."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from slow_cases import some_slow
 
-from jaxcomp.quantizers import histogram_moments, joint_moments
+from jaxcomp.quantizers import histogram_moments, joint_moments, passes
 from jaxcomp.quantizers.passes import histogram_of, joint_histogram_of
 from jaxcomp.quantizers.problems import problem_of, survey
 from jaxcomp.quantizers.scales import Rows
@@ -88,6 +89,31 @@ def test_cells_of_value_and_importance(kind, size):
     assert second == pytest.approx(np.sum(mass * wide**2), rel=1e-5)
     whole = joint_moments(values, h, num_bins=64, num_levels=4)
     assert inner_variance(found) <= 1.5 * inner_variance(whole) + 1e-9 * second
+
+
+@pytest.mark.parametrize("kind", ["heavy tail", "subnormal", "bfloat16"])
+def test_one_pass_is_the_general_way_up_to_rounding(monkeypatch, kind):
+    values = weights("heavy tail", SIZES["many chunks"])
+    if kind == "subnormal":
+        # In the last chunk.
+        values[-5] = 1e-40
+    tensor = problem(values.astype(jnp.bfloat16) if kind == "bfloat16" else values)
+    found, in_one_pass = [], passes._in_one_pass
+    monkeypatch.setattr(
+        passes, "_in_one_pass", lambda *own: found.append(in_one_pass(*own)) or found[-1]
+    )
+    moments = histogram_of(tensor, num_bins=NUM_BINS)
+    monkeypatch.setattr(passes, "_in_one_pass", lambda *_: None)
+    general = histogram_of(tensor, num_bins=NUM_BINS)
+    assert (found[0] is not None) == (kind == "heavy tail")
+    for name, one in moments._asdict().items():
+        expected = np.asarray(getattr(general, name))
+        if kind == "heavy tail" and name in ("position", "deviation"):
+            # As exact as its units allow: sums are about one point.
+            unit = 1e-7 * float(np.ptp(expected))
+            np.testing.assert_allclose(one, expected, rtol=1e-5, atol=unit)
+        else:
+            np.testing.assert_array_equal(one, expected)
 
 
 def test_scales_divide_the_weights_and_weigh_their_errors():
