@@ -258,8 +258,9 @@ def _solve_plain(
         moments, max_clusters=max_clusters, centroid_dtype=dtype, has_one_value_per_bin=True
     )
     codebook = best.codebook(num_clusters)
-    each = codebook.num_clusters[..., None]
-    distortion = jnp.take_along_axis(best.distortion, each, axis=-1)[..., 0]
+    row = codebook.num_clusters
+    every = jnp.broadcast_to(best.distortion, (*row.shape, best.distortion.shape[-1]))
+    distortion = jnp.take_along_axis(every, row[..., None], axis=-1)[..., 0]
     return Solution(
         codebook=codebook,
         distortion=distortion,
