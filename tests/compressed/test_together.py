@@ -6,15 +6,14 @@ import pytest
 
 from jaxcomp import compress, curve
 from jaxcomp.compressed import to_bytes
-from jaxcomp.quantizers import EntropyConstrained, KMeans, RoundToNearest
+from jaxcomp.quantizers import RoundToNearest, Uniform
 from jaxcomp.quantizers.methods import on_histograms
 
-KMEANS = KMeans(num_bins=64)
 # Methods alternate, one of them solves nothing, and a leaf is a stack of layers.
 METHOD = {
-    "b*": EntropyConstrained(num_bins=32, num_symbols=8),
+    "b*": Uniform(num_bins=48),
     "c": RoundToNearest(3),
-    "*": KMEANS,
+    "*": Uniform(num_bins=64),
 }
 
 
@@ -33,35 +32,46 @@ def params():
 
 
 @pytest.fixture
+def together(monkeypatch):
+    """Return what lets leaves be solved together as on an accelerator."""
+
+    def begin():
+        monkeypatch.setattr(on_histograms, "most_together", lambda: 8)
+        monkeypatch.setattr(on_histograms, "chunk_bytes", lambda: 1 << 30)
+
+    return begin
+
+
+@pytest.fixture
 def counted(monkeypatch):
-    """Count solves of K-means, by how many leaves and layers each has."""
-    solved, solve = [], KMeans._solve
+    """Count solves with equal intervals, by how many leaves and layers each has."""
+    solved, solve = [], Uniform._solve
 
     def noted(self, moments, numbers, **options):
         solved.append(numbers.shape[0])
         return solve(self, moments, numbers, **options)
 
-    monkeypatch.setattr(KMeans, "_solve", noted)
+    monkeypatch.setattr(Uniform, "_solve", noted)
     return solved
 
 
 @pytest.mark.parametrize("budget", [{}, {"bits_per_weight": 4.0}], ids=["none", "bits"])
-def test_files_are_those_of_each_leaf_alone(params, budget, counted, monkeypatch):
+def test_files_are_those_of_each_leaf_alone(params, budget, counted, together):
     options = {"method": METHOD, "stacked": "a1", **budget}
     alone = to_bytes(compress(params, **options))
     assert set(counted) == {1}
     counted.clear()
-    monkeypatch.setattr(on_histograms, "most_together", lambda: 8)
+    together()
     assert to_bytes(compress(params, **options)) == alone
-    # Two leaves and three layers, filled up.
-    assert counted[0] == 8
+    # Two leaves and three layers, filled up; then the two leaves of the other method.
+    assert counted[:2] == [8, 2]
 
 
-def test_curves_are_those_of_each_leaf_alone(params, monkeypatch):
+def test_curves_are_those_of_each_leaf_alone(params, together):
     options = {"method": METHOD, "stacked": "a1"}
     alone = curve(params, **options)
-    monkeypatch.setattr(on_histograms, "most_together", lambda: 8)
-    together = curve(params, **options)
-    assert list(together) == list(alone)
-    for ours, theirs in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+    together()
+    found = curve(params, **options)
+    assert list(found) == list(alone)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(alone), strict=True):
         np.testing.assert_array_equal(ours, theirs)

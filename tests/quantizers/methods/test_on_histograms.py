@@ -1,4 +1,4 @@
-"""Several tensors that are solved by one call become what each becomes alone, bit for bit."""
+"""Several tensors that are solved by one call become what each becomes alone."""
 
 import jax
 import numpy as np
@@ -44,10 +44,22 @@ def assert_same(found, expected):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_group_becomes_what_each_becomes_alone(name, problems, together):
+    """Bit for bit on a CPU, but for sums over cells.
+
+    XLA may contract a product and a sum to one operation in one of both programs, and rates and
+    distortions of the entropy-constrained solve are such sums.
+    """
     method = METHODS[name]
     parameters = parameters_of(method)
     found = list(method.curves(problems, [parameters] * len(problems)))
-    assert_same(found, [method.curve(problem, parameters) for problem in problems])
+    expected = [method.curve(problem, parameters) for problem in problems]
+    if name == "entropy_constrained":
+        for field in ("rate_bits", "distortion"):
+            for ours, theirs in zip(found, expected, strict=True):
+                close = getattr(theirs, field)
+                np.testing.assert_allclose(getattr(ours, field), close, rtol=1e-6, atol=1e-7)
+        found, expected = ([own.codebook for own in curves] for curves in (found, expected))
+    assert_same(found, expected)
 
 
 def test_points_are_those_of_each_alone(problems, together):
