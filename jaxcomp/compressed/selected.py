@@ -31,7 +31,7 @@ from jaxcomp.compressed.tensors import (
     packed,
     tensor_of,
 )
-from jaxcomp.compressed.together import Asked, curves_together, points_together
+from jaxcomp.compressed.together import AskedLeaf, curves_together, points_together
 from jaxcomp.compressed.tree import CompressedTree, TreeLayout, kept_bits
 from jaxcomp.curvature import CurvaturePolicy
 from jaxcomp.curvature.layer_inputs import OpenNetwork
@@ -112,9 +112,9 @@ class Tensor(NamedTuple):
         """Bytes of the weights."""
         return self.layout.dtype.itemsize * self.num_weights
 
-    def asked(self, parameters: Any) -> Asked:
+    def asked(self, parameters: Any) -> AskedLeaf:
         """The tensor with the parameter of a point, or those of a curve."""
-        return Asked(self.method, self.problems, parameters)
+        return AskedLeaf(self.method, self.problems, parameters)
 
     def candidates(self) -> np.ndarray:
         """The parameters that a budget may choose."""

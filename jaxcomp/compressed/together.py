@@ -17,7 +17,7 @@ from jaxcomp.quantizers.problems import Problem
 _Result = TypeVar("_Result")
 
 
-class Asked(NamedTuple):
+class AskedLeaf(NamedTuple):
     """A leaf and what is asked of it.
 
     Attributes:
@@ -31,10 +31,10 @@ class Asked(NamedTuple):
     parameters: Any
 
 
-def curves_together(leaves: Sequence[Asked]) -> Iterator[list[Curve]]:
+def curves_together(leaves: Sequence[AskedLeaf]) -> Iterator[list[Curve]]:
     """Yield the curves of the layers of every leaf, in order; distortions in original units."""
 
-    def of_leaves(method: Method, own: Sequence[Asked]) -> Iterator[Curve]:
+    def of_leaves(method: Method, own: Sequence[AskedLeaf]) -> Iterator[Curve]:
         exponents: deque[int] = deque()  # several layers are taken before the first one is found
 
         def layers() -> Iterator[Problem]:
@@ -48,7 +48,7 @@ def curves_together(leaves: Sequence[Asked]) -> Iterator[list[Curve]]:
     return _by_method(leaves, of_leaves)
 
 
-def points_together(leaves: Sequence[Asked]) -> Iterator[list[Point]]:
+def points_together(leaves: Sequence[AskedLeaf]) -> Iterator[list[Point]]:
     """Yield the points of the layers of every leaf, in order."""
     return _by_method(
         leaves, lambda method, own: iter(method.points(_layers(own), _parameters(own)))
@@ -56,8 +56,8 @@ def points_together(leaves: Sequence[Asked]) -> Iterator[list[Point]]:
 
 
 def _by_method(
-    leaves: Sequence[Asked],
-    find: Callable[[Method, Sequence[Asked]], Iterator[_Result]],
+    leaves: Sequence[AskedLeaf],
+    find: Callable[[Method, Sequence[AskedLeaf]], Iterator[_Result]],
 ) -> Iterator[list[_Result]]:
     """Yield what is found of every leaf, each as soon as it is known.
 
@@ -65,7 +65,7 @@ def _by_method(
         leaves: in the order of the results.
         find: `(method, its leaves) -> what is found of each of their layers`, in order.
     """
-    of_method: dict[Method, list[Asked]] = {}
+    of_method: dict[Method, list[AskedLeaf]] = {}
     for leaf in leaves:
         of_method.setdefault(leaf.method, []).append(leaf)
     found = {method: find(method, own) for method, own in of_method.items()}
@@ -73,12 +73,12 @@ def _by_method(
         yield list(islice(found[leaf.method], len(leaf.problems)))
 
 
-def _layers(leaves: Sequence[Asked]) -> Iterator[Problem]:
+def _layers(leaves: Sequence[AskedLeaf]) -> Iterator[Problem]:
     for leaf in leaves:
         yield from leaf.problems
 
 
-def _parameters(leaves: Sequence[Asked]) -> Iterator[Any]:
+def _parameters(leaves: Sequence[AskedLeaf]) -> Iterator[Any]:
     for leaf in leaves:
         for _ in range(len(leaf.problems)):
             yield leaf.parameters
