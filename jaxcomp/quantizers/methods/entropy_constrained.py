@@ -110,21 +110,21 @@ class EntropyConstrained(HistogramMethod):
     def _solve(
         self,
         moments: Moments,
-        numbers: Float[np.ndarray, "L M"],
+        numbers: Float[np.ndarray, "*L M"],
         *,
         max_clusters: int,
         dtype: np.dtype,
     ) -> RateDistortionCurve:
         return solve_entropy_constrained(
             moments,
-            numbers[:, None],
+            numbers[..., None, :],
             max_clusters=max_clusters,
             num_iterations=self.num_iterations,
             centroid_dtype=dtype,
         )
 
     def _curve_of(self, asked: Asked, found: RateDistortionCurve) -> Curve:
-        found = jax.tree.map(lambda part: part[0], found)
+        found = jax.tree.map(lambda part: np.asarray(part)[0], found)
         problem = asked.problem
         return Curve(
             parameter=np.asarray(asked.parameters, np.float64),

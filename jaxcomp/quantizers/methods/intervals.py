@@ -73,7 +73,7 @@ class _Intervals(HistogramMethod):
         problem = asked.problem
         centroids, thresholds, _ = found.codebook
         size = sizes.code_size(
-            _counts(asked.moments, thresholds),
+            _counts(asked.moments, np.asarray(thresholds)),
             num_clusters=asked.numbers,
             centroid_bits=problem.value_bits,
         )
@@ -133,7 +133,7 @@ class KMeans(_Intervals):
     def _solve(
         self,
         moments: Moments,
-        numbers: Int[np.ndarray, "L M"],
+        numbers: Int[np.ndarray, "*L M"],
         *,
         max_clusters: int,
         dtype: np.dtype,
@@ -182,7 +182,7 @@ class Optimal(_Intervals):
     def _solve(
         self,
         moments: Moments,
-        numbers: Int[np.ndarray, "L M"],
+        numbers: Int[np.ndarray, "*L M"],
         *,
         max_clusters: int,
         dtype: np.dtype,
@@ -213,7 +213,7 @@ class Uniform(_Intervals):
     def _solve(
         self,
         moments: Moments,
-        numbers: Int[np.ndarray, "L M"],
+        numbers: Int[np.ndarray, "*L M"],
         *,
         max_clusters: int,
         dtype: np.dtype,
@@ -236,8 +236,8 @@ def _counts(
 @partial(jax.jit, static_argnames=("max_clusters", "dtype"))
 def _solve_diameter(
     moments: Moments,
-    num_clusters: Int[Array, "L M"],
-    diameter_penalty: Float[Any, "L M"],
+    num_clusters: Int[Array, "*L M"],
+    diameter_penalty: Float[Any, "*L M"],
     *,
     max_clusters: int,
     dtype: jnp.dtype,
@@ -251,7 +251,7 @@ def _solve_diameter(
 
 @partial(jax.jit, static_argnames=("max_clusters", "dtype"))
 def _solve_plain(
-    moments: Moments, num_clusters: Int[Array, "L M"], *, max_clusters: int, dtype: jnp.dtype
+    moments: Moments, num_clusters: Int[Array, "*L M"], *, max_clusters: int, dtype: jnp.dtype
 ) -> Solution:
     # No bound is read here: without its search the solve takes half of the time.
     best = solve_optimal(

@@ -118,20 +118,22 @@ class HistogramMethod(CodebookMethod):
 
     def _solved_together(self, asked: Sequence[Asked], size: int) -> list[Curve]:
         """Return the curves of tensors of one kind, filled up by the last one to so many."""
-        padded = [*asked, *asked[-1:] * (size - len(asked))]
-        moments = asked[0].moments
+        padded = [*asked, *[asked[-1]] * (size - len(asked))]
+        moments, numbers = asked[0].moments, asked[0].numbers
         if size > 1:
             moments = _stacked([one.moments for one in padded])
+            numbers = np.stack([one.numbers for one in padded])
         found = self._solve(
             moments,
-            np.stack([one.numbers for one in padded]),
+            numbers,
             max_clusters=asked[0].max_clusters,
             dtype=asked[0].problem.codebook_dtype,
         )
         # One wait for all of them; on the host, since rows that are taken on the device are
         # programs of their own.
         moments, found = jax.device_get((moments, found))
-        moments = moments if size > 1 else jax.tree.map(lambda part: part[None], moments)
+        if size == 1:
+            moments, found = jax.tree.map(lambda part: part[None], (moments, found))
         curves = []
         for place, one in enumerate(asked):
             row = jax.tree.map(lambda part, place=place: part[place], (moments, found))
@@ -152,21 +154,21 @@ class HistogramMethod(CodebookMethod):
     def _solve(
         self,
         moments: Moments,
-        numbers: Shaped[np.ndarray, "L M"],
+        numbers: Shaped[np.ndarray, "*L M"],
         *,
         max_clusters: int,
         dtype: np.dtype,
     ) -> Any:
-        """Solve several tensors.
+        """Solve one tensor or several.
 
         Args:
-            moments: of (L, 1) groups, or of (1,) if L is 1.
-            numbers: of each, see `Asked`.
+            moments: of (1,) groups, or of (L, 1).
+            numbers: (M,), or (L, M) of several; see `Asked`.
             max_clusters: K, static.
             dtype: of the centroids, static.
 
         Returns:
-            A pytree of arrays with leading axis L.
+            A pytree of arrays; of several with leading axis L.
         """
 
     @abstractmethod
