@@ -123,7 +123,7 @@ class EntropyConstrained(HistogramMethod):
             centroid_dtype=dtype,
         )
 
-    def _curve_of(self, asked: Asked, found: RateDistortionCurve) -> Curve:
+    def _curve_of(self, asked: Asked, found: Any) -> Curve:
         found = jax.tree.map(lambda part: np.asarray(part)[0], found)
         problem = asked.problem
         return Curve(
