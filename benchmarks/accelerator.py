@@ -10,6 +10,7 @@ and the rate of matrix products; then each part, as a share of the one that limi
   the weights have to be read once and codes of a byte to be written: that, at the bandwidth of the
   copy, is the share of 100 %.
 - `rows`: the same kernel on 8192 rows of 8192, each with a codebook of its own.
+- `leaves`: `compress` of 100 leaves of 10^4 weights, codebooks solved 16 at a time and one by one.
 - `convolution`, `transformer`: diagonals and layer Hessians of the sweep's convolutional network
   and of a transformer block, in gradients of the same batch; products are in full float32.
 - `rounding`: a layer of 4096 x 4096 with feedback, against the product S W in full float32.
@@ -51,6 +52,7 @@ from accelerator_parts.networks import convolutional, curvature, torch_part, tra
 from accelerator_parts.quantizers import (
     blahut_arimoto_part,
     kmeans_part,
+    leaves_part,
     machine,
     rounding_part,
     rows_part,
@@ -83,6 +85,7 @@ PARTS = {
     "machine": Part(machine, 25),
     "kmeans": Part(kmeans_part, 90),
     "rows": Part(rows_part, 50),
+    "leaves": Part(leaves_part, 30),
     "convolution": Part(partial(curvature, convolutional), 60),
     "transformer": Part(partial(curvature, transformer), 40),
     "rounding": Part(rounding_part, 50),

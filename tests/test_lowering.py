@@ -61,10 +61,24 @@ WEIGHTS = (floats(N), floats(N))
 MOMENTS = jax.eval_shape(partial(quantizers.histogram_moments, num_bins=BINS), *WEIGHTS)
 CELLS = jax.eval_shape(partial(quantizers.joint_moments, num_bins=16, num_levels=3), *WEIGHTS)
 CHUNK = Chunk(*WEIGHTS, None, integers())
+LEAVES = 3
 
 
 def on_moments(solver: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     return lambda *moments: solver(quantizers.Moments(*moments), max_clusters=K, **options)
+
+
+def of_leaves(
+    method: quantizers.Method, moments: Any, numbers: jax.ShapeDtypeStruct, *, float64: int = 0
+) -> Case:
+    """Solve several leaves by one call, as methods do."""
+    dtype = np.dtype(np.float32)
+
+    def solve(numbers: jax.Array, *moments: jax.Array) -> Any:
+        return method._solve(quantizers.Moments(*moments), numbers, max_clusters=K, dtype=dtype)
+
+    stacked = (jax.ShapeDtypeStruct((LEAVES, 1, *part.shape), part.dtype) for part in moments)
+    return Case(solve, (numbers, *stacked), float64)
 
 
 def programs(case: Case, platforms: tuple[str, ...] = PLATFORMS) -> list["Program"]:
@@ -188,6 +202,14 @@ QUANTIZERS = {
             quantizers.Moments(*m), multipliers, max_clusters=K
         ),
         (floats(2), *CELLS),
+    ),
+    "kmeans_of_leaves": of_leaves(quantizers.KMeans(), MOMENTS, integers(LEAVES, 2), float64=FEWER),
+    "optimal_of_leaves": of_leaves(
+        quantizers.Optimal(), MOMENTS, integers(LEAVES, 2), float64=FEWER
+    ),
+    "uniform_of_leaves": of_leaves(quantizers.Uniform(), MOMENTS, integers(LEAVES, 2)),
+    "entropy_constrained_of_leaves": of_leaves(
+        quantizers.EntropyConstrained(), CELLS, floats(LEAVES, 2)
     ),
     "entropy_constrained": Case(
         partial(quantizers.entropy_constrained, max_clusters=K, num_bins=16, num_levels=3),
@@ -329,6 +351,8 @@ _SLOW = (
     "polish_kmeans",
     "optimal_kmeans",
     "uniform",
+    "optimal_of_leaves",
+    "uniform_of_leaves",
     "entropy_constrained",
     "round_layer",
     "output_importance",
@@ -372,7 +396,7 @@ def no_float64(monkeypatch, programs_apart):
         yield
 
 
-@pytest.mark.parametrize("name", ["kmeans", "optimal_diameter_kmeans"])
+@pytest.mark.parametrize("name", ["kmeans", "kmeans_of_leaves", "optimal_diameter_kmeans"])
 def test_kmeans_is_without_float64_on_tpus(name, no_float64):
     (found,) = programs(CASES[name], ("tpu",))
     assert found.float64 == 0

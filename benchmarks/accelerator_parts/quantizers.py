@@ -2,6 +2,7 @@
 
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from accelerator_parts.work import Work, send
@@ -96,6 +97,28 @@ def rows_part(work: Work) -> None:
             lambda points=points: kmeans(points, num_clusters=16),
             **quantizing(number * length),
         )
+
+
+def leaves_part(work: Work) -> None:
+    """Many small leaves, whose solves are sequences of small operations: together, one by one."""
+    import jaxcomp
+    from jaxcomp.quantizers import EntropyConstrained, KMeans, Uniform
+    from jaxcomp.quantizers.methods import on_histograms
+
+    number, size, together = (100, 100, 16) if work.is_full else (3, 10, 2)
+    draw = np.random.default_rng(0).standard_normal
+    params = {f"kernel{k}": draw((size, size)).astype(np.float32) for k in range(number)}
+    for method in (KMeans(16), EntropyConstrained()) if work.is_full else (Uniform(4),):
+        name = f"compress, {type(method).__name__}, {number} leaves of {size**2}"
+        alone = f"{name}, one by one"
+        for case, most in ((alone, 1), (name, together)):
+            with patch.object(on_histograms, "most_together", lambda most=most: most):
+                work.time(
+                    case,
+                    partial(jaxcomp.compress, params, method),
+                    rate=(number, "leaf"),
+                    against=None if case == alone else alone,
+                )
 
 
 def rounding_part(work: Work) -> None:

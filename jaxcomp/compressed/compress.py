@@ -12,12 +12,12 @@ from jaxtyping import PyTree
 
 from jaxcomp.coding.streams import Effort
 from jaxcomp.compressed.layers import compress_layers, open_network, with_inputs
-from jaxcomp.compressed.points import own_parameters, points_within
+from jaxcomp.compressed.points import own_parameters, points_within, with_curves, with_points
 from jaxcomp.compressed.selected import Selected, select_leaves
 from jaxcomp.compressed.spending import Spending
 from jaxcomp.compressed.spool import Spool
 from jaxcomp.compressed.tree import CompressedTree
-from jaxcomp.compressed.workers import ALONE, Workers
+from jaxcomp.compressed.workers import Workers
 from jaxcomp.curvature import CurvaturePolicy, DiagonalEstimate, Layers
 from jaxcomp.long_call import LongCall
 from jaxcomp.numerics.placement import automatic_axes, to_automatic
@@ -204,9 +204,16 @@ def compress_streamed(
 
 
 def _compressed(
-    selected: Selected, spending: Spending, *, is_shared: bool, workers: Workers = ALONE
+    selected: Selected, spending: Spending, *, is_shared: bool, workers: Workers | None = None
 ) -> CompressedTree:
-    """Compress a tree without layers; `is_shared` if relative errors of all leaves count alike."""
+    """Compress a tree without layers.
+
+    Args:
+        selected: the tree taken apart.
+        spending: the budget, if any, and what tensors take of it.
+        is_shared: whether relative errors of all leaves count alike.
+        workers: who visits leaves of which not all are in memory; None if they are.
+    """
     tensors, budget = selected.tensors, spending.budget
     names = sorted({tensor.method.name for tensor in tensors.values()})
     total = len(tensors) * (1 if budget is None else 3)
@@ -214,10 +221,8 @@ def _compressed(
         if budget is None:
             found, own = {}, list(tensors.values())
             parameters = own_parameters(own, shared=is_shared)
-            applied = workers.each(
-                lambda pair: pair[0].apply(pair[0].points(pair[1])),
-                list(zip(own, parameters, strict=True)),
-                [tensor.num_bytes for tensor in own],
+            applied = with_points(
+                own, parameters, lambda tensor, points: tensor.apply(points), workers
             )
             for done, number in enumerate(tensors):
                 report(done, total, shorten(tensors[number].paths, 1))
@@ -271,7 +276,9 @@ def curve(
             tensors = [with_inputs(tensor, network, estimate) for tensor in tensors]
         found = {}
         with LongCall("measuring curves", len(tensors)) as report:
+            asked = [tensor.candidates() for tensor in tensors]
+            curves = with_curves(tensors, asked, lambda tensor, own: tensor.joined(own))
             for done, tensor in enumerate(tensors):
                 report(done, len(tensors), shorten(tensor.paths, 1))
-                found[tensor.paths[0]] = tensor.joined(tensor.curves())
+                found[tensor.paths[0]] = next(curves)
         return found

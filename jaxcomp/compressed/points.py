@@ -1,8 +1,8 @@
 """Operating points of the tensors of a tree that keep to a budget, by what their codes need."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -12,10 +12,13 @@ from jaxcomp.compressed.rate_control import largest_under
 from jaxcomp.compressed.selected import Tensor
 from jaxcomp.compressed.spending import Spending
 from jaxcomp.compressed.tensors import CompressedTensor, size_of
+from jaxcomp.compressed.together import curves_together, points_together
 from jaxcomp.compressed.workers import ALONE, Workers
-from jaxcomp.quantizers.curves import Curve
+from jaxcomp.quantizers.curves import Curve, Point
 from jaxcomp.quantizers.methods import Method
 from jaxcomp.trees.paths import shorten
+
+_Result = TypeVar("_Result")
 
 # How often a choice is repeated to keep to a budget that the first one missed.
 _MOST_CHOICES = 6
@@ -42,6 +45,48 @@ def own_parameters(tensors: list[Tensor], *, shared: bool) -> list[Any]:
     return parameters
 
 
+def with_curves(
+    tensors: Sequence[Tensor],
+    parameters: Sequence[np.ndarray],
+    then: Callable[[Tensor, list[Curve]], _Result],
+    workers: Workers | None = None,
+) -> Iterator[_Result]:
+    """Yield what becomes of every tensor and its curves, in order.
+
+    Args:
+        tensors: to visit.
+        parameters: of the points of each.
+        then: `(tensor, curves of its layers) -> result`.
+        workers: who visits them, one by one and no more at a time than may be in memory; None if
+            all are, so that those of one method may be solved together.
+    """
+    if workers is None:
+        asked = [own.asked(some) for own, some in zip(tensors, parameters, strict=True)]
+        return map(then, tensors, curves_together(asked))
+    return workers.each(
+        lambda pair: then(pair[0], pair[0].curves(pair[1])),
+        list(zip(tensors, parameters, strict=True)),
+        [tensor.num_bytes for tensor in tensors],
+    )
+
+
+def with_points(
+    tensors: Sequence[Tensor],
+    parameters: Sequence[Any],
+    then: Callable[[Tensor, list[Point]], _Result],
+    workers: Workers | None = None,
+) -> Iterator[_Result]:
+    """Yield what becomes of every tensor and the points of its layers at a parameter, likewise."""
+    if workers is None:
+        asked = [own.asked(some) for own, some in zip(tensors, parameters, strict=True)]
+        return map(then, tensors, points_together(asked))
+    return workers.each(
+        lambda pair: then(pair[0], pair[0].points(pair[1])),
+        list(zip(tensors, parameters, strict=True)),
+        [tensor.num_bytes for tensor in tensors],
+    )
+
+
 def points_within(
     tensors: Mapping[int, Tensor],
     budget: Budget,
@@ -49,7 +94,7 @@ def points_within(
     report: Callable[[int, int, str], None],
     *,
     is_relative: bool,
-    workers: Workers = ALONE,
+    workers: Workers | None = None,
 ) -> dict[int, CompressedTensor]:
     """Apply the points that keep to a budget, by what the codes really cost.
 
@@ -59,18 +104,18 @@ def points_within(
         spending: what tensors need of it.
         report: of progress.
         is_relative: whether the error of every layer counts relative to the squares of its weights.
-        workers: who visits the tensors.
+        workers: see `with_curves`.
     """
     if not tensors:
         return {}
     numbers, total = list(tensors), 3 * len(tensors)
     own = list(tensors.values())
-    num_bytes = [tensor.num_bytes for tensor in own]
     curves, energies = [], []
-    measured = workers.each(
-        lambda tensor: (tensor.curves(), tensor.energies() if is_relative else [1.0]),
+    measured = with_curves(
         own,
-        num_bytes,
+        [tensor.candidates() for tensor in own],
+        lambda tensor, found: (found, tensor.energies() if is_relative else [1.0]),
+        workers,
     )
     for done, tensor in enumerate(own):
         report(done, total, shorten(tensor.paths, 1))
@@ -78,15 +123,22 @@ def points_within(
         curves.append(curve)
         energies.append(np.asarray(energy))
     places = choose(*rates_and_costs(own, curves, energies), budget).tolist()
-    closer = workers.each(
-        lambda number: own[number].closer(curves[number], places[number]),
-        range(len(own)),
-        num_bytes,
+    between = {
+        number: parameters
+        for number, tensor in enumerate(own)
+        if (parameters := tensor.between(curves[number], places[number])) is not None
+    }
+    closer = with_curves(
+        [own[number] for number in between],
+        list(between.values()),
+        lambda _, found: found,
+        workers,
     )
-    found = []
-    for number, tensor in enumerate(own):
-        report(len(own) + number, total, shorten(tensor.paths, 1))
-        found.append(next(closer))
+    found = list(curves)
+    for number in between:
+        report(len(own) + number, total, shorten(own[number].paths, 1))
+        pairs = zip(curves[number], next(closer), strict=True)
+        found[number] = [coarse.and_points_of(fine) for coarse, fine in pairs]
     choice = _Choice(own, found, energies, budget, spending, numbers, workers)
     for _ in range(_MOST_CHOICES):
         if choice.step(report):
@@ -122,7 +174,7 @@ class _Choice:
         budget: Budget,
         spending: Spending,
         numbers: Sequence[int],
-        workers: Workers,
+        workers: Workers | None,
     ) -> None:
         self._tensors, self._curves, self._energies = tensors, curves, energies
         self._budget, self._spending, self._numbers = budget, spending, numbers
@@ -139,7 +191,7 @@ class _Choice:
         is_least = self._aim <= least_of(self._rates, self._costs, budget)
         places = choose(self._rates, self._costs, budget.at(self._aim)).tolist()
         new = [pair for pair in enumerate(places) if pair not in self._applied]
-        coded = self._workers.each(
+        coded = (self._workers or ALONE).each(
             self._coded, new, [self._tensors[number].num_bytes for number, _ in new]
         )
         for number, place in new:
@@ -190,13 +242,18 @@ class _Choice:
         if not any(is_fluid):
             return
 
+        fluid = [number for number, own in enumerate(is_fluid) if own]
+
         def try_at(halvings: float) -> tuple[float, list[CompressedTensor]]:
-            found = [
-                tensor.apply(tensor.points(float(parameter) * 0.5**halvings)) if fluid else leaf
-                for tensor, parameter, fluid, leaf in zip(
-                    self._tensors, chosen, is_fluid, best.leaves, strict=True
-                )
-            ]
+            finer = with_points(
+                [self._tensors[number] for number in fluid],
+                [float(chosen[number]) * 0.5**halvings for number in fluid],
+                lambda tensor, points: tensor.apply(points),
+                self._workers,
+            )
+            found = list(best.leaves)
+            for number, leaf in zip(fluid, finer, strict=True):
+                found[number] = leaf
             return self._spent(found), found
 
         start = 2 * math.log2(limit / best.reached)

@@ -31,6 +31,7 @@ from jaxcomp.compressed.tensors import (
     packed,
     tensor_of,
 )
+from jaxcomp.compressed.together import AskedLeaf, curves_together, points_together
 from jaxcomp.compressed.tree import CompressedTree, TreeLayout, kept_bits
 from jaxcomp.curvature import CurvaturePolicy
 from jaxcomp.curvature.layer_inputs import OpenNetwork
@@ -111,26 +112,32 @@ class Tensor(NamedTuple):
         """Bytes of the weights."""
         return self.layout.dtype.itemsize * self.num_weights
 
+    def asked(self, parameters: Any) -> AskedLeaf:
+        """The tensor with the parameter of a point, or those of a curve."""
+        return AskedLeaf(self.method, self.problems, parameters)
+
+    def candidates(self) -> np.ndarray:
+        """The parameters that a budget may choose."""
+        own = self.method.parameter
+        return self.method.candidates() if own is None else np.asarray([own])
+
+    def between(self, curves: Sequence[Curve], place: int) -> np.ndarray | None:
+        """More parameters around one of some curves; None if there are none between two."""
+        parameters = curves[0].parameter
+        return self.method.between(parameters, place) if len(parameters) > 1 else None
+
     def points(self, parameter: Any) -> list[Point]:
         """The operating point of every layer."""
-        return [self.method.point(problem, parameter) for problem in self.problems]
+        return next(points_together([self.asked(parameter)]))
 
     def curves(self, parameters: np.ndarray | None = None) -> list[Curve]:
         """The points of every layer that a budget may choose, distortions in original units."""
-        own = self.method.parameter
-        if parameters is None:
-            parameters = self.method.candidates() if own is None else np.asarray([own])
-        curves = []
-        for problem in self.problems:
-            found = self.method.curve(problem, parameters)
-            distortion = np.ldexp(found.distortion, problem.distortion_exponent)
-            curves.append(found._replace(distortion=distortion))
-        return curves
+        asked = self.candidates() if parameters is None else parameters
+        return next(curves_together([self.asked(asked)]))
 
     def closer(self, curves: Sequence[Curve], place: int) -> list[Curve]:
         """The same curves with more points around one, if there are any between two."""
-        parameters = curves[0].parameter
-        between = self.method.between(parameters, place) if len(parameters) > 1 else None
+        between = self.between(curves, place)
         if between is None:
             return list(curves)
         more = self.curves(between)

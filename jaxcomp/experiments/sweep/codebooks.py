@@ -256,7 +256,7 @@ def _of_sizes(
     if shared and isinstance(method, Optimal):
         # Every size costs nothing more, and the largest budget is shared too.
         sizes = list(range(1, SHARED_FACTOR * sizes[-1] + 1))
-    curves = [method.curve(problem, np.asarray(sizes)) for problem in problems]
+    curves = list(method.curves(problems, [np.asarray(sizes)] * len(problems)))
     place = {size: number for number, size in enumerate(sizes)}
     found = {}
     for variant in variants:
@@ -339,10 +339,7 @@ def _of_multipliers(
     ratio = {"equal": np.ones(len(own)), "optimal": pooled / np.where(own > 0, own, np.inf)}
     parameter = np.array([variant.parameter for variant in variants])
     shares = np.stack([ratio[variant.allocation] for variant in variants], axis=1)
-    curves = [
-        method.curve(problem, parameter * share)
-        for problem, share in zip(problems, shares, strict=True)
-    ]
+    curves = list(method.curves(problems, [parameter * share for share in shares]))
     return {
         variant.id: tuple(curve.at(point) for curve in curves)
         for point, variant in enumerate(variants)

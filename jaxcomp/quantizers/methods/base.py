@@ -6,7 +6,7 @@ chunks (`jaxcomp.quantizers.problems`), so that what is compiled does not depend
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, Self
@@ -197,6 +197,30 @@ class Method(ABC):
         """Return one operating point; nothing is measured where the parameter says all of it."""
         del problem
         return Point(float(parameter))
+
+    def curves(
+        self,
+        problems: Iterable[Problem],
+        parameters: Iterable[Shaped[np.ndarray, " points"]],
+    ) -> Iterator[Curve]:
+        """Yield the curves of several tensors, in order; one by one, unless a method can do better.
+
+        Args:
+            problems: the tensors, prepared; no more of them are taken than are solved together.
+            parameters: (M,) to look at, of each.
+        """
+        for problem, own in zip(problems, parameters, strict=True):
+            yield self.curve(problem, own)
+
+    def points(self, problems: Iterable[Problem], parameters: Iterable[Any]) -> Iterator[Point]:
+        """Yield one operating point of each of several tensors, likewise.
+
+        Args:
+            problems: the tensors, prepared.
+            parameters: of each.
+        """
+        for problem, parameter in zip(problems, parameters, strict=True):
+            yield self.point(problem, parameter)
 
     @abstractmethod
     def encode(self, problem: Problem, point: Point) -> Encoded:

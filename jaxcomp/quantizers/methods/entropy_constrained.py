@@ -13,22 +13,20 @@ from jaxcomp.numerics.checks import check_count
 from jaxcomp.quantizers.assignment import assignment_dtype
 from jaxcomp.quantizers.chunk_errors import counts_of, measured
 from jaxcomp.quantizers.curves import Curve, Point
-from jaxcomp.quantizers.methods.base import (
-    ChunkCodes,
-    CodebookMethod,
-    Encoded,
-    scale_bits,
-)
+from jaxcomp.quantizers.histograms import Moments
+from jaxcomp.quantizers.methods.base import ChunkCodes, Encoded, scale_bits
+from jaxcomp.quantizers.methods.on_histograms import Asked, HistogramMethod
 from jaxcomp.quantizers.passes import histogram_of, joint_histogram_of
 from jaxcomp.quantizers.problems import Chunk, Problem
 from jaxcomp.quantizers.scalar.entropy_constrained import (
+    RateDistortionCurve,
     cheapest_symbols,
     solve_entropy_constrained,
 )
 
 
 @dataclass(frozen=True)
-class EntropyConstrained(CodebookMethod):
+class EntropyConstrained(HistogramMethod):
     """The least distortion for the bits of an entropy coder: cheap symbols attract weights.
 
     Attributes:
@@ -98,7 +96,7 @@ class EntropyConstrained(CodebookMethod):
     def number(self, parameter: float) -> str:
         return f"{parameter:.3g}"
 
-    def curve(self, problem: Problem, parameters: Shaped[np.ndarray, " points"]) -> Curve:
+    def _asked(self, problem: Problem, parameters: Shaped[np.ndarray, " points"]) -> Asked:
         if problem.importance is None and problem.scales is None:
             # There are no levels to tell apart.
             moments = histogram_of(problem, num_bins=self.num_bins * min(2, self.num_levels))
@@ -106,16 +104,30 @@ class EntropyConstrained(CodebookMethod):
             moments = joint_histogram_of(
                 problem, num_bins=self.num_bins, num_levels=self.num_levels
             )
-        found = solve_entropy_constrained(
+        multipliers = np.asarray(parameters, np.float32)
+        return Asked(problem, np.asarray(parameters), moments, multipliers, self.num_symbols)
+
+    def _solve(
+        self,
+        moments: Moments,
+        numbers: Float[np.ndarray, "*L M"],
+        *,
+        max_clusters: int,
+        dtype: np.dtype,
+    ) -> RateDistortionCurve:
+        return solve_entropy_constrained(
             moments,
-            jnp.asarray(parameters, jnp.float32)[None],
-            max_clusters=self.num_symbols,
+            numbers[..., None, :],
+            max_clusters=max_clusters,
             num_iterations=self.num_iterations,
-            centroid_dtype=problem.codebook_dtype,
+            centroid_dtype=dtype,
         )
+
+    def _curve_of(self, asked: Asked, found: Any) -> Curve:
         found = jax.tree.map(lambda part: np.asarray(part)[0], found)
+        problem = asked.problem
         return Curve(
-            parameter=np.asarray(parameters, np.float64),
+            parameter=np.asarray(asked.parameters, np.float64),
             rate_bits=found.rate_bits.astype(np.float64),
             side_bits=float(problem.value_bits) * found.num_used + scale_bits(problem),
             distortion=found.distortion.astype(np.float64),

@@ -4,7 +4,6 @@ All are solved on a histogram of moments; the weights themselves are visited onc
 once to be assigned.
 """
 
-from abc import abstractmethod
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
@@ -22,13 +21,8 @@ from jaxcomp.quantizers.assignment import assign, nearest_thresholds
 from jaxcomp.quantizers.chunk_errors import counts_of, measured
 from jaxcomp.quantizers.curves import Curve, Point
 from jaxcomp.quantizers.histograms import Moments, bins_for
-from jaxcomp.quantizers.methods.base import (
-    ChunkCodes,
-    CodebookMethod,
-    Encoded,
-    power_of_two,
-    scale_bits,
-)
+from jaxcomp.quantizers.methods.base import ChunkCodes, Encoded, power_of_two, scale_bits
+from jaxcomp.quantizers.methods.on_histograms import Asked, HistogramMethod
 from jaxcomp.quantizers.passes import histogram_of
 from jaxcomp.quantizers.problems import Chunk, Problem
 from jaxcomp.quantizers.scalar.diameter import PENALTY_FORMS, PenaltyForm
@@ -43,7 +37,7 @@ _CANDIDATES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
 @dataclass(frozen=True)
-class _Intervals(CodebookMethod):
+class _Intervals(HistogramMethod):
     """Clusters that are intervals of the weights, or of the weights over their scales."""
 
     parameter_name: ClassVar[str] = "num_clusters"
@@ -68,25 +62,23 @@ class _Intervals(CodebookMethod):
     def candidates(self) -> np.ndarray:
         return np.asarray(_CANDIDATES)
 
-    def curve(self, problem: Problem, parameters: Shaped[np.ndarray, " points"]) -> Curve:
+    def _asked(self, problem: Problem, parameters: Shaped[np.ndarray, " points"]) -> Asked:
         # A codebook whose static size is a power of two: nearly all K share one compilation.
         clusters = np.minimum(np.asarray(parameters), problem.size).astype(np.int32)
         max_clusters = power_of_two(clusters.max())
         moments = histogram_of(problem, num_bins=self._bins(max_clusters))
-        found = self._solve(
-            moments,
-            jnp.asarray(clusters),
-            max_clusters=max_clusters,
-            dtype=problem.codebook_dtype,
-        )
+        return Asked(problem, np.asarray(parameters), moments, clusters, max_clusters)
+
+    def _curve_of(self, asked: Asked, found: Solution) -> Curve:
+        problem = asked.problem
         centroids, thresholds, _ = found.codebook
         size = sizes.code_size(
-            _counts(moments, np.asarray(thresholds)),
-            num_clusters=clusters,
+            _counts(asked.moments, np.asarray(thresholds)),
+            num_clusters=asked.numbers,
             centroid_bits=problem.value_bits,
         )
         return Curve(
-            parameter=np.asarray(parameters, np.float64),
+            parameter=np.asarray(asked.parameters, np.float64),
             rate_bits=size.entropy_bits / problem.size,
             side_bits=size.codebook_bits + scale_bits(problem),
             distortion=np.asarray(found.distortion, np.float64),
@@ -101,17 +93,6 @@ class _Intervals(CodebookMethod):
 
     def _bins(self, max_clusters: int) -> int:
         return bins_for(self.num_bins, max_clusters)
-
-    @abstractmethod
-    def _solve(
-        self,
-        moments: Moments,
-        num_clusters: Int[Array, " points"],
-        *,
-        max_clusters: int,
-        dtype: np.dtype,
-    ) -> Solution:
-        """Return the solution of every number of clusters."""
 
 
 @dataclass(frozen=True)
@@ -152,15 +133,15 @@ class KMeans(_Intervals):
     def _solve(
         self,
         moments: Moments,
-        num_clusters: Int[Array, " points"],
+        numbers: Int[np.ndarray, "*L M"],
         *,
         max_clusters: int,
         dtype: np.dtype,
     ) -> Solution:
         return solve_kmeans(
             moments,
-            num_clusters,
-            np.full(len(num_clusters), self.diameter_penalty, np.float32),
+            numbers,
+            np.full(numbers.shape, self.diameter_penalty, np.float32),
             max_clusters=max_clusters,
             penalty_form=self.form,
             num_iterations=self.num_iterations,
@@ -188,6 +169,11 @@ class Optimal(_Intervals):
         super().__post_init__()
         check_penalty(float(self.diameter_penalty))
 
+    @property
+    def _is_solved_together(self) -> bool:
+        # Groups with a penalty are visited one after the other by the solver itself.
+        return self.diameter_penalty == 0
+
     def _bins(self, max_clusters: int) -> int:
         if self.diameter_penalty > 0:
             return min(512, self.num_bins)
@@ -196,20 +182,20 @@ class Optimal(_Intervals):
     def _solve(
         self,
         moments: Moments,
-        num_clusters: Int[Array, " points"],
+        numbers: Int[np.ndarray, "*L M"],
         *,
         max_clusters: int,
         dtype: np.dtype,
     ) -> Solution:
         if self.diameter_penalty > 0:
-            penalty = np.full(len(num_clusters), self.diameter_penalty, np.float32)
+            penalty = np.full(numbers.shape, self.diameter_penalty, np.float32)
             return _solve_diameter(
-                moments, num_clusters, penalty, max_clusters=max_clusters, dtype=jnp.dtype(dtype)
+                moments, numbers, penalty, max_clusters=max_clusters, dtype=jnp.dtype(dtype)
             )
         solve = partial(_solve_plain, max_clusters=max_clusters, dtype=jnp.dtype(dtype))
         if lacks_float64():
-            return computed_on_host(solve, moments, num_clusters)
-        return solve(moments, num_clusters)
+            return computed_on_host(solve, moments, numbers)
+        return solve(moments, numbers)
 
 
 @dataclass(frozen=True)
@@ -227,22 +213,21 @@ class Uniform(_Intervals):
     def _solve(
         self,
         moments: Moments,
-        num_clusters: Int[Array, " points"],
+        numbers: Int[np.ndarray, "*L M"],
         *,
         max_clusters: int,
         dtype: np.dtype,
     ) -> Solution:
-        return solve_uniform(moments, num_clusters, max_clusters=max_clusters, centroid_dtype=dtype)
+        return solve_uniform(moments, numbers, max_clusters=max_clusters, centroid_dtype=dtype)
 
 
 def _counts(
     moments: Moments, thresholds: Float[np.ndarray, "points clusters-1"]
 ) -> Int[np.ndarray, "points clusters"]:
-    """Count the weights of every cluster of many codebooks, bins of the histogram taken whole."""
-    position, exponent = np.asarray(moments.position[0]), int(moments.exponent[0])
-    position, number = np.ldexp(position, exponent), np.asarray(moments.num_points[0])
+    """Count the weights of every cluster of many codebooks, bins of a histogram taken whole."""
+    position = np.ldexp(moments.position, int(moments.exponent))
     # Positions do not decrease: a cluster is a run of bins. One on a threshold is in the lower one.
-    below = np.concatenate([[0], np.cumsum(number)])
+    below = np.concatenate([[0], np.cumsum(moments.num_points)])
     ends = below[np.searchsorted(position, thresholds, side="right")]
     whole = np.broadcast_to(below[-1], (len(ends), 1))
     return np.diff(np.concatenate([ends, whole], axis=1), prepend=0, axis=1)
@@ -251,8 +236,8 @@ def _counts(
 @partial(jax.jit, static_argnames=("max_clusters", "dtype"))
 def _solve_diameter(
     moments: Moments,
-    num_clusters: Int[Array, " points"],
-    diameter_penalty: Float[Any, " points"],
+    num_clusters: Int[Array, "*L M"],
+    diameter_penalty: Float[Any, "*L M"],
     *,
     max_clusters: int,
     dtype: jnp.dtype,
@@ -266,14 +251,16 @@ def _solve_diameter(
 
 @partial(jax.jit, static_argnames=("max_clusters", "dtype"))
 def _solve_plain(
-    moments: Moments, num_clusters: Int[Array, " points"], *, max_clusters: int, dtype: jnp.dtype
+    moments: Moments, num_clusters: Int[Array, "*L M"], *, max_clusters: int, dtype: jnp.dtype
 ) -> Solution:
     # No bound is read here: without its search the solve takes half of the time.
     best = solve_optimal(
         moments, max_clusters=max_clusters, centroid_dtype=dtype, has_one_value_per_bin=True
     )
     codebook = best.codebook(num_clusters)
-    distortion = jnp.take_along_axis(best.distortion, codebook.num_clusters[:, None], axis=-1)[:, 0]
+    row = codebook.num_clusters
+    every = jnp.broadcast_to(best.distortion, (*row.shape, best.distortion.shape[-1]))
+    distortion = jnp.take_along_axis(every, row[..., None], axis=-1)[..., 0]
     return Solution(
         codebook=codebook,
         distortion=distortion,
