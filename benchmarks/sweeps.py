@@ -135,7 +135,7 @@ def measure_forms(_: dict[str, Any]) -> dict[str, float]:
     rates = descent.Rates(*(jnp.full(5, x, jnp.float32) for x in (0.01, 0.9, 1e-4, 0.0)))
     rows = jnp.asarray(rng.integers(0, 256, (5, _STEPS, 10)), jnp.int32)
     alone = [slice(number, number + 1) for number in range(5)]
-    learner = descent.initial_learner(keys.weights, rates, network=network)
+    learner = descent.initial_learner(keys.weights, network=network)
     models = [network.init(key) for key in jax.random.split(jax.random.key(0), 4)]
     part = Examples(images, np.zeros(len(images), np.int32))
     layers = tuple(f"params/convolution_{number}/kernel" for number in range(7))
