@@ -125,18 +125,21 @@ def run_steps(
 ) -> Learner:
     """Train all models for the steps `first` to `stop` of an epoch (traced: compiled once)."""
     order, labels, steps_before = epoch
-    step = partial(_step, network, inputs)
-    move = _over_models(partial(_move, is_proximal))
 
-    def all_of_them(number: Array, learner: Learner) -> Learner:
-        # Before the first step of this call all have moved: at the rate 0 weights stay, to the bit.
-        rate = jnp.where(number == first, 0, rates.learning_rate)
-        learner = move(rates._replace(learning_rate=rate), learner)
-        return _over_models(partial(step, number + steps_before))(
-            rates, learner, order[:, number], labels[:, number], keys
-        )
+    def of_one(
+        rates: Rates, learner: Learner, order: Array, labels: Array, key: Key[Array, ""]
+    ) -> Learner:
+        def step(number: Array, learner: Learner) -> Learner:
+            # Before the first of these steps it has moved: at the rate 0 weights stay, to the bit.
+            rate = jnp.where(number == first, 0, rates.learning_rate)
+            learner = _move(is_proximal, rates._replace(learning_rate=rate), learner)
+            steps = number + steps_before
+            return _step(network, inputs, steps, rates, learner, order[number], labels[number], key)
 
-    return move(rates, jax.lax.fori_loop(first, stop, all_of_them, learner))
+        return _move(is_proximal, rates, jax.lax.fori_loop(first, stop, step, learner))
+
+    # Around the loop: of arrays that are reshaped within it XLA makes copies.
+    return _over_models(of_one)(rates, learner, order, labels, keys)
 
 
 def _move(is_proximal: bool, rates: Rates, learner: Learner) -> Learner:
