@@ -166,7 +166,7 @@ def measure_forms(_: dict[str, Any]) -> dict[str, float]:
             evaluator.block = block
             functions[f"scoring by a network, {form}, {block} images"] = (
                 len(models),
-                functools.partial(evaluator.outputs, models, images),
+                functools.partial(evaluator.outputs, models, evaluator.blocks(images)),
             )
     return _milliseconds(functions)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from jaxcomp.bounds import mutual_information_bound
 from jaxcomp.coding.sizes import compression_ratio
@@ -37,7 +37,7 @@ from jaxcomp.numerics.units import LN2
 from jaxcomp.quantizers import Method
 from jaxcomp.rate_distortion import NetworkLimit
 from jaxcomp.trees.paths import leaves_by_path, replace_leaves
-from jaxcomp.types import Params, PredictFn
+from jaxcomp.types import AnyArray, Params, PredictFn
 
 Row = dict[str, Any]
 
@@ -155,6 +155,18 @@ class Network(NamedTuple):
     key: jax.Array
 
 
+class Blocks(NamedTuple):
+    """Inputs of some parts, end to end and cut into blocks of one size.
+
+    Attributes:
+        inputs: the last block is filled up with zeros.
+        num_examples: without these.
+    """
+
+    inputs: Shaped[AnyArray, "blocks block ..."]
+    num_examples: int
+
+
 class Evaluator:
     """Scores stacks of changed networks of one kind on the three parts.
 
@@ -178,34 +190,41 @@ class Evaluator:
         self.block = min(largest, total)
         self.num_chunk_variants = num_chunk_variants or self._chunk_variants(subject, parts, total)
 
-    def outputs(
-        self, networks: Sequence[Params], inputs: np.ndarray
-    ) -> Float[np.ndarray, "C n ..."]:
-        """Outputs of networks; the last block is filled up and cut off again.
+    def blocks(self, *inputs: Shaped[np.ndarray, "n ..."]) -> Blocks:
+        """Lay inputs of parts end to end and cut them into blocks, once for many networks."""
+        total = sum(len(own) for own in inputs)
+        block = self.block
+        if self.is_on_cpu:
+            # Every number of blocks is a program of its own anyway: a size that fills up little.
+            block = -(-total // max(1, round(total / block)))
+        missing = -total % block
+        filling = np.zeros((missing, *inputs[0].shape[1:]), inputs[0].dtype)
+        blocks = np.concatenate([*inputs, filling]).reshape(-1, block, *filling.shape[1:])
+        # What is handed to a program of a CPU as an array of NumPy is copied in every call.
+        return Blocks(jnp.asarray(blocks) if self.is_on_cpu else blocks, total)
+
+    def outputs(self, networks: Sequence[Params], blocks: Blocks) -> Float[np.ndarray, "C n ..."]:
+        """Outputs of networks for the examples of all blocks.
 
         On CPUs each network is a call of its own: a product is large enough alone, calls that do
         not wait for each other share the cores, and nothing is stacked or filled up.
         """
-        missing = -len(inputs) % self.block
-        if missing:
-            filling = np.zeros((missing, *inputs.shape[1:]), inputs.dtype)
-            inputs = np.concatenate([inputs, filling])
-        blocks = inputs.reshape(-1, self.block, *inputs.shape[1:])
+        inputs, num_examples = blocks
         if self.is_on_cpu:
-            found = [_predict_blocks(self.score_fn, params, blocks) for params in networks]
+            found = [_predict_blocks(self.score_fn, params, inputs) for params in networks]
             outputs = np.stack([np.asarray(own) for own in found])
-            outputs = outputs.reshape(len(networks), len(inputs), *outputs.shape[3:])
+            outputs = outputs.reshape(len(networks), -1, *outputs.shape[3:])
         else:
             # All shapes stay the same, so that nothing recompiles.
             filled = [*networks, *[networks[-1]] * (self.num_chunk_variants - len(networks))]
             stacked = _stack(filled if len(networks) > 1 else list(networks))
-            parts = [_predict_stack(self.score_fn, stacked, block) for block in blocks]
+            parts = [_predict_stack(self.score_fn, stacked, block) for block in inputs]
             outputs = np.concatenate([np.asarray(own) for own in parts], axis=1)[: len(networks)]
-        return outputs[:, : len(inputs) - missing]
+        return outputs[:, :num_examples]
 
     def check_finite(self, subject: Subject, parts: Parts) -> None:
         """Refuse a network whose loss is not finite, before anything is measured at it."""
-        outputs = self.outputs([subject.params], _inputs(parts))
+        outputs = self.outputs([subject.params], self.blocks(*_inputs(parts)))
         for name, (own,) in zip(Parts._fields, _split(outputs, parts), strict=True):
             num_bad = int(np.sum(~np.isfinite(own.reshape(len(own), -1)).all(axis=-1)))
             if num_bad:
@@ -220,7 +239,7 @@ class Evaluator:
         if not self.task.brings_calibration:
             return jnp.ones(())
         inputs, targets = parts.validation
-        outputs = self.outputs([subject.params], inputs)[0]
+        outputs = self.outputs([subject.params], self.blocks(inputs))[0]
         return own_calibration_of(self.task, outputs, targets)
 
     def _chunk_variants(self, subject: Subject, parts: Parts, total: int) -> int:
@@ -263,9 +282,9 @@ class Scorer:
         self.weights = network.subject.weights()
 
     @cached_property
-    def inputs(self) -> np.ndarray:
-        """Inputs of all parts, end to end."""
-        return _inputs(self.parts)
+    def blocks(self) -> Blocks:
+        """Inputs of all parts."""
+        return self.evaluator.blocks(*_inputs(self.parts))
 
     @cached_property
     def calibration(self) -> Float[Array, ""]:
@@ -304,15 +323,18 @@ class Scorer:
         params, _ = self.apply(variant)
         _, validation, test = self.parts
         task = self.evaluator.task
-        outputs = self.evaluator.outputs([params], test.inputs)[0]
+        outputs = self._outputs_of(params, test)
         if self._is_output_control(variant):
-            fitted_on = self.evaluator.outputs([params], validation.inputs)[0]
+            fitted_on = self._outputs_of(params, validation)
             outputs = task.controlled(outputs, fitted_on, validation.labels)
         values = example_values_of(task, outputs, test.labels, self.calibration, calibration)
         losses = VariantLosses(*map(np.asarray, values))
         if self._is_output_control(variant) and task.words.control_is_calibration:
             return losses._replace(loss=losses.loss_tempered)
         return losses
+
+    def _outputs_of(self, params: Params, part: Examples) -> Float[np.ndarray, "n ..."]:
+        return self.evaluator.outputs([params], self.evaluator.blocks(part.inputs))[0]
 
     def _is_output_control(self, variant: Variant) -> bool:
         return (variant.kind, variant.method) == ("control", self.evaluator.task.words.control)
@@ -341,7 +363,7 @@ class Scorer:
         self, networks: Sequence[Params], variants: Sequence[Variant]
     ) -> dict[str, np.ndarray]:
         task = self.evaluator.task
-        outputs = self.evaluator.outputs(networks, self.inputs)
+        outputs = self.evaluator.outputs(networks, self.blocks)
         # A short chunk is filled up, so that nothing recompiles.
         missing = self.evaluator.num_chunk_variants - len(networks)
         outputs = np.concatenate([outputs, np.repeat(outputs[-1:], missing, axis=0)])
@@ -496,8 +518,8 @@ def _at_calibration(scores: Row) -> Row:
     return scores
 
 
-def _inputs(parts: Parts) -> np.ndarray:
-    return np.concatenate([part.inputs for part in parts])
+def _inputs(parts: Parts) -> list[np.ndarray]:
+    return [part.inputs for part in parts]
 
 
 def _split(outputs: np.ndarray, parts: Parts) -> list[np.ndarray]:
