@@ -86,10 +86,11 @@ def run_sweep(values: dict[str, Any]) -> dict[str, float]:
 
 def measure_phases(values: dict[str, Any]) -> dict[str, float]:
     """Run one sweep by one worker and return processor seconds by phase."""
+    import jax
     from jax._src import compiler
 
     from jaxcomp.experiments import networks
-    from jaxcomp.experiments.sweep import engine, experiment, results, scoring
+    from jaxcomp.experiments.sweep import engine, evaluator, experiment, results, scoring
 
     experiment.worker_devices = lambda *_: ()
     phases = Phases()
@@ -99,7 +100,10 @@ def measure_phases(values: dict[str, Any]) -> dict[str, float]:
     phases.time("curvature", scoring, "_measure")
     phases.time("codebooks", scoring, "_solve")
     phases.time("codes", engine, "change")
-    phases.time("outputs", engine.Evaluator, "outputs")
+    predict = evaluator._predict_blocks
+    # At once, not beside whatever follows.
+    evaluator._predict_blocks = lambda *what: jax.block_until_ready(predict(*what))
+    phases.time("outputs", evaluator, "_predict_blocks")
     phases.time("scores", engine, "scores_of")
     phases.time("files of variants", engine, "file_of")
     phases.time("limits", engine, "limits_at")
@@ -118,7 +122,8 @@ def measure_forms(_: dict[str, Any]) -> dict[str, float]:
     from jaxcomp.experiments import networks
     from jaxcomp.experiments.networks import descent
     from jaxcomp.experiments.samples import Examples
-    from jaxcomp.experiments.sweep.engine import Evaluator, Parts, Subject
+    from jaxcomp.experiments.sweep.engine import Parts, Subject
+    from jaxcomp.experiments.sweep.evaluator import Evaluator
 
     class AsProducts(networks.Network):
         """The network as curvature sees it, in training too."""

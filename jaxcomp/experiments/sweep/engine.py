@@ -9,27 +9,27 @@ set only.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
 
 from jaxcomp.bounds import mutual_information_bound
 from jaxcomp.coding.sizes import compression_ratio
 from jaxcomp.experiments.samples import Examples
 from jaxcomp.experiments.sweep.candidates import VariantLosses
 from jaxcomp.experiments.sweep.codebooks import Codebooks, Layers
-from jaxcomp.experiments.sweep.compress import Compressed, compress, squared_errors
+from jaxcomp.experiments.sweep.compress import Compressed, Sizes, compress, squared_errors
+from jaxcomp.experiments.sweep.evaluator import Blocks, Evaluator, inputs_of, split_outputs
 from jaxcomp.experiments.sweep.files import SharedFiles, can_be_written, file_of, num_bytes
-from jaxcomp.experiments.sweep.limits import NO_LIMITS, limits_at, network_limit
+from jaxcomp.experiments.sweep.limits import NO_LIMITS, Limits, limits_at, network_limit
 from jaxcomp.experiments.sweep.tasks import (
     Classification,
     Task,
     example_values_of,
-    own_calibration_of,
     scores_of,
 )
 from jaxcomp.experiments.sweep.variants import TRAINED_OTHERWISE, Variant
@@ -37,16 +37,10 @@ from jaxcomp.numerics.units import LN2
 from jaxcomp.quantizers import Method
 from jaxcomp.rate_distortion import NetworkLimit
 from jaxcomp.trees.paths import leaves_by_path, replace_leaves
-from jaxcomp.types import AnyArray, Params, PredictFn
+from jaxcomp.types import Params, PredictFn
 
 Row = dict[str, Any]
 
-# A chunk of variants is one unit of work that survives: about this many floating-point operations,
-# a few seconds on two cores.
-CHUNK_FLOPS = 1.5e11
-MAX_CHUNK_VARIANTS = 16
-# Outputs of a chunk are held on the host: at most about this many numbers, 1 GiB.
-MAX_CHUNK_OUTPUTS = 1 << 28
 FLOAT_BITS = 32
 
 
@@ -155,102 +149,13 @@ class Network(NamedTuple):
     key: jax.Array
 
 
-class Blocks(NamedTuple):
-    """Inputs of some parts, end to end and cut into blocks of one size.
+class _Sizes(NamedTuple):
+    """What is known of a variant without its outputs."""
 
-    Attributes:
-        inputs: the last block is filled up with zeros.
-        num_examples: without these.
-    """
-
-    inputs: Shaped[AnyArray, "blocks block ..."]
-    num_examples: int
-
-
-class Evaluator:
-    """Scores stacks of changed networks of one kind on the three parts.
-
-    One instance serves all networks of a setting: shapes stay the same, so everything compiles
-    once.
-
-    Args:
-        subject: any of the networks; it gives the shapes.
-        parts: any of its parts.
-        num_chunk_variants: variants of a chunk; None picks it from the cost of one.
-    """
-
-    def __init__(self, subject: Subject, parts: Parts, num_chunk_variants: int | None = None):
-        self.score_fn = subject.score_fn or subject.predict_fn
-        self.task = subject.task
-        total = sum(len(part.labels) for part in parts)
-        is_convolutional = any(w.ndim > 2 for w in subject.weights().values())
-        self.is_on_cpu = _platform(subject.params) == "cpu"
-        # Windows of images are many times as large as the images: on a CPU few stay in its cache.
-        largest = 2048 if not is_convolutional else 16 if self.is_on_cpu else 256
-        self.block = min(largest, total)
-        self.num_chunk_variants = num_chunk_variants or self._chunk_variants(subject, parts, total)
-
-    def blocks(self, *inputs: Shaped[np.ndarray, "n ..."]) -> Blocks:
-        """Lay inputs of parts end to end and cut them into blocks, once for many networks."""
-        total = sum(len(own) for own in inputs)
-        block = self.block
-        if self.is_on_cpu:
-            # Every number of blocks is a program of its own anyway: a size that fills up little.
-            block = -(-total // max(1, round(total / block)))
-        missing = -total % block
-        filling = np.zeros((missing, *inputs[0].shape[1:]), inputs[0].dtype)
-        blocks = np.concatenate([*inputs, filling]).reshape(-1, block, *filling.shape[1:])
-        # What is handed to a program of a CPU as an array of NumPy is copied in every call.
-        return Blocks(jnp.asarray(blocks) if self.is_on_cpu else blocks, total)
-
-    def outputs(self, networks: Sequence[Params], blocks: Blocks) -> Float[np.ndarray, "C n ..."]:
-        """Outputs of networks for the examples of all blocks.
-
-        On CPUs each network is a call of its own: a product is large enough alone, calls that do
-        not wait for each other share the cores, and nothing is stacked or filled up.
-        """
-        inputs, num_examples = blocks
-        if self.is_on_cpu:
-            found = [_predict_blocks(self.score_fn, params, inputs) for params in networks]
-            outputs = np.stack([np.asarray(own) for own in found])
-            outputs = outputs.reshape(len(networks), -1, *outputs.shape[3:])
-        else:
-            # All shapes stay the same, so that nothing recompiles.
-            filled = [*networks, *[networks[-1]] * (self.num_chunk_variants - len(networks))]
-            stacked = _stack(filled if len(networks) > 1 else list(networks))
-            parts = [_predict_stack(self.score_fn, stacked, block) for block in inputs]
-            outputs = np.concatenate([np.asarray(own) for own in parts], axis=1)[: len(networks)]
-        return outputs[:, :num_examples]
-
-    def check_finite(self, subject: Subject, parts: Parts) -> None:
-        """Refuse a network whose loss is not finite, before anything is measured at it."""
-        outputs = self.outputs([subject.params], self.blocks(*_inputs(parts)))
-        for name, (own,) in zip(Parts._fields, _split(outputs, parts), strict=True):
-            num_bad = int(np.sum(~np.isfinite(own.reshape(len(own), -1)).all(axis=-1)))
-            if num_bad:
-                raise ValueError(
-                    f"the loss of network {subject.model_seed} is not finite: its outputs are "
-                    f"NaN or infinite for {num_bad} of the {len(own)} {name} examples; check "
-                    "these inputs and the weights."
-                )
-
-    def own_calibration(self, subject: Subject, parts: Parts) -> Float[Array, ""]:
-        """Return the calibration that an original network brings: its raw loss has it."""
-        if not self.task.brings_calibration:
-            return jnp.ones(())
-        inputs, targets = parts.validation
-        outputs = self.outputs([subject.params], self.blocks(inputs))[0]
-        return own_calibration_of(self.task, outputs, targets)
-
-    def _chunk_variants(self, subject: Subject, parts: Parts, total: int) -> int:
-        example = parts.test.inputs[: self.block]
-        lowered = jax.jit(subject.predict_fn).lower(subject.params, example)
-        flops = (lowered.cost_analysis() or {}).get("flops", 0.0)
-        cost = max(float(flops), 1.0) * total / len(example)
-        outputs = jax.eval_shape(subject.predict_fn, subject.params, example)
-        each = outputs.size * total // len(example)
-        most = min(MAX_CHUNK_VARIANTS, max(MAX_CHUNK_OUTPUTS // max(each, 1), 1))
-        return int(np.clip(CHUNK_FLOPS // cost, 1, most))
+    rate: Sizes
+    size_bytes: float
+    predicted_rise_nats: float
+    limits: Limits
 
 
 class Scorer:
@@ -284,7 +189,7 @@ class Scorer:
     @cached_property
     def blocks(self) -> Blocks:
         """Inputs of all parts."""
-        return self.evaluator.blocks(*_inputs(self.parts))
+        return self.evaluator.blocks(*inputs_of(self.parts))
 
     @cached_property
     def calibration(self) -> Float[Array, ""]:
@@ -307,34 +212,56 @@ class Scorer:
 
     def score(self, variants: Sequence[Variant]) -> list[Row]:
         """Score one chunk of variants."""
-        applied = [self.apply(variant) for variant in variants]
-        scores = self._scores([params for params, _ in applied], variants)
-        rows = []
-        for position, (variant, (params, changed)) in enumerate(
-            zip(variants, applied, strict=True)
-        ):
-            row = {name: float(values[position]) for name, values in scores.items()}
-            size = self._size_bytes(variant, params, changed)
-            rows.append(self._row(variant, changed, row, size))
-        return rows
+        changed: list[Compressed] = []
+        sizes: list[_Sizes] = []
+        networks: list[Params] = []
 
-    def losses(self, variant: Variant, calibration: float) -> VariantLosses:
-        """Per test example: loss, loss at a fitted calibration, and score."""
+        def applied() -> Iterator[Params]:
+            for variant in variants:
+                params, layers = self.apply(variant)
+                networks.append(params)
+                changed.append(layers)
+                yield params
+
+        finish = self.evaluator.begin(applied(), self.blocks)
+        # While the device computes.
+        for variant, params, layers in zip(variants, networks, changed, strict=True):
+            sizes.append(self._sizes(variant, params, layers))
+        scores = self._scores(finish(), variants)
+        return [
+            self._row(
+                variant,
+                changed[position],
+                sizes[position],
+                {name: float(values[position]) for name, values in scores.items()},
+            )
+            for position, variant in enumerate(variants)
+        ]
+
+    def begin_losses(self, variant: Variant, calibration: float) -> Callable[[], VariantLosses]:
+        """Begin to compute, per test example, loss, loss at a fitted calibration, and score.
+
+        Returns:
+            What waits for them.
+        """
         params, _ = self.apply(variant)
         _, validation, test = self.parts
-        task = self.evaluator.task
-        outputs = self._outputs_of(params, test)
-        if self._is_output_control(variant):
-            fitted_on = self._outputs_of(params, validation)
-            outputs = task.controlled(outputs, fitted_on, validation.labels)
-        values = example_values_of(task, outputs, test.labels, self.calibration, calibration)
-        losses = VariantLosses(*map(np.asarray, values))
-        if self._is_output_control(variant) and task.words.control_is_calibration:
-            return losses._replace(loss=losses.loss_tempered)
-        return losses
+        task, is_output_control = self.evaluator.task, self._is_output_control(variant)
+        on_test = self.evaluator.begin([params], self.evaluator.blocks_of(test))
 
-    def _outputs_of(self, params: Params, part: Examples) -> Float[np.ndarray, "n ..."]:
-        return self.evaluator.outputs([params], self.evaluator.blocks(part.inputs))[0]
+        def finish() -> VariantLosses:
+            outputs = on_test()[0]
+            if is_output_control:
+                blocks = self.evaluator.blocks(validation.inputs)
+                fitted_on = self.evaluator.outputs([params], blocks)[0]
+                outputs = task.controlled(outputs, fitted_on, validation.labels)
+            values = example_values_of(task, outputs, test.labels, self.calibration, calibration)
+            losses = VariantLosses(*map(np.asarray, values))
+            if is_output_control and task.words.control_is_calibration:
+                return losses._replace(loss=losses.loss_tempered)
+            return losses
+
+        return finish
 
     def _is_output_control(self, variant: Variant) -> bool:
         return (variant.kind, variant.method) == ("control", self.evaluator.task.words.control)
@@ -360,15 +287,14 @@ class Scorer:
         return len(data)
 
     def _scores(
-        self, networks: Sequence[Params], variants: Sequence[Variant]
+        self, outputs: Float[np.ndarray, "C n ..."], variants: Sequence[Variant]
     ) -> dict[str, np.ndarray]:
         task = self.evaluator.task
-        outputs = self.evaluator.outputs(networks, self.blocks)
         # A short chunk is filled up, so that nothing recompiles.
-        missing = self.evaluator.num_chunk_variants - len(networks)
+        missing = self.evaluator.num_chunk_variants - len(outputs)
         outputs = np.concatenate([outputs, np.repeat(outputs[-1:], missing, axis=0)])
         targets = [part.labels for part in self.parts]
-        parts = _split(outputs, self.parts)
+        parts = split_outputs(outputs, self.parts)
         for position, variant in enumerate(variants):
             if self._is_output_control(variant):
                 fitted_on = parts[1][position].copy()
@@ -377,10 +303,8 @@ class Scorer:
         scores = scores_of(task, self.calibration, parts, targets)
         return {name: np.asarray(values, np.float64) for name, values in scores.items()}
 
-    def _row(self, variant: Variant, changed: Compressed, scores: Row, size_bytes: float) -> Row:
-        num_weights = sum(w.size for w in self.weights.values())
-        biases = _num_floats(self.subject.params) - num_weights
-        original_bits = float(FLOAT_BITS * num_weights)
+    def _sizes(self, variant: Variant, params: Params, changed: Compressed) -> "_Sizes":
+        """Say what a variant takes, and what its weights alone tell of it."""
         predicted = np.nan
         if (
             self.reference is not None
@@ -389,18 +313,26 @@ class Scorer:
         ):
             _, weighted = squared_errors(self.weights, changed.layers, self.reference)
             predicted = 0.5 * float(weighted)
+        rate, limits = changed.sizes, NO_LIMITS
+        if rate is None or variant.kind == "sensitivity":
+            bits = float(FLOAT_BITS * self._num_weights)
+            rate = Sizes(bits, bits, 0.0, bits)
+        else:
+            limits = limits_at(self.limit, rate.entropy_bits / self._num_weights, predicted)
+        return _Sizes(rate, self._size_bytes(variant, params, changed), predicted, limits)
+
+    @cached_property
+    def _num_weights(self) -> int:
+        return sum(w.size for w in self.weights.values())
+
+    def _row(self, variant: Variant, changed: Compressed, sizes: "_Sizes", scores: Row) -> Row:
+        num_weights = self._num_weights
+        biases = _num_floats(self.subject.params) - num_weights
+        original_bits = float(FLOAT_BITS * num_weights)
         words = self.evaluator.task.words
         if self._is_output_control(variant) and words.control_is_calibration:
             scores = _at_calibration(scores)
-        sizes = changed.sizes
-        limits = NO_LIMITS
-        if sizes is None or variant.kind == "sensitivity":
-            fixed = entropy = description = original_bits
-            codebook = 0.0
-        else:
-            fixed, entropy = sizes.fixed_bits, sizes.entropy_bits
-            codebook, description = sizes.codebook_bits, sizes.description_bits
-            limits = limits_at(self.limit, entropy / num_weights, predicted)
+        (fixed, entropy, codebook, description), size_bytes, predicted, limits = sizes
         size_bits = entropy + codebook
         description += FLOAT_BITS * biases
         num_examples = self.subject.num_distinct or len(self.parts.train.labels)
@@ -486,26 +418,6 @@ def chunked(variants: Sequence[Variant], size: int) -> Iterator[tuple[int, Seque
         yield number, variants[start : start + size]
 
 
-@partial(jax.jit, static_argnames=("predict_fn",))
-def _predict_blocks(
-    predict_fn: PredictFn, params: Params, blocks: Float[Array, "blocks block ..."]
-) -> Float[Array, "blocks block classes"]:
-    with jax.default_matmul_precision("highest"):
-        return jax.lax.map(partial(predict_fn, params), blocks)
-
-
-@partial(jax.jit, static_argnames=("predict_fn",))
-def _predict_stack(predict_fn: PredictFn, stacked: Params, inputs: Array) -> Array:
-    # Inputs are not batched over the networks: the first layer is one matrix product for all.
-    with jax.default_matmul_precision("highest"):
-        return jax.vmap(predict_fn, in_axes=(0, None))(stacked, inputs)
-
-
-@jax.jit
-def _stack(trees: list[Params]) -> Params:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
 def _at_calibration(scores: Row) -> Row:
     """Scores of the network whose raw loss is the one with its fitted calibration, which stays."""
     return scores | {
@@ -516,22 +428,6 @@ def _at_calibration(scores: Row) -> Row:
     for name, (raw, tempered) in on_test.items():
         scores |= {name: raw, f"{name}_tempered": tempered}
     return scores
-
-
-def _inputs(parts: Parts) -> list[np.ndarray]:
-    return [part.inputs for part in parts]
-
-
-def _split(outputs: np.ndarray, parts: Parts) -> list[np.ndarray]:
-    """Take outputs apart along their examples, the second axis."""
-    ends = np.cumsum([len(part.labels) for part in parts])
-    return np.split(outputs, ends[:-1], axis=1)
-
-
-def _platform(params: Params) -> str:
-    """Where a network is evaluated."""
-    arrays = [leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)]
-    return next(iter(arrays[0].devices())).platform if arrays else jax.default_backend()
 
 
 def _num_floats(params: Params) -> int:
