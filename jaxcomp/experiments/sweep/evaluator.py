@@ -3,7 +3,9 @@
 On accelerators networks are stacked; on CPUs one follows the other.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +16,7 @@ from jaxtyping import Array, Float, Shaped
 
 from jaxcomp.experiments.samples import Examples
 from jaxcomp.experiments.sweep.tasks import PARTS, own_calibration_of
+from jaxcomp.numerics.threads import options_of_this_thread
 from jaxcomp.types import AnyArray, Params, PredictFn
 
 if TYPE_CHECKING:
@@ -60,6 +63,7 @@ class Evaluator:
         # Windows of images are many times as large as the images: on a CPU few stay in its cache.
         largest = 2048 if not is_convolutional else 16 if self.is_on_cpu else 256
         self.block = min(largest, total)
+        self._traced: set[tuple[int, ...]] = set()
         self._last: tuple[Any, Any] = None, None
         self.num_chunk_variants = num_chunk_variants or self._chunk_variants(subject, parts, total)
 
@@ -95,14 +99,31 @@ class Evaluator:
 
         On CPUs each network is a call of its own, begun as soon as it is there: a product is large
         enough alone, calls that do not wait for each other share the cores, and nothing is stacked
-        or filled up. What the caller does meanwhile, in Python, costs no time.
+        or filled up. They are another thread's, since XLA computes what one thread asks for in that
+        order: what the caller does meanwhile does not wait for outputs.
         """
         inputs, num_examples = blocks
         if self.is_on_cpu:
-            begun = [_predict_blocks(self.score_fn, params, inputs) for params in networks]
+            options = options_of_this_thread()
+
+            def outputs_of(params: Params) -> np.ndarray:
+                with options():
+                    return np.asarray(_predict_blocks(self.score_fn, params, inputs))
+
+            others = iter(networks)
+            begun: list[Future[np.ndarray]] = []
+            with contextlib.ExitStack() as stack:
+                pool = ThreadPoolExecutor(1)
+                stack.callback(pool.shutdown, wait=False)
+                if inputs.shape not in self._traced:
+                    # Here: functions of users need not be made for several threads.
+                    begun.append(Future())
+                    begun[0].set_result(outputs_of(next(others)))
+                    self._traced.add(inputs.shape)
+                begun += [pool.submit(outputs_of, params) for params in others]
 
             def finish() -> np.ndarray:
-                outputs = np.stack([np.asarray(own) for own in begun])
+                outputs = np.stack([own.result() for own in begun])
                 return outputs.reshape(len(begun), -1, *outputs.shape[3:])[:, :num_examples]
 
             return finish
