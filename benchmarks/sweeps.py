@@ -86,7 +86,6 @@ def run_sweep(values: dict[str, Any]) -> dict[str, float]:
 
 def measure_phases(values: dict[str, Any]) -> dict[str, float]:
     """Run one sweep by one worker and return processor seconds by phase."""
-    import jax
     from jax._src import compiler
 
     from jaxcomp.experiments import networks
@@ -100,10 +99,7 @@ def measure_phases(values: dict[str, Any]) -> dict[str, float]:
     phases.time("curvature", scoring, "_measure")
     phases.time("codebooks", scoring, "_solve")
     phases.time("codes", engine, "change")
-    predict = evaluator._predict_blocks
-    # At once, not beside whatever follows.
-    evaluator._predict_blocks = lambda *what: jax.block_until_ready(predict(*what))
-    phases.time("outputs", evaluator, "_predict_blocks")
+    phases.time("outputs", evaluator.Evaluator, "outputs")
     phases.time("scores", engine, "scores_of")
     phases.time("files of variants", engine, "file_of")
     phases.time("limits", engine, "limits_at")

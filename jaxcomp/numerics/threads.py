@@ -20,7 +20,6 @@ def options_of_this_thread() -> Callable[[], contextlib.AbstractContextManager[N
     """Return what gives another thread the options of JAX that are set in this one."""
     set_up = [(getattr(jax, name), getattr(jax.config, f"jax_{name}")) for name in _OPTIONS]
     set_up.append((jax.transfer_guard, "allow"))
-    set_up.append((jax.default_device, getattr(jax.config, "jax_default_device", None)))
 
     @contextlib.contextmanager
     def options() -> Iterator[None]:

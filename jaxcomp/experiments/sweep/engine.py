@@ -22,10 +22,10 @@ from jaxcomp.coding.sizes import compression_ratio
 from jaxcomp.experiments.samples import Examples
 from jaxcomp.experiments.sweep.candidates import VariantLosses
 from jaxcomp.experiments.sweep.codebooks import Codebooks, Layers
-from jaxcomp.experiments.sweep.compress import Compressed, Sizes, compress, squared_errors
+from jaxcomp.experiments.sweep.compress import Compressed, compress, squared_errors
 from jaxcomp.experiments.sweep.evaluator import Blocks, Evaluator, inputs_of, split_outputs
 from jaxcomp.experiments.sweep.files import SharedFiles, can_be_written, file_of, num_bytes
-from jaxcomp.experiments.sweep.limits import NO_LIMITS, Limits, limits_at, network_limit
+from jaxcomp.experiments.sweep.limits import NO_LIMITS, limits_at, network_limit
 from jaxcomp.experiments.sweep.tasks import (
     Classification,
     Task,
@@ -149,15 +149,6 @@ class Network(NamedTuple):
     key: jax.Array
 
 
-class _Sizes(NamedTuple):
-    """What is known of a variant without its outputs."""
-
-    rate: Sizes
-    size_bytes: float
-    predicted_rise_nats: float
-    limits: Limits
-
-
 class Scorer:
     """All rows of one network: compresses it variant by variant and scores chunk by chunk.
 
@@ -212,56 +203,31 @@ class Scorer:
 
     def score(self, variants: Sequence[Variant]) -> list[Row]:
         """Score one chunk of variants."""
-        changed: list[Compressed] = []
-        sizes: list[_Sizes] = []
-        networks: list[Params] = []
+        applied = [self.apply(variant) for variant in variants]
+        scores = self._scores([params for params, _ in applied], variants)
+        rows = []
+        for position, (variant, (params, changed)) in enumerate(
+            zip(variants, applied, strict=True)
+        ):
+            row = {name: float(values[position]) for name, values in scores.items()}
+            size = self._size_bytes(variant, params, changed)
+            rows.append(self._row(variant, changed, row, size))
+        return rows
 
-        def applied() -> Iterator[Params]:
-            for variant in variants:
-                params, layers = self.apply(variant)
-                networks.append(params)
-                changed.append(layers)
-                yield params
-
-        finish = self.evaluator.begin(applied(), self.blocks)
-        # While the device computes.
-        for variant, params, layers in zip(variants, networks, changed, strict=True):
-            sizes.append(self._sizes(variant, params, layers))
-        scores = self._scores(finish(), variants)
-        return [
-            self._row(
-                variant,
-                changed[position],
-                sizes[position],
-                {name: float(values[position]) for name, values in scores.items()},
-            )
-            for position, variant in enumerate(variants)
-        ]
-
-    def begin_losses(self, variant: Variant, calibration: float) -> Callable[[], VariantLosses]:
-        """Begin to compute, per test example, loss, loss at a fitted calibration, and score.
-
-        Returns:
-            What waits for them.
-        """
+    def losses(self, variant: Variant, calibration: float) -> VariantLosses:
+        """Per test example: loss, loss at a fitted calibration, and score."""
         params, _ = self.apply(variant)
         _, validation, test = self.parts
-        task, is_output_control = self.evaluator.task, self._is_output_control(variant)
-        on_test = self.evaluator.begin([params], self.evaluator.blocks_of(test))
-
-        def finish() -> VariantLosses:
-            outputs = on_test()[0]
-            if is_output_control:
-                blocks = self.evaluator.blocks(validation.inputs)
-                fitted_on = self.evaluator.outputs([params], blocks)[0]
-                outputs = task.controlled(outputs, fitted_on, validation.labels)
-            values = example_values_of(task, outputs, test.labels, self.calibration, calibration)
-            losses = VariantLosses(*map(np.asarray, values))
-            if is_output_control and task.words.control_is_calibration:
-                return losses._replace(loss=losses.loss_tempered)
-            return losses
-
-        return finish
+        task, evaluator = self.evaluator.task, self.evaluator
+        outputs = evaluator.outputs([params], evaluator.blocks_of(test))[0]
+        if self._is_output_control(variant):
+            fitted_on = evaluator.outputs([params], evaluator.blocks(validation.inputs))[0]
+            outputs = task.controlled(outputs, fitted_on, validation.labels)
+        values = example_values_of(task, outputs, test.labels, self.calibration, calibration)
+        losses = VariantLosses(*map(np.asarray, values))
+        if self._is_output_control(variant) and task.words.control_is_calibration:
+            return losses._replace(loss=losses.loss_tempered)
+        return losses
 
     def _is_output_control(self, variant: Variant) -> bool:
         return (variant.kind, variant.method) == ("control", self.evaluator.task.words.control)
@@ -287,11 +253,12 @@ class Scorer:
         return len(data)
 
     def _scores(
-        self, outputs: Float[np.ndarray, "C n ..."], variants: Sequence[Variant]
+        self, networks: Sequence[Params], variants: Sequence[Variant]
     ) -> dict[str, np.ndarray]:
         task = self.evaluator.task
+        outputs = self.evaluator.outputs(networks, self.blocks)
         # A short chunk is filled up, so that nothing recompiles.
-        missing = self.evaluator.num_chunk_variants - len(outputs)
+        missing = self.evaluator.num_chunk_variants - len(networks)
         outputs = np.concatenate([outputs, np.repeat(outputs[-1:], missing, axis=0)])
         targets = [part.labels for part in self.parts]
         parts = split_outputs(outputs, self.parts)
@@ -303,8 +270,10 @@ class Scorer:
         scores = scores_of(task, self.calibration, parts, targets)
         return {name: np.asarray(values, np.float64) for name, values in scores.items()}
 
-    def _sizes(self, variant: Variant, params: Params, changed: Compressed) -> "_Sizes":
-        """Say what a variant takes, and what its weights alone tell of it."""
+    def _row(self, variant: Variant, changed: Compressed, scores: Row, size_bytes: float) -> Row:
+        num_weights = sum(w.size for w in self.weights.values())
+        biases = _num_floats(self.subject.params) - num_weights
+        original_bits = float(FLOAT_BITS * num_weights)
         predicted = np.nan
         if (
             self.reference is not None
@@ -313,26 +282,18 @@ class Scorer:
         ):
             _, weighted = squared_errors(self.weights, changed.layers, self.reference)
             predicted = 0.5 * float(weighted)
-        rate, limits = changed.sizes, NO_LIMITS
-        if rate is None or variant.kind == "sensitivity":
-            bits = float(FLOAT_BITS * self._num_weights)
-            rate = Sizes(bits, bits, 0.0, bits)
-        else:
-            limits = limits_at(self.limit, rate.entropy_bits / self._num_weights, predicted)
-        return _Sizes(rate, self._size_bytes(variant, params, changed), predicted, limits)
-
-    @cached_property
-    def _num_weights(self) -> int:
-        return sum(w.size for w in self.weights.values())
-
-    def _row(self, variant: Variant, changed: Compressed, sizes: "_Sizes", scores: Row) -> Row:
-        num_weights = self._num_weights
-        biases = _num_floats(self.subject.params) - num_weights
-        original_bits = float(FLOAT_BITS * num_weights)
         words = self.evaluator.task.words
         if self._is_output_control(variant) and words.control_is_calibration:
             scores = _at_calibration(scores)
-        (fixed, entropy, codebook, description), size_bytes, predicted, limits = sizes
+        sizes = changed.sizes
+        limits = NO_LIMITS
+        if sizes is None or variant.kind == "sensitivity":
+            fixed = entropy = description = original_bits
+            codebook = 0.0
+        else:
+            fixed, entropy = sizes.fixed_bits, sizes.entropy_bits
+            codebook, description = sizes.codebook_bits, sizes.description_bits
+            limits = limits_at(self.limit, entropy / num_weights, predicted)
         size_bits = entropy + codebook
         description += FLOAT_BITS * biases
         num_examples = self.subject.num_distinct or len(self.parts.train.labels)

@@ -3,9 +3,7 @@
 On accelerators networks are stacked; on CPUs one follows the other.
 """
 
-import contextlib
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +14,6 @@ from jaxtyping import Array, Float, Shaped
 
 from jaxcomp.experiments.samples import Examples
 from jaxcomp.experiments.sweep.tasks import PARTS, own_calibration_of
-from jaxcomp.numerics.threads import options_of_this_thread
 from jaxcomp.types import AnyArray, Params, PredictFn
 
 if TYPE_CHECKING:
@@ -63,7 +60,6 @@ class Evaluator:
         # Windows of images are many times as large as the images: on a CPU few stay in its cache.
         largest = 2048 if not is_convolutional else 16 if self.is_on_cpu else 256
         self.block = min(largest, total)
-        self._traced: set[tuple[int, ...]] = set()
         self._last: tuple[Any, Any] = None, None
         self.num_chunk_variants = num_chunk_variants or self._chunk_variants(subject, parts, total)
 
@@ -88,56 +84,24 @@ class Evaluator:
             self._last = part.inputs, blocks
         return blocks
 
-    def outputs(self, networks: Iterable[Params], blocks: Blocks) -> Float[np.ndarray, "C n ..."]:
-        """Outputs of networks for the examples of all blocks."""
-        return self.begin(networks, blocks)()
+    def outputs(self, networks: Sequence[Params], blocks: Blocks) -> Float[np.ndarray, "C n ..."]:
+        """Outputs of networks for the examples of all blocks.
 
-    def begin(
-        self, networks: Iterable[Params], blocks: Blocks
-    ) -> Callable[[], Float[np.ndarray, "C n ..."]]:
-        """Begin to compute outputs; return what waits for them.
-
-        On CPUs each network is a call of its own, begun as soon as it is there: a product is large
-        enough alone, calls that do not wait for each other share the cores, and nothing is stacked
-        or filled up. They are another thread's, since XLA computes what one thread asks for in that
-        order: what the caller does meanwhile does not wait for outputs.
+        On CPUs each network is a call of its own: a product is large enough alone, calls that do
+        not wait for each other share the cores, and nothing is stacked or filled up.
         """
         inputs, num_examples = blocks
         if self.is_on_cpu:
-            options = options_of_this_thread()
-
-            def outputs_of(params: Params) -> np.ndarray:
-                with options():
-                    return np.asarray(_predict_blocks(self.score_fn, params, inputs))
-
-            others = iter(networks)
-            begun: list[Future[np.ndarray]] = []
-            with contextlib.ExitStack() as stack:
-                pool = ThreadPoolExecutor(1)
-                stack.callback(pool.shutdown, wait=False)
-                if inputs.shape not in self._traced:
-                    # Here: functions of users need not be made for several threads.
-                    begun.append(Future())
-                    begun[0].set_result(outputs_of(next(others)))
-                    self._traced.add(inputs.shape)
-                begun += [pool.submit(outputs_of, params) for params in others]
-
-            def finish() -> np.ndarray:
-                outputs = np.stack([own.result() for own in begun])
-                return outputs.reshape(len(begun), -1, *outputs.shape[3:])[:, :num_examples]
-
-            return finish
-        # All shapes stay the same, so that nothing recompiles.
-        several = list(networks)
-        filled = [*several, *[several[-1]] * (self.num_chunk_variants - len(several))]
-        stacked = _stack(filled if len(several) > 1 else several)
-        parts = [_predict_stack(self.score_fn, stacked, block) for block in inputs]
-
-        def finish_together() -> np.ndarray:
-            outputs = np.concatenate([np.asarray(own) for own in parts], axis=1)
-            return outputs[: len(several), :num_examples]
-
-        return finish_together
+            found = [_predict_blocks(self.score_fn, params, inputs) for params in networks]
+            outputs = np.stack([np.asarray(own) for own in found])
+            outputs = outputs.reshape(len(networks), -1, *outputs.shape[3:])
+        else:
+            # All shapes stay the same, so that nothing recompiles.
+            filled = [*networks, *[networks[-1]] * (self.num_chunk_variants - len(networks))]
+            stacked = _stack(filled if len(networks) > 1 else list(networks))
+            parts = [_predict_stack(self.score_fn, stacked, block) for block in inputs]
+            outputs = np.concatenate([np.asarray(own) for own in parts], axis=1)[: len(networks)]
+        return outputs[:, :num_examples]
 
     def check_finite(self, subject: "Subject", parts: "Parts") -> None:
         """Refuse a network whose loss is not finite, before anything is measured at it."""

@@ -89,13 +89,14 @@ class Scored:
 
         @cache
         def losses(variant_id: str) -> VariantLosses:
-            begun = [
-                scorer.begin_losses(
-                    by_id[variant_id], calibrations[variant_id, scorer.subject.model_seed]
-                )
-                for scorer in scorers
-            ]
-            return stack_losses([finish() for finish in begun])
+            return stack_losses(
+                [
+                    scorer.losses(
+                        by_id[variant_id], calibrations[variant_id, scorer.subject.model_seed]
+                    )
+                    for scorer in scorers
+                ]
+            )
 
         judged = table.loc[table["kind"] != "sensitivity"]
         words = self.evaluator.task.words
