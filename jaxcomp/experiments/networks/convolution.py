@@ -103,7 +103,8 @@ def rectified_3x3(
     """
 
     def after(outputs: Array, repeated: int = 1) -> Array:
-        return jax.nn.relu((outputs - jnp.tile(shift, repeated)) * jnp.tile(scale, repeated))
+        low, factor = (jnp.tile(own, repeated).reshape(1, 1, 1, -1) for own in (shift, scale))
+        return jax.nn.relu((outputs - low) * factor)
 
     def in_tiles(inputs: Array, kernel: Array) -> Array:
         tiles, height, width = _tiles(inputs, kernel, 1 if padding == "SAME" else 0)

@@ -111,7 +111,7 @@ def test_rectified_is_its_steps_to_the_bit(padding, channels, pools, strict_prom
     shift = jnp.linspace(-1, 2, channels, dtype=jnp.float32)
     scale = jnp.linspace(0.3, 3, channels, dtype=jnp.float32)
     outputs = convolve_3x3(inputs, kernel, padding=padding, in_tiles=True)
-    expected = jax.nn.relu((outputs - shift) * scale)
+    expected = jax.nn.relu((outputs - shift.reshape(1, 1, 1, -1)) * scale.reshape(1, 1, 1, -1))
     found = rectified_3x3(inputs, kernel, shift, scale, padding=padding, pools=pools)
     np.testing.assert_array_equal(found, max_pool_2x2(expected) if pools else expected)
 
