@@ -92,7 +92,7 @@ def measure_phases(values: dict[str, Any]) -> dict[str, float]:
     from jax._src import compiler
 
     from jaxcomp.experiments import networks
-    from jaxcomp.experiments.sweep import engine, experiment, results, scoring
+    from jaxcomp.experiments.sweep import engine, evaluator, experiment, results, scoring
 
     experiment.worker_devices = lambda *_: ()
     experiment._LEAST_ROWS_FOR_TWO = sys.maxsize  # all pictures here
@@ -103,7 +103,7 @@ def measure_phases(values: dict[str, Any]) -> dict[str, float]:
     phases.time("curvature", scoring, "_measure")
     phases.time("codebooks", scoring, "_solve")
     phases.time("codes", engine, "change")
-    phases.time("outputs", engine.Evaluator, "outputs")
+    phases.time("outputs", evaluator.Evaluator, "outputs")
     phases.time("scores", engine, "scores_of")
     phases.time("files of variants", engine, "file_of")
     phases.time("limits", engine, "limits_at")
@@ -122,7 +122,8 @@ def measure_forms(_: dict[str, Any]) -> dict[str, float]:
     from jaxcomp.experiments import networks
     from jaxcomp.experiments.networks import descent
     from jaxcomp.experiments.samples import Examples
-    from jaxcomp.experiments.sweep.engine import Evaluator, Parts, Subject
+    from jaxcomp.experiments.sweep.engine import Parts, Subject
+    from jaxcomp.experiments.sweep.evaluator import Evaluator
 
     class AsProducts(networks.Network):
         """The network as curvature sees it, in training too."""
@@ -139,7 +140,7 @@ def measure_forms(_: dict[str, Any]) -> dict[str, float]:
     rates = descent.Rates(*(jnp.full(5, x, jnp.float32) for x in (0.01, 0.9, 1e-4, 0.0)))
     rows = jnp.asarray(rng.integers(0, 256, (5, _STEPS, 10)), jnp.int32)
     alone = [slice(number, number + 1) for number in range(5)]
-    learner = descent.initial_learner(keys.weights, rates, network=network)
+    learner = descent.initial_learner(keys.weights, network=network)
     models = [network.init(key) for key in jax.random.split(jax.random.key(0), 4)]
     part = Examples(images, np.zeros(len(images), np.int32))
     layers = tuple(f"params/convolution_{number}/kernel" for number in range(7))
@@ -170,7 +171,7 @@ def measure_forms(_: dict[str, Any]) -> dict[str, float]:
             evaluator.block = block
             functions[f"scoring by a network, {form}, {block} images"] = (
                 len(models),
-                functools.partial(evaluator.outputs, models, images),
+                functools.partial(evaluator.outputs, models, evaluator.blocks(images)),
             )
     return _milliseconds(functions)
 

@@ -7,6 +7,11 @@ gradient of |w| never brings about. The factor is that of the gradient: momentum
 `1 / (1 - momentum)` times, so that a weight rests where `|dL/dw| = l1`, as the penalised loss wants
 it.
 
+A pass of the loop begins by moving the weights along the velocity that the pass before has left,
+and ends with the new velocity; the last move follows the loop. So both change in place: with the
+move at the end of a pass XLA computes the velocity a second time for it, and has to copy all
+weights and velocities in every step.
+
 Axes: `M` models, `n` examples of one training sample, `P` examples of the pool.
 """
 
@@ -46,7 +51,7 @@ class Learner(NamedTuple):
     """What a training step changes; the models are the first axis of every leaf."""
 
     variables: Params
-    optimizer: Any
+    velocity: Params  # of the parameters
     loss_sum: Float[Array, "M"]  # over the steps of the epoch so far
 
 
@@ -76,11 +81,11 @@ def model_keys(seed: int, model_ids: Int[Array, "M"]) -> Keys:
 
 
 @compiled_quickly(static_argnames=("network",))
-def initial_learner(keys: Key[Array, "M"], rates: Rates, *, network: Network) -> Learner:
+def initial_learner(keys: Key[Array, "M"], *, network: Network) -> Learner:
     """Models before the first step."""
     variables = jax.vmap(network.init)(keys)
-    optimizer = jax.vmap(lambda own, params: sgd(own).init(params))(rates, variables["params"])
-    return Learner(variables, optimizer, jnp.zeros(len(keys), jnp.float32))
+    at_rest = jax.tree.map(jnp.zeros_like, variables["params"])
+    return Learner(variables, at_rest, jnp.zeros(len(keys), jnp.float32))
 
 
 @compiled_quickly(static_argnames=("num_steps", "batch_size"))
@@ -120,20 +125,36 @@ def run_steps(
 ) -> Learner:
     """Train all models for the steps `first` to `stop` of an epoch (traced: compiled once)."""
     order, labels, steps_before = epoch
-    step = partial(_step, network, inputs, is_proximal)
 
-    def all_of_them(number: Array, learner: Learner) -> Learner:
-        return _over_models(partial(step, number + steps_before))(
-            rates, learner, order[:, number], labels[:, number], keys
-        )
+    def of_one(
+        rates: Rates, learner: Learner, order: Array, labels: Array, key: Key[Array, ""]
+    ) -> Learner:
+        def step(number: Array, learner: Learner) -> Learner:
+            # Before the first of these steps it has moved: at the rate 0 weights stay, to the bit.
+            rate = jnp.where(number == first, 0, rates.learning_rate)
+            learner = _move(is_proximal, rates._replace(learning_rate=rate), learner)
+            steps = number + steps_before
+            return _step(network, inputs, steps, rates, learner, order[number], labels[number], key)
 
-    return jax.lax.fori_loop(first, stop, all_of_them, learner)
+        return _move(is_proximal, rates, jax.lax.fori_loop(first, stop, step, learner))
+
+    # Around the loop: of arrays that are reshaped within it XLA makes copies.
+    return _over_models(of_one)(rates, learner, order, labels, keys)
+
+
+def _move(is_proximal: bool, rates: Rates, learner: Learner) -> Learner:
+    """Move one model along its velocity."""
+    params = jax.tree.map(
+        partial(moved, rates, is_proximal=is_proximal),
+        learner.variables["params"],
+        learner.velocity,
+    )
+    return learner._replace(variables=learner.variables | {"params": params})
 
 
 def _step(
     network: Network,
     inputs: Float[Array, "P ..."],
-    is_proximal: bool,
     number: Int[Array, ""],
     rates: Rates,
     learner: Learner,
@@ -141,36 +162,36 @@ def _step(
     labels: Int[Array, "batch"],
     key: Key[Array, ""],
 ) -> Learner:
-    """One step of one model; `number` counts the steps from the beginning of the training."""
-    statistics = learner.variables["statistics"]
+    """The new velocity of one model; `number` counts the steps from the beginning of training."""
+    params, statistics = learner.variables["params"], learner.variables["statistics"]
 
     def loss_fn(params: Params) -> tuple[Array, Any]:
         variables = {"params": params, "statistics": statistics}
         return network.train_loss(variables, inputs[rows], labels, jax.random.fold_in(key, number))
 
-    params = learner.variables["params"]
     (loss, statistics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
-    updates, optimizer = sgd(rates).update(gradient, learner.optimizer, params)
-    params = optax.apply_updates(params, updates)
-    if is_proximal:
-        threshold = rates.learning_rate * rates.l1_penalty / (1 - rates.momentum)
-        params = jax.tree.map(partial(soft_threshold, threshold=threshold), params)
+    velocity = jax.tree.map(partial(accelerated, rates), params, gradient, learner.velocity)
     variables = {"params": params, "statistics": statistics}
-    return Learner(variables, optimizer, learner.loss_sum + loss)
+    return Learner(variables, velocity, learner.loss_sum + loss)
+
+
+def accelerated(rates: Rates, weights: Array, gradient: Array, velocity: Array) -> Array:
+    """The new velocity: v <- momentum v + (g + decay w)."""
+    return (gradient + rates.weight_decay * weights) + rates.momentum * velocity
+
+
+def moved(rates: Rates, weights: Array, velocity: Array, *, is_proximal: bool) -> Array:
+    """Weights after a step along the velocity, w <- w - rate v, and the proximal map after it."""
+    weights = weights + -rates.learning_rate * velocity
+    if not is_proximal:
+        return weights
+    threshold = rates.learning_rate * rates.l1_penalty / (1 - rates.momentum)
+    return soft_threshold(weights, threshold)
 
 
 def soft_threshold(weights: Array, threshold: Array) -> Array:
     """Move weights towards zero by a distance, not beyond it: the proximal map of |w|."""
     return jnp.sign(weights) * jnp.maximum(jnp.abs(weights) - threshold, 0)
-
-
-def sgd(rates: Rates) -> optax.GradientTransformation:
-    """`torch.optim.SGD`: v <- momentum v + (g + decay w), w <- w - rate v."""
-    return optax.chain(
-        optax.add_decayed_weights(rates.weight_decay),
-        optax.trace(rates.momentum),
-        optax.scale(-rates.learning_rate),
-    )
 
 
 @partial(jax.jit, static_argnames=("network",))

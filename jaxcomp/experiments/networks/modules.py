@@ -15,7 +15,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt16
 
-from jaxcomp.experiments.networks.convolution import Padding, convolve_3x3, max_pool_2x2
+from jaxcomp.experiments.networks.convolution import (
+    Padding,
+    convolve_3x3,
+    max_pool_2x2,
+    rectified_3x3,
+)
 from jaxcomp.types import PRNGKey
 
 XAVIER_NORMAL = jax.nn.initializers.variance_scaling(1.0, "fan_avg", "normal")
@@ -122,10 +127,10 @@ class Vgg(nnx.Module):
     ) -> Float[Array, "batch classes"]:
         """Compute logits; `key` is not used."""
         del key
-        hidden = self.convolution_1(self.convolution_0(inputs))
-        hidden = self.convolution_3(self.convolution_2(max_pool_2x2(hidden)))
-        hidden = self.convolution_5(self.convolution_4(max_pool_2x2(hidden)))
-        hidden = max_pool_2x2(self.convolution_6(max_pool_2x2(hidden)))
+        hidden = self.convolution_1(self.convolution_0(inputs), pools=True)
+        hidden = self.convolution_3(self.convolution_2(hidden), pools=True)
+        hidden = self.convolution_5(self.convolution_4(hidden), pools=True)
+        hidden = self.convolution_6(hidden, pools=True)
         return self.output(hidden.reshape(hidden.shape[0], -1))
 
     @staticmethod
@@ -166,13 +171,24 @@ class ConvolutionBlock(nnx.Module):
         )
 
     def __call__(
-        self, inputs: Float[Array, "batch rows columns channels"]
+        self, inputs: Float[Array, "batch rows columns channels"], *, pools: bool = False
     ) -> Float[Array, "batch rows_out columns_out channels_out"]:
-        """Convolve, normalize, rectify."""
+        """Convolve, normalize, rectify, and pool if asked."""
+        normalization = self.normalization
+        if self.in_tiles and normalization.use_running_average:
+            return rectified_3x3(
+                inputs,
+                self.kernel[...],
+                normalization.mean[...],
+                jax.lax.rsqrt(normalization.var[...] + normalization.epsilon),
+                padding=self.padding,
+                pools=pools,
+            )
         outputs = convolve_3x3(
             inputs, self.kernel[...], padding=self.padding, in_tiles=self.in_tiles
         )
-        return jax.nn.relu(self.normalization(outputs))
+        outputs = jax.nn.relu(normalization(outputs))
+        return max_pool_2x2(outputs) if pools else outputs
 
 
 class Dropout(nnx.Module):

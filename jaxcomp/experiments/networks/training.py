@@ -12,11 +12,12 @@ named by the hash of all that shaped it. Within a group a checkpoint is written 
 is cut does not enter any number.
 """
 
+import itertools
 import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -303,7 +304,13 @@ def _run_steps(
     """Train all models of a group for some steps of an epoch."""
 
     def run(
-        own: Learner, order: Array, labels: Array, dropout: Key[Array, "M"], own_rates: Rates
+        own: Learner,
+        first: int,
+        stop: int,
+        order: Array,
+        labels: Array,
+        dropout: Key[Array, "M"],
+        own_rates: Rates,
     ) -> Learner:
         return run_steps(
             own,
@@ -317,28 +324,59 @@ def _run_steps(
             is_proximal=trainer.is_proximal,
         )
 
-    return _by_model(trainer, run, learner, examples.order, examples.labels, keys.dropout, rates)
+    of_models = examples.order, examples.labels, keys.dropout, rates
+    if trainer.is_together:
+        return run(learner, first, stop, *of_models)
+    # As many turns as threads, so that all of them end at once.
+    cuts = np.linspace(first, stop, 1 + min(_num_threads(), stop - first)).astype(int).tolist()
+    turns = [
+        lambda own, *others, a=a, b=b: run(own, a, b, *others) for a, b in itertools.pairwise(cuts)
+    ]
+    return _by_model(trainer, turns, learner, *of_models)
 
 
-def _by_model(trainer: _Trainer, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function of models: on accelerators of all at once, on CPUs of each on a thread.
+def _by_model(
+    trainer: _Trainer, turns: Sequence[Callable[..., Any]], state: Any, *arguments: Any
+) -> Any:
+    """Call functions of models one after the other, on accelerators each of all models at once.
 
-    Small products of many models at once leave a CPU's cache, and the cores that share one wait for
-    each other; on an accelerator many small programs would wait to be started.
+    On CPUs a thread takes one turn of one model after the other: all models have the first, then
+    all the second. Small products of many models at once leave a CPU's cache, and the cores that
+    share one wait for each other; on an accelerator many small programs would wait to be started.
+
+    Args:
+        trainer: says which.
+        turns: `(state, *arguments) -> state`, both of some models.
+        state: of all models.
+        arguments: likewise.
     """
-    num_models = len(jax.tree.leaves(arguments)[0])
+    num_models = len(jax.tree.leaves(state)[0])
     if trainer.is_together or num_models == 1:
-        return function(*arguments)
+        for turn in turns:
+            state = turn(state, *arguments)
+        return state
     options = options_of_this_thread()
 
-    def one(number: int) -> Any:
+    def one(number: int, turn: Callable[..., Any], before: Future[Any] | None) -> Any:
         with options():
-            found = function(*jax.tree.map(lambda leaf: _row(leaf, number), arguments))
-            return jax.block_until_ready(found)
+            own = _row_of(state, number) if before is None else before.result()
+            return jax.block_until_ready(turn(own, *_row_of(arguments, number)))
 
-    with ThreadPoolExecutor(min(num_models, os.cpu_count() or 1)) as pool:
-        found = list(pool.map(one, range(num_models)))
-    return jax.tree.map(lambda *rows: jnp.asarray(np.concatenate(rows)), *found)
+    with ThreadPoolExecutor(min(num_models, _num_threads())) as pool:
+        found: list[Future[Any] | None] = [None] * num_models
+        for turn in turns:
+            # What a turn waits for was begun before it: threads take turns in this order.
+            found = [pool.submit(one, number, turn, own) for number, own in enumerate(found)]
+    rows = [own.result() for own in found if own is not None]
+    return jax.tree.map(lambda *rows: jnp.asarray(np.concatenate(rows)), *rows)
+
+
+def _num_threads() -> int:
+    return os.cpu_count() or 1
+
+
+def _row_of(arguments: Any, number: int) -> Any:
+    return jax.tree.map(lambda leaf: _row(leaf, number), arguments)
 
 
 def _row(leaf: Array, number: int) -> Any:
@@ -353,16 +391,16 @@ def _finish_epoch(trainer: _Trainer, state: State, num_steps: int) -> State:
     epoch = int(state.epoch)
     train_loss, validation_loss = state.train_loss.copy(), state.validation_loss.copy()
     train_loss[epoch] = np.asarray(state.learner.loss_sum) / num_steps
-    losses = _by_model(
-        trainer,
-        lambda variables: mean_validation_loss(
+
+    def loss_of(variables: Params) -> Array:
+        return mean_validation_loss(
             variables,
             trainer.data.validation_inputs,
             trainer.data.validation_labels,
             network=trainer.network,
-        ),
-        state.learner.variables,
-    )
+        )
+
+    losses = _by_model(trainer, [loss_of], state.learner.variables)
     validation_loss[epoch] = np.asarray(losses)
     return State(
         state.learner._replace(loss_sum=np.zeros(losses.shape, np.float32)),
@@ -375,7 +413,7 @@ def _finish_epoch(trainer: _Trainer, state: State, num_steps: int) -> State:
 
 
 def _initial_state(trainer: _Trainer, group: Sample, keys: Key[Array, "M"]) -> State:
-    learner = initial_learner(keys, trainer.rates(group), network=trainer.network)
+    learner = initial_learner(keys, network=trainer.network)
     num_models = len(keys)
     # A copy: the learner's own arrays are given away to the first steps.
     variables = jax.tree.map(np.array, learner.variables)

@@ -9,7 +9,7 @@ set only.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -23,13 +23,13 @@ from jaxcomp.experiments.samples import Examples
 from jaxcomp.experiments.sweep.candidates import VariantLosses
 from jaxcomp.experiments.sweep.codebooks import Codebooks, Layers
 from jaxcomp.experiments.sweep.compress import Compressed, compress, squared_errors
+from jaxcomp.experiments.sweep.evaluator import Blocks, Evaluator, inputs_of, split_outputs
 from jaxcomp.experiments.sweep.files import SharedFiles, can_be_written, file_of, num_bytes
 from jaxcomp.experiments.sweep.limits import NO_LIMITS, limits_at, network_limit
 from jaxcomp.experiments.sweep.tasks import (
     Classification,
     Task,
     example_values_of,
-    own_calibration_of,
     scores_of,
 )
 from jaxcomp.experiments.sweep.variants import TRAINED_OTHERWISE, Variant
@@ -41,12 +41,6 @@ from jaxcomp.types import Params, PredictFn
 
 Row = dict[str, Any]
 
-# A chunk of variants is one unit of work that survives: about this many floating-point operations,
-# a few seconds on two cores.
-CHUNK_FLOPS = 1.5e11
-MAX_CHUNK_VARIANTS = 16
-# Outputs of a chunk are held on the host: at most about this many numbers, 1 GiB.
-MAX_CHUNK_OUTPUTS = 1 << 28
 FLOAT_BITS = 32
 
 
@@ -155,85 +149,6 @@ class Network(NamedTuple):
     key: jax.Array
 
 
-class Evaluator:
-    """Scores stacks of changed networks of one kind on the three parts.
-
-    One instance serves all networks of a setting: shapes stay the same, so everything compiles
-    once.
-
-    Args:
-        subject: any of the networks; it gives the shapes.
-        parts: any of its parts.
-        num_chunk_variants: variants of a chunk; None picks it from the cost of one.
-    """
-
-    def __init__(self, subject: Subject, parts: Parts, num_chunk_variants: int | None = None):
-        self.score_fn = subject.score_fn or subject.predict_fn
-        self.task = subject.task
-        total = sum(len(part.labels) for part in parts)
-        is_convolutional = any(w.ndim > 2 for w in subject.weights().values())
-        self.is_on_cpu = _platform(subject.params) == "cpu"
-        # Windows of images are many times as large as the images: on a CPU few stay in its cache.
-        largest = 2048 if not is_convolutional else 16 if self.is_on_cpu else 256
-        self.block = min(largest, total)
-        self.num_chunk_variants = num_chunk_variants or self._chunk_variants(subject, parts, total)
-
-    def outputs(
-        self, networks: Sequence[Params], inputs: np.ndarray
-    ) -> Float[np.ndarray, "C n ..."]:
-        """Outputs of networks; the last block is filled up and cut off again.
-
-        On CPUs each network is a call of its own: a product is large enough alone, calls that do
-        not wait for each other share the cores, and nothing is stacked or filled up.
-        """
-        missing = -len(inputs) % self.block
-        if missing:
-            filling = np.zeros((missing, *inputs.shape[1:]), inputs.dtype)
-            inputs = np.concatenate([inputs, filling])
-        blocks = inputs.reshape(-1, self.block, *inputs.shape[1:])
-        if self.is_on_cpu:
-            found = [_predict_blocks(self.score_fn, params, blocks) for params in networks]
-            outputs = np.stack([np.asarray(own) for own in found])
-            outputs = outputs.reshape(len(networks), len(inputs), *outputs.shape[3:])
-        else:
-            # All shapes stay the same, so that nothing recompiles.
-            filled = [*networks, *[networks[-1]] * (self.num_chunk_variants - len(networks))]
-            stacked = _stack(filled if len(networks) > 1 else list(networks))
-            parts = [_predict_stack(self.score_fn, stacked, block) for block in blocks]
-            outputs = np.concatenate([np.asarray(own) for own in parts], axis=1)[: len(networks)]
-        return outputs[:, : len(inputs) - missing]
-
-    def check_finite(self, subject: Subject, parts: Parts) -> None:
-        """Refuse a network whose loss is not finite, before anything is measured at it."""
-        outputs = self.outputs([subject.params], _inputs(parts))
-        for name, (own,) in zip(Parts._fields, _split(outputs, parts), strict=True):
-            num_bad = int(np.sum(~np.isfinite(own.reshape(len(own), -1)).all(axis=-1)))
-            if num_bad:
-                raise ValueError(
-                    f"the loss of network {subject.model_seed} is not finite: its outputs are "
-                    f"NaN or infinite for {num_bad} of the {len(own)} {name} examples; check "
-                    "these inputs and the weights."
-                )
-
-    def own_calibration(self, subject: Subject, parts: Parts) -> Float[Array, ""]:
-        """Return the calibration that an original network brings: its raw loss has it."""
-        if not self.task.brings_calibration:
-            return jnp.ones(())
-        inputs, targets = parts.validation
-        outputs = self.outputs([subject.params], inputs)[0]
-        return own_calibration_of(self.task, outputs, targets)
-
-    def _chunk_variants(self, subject: Subject, parts: Parts, total: int) -> int:
-        example = parts.test.inputs[: self.block]
-        lowered = jax.jit(subject.predict_fn).lower(subject.params, example)
-        flops = (lowered.cost_analysis() or {}).get("flops", 0.0)
-        cost = max(float(flops), 1.0) * total / len(example)
-        outputs = jax.eval_shape(subject.predict_fn, subject.params, example)
-        each = outputs.size * total // len(example)
-        most = min(MAX_CHUNK_VARIANTS, max(MAX_CHUNK_OUTPUTS // max(each, 1), 1))
-        return int(np.clip(CHUNK_FLOPS // cost, 1, most))
-
-
 class Scorer:
     """All rows of one network: compresses it variant by variant and scores chunk by chunk.
 
@@ -263,9 +178,9 @@ class Scorer:
         self.weights = network.subject.weights()
 
     @cached_property
-    def inputs(self) -> np.ndarray:
-        """Inputs of all parts, end to end."""
-        return _inputs(self.parts)
+    def blocks(self) -> Blocks:
+        """Inputs of all parts."""
+        return self.evaluator.blocks(*inputs_of(self.parts))
 
     @cached_property
     def calibration(self) -> Float[Array, ""]:
@@ -303,10 +218,10 @@ class Scorer:
         """Per test example: loss, loss at a fitted calibration, and score."""
         params, _ = self.apply(variant)
         _, validation, test = self.parts
-        task = self.evaluator.task
-        outputs = self.evaluator.outputs([params], test.inputs)[0]
+        task, evaluator = self.evaluator.task, self.evaluator
+        outputs = evaluator.outputs([params], evaluator.blocks_of(test))[0]
         if self._is_output_control(variant):
-            fitted_on = self.evaluator.outputs([params], validation.inputs)[0]
+            fitted_on = evaluator.outputs([params], evaluator.blocks(validation.inputs))[0]
             outputs = task.controlled(outputs, fitted_on, validation.labels)
         values = example_values_of(task, outputs, test.labels, self.calibration, calibration)
         losses = VariantLosses(*map(np.asarray, values))
@@ -341,12 +256,12 @@ class Scorer:
         self, networks: Sequence[Params], variants: Sequence[Variant]
     ) -> dict[str, np.ndarray]:
         task = self.evaluator.task
-        outputs = self.evaluator.outputs(networks, self.inputs)
+        outputs = self.evaluator.outputs(networks, self.blocks)
         # A short chunk is filled up, so that nothing recompiles.
         missing = self.evaluator.num_chunk_variants - len(networks)
         outputs = np.concatenate([outputs, np.repeat(outputs[-1:], missing, axis=0)])
         targets = [part.labels for part in self.parts]
-        parts = _split(outputs, self.parts)
+        parts = split_outputs(outputs, self.parts)
         for position, variant in enumerate(variants):
             if self._is_output_control(variant):
                 fitted_on = parts[1][position].copy()
@@ -464,26 +379,6 @@ def chunked(variants: Sequence[Variant], size: int) -> Iterator[tuple[int, Seque
         yield number, variants[start : start + size]
 
 
-@partial(jax.jit, static_argnames=("predict_fn",))
-def _predict_blocks(
-    predict_fn: PredictFn, params: Params, blocks: Float[Array, "blocks block ..."]
-) -> Float[Array, "blocks block classes"]:
-    with jax.default_matmul_precision("highest"):
-        return jax.lax.map(partial(predict_fn, params), blocks)
-
-
-@partial(jax.jit, static_argnames=("predict_fn",))
-def _predict_stack(predict_fn: PredictFn, stacked: Params, inputs: Array) -> Array:
-    # Inputs are not batched over the networks: the first layer is one matrix product for all.
-    with jax.default_matmul_precision("highest"):
-        return jax.vmap(predict_fn, in_axes=(0, None))(stacked, inputs)
-
-
-@jax.jit
-def _stack(trees: list[Params]) -> Params:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
 def _at_calibration(scores: Row) -> Row:
     """Scores of the network whose raw loss is the one with its fitted calibration, which stays."""
     return scores | {
@@ -494,22 +389,6 @@ def _at_calibration(scores: Row) -> Row:
     for name, (raw, tempered) in on_test.items():
         scores |= {name: raw, f"{name}_tempered": tempered}
     return scores
-
-
-def _inputs(parts: Parts) -> np.ndarray:
-    return np.concatenate([part.inputs for part in parts])
-
-
-def _split(outputs: np.ndarray, parts: Parts) -> list[np.ndarray]:
-    """Take outputs apart along their examples, the second axis."""
-    ends = np.cumsum([len(part.labels) for part in parts])
-    return np.split(outputs, ends[:-1], axis=1)
-
-
-def _platform(params: Params) -> str:
-    """Where a network is evaluated."""
-    arrays = [leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)]
-    return next(iter(arrays[0].devices())).platform if arrays else jax.default_backend()
 
 
 def _num_floats(params: Params) -> int:

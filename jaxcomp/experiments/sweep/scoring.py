@@ -26,7 +26,6 @@ from jaxcomp.experiments.sweep.codebooks import Codebooks, solve_codebooks
 from jaxcomp.experiments.sweep.config import Setting, SweepConfig
 from jaxcomp.experiments.sweep.curvature import Curvatures, measure_curvature
 from jaxcomp.experiments.sweep.engine import (
-    Evaluator,
     Network,
     Parts,
     Scorer,
@@ -34,6 +33,7 @@ from jaxcomp.experiments.sweep.engine import (
     chunked,
     stack_losses,
 )
+from jaxcomp.experiments.sweep.evaluator import Evaluator
 from jaxcomp.experiments.sweep.smallest import SmallestNetwork, smallest_without_loss
 from jaxcomp.experiments.sweep.stored import StoredNetwork, write_file
 from jaxcomp.experiments.sweep.variants import ORIGINAL, Variant
@@ -86,14 +86,19 @@ class Scored:
         calibrations = {(row["variant"], row["model_seed"]): row[calibration] for row in self.rows}
         by_id = {variant.id: variant for variant in self.variants}
 
+        scorers = [
+            Scorer(network, self.parts_of(number), self.evaluator)
+            for number, network in enumerate(self.networks)
+        ]
+
         @cache
         def losses(variant_id: str) -> VariantLosses:
             return stack_losses(
                 [
-                    Scorer(network, self.parts_of(number), self.evaluator).losses(
-                        by_id[variant_id], calibrations[variant_id, network.subject.model_seed]
+                    scorer.losses(
+                        by_id[variant_id], calibrations[variant_id, scorer.subject.model_seed]
                     )
-                    for number, network in enumerate(self.networks)
+                    for scorer in scorers
                 ]
             )
 

@@ -14,6 +14,7 @@ from jaxcomp.experiments.networks.convolution import (
     _tile,
     convolve_3x3,
     max_pool_2x2,
+    rectified_3x3,
 )
 
 
@@ -100,6 +101,19 @@ def test_gradients_in_tiles_agree_with_those_of_lax(shape, channels, padding, ti
         jax.tree.leaves(found(partial(convolve_3x3, in_tiles=True))), expected, strict=True
     ):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
+
+
+@pytest.mark.parametrize("pools", [False, True])
+@pytest.mark.parametrize(("padding", "channels"), [("SAME", 8), ("VALID", 3)])
+def test_rectified_is_its_steps_to_the_bit(padding, channels, pools, strict_promotion):
+    """Tiles of 2 x 2 pixels and of 1 x 1; some channels are shifted below zero."""
+    inputs, kernel = problem((2, 8, 6, 3), channels)
+    shift = jnp.linspace(-1, 2, channels, dtype=jnp.float32)
+    scale = jnp.linspace(0.3, 3, channels, dtype=jnp.float32)
+    outputs = convolve_3x3(inputs, kernel, padding=padding, in_tiles=True)
+    expected = jax.nn.relu((outputs - shift.reshape(1, 1, 1, -1)) * scale.reshape(1, 1, 1, -1))
+    found = rectified_3x3(inputs, kernel, shift, scale, padding=padding, pools=pools)
+    np.testing.assert_array_equal(found, max_pool_2x2(expected) if pools else expected)
 
 
 def test_vmap_over_models_is_a_loop():

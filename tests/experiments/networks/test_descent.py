@@ -70,7 +70,7 @@ def test_a_model_alone_is_that_model_among_others(strict_promotion):
     def trained(own: slice) -> descent.Learner:
         own_rates = descent.Rates(*(rate[own] for rate in rates))
         return descent.run_steps(
-            descent.initial_learner(keys.weights[own], own_rates, network=NETWORK),
+            descent.initial_learner(keys.weights[own], network=NETWORK),
             jnp.asarray(task["inputs"]),
             descent.Epoch(order[own], labels[own], jnp.asarray(8)),
             keys.dropout[own],
@@ -94,13 +94,11 @@ def test_proximal_steps_solve_the_lasso():
     curvature = np.diag(np.array([2.0, 1.0, 0.5])) + 0.2
     slope = np.array([1.0, -0.3, 0.1])
     rates = descent.Rates(*(jnp.float32(x) for x in (0.1, 0.9, 0.0, 0.25)))
-    weights, state = jnp.asarray(rng.standard_normal(3), jnp.float32), None
-    state = descent.sgd(rates).init(weights)
-    threshold = rates.learning_rate * rates.l1_penalty / (1 - rates.momentum)
+    weights, velocity = jnp.asarray(rng.standard_normal(3), jnp.float32), jnp.zeros(3)
     for _ in range(400):
         gradient = jnp.asarray(curvature @ np.asarray(weights) - slope, jnp.float32)
-        updates, state = descent.sgd(rates).update(gradient, state, weights)
-        weights = descent.soft_threshold(weights + updates, threshold)
+        velocity = descent.accelerated(rates, weights, gradient, velocity)
+        weights = descent.moved(rates, weights, velocity, is_proximal=True)
     exact = np.zeros(3)
     for _ in range(200):
         for i in range(3):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxcomp.experiments.samples import Examples
-from jaxcomp.experiments.sweep.engine import Evaluator, Parts, Subject
+from jaxcomp.experiments.sweep.engine import Parts, Subject
+from jaxcomp.experiments.sweep.evaluator import Evaluator
 
 
 def predict(params: dict[str, jax.Array], inputs: jax.Array) -> jax.Array:
@@ -34,7 +35,7 @@ def test_outputs_do_not_depend_on_blocks_and_neighbours(is_on_cpu: bool):
     subject = Subject(_never, networks[0], layers=("hidden", "output"), score_fn=predict)
     evaluator = Evaluator(subject, Parts(examples, examples, examples), num_chunk_variants=3)
     evaluator.block, evaluator.is_on_cpu = 3, is_on_cpu
-    outputs = evaluator.outputs(networks, inputs)
+    outputs = evaluator.outputs(networks, evaluator.blocks(inputs[:2], inputs[2:]))
     expected = np.stack([predict(params, inputs) for params in networks])
     assert outputs.shape == (2, 7, 3)
     np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,171 @@
+"""Outputs of many changed networks for the examples of all parts, in few large compiled calls.
+
+On accelerators networks are stacked; on CPUs one follows the other.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
+from jaxcomp.experiments.samples import Examples
+from jaxcomp.experiments.sweep.tasks import PARTS, own_calibration_of
+from jaxcomp.types import AnyArray, Params, PredictFn
+
+if TYPE_CHECKING:
+    from jaxcomp.experiments.sweep.engine import Parts, Subject
+
+# A chunk of variants is one unit of work that survives: about this many floating-point operations,
+# a few seconds on two cores.
+CHUNK_FLOPS = 1.5e11
+MAX_CHUNK_VARIANTS = 16
+# Outputs of a chunk are held on the host: at most about this many numbers, 1 GiB.
+MAX_CHUNK_OUTPUTS = 1 << 28
+
+
+class Blocks(NamedTuple):
+    """Inputs of some parts, end to end and cut into blocks of one size.
+
+    Attributes:
+        inputs: the last block is filled up with zeros.
+        num_examples: without these.
+    """
+
+    inputs: Shaped[AnyArray, "blocks block ..."]
+    num_examples: int
+
+
+class Evaluator:
+    """Scores stacks of changed networks of one kind on the three parts.
+
+    One instance serves all networks of a setting: shapes stay the same, so everything compiles
+    once.
+
+    Args:
+        subject: any of the networks; it gives the shapes.
+        parts: any of its parts.
+        num_chunk_variants: variants of a chunk; None picks it from the cost of one.
+    """
+
+    def __init__(self, subject: "Subject", parts: "Parts", num_chunk_variants: int | None = None):
+        self.score_fn = subject.score_fn or subject.predict_fn
+        self.task = subject.task
+        total = sum(len(part.labels) for part in parts)
+        is_convolutional = any(w.ndim > 2 for w in subject.weights().values())
+        self.is_on_cpu = _platform(subject.params) == "cpu"
+        # Windows of images are many times as large as the images: on a CPU few stay in its cache.
+        largest = 2048 if not is_convolutional else 16 if self.is_on_cpu else 256
+        self.block = min(largest, total)
+        self._last: tuple[Any, Any] = None, None
+        self.num_chunk_variants = num_chunk_variants or self._chunk_variants(subject, parts, total)
+
+    def blocks(self, *inputs: Shaped[np.ndarray, "n ..."]) -> Blocks:
+        """Lay inputs of parts end to end and cut them into blocks, once for many networks."""
+        total = sum(len(own) for own in inputs)
+        block = self.block
+        if self.is_on_cpu:
+            # Every number of blocks is a program of its own anyway: a size that fills up little.
+            block = -(-total // max(1, round(total / block)))
+        missing = -total % block
+        filling = np.zeros((missing, *inputs[0].shape[1:]), inputs[0].dtype)
+        blocks = np.concatenate([*inputs, filling]).reshape(-1, block, *filling.shape[1:])
+        # What is handed to a program of a CPU as an array of NumPy is copied in every call.
+        return Blocks(jnp.asarray(blocks) if self.is_on_cpu else blocks, total)
+
+    def blocks_of(self, part: Examples) -> Blocks:
+        """The inputs of one part in blocks, the same as last time if it is the same part."""
+        last, blocks = self._last
+        if last is not part.inputs:
+            blocks = self.blocks(part.inputs)
+            self._last = part.inputs, blocks
+        return blocks
+
+    def outputs(self, networks: Sequence[Params], blocks: Blocks) -> Float[np.ndarray, "C n ..."]:
+        """Outputs of networks for the examples of all blocks.
+
+        On CPUs each network is a call of its own: a product is large enough alone, calls that do
+        not wait for each other share the cores, and nothing is stacked or filled up.
+        """
+        inputs, num_examples = blocks
+        if self.is_on_cpu:
+            found = [_predict_blocks(self.score_fn, params, inputs) for params in networks]
+            outputs = np.stack([np.asarray(own) for own in found])
+            outputs = outputs.reshape(len(networks), -1, *outputs.shape[3:])
+        else:
+            # All shapes stay the same, so that nothing recompiles.
+            filled = [*networks, *[networks[-1]] * (self.num_chunk_variants - len(networks))]
+            stacked = _stack(filled if len(networks) > 1 else list(networks))
+            parts = [_predict_stack(self.score_fn, stacked, block) for block in inputs]
+            outputs = np.concatenate([np.asarray(own) for own in parts], axis=1)[: len(networks)]
+        return outputs[:, :num_examples]
+
+    def check_finite(self, subject: "Subject", parts: "Parts") -> None:
+        """Refuse a network whose loss is not finite, before anything is measured at it."""
+        outputs = self.outputs([subject.params], self.blocks(*inputs_of(parts)))
+        for name, (own,) in zip(PARTS, split_outputs(outputs, parts), strict=True):
+            num_bad = int(np.sum(~np.isfinite(own.reshape(len(own), -1)).all(axis=-1)))
+            if num_bad:
+                raise ValueError(
+                    f"the loss of network {subject.model_seed} is not finite: its outputs are "
+                    f"NaN or infinite for {num_bad} of the {len(own)} {name} examples; check "
+                    "these inputs and the weights."
+                )
+
+    def own_calibration(self, subject: "Subject", parts: "Parts") -> Float[Array, ""]:
+        """Return the calibration that an original network brings: its raw loss has it."""
+        if not self.task.brings_calibration:
+            return jnp.ones(())
+        inputs, targets = parts.validation
+        outputs = self.outputs([subject.params], self.blocks(inputs))[0]
+        return own_calibration_of(self.task, outputs, targets)
+
+    def _chunk_variants(self, subject: "Subject", parts: "Parts", total: int) -> int:
+        example = parts.test.inputs[: self.block]
+        lowered = jax.jit(subject.predict_fn).lower(subject.params, example)
+        flops = (lowered.cost_analysis() or {}).get("flops", 0.0)
+        cost = max(float(flops), 1.0) * total / len(example)
+        outputs = jax.eval_shape(subject.predict_fn, subject.params, example)
+        each = outputs.size * total // len(example)
+        most = min(MAX_CHUNK_VARIANTS, max(MAX_CHUNK_OUTPUTS // max(each, 1), 1))
+        return int(np.clip(CHUNK_FLOPS // cost, 1, most))
+
+
+@partial(jax.jit, static_argnames=("predict_fn",))
+def _predict_blocks(
+    predict_fn: PredictFn, params: Params, blocks: Float[Array, "blocks block ..."]
+) -> Float[Array, "blocks block classes"]:
+    with jax.default_matmul_precision("highest"):
+        return jax.lax.map(partial(predict_fn, params), blocks)
+
+
+@partial(jax.jit, static_argnames=("predict_fn",))
+def _predict_stack(predict_fn: PredictFn, stacked: Params, inputs: Array) -> Array:
+    # Inputs are not batched over the networks: the first layer is one matrix product for all.
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(predict_fn, in_axes=(0, None))(stacked, inputs)
+
+
+@jax.jit
+def _stack(trees: list[Params]) -> Params:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def inputs_of(parts: "Parts") -> list[np.ndarray]:
+    """Inputs of all parts."""
+    return [part.inputs for part in parts]
+
+
+def split_outputs(outputs: np.ndarray, parts: "Parts") -> list[np.ndarray]:
+    """Take outputs apart along their examples, the second axis."""
+    ends = np.cumsum([len(part.labels) for part in parts])
+    return np.split(outputs, ends[:-1], axis=1)
+
+
+def _platform(params: Params) -> str:
+    """Where a network is evaluated."""
+    arrays = [leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)]
+    return next(iter(arrays[0].devices())).platform if arrays else jax.default_backend()
