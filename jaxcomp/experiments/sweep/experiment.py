@@ -4,10 +4,7 @@
 elsewhere. Both go through the same engine; a run that dies continues from its last chunk.
 """
 
-import contextlib
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,6 @@ from jaxcomp.experiments.sweep.config import Setting, SweepConfig
 from jaxcomp.experiments.sweep.engine import Parts, Subject
 from jaxcomp.experiments.sweep.given import Given, fingerprint_of
 from jaxcomp.experiments.sweep.handed_in import Data, Grid, Networks
-from jaxcomp.experiments.sweep.pictures.elsewhere import Elsewhere
 from jaxcomp.experiments.sweep.results import NOUN, SweepResult
 from jaxcomp.experiments.sweep.scoring import Outcome, Scored, score_setting
 from jaxcomp.experiments.sweep.stored import FOLDERS
@@ -41,9 +37,6 @@ from jaxcomp.experiments.team import ALONE, Team
 from jaxcomp.long_call import LongCall
 from jaxcomp.numerics.transformations import all_transfers
 from jaxcomp.progress import Progress
-
-# Pictures of fewer are drawn by one process: they are quick, or the run was.
-_LEAST_ROWS_FOR_TWO = 200
 
 
 @all_transfers
@@ -125,10 +118,7 @@ def run_in_team(
         ValueError: as in `run`, or if versions, devices, options of JAX, settings or data are not
             those of the first process.
     """
-    with (
-        Run(out, config.to_dict(), noun=NOUN, folders=FOLDERS, resume=resume, team=team) as run,
-        contextlib.ExitStack() as until_the_end,
-    ):
+    with Run(out, config.to_dict(), noun=NOUN, folders=FOLDERS, resume=resume, team=team) as run:
         if not run.is_lead and run.is_finished:
             return None
         if (result := run.finished(SweepResult.load, quiet=quiet)) is not None:
@@ -138,10 +128,8 @@ def run_in_team(
         cache = network_cache(cache_dir)
         scored: list[Scored] = []
         outcomes: list[Outcome] = []
-        elsewhere = None
-        settings = config.settings()
         with Progress(quiet=quiet) as progress:
-            for setting in settings:
+            for setting in config.settings():
                 subjects, parts_of = trained_subjects(
                     config,
                     setting,
@@ -162,13 +150,10 @@ def run_in_team(
                         run,
                         progress,
                         worker_devices(),
-                        is_compared=len(settings) > 1,
+                        is_compared=len(config.settings()) > 1,
                     )
                 )
                 if run.is_lead:
-                    if setting is settings[-1] and _has_slow_pictures(run, scored[-1]):
-                        # It imports while claims are decided, on one core.
-                        elsewhere = until_the_end.enter_context(Elsewhere())
                     with LongCall(f"{setting.name}: deciding claims", 1, display=progress):
                         outcomes += [own.outcome() for own in scored]
                     scored.clear()  # they hold the data of their settings
@@ -176,7 +161,7 @@ def run_in_team(
             return None
         outcomes += [own.outcome() for own in scored]
         result = _result(run, outcomes)
-        run.finish(_DrawnByTwo(result, elsewhere), quiet=quiet)
+        run.finish(result, quiet=quiet)
         return result
 
 
@@ -248,24 +233,6 @@ def evaluate(
         result = _result(run, [outcome], task.words)
         run.finish(result, quiet=quiet)
         return result
-
-
-@dataclass(frozen=True)
-class _DrawnByTwo:
-    """A result whose files are written with the help of another process, if there is one."""
-
-    result: SweepResult
-    elsewhere: Elsewhere | None
-
-    def save(self) -> list[Path]:
-        """Write them."""
-        return self.result.save(elsewhere=self.elsewhere)
-
-
-def _has_slow_pictures(run: Run, scored: Scored) -> bool:
-    """Whether pictures take longer than it takes to start a process, and a core is there for it."""
-    is_large = len(scored.rows) >= _LEAST_ROWS_FOR_TWO
-    return run.path is not None and is_large and (os.cpu_count() or 1) > 1
 
 
 def _variants(config: SweepConfig, subject: Subject, method: Sequence[str]) -> list[Variant]:

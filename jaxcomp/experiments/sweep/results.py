@@ -29,8 +29,6 @@ from jaxcomp.experiments.sweep import pictures
 from jaxcomp.experiments.sweep.candidates import ratio_column
 from jaxcomp.experiments.sweep.claims import Claim, claim_from_dict, claims_table
 from jaxcomp.experiments.sweep.engine import Network, Subject, change
-from jaxcomp.experiments.sweep.pictures.elsewhere import Elsewhere
-from jaxcomp.experiments.sweep.pictures.files import FORMATS
 from jaxcomp.experiments.sweep.report import headlines, print_report, report_markdown
 from jaxcomp.experiments.sweep.smallest import SmallestNetwork, smallest_from_dict
 from jaxcomp.experiments.sweep.stored import read_network
@@ -215,18 +213,9 @@ class SweepResult:
         )
 
     @own_look()
-    def save(
-        self, directory: Path | str | None = None, *, elsewhere: Elsewhere | None = None
-    ) -> list[Path]:
-        """Write tables, claims, report and pictures; return the files.
-
-        Args:
-            directory: where to; None for that of the run.
-            elsewhere: a process that draws some of the pictures.
-        """
+    def save(self, directory: Path | str | None = None) -> list[Path]:
+        """Write tables, claims, report and pictures; return the files."""
         folder = folder_of(directory, self.directory, "this sweep was run without one")
-        if elsewhere is not None:
-            elsewhere.ask(self.table, self.claims, self.smallest, self.words, FORMATS)
         files = write_table(self.table, folder)
         is_read = [files[-1], folder / "claims.json"]
         if not self.sensitivity.empty:
@@ -247,12 +236,7 @@ class SweepResult:
         report = folder / "report.md"
         storage.write_bytes_atomic(report, self.report(with_pictures=True).encode())
         drawn = pictures.save_figures(
-            self.table,
-            folder,
-            claims=self.claims,
-            smallest=self.smallest,
-            words=self.words,
-            elsewhere=elsewhere,
+            self.table, folder, claims=self.claims, smallest=self.smallest, words=self.words
         )
         return [*files, claims, report, *drawn]
 
