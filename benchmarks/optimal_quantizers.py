@@ -5,8 +5,9 @@
 
 `--num-points 100000 1000000 10000000 --num-clusters 4 16 64 256 --rows 4096` is the full set.
 `--num-points 1000000 --turns 20` does one thing only: `kmeans` (K = 16, assignments and distortion
-included) and flash1dkmeans (centres alone) in so many alternate turns of one process, by the clock
-and by the processor.
+included), the same within `jit`, the centres alone (`codebook`), and flash1dkmeans, which gives
+centres alone, in so many alternate turns of one process, by the clock and by the processor.
+
 Problems: Student-t weights (3 degrees of freedom) with Gamma importances, seeded, or the first
 matrix of a file of weights with the same importances. Peers that are not installed are left out
 and named (`pip install 'jaxcomp[bench]'`); a peer that took longer than `--peer-seconds` is not
@@ -186,11 +187,23 @@ def peer_entries(problem: Problem, num_clusters: int, too_slow: dict, limit: flo
 
 
 def turns_report(problem: Problem, turns: int) -> dict:
-    """Time `kmeans` and flash1dkmeans in alternate turns: seconds a call, summed over the turns."""
+    """Time functions and flash1dkmeans in alternate turns: seconds a call, mean of the turns."""
     num_clusters = 16
     points, importance = (jax.block_until_ready(jnp.asarray(part)) for part in problem)
+
+    @jax.jit
+    def jitted(points, importance):
+        return kmeans(points, importance, num_clusters=num_clusters)
+
+    @jax.jit
+    def codebook(points, importance):
+        moments = histogram_moments(points[None], importance[None], num_bins=4096)
+        return solve_kmeans(moments, num_clusters, max_clusters=num_clusters).codebook.centroids
+
     runs = {
         "kmeans": lambda: kmeans(points, importance, num_clusters=num_clusters),
+        "kmeans_jitted": lambda: jitted(points, importance),
+        "codebook": lambda: codebook(points, importance),
         "flash1dkmeans": lambda: flash1dkmeans(*problem, num_clusters),
     }
 
@@ -209,12 +222,14 @@ def turns_report(problem: Problem, turns: int) -> dict:
     kinds = ("clock", "processor")
     report: dict = {"num_points": points.size, "num_clusters": num_clusters, "turns": turns}
     for column, kind in enumerate(kinds):
-        own, peer = (seconds[name][:, column] for name in runs)
+        peer = seconds["flash1dkmeans"][:, column]
         report[kind] = {
-            "kmeans_seconds": float(own.mean()),
-            "flash1dkmeans_seconds": float(peer.mean()),
-            "ratio": float(own.sum() / peer.sum()),
-            "ratio_of_least": float(own.min() / peer.min()),
+            name: {
+                "seconds": float(own[:, column].mean()),
+                "ratio": float(own[:, column].sum() / peer.sum()),
+                "ratio_of_least": float(own[:, column].min() / peer.min()),
+            }
+            for name, own in seconds.items()
         }
     return report
 
@@ -456,7 +471,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=256, help="0 leaves the rows out")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--peer-seconds", type=float, default=60.0)
-    parser.add_argument("--turns", type=int, default=0, help="only these, of kmeans and its peer")
+    parser.add_argument("--turns", type=int, default=0, help="only these, of K-means and its peer")
     parser.add_argument("--model", type=Path, help="a safetensors file: its first matrix")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", type=Path, help="draw times and iterations here")
