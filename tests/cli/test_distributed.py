@@ -9,15 +9,15 @@ from collections import Counter
 import pytest
 from command_line import SMALL, assert_one_sentence, environment, invoke, run_process
 
-from jaxcomp.experiments.sweep import engine, limits, pictures
+from jaxcomp.experiments.sweep import engine, evaluator, limits, pictures
 
 # Writes down what is computed; KILLED names processes that end, as if by loss of power, in the
 # middle of their second chunk of variants (and not while a program is written to the cache).
 PROCESS = """
 import os, signal, sys
 from jaxcomp import cli
-from jaxcomp.experiments.sweep import engine, limits, pictures
-engine.MAX_CHUNK_VARIANTS = 4
+from jaxcomp.experiments.sweep import engine, evaluator, limits, pictures
+evaluator.MAX_CHUNK_VARIANTS = 4
 limits._NUM_SLOPES, limits._GAP_BITS = 5, 0.2
 pictures.save_figures = lambda *_, **__: []
 score, own = engine.Scorer.score, []
@@ -69,7 +69,7 @@ def processes(folder, programs, killed=""):
 @pytest.fixture
 def simplified(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXCOMP_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(engine, "MAX_CHUNK_VARIANTS", 4)
+    monkeypatch.setattr(evaluator, "MAX_CHUNK_VARIANTS", 4)
     monkeypatch.setattr(limits, "_NUM_SLOPES", 5)
     monkeypatch.setattr(limits, "_GAP_BITS", 0.2)
     monkeypatch.setattr(pictures, "save_figures", lambda *_, **__: [])

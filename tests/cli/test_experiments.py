@@ -14,16 +14,16 @@ import pytest
 from command_line import SMALL, assert_one_sentence, environment, invoke
 
 from jaxcomp.experiments.manifest import FORMAT_VERSION
-from jaxcomp.experiments.sweep import engine, limits, pictures
+from jaxcomp.experiments.sweep import evaluator, limits, pictures
 
 # Stops that a test can hit: a checkpoint after every step, and many small chunks of variants.
 SLICED = """
 import sys
 from jaxcomp import cli
 from jaxcomp.experiments.networks import training
-from jaxcomp.experiments.sweep import engine, limits
+from jaxcomp.experiments.sweep import evaluator, limits
 training.SEGMENT_SECONDS = training.CHECKPOINT_SECONDS = 0.0
-engine.MAX_CHUNK_VARIANTS = 4
+evaluator.MAX_CHUNK_VARIANTS = 4
 limits._NUM_SLOPES, limits._GAP_BITS = 5, 0.2
 cli.main(sys.argv[1:])
 """
@@ -33,7 +33,7 @@ cli.main(sys.argv[1:])
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXCOMP_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("JAXCOMP_DATA_DIR", raising=False)
-    monkeypatch.setattr(engine, "MAX_CHUNK_VARIANTS", 4)  # one program for all tests
+    monkeypatch.setattr(evaluator, "MAX_CHUNK_VARIANTS", 4)  # one program for all tests
     monkeypatch.setattr(limits, "_NUM_SLOPES", 5)  # fine ones take half of the time of a sweep
     monkeypatch.setattr(limits, "_GAP_BITS", 0.2)
 

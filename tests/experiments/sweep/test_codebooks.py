@@ -12,7 +12,7 @@ import pytest
 from jaxcomp import quantizers, storage
 from jaxcomp.coding import sizes
 from jaxcomp.experiments import sweep
-from jaxcomp.experiments.sweep import codebooks, engine, limits, pictures, variants
+from jaxcomp.experiments.sweep import codebooks, evaluator, limits, pictures, variants
 from jaxcomp.experiments.sweep.codebooks import Codebooks, solve_codebooks
 from jaxcomp.experiments.sweep.compress import compress
 from jaxcomp.experiments.sweep.config import SweepConfig
@@ -57,7 +57,7 @@ def small():
         patch.setattr(variants, "MULTIPLIERS", MULTIPLIERS)
         patch.setattr(codebooks, "ENTROPY_BINS", BINS)
         patch.setattr(codebooks, "ENTROPY_SYMBOLS", 24)
-        patch.setattr(engine, "MAX_CHUNK_VARIANTS", 4)
+        patch.setattr(evaluator, "MAX_CHUNK_VARIANTS", 4)
         # Drawing and fine limits take longer than this.
         patch.setattr(pictures, "save_figures", lambda *_, **__: [])
         patch.setattr(limits, "_NUM_SLOPES", 5)

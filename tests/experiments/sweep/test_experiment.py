@@ -17,7 +17,7 @@ from slow_cases import some_slow
 import jaxcomp
 from jaxcomp import storage
 from jaxcomp.experiments import sweep
-from jaxcomp.experiments.sweep import engine, experiment, limits, pictures, scoring
+from jaxcomp.experiments.sweep import engine, evaluator, experiment, limits, pictures, scoring
 from jaxcomp.experiments.sweep.config import SweepConfig
 from jaxcomp.experiments.sweep.report import report_markdown
 from jaxcomp.quantizers import solve_kmeans
@@ -71,7 +71,7 @@ def simplified(monkeypatch):
 
 @pytest.fixture
 def small_chunks(simplified, monkeypatch):
-    monkeypatch.setattr(engine, "MAX_CHUNK_VARIANTS", 4)
+    monkeypatch.setattr(evaluator, "MAX_CHUNK_VARIANTS", 4)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def in_small_chunks(tmp_path_factory, cache):
     out = tmp_path_factory.mktemp("runs") / "chunks"
     with pytest.MonkeyPatch.context() as patch:
         simplify(patch)
-        patch.setattr(engine, "MAX_CHUNK_VARIANTS", 4)
+        patch.setattr(evaluator, "MAX_CHUNK_VARIANTS", 4)
         return out, sweep.run(CONFIG, out=out, cache_dir=cache, quiet=True)
 
 

@@ -330,9 +330,9 @@ DEVICES = """
 import sys
 import jax, numpy as np
 from jaxcomp.experiments import sweep
-from jaxcomp.experiments.sweep import engine, limits
+from jaxcomp.experiments.sweep import engine, evaluator, limits
 
-engine.MAX_CHUNK_VARIANTS = 4
+evaluator.MAX_CHUNK_VARIANTS = 4
 limits._NUM_SLOPES, limits._GAP_BITS = 5, 0.2
 seen = set()
 score = engine.Scorer.score
