@@ -55,7 +55,11 @@ def counted(monkeypatch):
     return solved
 
 
-@pytest.mark.parametrize("budget", [{}, {"bits_per_weight": 4.0}], ids=["none", "bits"])
+@pytest.mark.parametrize(
+    "budget",
+    [pytest.param({}, marks=pytest.mark.slow), {"bits_per_weight": 4.0}],
+    ids=["none", "bits"],
+)
 def test_files_are_those_of_each_leaf_alone(params, budget, counted, together):
     options = {"method": METHOD, "stacked": "a1", **budget}
     alone = to_bytes(compress(params, **options))

@@ -11,9 +11,9 @@ from jaxcomp.quantizers.problems import as_problem
 
 # Few bins and iterations: compiling is what these tests cost.
 METHODS = {
+    "uniform": Uniform(num_bins=64),
     "kmeans": KMeans(num_bins=64),
     "optimal": Optimal(num_bins=64),
-    "uniform": Uniform(num_bins=64),
     "entropy_constrained": EntropyConstrained(num_bins=32, num_symbols=8),
 }
 # Two kinds where clusters are at most as many as weights, and more of one than are solved at once.
@@ -42,7 +42,9 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", ["uniform", *(pytest.param(name, marks=pytest.mark.slow) for name in list(METHODS)[1:])]
+)
 def test_a_group_becomes_what_each_becomes_alone(name, problems, together, strict_promotion):
     """Bit for bit on a CPU, but for sums over cells.
 
@@ -79,7 +81,8 @@ def test_a_solve_serves_several_tensors_of_any_size_and_compiles_once(problems, 
 
     method, parameters = Counted(num_bins=48), np.asarray([2, 8])
     large = [problem for problem in problems if problem.size >= 48]
-    method.curve(large[0], parameters)  # the histogram
+    for problem in large:  # histograms
+        method.curve(problem, parameters)
     calls.clear()
     with count_compilations() as count:
         list(method.curves(large, [parameters] * len(large)))
