@@ -12,12 +12,13 @@ from jaxcomp.compressed.rate_control import largest_under
 from jaxcomp.compressed.selected import Tensor
 from jaxcomp.compressed.spending import Spending
 from jaxcomp.compressed.tensors import CompressedTensor, size_of
-from jaxcomp.compressed.together import curves_together, points_together
+from jaxcomp.compressed.together import AskedLeaf, curves_together, points_together
 from jaxcomp.compressed.workers import ALONE, Workers
 from jaxcomp.quantizers.curves import Curve, Point
 from jaxcomp.quantizers.methods import Method
 from jaxcomp.trees.paths import shorten
 
+_Asked = TypeVar("_Asked")
 _Result = TypeVar("_Result")
 
 # How often a choice is repeated to keep to a budget that the first one missed.
@@ -60,13 +61,13 @@ def with_curves(
         workers: who visits them, one by one and no more at a time than may be in memory; None if
             all are, so that those of one method may be solved together.
     """
-    if workers is None:
-        asked = [own.asked(some) for own, some in zip(tensors, parameters, strict=True)]
-        return map(then, tensors, curves_together(asked))
-    return workers.each(
-        lambda pair: then(pair[0], pair[0].curves(pair[1])),
-        list(zip(tensors, parameters, strict=True)),
-        [tensor.num_bytes for tensor in tensors],
+    return _each(
+        tensors,
+        parameters,
+        curves_together,
+        lambda tensor, own: tensor.curves(own),
+        then,
+        workers,
     )
 
 
@@ -77,12 +78,32 @@ def with_points(
     workers: Workers | None = None,
 ) -> Iterator[_Result]:
     """Yield what becomes of every tensor and the points of its layers at a parameter, likewise."""
+    return _each(
+        tensors,
+        parameters,
+        points_together,
+        lambda tensor, own: tensor.points(own),
+        then,
+        workers,
+    )
+
+
+def _each(
+    tensors: Sequence[Tensor],
+    parameters: Sequence[Any],
+    find_together: Callable[[Sequence[AskedLeaf]], Iterator[_Asked]],
+    find_alone: Callable[[Tensor, Any], _Asked],
+    then: Callable[[Tensor, _Asked], _Result],
+    workers: Workers | None,
+) -> Iterator[_Result]:
+    """Yield what becomes of every tensor and what is found of it at its parameters, in order."""
+    pairs = list(zip(tensors, parameters, strict=True))
     if workers is None:
-        asked = [own.asked(some) for own, some in zip(tensors, parameters, strict=True)]
-        return map(then, tensors, points_together(asked))
+        asked = [tensor.asked(own) for tensor, own in pairs]
+        return map(then, tensors, find_together(asked))
     return workers.each(
-        lambda pair: then(pair[0], pair[0].points(pair[1])),
-        list(zip(tensors, parameters, strict=True)),
+        lambda pair: then(pair[0], find_alone(*pair)),
+        pairs,
         [tensor.num_bytes for tensor in tensors],
     )
 
