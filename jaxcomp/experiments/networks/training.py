@@ -18,6 +18,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -305,12 +306,13 @@ def _run_steps(
 
     def run(
         own: Learner,
-        first: int,
-        stop: int,
         order: Array,
         labels: Array,
         dropout: Key[Array, "M"],
         own_rates: Rates,
+        *,
+        first: int,
+        stop: int,
     ) -> Learner:
         return run_steps(
             own,
@@ -324,15 +326,11 @@ def _run_steps(
             is_proximal=trainer.is_proximal,
         )
 
-    of_models = examples.order, examples.labels, keys.dropout, rates
-    if trainer.is_together:
-        return run(learner, first, stop, *of_models)
     # As many turns as threads, so that all of them end at once.
-    cuts = np.linspace(first, stop, 1 + min(_num_threads(), stop - first)).astype(int).tolist()
-    turns = [
-        lambda own, *others, a=a, b=b: run(own, a, b, *others) for a, b in itertools.pairwise(cuts)
-    ]
-    return _by_model(trainer, turns, learner, *of_models)
+    number = 1 if trainer.is_together else min(_num_threads(), stop - first)
+    cuts = np.linspace(first, stop, 1 + number).astype(int).tolist()
+    turns = [partial(run, first=a, stop=b) for a, b in itertools.pairwise(cuts)]
+    return _by_model(trainer, turns, learner, examples.order, examples.labels, keys.dropout, rates)
 
 
 def _by_model(
