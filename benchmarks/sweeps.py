@@ -118,8 +118,8 @@ def measure_forms(_: dict[str, Any]) -> dict[str, float]:
     from jaxcomp.experiments import networks
     from jaxcomp.experiments.networks import descent
     from jaxcomp.experiments.samples import Examples
-    from jaxcomp.experiments.sweep.engine import Parts, Subject
     from jaxcomp.experiments.sweep.evaluator import Evaluator
+    from jaxcomp.experiments.sweep.subject import Parts, Subject
 
     class AsProducts(networks.Network):
         """The network as curvature sees it, in training too."""

@@ -21,13 +21,13 @@ evaluator.MAX_CHUNK_VARIANTS = 4
 limits._NUM_SLOPES, limits._GAP_BITS = 5, 0.2
 pictures.save_figures = lambda *_, **__: []
 score, own = engine.Scorer.score, []
-def logged(self, variants):
+def logged(self, variants, *keep):
     own.append(f"{self.subject.model_seed} {variants[0].id}")
     with open(os.environ["COMPUTED"], "a") as log:
         log.write(f"{os.environ['INDEX']} {own[-1]}\\n")
     if len(own) == 2 and os.environ["INDEX"] in os.environ.get("KILLED", ""):
         os.kill(os.getpid(), signal.SIGKILL)
-    return score(self, variants)
+    return score(self, variants, *keep)
 engine.Scorer.score = logged
 cli.main(sys.argv[1:])
 """

@@ -7,8 +7,7 @@ at data (a calibration, and later the variant that a claim speaks of) is fitted 
 set only.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -19,120 +18,23 @@ from jaxtyping import Array, Float
 
 from jaxcomp.bounds import mutual_information_bound
 from jaxcomp.coding.sizes import compression_ratio
-from jaxcomp.experiments.samples import Examples
 from jaxcomp.experiments.sweep.candidates import VariantLosses
 from jaxcomp.experiments.sweep.codebooks import Codebooks, Layers
 from jaxcomp.experiments.sweep.compress import Compressed, compress, squared_errors
 from jaxcomp.experiments.sweep.evaluator import Blocks, Evaluator, inputs_of, split_outputs
 from jaxcomp.experiments.sweep.files import SharedFiles, can_be_written, file_of, num_bytes
 from jaxcomp.experiments.sweep.limits import NO_LIMITS, limits_at, network_limit
-from jaxcomp.experiments.sweep.tasks import (
-    Classification,
-    Task,
-    example_values_of,
-    scores_of,
-)
+from jaxcomp.experiments.sweep.subject import Parts, Subject
+from jaxcomp.experiments.sweep.tasks import example_values_of, scores_of
 from jaxcomp.experiments.sweep.variants import TRAINED_OTHERWISE, Variant
 from jaxcomp.numerics.units import LN2
-from jaxcomp.quantizers import Method
 from jaxcomp.rate_distortion import NetworkLimit
 from jaxcomp.trees.paths import leaves_by_path, replace_leaves
-from jaxcomp.types import Params, PredictFn
+from jaxcomp.types import Params
 
 Row = dict[str, Any]
 
 FLOAT_BITS = 32
-
-
-def _as_they_are(params: Params) -> Params:
-    return params
-
-
-class Parts(NamedTuple):
-    """Three disjoint parts: what was learned, what choices are made on, and one look."""
-
-    train: Examples
-    validation: Examples
-    test: Examples
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One trained network under test.
-
-    Attributes:
-        predict_fn: `(params, inputs) -> outputs`, evaluation mode, hashable.
-        params: all of its arrays.
-        layers: names of the layers to compress: paths of leaves, or of a leaf that is a stack of
-            layers those of its layers, `path[0]` and so on.
-        otherwise: arrays of the same network trained or changed otherwise, by the method of the
-            control that they are, `early_stopping` and so on; as far as they are known.
-        last_layer: path of the layer that makes the logits, if known.
-        refresh_fn: `(params, inputs) -> params`, re-estimates batch statistics after a
-            change of the weights; None to keep them.
-        model_seed: which of several networks this is.
-        num_distinct: distinct training examples (draws with replacement repeat some).
-        stacks: leaves that are stacks of layers: path, and the axis of the layers.
-        as_given: `params -> params`, puts arrays back into the tree that was handed in.
-        task: what it is for.
-        methods: of the user, by the name that variants give them.
-        score_fn: `predict_fn` in a form that is faster where only outputs are wanted, the same to
-            rounding: nothing differentiates it or looks for layers in it; None if there is none.
-    """
-
-    predict_fn: PredictFn
-    params: Params
-    layers: tuple[str, ...]
-    otherwise: Mapping[str, Params] = field(default_factory=dict)
-    last_layer: str | None = None
-    refresh_fn: Callable[[Params, Any], Params] | None = None
-    model_seed: int = 0
-    num_distinct: int | None = None
-    stacks: tuple[tuple[str, int], ...] = ()
-    as_given: Callable[..., Params] = _as_they_are
-    task: Task = Classification()  # noqa: RUF009
-    methods: Mapping[str, Method] = field(default_factory=dict)
-    score_fn: PredictFn | None = None
-
-    def weights(self) -> Layers:
-        """The layers to compress, by name."""
-        return self.layers_of(leaves_by_path(self.params))
-
-    @cached_property
-    def paths(self) -> tuple[str, ...]:
-        """Paths of the leaves that hold the layers."""
-        inside = {name: path for path, axis in self.stacks for name in self._names(path, axis)}
-        return tuple(dict.fromkeys(inside.get(name, name) for name in self.layers))
-
-    def layers_of(self, leaves: Mapping[str, Any]) -> Layers:
-        """Return the layers, by name, of leaves by path (weights, or what is shaped like them)."""
-        axes = dict(self.stacks)
-        layers = {}
-        for path in self.paths:
-            leaf = jnp.asarray(leaves[path])
-            if path in axes:
-                names = self._names(path, axes[path])
-                layers |= dict(zip(names, jnp.moveaxis(leaf, axes[path], 0), strict=True))
-            else:
-                layers[path] = leaf
-        return layers
-
-    def leaves_of(self, layers: Layers) -> dict[str, Array]:
-        """Undo `layers_of`."""
-        axes = dict(self.stacks)
-        return {
-            path: jnp.stack([layers[name] for name in self._names(path, axes[path])], axes[path])
-            if path in axes
-            else layers[path]
-            for path in self.paths
-        }
-
-    @cached_property
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        return {path: jnp.shape(leaf) for path, leaf in leaves_by_path(self.params).items()}
-
-    def _names(self, path: str, axis: int) -> list[str]:
-        return [f"{path}[{number}]" for number in range(self._shapes[path][axis])]
 
 
 class Network(NamedTuple):
@@ -157,7 +59,6 @@ class Scorer:
         parts: its three parts.
         evaluator: of its setting.
         reference: importance of every weight, for predictions and limits; None for none.
-        keep: takes the file of every compressed variant; None for nobody.
     """
 
     def __init__(
@@ -167,14 +68,12 @@ class Scorer:
         evaluator: Evaluator,
         *,
         reference: Layers | None = None,
-        keep: Callable[[Variant, bytes], None] | None = None,
     ):
         self.network = network
         self.subject = network.subject
         self.parts = parts
         self.evaluator = evaluator
         self.reference = reference
-        self.keep = keep
         self.weights = network.subject.weights()
 
     @cached_property
@@ -201,8 +100,17 @@ class Scorer:
             params = self.subject.refresh_fn(params, self.parts.train.inputs)
         return params, changed
 
-    def score(self, variants: Sequence[Variant]) -> list[Row]:
-        """Score one chunk of variants."""
+    def score(
+        self,
+        variants: Sequence[Variant],
+        keep: Callable[[Variant, bytes], object] | None = None,
+    ) -> list[Row]:
+        """Score one chunk of variants.
+
+        Args:
+            variants: of the chunk.
+            keep: takes the file of every compressed variant; None for nobody.
+        """
         applied = [self.apply(variant) for variant in variants]
         scores = self._scores([params for params, _ in applied], variants)
         rows = []
@@ -210,7 +118,7 @@ class Scorer:
             zip(variants, applied, strict=True)
         ):
             row = {name: float(values[position]) for name, values in scores.items()}
-            size = self._size_bytes(variant, params, changed)
+            size = self._size_bytes(variant, params, changed, keep)
             rows.append(self._row(variant, changed, row, size))
         return rows
 
@@ -240,7 +148,13 @@ class Scorer:
     def _shared(self) -> SharedFiles:
         return SharedFiles(jax.tree.leaves(self.subject.params))
 
-    def _size_bytes(self, variant: Variant, params: Params, changed: Compressed) -> float:
+    def _size_bytes(
+        self,
+        variant: Variant,
+        params: Params,
+        changed: Compressed,
+        keep: Callable[[Variant, bytes], object] | None,
+    ) -> float:
         """Write the file of a compressed variant and return its bytes; NaN if there is none."""
         if variant.kind in ("original", "control"):
             return self._original_bytes
@@ -248,8 +162,8 @@ class Scorer:
         if variant.kind == "sensitivity" or not can_be_written():
             return np.nan
         data = file_of(params, changed.stored, self.subject.stacks, self._shared)
-        if self.keep is not None:
-            self.keep(variant, data)
+        if keep is not None:
+            keep(variant, data)
         return len(data)
 
     def _scores(

@@ -5,7 +5,7 @@ On accelerators networks are stacked; on CPUs one follows the other.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,9 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from jaxcomp.experiments.samples import Examples
-from jaxcomp.experiments.sweep.tasks import PARTS, own_calibration_of
+from jaxcomp.experiments.sweep.subject import Parts, Subject
+from jaxcomp.experiments.sweep.tasks import own_calibration_of
 from jaxcomp.types import AnyArray, Params, PredictFn
-
-if TYPE_CHECKING:
-    from jaxcomp.experiments.sweep.engine import Parts, Subject
 
 # A chunk of variants is one unit of work that survives: about this many floating-point operations,
 # a few seconds on two cores.
@@ -51,7 +49,7 @@ class Evaluator:
         num_chunk_variants: variants of a chunk; None picks it from the cost of one.
     """
 
-    def __init__(self, subject: "Subject", parts: "Parts", num_chunk_variants: int | None = None):
+    def __init__(self, subject: Subject, parts: Parts, num_chunk_variants: int | None = None):
         self.score_fn = subject.score_fn or subject.predict_fn
         self.task = subject.task
         total = sum(len(part.labels) for part in parts)
@@ -103,10 +101,10 @@ class Evaluator:
             outputs = np.concatenate([np.asarray(own) for own in parts], axis=1)[: len(networks)]
         return outputs[:, :num_examples]
 
-    def check_finite(self, subject: "Subject", parts: "Parts") -> None:
+    def check_finite(self, subject: Subject, parts: Parts) -> None:
         """Refuse a network whose loss is not finite, before anything is measured at it."""
         outputs = self.outputs([subject.params], self.blocks(*inputs_of(parts)))
-        for name, (own,) in zip(PARTS, split_outputs(outputs, parts), strict=True):
+        for name, (own,) in zip(Parts._fields, split_outputs(outputs, parts), strict=True):
             num_bad = int(np.sum(~np.isfinite(own.reshape(len(own), -1)).all(axis=-1)))
             if num_bad:
                 raise ValueError(
@@ -115,7 +113,7 @@ class Evaluator:
                     "these inputs and the weights."
                 )
 
-    def own_calibration(self, subject: "Subject", parts: "Parts") -> Float[Array, ""]:
+    def own_calibration(self, subject: Subject, parts: Parts) -> Float[Array, ""]:
         """Return the calibration that an original network brings: its raw loss has it."""
         if not self.task.brings_calibration:
             return jnp.ones(())
@@ -123,7 +121,7 @@ class Evaluator:
         outputs = self.outputs([subject.params], self.blocks(inputs))[0]
         return own_calibration_of(self.task, outputs, targets)
 
-    def _chunk_variants(self, subject: "Subject", parts: "Parts", total: int) -> int:
+    def _chunk_variants(self, subject: Subject, parts: Parts, total: int) -> int:
         example = parts.test.inputs[: self.block]
         lowered = jax.jit(subject.predict_fn).lower(subject.params, example)
         flops = (lowered.cost_analysis() or {}).get("flops", 0.0)
@@ -154,12 +152,12 @@ def _stack(trees: list[Params]) -> Params:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def inputs_of(parts: "Parts") -> list[np.ndarray]:
+def inputs_of(parts: Parts) -> list[np.ndarray]:
     """Inputs of all parts."""
     return [part.inputs for part in parts]
 
 
-def split_outputs(outputs: np.ndarray, parts: "Parts") -> list[np.ndarray]:
+def split_outputs(outputs: np.ndarray, parts: Parts) -> list[np.ndarray]:
     """Take outputs apart along their examples, the second axis."""
     ends = np.cumsum([len(part.labels) for part in parts])
     return np.split(outputs, ends[:-1], axis=1)

@@ -18,12 +18,12 @@ from jaxcomp.experiments.run import Run
 from jaxcomp.experiments.sweep import variants as grid_variants
 from jaxcomp.experiments.sweep.beyond_controls import decided
 from jaxcomp.experiments.sweep.config import Setting, SweepConfig
-from jaxcomp.experiments.sweep.engine import Parts, Subject
 from jaxcomp.experiments.sweep.given import Given, fingerprint_of
 from jaxcomp.experiments.sweep.handed_in import Data, Grid, Networks
 from jaxcomp.experiments.sweep.results import NOUN, SweepResult
 from jaxcomp.experiments.sweep.scoring import Outcome, Scored, score_setting
 from jaxcomp.experiments.sweep.stored import FOLDERS
+from jaxcomp.experiments.sweep.subject import Parts, Subject
 from jaxcomp.experiments.sweep.subjects import (
     given_networks,
     given_parts,

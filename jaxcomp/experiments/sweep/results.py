@@ -28,10 +28,11 @@ from jaxcomp.experiments.result import folder_of, loading, read_table, seal, wri
 from jaxcomp.experiments.sweep import pictures
 from jaxcomp.experiments.sweep.candidates import ratio_column
 from jaxcomp.experiments.sweep.claims import Claim, claim_from_dict, claims_table
-from jaxcomp.experiments.sweep.engine import Network, Subject, change
+from jaxcomp.experiments.sweep.engine import Network, change
 from jaxcomp.experiments.sweep.report import headlines, print_report, report_markdown
 from jaxcomp.experiments.sweep.smallest import SmallestNetwork, smallest_from_dict
 from jaxcomp.experiments.sweep.stored import read_network
+from jaxcomp.experiments.sweep.subject import Subject
 from jaxcomp.experiments.sweep.summary import rows_where, variant_means
 from jaxcomp.experiments.sweep.task_words import CLASSIFICATION, TaskWords, words_from_dict
 from jaxcomp.experiments.sweep.variants import Variant

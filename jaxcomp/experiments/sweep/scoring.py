@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -27,15 +26,14 @@ from jaxcomp.experiments.sweep.config import Setting, SweepConfig
 from jaxcomp.experiments.sweep.curvature import Curvatures, measure_curvature
 from jaxcomp.experiments.sweep.engine import (
     Network,
-    Parts,
     Scorer,
-    Subject,
     chunked,
     stack_losses,
 )
 from jaxcomp.experiments.sweep.evaluator import Evaluator
 from jaxcomp.experiments.sweep.smallest import SmallestNetwork, smallest_without_loss
 from jaxcomp.experiments.sweep.stored import StoredNetwork, write_file
+from jaxcomp.experiments.sweep.subject import Parts, Subject
 from jaxcomp.experiments.sweep.variants import ORIGINAL, Variant
 from jaxcomp.progress import Progress
 
@@ -227,18 +225,18 @@ class _Tools:
     def __init__(self, work: _NetworkWork) -> None:
         self.work = work
         self._scorer: Scorer | None = None
-        self._written: list[Future[None]] = []
 
     @cached_property
     def parts(self) -> Parts:
-        """The three parts of its data."""
-        return self.work.parts()
+        """The three parts of its data, at which outputs of the network are finite."""
+        parts = self.work.parts()
+        self.work.evaluator.check_finite(self.work.subject, parts)
+        return parts
 
     @cached_property
     def curvatures(self) -> Curvatures:
         """The curvature at the network."""
         work = self.work
-        work.evaluator.check_finite(work.subject, self.parts)
         key = jax.random.fold_in(work.key, _CURVATURE)
         return _measure(work.subject, self.parts, work.config, key, self.calibration)
 
@@ -250,7 +248,6 @@ class _Tools:
     def compile_scores(self) -> None:
         """Compile the programs that score variants, by what needs no codebooks."""
         work = self.work
-        work.evaluator.check_finite(work.subject, self.parts)
         network = Network(work.subject, Codebooks({}, {}), work.noise)
         scorer = Scorer(network, self.parts, work.evaluator)
         scorer.score([ORIGINAL])
@@ -276,11 +273,15 @@ class _Tools:
         A disk takes longer to keep a small file for good than it takes to make one: the next are
         made meanwhile, and several are kept at once.
         """
-        self._written = []
-        with ThreadPoolExecutor(_FILES_AT_ONCE) as self._pool:
-            rows = self._scorer_of(network).score(variants)
-            for written in self._written:
-                written.result()
+        scorer, path = self._scorer_of(network), self.work.run.path
+        if path is None:
+            return scorer.score(variants)
+        written: list[Future[None]] = []
+        with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+            write = partial(pool.submit, write_file, path, self.work.file)
+            rows = scorer.score(variants, lambda *file: written.append(write(*file)))
+            for own in written:
+                own.result()
         return rows
 
     def _scorer_of(self, network: Network) -> Scorer:
@@ -291,12 +292,8 @@ class _Tools:
                 self.parts,
                 work.evaluator,
                 reference=work.subject.layers_of(self.curvatures.reference),
-                keep=None if work.run.path is None else partial(self._keep, work.run.path),
             )
         return self._scorer
-
-    def _keep(self, path: Path, variant: Variant, data: bytes) -> None:
-        self._written.append(self._pool.submit(write_file, path, self.work.file, variant, data))
 
 
 class _Desk:

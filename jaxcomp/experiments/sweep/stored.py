@@ -16,7 +16,8 @@ import jax
 from jaxcomp import storage
 from jaxcomp.experiments.reproducibility import key_from_plain, key_to_plain
 from jaxcomp.experiments.sweep.codebooks import Codebooks
-from jaxcomp.experiments.sweep.engine import Network, Subject
+from jaxcomp.experiments.sweep.engine import Network
+from jaxcomp.experiments.sweep.subject import Subject
 from jaxcomp.experiments.sweep.variants import Variant
 from jaxcomp.quantizers import Method
 from jaxcomp.quantizers.methods import method_named

@@ -14,9 +14,9 @@ from jaxcomp.experiments import networks
 from jaxcomp.experiments.run import Run
 from jaxcomp.experiments.samples import Examples, draw_samples
 from jaxcomp.experiments.sweep.config import Setting, SweepConfig
-from jaxcomp.experiments.sweep.engine import Parts, Subject
 from jaxcomp.experiments.sweep.given import Given
 from jaxcomp.experiments.sweep.handed_in import Control, Data, FittedControl, Grid, Networks
+from jaxcomp.experiments.sweep.subject import Parts, Subject
 from jaxcomp.experiments.sweep.tasks import Task
 from jaxcomp.long_call import LongCall
 from jaxcomp.progress import Progress

@@ -32,7 +32,7 @@ from jaxcomp.evaluation.calibration import fit_temperature
 from jaxcomp.experiments.sweep.task_words import CLASSIFICATION, Quantity, TaskWords
 from jaxcomp.types import LossFn, Params, PredictFn
 
-PARTS = ("train", "validation", "test")
+_PARTS = ("train", "validation", "test")
 PADDING = -1
 """The target of a token that does not count."""
 
@@ -197,7 +197,7 @@ class Task(ABC):
         own = jnp.broadcast_to(raw, calibration.shape).astype(calibration.dtype)
         score = self.words.score.name
         found = {}
-        for part, out, wanted in zip(PARTS, outputs, targets, strict=True):
+        for part, out, wanted in zip(_PARTS, outputs, targets, strict=True):
             found[f"{part}_loss"] = self.mean(self.loss(out, wanted, own), wanted)
             tempered = self.mean(self.loss(out, wanted, calibration), wanted)
             found[f"{part}_loss_tempered"] = tempered
@@ -299,7 +299,7 @@ class Classification(Task):
         losses, is_right = metrics.cross_entropy(both, labels), metrics.correct(logits, labels)
         scores = {self.words.calibration: temperature}
         ends = np.cumsum([len(own) for own in targets])
-        for name, end, own in zip(PARTS, ends, targets, strict=True):
+        for name, end, own in zip(_PARTS, ends, targets, strict=True):
             place = slice(end - len(own), end)
             raw_loss, tempered = jnp.mean(losses[..., place], axis=-1)
             scores |= {f"{name}_loss": raw_loss, f"{name}_loss_tempered": tempered}
@@ -521,7 +521,7 @@ def own_calibration_of(task: Task, outputs: Array, targets: Array) -> Array:
 
 
 def _check_labels(num: int, targets: Sequence[np.ndarray], noun: str, kind: str) -> None:
-    for name, own in zip(PARTS, targets, strict=True):
+    for name, own in zip(_PARTS, targets, strict=True):
         if own.min() < 0 or own.max() >= num:
             raise ValueError(
                 f"{name} {noun} lie in [{own.min()}, {own.max()}] but the network has {num} "

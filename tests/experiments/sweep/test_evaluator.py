@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxcomp.experiments.samples import Examples
-from jaxcomp.experiments.sweep.engine import Parts, Subject
 from jaxcomp.experiments.sweep.evaluator import Evaluator
+from jaxcomp.experiments.sweep.subject import Parts, Subject
 
 
 def predict(params: dict[str, jax.Array], inputs: jax.Array) -> jax.Array:

@@ -1,7 +1,6 @@
 """What a worker does for a network: in which order, and what is there when it has done it."""
 
 import time
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -10,10 +9,10 @@ from jaxcomp.experiments.sweep import scoring
 
 
 def tools_of_a_scorer_that_keeps_what_it_scores(folder):
-    tools = scoring._Tools(SimpleNamespace(file="network"))  # pyright: ignore[reportArgumentType]
-    keep = partial(tools._keep, folder)
+    work = SimpleNamespace(file="network", run=SimpleNamespace(path=folder))
+    tools = scoring._Tools(work)  # pyright: ignore[reportArgumentType]
 
-    def score(variants):
+    def score(variants, keep):
         for variant in variants:
             keep(variant, variant.encode())
         return [{"variant": variant} for variant in variants]
