@@ -16,6 +16,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # The command keeps compiled programs; a test that wants it says so.
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
+# Threads of NumPy's products wait by turning: a fortieth of the processor.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Programs need not know which lines they come from: a twentieth of the time of compiling.
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
