@@ -25,8 +25,9 @@ Axis = int | tuple[int, ...]
 _REACH = 1 << 12
 
 
-# Compiled functions of their own, here and in `_scaled`: a solver that calls them a dozen times
-# traces each only once, and they were a third of what it had to trace.
+# Compiled functions of their own, here and in what scales: a solver that calls them a dozen times
+# traces each only once, and they were a third of what it had to trace. Every operation counts, as
+# they still are a third of what is compiled.
 @partial(jax.jit, static_argnames="axis")
 def group_exponent(values: Float[Array, "..."], *, axis: Axis = -1) -> Int[Array, "..."]:
     """Return the largest e with `2^e <= max |values|` in every group.
@@ -46,20 +47,21 @@ def group_exponent(values: Float[Array, "..."], *, axis: Axis = -1) -> Int[Array
     unit = values.dtype.type(1 << info.num_fraction)
     # The maximum of integers is ten times as slow as that of floats. Subnormal numbers are moved
     # below 0 for it, in their order.
-    integer = _integer(magnitude, values.dtype)
+    integer = lax.convert_element_type(magnitude, values.dtype)
     key = lax.select(
         _is_subnormal(magnitude, info),
         lax.sub(integer, lax.full_like(integer, unit)),
         lax.bitcast_convert_type(magnitude, values.dtype),
     )
     largest = jnp.max(key, axis=axis, initial=-unit)
+    units = lax.full_like(largest, unit)
     is_small = lax.lt(largest, lax.full_like(largest, 0))
-    number = lax.select(is_small, lax.add(largest, lax.full_like(largest, unit)), largest)
-    field = _field(_magnitude(number), info)
+    number = lax.select(is_small, lax.add(largest, units), largest)
+    field = lax.convert_element_type(_field(_magnitude(number), info), jnp.int32)
     start = lax.select(
         is_small, lax.full_like(field, info.least - info.bias), lax.full_like(field, -info.bias)
     )
-    is_nothing = lax.eq(largest, lax.full_like(largest, -unit))
+    is_nothing = lax.eq(largest, lax.neg(units))
     return lax.select(is_nothing, lax.full_like(field, 0), lax.add(field, start))
 
 
@@ -128,15 +130,37 @@ def split(
     Returns:
         (...) m, 0 for 0, and (...) int32 e.
     """
-    exponent = group_exponent(values, axis=())
-    return normalise(values, exponent, axis=()).astype(dtype), exponent
+    mantissa, exponent = _split(values)
+    return mantissa.astype(dtype), exponent
+
+
+@jax.jit
+def _split(values: Float[Array, "..."]) -> tuple[Float[Array, "..."], Int[Array, "..."]]:
+    """Return `m` in [1, 2) and `e`: nothing is rounded."""
+    info = _info(values.dtype)
+    bits = lax.bitcast_convert_type(values, info.integer)
+    magnitude = _magnitude(values)
+    lifted, start = _lifted(magnitude, info)
+    constant = partial(lax.full_like, magnitude)
+    fraction = lax.bitwise_and(lifted, constant((1 << info.num_fraction) - 1))
+    number = lax.bitwise_or(fraction, constant(info.bias << info.num_fraction))
+    is_fixed = _is_fixed(magnitude, info)
+    # Zero and what is not finite stay, whatever the exponent; that of zero is 0.
+    number = lax.select(is_fixed, magnitude, number)
+    exponent = lax.add(_field(lifted, info), lax.sub(start, constant(info.bias)))
+    exponent = lax.select(lax.eq(magnitude, constant(0)), constant(0), exponent)
+    sign = lax.bitwise_xor(bits, magnitude)
+    return (
+        lax.bitcast_convert_type(lax.bitwise_or(number, sign), values.dtype),
+        lax.convert_element_type(exponent, jnp.int32),
+    )
 
 
 def ordered(values: Float[Array, "..."]) -> Int[Array, "..."]:
     """Return signed integers in the order of the values, equal for 0 and -0; not for NaN."""
     info = _info(values.dtype)
-    bits = lax.bitcast_convert_type(values, info.signed)
-    return jnp.where(bits < 0, info.signed.type(jnp.iinfo(info.signed).min) - bits, bits)
+    bits = lax.bitcast_convert_type(values, info.integer)
+    return jnp.where(bits < 0, info.integer.type(jnp.iinfo(info.integer).min) - bits, bits)
 
 
 def is_zero(values: Shaped[Array, "..."]) -> Bool[Array, "..."]:
@@ -151,7 +175,7 @@ def is_negative(values: Shaped[Array, "..."]) -> Bool[Array, "..."]:
     if jnp.issubdtype(values.dtype, jnp.floating):
         info, magnitude = _info(values.dtype), _magnitude(values)
         is_number = (magnitude != 0) & (magnitude <= info.special << info.num_fraction)
-        return is_number & (lax.bitcast_convert_type(values, info.unsigned) != magnitude)
+        return is_number & (lax.bitcast_convert_type(values, info.integer) != magnitude)
     return values < 0
 
 
@@ -160,13 +184,14 @@ class _Info:
 
     def __init__(self, dtype: jnp.dtype) -> None:
         info = jnp.finfo(dtype)
+        self.dtype = dtype
         self.num_bits = int(info.bits)
         self.num_fraction = int(info.nmant)
         # The field of infinity and NaN; all ones.
         self.special = (1 << (self.num_bits - 1 - self.num_fraction)) - 1
         self.bias = self.special >> 1
-        self.signed = np.dtype(f"int{self.num_bits}")
-        self.unsigned = np.dtype(f"uint{self.num_bits}")
+        # What bits are read as. Patterns without a sign are not negative.
+        self.integer = np.dtype(f"int{self.num_bits}")
         # Exponent of the smallest subnormal number.
         self.least = 1 - self.bias - self.num_fraction
 
@@ -177,28 +202,48 @@ def _info(dtype: jnp.dtype) -> _Info:
     return _Info(dtype)
 
 
-def _magnitude(values: Float[Array, "..."]) -> Shaped[Array, "..."]:
-    """Return the bit pattern without its sign: unsigned integers in the order of magnitude."""
+def _magnitude(values: Float[Array, "..."]) -> Int[Array, "..."]:
+    """Return the bit pattern without its sign: integers in the order of magnitude."""
     info = _info(values.dtype)
-    bits = lax.bitcast_convert_type(values, info.unsigned)
+    bits = lax.bitcast_convert_type(values, info.integer)
     return lax.bitwise_and(bits, lax.full_like(bits, (1 << (info.num_bits - 1)) - 1))
 
 
-def _is_subnormal(magnitude: Shaped[Array, "..."], info: _Info) -> Bool[Array, "..."]:
+def _is_subnormal(magnitude: Int[Array, "..."], info: _Info) -> Bool[Array, "..."]:
     """Return which patterns are of subnormal numbers, or of 0."""
     return lax.lt(magnitude, lax.full_like(magnitude, 1 << info.num_fraction))
 
 
-def _integer(magnitude: Shaped[Array, "..."], dtype: jnp.dtype) -> Float[Array, "..."]:
-    """Return as floats the integers that subnormal numbers are, of the smallest one."""
-    signed = lax.convert_element_type(magnitude, _info(dtype).signed)
-    return lax.convert_element_type(signed, dtype)
+def _is_fixed(magnitude: Int[Array, "..."], info: _Info) -> Bool[Array, "..."]:
+    """Return which patterns no power of two changes: 0, infinity, NaN."""
+    constant = partial(lax.full_like, magnitude)
+    return lax.bitwise_or(
+        lax.eq(magnitude, constant(0)),
+        lax.ge(magnitude, constant(info.special << info.num_fraction)),
+    )
 
 
-def _field(magnitude: Shaped[Array, "..."], info: _Info) -> Int[Array, "..."]:
+def _lifted(
+    magnitude: Int[Array, "..."], info: _Info
+) -> tuple[Int[Array, "..."], Int[Array, "..."]]:
+    """Return patterns of normal numbers (or 0), and the power of two that each is taken times.
+
+    A subnormal number is an integer times the smallest one; as a float that integer is normal.
+    """
+    is_subnormal = _is_subnormal(magnitude, info)
+    integer = lax.bitcast_convert_type(
+        lax.convert_element_type(magnitude, info.dtype), info.integer
+    )
+    lifted = lax.select(is_subnormal, integer, magnitude)
+    start = lax.select(
+        is_subnormal, lax.full_like(magnitude, info.least), lax.full_like(magnitude, 0)
+    )
+    return lifted, start
+
+
+def _field(magnitude: Int[Array, "..."], info: _Info) -> Int[Array, "..."]:
     """Return the biased exponent."""
-    places = lax.full_like(magnitude, info.num_fraction)
-    return lax.convert_element_type(lax.shift_right_logical(magnitude, places), jnp.int32)
+    return lax.shift_right_logical(magnitude, lax.full_like(magnitude, info.num_fraction))
 
 
 def _limited(exponent: Int[Array, "..."]) -> Int[Array, "..."]:
@@ -225,45 +270,33 @@ def _scaled(
             f"{shift.ndim - len(axes)}."
         )
     shape = jnp.broadcast_shapes(values.shape, shift.shape)
+    shift = lax.convert_element_type(shift, info.integer)
     values, shift = jnp.broadcast_to(values, shape), jnp.broadcast_to(shift, shape)
+    bits = lax.bitcast_convert_type(values, info.integer)
     magnitude = _magnitude(values)
+    sign = lax.bitwise_xor(bits, magnitude)
     constant = partial(lax.full_like, magnitude)
-    # A subnormal number is an integer times the smallest one; as a float that integer is normal.
-    is_subnormal = _is_subnormal(magnitude, info)
-    integer = lax.bitcast_convert_type(_integer(magnitude, values.dtype), info.unsigned)
-    lifted = lax.select(is_subnormal, integer, magnitude)
-    base = lax.select(is_subnormal, lax.full_like(shift, info.least), lax.full_like(shift, 0))
-    moved = lax.add(base, shift)
+    places, zero = constant(info.num_fraction), constant(0)
+    lifted, start = _lifted(magnitude, info)
+    moved = lax.add(start, shift)
     field = lax.add(_field(lifted, info), moved)
-    normal = lax.add(lifted, _raised(moved, info))
+    # What does not fit wraps around, and is not taken.
+    normal = lax.add(lifted, lax.shift_left(moved, places))
     # Below the normal numbers: in units of the smallest one, which is a normal number again, and
     # rounded as floats are. A carry into the exponent gives the smallest normal number, as it
     # should; what is far below one unit need only be above 0.
-    most = info.bias + info.num_fraction
-    of_units = lax.clamp(
-        jnp.int32(1), lax.add(field, lax.full_like(field, most - 1)), jnp.int32(most)
-    )
+    of_units = lax.max(lax.add(field, constant(info.bias + info.num_fraction - 1)), constant(1))
     fraction = lax.bitwise_and(lifted, constant((1 << info.num_fraction) - 1))
     units = lax.bitcast_convert_type(
-        lax.bitwise_or(fraction, _raised(of_units, info)), values.dtype
+        lax.bitwise_or(fraction, lax.shift_left(of_units, places)), values.dtype
     )
-    bits = lax.bitcast_convert_type(values, info.unsigned)
-    sign = lax.bitwise_and(bits, constant(1 << (info.num_bits - 1)))
     if rounds_down:
-        whole = lax.select(lax.eq(sign, constant(0)), lax.floor(units), lax.ceil(units))
+        whole = lax.select(lax.eq(sign, zero), lax.floor(units), lax.ceil(units))
     else:
         whole = lax.round(units, lax.RoundingMethod.TO_NEAREST_EVEN)
-    small = lax.convert_element_type(lax.convert_element_type(whole, info.signed), info.unsigned)
+    small = lax.convert_element_type(whole, info.integer)
     large = constant(info.special << info.num_fraction)
-    is_large = lax.ge(field, lax.full_like(field, info.special))
-    result = lax.select(is_large, large, normal)
-    result = lax.select(lax.le(field, lax.full_like(field, 0)), small, result)
-    is_fixed = lax.bitwise_or(lax.eq(magnitude, constant(0)), lax.ge(magnitude, large))
-    result = lax.select(is_fixed, magnitude, result)
+    result = lax.select(lax.ge(field, constant(info.special)), large, normal)
+    result = lax.select(lax.le(field, zero), small, result)
+    result = lax.select(_is_fixed(magnitude, info), magnitude, result)
     return lax.bitcast_convert_type(lax.bitwise_or(result, sign), values.dtype)
-
-
-def _raised(exponent: Int[Array, "..."], info: _Info) -> Shaped[Array, "..."]:
-    """Return the pattern of an exponent's field, unsigned; what does not fit wraps around."""
-    bits = lax.convert_element_type(exponent, info.unsigned)
-    return lax.shift_left(bits, lax.full_like(bits, info.num_fraction))

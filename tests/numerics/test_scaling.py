@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcomp.numerics.scaling import group_exponent, is_negative, is_zero, normalise, restore
+from jaxcomp.numerics.scaling import (
+    group_exponent,
+    is_negative,
+    is_zero,
+    normalise,
+    restore,
+    split,
+)
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
@@ -34,6 +41,17 @@ def test_exponents_are_those_of_frexp(values):
     found = jax.jit(group_exponent)(jnp.asarray(values)[:, None])
     expected = [math.frexp(float(value))[1] - 1 if value else 0 for value in values]
     np.testing.assert_array_equal(found, expected)
+
+
+def test_numbers_and_exponents_of_a_split_are_those_of_frexp(values):
+    number, exponent = jax.jit(lambda v: split(v, v.dtype))(jnp.asarray(values))
+    found = [math.frexp(float(value)) for value in values]
+    np.testing.assert_array_equal(exponent, [power - 1 if half else 0 for half, power in found])
+    expected = np.asarray([2 * half for half, _ in found]).astype(values.dtype)
+    np.testing.assert_array_equal(np.asarray(number).view(np.uint8), expected.view(np.uint8))
+    kept = np.asarray([np.inf, -np.inf, np.nan])
+    found = split(jnp.asarray(kept, values.dtype), values.dtype)[0]
+    np.testing.assert_array_equal(np.asarray(found, np.float64), kept)
 
 
 # From one end of float64 to the other, and beyond both.
