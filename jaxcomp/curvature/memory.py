@@ -203,19 +203,27 @@ def _scratch_bytes(lowered: jax.stages.Lowered) -> int:
 def _largest_that_fits(plan: _Plan, name: str, limit_bytes: int) -> _Plan:
     """Return the plan with the largest chunk under the limit; one of size 1 is known to fit.
 
-    Memory is nearly linear in the size of a chunk: a straight line gives the first guess, which
-    only goes down until it fits.
+    Memory is nearly linear in the size of a chunk: a straight line gives the first guess. Where a
+    guess is too large all the same, the line to it gives the next one, and no less than half of it,
+    so that few programs are compiled whatever memory does between. Chunks that leave a rest take a
+    copy of all examples: a size that leaves none is taken if it is not much smaller.
     """
 
     def peak(size: int) -> int:
         return _with(plan, name, size).estimate().peak_bytes
 
-    largest = plan.num_examples if name == "num_examples" else getattr(plan, name)
-    low, high = peak(1), peak(largest)
-    size = 1 + int((largest - 1) * (limit_bytes - low) / max(high - low, 1))
-    size = min(max(size, 1), largest - 1)
+    def preferred(size: int) -> int:
+        if name != "examples_per_chunk":
+            return size
+        own = (n for n in range(size, size // 2, -1) if plan.num_examples % n == 0)
+        return next(own, size)
+
+    size = plan.num_examples if name == "num_examples" else getattr(plan, name)
+    low, least = peak(1), 1
     while size > 1 and peak(size) > limit_bytes:
-        size -= max(size // 16, 1)
+        guess = 1 + int((size - 1) * (limit_bytes - low) / max(peak(size) - low, 1))
+        size = preferred(min(max(guess, least), size - max(size // 16, 1)))
+        least = max(size // 2, 1)
     return _with(plan, name, size)
 
 
