@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from slow_cases import some_slow
 
 import jaxcomp
 from jaxcomp import compress, curve
@@ -196,7 +197,7 @@ def test_what_cannot_be_is_refused(options, error, message):
         compress(network(), METHOD, **options)
 
 
-@pytest.mark.parametrize("shift", [-110, 100])
+@pytest.mark.parametrize("shift", some_slow([-110, 100], 100))
 def test_weights_of_extreme_size_are_rounded_as_those_of_the_same_network(shift):
     """A leaf of 2^-110, whose outputs the next one makes ordinary again: ReLU is homogeneous."""
 
@@ -204,11 +205,12 @@ def test_weights_of_extreme_size_are_rounded_as_those_of_the_same_network(shift)
         hidden = jax.nn.relu(x @ params["in"] + params["bias"])
         return hidden @ params["out"] + params["end"]
 
-    ordinary = {"in": normal(1, 4, 8), "bias": normal(2, 8), "out": normal(3, 8, 3)}
-    ordinary["end"] = normal(4, 3)
+    # Both layers of the size that all others have.
+    ordinary = {"in": normal(1, WIDTH, WIDTH) / 4, "bias": normal(2, WIDTH)}
+    ordinary |= {"out": normal(3, WIDTH, CLASSES) / 4, "end": normal(4, CLASSES)}
     shifts = {"in": shift, "bias": shift, "out": -shift, "end": 0}
     scaled = {name: np.ldexp(leaf, shifts[name]) for name, leaf in ordinary.items()}
-    x = normal(5, 64, 4)
+    x = normal(5, 200, WIDTH)
     batch = x, np.asarray(jnp.argmax(relu_network(ordinary, x), axis=-1))
     expected, found = (
         compress(

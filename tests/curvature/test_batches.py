@@ -194,11 +194,11 @@ def test_ragged_split_compiles_twice_and_a_second_call_not_at_all():
 # Batches of two blocks, and of one block each.
 @pytest.mark.parametrize("sizes", some_slow([RAGGED, [4] * 8 + [3]], [4] * 8 + [3]))
 def test_blocks_of_examples_keep_their_probes_however_they_are_split(sizes):
-    kernel = replace(hutchinson(4), examples_per_probe=4)
+    kernel = replace(hutchinson(), examples_per_probe=4)
     whole = kernel(make_data())
-    shared = hutchinson(4)(make_data())
+    shared = hutchinson()(make_data())
     assert not np.allclose(whole.mean["w"], shared.mean["w"], rtol=0.01)
-    assert_trees_close(over_batches(kernel, split(sizes), probes_per_chunk=2), whole)
+    assert_trees_close(over_batches(kernel, split(sizes)), whole)
 
 
 def test_batches_that_cut_a_block_of_examples_are_refused():
@@ -234,9 +234,9 @@ def test_probing_stops_at_the_first_number_of_probes_that_is_precise(precise):
     assert result.relative_error["codes"] == 0
     assert max(relative(result.estimate).values()) <= 0.4
     # The same probes as without a rule to stop, and one of them less was not enough.
-    plain = over_batches(hutchinson(result.num_probes), split(EVEN))
+    plain = over_batches(hutchinson(result.num_probes), split(EVEN), probes_per_chunk=1)
     assert_trees_close(result.estimate, plain)
-    fewer = over_batches(hutchinson(result.num_probes - 1), split(EVEN))
+    fewer = over_batches(hutchinson(result.num_probes - 1), split(EVEN), probes_per_chunk=1)
     assert max(relative(fewer).values()) > 0.4
 
 
