@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from curvature_problems import perceptron_batch, perceptron_params, relu_network
+from slow_cases import some_slow
 
 from jaxcomp import compress
 from jaxcomp.curvature import (
@@ -61,7 +62,7 @@ def assert_same_but_for_units(found, expected, shift):
 
 
 @pytest.mark.parametrize("shift", SHIFTS)
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", some_slow(ESTIMATORS, "labels"))
 def test_curvature_is_not_lost(name, shift):
     make = ESTIMATORS[name]
     plain, found = make(ORDINARY)(BATCH), make(scaled(shift))(BATCH)
