@@ -607,8 +607,7 @@ class TestLeaves:
         for count in (np.int64(5), np.uint8(5)):
             swapped = compress({"kernel": w.astype(">f4")}, method=KMeans(count))
             assert_trees_equal(swapped.params(), plain.params())
-        many = compress({"kernel": w}, KMeans(5, num_iterations=np.uint8(200)))
-        assert_trees_equal(many.params(), plain.params())
+        assert KMeans(5, num_iterations=np.uint8(200)) == KMeans(5)
         many = compress({"kernel": w}, Uniform(num_bins=np.int64(4096)))
         assert many.report()[0].parameter == 16
         bits = compress({"kernel": w}, method=RoundToNearest(np.uint8(8)))
@@ -642,9 +641,9 @@ class TestLeaves:
             named = compress({name: weights(1), "w0": weights(2)}, select=[name], method=KMeans(5))
             np.testing.assert_array_equal(named.params()[name], expected)
         levels = compress(
-            {"w[0]": weights(1), "w0": weights(2)}, {"w[0]": KMeans(3), "*": KMeans(5)}
+            {"w[0]": weights(1), "w0": weights(2)}, {"w[0]": KMeans(6), "*": KMeans(5)}
         )
-        assert [layer.parameter for layer in levels.report()] == [5, 3]
+        assert [layer.parameter for layer in levels.report()] == [5, 6]
 
     def test_an_equinox_module_keeps_its_functions(self):
         eqx = pytest.importorskip("equinox")
@@ -880,20 +879,20 @@ class TestBadInput:
 class TestChunks:
     """What is compiled and held in memory does not depend on how many shapes there are."""
 
-    def test_a_hundred_shapes_compile_as_few_programs_as_two(self):
+    def test_thirty_shapes_compile_as_few_programs_as_two(self):
         rng = np.random.default_rng(0)
 
         def tree(number: int) -> dict[str, np.ndarray]:
             # From one chunk to several; no two shapes are alike.
             return {
-                f"kernel{k}": rng.standard_normal((7 + k, 3 + 2 * k)).astype(np.float32)
+                f"kernel{k}": rng.standard_normal((7 + k, 3 + 25 * k)).astype(np.float32)
                 for k in range(number)
             }
 
         method = METHODS["kmeans"]
-        compress({"kernel": tree(100)["kernel99"], "other": tree(2)["kernel0"]}, method)
+        compress({"kernel": tree(30)["kernel29"], "other": tree(2)["kernel0"]}, method)
         with count_compilations() as count:
-            compressed = compress(tree(100), method)
+            compressed = compress(tree(30), method)
             compressed.params()
             compressed.report()
         assert count() <= 8

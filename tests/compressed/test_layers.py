@@ -101,7 +101,7 @@ def test_it_loses_less_than_the_diagonal_method_at_equal_bytes(rounded):
 
 
 def test_a_fixed_multiplier_is_that_of_all_layers():
-    layers = Layers(predict, [data()], num_stages=1)
+    layers = Layers(predict, [data()], num_stages=1, held_out=0.5)
     fixed = HessianRounding(1e-4, settings=SETTINGS, dampings=(1e-3,), refits=False)
     tree = compress(network(), fixed, layers=layers, select=["blocks/kernel", "out/weight"])
     report = tree.report()
@@ -137,7 +137,7 @@ def test_blocks_of_a_stack_are_those_of_the_unrolled_network():
         compress(
             own,
             fixed,
-            layers=Layers(fn, [data()], loss=None, num_stages=1),
+            layers=Layers(fn, [data()], loss=None, num_stages=1, held_out=0.5),
             select="blocks/*kernel",
             stacked=stack,
         )

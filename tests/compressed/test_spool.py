@@ -63,8 +63,7 @@ def counted(monkeypatch):
 @pytest.mark.parametrize(
     ("method", "options"),
     [
-        (RoundToNearest(4, scale="channel"), {"record": True}),
-        (METHOD, {"keep": ("b*",)}),
+        (RoundToNearest(4, scale="channel"), {"record": True, "keep": ("b*",)}),
         (METHOD, {"bits_per_weight": 2.5}),
         (METHOD, {"size_bytes": 6000}),
         pytest.param(METHOD, {"max_mean_squared_error": 1e-3}, marks=pytest.mark.slow),

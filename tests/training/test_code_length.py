@@ -62,9 +62,9 @@ def test_slope_is_that_of_the_mean_over_the_uniform_noise(network):
     np.testing.assert_allclose(found.weights["w"], expected, atol=2e-3)
     # One draw has the same mean.
     keys = jax.random.split(jax.random.key(0), 4000)
-    slopes = jax.jit(
-        jax.vmap(jax.grad(lambda own, key: weights_and_bits(own, key)[1]), (None, 0))
-    )(latents, keys)
+    slopes = jax.jit(jax.vmap(jax.grad(lambda own, key: weights_and_bits(own, key)[1]), (None, 0)))(
+        latents, keys
+    )
     drawn = np.asarray(slopes.weights["w"])
     error = drawn.std(axis=0) / np.sqrt(4000)
     assert np.all(np.abs(drawn.mean(axis=0) - expected) < 5 * error + 1e-3)
