@@ -30,7 +30,6 @@ from jaxcomp.quantizers import (
 )
 from jaxcomp.quantizers.methods import intervals
 
-
 # `Optimal` is `KMeans` with another solver, whose program takes three seconds.
 QUICK = some_slow(METHODS, "optimal")
 

@@ -184,19 +184,26 @@ def test_does_not_depend_on_the_batches():
         np.testing.assert_allclose(parts[path].hessian, layer.hessian, atol=1e-6 * scale)
 
 
-def test_blocks_of_a_loss_per_token_have_its_diagonal_exact_and_drawn():
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"num_label_samples": 3, "key": jax.random.key(5)},
+    ],
+    ids=["exact", "drawn"],
+)
+def test_blocks_of_a_loss_per_token_have_its_diagonal(options):
     params, batch = language_problem()
     split = [jax.tree.map(lambda x, i=i: x[i : i + 1], batch) for i in range(3)]
-    for options in ({}, {"num_label_samples": 3, "key": jax.random.key(5)}):
-        diagonal = gauss_newton_diagonal(language_model, params, batch, **options).mean
-        found = layer_hessians(language_model, params, split, per_output=True, **options)
-        assert list(found) == ["head", "hidden"]
-        for path, layer in found.items():
-            blocks = jnp.swapaxes(jnp.diagonal(layer.hessian, axis1=-2, axis2=-1), 1, 2)
-            scale = float(jnp.max(diagonal[path]))
-            np.testing.assert_allclose(
-                layer.layout.from_matrices(blocks), diagonal[path], rtol=1e-4, atol=1e-6 * scale
-            )
+    diagonal = gauss_newton_diagonal(language_model, params, batch, **options).mean
+    found = layer_hessians(language_model, params, split, per_output=True, **options)
+    assert list(found) == ["head", "hidden"]
+    for path, layer in found.items():
+        blocks = jnp.swapaxes(jnp.diagonal(layer.hessian, axis1=-2, axis2=-1), 1, 2)
+        scale = float(jnp.max(diagonal[path]))
+        np.testing.assert_allclose(
+            layer.layout.from_matrices(blocks), diagonal[path], rtol=1e-4, atol=1e-6 * scale
+        )
 
 
 def test_any_tree_of_outputs_will_do_for_the_layers_own_outputs():

@@ -1,7 +1,5 @@
 """The price of bits against distribution functions, quadrature, and real streams."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
