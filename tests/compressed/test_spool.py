@@ -65,7 +65,7 @@ def counted(monkeypatch):
     [
         (RoundToNearest(4, scale="channel"), {"record": True, "keep": ("b*",)}),
         (METHOD, {"bits_per_weight": 2.5}),
-        (METHOD, {"size_bytes": 6000}),
+        pytest.param(METHOD, {"size_bytes": 6000}, marks=pytest.mark.slow),
         pytest.param(METHOD, {"max_mean_squared_error": 1e-3}, marks=pytest.mark.slow),
         (TrellisCoded(least_weights=1000), {}),
     ],

@@ -399,6 +399,7 @@ def test_drawn_labels_per_token_agree_with_the_exact_diagonal():
     assert np.max(np.abs(z)) < 4.5
 
 
+@pytest.mark.slow
 def test_a_mask_is_leaving_the_tokens_out():
     params, (tokens, (labels, _)) = language_problem()
     mask = jnp.broadcast_to(jnp.arange(4).reshape(1, 4) < 3, tokens.shape)

@@ -62,7 +62,7 @@ def assert_same_but_for_units(found, expected, shift):
 
 
 @pytest.mark.parametrize("shift", SHIFTS)
-@pytest.mark.parametrize("name", some_slow(ESTIMATORS, "labels"))
+@pytest.mark.parametrize("name", some_slow(ESTIMATORS, "labels", "blocks"))
 def test_curvature_is_not_lost(name, shift):
     make = ESTIMATORS[name]
     plain, found = make(ORDINARY)(BATCH), make(scaled(shift))(BATCH)
