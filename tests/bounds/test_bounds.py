@@ -386,7 +386,7 @@ GRADIENTS = {
 
 
 @pytest.mark.parametrize(
-    "name", some_slow(GRADIENTS, "pac_bayes_kl", "no errors", "draws", "catoni")
+    "name", some_slow(GRADIENTS, "pac_bayes_kl", "chernoff", "no errors", "draws", "catoni")
 )
 def test_derivatives_are_those_of_the_implicit_function(name):
     bound, at, step = GRADIENTS[name], 50.0, 1e-3

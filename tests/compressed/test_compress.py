@@ -384,6 +384,7 @@ class TestValues:
             [(4, jnp.uint2), (16, jnp.uint4), (256, jnp.uint8), (257, jnp.uint16)],
             (4, jnp.uint2),
             (256, jnp.uint8),
+            (257, jnp.uint16),
         ),
     )
     def test_assignments_have_the_smallest_unsigned_dtype(self, num_clusters, dtype):
@@ -571,16 +572,17 @@ class TestBudgets:
         assert bits_in_file(tree) <= 7.5 * 192
         assert "integers, 8 bits" in str(report)
 
-    def test_a_curve_promises_what_its_points_cost(self, few_candidates):
+    @pytest.mark.parametrize("method", some_slow([Uniform, KMeans], KMeans))
+    def test_a_curve_promises_what_its_points_cost(self, method, few_candidates):
         params = nested_dict()
-        found = curve(params, KMeans())["hidden/kernel"]
+        found = curve(params, method())["hidden/kernel"]
         for place in (4, 5):  # solved by the program of five clusters
-            layer, _ = compress(params, KMeans(int(found.parameter[place]))).report()
+            layer, _ = compress(params, method(int(found.parameter[place]))).report()
             assert found.rate_bits[place] == pytest.approx(layer.entropy_bits_per_weight, rel=1e-3)
             assert found.distortion[place] == pytest.approx(layer.distortion, rel=1e-3)
             assert found.side_bits[place] == layer.codebook_bits
         assert found.size_bits(96)[3] == pytest.approx(96 * found.rate_bits[3] + 32 * 4)
-        assert curve(params, KMeans(5))["hidden/kernel"].parameter.tolist() == [5.0]
+        assert curve(params, method(5))["hidden/kernel"].parameter.tolist() == [5.0]
 
 
 class TestLeaves:
@@ -819,7 +821,7 @@ class TestBadInput:
                 lambda: {"bits_per_weight": 0.01, "method": RoundToNearest(4).at(None)},
                 "these methods need .* at least",
             ),
-            (lambda: {"max_distortion": 1e-30, "method": KMeans(4)}, "need .* at least"),
+            (lambda: {"max_distortion": 1e-30, "method": KMeans(5)}, "need .* at least"),
             (lambda: {"select": "kernel"}, "the pattern 'kernel' in select matches no leaf"),
         ],
     )

@@ -37,6 +37,7 @@ def test_distortion_is_the_quadratic_form_and_lower_than_without(unit):
     assert promised["kernel"].distortion[0] == pytest.approx(layer.distortion, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_diagonal_blocks_are_importances_of_weights():
     h = blocks(is_diagonal=True)
     diagonal = jnp.asarray(np.einsum("vii->vi", h).reshape(SHAPE))

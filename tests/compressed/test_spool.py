@@ -147,12 +147,12 @@ def test_another_budget_finds_the_curves_and_other_weights_do_not(model, monkeyp
     )
     for _ in range(2):
         with pytest.raises(ValueError, match="allow more"):
-            compress_file(model, target, METHOD.at(0.01), size_bytes=900, stream=True, jobs=1)
+            compress_file(model, target, RoundToNearest(4), size_bytes=900, stream=True, jobs=1)
     whole = [(name, True) for name in NAMES]
     assert [one for one in measured if one[1]] == whole
     file = model.with_name("two.safetensors")
     os.utime(file, ns=(0, 0))  # as if it were another file
-    compress_file(model, target, METHOD.at(0.01), bits_per_weight=9, stream=True, jobs=1)
+    compress_file(model, target, RoundToNearest(4), bits_per_weight=9, stream=True, jobs=1)
     assert [one for one in measured if one[1]] == [*whole, *whole[1:]]
 
 

@@ -162,6 +162,7 @@ BACKPACK = {
 }
 
 
+@pytest.mark.slow
 def test_equals_backpack(x64):
     def fractions(*shape):
         return ((np.arange(np.prod(shape)) * 7) % 11 - 5).reshape(shape) / 8
@@ -234,7 +235,9 @@ def test_sampled_labels_agree_within_their_standard_errors(loss):
 DRAWN = {"num_label_samples": 3, "key": jax.random.key(8)}
 
 
-@pytest.mark.parametrize("options", [{}, DRAWN], ids=["exact", "drawn"])
+@pytest.mark.parametrize(
+    "options", [pytest.param({}, marks=pytest.mark.slow), DRAWN], ids=["exact", "drawn"]
+)
 def test_does_not_depend_on_how_examples_are_split(options):
     params, batch = perceptron_params(), perceptron_batch()
     splits = {
@@ -385,6 +388,7 @@ def test_the_default_is_the_hessian_of_a_mean_per_token(x64):
     np.testing.assert_allclose(estimate.mean, jnp.einsum("icic->ic", hessian), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_drawn_labels_per_token_agree_with_the_exact_diagonal():
     params, batch = language_problem()
     exact = flatten(gauss_newton_diagonal(language_model, params, batch).mean)

@@ -55,7 +55,7 @@ def check_equal(found, expected, rtol):
 
 
 @pytest.mark.parametrize(
-    "name", some_slow(["scanned", "indexed", "lstm", "layers_over_time"], "lstm")
+    "name", some_slow(["scanned", "indexed", "lstm", "layers_over_time"], "indexed", "lstm")
 )
 def test_equal_the_dense_product_in_float64(name, x64):
     function, shapes, _ = LOOPS[name]

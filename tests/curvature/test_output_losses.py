@@ -88,7 +88,7 @@ def dense_hessian(name):
 
 
 @pytest.mark.parametrize(
-    "name", some_slow(CASES, "softmax, weighted", "pixels found", "positions found")
+    "name", some_slow(CASES, "softmax", "softmax, weighted", "pixels found", "positions found")
 )
 def test_columns_multiply_to_the_dense_hessian(name, x64):
     hessian, targets = hessian_of(name)

@@ -163,7 +163,11 @@ def dense_diagonal(predict_fn, params, inputs):
     return diagonal(flat)
 
 
-@pytest.mark.parametrize("predict_fn", [FLASH, FLASH_INSIDE], ids=["outside", "inside"])
+@pytest.mark.parametrize(
+    "predict_fn",
+    [pytest.param(FLASH, marks=pytest.mark.slow), FLASH_INSIDE],
+    ids=["outside", "inside"],
+)
 def test_attention_with_a_rule_of_its_own_has_layers(predict_fn, x64):
     params, batch = problem(["in", *"qkv", "out"])
     layers = find_layers(predict_fn, params, batch[0])

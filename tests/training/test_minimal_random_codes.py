@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import lambertw, softmax
+from slow_cases import some_slow
 
 from jaxcomp.decoder import random_codes
 from jaxcomp.training import (
@@ -123,7 +124,7 @@ def _moments_of(posterior):
     return mean, np.sqrt(-lambertw(-np.exp(mean**2 - 2 * budgets - 1)).real)
 
 
-@pytest.mark.parametrize("sharing", [1, 4])
+@pytest.mark.parametrize("sharing", some_slow([1, 4], 1))
 def test_both_decoders_return_the_evaluated_network(network, sharing):
     code = random_code(network, index_bytes=20, block_bits=8, seed=5, sharing=sharing)
     posterior, key = initial_posterior(code, network), jax.random.key(2)
