@@ -105,7 +105,8 @@ def estimate_memory(
     for name in ("probes_per_chunk", "examples_per_chunk"):
         if name == "examples_per_chunk" and has_chunks and examples is None:
             # Its own choice is too much: any number up to all examples may be the answer.
-            plan = plan._replace(examples_per_chunk=plan.num_examples)
+            most = plan.examples_per_probe or plan.num_examples
+            plan = plan._replace(examples_per_chunk=most)
         largest = getattr(plan, name)
         if largest is None or largest == 1:
             continue
@@ -130,6 +131,11 @@ class _Plan(NamedTuple):
     @property
     def num_examples(self) -> int:
         return count_examples(self.batch)
+
+    @property
+    def examples_per_probe(self) -> int | None:
+        """Of which chunks must be divisors; None if all examples share their probes."""
+        return getattr(self.estimator, "examples_per_probe", None)
 
     def with_examples(self, num_examples: int) -> "_Plan":
         def leaf(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -215,8 +221,10 @@ def _largest_that_fits(plan: _Plan, name: str, limit_bytes: int) -> _Plan:
     def preferred(size: int) -> int:
         if name != "examples_per_chunk":
             return size
-        own = (n for n in range(size, size // 2, -1) if plan.num_examples % n == 0)
-        return next(own, size)
+        block = plan.examples_per_probe
+        above = size // 2 if block is None else 0
+        whole = plan.num_examples if block is None else block
+        return next((n for n in range(size, above, -1) if whole % n == 0), size)
 
     size = plan.num_examples if name == "num_examples" else getattr(plan, name)
     low, least = peak(1), 1

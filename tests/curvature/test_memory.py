@@ -103,19 +103,21 @@ def test_a_number_is_chosen_where_the_kernels_own_choice_is_too_much():
         estimate_memory(kernel, batch, limit_bytes=200_000, many_batches=False)
 
 
-def test_examples_of_a_probe_are_cut_into_chunks_under_a_limit(monkeypatch):
+@pytest.mark.parametrize("examples_per_probe", [None, pytest.param(800, marks=pytest.mark.slow)])
+def test_examples_of_a_probe_are_cut_into_chunks_under_a_limit(monkeypatch, examples_per_probe):
+    kernel = replace(hutchinson, examples_per_probe=examples_per_probe)
     batch = jax.ShapeDtypeStruct((4_000, 100), jnp.float32)
-    free = estimate_memory(hutchinson, batch, probes_per_chunk=1)
+    free = estimate_memory(kernel, batch, probes_per_chunk=1)
     limit_bytes = free.peak_bytes - free.scratch_bytes // 2
     compiled = []
     own = memory._Plan._compile
     monkeypatch.setattr(memory._Plan, "_compile", lambda plan: compiled.append(plan) or own(plan))
-    plan = estimate_memory(hutchinson, batch, limit_bytes=limit_bytes, probes_per_chunk=1)
+    plan = estimate_memory(kernel, batch, limit_bytes=limit_bytes, probes_per_chunk=1)
     assert (free.examples_per_chunk, plan.probes_per_chunk) == (None, 1)
     assert plan.peak_bytes <= limit_bytes
     # Chunks that leave a rest take more than all examples at once.
     assert 1 < plan.examples_per_chunk < 4_000
-    assert 4_000 % plan.examples_per_chunk == 0
+    assert (examples_per_probe or 4_000) % plan.examples_per_chunk == 0
     assert len(compiled) < 8
 
 
