@@ -115,6 +115,7 @@ def test_a_payload_too_short_is_refused_and_enough_is_enough():
         bits_back.encode(posterior, PRIOR, np.zeros(0, np.uint32), step=0.01)
 
 
+@pytest.mark.slow
 def test_drawn_weights_have_the_loss_of_the_posterior():
     code, labels, fitted = learned()
     batch = code.inputs, labels
