@@ -333,7 +333,7 @@ def test_vmap_is_a_loop_over_models_and_keys():
 
 @pytest.mark.parametrize(
     ("examples_per_probe", "examples_per_chunk"),
-    some_slow([(None, 8), (None, 32), (8, 4), (16, 8)], (None, 32), (16, 8)),
+    some_slow([(None, 8), (None, 32), (8, 4), (16, 8)], (None, 8), (None, 32), (16, 8)),
 )
 def test_chunks_of_examples_change_nothing(examples_per_probe, examples_per_chunk):
     # 20 examples: the last chunk is ragged, or the only one; so is the last block.

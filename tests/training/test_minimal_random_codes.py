@@ -148,6 +148,7 @@ def test_both_decoders_return_the_evaluated_network(network, sharing):
         np.testing.assert_array_equal(trees[1], trees[2])
 
 
+@pytest.mark.slow
 def test_seeds_go_through_vmap(trained):
     code, posterior = trained
     pair = jax.tree.map(lambda own: jnp.stack([own, 0.5 * own]), posterior)
