@@ -105,7 +105,8 @@ def estimate_memory(
     for name in ("probes_per_chunk", "examples_per_chunk"):
         if name == "examples_per_chunk" and has_chunks and examples is None:
             # Its own choice is too much: any number up to all examples may be the answer.
-            plan = plan._replace(examples_per_chunk=plan.num_examples)
+            most = plan.examples_per_probe or plan.num_examples
+            plan = plan._replace(examples_per_chunk=most)
         largest = getattr(plan, name)
         if largest is None or largest == 1:
             continue
@@ -130,6 +131,11 @@ class _Plan(NamedTuple):
     @property
     def num_examples(self) -> int:
         return count_examples(self.batch)
+
+    @property
+    def examples_per_probe(self) -> int | None:
+        """Of which chunks must be divisors; None if all examples share their probes."""
+        return getattr(self.estimator, "examples_per_probe", None)
 
     def with_examples(self, num_examples: int) -> "_Plan":
         def leaf(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -203,19 +209,29 @@ def _scratch_bytes(lowered: jax.stages.Lowered) -> int:
 def _largest_that_fits(plan: _Plan, name: str, limit_bytes: int) -> _Plan:
     """Return the plan with the largest chunk under the limit; one of size 1 is known to fit.
 
-    Memory is nearly linear in the size of a chunk: a straight line gives the first guess, which
-    only goes down until it fits.
+    Memory is nearly linear in the size of a chunk: a straight line gives the first guess. Where a
+    guess is too large all the same, the line to it gives the next one, and no less than half of it,
+    so that few programs are compiled whatever memory does between. Chunks that leave a rest take a
+    copy of all examples: a size that leaves none is taken if it is not much smaller.
     """
 
     def peak(size: int) -> int:
         return _with(plan, name, size).estimate().peak_bytes
 
-    largest = plan.num_examples if name == "num_examples" else getattr(plan, name)
-    low, high = peak(1), peak(largest)
-    size = 1 + int((largest - 1) * (limit_bytes - low) / max(high - low, 1))
-    size = min(max(size, 1), largest - 1)
+    def preferred(size: int) -> int:
+        if name != "examples_per_chunk":
+            return size
+        block = plan.examples_per_probe
+        above = size // 2 if block is None else 0
+        whole = plan.num_examples if block is None else block
+        return next((n for n in range(size, above, -1) if whole % n == 0), size)
+
+    size = plan.num_examples if name == "num_examples" else getattr(plan, name)
+    low, least = peak(1), 1
     while size > 1 and peak(size) > limit_bytes:
-        size -= max(size // 16, 1)
+        guess = 1 + int((size - 1) * (limit_bytes - low) / max(peak(size) - low, 1))
+        size = preferred(min(max(guess, least), size - max(size // 16, 1)))
+        least = max(size // 2, 1)
     return _with(plan, name, size)
 
 

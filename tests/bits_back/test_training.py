@@ -33,7 +33,7 @@ def closed_form(weight=1.0):
     """Fixed point of the posterior given the prior's scale, and of the scale given both."""
     result = {}
     for name, c in CURVATURES.items():
-        h, target = NUM_EXAMPLES * np.asarray(c), np.mean(TARGETS[name], axis=0)
+        h, target = NUM_EXAMPLES * np.asarray(c), np.mean(np.asarray(TARGETS[name]), axis=0)
         t2 = 1.0
         for _ in range(5000):
             precision = h + weight / t2

@@ -262,7 +262,7 @@ def test_the_cheapest_scale_of_few_weights(x64):
     rng = np.random.default_rng(3)
     j = np.arange(1, 4000)
     scales = 10 * np.exp(-j / 10)
-    for dim in (1, 2, 3, 40):
+    for dim in (1, 3, 40):
         means = rng.normal(size=(50, dim)) * 10.0 ** rng.uniform(-20, 3, (50, 1))
         deviations = np.abs(rng.normal(size=(50, dim))) * 10.0 ** rng.uniform(-20, 3, (50, 1))
         found = gaussian_complexity(means, deviations)
@@ -274,7 +274,7 @@ def test_the_cheapest_scale_of_few_weights(x64):
     # Squares that are no floats, and a posterior that is its prior.
     tiny = gaussian_complexity(np.array([1e-200]), np.array([1e-200]), prior_scale=2e-200)
     assert float(tiny.complexity_nats) == pytest.approx(np.log(2) + 2 / 8 - 0.5, rel=1e-12)
-    assert float(gaussian_complexity(np.zeros(3), 0.1, prior_scale=0.1).complexity_nats) == 0
+    assert float(gaussian_complexity(np.zeros(1000), 0.1, prior_scale=0.1).complexity_nats) == 0
     close = gaussian_complexity(np.zeros(1000), 0.1 * (1 + 1e-9), prior_scale=0.1)
     assert 0 <= float(close.complexity_nats) < 1e-9
 
@@ -337,9 +337,9 @@ def test_no_bound_is_rounded_down(is_wide):
 def test_every_error_counts(x64):
     # Ten errors more of a hundred million are ten more, and none is invented.
     options = {"num_examples": 1e8, "delta": 0.05}
-    shares = np.array([50_000_001, 49_999_991, 1.0]) / 1e8
+    shares = np.array([50_000_001, 49_999_991, 1.0, 0, 1e8]) / 1e8
     found = np.asarray(occam(shares, 0.0, **options))
-    expected = stats.beta.isf(0.05, shares * 1e8 + 1, 1e8 - shares * 1e8)
+    expected = stats.beta.isf(0.05, shares * 1e8 + 1, 1e8 - shares * 1e8)[:3]
     np.testing.assert_allclose(found[:2] - shares[:2], expected[:2] - shares[:2], rtol=1e-5)
     assert found[2] == pytest.approx(expected[2], rel=1e-9)
     rng = np.random.default_rng(0)
@@ -386,20 +386,21 @@ GRADIENTS = {
 
 
 @pytest.mark.parametrize(
-    "name", some_slow(GRADIENTS, "pac_bayes_kl", "no errors", "draws", "catoni")
+    "name", some_slow(GRADIENTS, "pac_bayes_kl", "chernoff", "no errors", "draws", "catoni")
 )
 def test_derivatives_are_those_of_the_implicit_function(name):
     bound, at, step = GRADIENTS[name], 50.0, 1e-3
     with jax.enable_x64(True):
-        below, middle, above = (float(bound(at + h)) for h in (-step, 0.0, step))
+        # Value, derivative and what forward makes of the derivative, in one program.
+        values, derivatives, second = jax.jit(
+            jax.vmap(lambda k: (bound(k), *jax.jvp(jax.grad(bound), (k,), (jnp.ones_like(k),))))
+        )(at + step * jnp.arange(-1.0, 2.0))
+        below, middle, above = map(float, values)
         slope = (above - below) / (2 * step)
-        derivative = jax.grad(bound)
-        assert float(derivative(at)) == pytest.approx(slope, rel=1e-5)
+        assert float(derivatives[1]) == pytest.approx(slope, rel=1e-5)
         # Bisection to the last bit leaves some 1e-15 of the middle value.
-        sides = [float(derivative(at + h)) for h in (-step, step)]
-        curvature = (sides[1] - sides[0]) / (2 * step)
-        _, second = jax.jvp(derivative, (at,), (1.0,))
-        assert float(second) == pytest.approx(curvature, rel=1e-4)
+        curvature = float(derivatives[2] - derivatives[0]) / (2 * step)
+        assert float(second[1]) == pytest.approx(curvature, rel=1e-4)
     # In float32 programs, mapped.
     with jax.numpy_dtype_promotion("strict"):
         mapped = jax.jit(jax.vmap(jax.grad(bound)))(jnp.asarray([at]))
@@ -413,19 +414,20 @@ def test_derivatives_at_the_ends():
     def bound(q, k):
         return pac_bayes_kl(q, k, num_examples=1000, delta=0.05)
 
-    by_complexity = jax.vmap(jax.grad(bound, argnums=1), in_axes=(0, None))
+    by_complexity = jax.jit(jax.vmap(jax.grad(bound, argnums=1), in_axes=(0, None)))
     found = by_complexity(jnp.asarray([0.0, 1.0, 0.2]), 50.0)
     divergence = (50 + np.log(2 * np.sqrt(1000) / 0.05)) / 1000
     assert float(found[0]) == pytest.approx(np.exp(-divergence) / 1000, rel=1e-5)
     assert found[1] == 0
     assert found[2] > 0
-    np.testing.assert_array_equal(by_complexity(jnp.asarray([0.3, 1.0]), 1e9), 0)
+    np.testing.assert_array_equal(by_complexity(jnp.asarray([0.3, 1.0, 0.6]), 1e9), 0)
     # The inverse is a root near c = 0 and near q = 0.
-    assert jax.grad(kl_inverse, argnums=1)(0.3, 0.0) == np.inf
-    assert jax.grad(kl_inverse)(0.0, 0.3) == np.inf
-    assert jax.grad(kl_inverse)(0.3, 0.0) == 1
+    by_both = jax.jit(jax.grad(kl_inverse, argnums=(0, 1)))
+    assert by_both(0.3, 0.0) == (1, np.inf)
+    assert by_both(0.0, 0.3)[0] == np.inf
     # A number of errors is whole.
-    assert jax.grad(lambda q: occam(q, 10.0, num_examples=1000, delta=0.05))(0.1) == 0
+    by_errors = jax.jit(jax.grad(lambda q: occam(q, 10.0, num_examples=1000, delta=0.05)))
+    assert by_errors(0.1) == 0
 
 
 def test_what_is_out_of_range_in_a_trace_is_not_a_number():

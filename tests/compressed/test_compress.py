@@ -30,6 +30,9 @@ from jaxcomp.quantizers import (
 )
 from jaxcomp.quantizers.methods import intervals
 
+# `Optimal` is `KMeans` with another solver, whose program takes three seconds.
+QUICK = some_slow(METHODS, "optimal")
+
 
 class Layer(NamedTuple):
     kernel: Any
@@ -81,7 +84,7 @@ def assert_trees_equal(a: Any, b: Any) -> None:
 
 class TestPytrees:
     @pytest.mark.parametrize("kind", TREES)
-    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("method", QUICK)
     def test_any_tree_comes_back_in_its_structure(self, kind, method):
         build, paths = TREES[kind]
         params = build()
@@ -103,14 +106,17 @@ class TestPytrees:
         assert restored(jnp.ones((2, 12))).shape == (2, 8)
 
     @pytest.mark.parametrize("method", some_slow(METHODS, "vector", "optimal"))
-    def test_params_under_jit_equals_eager_and_compiles_once(self, method, strict_promotion):
+    def test_params_under_jit_equals_eager_and_compiles_once(self, method, request):
         @jax.jit
         def forward(tree):
             return tree.params()
 
+        trees = []
         for seed in (0, 1):
             params = {"kernel": weights(seed), "bias": weights(2, (8,)), "step": jnp.int32(seed)}
-            tree = compress(params, METHODS[method])
+            trees.append(compress(params, METHODS[method]))
+        request.getfixturevalue("strict_promotion")  # kernels have it in their own tests
+        for tree in trees:
             assert_trees_equal(forward(tree), tree.params())
         assert forward._cache_size() == 1
 
@@ -343,7 +349,7 @@ class TestValues:
 
     def test_double_precision_and_numpy_arrays(self, x64):
         w = np.asarray(weights(1), np.float64) * 1e-3 + 1.0  # spread that float32 would blur
-        tree = compress({"kernel": w}, method=KMeans(5))
+        tree = compress({"kernel": w}, method=Uniform(5))
         assert tree.params()["kernel"].dtype == np.float64
         assert tree.report()[0].signal_to_noise_db > 60
 
@@ -357,11 +363,11 @@ class TestValues:
         assert "kernel uses 3 of 5 clusters" in str(tree.report())
 
     def test_more_clusters_than_weights(self):
-        params = {"kernel": weights(1)}
+        params = {"kernel": weights(1, (2, 4))}
         tree = compress(params, method=KMeans(1000))
         assert_trees_equal(tree.params(), params)
-        assert tree.codebook("kernel").shape == (96,)
-        assert tree.report()[0].num_used == 96
+        assert tree.codebook("kernel").shape == (8,)
+        assert tree.report()[0].num_used == 8
 
     @pytest.mark.parametrize("num_bins", [4096, 8])
     def test_quantizing_twice_changes_nothing(self, num_bins):
@@ -378,6 +384,7 @@ class TestValues:
             [(4, jnp.uint2), (16, jnp.uint4), (256, jnp.uint8), (257, jnp.uint16)],
             (4, jnp.uint2),
             (256, jnp.uint8),
+            (257, jnp.uint16),
         ),
     )
     def test_assignments_have_the_smallest_unsigned_dtype(self, num_clusters, dtype):
@@ -405,7 +412,7 @@ class TestScale:
     @pytest.mark.parametrize(
         "scale", some_slow([-1.0, 1e-40, 1e-30, 1e-20, 1e18, 5e37], 1e-30, 1e-20, 1e18)
     )
-    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("method", QUICK)
     def test_no_method_depends_on_the_scale_of_the_weights(self, method, scale):
         plain = compress({"kernel": weights(1)}, METHODS[method])
         w = (np.asarray(weights(1), np.float64) * scale).astype(np.float32)
@@ -461,7 +468,7 @@ class TestScale:
 
 class TestStacks:
     @pytest.mark.parametrize(
-        "method", some_slow(METHODS, "vector", "entropy_constrained", "trellis_coded")
+        "method", some_slow(METHODS, "vector", "optimal", "entropy_constrained", "trellis_coded")
     )
     def test_every_layer_of_a_stack_is_quantized_on_its_own(self, method):
         layers = [weights(1), weights(2) * 100, weights(3) * 1e-35]
@@ -557,7 +564,7 @@ class TestBudgets:
 
     def test_a_fixed_parameter_stays_as_it_is(self, few_candidates):
         tree = compress(
-            nested_dict(), {"hidden/*": RoundToNearest(8), "*": KMeans()}, bits_per_weight=7.5
+            nested_dict(), {"hidden/*": RoundToNearest(8), "*": Uniform()}, bits_per_weight=7.5
         )
         report = tree.report()
         assert report[0].parameter == 8
@@ -565,20 +572,21 @@ class TestBudgets:
         assert bits_in_file(tree) <= 7.5 * 192
         assert "integers, 8 bits" in str(report)
 
-    def test_a_curve_promises_what_its_points_cost(self, few_candidates):
+    @pytest.mark.parametrize("method", some_slow([Uniform, KMeans], KMeans))
+    def test_a_curve_promises_what_its_points_cost(self, method, few_candidates):
         params = nested_dict()
-        found = curve(params, KMeans())["hidden/kernel"]
-        for place in (3, 7):
-            layer, _ = compress(params, KMeans(int(found.parameter[place]))).report()
+        found = curve(params, method())["hidden/kernel"]
+        for place in (4, 5):  # solved by the program of five clusters
+            layer, _ = compress(params, method(int(found.parameter[place]))).report()
             assert found.rate_bits[place] == pytest.approx(layer.entropy_bits_per_weight, rel=1e-3)
             assert found.distortion[place] == pytest.approx(layer.distortion, rel=1e-3)
             assert found.side_bits[place] == layer.codebook_bits
         assert found.size_bits(96)[3] == pytest.approx(96 * found.rate_bits[3] + 32 * 4)
-        assert curve(params, KMeans(5))["hidden/kernel"].parameter.tolist() == [5.0]
+        assert curve(params, method(5))["hidden/kernel"].parameter.tolist() == [5.0]
 
 
 class TestLeaves:
-    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("method", QUICK)
     def test_float64_without_x64_is_computed_in_float32_and_given_back(self, method):
         w = np.asarray(weights(1), np.float64) * 1e100  # beyond float32
         with pytest.warns(UserWarning, match="1 leaves are float64 while JAX computes in") as told:
@@ -600,9 +608,8 @@ class TestLeaves:
         for count in (np.int64(5), np.uint8(5)):
             swapped = compress({"kernel": w.astype(">f4")}, method=KMeans(count))
             assert_trees_equal(swapped.params(), plain.params())
-        many = compress(
-            {"kernel": w}, KMeans(num_bins=np.int64(4096), num_iterations=np.uint8(200))
-        )
+        assert KMeans(5, num_iterations=np.uint8(200)) == KMeans(5)
+        many = compress({"kernel": w}, Uniform(num_bins=np.int64(4096)))
         assert many.report()[0].parameter == 16
         bits = compress({"kernel": w}, method=RoundToNearest(np.uint8(8)))
         assert bits.report()[0].parameter == 8
@@ -635,9 +642,9 @@ class TestLeaves:
             named = compress({name: weights(1), "w0": weights(2)}, select=[name], method=KMeans(5))
             np.testing.assert_array_equal(named.params()[name], expected)
         levels = compress(
-            {"w[0]": weights(1), "w0": weights(2)}, {"w[0]": KMeans(3), "*": KMeans(5)}
+            {"w[0]": weights(1), "w0": weights(2)}, {"w[0]": KMeans(6), "*": KMeans(5)}
         )
-        assert [layer.parameter for layer in levels.report()] == [5, 3]
+        assert [layer.parameter for layer in levels.report()] == [5, 6]
 
     def test_an_equinox_module_keeps_its_functions(self):
         eqx = pytest.importorskip("equinox")
@@ -814,7 +821,7 @@ class TestBadInput:
                 lambda: {"bits_per_weight": 0.01, "method": RoundToNearest(4).at(None)},
                 "these methods need .* at least",
             ),
-            (lambda: {"max_distortion": 1e-30, "method": KMeans(4)}, "need .* at least"),
+            (lambda: {"max_distortion": 1e-30, "method": KMeans(5)}, "need .* at least"),
             (lambda: {"select": "kernel"}, "the pattern 'kernel' in select matches no leaf"),
         ],
     )
@@ -873,20 +880,20 @@ class TestBadInput:
 class TestChunks:
     """What is compiled and held in memory does not depend on how many shapes there are."""
 
-    def test_a_hundred_shapes_compile_as_few_programs_as_two(self):
+    def test_thirty_shapes_compile_as_few_programs_as_two(self):
         rng = np.random.default_rng(0)
 
         def tree(number: int) -> dict[str, np.ndarray]:
             # From one chunk to several; no two shapes are alike.
             return {
-                f"kernel{k}": rng.standard_normal((7 + k, 3 + 5 * k)).astype(np.float32)
+                f"kernel{k}": rng.standard_normal((7 + k, 3 + 25 * k)).astype(np.float32)
                 for k in range(number)
             }
 
         method = METHODS["kmeans"]
-        compress({"kernel": tree(100)["kernel99"], "other": tree(2)["kernel0"]}, method)
+        compress({"kernel": tree(30)["kernel29"], "other": tree(2)["kernel0"]}, method)
         with count_compilations() as count:
-            compressed = compress(tree(100), method)
+            compressed = compress(tree(30), method)
             compressed.params()
             compressed.report()
         assert count() <= 8

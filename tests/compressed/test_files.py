@@ -26,7 +26,7 @@ def tree():
     return small_tree()
 
 
-@pytest.mark.parametrize("name", some_slow(METHODS, "optimal"))
+@pytest.mark.parametrize("name", some_slow(METHODS, "optimal", "vector"))
 def test_every_method(name):
     tree = compress({"kernel": weights(1), "bias": weights(2, (8,))}, METHODS[name])
     data = to_bytes(tree)

@@ -37,6 +37,7 @@ def test_distortion_is_the_quadratic_form_and_lower_than_without(unit):
     assert promised["kernel"].distortion[0] == pytest.approx(layer.distortion, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_diagonal_blocks_are_importances_of_weights():
     h = blocks(is_diagonal=True)
     diagonal = jnp.asarray(np.einsum("vii->vi", h).reshape(SHAPE))
@@ -91,11 +92,11 @@ def test_weights_that_no_example_met_are_said_and_weigh_as_stated(weigh):
     policy = CurvaturePolicy(zeros="floor" if weigh == "floor" else "mean")
     estimate = given if weigh == "nothing" else DiagonalEstimate(given, given)
 
-    tree = compress(params, KMeans(3), importance=estimate, policy=policy)
+    tree = compress(params, KMeans(5), importance=estimate, policy=policy)
 
     raised = {"mean": h.mean(), "floor": 0.01 * h.mean(), "nothing": 0.0}
     by_hand = given | {"embedding": jnp.where(h == 0, raised[weigh], h).astype(jnp.float32)}
-    expected = compress(params, KMeans(3), importance=by_hand)
+    expected = compress(params, KMeans(5), importance=by_hand)
     np.testing.assert_array_equal(tree.codes("embedding"), expected.codes("embedding"))
     embedding, kernel = tree.report()
     assert (embedding.num_unseen, embedding.unseen_weigh) == (80, weigh)

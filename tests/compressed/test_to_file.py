@@ -46,7 +46,9 @@ def read(path):
     [
         ({"size_bytes": 4000}, lambda report: report.contents.size_bytes / 4000, False),
         ({"bits_per_weight": 2.5}, lambda report: report.bits_per_weight / 2.5, True),
-        ({"ratio": 12}, lambda report: 12 / report.ratio, False),
+        pytest.param(
+            {"ratio": 12}, lambda report: 12 / report.ratio, False, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_budgets_are_met_from_below_and_used_up(budget, used, is_large, source, monkeypatch):

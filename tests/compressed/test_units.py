@@ -30,7 +30,7 @@ def predict(params, inputs):
 
 @pytest.fixture(scope="module")
 def trees():
-    tree = jaxcomp.compress(network(), KMeans(9))
+    tree = jaxcomp.compress(network(), KMeans(7))
     return tree, sort_units(tree, LAYERS)
 
 

@@ -49,7 +49,7 @@ def test_blocks_of_a_known_hessian_lie_within_the_standard_errors(distribution):
         PARAMS,
         jnp.asarray(hessian[None]),
         jax.random.key(1),
-        num_probes=2048,
+        num_probes=4096,
         block_size=BLOCK_SIZE,
         distribution=distribution,
     )

@@ -22,7 +22,7 @@ from jaxcomp.curvature import (
     layer_hessians,
     over_batches,
 )
-from jaxcomp.quantizers import KMeans
+from jaxcomp.quantizers import Uniform
 
 BATCH = problems.perceptron_batch()
 PARAMS = {**problems.perceptron_params(), "gain": 2.0}
@@ -82,7 +82,7 @@ def test_layers_and_memory_of_such_a_tree():
 def test_the_estimate_is_an_importance_of_the_whole_tree():
     estimate = gauss_newton_diagonal(predict, WHOLE, BATCH)
     importance = CurvaturePolicy().apply(estimate).importance
-    tree = compress(WHOLE, KMeans(2), importance=estimate, select=("in", "out"))
+    tree = compress(WHOLE, Uniform(2), importance=estimate, select=("in", "out"))
     assert tree.params()["activation"] is jax.nn.relu
     error = np.asarray(tree.params()["in"] - WHOLE["in"], np.float64)
     assert tree.report()[0].distortion == pytest.approx(

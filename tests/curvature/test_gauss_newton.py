@@ -67,7 +67,7 @@ def flatten(tree):
     ("predict_fn", "problem", "loss"),
     [
         (token_network, token_problem, "softmax_cross_entropy"),
-        (token_network, token_problem, "squared_error"),
+        pytest.param(token_network, token_problem, "squared_error", marks=pytest.mark.slow),
         pytest.param(image_network, image_problem, "softmax_cross_entropy", marks=pytest.mark.slow),
     ],
 )
@@ -162,6 +162,7 @@ BACKPACK = {
 }
 
 
+@pytest.mark.slow
 def test_equals_backpack(x64):
     def fractions(*shape):
         return ((np.arange(np.prod(shape)) * 7) % 11 - 5).reshape(shape) / 8
@@ -204,7 +205,9 @@ def test_callable_loss_of_outputs_and_target(x64):
     np.testing.assert_allclose(flatten(estimate.mean), exact, rtol=1e-8, atol=1e-14)
 
 
-@pytest.mark.parametrize("loss", ["softmax_cross_entropy", "squared_error"])
+@pytest.mark.parametrize(
+    "loss", ["softmax_cross_entropy", pytest.param("squared_error", marks=pytest.mark.slow)]
+)
 def test_sampled_labels_agree_within_their_standard_errors(loss):
     params, batch = perceptron_params(), perceptron_batch()
     exact = flatten(gauss_newton_diagonal(tanh_network, params, batch, loss=loss).mean)
@@ -232,12 +235,14 @@ def test_sampled_labels_agree_within_their_standard_errors(loss):
 DRAWN = {"num_label_samples": 3, "key": jax.random.key(8)}
 
 
-@pytest.mark.parametrize("options", [{}, DRAWN], ids=["exact", "drawn"])
+@pytest.mark.parametrize(
+    "options", [pytest.param({}, marks=pytest.mark.slow), DRAWN], ids=["exact", "drawn"]
+)
 def test_does_not_depend_on_how_examples_are_split(options):
     params, batch = perceptron_params(), perceptron_batch()
     splits = {
         "chunks": [batch],
-        "batches": [tuple(x[i : i + 5] for x in batch) for i in (0, 5, 10)],
+        "batches": [tuple(x[i : i + 6] for x in batch) for i in (0, 6)],
     }
     kernel = GaussNewton(tanh_network, params, **options)
     whole = kernel(batch)
@@ -262,19 +267,19 @@ def test_samples_that_share_a_forward_pass_are_those_drawn_alone():
     sampler = GaussNewton(tanh_network, params, **options).sampling().sampler
     samples = sampler.at(batch)
     indices = jnp.asarray([4, 0, 3], jnp.int32)
-    together = samples.block(indices)
-    for place, index in enumerate(indices):
-        alone = flatten(samples(index))
-        np.testing.assert_allclose(
-            flatten(jax.tree.map(lambda x, i=place: x[i], together)), alone, rtol=1e-6
-        )
+    together = jax.jit(lambda indices: samples.block(indices))(indices)
+    one = jax.jit(lambda index: samples(index))
+    for place, index in enumerate(np.asarray(indices)):
+        alone = flatten(one(index))
+        found = jax.tree.map(lambda x, i=place: np.asarray(x)[i], together)
+        np.testing.assert_allclose(flatten(found), alone, rtol=1e-6)
     # However many are held at once; of six, four leave two over.
     visited = {}
     for most in (1, 4):
         some = samples._replace(most=most)
         step = lambda row, sample, total: total + (row + 1.0) * sample["out"]  # noqa: E731
-        start = jnp.zeros_like(params["out"])
-        visited[most] = np.asarray(for_each_sample(some, jnp.arange(6), step, start))
+        visit = jax.jit(partial(for_each_sample, some, step=step))
+        visited[most] = np.asarray(visit(jnp.arange(6), start=jnp.zeros_like(params["out"])))
         np.testing.assert_allclose(visited[most], visited[1], rtol=1e-5)
 
 
@@ -383,6 +388,7 @@ def test_the_default_is_the_hessian_of_a_mean_per_token(x64):
     np.testing.assert_allclose(estimate.mean, jnp.einsum("icic->ic", hessian), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_drawn_labels_per_token_agree_with_the_exact_diagonal():
     params, batch = language_problem()
     exact = flatten(gauss_newton_diagonal(language_model, params, batch).mean)
@@ -397,6 +403,7 @@ def test_drawn_labels_per_token_agree_with_the_exact_diagonal():
     assert np.max(np.abs(z)) < 4.5
 
 
+@pytest.mark.slow
 def test_a_mask_is_leaving_the_tokens_out():
     params, (tokens, (labels, _)) = language_problem()
     mask = jnp.broadcast_to(jnp.arange(4).reshape(1, 4) < 3, tokens.shape)
@@ -405,7 +412,10 @@ def test_a_mask_is_leaving_the_tokens_out():
     np.testing.assert_allclose(flatten(masked.mean), flatten(short.mean), rtol=1e-5, atol=1e-8)
 
 
-def test_positions_of_a_dense_model_are_a_batch_of_examples():
+@pytest.mark.parametrize(
+    "loss", ["softmax_cross_entropy", pytest.param("squared_error", marks=pytest.mark.slow)]
+)
+def test_positions_of_a_dense_model_are_a_batch_of_examples(loss):
     params, (inputs, labels) = perceptron_params(), perceptron_batch()
 
     def predict(p, x):
@@ -413,10 +423,9 @@ def test_positions_of_a_dense_model_are_a_batch_of_examples():
 
     own = {name: params[name] for name in ("in", "out")}
     batch = inputs.reshape(3, 4, 3), labels.reshape(3, 4)
-    for loss in ("softmax_cross_entropy", "squared_error"):
-        together = gauss_newton_diagonal(predict, own, batch, loss=loss).mean
-        alone = gauss_newton_diagonal(predict, own, (inputs, labels), loss=loss).mean
-        np.testing.assert_allclose(flatten(together), flatten(alone), rtol=1e-5)
+    together = gauss_newton_diagonal(predict, own, batch, loss=loss).mean
+    alone = gauss_newton_diagonal(predict, own, (inputs, labels), loss=loss).mean
+    np.testing.assert_allclose(flatten(together), flatten(alone), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -102,16 +102,12 @@ def test_positions_are_averaged_and_stacks_have_a_group_for_each_layer():
     trace = np.trace(patches.T @ patches / 18)
     np.testing.assert_allclose(np.trace(moments.fitted.second[0]), trace, rtol=1e-5)
     stacked = found.moments("stack/w", {})
-    first = jnp.tanh(
-        lax.conv_general_dilated(
-            images, params["kernel"], (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
-        )
-        + params["bias"]
-    )
-    second = jnp.tanh(first @ params["stack"]["w"][0] + params["stack"]["b"][0])
+    # Patches are rows of (positions, inputs), as the kernel's first two axes.
+    kernel = params["kernel"].reshape(6, 4)
+    first = np.tanh(patches @ kernel + params["bias"])
+    second = np.tanh(first @ params["stack"]["w"][0] + params["stack"]["b"][0])
     for group, x in enumerate((first, second)):
-        rows = np.asarray(x).reshape(18, 4)
-        np.testing.assert_allclose(stacked.fitted.second[group], rows.T @ rows / 18, atol=1e-5)
+        np.testing.assert_allclose(stacked.fitted.second[group], x.T @ x / 18, atol=1e-5)
     assert found.importance() is None
 
 

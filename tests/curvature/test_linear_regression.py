@@ -25,7 +25,7 @@ def test_autodiff_in_double_precision(rows_per_chunk):
 
     hessian = linear_regression_hessian(features, rows_per_chunk=rows_per_chunk)
     assert hessian.dtype == np.float64
-    expected = jax.hessian(loss)(jnp.ones(5))
+    expected = jax.jit(jax.hessian(loss))(jnp.ones(5))
     np.testing.assert_allclose(hessian, expected, rtol=1e-12, atol=1e-13)
 
 

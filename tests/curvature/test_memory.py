@@ -18,6 +18,7 @@ from jaxcomp.curvature import (
     GaussNewton,
     Hutchinson,
     estimate_memory,
+    memory,
 )
 
 PARAMS = {"w": jax.ShapeDtypeStruct((100, 30), jnp.float32), "codes": jnp.arange(3)}
@@ -102,14 +103,22 @@ def test_a_number_is_chosen_where_the_kernels_own_choice_is_too_much():
         estimate_memory(kernel, batch, limit_bytes=200_000, many_batches=False)
 
 
-def test_examples_of_a_probe_are_cut_into_chunks_under_a_limit():
+@pytest.mark.parametrize("examples_per_probe", [None, pytest.param(800, marks=pytest.mark.slow)])
+def test_examples_of_a_probe_are_cut_into_chunks_under_a_limit(monkeypatch, examples_per_probe):
+    kernel = replace(hutchinson, examples_per_probe=examples_per_probe)
     batch = jax.ShapeDtypeStruct((4_000, 100), jnp.float32)
-    free = estimate_memory(hutchinson, batch, probes_per_chunk=1)
+    free = estimate_memory(kernel, batch, probes_per_chunk=1)
     limit_bytes = free.peak_bytes - free.scratch_bytes // 2
-    plan = estimate_memory(hutchinson, batch, limit_bytes=limit_bytes, probes_per_chunk=1)
+    compiled = []
+    own = memory._Plan._compile
+    monkeypatch.setattr(memory._Plan, "_compile", lambda plan: compiled.append(plan) or own(plan))
+    plan = estimate_memory(kernel, batch, limit_bytes=limit_bytes, probes_per_chunk=1)
     assert (free.examples_per_chunk, plan.probes_per_chunk) == (None, 1)
     assert plan.peak_bytes <= limit_bytes
+    # Chunks that leave a rest take more than all examples at once.
     assert 1 < plan.examples_per_chunk < 4_000
+    assert (examples_per_probe or 4_000) % plan.examples_per_chunk == 0
+    assert len(compiled) < 8
 
 
 def test_what_cannot_fit_is_refused_with_the_number_and_what_would_fit():
@@ -122,7 +131,8 @@ def test_what_cannot_fit_is_refused_with_the_number_and_what_would_fit():
         estimate_memory(hutchinson, batch, limit_bytes=4_000_000)
     fitting = int(str(refusal.value).split("batches of ")[-1].split()[0].replace(",", ""))
     batch = jax.ShapeDtypeStruct((fitting, 100), jnp.float32)
-    plan = estimate_memory(hutchinson, batch, limit_bytes=4_000_000)
+    smallest = replace(hutchinson, examples_per_chunk=1)
+    plan = estimate_memory(smallest, batch, limit_bytes=4_000_000, probes_per_chunk=1)
     assert plan.peak_bytes > 3_500_000
 
     with pytest.raises(ValueError, match=r"even one example would need [\d.]+ MB: raise the limit"):

@@ -87,7 +87,9 @@ def dense_hessian(name):
     return np.asarray(dense)
 
 
-@pytest.mark.parametrize("name", some_slow(CASES, "softmax, weighted", "pixels found"))
+@pytest.mark.parametrize(
+    "name", some_slow(CASES, "softmax", "softmax, weighted", "pixels found", "positions found")
+)
 def test_columns_multiply_to_the_dense_hessian(name, x64):
     hessian, targets = hessian_of(name)
 

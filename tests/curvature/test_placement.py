@@ -93,10 +93,10 @@ def chunks_stay_where_they_are(mesh):
     batch = jax.device_put((INPUTS, LABELS), examples)
     placement = placement_of(params, batch)
     kinds = "all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter"
-    for estimator in (
-        GaussNewton(predict, params, examples_per_chunk=1),
-        Hutchinson(loss, params, key=KEY, num_probes=2, examples_per_chunk=3),
-    ):
+    estimators = [GaussNewton(predict, params, examples_per_chunk=1)]
+    if sys.argv[1] == "all":
+        estimators.append(Hutchinson(loss, params, key=KEY, num_probes=2, examples_per_chunk=3))
+    for estimator in estimators:
         sampler, samples = estimator.sampling()
         lowered = estimate_on_batch.lower(sampler, batch, num_samples=samples, placement=placement)
         text = lowered.compile().as_text()
@@ -108,8 +108,8 @@ automatic, explicit = (
     jax.make_mesh((4, 2), ("data", "model"), axis_types=(types,) * 2)
     for types in (AxisType.Auto, AxisType.Explicit)
 )
+chunks_stay_where_they_are(automatic)
 if sys.argv[1] == "few":
-    chunks_stay_where_they_are(automatic)
     params = jax.device_put(HOST, NamedSharding(explicit, P("data", "model")))
     batch = jax.device_put((INPUTS, LABELS), NamedSharding(explicit, P("data")))
     found = GaussNewton(predict, params)(batch).mean

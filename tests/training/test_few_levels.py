@@ -1,5 +1,7 @@
 """Weights of few levels: what the price says, and what training under it does."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +28,8 @@ def test_price_is_the_length_of_a_stream(strict_promotion):
     levels = np.random.default_rng(0).choice(
         [-2, -1, 0, 1, 2], 4000, p=[0.02, 0.1, 0.7, 0.15, 0.03]
     )
-    told = float(bits_of_levels({"a": jnp.asarray(levels, jnp.float32)}, most=2))
+    price = jax.jit(partial(bits_of_levels, most=2))
+    told = float(price({"a": jnp.asarray(levels, jnp.float32)}))
     writer = StackWriter()
     write_symbols(writer, levels + 2, 5, 256)
     # The stream also says its frequencies: five numbers, some bits each.
@@ -35,11 +38,12 @@ def test_price_is_the_length_of_a_stream(strict_promotion):
 
 def test_between_levels_the_price_is_a_mean(strict_promotion):
     costs = jnp.asarray([5.0, 1.0, 3.0])
-    found = [float(interpolated_bits(jnp.float32(x), costs)) for x in (-1, -0.25, 0, 0.5, 1)]
-    assert found == pytest.approx([5, 2, 1, 2, 3], abs=5e-3)
-    slope = jax.grad(interpolated_bits)(jnp.asarray([-0.5, 0.5]), costs)
+    at = jnp.asarray([-1, -0.25, 0, 0.5, 1])
+    found = jax.jit(jax.vmap(interpolated_bits, (0, None)))(at, costs)
+    np.testing.assert_allclose(found, [5, 2, 1, 2, 3], atol=5e-3)
+    slope = jax.jit(jax.grad(interpolated_bits))(jnp.asarray([-0.5, 0.5]), costs)
     np.testing.assert_allclose(slope, [-4, 2])
-    counts = level_costs_bits(jnp.asarray([0.0, 0, 0, 1]), most=1)
+    counts = np.asarray(jax.jit(partial(level_costs_bits, most=1))(jnp.asarray([0.0, 0, 0, 1])))
     np.testing.assert_allclose(2.0**-counts, np.array([0.5, 3.5, 1.5]) / 5.5, rtol=1e-6)
 
 
@@ -105,9 +109,10 @@ def test_a_network_in_a_subspace_is_decoded_bit_for_bit():
     stream = writer.to_bytes()
     step_again, levels = decode_bare(stream, [("float32", (1,)), ("int8", (120,))])
     assert len(stream) < 60
-    again = subspace.expand(start, jnp.exp(step_again[0]) * levels.astype(np.float32), signs)
-    whole = subspace.expand(start, jnp.exp(found.free) * found.levels, signs)
+    expanded = jax.jit(lambda step, levels: subspace.expand(start, jnp.exp(step) * levels, signs))
+    again = expanded(step_again[0], levels.astype(np.float32))
+    whole = expanded(found.free, jnp.asarray(found.levels, jnp.float32))
     for one, other in zip(jax.tree.leaves(again), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(one, other)
-    error = np.mean(np.argmax(logits(found.levels, found.free, inputs), 1) != labels)
+    error = np.mean(np.argmax(jax.jit(logits)(found.levels, found.free, inputs), 1) != labels)
     assert error < 0.3  # nine in ten by chance

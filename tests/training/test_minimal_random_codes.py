@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import lambertw, softmax
+from slow_cases import some_slow
 
 from jaxcomp.decoder import random_codes
 from jaxcomp.training import (
@@ -42,7 +43,7 @@ def trained(network):
 
 def test_log_precision_is_lamberts_function():
     excess = np.concatenate([np.geomspace(1e-8, 30, 40), [0]]).astype(np.float32)
-    found = log_precision(jnp.asarray(excess))
+    found = np.asarray(jax.jit(log_precision)(excess))
     expected = -np.log(-lambertw(-np.exp(-1 - excess.astype(np.float64))).real)
     # Near 0 SciPy's own argument loses half of its digits.
     np.testing.assert_allclose(found, np.where(excess > 1e-4, expected, found), rtol=1e-6)
@@ -50,7 +51,7 @@ def test_log_precision_is_lamberts_function():
     small = v**2 / 2 - v**3 / 6 + v**4 / 24
     left = np.where(v < 1e-2, small, v + np.expm1(-v))
     np.testing.assert_allclose(left, excess, rtol=1e-6)
-    slope = jax.vmap(jax.grad(log_precision))(jnp.asarray(excess[:-1]))
+    slope = jax.jit(jax.vmap(jax.grad(log_precision)))(excess[:-1])
     np.testing.assert_allclose(slope, -1 / np.expm1(-v[:-1]), rtol=1e-6)
 
 
@@ -123,7 +124,7 @@ def _moments_of(posterior):
     return mean, np.sqrt(-lambertw(-np.exp(mean**2 - 2 * budgets - 1)).real)
 
 
-@pytest.mark.parametrize("sharing", [1, 4])
+@pytest.mark.parametrize("sharing", some_slow([1, 4], 1))
 def test_both_decoders_return_the_evaluated_network(network, sharing):
     code = random_code(network, index_bytes=20, block_bits=8, seed=5, sharing=sharing)
     posterior, key = initial_posterior(code, network), jax.random.key(2)
@@ -147,6 +148,7 @@ def test_both_decoders_return_the_evaluated_network(network, sharing):
         np.testing.assert_array_equal(trees[1], trees[2])
 
 
+@pytest.mark.slow
 def test_seeds_go_through_vmap(trained):
     code, posterior = trained
     pair = jax.tree.map(lambda own: jnp.stack([own, 0.5 * own]), posterior)

@@ -52,12 +52,13 @@ def test_networks_move_by_a_linear_map(subspace):
     signs, zeros = subspace.signs(LIKE), subspace.coordinates(LIKE)
     flat, unflatten = jax.flatten_util.ravel_pytree(zeros)
 
+    @jax.jit
     def weights(theta):
         return jax.flatten_util.ravel_pytree(subspace.expand(LIKE, unflatten(theta), signs))[0]
 
-    start = jax.flatten_util.ravel_pytree(LIKE)[0]
+    start = np.concatenate([leaf.ravel() for leaf in LIKE.values()])
     np.testing.assert_array_equal(weights(flat), start)
-    matrix = np.asarray(jax.jacobian(weights)(flat))
+    matrix = np.asarray(jax.jit(jax.jacobian(weights))(flat))
     np.testing.assert_allclose(matrix, dense(subspace, signs), rtol=1e-6, atol=1e-7)
     theta = np.linspace(-1, 1, len(flat)).astype(np.float32)
     np.testing.assert_allclose(weights(theta), start + matrix @ theta, rtol=1e-5, atol=1e-6)
