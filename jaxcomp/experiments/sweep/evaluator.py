@@ -27,18 +27,18 @@ MAX_CHUNK_OUTPUTS = 1 << 28
 
 
 class Blocks(NamedTuple):
-    """Distinct inputs of some parts, cut into blocks of one size.
+    """Inputs of some parts, each once if that saves any block, cut into blocks of one size.
 
     Attributes:
         inputs: filled up with zeros, to as many blocks as all examples would take: then shapes,
             and programs, do not depend on how often examples are repeated.
         num_blocks: that hold any.
-        places: of every example of the parts, end to end, among the distinct ones.
+        places: of every example of the parts, end to end, among the inputs.
     """
 
     inputs: Shaped[AnyArray, "blocks block ..."]
     num_blocks: int
-    places: Int[np.ndarray, " n"]
+    places: Int[np.ndarray, " n"] | slice
 
 
 class Evaluator:
@@ -66,13 +66,16 @@ class Evaluator:
         self.num_chunk_variants = num_chunk_variants or self._chunk_variants(subject, parts, total)
 
     def blocks(self, *inputs: Shaped[np.ndarray, "n ..."]) -> Blocks:
-        """Cut the distinct inputs of parts into blocks, once for many networks."""
+        """Cut inputs of parts into blocks, once for many networks."""
         total = sum(len(own) for own in inputs)
         block = self.block
         if self.is_on_cpu:
             # Every number of blocks is a program of its own anyway: a size that fills up little.
             block = -(-total // max(1, round(total / block)))
-        first, places = distinct(np.concatenate(inputs))
+        examples = np.concatenate(inputs)
+        first, places = distinct(examples)
+        if -(-len(first) // block) == -(-total // block):  # to gather outputs would be for nothing
+            first, places = examples, slice(total)
         blocks = np.zeros((-(-total // block) * block, *first.shape[1:]), first.dtype)
         blocks[: len(first)] = first
         blocks = blocks.reshape(-1, block, *first.shape[1:])
