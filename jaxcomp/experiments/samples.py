@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from jaxcomp.experiments import data, networks
 
@@ -107,3 +107,22 @@ def draw_samples(
         dataset.num_classes,
         dataset.fingerprint,
     )
+
+
+def distinct(
+    examples: Shaped[np.ndarray, "n ..."],
+) -> tuple[Shaped[np.ndarray, "d ..."], Int[np.ndarray, " n"]]:
+    """Return every example once, and of each where it is among these.
+
+    They are in the order in which they come first, and alike if they are to the bit.
+
+    Args:
+        examples: n >= 1, of any dtype without references.
+
+    Returns:
+        The distinct examples, and int indices into them.
+    """
+    known: dict[bytes, int] = {}
+    places = np.array([known.setdefault(own.tobytes(), len(known)) for own in examples])
+    _, first = np.unique(places, return_index=True)
+    return examples[first], places

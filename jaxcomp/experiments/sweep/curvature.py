@@ -21,6 +21,7 @@ from jaxcomp.curvature import (
     over_batches,
 )
 from jaxcomp.curvature.units import in_units_of
+from jaxcomp.experiments.samples import distinct
 from jaxcomp.experiments.sweep.importance import PROBES
 from jaxcomp.experiments.sweep.tasks import Classification, Task
 from jaxcomp.trees.selection import Select
@@ -33,6 +34,8 @@ BATCH_SIZE = 256
 # for each.
 MAX_EXACT_OUTPUTS = 64
 NUM_LABEL_SAMPLES = 16
+# Whose curvature in the outputs is the same for all targets.
+_LOSSES_WITHOUT_TARGETS = ("softmax_cross_entropy", "squared_error")
 # Steps of Adam are on small batches, as in training.
 ADAM_BATCH_SIZE = 10
 
@@ -100,7 +103,13 @@ def measure_curvature(
         if name == "gauss_newton":
             wanted = task.curvature_targets(labels)
             newton = GaussNewton(predict, layers, loss=task.output_loss, **sampled)
-            estimate = over_batches(newton, _batches(inputs, wanted, BATCH_SIZE))
+            # Drawn labels differ between repeated examples; other losses may look at the targets.
+            is_counted = is_exact and task.output_loss in _LOSSES_WITHOUT_TARGETS
+            if is_counted and isinstance(wanted, np.ndarray):
+                parts = _counted_batches(inputs, wanted, BATCH_SIZE // 2)
+            else:
+                parts = _batches(inputs, wanted, BATCH_SIZE)
+            estimate = over_batches(newton, parts)
             return estimate if factor == 1 else _times(estimate, factor)
         if name == "fisher":
             return over_batches(Fisher(loss, layers), batches)
@@ -136,6 +145,26 @@ def _batches(inputs: np.ndarray, targets: Any, size: int) -> list[tuple[Any, Any
     return [
         jax.tree.map(lambda array, i=i: array[i : i + size], (inputs, targets))
         for i in range(0, len(inputs), size)
+    ]
+
+
+def _counted_batches(
+    inputs: np.ndarray, targets: np.ndarray, size: int
+) -> list[tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]]:
+    """Cut the distinct inputs into batches of one size, with how often each is there as weights.
+
+    What fills up the last batch, and so the one shape that networks share, weighs nothing.
+    """
+    first, places = distinct(inputs)
+    size = min(size, len(inputs))
+    number = -(-len(first) // size) * size
+    filled = np.zeros((number, *inputs.shape[1:]), inputs.dtype)
+    filled[: len(first)] = first
+    weights = np.bincount(places, minlength=number).astype(np.float32)
+    unread = np.zeros((number, *targets.shape[1:]), targets.dtype)
+    return [
+        (filled[i : i + size], (unread[i : i + size], weights[i : i + size]))
+        for i in range(0, number, size)
     ]
 
 

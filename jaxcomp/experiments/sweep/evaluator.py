@@ -1,6 +1,7 @@
 """Outputs of many changed networks for the examples of all parts, in few large compiled calls.
 
-On accelerators networks are stacked; on CPUs one follows the other.
+On accelerators networks are stacked; on CPUs one follows the other. An example that a part holds
+several times, as samples drawn with replacement do, is evaluated once.
 """
 
 from collections.abc import Sequence
@@ -10,9 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
-from jaxcomp.experiments.samples import Examples
+from jaxcomp.experiments.samples import Examples, distinct
 from jaxcomp.experiments.sweep.subject import Parts, Subject
 from jaxcomp.experiments.sweep.tasks import own_calibration_of
 from jaxcomp.types import AnyArray, Params, PredictFn
@@ -26,15 +27,18 @@ MAX_CHUNK_OUTPUTS = 1 << 28
 
 
 class Blocks(NamedTuple):
-    """Inputs of some parts, end to end and cut into blocks of one size.
+    """Inputs of some parts, each once if that saves any block, cut into blocks of one size.
 
     Attributes:
-        inputs: the last block is filled up with zeros.
-        num_examples: without these.
+        inputs: filled up with zeros, to as many blocks as all examples would take: then shapes,
+            and programs, do not depend on how often examples are repeated.
+        num_blocks: that hold any.
+        places: of every example of the parts, end to end, among the inputs.
     """
 
     inputs: Shaped[AnyArray, "blocks block ..."]
-    num_examples: int
+    num_blocks: int
+    places: Int[np.ndarray, " n"] | slice
 
 
 class Evaluator:
@@ -62,17 +66,23 @@ class Evaluator:
         self.num_chunk_variants = num_chunk_variants or self._chunk_variants(subject, parts, total)
 
     def blocks(self, *inputs: Shaped[np.ndarray, "n ..."]) -> Blocks:
-        """Lay inputs of parts end to end and cut them into blocks, once for many networks."""
+        """Cut inputs of parts into blocks, once for many networks."""
         total = sum(len(own) for own in inputs)
         block = self.block
         if self.is_on_cpu:
             # Every number of blocks is a program of its own anyway: a size that fills up little.
             block = -(-total // max(1, round(total / block)))
-        missing = -total % block
-        filling = np.zeros((missing, *inputs[0].shape[1:]), inputs[0].dtype)
-        blocks = np.concatenate([*inputs, filling]).reshape(-1, block, *filling.shape[1:])
+        examples = np.concatenate(inputs)
+        first, places = distinct(examples)
+        if -(-len(first) // block) == -(-total // block):  # to gather outputs would be for nothing
+            first, places = examples, slice(total)
+        blocks = np.zeros((-(-total // block) * block, *first.shape[1:]), first.dtype)
+        blocks[: len(first)] = first
+        blocks = blocks.reshape(-1, block, *first.shape[1:])
         # What is handed to a program of a CPU as an array of NumPy is copied in every call.
-        return Blocks(jnp.asarray(blocks) if self.is_on_cpu else blocks, total)
+        return Blocks(
+            jnp.asarray(blocks) if self.is_on_cpu else blocks, -(-len(first) // block), places
+        )
 
     def blocks_of(self, part: Examples) -> Blocks:
         """The inputs of one part in blocks, the same as last time if it is the same part."""
@@ -88,18 +98,19 @@ class Evaluator:
         On CPUs each network is a call of its own: a product is large enough alone, calls that do
         not wait for each other share the cores, and nothing is stacked or filled up.
         """
-        inputs, num_examples = blocks
+        inputs, num_blocks, places = blocks
         if self.is_on_cpu:
-            found = [_predict_blocks(self.score_fn, params, inputs) for params in networks]
+            number = jax.device_put(np.int32(num_blocks))
+            found = [_predict_blocks(self.score_fn, params, inputs, number) for params in networks]
             outputs = np.stack([np.asarray(own) for own in found])
             outputs = outputs.reshape(len(networks), -1, *outputs.shape[3:])
         else:
             # All shapes stay the same, so that nothing recompiles.
             filled = [*networks, *[networks[-1]] * (self.num_chunk_variants - len(networks))]
             stacked = _stack(filled if len(networks) > 1 else list(networks))
-            parts = [_predict_stack(self.score_fn, stacked, block) for block in inputs]
+            parts = [_predict_stack(self.score_fn, stacked, own) for own in inputs[:num_blocks]]
             outputs = np.concatenate([np.asarray(own) for own in parts], axis=1)[: len(networks)]
-        return outputs[:, :num_examples]
+        return outputs[:, places]
 
     def check_finite(self, subject: Subject, parts: Parts) -> None:
         """Refuse a network whose loss is not finite, before anything is measured at it."""
@@ -134,10 +145,20 @@ class Evaluator:
 
 @partial(jax.jit, static_argnames=("predict_fn",))
 def _predict_blocks(
-    predict_fn: PredictFn, params: Params, blocks: Float[Array, "blocks block ..."]
-) -> Float[Array, "blocks block classes"]:
+    predict_fn: PredictFn,
+    params: Params,
+    blocks: Float[Array, "blocks block ..."],
+    num_blocks: Int[Array, ""],
+) -> Float[Array, "blocks block ..."]:
+    """Outputs for the first of some blocks, zeros for the others."""
+    like = jax.eval_shape(predict_fn, params, blocks[0])
+
+    def predict(number: Array, outputs: Array) -> Array:
+        return outputs.at[number].set(predict_fn(params, blocks[number]))
+
     with jax.default_matmul_precision("highest"):
-        return jax.lax.map(partial(predict_fn, params), blocks)
+        nothing = jnp.zeros((len(blocks), *like.shape), like.dtype)
+        return jax.lax.fori_loop(0, num_blocks, predict, nothing)
 
 
 @partial(jax.jit, static_argnames=("predict_fn",))
