@@ -22,6 +22,7 @@ RNG = np.random.default_rng(0)
 POINTS = jnp.asarray(RNG.normal(size=24).astype(jnp.float32))
 IMPORTANCE = jnp.asarray(RNG.uniform(0.5, 2, size=24).astype(jnp.float32))
 CENTRES = jnp.asarray([-1.0, 0.25, 1.0], jnp.float32)
+CENTRES_2D = jnp.asarray([[-1.0, 0.0], [0.0, 0.5], [1.0, 0.0]], jnp.float32)
 NETWORK = {
     "a": jnp.asarray(RNG.normal(size=(3, 4)).astype(jnp.float32)),
     "b": jnp.asarray(RNG.normal(size=(4, 2)).astype(jnp.float32)),
@@ -38,11 +39,9 @@ def predict(params, inputs):
     return jnp.tanh(inputs @ params["a"]) @ params["b"]
 
 
-def loss(params, batch):
-    inputs, labels = batch
-    log_probabilities = jax.nn.log_softmax(predict(params, inputs))
-    chosen = jnp.take_along_axis(log_probabilities, labels[:, None], axis=1)
-    return -jnp.mean(chosen)
+def separable(params, batch):
+    """A loss of few operations, since each is a program without `jit`."""
+    return jnp.sum(batch * params["w"] ** 2)
 
 
 def matrix(values):
@@ -64,7 +63,7 @@ SOLVERS = {
         matrix(w), matrix(h), block_shape=(2, 6), num_clusters=3
     ),
     "vectors": lambda w, h: quantizers.vector_kmeans(
-        vectors(w), vectors(h), num_clusters=3, key=KEY
+        vectors(w), vectors(h), num_clusters=3, initial_centroids=CENTRES_2D
     ),
     "optimal": lambda w, h: quantizers.optimal_kmeans(w, h, max_clusters=3),
     "optimal diameter": lambda w, h: quantizers.optimal_diameter_kmeans(
@@ -84,7 +83,7 @@ OTHERS = {
     "straight through": lambda w, h: training.quantize_ste(w, CENTRES),
     "looked up": lambda w, h: training.look_up(CENTRES, INDEX),
     "assignment by cost": lambda w, h: quantizers.assign_by_cost(w, h, CENTRES, LENGTHS, 0.1),
-    "tree": lambda w, h: jaxcomp.compress({"w": matrix(w)}, quantizers.KMeans(3)).params(),
+    "tree": lambda w, h: jaxcomp.compress({"w": matrix(w)}, quantizers.Uniform(3)).params(),
     "catoni": lambda w, h: bounds.catoni(0.1, 50.0, num_examples=1000, delta=0.05),
     "occam": lambda w, h: bounds.occam(0.1, 50.0, num_examples=1000, delta=0.05, tail="chernoff"),
     "gaussian complexity": lambda w, h: bounds.gaussian_complexity(w, 0.1),
@@ -92,7 +91,7 @@ OTHERS = {
 # Those that call a function of the caller.
 CURVATURE = {
     "hutchinson": lambda: curvature.hutchinson_diagonal(
-        loss, NETWORK, (INPUTS, LABELS), KEY, num_probes=2
+        separable, {"w": POINTS}, IMPORTANCE, KEY, num_probes=2
     ),
     "over batches": lambda: curvature.over_batches(
         curvature.GaussNewton(predict, NETWORK), [(INPUTS, LABELS)] * 2
@@ -196,7 +195,7 @@ def test_what_is_measured_has_the_derivative_of_a_fixed_codebook(name, field, ex
 def test_least_distortion_has_that_derivative_too():
     # By the envelope theorem: differences move the centres with the points.
     def least(w):
-        return quantizers.kmeans(w, num_clusters=3).distortion
+        return SOLVERS["polish"](w, IMPORTANCE).distortion
 
     step = 1e-2 * jnp.cos(jnp.arange(24, dtype=jnp.float32))
     slope = jax.jvp(least, (POINTS,), (step,))[1]
@@ -206,7 +205,7 @@ def test_least_distortion_has_that_derivative_too():
 
 def pull(w):
     """A loss that fits its codebook to the weights it quantizes."""
-    fit = quantizers.kmeans(w, num_clusters=3)
+    fit = SOLVERS["polish"](w, IMPORTANCE)
     return jnp.sum(training.quantize_ste(w, fit.centroids) ** 2) + fit.distortion
 
 
@@ -233,14 +232,17 @@ def pull(w):
 )
 def test_clustering_inside_a_loss(program):
     value, gradient = program(POINTS)
-    fit = quantizers.kmeans(POINTS, num_clusters=3)
+    fit = SOLVERS["polish"](POINTS, IMPORTANCE)
     near = np.asarray(fit.centroids)[np.asarray(fit.assignments, int)]
-    deviation = np.asarray(POINTS) - near
-    np.testing.assert_allclose(value, np.sum(near**2) + np.sum(deviation**2), rtol=1e-5)
-    np.testing.assert_allclose(gradient, 2 * near + 2 * deviation, rtol=1e-5)
+    deviation, importance = np.asarray(POINTS) - near, np.asarray(IMPORTANCE)
+    expected = np.sum(near**2) + np.sum(importance * deviation**2)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, 2 * near + 2 * importance * deviation, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["kmeans", "rounding", "pruning", "over batches"])
+@pytest.mark.parametrize(
+    "name", some_slow(["kmeans", "uniform", "rounding", "pruning", "over batches"], "kmeans")
+)
 def test_float32_stays_float32_beside_64_bit_types(name, expected, x64):
     found, wanted = call(name), expected(name)
     assert_same(found, wanted, rtol=1e-5, atol=1e-6)
@@ -254,15 +256,15 @@ def test_keys_of_another_implementation_than_the_default():
     start = quantizers.plus_plus_start(moments, 3, key, max_clusters=3)
     assert len(set(start.tolist())) == 3
     assert set(start.tolist()) <= set(POINTS.tolist())
-    found = quantizers.vector_kmeans(vectors(POINTS), num_clusters=3, key=key)
+    found = quantizers.vector_kmeans(
+        vectors(POINTS), num_clusters=3, key=key, penalty_form="none"
+    )
     assert int(jnp.sum(found.counts)) == 12
-
-    def separable(params, batch):
-        return jnp.sum(batch * params**2)
-
     # Signs give the diagonal of a diagonal matrix exactly, whatever they are.
-    estimate = curvature.hutchinson_diagonal(separable, POINTS, IMPORTANCE, key, num_probes=2)
-    np.testing.assert_allclose(estimate.mean, 2 * np.asarray(IMPORTANCE), rtol=1e-6)
+    estimate = curvature.hutchinson_diagonal(
+        separable, {"w": POINTS}, IMPORTANCE, key, num_probes=2
+    )
+    np.testing.assert_allclose(estimate.mean["w"], 2 * np.asarray(IMPORTANCE), rtol=1e-6)
 
 
 @pytest.mark.slow
