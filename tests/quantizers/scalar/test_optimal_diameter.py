@@ -56,14 +56,18 @@ def brute_force(points, importance, num_clusters, beta):
     """The least objective over all partitions of the sorted points into intervals."""
     order = np.argsort(points)
     w, h = points[order].astype(np.float64), importance[order].astype(np.float64)
-    least = np.inf
+    partitions = []
     for cuts in itertools.combinations(range(1, len(w)), num_clusters - 1):
         parts = np.split(np.arange(len(w)), cuts)
         masses = np.array([h[p].sum() for p in parts])
         means = np.array([np.average(w[p], weights=h[p]) for p in parts])
         inner = sum(np.sum(h[p] * (w[p] - m) ** 2) for p, m in zip(parts, means, strict=True))
-        if inner < least:  # the penalty can only add
-            least = min(least, best_of_partition(masses, means, inner, beta))
+        partitions.append((inner, masses, means))
+    least = np.inf
+    for inner, masses, means in sorted(partitions, key=lambda partition: partition[0]):
+        if inner >= least:  # the penalty can only add
+            break
+        least = min(least, best_of_partition(masses, means, inner, beta))
     return least
 
 
@@ -76,7 +80,7 @@ def test_brute_force_over_all_partitions(seed, strict_promotion):
         jnp.asarray(points), jnp.asarray(importance), max_clusters=MAX_CLUSTERS, num_outer=24
     )
     penalties = PENALTIES * np.float32(importance.astype(np.float64).sum())
-    solved = solver.solve(CLUSTERS, jnp.asarray(penalties), penalty_scale="absolute")
+    solved = solver.solve(CLUSTERS, jnp.asarray(PENALTIES))
     for num_clusters in (2, 3):
         for i in (1, 2, 3):
             expected = brute_force(points[:12], importance[:12], num_clusters, float(penalties[i]))
@@ -84,6 +88,17 @@ def test_brute_force_over_all_partitions(seed, strict_promotion):
             assert found == pytest.approx(expected, rel=1e-4)
             gap = float(solved.gap_bound[num_clusters - 1, i])
             assert found - gap <= expected * (1 + 1e-7)
+
+
+@pytest.mark.slow
+def test_absolute_penalty_is_taken_as_it_is(solvers):
+    total = heavy_tailed(NUM_POINTS, 0)[1].sum(dtype=np.float64)
+    absolute = solvers[0].solve(
+        CLUSTERS, PENALTIES * np.float32(total), penalty_scale="absolute"
+    ).solution
+    relative = solvers[0].solve(CLUSTERS, PENALTIES).solution
+    np.testing.assert_allclose(absolute.objective, relative.objective, rtol=1e-5)
+    np.testing.assert_allclose(absolute.distortion, relative.distortion, rtol=1e-4)
 
 
 def test_a_rounded_gap_reaches_down_to_the_bound():
@@ -181,7 +196,7 @@ def test_equal_points_and_scale():
     a, b = base.solve(CLUSTERS, PENALTIES), scaled.solve(CLUSTERS, PENALTIES)
     np.testing.assert_allclose(b.solution.objective, a.solution.objective * scale**2, rtol=1e-5)
     constant = optimal_diameter_kmeans(
-        np.full(NUM_POINTS, -3.5, np.float32), max_clusters=MAX_CLUSTERS, num_outer=24
+        np.full(NUM_POINTS, -3.5, np.float32), importance, max_clusters=MAX_CLUSTERS, num_outer=24
     ).solve(CLUSTERS, PENALTIES)
     np.testing.assert_array_equal(constant.solution.objective, 0)
     np.testing.assert_array_equal(constant.gap_bound, 0)

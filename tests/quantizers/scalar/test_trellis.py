@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slow_cases import some_slow
 
 from jaxcomp.decoder.streams import NUM_STATES, Chains, advance
 from jaxcomp.quantizers.scalar.trellis import (
@@ -156,7 +157,7 @@ def rate_of(integers):
 
 
 @pytest.mark.parametrize("law", ["normal", "laplace"])
-@pytest.mark.parametrize("bits", [2, 3])
+@pytest.mark.parametrize("bits", some_slow([2, 3], 3))
 def test_it_is_near_the_rate_distortion_function(law, bits):
     """Fischer, Wang: within half a decibel of the limit; scalar quantization has up to 1.53.
 
