@@ -142,7 +142,7 @@ def test_runs_without_jit(name, expected):
         assert_same(call(name), wanted, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", some_slow(NAMES, *DEAR, "vectors", "tree"))
+@pytest.mark.parametrize("name", some_slow(NAMES, *DEAR, "kmeans", "vectors", "tree"))
 def test_runs_with_checks_for_nan(name, expected):
     wanted = expected(name)
     with jax.debug_nans(True):

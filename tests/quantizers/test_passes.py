@@ -50,7 +50,7 @@ def totals(moments) -> tuple[float, float, float, float]:
 
 
 @pytest.mark.parametrize("is_weighted", some_slow([False, True], False))
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", some_slow(SIZES, "one chunk"))
 @pytest.mark.parametrize("kind", some_slow(["heavy tail", "outliers", "few values"], "outliers"))
 def test_sums_are_those_of_the_weights_and_bins_as_good_as_of_the_whole_array(
     kind, size, is_weighted

@@ -65,7 +65,8 @@ def test_a_group_becomes_what_each_becomes_alone(name, problems, together, stric
 
 
 def test_points_are_those_of_each_alone(problems, together):
-    method, parameters = METHODS["uniform"], [3, 1, 8, 8, 5, 2, 2]
+    # Up to 8 clusters and up to 2, both in groups: two sizes of codebooks.
+    method, parameters = METHODS["uniform"], [8, 2, 5, 8, 7, 6, 2]
     found = list(method.points(problems, parameters))
     assert_same(found, list(map(method.point, problems, parameters)))
 
