@@ -301,13 +301,15 @@ PROGRAMS = {
 }
 
 
-# Small ones call nothing: one of them stands for all. What is drawn is part of data sets.
+# Small ones call nothing: one of them stands for all. The slow large ones are parts of others.
 @pytest.mark.parametrize(
     "name",
     some_slow(
         PROGRAMS,
         "data sets by statistics",
         "rate-distortion",
+        "linear algebra",
+        "vectors",
         "vectors, published",
         "drawn by statistics, large",
         "drawn by examples, large",

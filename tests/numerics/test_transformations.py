@@ -1,13 +1,14 @@
 """What JAX can do to a function, or set for all of them, works for every public kernel.
 
 One table of small calls; every test runs it in another mode, against the results of the default
-mode (which itself runs under strict promotion). The arrays of all modes have the same few shapes.
+mode (all under strict promotion). The arrays of all modes have the same few shapes.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from promotion import strictly
 from slow_cases import some_slow
 
 import jaxcomp
@@ -73,6 +74,13 @@ SOLVERS = {
         w, h, multipliers=MULTIPLIERS, max_clusters=4
     ),
 }
+
+
+@strictly
+def polished(points):
+    return SOLVERS["polish"](points, IMPORTANCE)
+
+
 # Those whose distortion has a derivative, at a codebook held fixed.
 MEASURING = ("kmeans", "uniform", "polish", "blocks", "vectors")
 
@@ -99,6 +107,7 @@ CURVATURE = {
 }
 
 
+@strictly
 def call(name):
     if name in CURVATURE:
         return CURVATURE[name]()
@@ -112,13 +121,12 @@ DEAR = ("blocks", "optimal", "optimal diameter", "entropy")
 
 @pytest.fixture(scope="module")
 def expected():
-    """Results of the default mode, each computed once, under strict promotion."""
+    """Results of the default mode, each computed once."""
     found = {}
 
     def of(name):
         if name not in found:
-            with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-                found[name] = jax.tree.map(np.asarray, call(name))
+            found[name] = jax.tree.map(np.asarray, call(name))
         return found[name]
 
     return of
@@ -163,7 +171,8 @@ def codebook(result):
 
 @pytest.mark.parametrize("name", some_slow(SOLVERS, *DEAR))
 def test_codebooks_are_constants(name, expected):
-    result, tangent = jax.jvp(SOLVERS[name], (POINTS, IMPORTANCE), (POINTS, IMPORTANCE))
+    function = strictly(SOLVERS[name])
+    result, tangent = jax.jvp(function, (POINTS, IMPORTANCE), (POINTS, IMPORTANCE))
     assert_same(result, expected(name))
     for leaf in codebook(tangent) if name in MEASURING else jax.tree.leaves(tangent):
         assert leaf.dtype == jax.dtypes.float0 or not np.any(leaf)
@@ -184,7 +193,7 @@ def test_what_is_measured_has_the_derivative_of_a_fixed_codebook(name, field, ex
     wanted = (2 * np.asarray(IMPORTANCE) * deviation, deviation**2)
 
     def measure(w, h):
-        return jnp.sum(getattr(SOLVERS[name](w, h), field))
+        return jnp.sum(getattr(strictly(SOLVERS[name])(w, h), field))
 
     assert_same(jax.grad(measure, argnums=(0, 1))(POINTS, IMPORTANCE), wanted, rtol=1e-5, atol=1e-6)
     rise = np.sum(wanted[0] * np.asarray(IMPORTANCE)) + np.sum(wanted[1] * np.asarray(POINTS))
@@ -195,7 +204,7 @@ def test_what_is_measured_has_the_derivative_of_a_fixed_codebook(name, field, ex
 def test_least_distortion_has_that_derivative_too():
     # By the envelope theorem: differences move the centres with the points.
     def least(w):
-        return SOLVERS["polish"](w, IMPORTANCE).distortion
+        return polished(w).distortion
 
     step = 1e-2 * jnp.cos(jnp.arange(24, dtype=jnp.float32))
     slope = jax.jvp(least, (POINTS,), (step,))[1]
@@ -205,7 +214,7 @@ def test_least_distortion_has_that_derivative_too():
 
 def pull(w):
     """A loss that fits its codebook to the weights it quantizes."""
-    fit = SOLVERS["polish"](w, IMPORTANCE)
+    fit = polished(w)
     return jnp.sum(training.quantize_ste(w, fit.centroids) ** 2) + fit.distortion
 
 
@@ -232,7 +241,7 @@ def pull(w):
 )
 def test_clustering_inside_a_loss(program):
     value, gradient = program(POINTS)
-    fit = SOLVERS["polish"](POINTS, IMPORTANCE)
+    fit = polished(POINTS)
     near = np.asarray(fit.centroids)[np.asarray(fit.assignments, int)]
     deviation, importance = np.asarray(POINTS) - near, np.asarray(IMPORTANCE)
     expected = np.sum(near**2) + np.sum(importance * deviation**2)
@@ -256,9 +265,7 @@ def test_keys_of_another_implementation_than_the_default():
     start = quantizers.plus_plus_start(moments, 3, key, max_clusters=3)
     assert len(set(start.tolist())) == 3
     assert set(start.tolist()) <= set(POINTS.tolist())
-    found = quantizers.vector_kmeans(
-        vectors(POINTS), num_clusters=3, key=key, penalty_form="none"
-    )
+    found = quantizers.vector_kmeans(vectors(POINTS), num_clusters=3, key=key, penalty_form="none")
     assert int(jnp.sum(found.counts)) == 12
     # Signs give the diagonal of a diagonal matrix exactly, whatever they are.
     estimate = curvature.hutchinson_diagonal(

@@ -224,6 +224,7 @@ def test_inputs_that_are_always_zero_are_as_if_left_out():
     found, values, problem = rounded(
         weights, second, None, importance, spacing, factors, classes, 0.5 * lengths
     )
+    found, values, problem = jax.tree.map(np.asarray, (found, values, problem))
     assert not np.any(found.codes[0, 4])
     assert not np.any(values[0, 4])
     assert not problem.factor.is_live[0, 4]
@@ -244,6 +245,7 @@ def test_inputs_that_are_always_zero_are_as_if_left_out():
     np.testing.assert_allclose(found.errors[0], alone.errors[0], rtol=1e-12)
 
 
+@pytest.mark.usefixtures("strict_promotion")
 def test_prices_and_the_largest_code_are_obeyed():
     weights, second, cross, importance, *_ = layer(drift=True)
     spacing, factors, classes, lengths = grid()

@@ -3,15 +3,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+from promotion import strictly
 from quantizer_oracles import heavy_tailed, restored
 from slow_cases import some_slow
 
-from jaxcomp.quantizers import histogram_moments, pad_bins
+from jaxcomp.quantizers import histograms, pad_bins
 from jaxcomp.quantizers.bins import PointBins
-from jaxcomp.quantizers.histograms import histogram_with_edges
 
 # One program with importances and one without for most tests.
 NUM_POINTS, NUM_BINS = 20_000, 256
+histogram_moments = strictly(histograms.histogram_moments)
+histogram_with_edges = strictly(histograms.histogram_with_edges)
 
 
 @pytest.mark.parametrize(

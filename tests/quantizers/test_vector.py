@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from promotion import strictly
 from quantizer_oracles import count_compilations
 from sklearn.cluster import KMeans
 from slow_cases import some_slow
@@ -31,6 +32,7 @@ def start_of(points, seed=5):
     return points[rows]
 
 
+@strictly
 def run(points, importance, num_clusters=MAX_CLUSTERS, **options):
     options = {"max_clusters": MAX_CLUSTERS, "chunk_size": CHUNK} | options
     if not {"key", "initial_centroids"} & options.keys():

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from promotion import strictly
 from quantizer_oracles import count_compilations, heavy_tailed, optimum, restored
 
 from jaxcomp.quantizers import histogram_moments, kmeans, solve_kmeans, solve_optimal
@@ -24,6 +25,7 @@ def sources():
     }
 
 
+@strictly
 def moments_of(points, weights):
     points = jnp.asarray(points, jnp.float32)
     weights = np.ones(points.shape, np.float32) if weights is None else weights

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from promotion import strictly
 from quantizer_oracles import count_compilations, heavy_tailed, restored
 from scipy.stats import norm
 
@@ -25,6 +26,7 @@ BINS, LEVELS, SYMBOLS = 64, 8, 12
 MULTIPLIERS = np.array([0.003, 0.03, 0.3, 3.0], np.float32)
 
 
+@strictly
 def run(points, importance, **options):
     options = {
         "multipliers": MULTIPLIERS,

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from promotion import strictly
 from quantizer_oracles import (
     count_compilations,
     distortion,
@@ -27,6 +28,7 @@ NUM_BINS = 512
 MAX_CLUSTERS = 8
 
 
+@strictly
 def run(points, importance, num_clusters, **options):
     # From the quantiles, where the references start too.
     options = {"max_clusters": MAX_CLUSTERS, "num_bins": NUM_BINS, "start": "quantiles"} | options
@@ -192,7 +194,9 @@ def test_what_is_reported_agrees(form, dtype, num_points, strict_promotion):
     assert result.assignments.dtype == jnp.uint8
     assert result.distortion.dtype == jnp.float32
     # Rounded first, assigned afterwards: every point is at its nearest stored centre.
-    points, centroids = (np.asarray(part.astype(jnp.float32)) for part in (stored, result.centroids))
+    points, centroids = (
+        np.asarray(part.astype(jnp.float32)) for part in (stored, result.centroids)
+    )
     assignments = np.asarray(result.assignments)
     np.testing.assert_array_equal(assignments, nearest(points, centroids))
     np.testing.assert_array_equal(result.counts, np.bincount(assignments, minlength=MAX_CLUSTERS))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from promotion import strictly
 from quantizer_oracles import count_compilations, distortion, heavy_tailed, optimum, restored
 from slow_cases import some_slow
 
@@ -17,6 +18,7 @@ NUM_BINS = 128
 MAX_CLUSTERS = 8
 
 
+@strictly
 def run(points, importance=None, **options):
     options = {"max_clusters": MAX_CLUSTERS, "num_bins": NUM_BINS} | options
     return optimal_kmeans(points, importance, **options)

@@ -2,16 +2,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from promotion import strictly
 from quantizer_oracles import distortion, heavy_tailed, naive_lloyd, nearest, optimum
 
-from jaxcomp.quantizers import (
-    block_kmeans,
-    histogram_moments,
-    plus_plus_start,
-    polish_kmeans,
-)
+from jaxcomp import quantizers
+from jaxcomp.quantizers import block_kmeans, histogram_moments, plus_plus_start
 
 NUM_POINTS = 1000
+polish_kmeans = strictly(quantizers.polish_kmeans)
 
 
 @pytest.mark.parametrize("num_iterations", [0, 1, 3])

@@ -2,10 +2,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from promotion import strictly
 from quantizer_oracles import count_compilations, heavy_tailed
 
-from jaxcomp.quantizers import histogram_moments, solve_uniform, uniform
+from jaxcomp import quantizers
+from jaxcomp.quantizers import histogram_moments, solve_uniform
 
+uniform = strictly(quantizers.uniform)
 NUM_POINTS, MAX_CLUSTERS = 300, 8
 
 
@@ -67,9 +70,7 @@ def test_histogram_is_close_to_the_points():
 def test_batched_equals_one_by_one_and_clusters_compile_nothing():
     groups = [heavy_tailed(NUM_POINTS, seed) for seed in range(2)]
     points, importance = (np.stack(part) for part in zip(*groups, strict=True))
-    together = uniform(
-        points, importance, num_clusters=np.array([3, 8]), max_clusters=MAX_CLUSTERS
-    )
+    together = uniform(points, importance, num_clusters=np.array([3, 8]), max_clusters=MAX_CLUSTERS)
     alone = [
         uniform(points[0], importance[0], num_clusters=3, max_clusters=MAX_CLUSTERS),
     ]
