@@ -77,6 +77,7 @@ def test_every_row_is_as_good_as_looking_everywhere(kind, seed):
 def test_batched_equals_one_by_one():
     groups = [bins_with(kind, 0) for kind in ("plain", "far outliers", "heavy tails")]
     together = jax.vmap(search)(*(np.stack(part) for part in zip(*groups, strict=True)))
+    together = jax.tree.map(np.asarray, together)
     for index, group in enumerate(groups):
         for batched, single in zip(together, search(*group), strict=True):
             np.testing.assert_allclose(batched[index], single, rtol=1e-6)
