@@ -51,7 +51,7 @@ def test_mapped_over_layers_equals_a_loop_and_comes_out_the_same_twice():
     together = jax.vmap(round_one)(*(np.stack(parts) for parts in zip(*layers, strict=True)))
     together = jax.tree.map(np.asarray, together)
     for number, one in enumerate(layers):
-        alone = round_one(*one)
+        alone = jax.tree.map(np.asarray, round_one(*one))
         np.testing.assert_array_equal(together.codes[number], alone.codes)
         np.testing.assert_allclose(together.bits.total[number], alone.bits.total, rtol=1e-6)
         np.testing.assert_array_equal(alone.codes, round_one(*one).codes)

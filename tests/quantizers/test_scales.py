@@ -33,7 +33,7 @@ def test_outliers_cost_one_centre_each(outliers):
     points[: len(outliers)] = outliers
     best = optimal_kmeans(jnp.asarray(rest), max_clusters=K, num_bins=NUM_BINS)
     achievable = float(best.distortion[K - len(outliers)])
-    found = kmeans(jnp.asarray(points), jnp.ones(NUM_POINTS), num_clusters=K, max_clusters=SIZE)
+    found = kmeans(jnp.asarray(points), num_clusters=K, num_bins=NUM_BINS)
     assert squared_error(rest, found.centroids) < 1.01 * achievable
     assert float(found.distortion) == pytest.approx(
         squared_error(points, found.centroids), rel=1e-5
@@ -64,7 +64,7 @@ def test_powers_of_two_change_nothing(exponent, has_weights):
 def test_both_ends_of_the_range():
     values = np.asarray([-3e38, 0.0, 3e38], np.float32)
     points = np.resize(values, weights().shape)
-    found = kmeans(points, np.ones_like(points), num_clusters=K, max_clusters=SIZE)
+    found = kmeans(points, num_clusters=K, num_bins=NUM_BINS)
     np.testing.assert_array_equal(np.unique(found.centroids), values)
 
 
