@@ -139,10 +139,10 @@ def assert_same(found, wanted, **tolerance):
         )
 
 
-# Op by op: kernels of many operations take seconds.
+# Op by op: kernels of many operations take seconds. One solver stands for those that stay compiled.
 @pytest.mark.parametrize(
     "name",
-    some_slow(NAMES, *DEAR, "kmeans", "vectors", "tree", "over batches"),
+    some_slow(NAMES, *DEAR, "kmeans", "uniform", "vectors", "tree", "over batches"),
 )
 def test_runs_without_jit(name, expected):
     wanted = expected(name)

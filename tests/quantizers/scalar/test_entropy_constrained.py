@@ -319,6 +319,7 @@ def test_any_points_give_a_finite_curve_that_is_not_above_one_centre(seed, kind)
         assert np.all(result.rate_bits == 0)
 
 
+@pytest.mark.slow  # Exactly so in double precision, below.
 def test_absolute_multipliers_are_taken_as_they_are():
     points, importance = heavy_tailed(EXACT)
     relative = run(points, importance, method="uniform")
@@ -387,8 +388,12 @@ def test_half_precision_centroids_are_measured_as_stored():
 
 def test_double_precision(x64):
     points, importance = (part.astype(np.float64) for part in heavy_tailed(EXACT))
-    result = run(points, importance, multipliers=MULTIPLIERS.astype(np.float64))
+    mean = np.average(points, weights=importance)
+    multipliers = MULTIPLIERS * np.sum(importance * (points - mean) ** 2) / EXACT
+    result = run(points, importance, multipliers=multipliers, multiplier_scale="absolute")
     assert result.centroids.dtype == jnp.float64
+    np.testing.assert_allclose(result.multiplier, multipliers, rtol=1e-14)
+    assert np.any(result.converged)
     index = assign_by_cost(
         points, importance, result.centroids, result.length_bits, result.multiplier
     )
