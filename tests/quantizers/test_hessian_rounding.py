@@ -9,6 +9,7 @@ from jaxcomp.quantizers.rounding_passes import RoundingSettings
 from jaxcomp.rate_distortion.gaussian import gaussian_rate
 
 
+@pytest.mark.usefixtures("strict_promotion")
 def test_a_rounded_layer_is_what_it_says():
     weights, second, importance = layer()
     found = round_layer(weights, second, 0.3, output_importance=importance, settings=SETTINGS)
@@ -58,6 +59,7 @@ def test_mapped_over_layers_equals_a_loop_and_comes_out_the_same_twice():
     assert np.any(together.codes[0] != together.codes[1])
 
 
+@pytest.mark.usefixtures("strict_promotion")
 def test_one_multiplier_means_the_same_in_all_units():
     weights, second, importance = layer()
     found = round_layer(weights, second, 0.3, output_importance=importance, settings=SETTINGS)

@@ -227,6 +227,7 @@ def test_absolute_penalty_is_taken_as_it_is():
     np.testing.assert_allclose(absolute.objective, relative.objective, rtol=1e-5)
 
 
+@pytest.mark.slow  # Groups of uniform codebooks go the same way; so do penalties of many optima.
 def test_batched_equals_one_by_one():
     groups = [heavy_tailed(EXACT, seed) for seed in range(3)]
     points, importance = (np.stack(part) for part in zip(*groups, strict=True))

@@ -11,6 +11,8 @@ from quantizer_oracles import count_compilations, distortion, heavy_tailed, opti
 from slow_cases import some_slow
 
 from jaxcomp.quantizers import histogram_moments, optimal_kmeans, solve_optimal
+from jaxcomp.quantizers.histograms import histogram_with_edges
+from jaxcomp.quantizers.scalar import optimal
 
 # Two sizes for nearly all tests, one compilation each: every point a bin, and a histogram.
 EXACT, BINNED = 24, 1000
@@ -84,7 +86,22 @@ def test_bound_never_lies_below_the_true_gap(seed):
     # 12 (K / B)^2 = 5 % for K = 8 and B = 128.
     assert np.all(gap[:4] < 0.03)
     assert gap[-1] < 0.1
-    # Without edges of the bins the bound is weaker, not wrong.
+
+
+def test_edges_from_neighbours_hold_those_of_the_bins():
+    points, importance = heavy_tailed(BINNED)
+    moments, edges = histogram_with_edges(points, importance, num_bins=NUM_BINS)
+    found = jax.jit(optimal._edges_from_neighbours)(moments)
+    is_occupied = np.asarray(moments.num_points) > 0
+    assert np.all((found.lowest <= edges.lowest)[is_occupied])
+    assert np.all((found.highest >= edges.highest)[is_occupied])
+
+
+@pytest.mark.slow  # Such edges are tested above, and what is solved with narrower ones.
+def test_without_edges_the_bound_is_weaker_not_wrong():
+    points, importance = heavy_tailed(BINNED)
+    result = run(points, importance)
+    best = optimum(points, importance, MAX_CLUSTERS)
     moments = histogram_moments(points, importance, num_bins=NUM_BINS)
     weaker = solve_optimal(moments, max_clusters=MAX_CLUSTERS)
     # Two programs: the same to a few roundings of the distortion.

@@ -134,8 +134,19 @@ def test_without_penalty_it_is_the_optimal_quantizer(solvers):
         assert np.all(gap <= 1e-4 * objective)
 
 
-@pytest.mark.parametrize("form", some_slow(["monotone", "published"], "published"))
-def test_never_above_lloyd_and_the_bound_below_it(solvers, form):
+@pytest.mark.parametrize(
+    ("form", "start"),
+    some_slow(
+        [
+            ("monotone", "quantiles"),
+            ("monotone", "coarse_to_fine"),
+            ("published", "coarse_to_fine"),
+        ],
+        ("monotone", "coarse_to_fine"),
+        ("published", "coarse_to_fine"),
+    ),
+)
+def test_never_above_lloyd_and_the_bound_below_it(solvers, form, start):
     for seed, solver in solvers.items():
         total = heavy_tailed(NUM_POINTS, seed)[1].sum(dtype=np.float64)
         found = solve(solver, CLUSTERS, PENALTIES)
@@ -148,6 +159,7 @@ def test_never_above_lloyd_and_the_bound_below_it(solvers, form):
             max_clusters=MAX_CLUSTERS,
             penalty_form=form,
             num_iterations=100,
+            start=start,
         )
         reached = np.asarray(lloyd.objective)
         assert np.all(objective <= reached * (1 + 1e-6))
