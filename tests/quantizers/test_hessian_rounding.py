@@ -9,7 +9,6 @@ from jaxcomp.quantizers.rounding_passes import RoundingSettings
 from jaxcomp.rate_distortion.gaussian import gaussian_rate
 
 
-@pytest.mark.usefixtures("strict_promotion")
 def test_a_rounded_layer_is_what_it_says():
     weights, second, importance = layer()
     found = round_layer(weights, second, 0.3, output_importance=importance, settings=SETTINGS)
