@@ -7,7 +7,6 @@ from jaxcomp.quantizers.rounding_passes import RoundingSettings
 
 INPUTS, OUTPUTS = 24, 40
 SETTINGS = RoundingSettings(block_size=8, max_code=255, slopes=(1.0, 2.0))
-FIXED = RoundingSettings(block_size=8, max_code=255, exponents=(0.5,), slopes=(1.0,))
 
 
 def layer(seed: int = 0, groups: int = 2):

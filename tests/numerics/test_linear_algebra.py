@@ -54,24 +54,40 @@ def largest(values):
     return np.max(np.abs(values), axis=(-2, -1), keepdims=True)
 
 
+def everything(matrix, right, shifts):
+    """One program for all functions."""
+    factor = cholesky(matrix)
+    return (
+        factor,
+        eigh(matrix),
+        solve_lower(factor, right),
+        solve_lower(factor, right, transposed=True),
+        cholesky_solve(factor, right),
+        solve_shifted(matrix, shifts, right[..., 0]),
+    )
+
+
+compiled = jax.jit(everything)
+SHIFTS = np.asarray([0.0, 1e-2, 1.0, 1e3], np.float32)
+
+
+def right_sides(dim):
+    return np.random.default_rng(1).normal(size=(3, dim, 2)).astype(np.float32)
+
+
 @pytest.mark.parametrize("dim", some_slow([*SIZES, 70], 2))
 def test_cholesky_and_its_solutions(dim):
-    given = matrices(dim).astype(np.float32)
+    given, right = matrices(dim).astype(np.float32), right_sides(dim)
     exact = np.linalg.cholesky(given.astype(np.float64))
-    factor = jax.jit(cholesky)(given)
+    factor, _, *solutions, _ = compiled(given, right, SHIFTS)
     eps = np.finfo(np.float32).eps
     rebuilt = np.asarray(factor, np.float64) @ np.swapaxes(factor, 1, 2)
     assert np.all(np.abs(rebuilt - given) <= 4 * dim * eps * largest(given))
     np.testing.assert_array_equal(np.triu(factor, 1), 0)
     assert np.all(np.abs(factor - exact) <= 100 * 4 * eps * largest(exact))
-    right = np.random.default_rng(1).normal(size=(3, dim, 2)).astype(np.float32)
-    for solve, matrix in (
-        (solve_lower, exact),
-        (lambda a, b: solve_lower(a, b, transposed=True), np.swapaxes(exact, 1, 2)),
-        (cholesky_solve, given.astype(np.float64)),
-    ):
+    systems = exact, np.swapaxes(exact, 1, 2), given.astype(np.float64)
+    for found, matrix in zip(solutions, systems, strict=True):
         expected = np.linalg.solve(matrix, right.astype(np.float64))
-        found = jax.jit(solve)(factor, right)
         # In proportion to the condition number.
         assert np.all(np.abs(found - expected) <= 100 * 8 * eps * largest(expected))
 
@@ -81,7 +97,8 @@ def test_eigenvalues_and_eigenvectors(dim):
     given = matrices(dim).astype(np.float32)
     given[0] -= 0.3 * largest(given)[0] * np.eye(dim, dtype=np.float32)  # indefinite
     given[1] = 2 * np.eye(dim)  # all the same
-    values, vectors = (np.asarray(part, np.float64) for part in jax.jit(eigh)(given))
+    _, found, *_ = compiled(given, right_sides(dim), SHIFTS)
+    values, vectors = (np.asarray(part, np.float64) for part in found)
     tolerance = 4 * max(dim, 4) * np.finfo(np.float32).eps * largest(given)
     expected = np.linalg.eigvalsh(given.astype(np.float64))
     assert np.all(np.abs(values - expected) <= tolerance[..., 0])
@@ -92,16 +109,15 @@ def test_eigenvalues_and_eigenvectors(dim):
     np.testing.assert_allclose(product, np.broadcast_to(np.eye(dim), given.shape), atol=2e-6 * dim)
 
 
-@pytest.mark.parametrize("dim", SIZES)
+@pytest.mark.parametrize("dim", some_slow(SIZES, 2))
 def test_shifted_systems(dim):
-    given, right = matrices(dim).astype(np.float32), np.ones((3, dim), np.float32)
+    given, right = matrices(dim).astype(np.float32), np.ones((3, dim, 2), np.float32)
     right[:, ::2] = -2
     # Shifts in proportion to the matrices, one set of them for all.
     given = given / largest(given)
-    shifts = np.asarray([0.0, 1e-2, 1.0, 1e3], np.float32)
-    found = jax.jit(solve_shifted)(given, shifts, right)
-    whole = given[:, None].astype(np.float64) + shifts[:, None, None] * np.eye(dim)
-    expected = np.linalg.solve(whole, right[:, None, :, None].astype(np.float64))[..., 0]
+    *_, found = compiled(given, right, SHIFTS)
+    whole = given[:, None].astype(np.float64) + SHIFTS[:, None, None] * np.eye(dim)
+    expected = np.linalg.solve(whole, right[:, None, :, :1].astype(np.float64))[..., 0]
     error = np.max(np.abs(found - expected), axis=-1) / np.max(np.abs(expected), axis=-1)
     assert np.all(error <= 100 * 8 * np.finfo(np.float32).eps)
 
@@ -123,39 +139,27 @@ def test_double_precision(x64):
 
 
 def test_what_is_not_definite_or_not_finite_is_nan_by_itself():
-    given = np.stack([np.eye(3), -np.eye(3), np.full((3, 3), np.nan)]).astype(np.float32)
-    factor = jax.jit(cholesky)(given)
+    given = np.stack([np.eye(5), -np.eye(5), np.full((5, 5), np.nan)]).astype(np.float32)
+    factor, (values, vectors), *_ = compiled(given, right_sides(5), SHIFTS)
     np.testing.assert_array_equal(factor[0], given[0])
     assert np.all(np.isnan(factor[1:]))
-    values, vectors = jax.jit(eigh)(given)
-    np.testing.assert_array_equal(values[:2], [[1, 1, 1], [-1, -1, -1]])
+    np.testing.assert_array_equal(values[:2], [[1] * 5, [-1] * 5])
     assert np.all(np.isnan(values[2]))
     assert np.all(np.isnan(vectors[2]))
 
 
-def everything(matrix, right):
-    """One program for all functions; the results side by side."""
-    parts = (
-        cholesky(matrix),
-        *eigh(matrix),
-        solve_lower(matrix, right),
-        solve_lower(matrix, right, transposed=True),
-        solve_shifted(matrix, jnp.ones(2), right[..., 0]),
-    )
-    return jnp.concatenate([part.reshape(*matrix.shape[:-2], -1) for part in parts], axis=-1)
-
-
 @pytest.mark.parametrize("is_nested", some_slow([False, True], True))
 def test_batches_change_nothing(is_nested):
-    given, right = matrices(5, num=4).astype(np.float32), np.ones((4, 5, 1), np.float32)
-    whole = jax.jit(everything)(given, right)
+    given, right = matrices(5).astype(np.float32), np.ones((3, 5, 2), np.float32)
+    shifts = np.ones_like(SHIFTS)
+    whole = jax.tree.map(np.asarray, compiled(given, right, shifts))
     if not is_nested:
-        alone = jax.jit(everything)(given[2], right[2])
-        np.testing.assert_allclose(alone, whole[2], rtol=2e-5)
-        return
-    nested = jax.vmap(jax.vmap(everything, in_axes=(0, None)), in_axes=(0, 0))
-    found = jax.jit(nested)(given.reshape(2, 2, 5, 5), right[:2])
-    np.testing.assert_allclose(found.reshape(4, -1), whole, rtol=2e-5)
+        alone, own = compiled(given[2], right[2], shifts), jax.tree.map(lambda x: x[2], whole)
+    else:
+        nested = jax.vmap(jax.vmap(everything, in_axes=(0, None, None)), in_axes=(0, 0, None))
+        found = jax.jit(nested)(given[None], right[:1], shifts)
+        alone, own = jax.tree.map(lambda x: x[0], found), whole
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5), alone, own)
 
 
 def test_no_module_but_one_calls_a_decomposition_of_jax():
@@ -269,10 +273,13 @@ def _rate_distortion(size):
 # Every program of the package and its commands that decomposes matrices: those that loops of our
 # own take, and those that are left to LAPACK.
 PROGRAMS = {
-    "linear algebra": lambda: (everything, (jnp.ones((3, 70, 70)), jnp.ones((3, 70, 1)))),
+    "linear algebra": lambda: (
+        everything,
+        (jnp.ones((3, 70, 70)), jnp.ones((3, 70, 1)), jnp.ones(2)),
+    ),
     "linear algebra, mapped": lambda: (
-        jax.vmap(jax.vmap(everything)),
-        (jnp.ones((2, 3, 70, 70)), jnp.ones((2, 3, 70, 1))),
+        jax.vmap(jax.vmap(everything, in_axes=(0, 0, None)), in_axes=(0, 0, None)),
+        (jnp.ones((2, 3, 70, 70)), jnp.ones((2, 3, 70, 1)), jnp.ones(2)),
     ),
     "blocks": lambda: (
         lambda b: list(_raise_eigenvalues(b, 0.1, zeros="median")),
@@ -294,9 +301,19 @@ PROGRAMS = {
 }
 
 
-# Small ones call nothing: one of them stands for all.
+# Small ones call nothing: one of them stands for all. The slow large ones are parts of others.
 @pytest.mark.parametrize(
-    "name", some_slow(PROGRAMS, "data sets by statistics", "rate-distortion", "vectors, published")
+    "name",
+    some_slow(
+        PROGRAMS,
+        "data sets by statistics",
+        "rate-distortion",
+        "linear algebra",
+        "vectors",
+        "vectors, published",
+        "drawn by statistics, large",
+        "drawn by examples, large",
+    ),
 )
 def test_no_program_has_two_calls_that_could_run_at_once(name):
     # Rank promotion is a matter of the kernels' own tests.

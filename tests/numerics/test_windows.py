@@ -38,7 +38,8 @@ def few_values(*shape):
 
 def reduction(case, operation):
     shape, strides, padding, dilation = case
-    start = jnp.float32(0 if operation is lax.add else -np.inf)
+    # A number that is known to a trace, too.
+    start = np.float32(0 if operation is lax.add else -np.inf)
     return lambda x: lax.reduce_window(
         x, start, operation, shape, strides, padding, window_dilation=dilation
     )
@@ -53,18 +54,31 @@ def windows_of(case, base_dilation=(1, 1, 1, 1)):
 def test_maxima_sums_and_derivatives(name):
     case, x = CASES[name], few_values(4, 7, 6, 2)
     windows, maxima = windows_of(case), reduction(case, lax.max)
-    found = jax.jit(lambda x: (window_maxima(x, windows), window_sums(x, windows)))(x)
-    np.testing.assert_array_equal(found[0], maxima(x))
-    np.testing.assert_array_equal(found[1], reduction(case, lax.add)(x))
-    if name == "dilated":
-        return  # JAX has no reverse derivative for it.
-    source = jnp.arange(1, found[0].size + 1, dtype=jnp.float32).reshape(found[0].shape)
-    added = jax.jit(lambda s, x: add_to_window_maxima(s, x, windows))(source, x)
-    (expected,) = jax.vjp(maxima, x)[1](source)
-    np.testing.assert_array_equal(added, expected)
+    shape = jax.eval_shape(maxima, x).shape
+    source = np.arange(1, np.prod(shape) + 1, dtype=np.float32).reshape(shape)
+    tangents = np.arange(1, x.size + 1, dtype=np.float32).reshape(x.shape)
+    has_reverse = name != "dilated"  # JAX has no reverse derivative for it.
+
+    @jax.jit
+    def ours(x, source, tangents):
+        found = window_maxima(x, windows), window_sums(x, windows)
+        if not has_reverse:
+            return found
+        added = add_to_window_maxima(source, x, windows)
+        return *found, added, at_window_maxima(tangents, x, windows)
+
+    @jax.jit
+    def theirs(x, source):
+        expected = maxima(x), reduction(case, lax.add)(x)
+        return (*expected, *jax.vjp(maxima, x)[1](source)) if has_reverse else expected
+
+    found, expected = ours(x, source, tangents), theirs(x, source)
+    for one, other in zip(found, expected, strict=not has_reverse):
+        np.testing.assert_array_equal(one, other)
+    if not has_reverse:
+        return
     # The forward derivative is the transposed one: <source, J t> = <J^T source, t>.
-    tangents = jnp.arange(1, x.size + 1, dtype=jnp.float32).reshape(x.shape)
-    chosen = jax.jit(lambda t, x: at_window_maxima(t, x, windows))(tangents, x)
+    *_, added, chosen = found
     sums = [np.sum(np.float64(a) * np.float64(b)) for a, b in ((source, chosen), (added, tangents))]
     assert sums[0] == sums[1]
     if name == "adjoining":
@@ -75,13 +89,14 @@ def test_maxima_sums_and_derivatives(name):
 
 def test_the_first_of_equal_numbers_counts():
     windows = windows_of(CASES["adjoining"])
-    x = jnp.asarray([[0.0, 1.0], [1.0, 1.0]]).reshape(1, 2, 2, 1)
-    added = add_to_window_maxima(jnp.ones((1, 1, 1, 1)), x, windows)
+    x = np.asarray([[0, 1], [1, 1]], np.float32).reshape(1, 2, 2, 1)
+    added = jax.jit(lambda x: add_to_window_maxima(jnp.ones((1, 1, 1, 1)), x, windows))(x)
     np.testing.assert_array_equal(added.reshape(2, 2), [[0, 1], [0, 0]])
-    tangents = jnp.asarray([[1.0, 2.0], [3.0, 4.0]]).reshape(1, 2, 2, 1)
-    assert at_window_maxima(tangents, x, windows).item() == 2
+    tangents = np.asarray([[1, 2], [3, 4]], np.float32).reshape(1, 2, 2, 1)
+    chosen = jax.jit(lambda x: at_window_maxima(tangents, x, windows))
+    assert chosen(x).item() == 2
     # Where nothing is above minus infinity JAX's derivative is zero.
-    assert at_window_maxima(tangents, jnp.full_like(x, -jnp.inf), windows).item() == 0
+    assert chosen(np.full(x.shape, -np.inf, np.float32)).item() == 0
 
 
 def test_gather_and_scatter_are_transposes_with_strides_and_dilation():

@@ -9,7 +9,16 @@ from jaxcomp.quantizers import histogram_moments, kmeans, optimal_kmeans, unifor
 from jaxcomp.quantizers.padding import bucketed
 
 QUANTIZERS = {
-    "kmeans": lambda w, h: kmeans(w, h, num_clusters=4, max_clusters=5, num_bins=64),
+    # From quantiles, which count points.
+    "kmeans": lambda w, h: kmeans(
+        w,
+        h,
+        num_clusters=4,
+        max_clusters=5,
+        num_bins=64,
+        start="quantiles",
+        penalty_form="none",
+    ),
     "uniform": lambda w, h: uniform(w, h, num_clusters=4, max_clusters=5, num_bins=64),
 }
 

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from slow_cases import some_slow
 
-from jaxcomp.quantizers import block_kmeans, kmeans, optimal_kmeans, uniform
+from jaxcomp.quantizers import block_kmeans, histogram_moments, kmeans, optimal_kmeans, uniform
 
 NUM_POINTS, NUM_BINS, K = 20_000, 512, 8
+# Codebooks of many clusters, of which any number may be used: one program for most tests.
+SIZE = 300
 
 
 def weights():
@@ -50,8 +52,8 @@ def test_powers_of_two_change_nothing(exponent, has_weights):
     if has_weights:
         ones, tiny = jnp.ones(points.shape), jnp.full(points.shape, np.float32(2.0**-140))
     for quantize in (kmeans, uniform):
-        plain = quantize(points, ones, num_clusters=K, num_bins=NUM_BINS)
-        found = quantize(scaled, tiny, num_clusters=K, num_bins=NUM_BINS)
+        plain = quantize(points, ones, num_clusters=K, max_clusters=SIZE)
+        found = quantize(scaled, tiny, num_clusters=K, max_clusters=SIZE)
         expected = np.ldexp(np.asarray(plain.centroids), exponent)
         # Where the result is subnormal it is rounded.
         np.testing.assert_allclose(found.centroids, expected, rtol=0, atol=2e-45)
@@ -66,23 +68,38 @@ def test_both_ends_of_the_range():
     np.testing.assert_array_equal(np.unique(found.centroids), values)
 
 
-# Sizes of codebooks, in which fewer clusters may be used.
 @pytest.mark.parametrize(
     ("num_clusters", "size"),
     some_slow(
-        [(2, 300), (300, 300), (3000, 3000), (65_536, 65_536)], (3000, 3000), (65_536, 65_536)
+        [(2, SIZE), (SIZE, SIZE), (3000, 3000), (65_536, 65_536)], (3000, 3000), (65_536, 65_536)
     ),
 )
 def test_never_worse_than_uniform(num_clusters, size):
     points = np.random.default_rng(1).uniform(size=NUM_POINTS).astype(np.float32)
-    found = kmeans(jnp.asarray(points), num_clusters=num_clusters, max_clusters=size)
-    cells = uniform(jnp.asarray(points), num_clusters=num_clusters, max_clusters=size)
+    found, cells = (
+        quantize(
+            jnp.asarray(points),
+            jnp.ones(points.shape),
+            num_clusters=num_clusters,
+            max_clusters=size,
+        )
+        for quantize in (kmeans, uniform)
+    )
     assert float(found.distortion) <= float(cells.distortion)
     # No two centres are equal while a cell can be split.
     assert int(found.num_used) == min(num_clusters, np.unique(points).size)
 
 
 def test_a_group_without_importance_counts_alike_in_jit():
+    points = jnp.arange(9.0)
+    # A function of its own, since results of the kernels outside `jit` are checked.
+    found = jax.jit(lambda w, h: histogram_moments(w, h, num_bins=9))(points, jnp.zeros(9))
+    np.testing.assert_array_equal(found.mass, found.mass[0])
+    assert found.mass[0] > 0
+
+
+@pytest.mark.slow
+def test_a_group_without_importance_is_clustered_in_jit():
     points = jnp.arange(9.0)
     found = jax.jit(lambda w, h: kmeans(w, h, num_clusters=3).centroids)(points, jnp.zeros(9))
     np.testing.assert_allclose(found, [1, 4, 7])

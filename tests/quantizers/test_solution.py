@@ -25,7 +25,13 @@ def distortion(centroids):
 def test_objective_is_the_distortion_and_the_penalty(form, strict_promotion):
     beta, moments = 0.5, histogram_moments(POINTS, IMPORTANCE)
     found = solve_kmeans(
-        moments, 3, beta, max_clusters=MAX_CLUSTERS, penalty_form=form, penalty_scale="absolute"
+        moments,
+        3,
+        beta,
+        max_clusters=MAX_CLUSTERS,
+        penalty_form=form,
+        penalty_scale="absolute",
+        start="quantiles",
     )
     centroids = np.asarray(found.codebook.centroids)[:3]
     diameter = centroids[-1] - centroids[0]

@@ -1,9 +1,17 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxcomp.quantizers.feedback import factor_inputs
 from jaxcomp.quantizers.spacings import spacing_for
+
+
+# Op by op, every operation would be compiled by itself.
+@jax.jit
+def spaced(second, importance, multiplier, exponent, slope, sharing=None):
+    factor = factor_inputs(second, 0.01)
+    return factor, spacing_for(factor, importance, multiplier, exponent, slope, sharing)
 
 
 @pytest.mark.usefixtures("strict_promotion")
@@ -13,10 +21,9 @@ def test_spacings_follow_the_pivots_and_the_worth_of_a_bit(exponent):
     x = rng.standard_normal((2, 50, 8)) * np.exp(rng.standard_normal(8))
     x[1, :, 2] = 0
     second = jnp.asarray(np.swapaxes(x, 1, 2) @ x, jnp.float32)
-    factor = factor_inputs(second, 0.01)
     importance, multiplier, slope = 3.0, 0.2, 2.0
-    found = spacing_for(
-        factor, *(jnp.float32(part) for part in (importance, multiplier, exponent, slope))
+    factor, found = spaced(
+        second, *(np.float32(part) for part in (importance, multiplier, exponent, slope))
     )
     live = np.ones((2, 8), bool)
     live[1, 2] = False
@@ -39,8 +46,7 @@ def test_spacings_follow_the_pivots_and_the_worth_of_a_bit(exponent):
 
 
 def test_a_layer_whose_inputs_are_all_zero_has_spacings():
-    factor = factor_inputs(jnp.zeros((1, 3, 3)), 0.01)
-    found = spacing_for(factor, *(jnp.float32(1) for _ in range(4)))
+    _, found = spaced(np.zeros((2, 8, 8), np.float32), *(np.float32(1) for _ in range(4)))
     np.testing.assert_array_equal(found.of_inputs, 1)
 
 
@@ -48,10 +54,9 @@ def test_inputs_that_share_a_spacing_have_that_of_their_mean_pivot():
     rng = np.random.default_rng(1)
     x = rng.standard_normal((1, 50, 6)) * np.exp(rng.standard_normal(6))
     x[0, :, 4] = 0
-    factor = factor_inputs(jnp.asarray(np.swapaxes(x, 1, 2) @ x, jnp.float32), 0.01)
-    one = jnp.float32(1)
-    sharing = np.asarray([[0, 1, 2, 0, 1, 2]])
-    found = spacing_for(factor, one, one, one, one, jnp.asarray(sharing))
+    second = (np.swapaxes(x, 1, 2) @ x).astype(np.float32)
+    sharing = np.asarray([[0, 1, 2, 0, 1, 2]], np.int32)
+    factor, found = spaced(second, *(np.float32(1) for _ in range(4)), sharing)
     octaves = np.log2(np.asarray(factor.pivots, np.float64))[0]
     live = np.asarray(factor.is_live)[0]
     mean = octaves[live].mean()

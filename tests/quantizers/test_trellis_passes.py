@@ -18,7 +18,7 @@ def tensor(shape, seed=0):
 
 
 def whole(matrix, importance=None):
-    mass = jnp.ones((1, 1), jnp.float32) if importance is None else jnp.asarray(importance)
+    mass = jnp.asarray(np.ones_like(matrix) if importance is None else importance)
     steps = jnp.full(matrix.shape[1], len(matrix), jnp.int32)
     return np.asarray(trellis_codes(Weights(jnp.asarray(matrix), mass, steps), jnp.asarray(PRICE)))
 

@@ -7,7 +7,7 @@ import numpy as np
 
 import jaxcomp
 from jaxcomp.compressed import to_bytes
-from jaxcomp.quantizers import KMeans
+from jaxcomp.quantizers import Uniform
 from jaxcomp.quantizers.methods import METHODS, method_named
 
 
@@ -21,7 +21,7 @@ def test_methods_of_users_are_in_reports_and_files():
     assert method_named("mine") is None
 
     @dataclass(frozen=True)
-    class Mine(KMeans):
+    class Mine(Uniform):
         name: ClassVar[str] = "mine"
 
     assert method_named("mine") is Mine

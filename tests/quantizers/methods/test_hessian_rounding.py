@@ -95,7 +95,7 @@ def test_errors_and_curves_are_in_the_units_of_the_problem():
 
 
 def test_numbers_of_the_codebook_and_scales_are_short():
-    settings = dataclasses.replace(SETTINGS, exponents=(1.0,))
+    settings = dataclasses.replace(SETTINGS, exponents=(1.0,), slopes=(1.0,))
     own = problem()
     method = HessianRounding(settings=settings, channel_axis=0)
     encoded = method.encode(own, method.point(own, 0.01))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from promotion import strictly
 from quantizer_oracles import count_compilations, heavy_tailed, restored
 from scipy.stats import norm
 
@@ -25,7 +26,7 @@ BINS, LEVELS, SYMBOLS = 64, 8, 12
 MULTIPLIERS = np.array([0.003, 0.03, 0.3, 3.0], np.float32)
 
 
-def run(points, importance, **options):
+def run_loosely(points, importance, **options):
     options = {
         "multipliers": MULTIPLIERS,
         "max_clusters": SYMBOLS,
@@ -35,16 +36,25 @@ def run(points, importance, **options):
     return entropy_constrained(points, importance, **options)
 
 
-def lagrangian(points, importance, index, multiplier):
-    """Distortion about the weighted centroids plus the price of the entropy, in float64."""
+run = strictly(run_loosely)
+
+
+def distortion_and_bits(points, importance, index):
+    """Distortion about the weighted centroids, and the entropy of all points, in float64."""
     points, importance = points.astype(np.float64), importance.astype(np.float64)
-    total = 0.0
+    distortion = bits = 0.0
     for symbol in np.unique(index):
         here = index == symbol
         centroid = np.average(points[here], weights=importance[here])
-        total += np.sum(importance[here] * (points[here] - centroid) ** 2)
-        total += multiplier * here.sum() * np.log2(len(points) / here.sum())
-    return total
+        distortion += np.sum(importance[here] * (points[here] - centroid) ** 2)
+        bits += here.sum() * np.log2(len(points) / here.sum())
+    return distortion, bits
+
+
+def lagrangian(points, importance, index, multiplier):
+    """The distortion plus the price of the entropy."""
+    distortion, bits = distortion_and_bits(points, importance, index)
+    return distortion + multiplier * bits
 
 
 def naive_step(points, importance, centroids, lengths, multiplier):
@@ -175,12 +185,11 @@ def test_close_to_brute_force_on_few_points():
         result = solve_entropy_constrained(
             moments, MULTIPLIERS, max_clusters=SYMBOLS, centroid_dtype=points.dtype
         )
+        costs = np.array(
+            [distortion_and_bits(points, importance, np.array(index)) for index in partitions(6)]
+        )
         for place in range(len(MULTIPLIERS)):
-            multiplier = float(result.multiplier[place])
-            optimum = min(
-                lagrangian(points, importance, np.array(index), multiplier)
-                for index in partitions(6)
-            )
+            optimum = np.min(costs @ [1, float(result.multiplier[place])])
             ratios.append(float(result.objective[place]) / optimum)
     assert min(ratios) >= 1 - 1e-5
     # An iteration ends in local optima, as K-means does; most often in the best one.
@@ -238,12 +247,14 @@ def test_invariances():
 def test_batched_equals_one_by_one_and_nothing_recompiles():
     groups = [heavy_tailed(EXACT, seed) for seed in range(2)]
     points, importance = (np.stack(part) for part in zip(*groups, strict=True))
-    together = run(points, importance)
+    # Several groups, and one axis of multipliers for all.
+    together = run_loosely(points, importance)
     run(points[0], importance[0])
     with count_compilations() as num_compilations:
         alone = [run(*group) for group in groups]
         run(points[0], importance[0], multipliers=MULTIPLIERS * 2, num_iterations=7)
         assert num_compilations() == 0
+    together = jax.tree.map(np.asarray, together)
     for place, single in enumerate(alone):
         chosen = jax.tree.map(lambda leaf, place=place: leaf[place], together)
         np.testing.assert_allclose(chosen.objective, single.objective, rtol=1e-4)
@@ -311,6 +322,7 @@ def test_any_points_give_a_finite_curve_that_is_not_above_one_centre(seed, kind)
         assert np.all(result.rate_bits == 0)
 
 
+@pytest.mark.slow  # Exactly so in double precision, below.
 def test_absolute_multipliers_are_taken_as_they_are():
     points, importance = heavy_tailed(EXACT)
     relative = run(points, importance, method="uniform")
@@ -379,8 +391,12 @@ def test_half_precision_centroids_are_measured_as_stored():
 
 def test_double_precision(x64):
     points, importance = (part.astype(np.float64) for part in heavy_tailed(EXACT))
-    result = run(points, importance, multipliers=MULTIPLIERS.astype(np.float64))
+    mean = np.average(points, weights=importance)
+    multipliers = MULTIPLIERS * np.sum(importance * (points - mean) ** 2) / EXACT
+    result = run_loosely(points, importance, multipliers=multipliers, multiplier_scale="absolute")
     assert result.centroids.dtype == jnp.float64
+    np.testing.assert_allclose(result.multiplier, multipliers, rtol=1e-14)
+    assert np.any(result.converged)
     index = assign_by_cost(
         points, importance, result.centroids, result.length_bits, result.multiplier
     )

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from promotion import strictly
 from quantizer_oracles import (
     count_compilations,
     distortion,
@@ -20,16 +21,24 @@ from slow_cases import some_slow
 from jaxcomp.quantizers import histogram_moments, kmeans, solve_kmeans
 from jaxcomp.quantizers.scalar.diameter import PENALTY_FORMS
 
-# Two sizes for nearly all tests, one compilation each: every point a bin, and a histogram.
+# Two sizes for nearly all tests, one compilation each: every point a bin, from the quantiles; and a
+# histogram, from the coarse to the fine.
 EXACT, BINNED = 300, 3000
 NUM_BINS = 512
 MAX_CLUSTERS = 8
 
 
+@strictly
 def run(points, importance, num_clusters, **options):
     # From the quantiles, where the references start too.
     options = {"max_clusters": MAX_CLUSTERS, "num_bins": NUM_BINS, "start": "quantiles"} | options
     return kmeans(points, importance, num_clusters=num_clusters, **options)
+
+
+def run_from(points, importance, num_clusters, start, **options):
+    """From given centres; penalties are absolute, in the same program."""
+    options = {"penalty_scale": "absolute", "initial_centroids": start} | options
+    return run(points, importance, num_clusters, **options)
 
 
 def padded_start(points, num_clusters):
@@ -117,28 +126,41 @@ def test_distortion_of_many_points_is_accurate():
     assert float(result.distortion) == pytest.approx(expected, rel=2e-6)
 
 
-@pytest.mark.parametrize("form", some_slow(["none", "monotone", "linear"], "none"))
+@pytest.mark.parametrize("form", some_slow(["none", "monotone", "linear"], "none", "linear"))
 @pytest.mark.parametrize("num_points", some_slow([EXACT, BINNED], BINNED))
 def test_objective_never_rises(form, num_points):
-    points, importance = heavy_tailed(num_points, seed=3)
-    moments = histogram_moments(points, importance, num_bins=EXACT)
-    position, mass = restored(moments).position, restored(moments).mass
+    check_descent(form, *heavy_tailed(num_points, seed=3))
+
+
+def check_descent(form, points, importance):
+    num_points = len(points)
+    if num_points == EXACT:
+        position, mass = points, importance.astype(np.float64)
+
+        def solve(penalty, beta, **options):
+            return run(points, importance, 7, diameter_penalty=penalty, **options)
+    else:
+        moments = histogram_moments(points, importance, num_bins=EXACT)
+        position, mass = restored(moments).position, restored(moments).mass
+
+        def solve(penalty, beta, **options):
+            return solve_kmeans(
+                moments,
+                7,
+                beta,
+                max_clusters=MAX_CLUSTERS,
+                penalty_scale="absolute",
+                **options,
+            ).codebook
+
     mean = np.average(position, weights=mass)
     spread = np.sqrt(np.average((position - mean) ** 2, weights=mass))
     for penalty in (0.01, 0.3, 3.0):
         beta = penalty * mass.sum() * (spread if form == "linear" else 1)
         values = []
         for num_iterations in range(12):
-            found = solve_kmeans(
-                moments,
-                7,
-                beta,
-                max_clusters=MAX_CLUSTERS,
-                penalty_form=form,
-                penalty_scale="absolute",
-                num_iterations=num_iterations,
-            )
-            centroids = np.asarray(found.codebook.centroids)
+            found = solve(penalty, beta, penalty_form=form, num_iterations=num_iterations)
+            centroids = np.asarray(found.centroids)
             values.append(objective(position, mass, centroids, beta, form))
         # Centres in float32: a step misses its minimum by rounding, to second order only.
         assert np.all(np.diff(values) <= 1e-6 * values[0]), (penalty, values)
@@ -152,11 +174,30 @@ def test_zero_penalty_is_plain_to_the_bit(form):
     jax.tree.map(np.testing.assert_array_equal, result, plain)
 
 
-@pytest.mark.parametrize("form", some_slow(PENALTY_FORMS, "linear"))
-def test_what_is_reported_agrees(form):
-    points, importance = heavy_tailed(EXACT)
-    result = run(points, importance, 6, penalty_form=form, diameter_penalty=0.1)
-    centroids, assignments = np.asarray(result.centroids), np.asarray(result.assignments)
+# Half precision in the form that compiles no other program of these tests.
+@pytest.mark.parametrize(
+    ("form", "dtype", "num_points"),
+    some_slow(
+        [(form, jnp.float32, EXACT) for form in PENALTY_FORMS]
+        + [("published", jnp.float16, EXACT), ("published", jnp.bfloat16, BINNED)],
+        ("none", jnp.float32, EXACT),
+        ("published", jnp.float32, EXACT),
+        ("linear", jnp.float32, EXACT),
+        ("published", jnp.bfloat16, BINNED),
+    ),
+)
+def test_what_is_reported_agrees(form, dtype, num_points, strict_promotion):
+    points, importance = heavy_tailed(num_points)
+    stored = jnp.asarray(points).astype(dtype)
+    result = run(stored, jnp.asarray(importance), 6, penalty_form=form, diameter_penalty=0.1)
+    assert result.centroids.dtype == dtype
+    assert result.assignments.dtype == jnp.uint8
+    assert result.distortion.dtype == jnp.float32
+    # Rounded first, assigned afterwards: every point is at its nearest stored centre.
+    points, centroids = (
+        np.asarray(part.astype(jnp.float32)) for part in (stored, result.centroids)
+    )
+    assignments = np.asarray(result.assignments)
     np.testing.assert_array_equal(assignments, nearest(points, centroids))
     np.testing.assert_array_equal(result.counts, np.bincount(assignments, minlength=MAX_CLUSTERS))
     assert int(result.num_used) == len(np.unique(assignments))
@@ -164,7 +205,8 @@ def test_what_is_reported_agrees(form):
     assert np.all(np.diff(centroids) >= 0)
     assert np.all(centroids[6:] == centroids[5])
     expected = distortion(points, importance, centroids)
-    assert float(result.distortion) == pytest.approx(expected, rel=1e-6)
+    rel = 1e-6 if dtype == jnp.float32 else 1e-5
+    assert float(result.distortion) == pytest.approx(expected, rel=rel)
     relative = importance.astype(np.float64).sum()
     if form == "linear":
         mean = np.average(points, weights=importance)
@@ -177,17 +219,22 @@ def test_absolute_penalty_is_taken_as_it_is():
     points, importance = heavy_tailed(EXACT)
     total = float(importance.astype(np.float64).sum())
     relative = run(points, importance, 6, diameter_penalty=0.1)
-    absolute = run(points, importance, 6, diameter_penalty=0.1 * total, penalty_scale="absolute")
+    # From the quantiles, too.
+    absolute = run_from(
+        points, importance, 6, padded_start(points, 6), diameter_penalty=0.1 * total
+    )
     np.testing.assert_allclose(absolute.centroids, relative.centroids, rtol=1e-5)
     np.testing.assert_allclose(absolute.objective, relative.objective, rtol=1e-5)
 
 
+@pytest.mark.slow  # Groups of uniform codebooks go the same way; so do penalties of many optima.
 def test_batched_equals_one_by_one():
     groups = [heavy_tailed(EXACT, seed) for seed in range(3)]
     points, importance = (np.stack(part) for part in zip(*groups, strict=True))
-    clusters = jnp.array([3, 5, 8], jnp.int32)
-    penalty = jnp.array([0.0, 0.1, 1.0], jnp.float32)
+    clusters = np.array([3, 5, 8], np.int32)
+    penalty = np.array([0.0, 0.1, 1.0], np.float32)
     together = run(points, importance, clusters, diameter_penalty=penalty)
+    together = jax.tree.map(np.asarray, together)
     for group in range(3):
         alone = run(
             points[group], importance[group], clusters[group], diameter_penalty=penalty[group]
@@ -239,20 +286,24 @@ def test_clusters_penalty_and_iterations_compile_nothing():
 def test_invariances(num_points):
     points, importance = heavy_tailed(num_points)
     order = np.random.default_rng(7).permutation(num_points)
-    base = run(points, importance, 6, diameter_penalty=0.05)
+    options = {
+        "diameter_penalty": 0.05,
+        "start": "quantiles" if num_points == EXACT else "coarse_to_fine",
+    }
+    base = run(points, importance, 6, **options)
 
-    permuted = run(points[order], importance[order], 6, diameter_penalty=0.05)
+    permuted = run(points[order], importance[order], 6, **options)
     np.testing.assert_array_equal(permuted.assignments, base.assignments[order])
     np.testing.assert_allclose(permuted.centroids, base.centroids, rtol=1e-5)
 
     # Powers of two are exact in floating point: the same result to the bit.
-    scaled = run(points * np.float32(64), importance * np.float32(0.125), 6, diameter_penalty=0.05)
+    scaled = run(points * np.float32(64), importance * np.float32(0.125), 6, **options)
     np.testing.assert_array_equal(scaled.assignments, base.assignments)
     np.testing.assert_array_equal(scaled.centroids, base.centroids * 64)
     np.testing.assert_allclose(scaled.distortion, base.distortion * 64**2 * 0.125, rtol=1e-6)
 
     # Shifted points are rounded anew, and an edge of a bin may pass a point.
-    shifted = run(points + np.float32(4), importance, 6, diameter_penalty=0.05)
+    shifted = run(points + np.float32(4), importance, 6, **options)
     np.testing.assert_allclose(shifted.centroids - 4, base.centroids, atol=1e-3)
     np.testing.assert_allclose(shifted.distortion, base.distortion, rtol=1e-3)
 
@@ -261,18 +312,18 @@ def test_points_without_weight_do_not_matter():
     points, importance = heavy_tailed(EXACT - 50)
     extra = np.random.default_rng(1).uniform(points.min(), points.max(), 50).astype(np.float32)
     start = padded_start(points, 6)
-    everything = run(
+    everything = run_from(
         np.concatenate([points, extra]),
         np.concatenate([importance, np.zeros(50, np.float32)]),
         6,
-        initial_centroids=start,
+        start,
     )
     # The first point again, at no weight: the shape of the other call.
-    alone = run(
+    alone = run_from(
         np.concatenate([points, np.repeat(points[:1], 50)]),
         np.concatenate([importance, np.zeros(50, np.float32)]),
         6,
-        initial_centroids=start,
+        start,
     )
     np.testing.assert_allclose(everything.centroids, alone.centroids, rtol=1e-6)
     np.testing.assert_allclose(everything.distortion, alone.distortion, rtol=1e-6)
@@ -282,13 +333,9 @@ def test_doubled_weights_equal_duplicated_points():
     points, importance = heavy_tailed(EXACT // 2)
     start = padded_start(points, 6)
     twice, once = np.concatenate([importance, importance]), np.zeros_like(importance)
-    doubled = run(
-        np.concatenate([points, points]),
-        np.concatenate([2 * importance, once]),
-        6,
-        initial_centroids=start,
-    )
-    duplicated = run(np.concatenate([points, points]), twice, 6, initial_centroids=start)
+    points = np.concatenate([points, points])
+    doubled = run_from(points, np.concatenate([2 * importance, once]), 6, start)
+    duplicated = run_from(points, twice, 6, start)
     np.testing.assert_array_equal(duplicated.assignments, doubled.assignments)
     np.testing.assert_allclose(duplicated.centroids, doubled.centroids, rtol=1e-6)
     np.testing.assert_allclose(duplicated.distortion, doubled.distortion, rtol=1e-6)
@@ -303,7 +350,9 @@ def test_doubled_weights_equal_duplicated_points():
             (EXACT, "coarse_to_fine"),
             (BINNED, "coarse_to_fine"),
         ],
-        (BINNED, "coarse_to_fine"),
+        # Both starts, and both ways to bins, stay.
+        (EXACT, "coarse_to_fine"),
+        (BINNED, "quantiles"),
     ),
 )
 @pytest.mark.parametrize("num_clusters", [5, 6, 8])
@@ -322,10 +371,17 @@ def test_enough_clusters_leave_no_distortion(num_points, num_clusters, start):
 
 
 @pytest.mark.parametrize(
-    "values", some_slow([[2.5], [2.5] * EXACT, [-1.0, 3.0] * (EXACT // 2)], [2.5])
+    ("values", "num_points"),
+    some_slow(
+        [([2.5], num_points) for num_points in (1, EXACT, BINNED)]
+        + [([-1.0, 3.0], num_points) for num_points in (EXACT, BINNED)],
+        ([2.5], 1),
+        ([2.5], EXACT),
+        ([-1.0, 3.0], EXACT),
+    ),
 )
-def test_degenerate_groups(values):
-    points = np.array(values, np.float32)
+def test_degenerate_groups(values, num_points):
+    points = np.resize(np.array(values, np.float32), num_points)
     ones = np.ones_like(points)
     result = run(points, ones, 1, start="coarse_to_fine", diameter_penalty=1.0)
     np.testing.assert_allclose(result.centroids, points.mean())
@@ -338,7 +394,7 @@ def test_degenerate_groups(values):
 def test_ties_go_to_the_lower_cluster_and_the_start_needs_no_order():
     points = np.resize(np.array([-1.0, 0.0, 1.0], np.float32), EXACT)
     start = np.array([1.0, -1.0] + [7.0] * (MAX_CLUSTERS - 2), np.float32)
-    result = run(points, np.ones_like(points), 2, num_iterations=0, initial_centroids=start)
+    result = run_from(points, np.ones_like(points), 2, start, num_iterations=0)
     np.testing.assert_array_equal(result.centroids, [-1.0] + [1.0] * (MAX_CLUSTERS - 1))
     np.testing.assert_array_equal(result.assignments, np.resize([0, 0, 1], EXACT))
 
@@ -347,13 +403,13 @@ def test_ties_go_to_the_lower_cluster_and_the_start_needs_no_order():
 def test_empty_cluster_is_reported_and_harmless(form):
     points, importance = heavy_tailed(EXACT)
     start = np.array([-0.1, 0.0, 0.1, 50.0, 60.0, 70.0, 80.0, 90.0])
-    once = run(
+    once = run_from(
         points,
         importance,
         5,
+        start,
         penalty_form=form,
-        diameter_penalty=0.01,
-        initial_centroids=start,
+        diameter_penalty=0.01 * importance.sum(),
         num_iterations=1,
     )
     # Brought back to the others, the empty ones do not widen the codebook.
@@ -370,30 +426,14 @@ def test_centres_merged_by_the_penalty_are_counted():
     np.testing.assert_allclose(result.centroids, mean, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "num_points"),
-    some_slow([(jnp.float16, EXACT), (jnp.bfloat16, BINNED)], (jnp.bfloat16, BINNED)),
-)
-def test_short_dtypes(dtype, num_points, strict_promotion):
-    points, importance = heavy_tailed(num_points)
-    points = jnp.asarray(points).astype(dtype)
-    result = run(points, jnp.asarray(importance), 7)
-    assert result.centroids.dtype == dtype
-    assert result.assignments.dtype == jnp.uint8
-    assert result.distortion.dtype == jnp.float32
-    exact, centroids = (np.asarray(part.astype(jnp.float32)) for part in (points, result.centroids))
-    # Rounded first, assigned afterwards: every point is at its nearest stored centre.
-    np.testing.assert_array_equal(result.assignments, nearest(exact, centroids))
-    expected = distortion(exact, importance, centroids)
-    assert float(result.distortion) == pytest.approx(expected, rel=1e-5)
-
-
 def test_float64(x64):
     points, importance = (part.astype(np.float64) for part in heavy_tailed(EXACT))
-    result = run(points, importance, 5, num_iterations=9)
+    # The form that compiles no other program of these tests; without a penalty it is plain.
+    result = run(points, importance, 5, num_iterations=9, penalty_form="linear")
     expected = naive_lloyd(points, importance, quantile_start(points, 5), 9)
     assert result.centroids.dtype == jnp.float64
     np.testing.assert_allclose(result.centroids[:5], expected, rtol=1e-12)
+    check_descent("linear", points, importance)
 
 
 @pytest.mark.parametrize("factor", [1e-30, 1e-12, 1e12, 1e30])

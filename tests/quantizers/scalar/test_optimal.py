@@ -6,17 +6,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from promotion import strictly
 from quantizer_oracles import count_compilations, distortion, heavy_tailed, optimum, restored
 from slow_cases import some_slow
 
 from jaxcomp.quantizers import histogram_moments, optimal_kmeans, solve_optimal
+from jaxcomp.quantizers.histograms import histogram_with_edges
+from jaxcomp.quantizers.scalar import optimal
 
 # Two sizes for nearly all tests, one compilation each: every point a bin, and a histogram.
-EXACT, BINNED = 24, 3000
+EXACT, BINNED = 24, 1000
 NUM_BINS = 128
 MAX_CLUSTERS = 8
 
 
+@strictly
 def run(points, importance=None, **options):
     options = {"max_clusters": MAX_CLUSTERS, "num_bins": NUM_BINS} | options
     return optimal_kmeans(points, importance, **options)
@@ -37,9 +41,8 @@ def brute_force(points, importance, num_clusters):
     return least
 
 
-def check_bounds(result, points, importance, *, rel=1e-5):
+def check_bounds(result, points, importance, best, *, rel=1e-5):
     """The distortion is that of the codebook, and the optimum lies within the bound below it."""
-    best = optimum(points, importance, MAX_CLUSTERS)
     scale = np.sum(np.asarray(importance, np.float64) * np.asarray(points, np.float64) ** 2)
     found, gap = (np.asarray(part, np.float64) for part in (result.distortion, result.gap_bound))
     assert found[0] == gap[0] == np.inf
@@ -65,32 +68,47 @@ def test_brute_force_over_all_partitions(seed, strict_promotion):
         expected = brute_force(points, importance, num_clusters)
         assert float(result.distortion[num_clusters]) == pytest.approx(expected, rel=2e-6)
     # The oracle of the other tests is the same.
-    best = optimum(points, importance, 4)
-    np.testing.assert_allclose(best[3], brute_force(points, importance, 4), rtol=1e-12)
-    np.testing.assert_allclose(result.distortion[1:5], best, rtol=2e-6)
+    best = optimum(points, importance, MAX_CLUSTERS)
+    np.testing.assert_allclose(best[3], expected, rtol=1e-12)
+    np.testing.assert_allclose(result.distortion[1:5], best[:4], rtol=2e-6)
     # Nothing but rounding is left of the gap.
     assert np.all(np.asarray(result.gap_bound[1:]) <= 1e-4 * np.asarray(result.distortion[1:]))
-    check_bounds(result, points, importance)
+    check_bounds(result, points, importance, best)
 
 
 @pytest.mark.parametrize("seed", some_slow(range(5), 1, 2, 3, 4))
 def test_bound_never_lies_below_the_true_gap(seed):
     points, importance = heavy_tailed(BINNED, seed)
     result = run(points, importance)
-    check_bounds(result, points, importance)
     best = optimum(points, importance, MAX_CLUSTERS)
+    check_bounds(result, points, importance, best)
     gap = np.asarray(result.gap_bound[1:]) / best
     # 12 (K / B)^2 = 5 % for K = 8 and B = 128.
     assert np.all(gap[:4] < 0.03)
     assert gap[-1] < 0.1
-    # Without edges of the bins the bound is weaker, not wrong.
+
+
+def test_edges_from_neighbours_hold_those_of_the_bins():
+    points, importance = heavy_tailed(BINNED)
+    moments, edges = histogram_with_edges(points, importance, num_bins=NUM_BINS)
+    found = jax.jit(optimal._edges_from_neighbours)(moments)
+    is_occupied = np.asarray(moments.num_points) > 0
+    assert np.all((found.lowest <= edges.lowest)[is_occupied])
+    assert np.all((found.highest >= edges.highest)[is_occupied])
+
+
+@pytest.mark.slow  # Such edges are tested above, and what is solved with narrower ones.
+def test_without_edges_the_bound_is_weaker_not_wrong():
+    points, importance = heavy_tailed(BINNED)
+    result = run(points, importance)
+    best = optimum(points, importance, MAX_CLUSTERS)
     moments = histogram_moments(points, importance, num_bins=NUM_BINS)
     weaker = solve_optimal(moments, max_clusters=MAX_CLUSTERS)
     # Two programs: the same to a few roundings of the distortion.
     np.testing.assert_allclose(weaker.distortion, result.distortion, rtol=1e-6)
     rounding = 4e-6 * np.asarray(result.distortion[1:])
     assert np.all(weaker.gap_bound[1:] >= result.gap_bound[1:] - rounding)
-    check_bounds(weaker, points, importance)
+    check_bounds(weaker, points, importance, best)
 
 
 @pytest.mark.slow
@@ -225,7 +243,7 @@ def test_an_outlier_does_not_drown_the_rest():
     # Squares of 1e12 and of 1e-3 in one group: float64 prefix sums lose the small ones.
     rng = np.random.default_rng(0)
     points = np.concatenate([rng.standard_normal(EXACT - 1) * 1e-3, [1e12]]).astype(np.float32)
-    result = run(points)
+    result = run(points, np.ones_like(points))
     rest = optimum(points[:-1], np.ones(EXACT - 1), MAX_CLUSTERS)
     centred_error = 1e12 * 2.0**-24
     assert float(result.distortion[2]) <= rest[0] + EXACT * centred_error**2
@@ -279,7 +297,7 @@ def test_bad_input(arguments, error, message):
 
 
 def test_numbers_of_clusters_out_of_range():
-    result = run(heavy_tailed(EXACT)[0])
+    result = run(*heavy_tailed(EXACT))
     with pytest.raises(ValueError, match="between 1 and max_clusters = 8, got 9"):
         result.centroids(9)
     with pytest.raises(ValueError, match="between 1 and max_clusters = 8, got 0"):

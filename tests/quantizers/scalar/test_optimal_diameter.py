@@ -4,6 +4,7 @@ from fractions import Fraction
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from promotion import strictly
 from quantizer_oracles import count_compilations, heavy_tailed, optimum
 from scipy.optimize import minimize_scalar
 from slow_cases import some_slow
@@ -22,14 +23,20 @@ CLUSTERS = jnp.arange(1, MAX_CLUSTERS + 1)[:, None]
 PENALTIES = np.array([0.0, 1e-3, 0.03, 0.3, 10.0], np.float32)
 
 
+prepare = strictly(optimal_diameter_kmeans)
+
+
+@strictly
+def solve(solver, *args, **kwargs):
+    return solver.solve(*args, **kwargs)
+
+
 @pytest.fixture(scope="module")
 def solvers():
     solved = {}
     for seed in range(3):
         points, importance = heavy_tailed(NUM_POINTS, seed)
-        solved[seed] = optimal_diameter_kmeans(
-            points, importance, max_clusters=MAX_CLUSTERS, num_outer=24
-        )
+        solved[seed] = prepare(points, importance, max_clusters=MAX_CLUSTERS, num_outer=24)
     return solved
 
 
@@ -56,14 +63,18 @@ def brute_force(points, importance, num_clusters, beta):
     """The least objective over all partitions of the sorted points into intervals."""
     order = np.argsort(points)
     w, h = points[order].astype(np.float64), importance[order].astype(np.float64)
-    least = np.inf
+    partitions = []
     for cuts in itertools.combinations(range(1, len(w)), num_clusters - 1):
         parts = np.split(np.arange(len(w)), cuts)
         masses = np.array([h[p].sum() for p in parts])
         means = np.array([np.average(w[p], weights=h[p]) for p in parts])
         inner = sum(np.sum(h[p] * (w[p] - m) ** 2) for p, m in zip(parts, means, strict=True))
-        if inner < least:  # the penalty can only add
-            least = min(least, best_of_partition(masses, means, inner, beta))
+        partitions.append((inner, masses, means))
+    least = np.inf
+    for inner, masses, means in sorted(partitions, key=lambda partition: partition[0]):
+        if inner >= least:  # the penalty can only add
+            break
+        least = min(least, best_of_partition(masses, means, inner, beta))
     return least
 
 
@@ -72,11 +83,11 @@ def test_brute_force_over_all_partitions(seed, strict_promotion):
     # A few points that count, the others with no weight: one size for all tests.
     points, importance = heavy_tailed(NUM_POINTS, seed)
     importance[12:] = 0
-    solver = optimal_diameter_kmeans(
+    solver = prepare(
         jnp.asarray(points), jnp.asarray(importance), max_clusters=MAX_CLUSTERS, num_outer=24
     )
     penalties = PENALTIES * np.float32(importance.astype(np.float64).sum())
-    solved = solver.solve(CLUSTERS, jnp.asarray(penalties), penalty_scale="absolute")
+    solved = solve(solver, CLUSTERS, jnp.asarray(PENALTIES))
     for num_clusters in (2, 3):
         for i in (1, 2, 3):
             expected = brute_force(points[:12], importance[:12], num_clusters, float(penalties[i]))
@@ -84,6 +95,17 @@ def test_brute_force_over_all_partitions(seed, strict_promotion):
             assert found == pytest.approx(expected, rel=1e-4)
             gap = float(solved.gap_bound[num_clusters - 1, i])
             assert found - gap <= expected * (1 + 1e-7)
+
+
+@pytest.mark.slow
+def test_absolute_penalty_is_taken_as_it_is(solvers):
+    total = heavy_tailed(NUM_POINTS, 0)[1].sum(dtype=np.float64)
+    absolute = solve(
+        solvers[0], CLUSTERS, PENALTIES * np.float32(total), penalty_scale="absolute"
+    ).solution
+    relative = solve(solvers[0], CLUSTERS, PENALTIES).solution
+    np.testing.assert_allclose(absolute.objective, relative.objective, rtol=1e-5)
+    np.testing.assert_allclose(absolute.distortion, relative.distortion, rtol=1e-4)
 
 
 def test_a_rounded_gap_reaches_down_to_the_bound():
@@ -104,7 +126,7 @@ def test_a_rounded_gap_reaches_down_to_the_bound():
 def test_without_penalty_it_is_the_optimal_quantizer(solvers):
     for seed, solver in solvers.items():
         points, importance = heavy_tailed(NUM_POINTS, seed)
-        found = solver.solve(CLUSTERS, PENALTIES)
+        found = solve(solver, CLUSTERS, PENALTIES)
         objective, gap = (
             np.asarray(part)[:, 0] for part in (found.solution.objective, found.gap_bound)
         )
@@ -112,11 +134,22 @@ def test_without_penalty_it_is_the_optimal_quantizer(solvers):
         assert np.all(gap <= 1e-4 * objective)
 
 
-@pytest.mark.parametrize("form", some_slow(["monotone", "published"], "published"))
-def test_never_above_lloyd_and_the_bound_below_it(solvers, form):
+@pytest.mark.parametrize(
+    ("form", "start"),
+    some_slow(
+        [
+            ("monotone", "quantiles"),
+            ("monotone", "coarse_to_fine"),
+            ("published", "coarse_to_fine"),
+        ],
+        ("monotone", "coarse_to_fine"),
+        ("published", "coarse_to_fine"),
+    ),
+)
+def test_never_above_lloyd_and_the_bound_below_it(solvers, form, start):
     for seed, solver in solvers.items():
         total = heavy_tailed(NUM_POINTS, seed)[1].sum(dtype=np.float64)
-        found = solver.solve(CLUSTERS, PENALTIES)
+        found = solve(solver, CLUSTERS, PENALTIES)
         objective, gap = (np.asarray(part) for part in (found.solution.objective, found.gap_bound))
         assert objective.shape == (MAX_CLUSTERS, len(PENALTIES))
         lloyd = solve_kmeans(
@@ -126,6 +159,7 @@ def test_never_above_lloyd_and_the_bound_below_it(solvers, form):
             max_clusters=MAX_CLUSTERS,
             penalty_form=form,
             num_iterations=100,
+            start=start,
         )
         reached = np.asarray(lloyd.objective)
         assert np.all(objective <= reached * (1 + 1e-6))
@@ -146,9 +180,9 @@ def test_never_above_lloyd_and_the_bound_below_it(solvers, form):
 @pytest.mark.slow
 def test_many_points_leave_a_small_gap():
     points, importance = heavy_tailed(20_000)
-    solver = optimal_diameter_kmeans(points, importance, max_clusters=8, num_bins=256)
+    solver = prepare(points, importance, max_clusters=8, num_bins=256)
     clusters, penalties = jnp.array([2, 4, 8])[:, None], PENALTIES
-    found = solver.solve(clusters, penalties)
+    found = solve(solver, clusters, penalties)
     gap = np.asarray(found.gap_bound / found.solution.objective)
     assert gap.max() < 2e-3
 
@@ -157,12 +191,12 @@ def test_many_points_leave_a_small_gap():
 def test_batched_equals_one_by_one_and_compiles_once(solvers):
     groups = [heavy_tailed(NUM_POINTS, seed) for seed in range(3)]
     points, importance = (np.stack(part) for part in zip(*groups, strict=True))
-    together = optimal_diameter_kmeans(points, importance, max_clusters=MAX_CLUSTERS, num_outer=24)
-    found = together.solve(CLUSTERS[:, None], PENALTIES[:, None])
+    together = prepare(points, importance, max_clusters=MAX_CLUSTERS, num_outer=24)
+    found = solve(together, CLUSTERS[:, None], PENALTIES[:, None])
     assert found.solution.codebook.centroids.shape == (MAX_CLUSTERS, 5, 3, MAX_CLUSTERS)
-    solvers[0].solve(CLUSTERS, PENALTIES).solution.objective.block_until_ready()
+    solve(solvers[0], CLUSTERS, PENALTIES).solution.objective.block_until_ready()
     with count_compilations() as num_compilations:
-        alone = [solvers[seed].solve(CLUSTERS, PENALTIES * 1) for seed in range(3)]
+        alone = [solve(solvers[seed], CLUSTERS, PENALTIES * 1) for seed in range(3)]
         assert num_compilations() == 0
     for seed in range(3):
         np.testing.assert_allclose(
@@ -174,14 +208,14 @@ def test_equal_points_and_scale():
     scale = 64.0
     points, importance = heavy_tailed(NUM_POINTS)
     points[1:20] = points[0]
-    base = optimal_diameter_kmeans(points, importance, max_clusters=MAX_CLUSTERS, num_outer=24)
-    scaled = optimal_diameter_kmeans(
+    base = prepare(points, importance, max_clusters=MAX_CLUSTERS, num_outer=24)
+    scaled = prepare(
         points * np.float32(scale), importance, max_clusters=MAX_CLUSTERS, num_outer=24
     )
-    a, b = base.solve(CLUSTERS, PENALTIES), scaled.solve(CLUSTERS, PENALTIES)
+    a, b = solve(base, CLUSTERS, PENALTIES), solve(scaled, CLUSTERS, PENALTIES)
     np.testing.assert_allclose(b.solution.objective, a.solution.objective * scale**2, rtol=1e-5)
-    constant = optimal_diameter_kmeans(
-        np.full(NUM_POINTS, -3.5, np.float32), max_clusters=MAX_CLUSTERS, num_outer=24
+    constant = prepare(
+        np.full(NUM_POINTS, -3.5, np.float32), importance, max_clusters=MAX_CLUSTERS, num_outer=24
     ).solve(CLUSTERS, PENALTIES)
     np.testing.assert_array_equal(constant.solution.objective, 0)
     np.testing.assert_array_equal(constant.gap_bound, 0)
@@ -191,16 +225,16 @@ def test_equal_points_and_scale():
 def test_bad_input(solvers):
     points = np.ones(4, np.float32)
     with pytest.raises(ValueError, match="max_clusters must be at least 1, got 0"):
-        optimal_diameter_kmeans(points, max_clusters=0)
+        prepare(points, max_clusters=0)
     with pytest.raises(ValueError, match="num_outer must be at least 1, got 0"):
-        optimal_diameter_kmeans(points, max_clusters=2, num_outer=0)
+        prepare(points, max_clusters=2, num_outer=0)
     with pytest.raises(ValueError, match="points must be finite, got 1 NaN"):
-        optimal_diameter_kmeans(np.array([1, np.nan], np.float32), max_clusters=2)
+        prepare(np.array([1, np.nan], np.float32), max_clusters=2)
     with pytest.raises(ValueError, match="between 1 and max_clusters = 5, got 6"):
-        solvers[0].solve(6, 0.1)
+        solve(solvers[0], 6, 0.1)
     with pytest.raises(TypeError, match="num_clusters must be an integer, got float"):
-        solvers[0].solve(2.5, 0.1)
+        solve(solvers[0], 2.5, 0.1)
     with pytest.raises(ValueError, match="finite and at least 0, got -1"):
-        solvers[0].solve(2, -1.0)
+        solve(solvers[0], 2, -1.0)
     with pytest.raises(ValueError, match=r"penalty_scale must be one of .* got 'log'"):
-        solvers[0].solve(2, 1.0, penalty_scale="log")
+        solve(solvers[0], 2, 1.0, penalty_scale="log")

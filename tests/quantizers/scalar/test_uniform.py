@@ -2,10 +2,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from promotion import strictly
 from quantizer_oracles import count_compilations, heavy_tailed
 
-from jaxcomp.quantizers import histogram_moments, solve_uniform, uniform
+from jaxcomp import quantizers
+from jaxcomp.quantizers import histogram_moments, solve_uniform
 
+uniform = strictly(quantizers.uniform)
 NUM_POINTS, MAX_CLUSTERS = 300, 8
 
 
@@ -67,9 +70,7 @@ def test_histogram_is_close_to_the_points():
 def test_batched_equals_one_by_one_and_clusters_compile_nothing():
     groups = [heavy_tailed(NUM_POINTS, seed) for seed in range(2)]
     points, importance = (np.stack(part) for part in zip(*groups, strict=True))
-    together = uniform(
-        points, importance, num_clusters=jnp.array([3, 8]), max_clusters=MAX_CLUSTERS
-    )
+    together = uniform(points, importance, num_clusters=np.array([3, 8]), max_clusters=MAX_CLUSTERS)
     alone = [
         uniform(points[0], importance[0], num_clusters=3, max_clusters=MAX_CLUSTERS),
     ]
@@ -77,6 +78,7 @@ def test_batched_equals_one_by_one_and_clusters_compile_nothing():
     with count_compilations() as num_compilations:
         alone.append(uniform(points[1], importance[1], num_clusters=8))
         assert num_compilations() == 0
+    together = jax.tree.map(np.asarray, together)
     for group in range(2):
         chosen = jax.tree.map(lambda leaf, group=group: leaf[group], together)
         np.testing.assert_array_equal(chosen.assignments, alone[group].assignments)
@@ -84,7 +86,8 @@ def test_batched_equals_one_by_one_and_clusters_compile_nothing():
 
 
 def test_constant_group():
-    result = uniform(np.full(NUM_POINTS, 0.3, np.float32), num_clusters=8)
+    points = np.full(NUM_POINTS, 0.3, np.float32)
+    result = uniform(points, np.ones_like(points), num_clusters=8)
     assert float(result.distortion) == 0
     assert int(result.num_used) == 1
     np.testing.assert_array_equal(result.centroids, np.float32(0.3))
