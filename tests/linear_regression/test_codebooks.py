@@ -10,7 +10,7 @@ from jaxcomp.linear_regression import DESIGNED, design_codebooks
 from jaxcomp.linear_regression.codebooks import FIXED_RATE, designed_quantize, merge
 from jaxcomp.quantizers import kmeans, uniform
 
-CLUSTERS = (1, 2, 5)
+CLUSTERS = (1, 2, 5, 8)  # as many, and as many points, as those that are simulated
 from_quantiles = partial(kmeans, start="quantiles")
 
 
@@ -97,5 +97,5 @@ def test_refused(sample):
         design_codebooks(weights, importance[0], num_clusters=CLUSTERS)
     with pytest.raises(ValueError, match="num_clusters must be a list of numbers >= 1"):
         design_codebooks(weights, importance, num_clusters=(0,))
-    with pytest.raises(ValueError, match="entropies_nats must be 3 numbers >= 0"):
+    with pytest.raises(ValueError, match="entropies_nats must be 4 numbers >= 0"):
         design_codebooks(weights, importance, num_clusters=CLUSTERS, entropies_nats=np.ones(2))
