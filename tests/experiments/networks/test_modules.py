@@ -118,6 +118,10 @@ def test_vgg_takes_larger_images_and_refuses_smaller_ones():
     images = jax.ShapeDtypeStruct((2, 48, 40, 1), jnp.float32)
     assert variables["params"]["output"]["kernel"].shape == (2 * 1 * 16, 10)
     assert jax.eval_shape(larger.predict, variables, images).shape == (2, 10)
+    labels, key = jax.ShapeDtypeStruct((2,), jnp.int32), jax.eval_shape(jax.random.key, 0)
+    loss, statistics = jax.eval_shape(larger.train_loss, variables, images, labels, key)
+    assert loss.shape == ()
+    assert statistics == variables["statistics"]
     for shape in ((28, 28, 1), (32, 31, 3), (1024,)):
         with pytest.raises(ValueError, match=r"at least 32 x 32 pixels.*use 'mlp' instead"):
             networks.build("vgg", **(SMALL_VGG | {"input_shape": shape}))

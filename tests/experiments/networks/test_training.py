@@ -160,6 +160,7 @@ def test_divergence_is_an_error_that_names_the_models(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow  # shapes of a step are in test_modules.py, steps of small networks above
 def test_the_convolutional_network_trains():
     network = networks.build("vgg", input_shape=(32, 32, 1), num_classes=3, width=1 / 128)
     task = arrays(num_examples=4, shape=(32, 32, 1))

@@ -256,8 +256,10 @@ def test_files_are_all_there_and_agree(finished):
     csv = pd.read_csv(out / "table.csv")
     pd.testing.assert_frame_equal(pd.read_parquet(out / "table.parquet"), result.table)
     np.testing.assert_allclose(csv["test_loss"], result.table["test_loss"], rtol=1e-12)
-    pictures = {file.suffix for file in out.glob("*.*")}
-    assert {".png", ".md"} <= pictures
+    assert (out / "report.md").exists()
+    drawn = sorted(out.glob("*.png"))
+    assert [file.stem for file in drawn] == ["bound", "predicted-rise", "sweep", "sweep-details"]
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in drawn)
     assert len(json.loads((out / "claims.json").read_text())["claims"]) == len(result.claims) == 5
 
 
