@@ -39,7 +39,7 @@ def test_fixed_rate_codebooks_are_those_of_the_quantizers(sample, books):
         ),
     ):
         found = books.centroids[FIXED_RATE.index(name), place]
-        np.testing.assert_allclose(found, expected.centroids, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(found[:k], expected.centroids, rtol=1e-5, atol=1e-5)
     diameters = np.ptp(np.asarray(books.centroids[:, place]), axis=1)
     assert diameters[3] < diameters[2]
 

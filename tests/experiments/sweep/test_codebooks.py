@@ -76,17 +76,24 @@ def solve(layers, importance, members):
 
 
 def is_dear(variant):
-    """Whether its solver compiles for as long as all others; its tests are slow."""
-    return variant.method == "optimal" and variant.diameter_penalty > 0
+    """Whether a program of its own takes long to compile; its tests are slow."""
+    is_penalised = variant.method == "optimal" and variant.diameter_penalty > 0
+    return is_penalised or (variant.method == "vector" and variant.importance == "none")
 
 
 @pytest.fixture(scope="module")
-def problem(small):
+def layers_and_importance():
     layers, importance = {}, {}
     rng = np.random.default_rng(0)
     for path, shape in SHAPES.items():
         layers[path] = jnp.asarray(rng.standard_t(4.0, shape), jnp.float32)
         importance[path] = jnp.asarray(rng.exponential(size=shape) ** 2, jnp.float32)
+    return layers, importance
+
+
+@pytest.fixture(scope="module")
+def problem(small, layers_and_importance):
+    layers, importance = layers_and_importance
     before = [solver._cache_size() for solver in SOLVERS]
     solved = solve(layers, importance, [own for own in grid() if not is_dear(own)])
     compiled = [solver._cache_size() - count for solver, count in zip(SOLVERS, before, strict=True)]
@@ -118,8 +125,8 @@ def distortions(problem, variant):
 
 
 def test_one_program_per_method(problem):
-    # Two layers, all K. With importances and without, pairs and cells are other arrays.
-    assert all(count <= most for count, most in zip(problem[3], (1, 1, 2, 2), strict=True))
+    # Two layers, all K. With importances and without, cells are other arrays.
+    assert all(count <= most for count, most in zip(problem[3], (1, 1, 1, 2), strict=True))
 
 
 def least_distortion(weights, mass, num_clusters):
@@ -157,8 +164,8 @@ def test_the_penalty_of_a_variant_is_that_of_its_quantizer():
 
 
 @pytest.fixture(scope="module")
-def penalised(problem):
-    layers, importance, _, _ = problem
+def penalised(small, layers_and_importance):
+    layers, importance = layers_and_importance
     before = quantizers.methods.intervals._solve_diameter._cache_size()
     solved = solve(layers, importance, grid(method=("kmeans", "optimal"), allocation=("equal",)))
     assert quantizers.methods.intervals._solve_diameter._cache_size() - before <= 1
@@ -252,8 +259,23 @@ def test_multipliers_are_relative_to_each_layer_or_one_for_all(problem):
             )
 
 
-@pytest.mark.parametrize("importance", ["none", "fisher"])
-def test_vectors_are_the_nearest_centres_of_their_pairs(problem, importance):
+@pytest.fixture(scope="module")
+def vectors(small, layers_and_importance):
+    """What `problem` has, of vectors, with importances and without."""
+    solved = solve(*layers_and_importance, grid(method=("vector",)))
+    return *layers_and_importance, solved, None
+
+
+@pytest.mark.slow
+def test_vectors_without_importances_are_the_nearest_centres_of_their_pairs(vectors):
+    assert_nearest_centres_of_pairs(vectors, "none")
+
+
+def test_vectors_are_the_nearest_centres_of_their_pairs(problem):
+    assert_nearest_centres_of_pairs(problem, "fisher")
+
+
+def assert_nearest_centres_of_pairs(problem, importance):
     for k in CLUSTERS:
         variant = Variant("compressed", "vector", importance, num_clusters=k, parameter=2.0)
         points = problem[2].points[variant.id]
@@ -328,7 +350,7 @@ def predict(params, inputs):
     return hidden @ params["output"]["kernel"]
 
 
-def evaluation(problem, out, penalty):
+def evaluation(problem, out, penalty, importance):
     """A function that runs a sweep with every method, of a network with the problem's layers."""
     params = {path.split("/")[0]: {"kernel": weights} for path, weights in problem[0].items()}
     rng = np.random.default_rng(0)
@@ -340,7 +362,7 @@ def evaluation(problem, out, penalty):
         grid = sweep.Grid(
             method=METHODS,
             allocation=ALLOCATIONS,
-            importance=("none", "gauss_newton"),
+            importance=importance,
             diameter_penalty=penalty,
             num_clusters=CLUSTERS,
             sensitivity_clusters=(),
@@ -357,7 +379,7 @@ def evaluation(problem, out, penalty):
 @pytest.mark.slow
 def test_a_sweep_over_methods_resumes_and_gives_its_networks_back(problem, tmp_path):
     out = tmp_path / "methods"
-    evaluate = evaluation(problem, out, PENALTY)
+    evaluate = evaluation(problem, out, PENALTY, ("none", "gauss_newton"))
     result = evaluate()
     table = result.table
     assert set(table["method"]) == {"original", *METHODS}
@@ -381,7 +403,7 @@ def test_a_sweep_over_methods_resumes_and_gives_its_networks_back(problem, tmp_p
 
 
 def test_what_a_variant_predicts_is_what_its_quantizer_minimised(problem, tmp_path):
-    table = evaluation(problem, tmp_path / "methods", 0.0)().table
+    table = evaluation(problem, tmp_path / "methods", 0.0, "gauss_newton")().table
     assert set(table["method"]) == {"original", *METHODS}
     rows = table.set_index("variant")["predicted_rise_nats"]
     for k in CLUSTERS:

@@ -10,6 +10,7 @@ from jaxcomp.coding import sizes
 from jaxcomp.experiments.sweep.codebooks import solve_codebooks
 from jaxcomp.experiments.sweep.compress import compress, squared_errors
 from jaxcomp.experiments.sweep.variants import ORIGINAL, Variant, control_variants
+from jaxcomp.quantizers.problems import as_problem
 
 BINS = 512  # as many as in test_experiment.py, and as many sizes of codebooks: one program
 CLUSTERS = (3, 8, 16)
@@ -54,21 +55,40 @@ def test_every_layer_of_a_grid_equals_one_quantizer_at_a_time(forms):
     assert_equals_one_quantizer_at_a_time(*solved(forms))
 
 
-def test_a_grid_solved_at_once_equals_one_quantizer_at_a_time(problem):
-    # A quantizer alone compiles for each number of weights: one of each kind, all when slow.
-    alone = {"kmeans": ("a/kernel", "c/kernel"), "uniform": ("b/kernel",)}
-    assert_equals_one_quantizer_at_a_time(*problem, alone)
-
-
-def assert_equals_one_quantizer_at_a_time(layers, importance, variants, codebooks, only=None):
+def test_a_grid_solved_at_once_equals_one_method_at_a_time(problem):
+    """The slow test above has functions in place of methods: a program for each size of a layer."""
+    layers, importance, variants, codebooks = problem
     for variant in variants:
         changed = compress(layers, variant, codebooks, key=jax.random.key(0))
         counts = []
         for path, weights in layers.items():
-            if only is not None and path not in only[variant.method]:
-                _, own = np.unique(changed.layers[path], return_counts=True)
-                counts.append(np.pad(own, (0, variant.num_clusters - len(own))))
-                continue
+            if variant.method == "uniform":
+                method = quantizers.Uniform(num_bins=BINS)
+            else:
+                method = quantizers.KMeans(
+                    diameter_penalty=variant.diameter_penalty,
+                    num_iterations=20,
+                    start="quantiles",
+                    num_bins=BINS,
+                )
+            own = importance[path] if variant.importance == "fisher" else jnp.ones(weights.shape)
+            # Others beside it that make no difference: the program of the grid.
+            curve = method.curve(as_problem(weights, own), np.array([variant.num_clusters, 16, 16]))
+            centroids, thresholds = curve.at(0).codebook
+            index = np.searchsorted(thresholds, np.ravel(weights))
+            expected = centroids[index].reshape(weights.shape)
+            np.testing.assert_allclose(changed.layers[path], expected, rtol=0, atol=2e-6)
+            counts.append(np.bincount(index, minlength=variant.num_clusters))
+        size = sizes.code_size(np.stack(counts), num_clusters=variant.num_clusters)
+        assert changed.sizes is not None
+        np.testing.assert_allclose(changed.sizes, [np.sum(part) for part in size])
+
+
+def assert_equals_one_quantizer_at_a_time(layers, importance, variants, codebooks):
+    for variant in variants:
+        changed = compress(layers, variant, codebooks, key=jax.random.key(0))
+        counts = []
+        for path, weights in layers.items():
             ones = jnp.ones(weights.size)  # equal weights, and no program of their own
             if variant.method == "uniform":
                 alone = quantizers.uniform(

@@ -30,7 +30,7 @@ CONFIG = SweepConfig(
     train_size=200,
     validation_size=100,
     epochs=4,
-    importance=("none", "hutchinson", "fisher"),
+    importance=("none", "hutchinson"),
     num_probes=4,
     curvature_examples=100,
     diameter_penalty=(0.0, 0.05),
@@ -92,7 +92,7 @@ def test_every_variant_of_every_network_has_a_row(finished):
     assert table.groupby("variant")["model_seed"].nunique().eq(2).all()
     assert set(table["kind"]) == {"original", "compressed", "control"}
     kmeans = table[table["method"] == "kmeans"]
-    assert len(kmeans) == 2 * 3 * 3 * 2  # networks, K, importances, penalties
+    assert len(kmeans) == 2 * 3 * 2 * 2  # networks, K, importances, penalties
 
 
 def test_numbers_are_finite_and_consistent(finished):
