@@ -8,14 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
 import typer
 from command_line import SMALL, assert_one_sentence, environment, invoke, run_process
-from slow_cases import some_slow
 
 from jaxcomp import storage
+from jaxcomp.cli import session
 from jaxcomp.cli.session import directory_for, one_sentence_errors
 
 
@@ -43,6 +44,14 @@ def test_what_is_not_there_is_found_at_the_start(variable, value, message, tmp_p
     result = run_process("-m", "jaxcomp", *SMALL, "--out", tmp_path / "run", **{variable: value})
     assert_one_sentence(result, message)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_not_installed_is_one_sentence(capsys):
+    with pytest.raises(typer.Exit) as stopped, one_sentence_errors(traceback=False):
+        raise ModuleNotFoundError("No module named 'pandas'")
+    assert stopped.value.exit_code == 2
+    told = "jaxcomp: No module named 'pandas'; pip install 'jaxcomp[sweep]'\n"
+    assert capsys.readouterr().err == told
 
 
 def test_a_report_is_printed_whatever_reads_it():
@@ -81,7 +90,22 @@ def test_a_report_is_printed_whatever_reads_it():
         assert piped.stderr == (told if expected else "")
 
 
-@pytest.mark.parametrize("device", some_slow(["gpu", "tpu"], "gpu"))
+@pytest.mark.parametrize("error", [RuntimeError("no plugin"), AssertionError()])
+def test_a_device_that_jax_does_not_find(error, monkeypatch):
+    def devices():
+        raise error
+
+    chosen = {}
+    config = SimpleNamespace(update=chosen.__setitem__)
+    monkeypatch.setitem(sys.modules, "jax", SimpleNamespace(config=config, devices=devices))
+    monkeypatch.setattr(session, "show_warnings", lambda: None)
+    with pytest.raises(ValueError, match=r"no gpu was found.*; use --device cpu, or install"):
+        session.set_up_jax(session.Device.gpu, compilation_cache=False)
+    assert chosen == {"jax_platforms": "cuda"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["gpu", "tpu"])
 def test_a_device_that_is_not_there(device, tmp_path):
     if any(found.platform == device for found in jax.devices()):
         device = {"gpu": "tpu", "tpu": "gpu"}[device]
