@@ -23,10 +23,11 @@ from jaxcomp.cli.session import directory_for, one_sentence_errors
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        (
+        pytest.param(
             "JAX_PLATFORMS",
             "cuda",
             "JAX has none of the devices .* JAX_PLATFORMS names, 'cuda'",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             "JAX_PLATFORMS",
@@ -91,7 +92,14 @@ def test_a_report_is_printed_whatever_reads_it():
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no plugin"), AssertionError()])
-def test_a_device_that_jax_does_not_find(error, monkeypatch):
+@pytest.mark.parametrize(
+    ("device", "message", "expected"),
+    [
+        ("gpu", "no gpu was found.*; use --device cpu, or install", {"jax_platforms": "cuda"}),
+        ("auto", "JAX has none of the devices .* JAX_PLATFORMS names, 'cuda'.*; unset it", {}),
+    ],
+)
+def test_a_device_that_jax_does_not_find(device, message, expected, error, monkeypatch):
     def devices():
         raise error
 
@@ -99,9 +107,10 @@ def test_a_device_that_jax_does_not_find(error, monkeypatch):
     config = SimpleNamespace(update=chosen.__setitem__)
     monkeypatch.setitem(sys.modules, "jax", SimpleNamespace(config=config, devices=devices))
     monkeypatch.setattr(session, "show_warnings", lambda: None)
-    with pytest.raises(ValueError, match=r"no gpu was found.*; use --device cpu, or install"):
-        session.set_up_jax(session.Device.gpu, compilation_cache=False)
-    assert chosen == {"jax_platforms": "cuda"}
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(ValueError, match=message):
+        session.set_up_jax(session.Device(device), compilation_cache=False)
+    assert chosen == expected
 
 
 @pytest.mark.slow
