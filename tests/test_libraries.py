@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from slow_cases import some_slow
 
 from jaxcomp import curvature
 from jaxcomp.trees.description import describe_tree, rebuild_tree
@@ -63,7 +64,8 @@ def closed_form(leaves: dict, images: np.ndarray) -> dict[tuple[int, ...], np.nd
     }
 
 
-@pytest.mark.parametrize("name", LIBRARIES)
+# Parameters of Haiku are those of Linen: dictionaries of arrays.
+@pytest.mark.parametrize("name", some_slow(LIBRARIES, "haiku"))
 def test_page_runs_and_its_curvature_is_the_closed_form(name):
     names = run_page(name)
     params, smaller, images = names["params"], names["smaller"], names["images"]

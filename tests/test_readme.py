@@ -1,6 +1,7 @@
 """The README as a stranger uses it: its code runs as printed, its commands and files exist."""
 
 import ast
+import functools
 import inspect
 import re
 import shlex
@@ -10,6 +11,8 @@ import pytest
 import typer
 
 from jaxcomp.cli import app
+from jaxcomp.experiments import sweep
+from jaxcomp.experiments.sweep import limits
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -36,11 +39,19 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def namespace(tmp_path_factory):
-    """Names after all Python blocks, run one after the other in an empty folder."""
+    """Names after all Python blocks, run one after the other in an empty folder.
+
+    A sweep over what other tests sweep over, whose programs it shares; the default grid is slow.
+    """
+    small = sweep.Grid(num_clusters=(2, 4, 16), diameter_penalty=0.05, num_bins=512)
     folder = tmp_path_factory.mktemp("readme")
-    names = {"__name__": "__main__"}
+    # A network that is trained for fewer steps is compressed in the same way.
+    names = {"__name__": "__main__", "range": lambda number: range(min(number, 5))}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr(sweep, "evaluate", functools.partial(sweep.evaluate, grid=small))
+        patch.setattr(limits, "_NUM_SLOPES", 5)
+        patch.setattr(limits, "_GAP_BITS", 0.2)
         for number, code in enumerate(blocks("python"), start=1):
             exec(compile(code, f"README.md, block {number}", "exec"), names)
     return folder, names
@@ -55,6 +66,14 @@ def test_code_runs_as_printed(namespace):
     # The patterns name layers that are there: 8 clusters in the first, 16 in the second.
     clusters = {len(names["tree"].codebook(path)) for path in names["tree"].paths}
     assert clusters == {8, 16}
+
+
+@pytest.mark.slow
+def test_the_sweep_runs_with_the_default_grid(namespace):
+    names = namespace[1]
+    networks = sweep.Networks(names["predict_fn"], [names["params"]])
+    data = sweep.Data(names["train"], names["validation"], names["test"])
+    assert len(repr(sweep.evaluate(networks, data)).splitlines()) == 5
 
 
 def wishes() -> list[str]:

@@ -3,6 +3,7 @@
 import pytest
 import typer
 from command_line import assert_one_sentence, invoke, run_process
+from slow_cases import some_slow
 from typer.testing import CliRunner
 
 import jaxcomp
@@ -35,7 +36,7 @@ def test_help_is_that_of_typer_without_its_checks(arguments, capsys):
     assert capsys.readouterr().out.split() == expected.split()
 
 
-@pytest.mark.parametrize("missing", ["typer", "pandas"])
+@pytest.mark.parametrize("missing", some_slow(["typer", "pandas"], "pandas"))
 def test_without_the_packages_of_the_command(missing):
     absent = "import sys; sys.meta_path.insert(0, Absent())"
     finder = (

@@ -41,15 +41,15 @@ def cache(tmp_path, monkeypatch):
 def test_a_sweep_and_its_pictures_again(tmp_path, monkeypatch):
     only_png = functools.partial(pictures.save_figures, formats=("png",))
     out = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(pictures, "save_figures", lambda *_, **__: [])  # drawn once, below
-        first = invoke(*SMALL, "--out", out)
+    monkeypatch.setattr(pictures, "save_figures", lambda *_, **__: [])  # drawn once, below
+    first = invoke(*SMALL, "--out", out)
     assert first.exit_code == 0, first.output
     assert "raw loss" in first.stdout
     assert not (out / "sweep.png").exists()
     before = (out / "table.csv").read_bytes()
-    monkeypatch.setattr(pictures, "save_figures", only_png)
-    again = invoke("plot", out)
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "save_figures", only_png)
+        again = invoke("plot", out)
     assert again.exit_code == 0
     assert (out / "sweep.png").exists()
     assert (out / "table.csv").read_bytes() == before

@@ -167,13 +167,9 @@ def test_sizes(text, size):
 
 
 def test_a_picture(small, tmp_path):
-    assert invoke("inspect", small, "--plot", tmp_path / "a.png").exit_code == 0
-    dark = invoke("inspect", small, "--plot", tmp_path / "b.png", "--style", "dark")
+    dark = invoke("inspect", small, "--plot", tmp_path / "a.png", "--style", "dark")
     assert dark.exit_code == 0
-    corners = [imread(tmp_path / name)[0, 0, :3].max() for name in ("a.png", "b.png")]
-    assert corners[0] == 1
-    assert corners[1] < 0.2
-    assert (tmp_path / "a.png").exists()
+    assert imread(tmp_path / "a.png")[0, 0, :3].max() < 0.2
 
 
 @pytest.mark.parametrize(

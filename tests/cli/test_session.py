@@ -8,24 +8,26 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
 import typer
 from command_line import SMALL, assert_one_sentence, environment, invoke, run_process
-from slow_cases import some_slow
 
 from jaxcomp import storage
+from jaxcomp.cli import session
 from jaxcomp.cli.session import directory_for, one_sentence_errors
 
 
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        (
+        pytest.param(
             "JAX_PLATFORMS",
             "cuda",
             "JAX has none of the devices .* JAX_PLATFORMS names, 'cuda'",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             "JAX_PLATFORMS",
@@ -43,6 +45,14 @@ def test_what_is_not_there_is_found_at_the_start(variable, value, message, tmp_p
     result = run_process("-m", "jaxcomp", *SMALL, "--out", tmp_path / "run", **{variable: value})
     assert_one_sentence(result, message)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_not_installed_is_one_sentence(capsys):
+    with pytest.raises(typer.Exit) as stopped, one_sentence_errors(traceback=False):
+        raise ModuleNotFoundError("No module named 'pandas'")
+    assert stopped.value.exit_code == 2
+    told = "jaxcomp: No module named 'pandas'; pip install 'jaxcomp[sweep]'\n"
+    assert capsys.readouterr().err == told
 
 
 def test_a_report_is_printed_whatever_reads_it():
@@ -81,7 +91,30 @@ def test_a_report_is_printed_whatever_reads_it():
         assert piped.stderr == (told if expected else "")
 
 
-@pytest.mark.parametrize("device", some_slow(["gpu", "tpu"], "gpu"))
+@pytest.mark.parametrize("error", [RuntimeError("no plugin"), AssertionError()])
+@pytest.mark.parametrize(
+    ("device", "message", "expected"),
+    [
+        ("gpu", "no gpu was found.*; use --device cpu, or install", {"jax_platforms": "cuda"}),
+        ("auto", "JAX has none of the devices .* JAX_PLATFORMS names, 'cuda'.*; unset it", {}),
+    ],
+)
+def test_a_device_that_jax_does_not_find(device, message, expected, error, monkeypatch):
+    def devices():
+        raise error
+
+    chosen = {}
+    config = SimpleNamespace(update=chosen.__setitem__)
+    monkeypatch.setitem(sys.modules, "jax", SimpleNamespace(config=config, devices=devices))
+    monkeypatch.setattr(session, "show_warnings", lambda: None)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(ValueError, match=message):
+        session.set_up_jax(session.Device(device), compilation_cache=False)
+    assert chosen == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["gpu", "tpu"])
 def test_a_device_that_is_not_there(device, tmp_path):
     if any(found.platform == device for found in jax.devices()):
         device = {"gpu": "tpu", "tpu": "gpu"}[device]
@@ -127,7 +160,7 @@ def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost(capsys):
 
     def work() -> None:
         with one_sentence_errors(traceback=False):
-            gc.collect()
+            gc.collect(0)
             time.sleep(60)  # ended by the second one
 
     gc.callbacks.append(interrupt)

@@ -61,7 +61,7 @@ def test_trees_with_a_prior_and_a_step_for_each_leaf():
         np.testing.assert_array_equal(back[name], np.rint(leaf / own) * own)
 
 
-@hypothesis.settings(max_examples=100)
+@hypothesis.settings(max_examples=40)
 @hypothesis.given(
     index=st.lists(st.integers(-MAX_INDEX, MAX_INDEX), min_size=1, max_size=8),
     log_step=st.integers(-12, 4),

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from jaxcomp import coding
 
@@ -69,6 +70,7 @@ def test_description_length_of_a_real_classifier_has_its_minimum_at_the_predicte
     n, weight_decay = len(inputs), 3e-4
     prior = coding.gaussian_from_weight_decay(weight_decay, n)
 
+    @jax.jit
     def total_nats(w):
         logits = jnp.matmul(inputs, w, precision="highest")
         return -jnp.sum(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1))
@@ -81,9 +83,10 @@ def test_description_length_of_a_real_classifier_has_its_minimum_at_the_predicte
         return jax.lax.scan(step, w, length=1000)[0]
 
     weights = jax.jit(train)(jnp.zeros((64, 10), jnp.float32))
-    probabilities = jax.nn.softmax(inputs @ weights)
+    logits = np.asarray(inputs, np.float64) @ np.asarray(weights, np.float64)
+    p = softmax(logits, axis=1)
     # Exact diagonal of the Hessian: sum over examples of x^2 p (1 - p).
-    curvature = jnp.square(inputs).T @ (probabilities * (1 - probabilities))
+    curvature = jnp.asarray(np.square(inputs).T @ (p * (1 - p)), jnp.float32)
     choice = coding.optimal_step(curvature, prior_scale=prior.scale)
     base = float(total_nats(weights))
 

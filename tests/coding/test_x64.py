@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from bits_back_problems import payload, random_posterior
+from slow_cases import some_slow
 
 from jaxcomp import bits_back, coding
 
@@ -14,8 +15,13 @@ STEP = 0.02
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    some_slow(
+        [(family, dtype) for family in FAMILIES for dtype in (np.float32, np.float64)],
+        *((family, np.float32) for family in FAMILIES[1:]),
+    ),
+)
 def test_codes_of_weights(family, dtype):
     weights = WEIGHTS.astype(dtype)
     prior = coding.fit(weights, family, step=STEP)

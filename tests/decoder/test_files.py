@@ -93,7 +93,7 @@ def test_every_flip_of_a_bit():
 
 def test_a_flip_in_safetensors_is_found_or_changes_nothing(expected):
     length = 8 + int.from_bytes(TENSORS[:8], "little")
-    for place in [*range(0, length, 3), *range(length, len(TENSORS), 17)]:
+    for place in [*range(0, length, 5), *range(length, len(TENSORS), 29)]:
         flipped = bytearray(TENSORS)
         flipped[place] ^= 1 << place % 8
         try:
@@ -319,12 +319,12 @@ def test_other_files(tmp_path):
 
 
 def test_random_damage(expected):
-    """2,000 damaged files; `benchmarks/fuzz_files.py` reads as many as one likes."""
+    """1,000 damaged files; `benchmarks/fuzz_files.py` reads as many as one likes."""
     rng = random.Random(0)
     small = small_file()
     whole = read(small)
     unchanged = 0
-    for number in range(2000):
+    for number in range(1000):
         data, right = (DATA, expected) if number % 4 == 0 else (small, whole)
         damaged = random_file(data, rng)
         try:
@@ -333,7 +333,7 @@ def test_random_damage(expected):
             continue
         unchanged += 1
         assert same(found, right)
-    assert unchanged < 200
+    assert unchanged < 100
 
 
 @pytest.mark.parametrize(

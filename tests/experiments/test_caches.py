@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -44,7 +45,32 @@ def test_one_warning_for_one_that_cannot_be_written(tmp_path, monkeypatch):
         assert caches.usable(tmp_path / "letter") is None
 
 
-def test_compiled_programs_are_kept_for_one_version_and_machine(tmp_path):
+@pytest.mark.parametrize(
+    ("told", "is_kept"),
+    [
+        ({}, True),
+        ({"jax_enable_compilation_cache": False}, False),
+        ({"jax_compilation_cache_dir": "of the user"}, False),
+    ],
+)
+def test_what_jax_was_told_of_programs_stays(tmp_path, monkeypatch, told, is_kept):
+    changed = {}
+    options = {"jax_enable_compilation_cache": True, "jax_compilation_cache_dir": None} | told
+    config = SimpleNamespace(update=changed.__setitem__, **options)
+    monkeypatch.setitem(sys.modules, "jax", SimpleNamespace(config=config))
+    monkeypatch.setenv("JAXCOMP_CACHE_DIR", str(tmp_path / "cache"))
+    with warnings.catch_warnings():
+        caches.keep_compiled_programs()
+    assert ("jax_compilation_cache_dir" in changed) == is_kept
+    if is_kept:
+        own = Path(changed["jax_compilation_cache_dir"])
+        assert own.parent == tmp_path / "cache" / "programs"
+
+
+@pytest.fixture
+def compiled(tmp_path):
+    """Compile in a process of its own; files that are there then."""
+
     def compiled(**environment):
         done = subprocess.run(
             [sys.executable, "-c", COMPILE],
@@ -63,7 +89,10 @@ def test_compiled_programs_are_kept_for_one_version_and_machine(tmp_path):
         assert done.stdout == "7.0\n"
         return {file for file in tmp_path.rglob("*") if file.is_file()}
 
-    assert not compiled(JAX_ENABLE_COMPILATION_CACHE="false")
+    return compiled
+
+
+def test_compiled_programs_are_kept_for_one_version_and_machine(compiled, tmp_path):
     first = compiled()
     folder = tmp_path / "cache" / "programs"
     assert first
@@ -73,10 +102,15 @@ def test_compiled_programs_are_kept_for_one_version_and_machine(tmp_path):
     for file in first:  # damaged entries are compiled again, without a word
         file.write_bytes(b"cut")
     assert compiled() == first
+
+
+@pytest.mark.slow  # `keep_compiled_programs` is asked above what it changes
+def test_programs_are_where_the_user_wants_them(compiled, tmp_path):
+    assert not compiled(JAX_ENABLE_COMPILATION_CACHE="false")
     chosen = {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "own"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    others = compiled(**chosen) - first
+    others = compiled(**chosen)
     assert others
     assert all(file.is_relative_to(tmp_path / "own") for file in others)

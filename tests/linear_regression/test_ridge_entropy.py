@@ -28,7 +28,7 @@ def test_ridge_density_without_penalty_is_the_multivariate_t():
     np.testing.assert_allclose(found, reference.logpdf(points), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("penalty", some_slow([0.5, 8.0, 200.0], 8.0))
+@pytest.mark.parametrize("penalty", some_slow([0.5, 8.0, 200.0], 8.0, 200.0))
 def test_ridge_density_and_entropy(penalty):
     dim, n, s2 = 6, 18, 0.7
     truth = np.array([1.0, -0.5, 0.3, 0.8, 0.0, -0.2])
@@ -52,7 +52,7 @@ def test_ridge_density_and_entropy(penalty):
     assert abs(oracle.z_score(np.exp(density - proposal.logpdf(sample)), 1.0)) < MAX_Z
 
 
-@pytest.mark.parametrize("dim", some_slow([2, 8, 20], 8))
+@pytest.mark.parametrize("dim", some_slow([2, 8, 20], 8, 20))
 def test_ridge_entropy_without_penalty_is_that_of_the_multivariate_t(dim):
     # From three degrees of freedom, with tails that no grid of standard deviations covers, on.
     for n, signal in ((dim + 2, 4.0), (dim + 2, 1e6), (dim + 12, 0.0), (100_000, 4.0)):
@@ -61,7 +61,7 @@ def test_ridge_entropy_without_penalty_is_that_of_the_multivariate_t(dim):
         assert found == pytest.approx(exact, abs=2e-6)
 
 
-@pytest.mark.parametrize(("dim", "num_examples"), [(2, 4), (2, 9), (6, 8)])
+@pytest.mark.parametrize(("dim", "num_examples"), some_slow([(2, 4), (2, 9), (6, 8)], (2, 9)))
 @pytest.mark.parametrize("penalty", some_slow([0.03, 5.0, 1e4], 5.0))
 def test_ridge_entropy_of_few_examples_is_the_mean_surprise_of_draws(dim, num_examples, penalty):
     truth = np.append(1.5, np.zeros(dim - 1))

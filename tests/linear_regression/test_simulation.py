@@ -24,6 +24,7 @@ from jaxcomp.linear_regression import (
 DIM, EXAMPLES = 6, 18
 CLUSTERS = (1, 2, 3, 8)
 MAX_Z = 4.0
+FEW = ("kmeans", "matched", "least_squares")  # of one program for several tests
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def problem():
 @pytest.fixture(scope="module")
 def codebooks(problem):
     return codebooks_for(
-        problem, jax.random.key(9), num_examples=EXAMPLES, num_clusters=CLUSTERS, num_datasets=64
+        problem, jax.random.key(9), num_examples=EXAMPLES, num_clusters=CLUSTERS, num_datasets=100
     )
 
 
@@ -126,7 +127,7 @@ def test_chunks_batches_and_merging_change_nothing(problem, codebooks, result):
     options = {
         "num_examples": EXAMPLES,
         "num_clusters": CLUSTERS,
-        "compressors": ("kmeans", "matched"),
+        "compressors": FEW,
         "codebooks": codebooks,
     }
     key = jax.random.key(3)
@@ -148,15 +149,16 @@ def test_chunks_batches_and_merging_change_nothing(problem, codebooks, result):
         whole.merge(result)
 
 
-def test_standard_errors_are_those_of_the_draws(problem):
+def test_standard_errors_are_those_of_the_draws(problem, codebooks):
     found = simulate(
         problem,
         jax.random.key(3),
         num_examples=EXAMPLES,
         num_datasets=40,
-        num_clusters=(2,),
-        compressors=("least_squares",),
-        chunk_size=16,
+        num_clusters=CLUSTERS,
+        compressors=FEW,
+        codebooks=codebooks,
+        chunk_size=20,
     )
     keys = [jax.random.split(jax.random.fold_in(jax.random.key(3), i))[0] for i in range(40)]
     draws = [draw_solution(problem, key, num_examples=EXAMPLES) for key in keys]

@@ -1,11 +1,10 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quantizer_oracles import nearest, quantile_start
 from scipy import stats
 from slow_cases import some_slow
 
-from jaxcomp.coding.sizes import empirical_entropy_bits
-from jaxcomp.quantizers import kmeans
 from jaxcomp.rate_distortion import (
     LayerCurve,
     add_curves,
@@ -29,12 +28,22 @@ def weights_of(seed=0, number=NUM_WEIGHTS):
 
 
 def operational_points(weights, importance):
-    """Rates (bits per weight) and distortions of weighted K-means."""
+    """Rates (bits per weight) and distortions of weighted K-means, in NumPy."""
+    points, mass = (np.asarray(part, np.float64) for part in (weights, importance))
     rates, distortions = [], []
     for num_clusters in (1, 2, 4, 8):
-        found = kmeans(weights, importance, num_clusters=num_clusters, max_clusters=8)
-        rates.append(float(empirical_entropy_bits(np.asarray(found.counts))))
-        distortions.append(float(found.distortion))
+        centres = quantile_start(points, num_clusters).astype(np.float64)
+        for _ in range(20):
+            index = nearest(points, centres)
+            for cluster in np.unique(index):
+                own = index == cluster
+                # About a member: the centre of one weight far away is that weight.
+                offset = points[own] - points[own][0]
+                centres[cluster] = points[own][0] + np.average(offset, weights=mass[own])
+            centres.sort()
+        index = nearest(points, centres)
+        rates.append(stats.entropy(np.bincount(index), base=2))
+        distortions.append(np.sum(mass * (points - centres[index]) ** 2))
     return np.array(rates), np.array(distortions)
 
 

@@ -1,9 +1,18 @@
+import shutil
+import sysconfig
+from pathlib import Path
+
 import pytest
 
 from jaxcomp.experiments.data import standard_library
 
 
-def test_sentences_are_spread_and_the_same_on_every_call():
+def test_sentences_are_spread_and_the_same_on_every_call(tmp_path, monkeypatch):
+    # A tenth of the modules: reading all of them takes seconds.
+    modules = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    for module in modules[::10]:
+        shutil.copy(module, tmp_path)
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
     some = standard_library.sentences(5)
     assert some == standard_library.sentences(5)
     assert len(set(some)) == 5

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from slow_cases import some_slow
 from typer.testing import CliRunner
 
 from jaxcomp import storage
@@ -163,7 +164,9 @@ def test_the_same_command_goes_on_and_other_settings_are_refused(finished, tmp_p
 
 
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("damaged", ["claims.json", "information.csv", "table.parquet"])
+@pytest.mark.parametrize(
+    "damaged", some_slow(["claims.json", "information.csv", "table.parquet"], "claims.json")
+)
 def test_what_is_damaged_is_refused_and_made_again(finished, tmp_path, damaged):
     out, _ = finished
     copy = tmp_path / "copy"
@@ -193,6 +196,7 @@ def test_its_pictures_again(finished, tmp_path):
     assert again.stdout.split("Tables and pict")[0] == first.stdout.split("Tables and pict")[0]
 
 
+@pytest.mark.slow  # the library's simulation has a covariance of its own
 @pytest.mark.usefixtures("no_pictures")
 def test_correlated_inputs_meet_the_theory(tmp_path):
     options = ["--correlation", "0.6", "--out", str(tmp_path / "run")]

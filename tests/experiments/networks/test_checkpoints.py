@@ -4,6 +4,7 @@ import os
 
 import jax
 import pytest
+from slow_cases import some_slow
 from small_training import NUM_EXAMPLES, PLAIN, STEPS, arrays, assert_same_bits, train
 
 from jaxcomp.experiments import networks
@@ -23,7 +24,7 @@ def interrupted_after(num_reports):
     return progress, seen
 
 
-@pytest.mark.parametrize("num_reports", [2, 4, 7])
+@pytest.mark.parametrize("num_reports", some_slow([2, 4, 7], 2))
 def test_interrupted_training_goes_on_to_the_same_bits(tmp_path, monkeypatch, num_reports):
     """Within an epoch, at its end (before the evaluation), and in a later one."""
     undisturbed = train()

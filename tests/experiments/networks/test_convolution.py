@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slow_cases import some_slow
 
 from jaxcomp.experiments.networks.convolution import (
     _by_lax,
@@ -72,13 +73,17 @@ def test_derivatives_of_both_forms_agree(padding):
 
 @pytest.mark.parametrize(
     ("shape", "channels", "padding", "tile"),
-    [
-        ((2, 4, 8, 3), 4, "SAME", (2, 4)),
+    some_slow(
+        [
+            ((2, 4, 8, 3), 4, "SAME", (2, 4)),
+            ((2, 4, 4, 4), 16, "SAME", (1, 2)),
+            ((2, 6, 4, 5), 8, "VALID", (2, 2)),
+            ((2, 4, 4, 3), 32, "VALID", (1, 2)),
+            ((2, 3, 5, 4), 8, "SAME", (1, 1)),
+        ],
         ((2, 4, 4, 4), 16, "SAME", (1, 2)),
-        ((2, 6, 4, 5), 8, "VALID", (2, 2)),
         ((2, 4, 4, 3), 32, "VALID", (1, 2)),
-        ((2, 3, 5, 4), 8, "SAME", (1, 1)),
-    ],
+    ),
 )
 def test_gradients_in_tiles_agree_with_those_of_lax(shape, channels, padding, tile):
     inputs, kernel = problem(shape, channels)
@@ -103,8 +108,14 @@ def test_gradients_in_tiles_agree_with_those_of_lax(shape, channels, padding, ti
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
 
 
-@pytest.mark.parametrize("pools", [False, True])
-@pytest.mark.parametrize(("padding", "channels"), [("SAME", 8), ("VALID", 3)])
+@pytest.mark.parametrize(
+    ("padding", "channels", "pools"),
+    some_slow(
+        [("SAME", 8, False), ("SAME", 8, True), ("VALID", 3, False), ("VALID", 3, True)],
+        ("SAME", 8, True),
+        ("VALID", 3, False),
+    ),
+)
 def test_rectified_is_its_steps_to_the_bit(padding, channels, pools, strict_promotion):
     """Tiles of 2 x 2 pixels and of 1 x 1; some channels are shifted below zero."""
     inputs, kernel = problem((2, 8, 6, 3), channels)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slow_cases import some_slow
 
 from jaxcomp.experiments import networks
 from jaxcomp.experiments.networks.modules import Dropout
@@ -71,7 +72,8 @@ def test_mlp_forward_is_three_products(strict_promotion):
     np.testing.assert_allclose(network.predict(variables, inputs), hidden, rtol=1e-5, atol=1e-6)
 
 
-def test_vgg_forward_is_the_published_stack(strict_promotion):
+@pytest.mark.parametrize("function", some_slow(["predict", "score"], "predict"))
+def test_vgg_forward_is_the_published_stack(strict_promotion, function):
     """Rebuilt from XLA's convolution and window, with other running statistics than 0 and 1."""
     network = networks.build("vgg", **SMALL_VGG)
     variables = network.init(jax.random.key(0))
@@ -81,9 +83,8 @@ def test_vgg_forward_is_the_published_stack(strict_promotion):
     )
     inputs = jax.random.normal(jax.random.key(2), (2, 32, 32, 3))
     expected = jax.jit(published_stack)(variables, inputs)
-    for function in (network.predict, network.score):
-        logits = jax.jit(function)(variables, inputs)
-        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    logits = jax.jit(getattr(network, function))(variables, inputs)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
 def published_stack(variables, inputs):
@@ -118,6 +119,10 @@ def test_vgg_takes_larger_images_and_refuses_smaller_ones():
     images = jax.ShapeDtypeStruct((2, 48, 40, 1), jnp.float32)
     assert variables["params"]["output"]["kernel"].shape == (2 * 1 * 16, 10)
     assert jax.eval_shape(larger.predict, variables, images).shape == (2, 10)
+    labels, key = jax.ShapeDtypeStruct((2,), jnp.int32), jax.eval_shape(jax.random.key, 0)
+    loss, statistics = jax.eval_shape(larger.train_loss, variables, images, labels, key)
+    assert loss.shape == ()
+    assert statistics == variables["statistics"]
     for shape in ((28, 28, 1), (32, 31, 3), (1024,)):
         with pytest.raises(ValueError, match=r"at least 32 x 32 pixels.*use 'mlp' instead"):
             networks.build("vgg", **(SMALL_VGG | {"input_shape": shape}))

@@ -32,7 +32,6 @@ LAYER_WEIGHT = {"hidden/kernel": 0.02, "output/kernel": 1.5}
 SOLVERS = (
     quantizers.scalar.lloyd.solve_kmeans,
     quantizers.methods.intervals._solve_plain,
-    quantizers.methods.intervals._solve_diameter,
     quantizers.methods.vector._solve,
     quantizers.solve_entropy_constrained,
 )
@@ -65,22 +64,38 @@ def small():
         yield
 
 
+def solve(layers, importance, members):
+    return solve_codebooks(
+        layers,
+        {"none": None, "fisher": importance},
+        members,
+        num_bins=BINS,
+        num_iterations=100,
+        layer_weight=LAYER_WEIGHT,
+    )
+
+
+def is_dear(variant):
+    """Whether a program of its own takes long to compile; its tests are slow."""
+    is_penalised = variant.method == "optimal" and variant.diameter_penalty > 0
+    return is_penalised or (variant.method == "vector" and variant.importance == "none")
+
+
 @pytest.fixture(scope="module")
-def problem(small):
+def layers_and_importance():
     layers, importance = {}, {}
     rng = np.random.default_rng(0)
     for path, shape in SHAPES.items():
         layers[path] = jnp.asarray(rng.standard_t(4.0, shape), jnp.float32)
         importance[path] = jnp.asarray(rng.exponential(size=shape) ** 2, jnp.float32)
+    return layers, importance
+
+
+@pytest.fixture(scope="module")
+def problem(small, layers_and_importance):
+    layers, importance = layers_and_importance
     before = [solver._cache_size() for solver in SOLVERS]
-    solved = solve_codebooks(
-        layers,
-        {"none": None, "fisher": importance},
-        grid(),
-        num_bins=BINS,
-        num_iterations=100,
-        layer_weight=LAYER_WEIGHT,
-    )
+    solved = solve(layers, importance, [own for own in grid() if not is_dear(own)])
     compiled = [solver._cache_size() - count for solver, count in zip(SOLVERS, before, strict=True)]
     return layers, importance, solved, compiled
 
@@ -110,8 +125,8 @@ def distortions(problem, variant):
 
 
 def test_one_program_per_method(problem):
-    # Two layers, all K. With importances and without, pairs and cells are other arrays.
-    assert all(count <= most for count, most in zip(problem[3], (1, 1, 1, 2, 2), strict=True))
+    # Two layers, all K. With importances and without, cells are other arrays.
+    assert all(count <= most for count, most in zip(problem[3], (1, 1, 1, 2), strict=True))
 
 
 def least_distortion(weights, mass, num_clusters):
@@ -139,13 +154,32 @@ def test_optimal_codebooks_are_optimal_and_never_worse_than_lloyd(problem, impor
             assert optimal[path] <= lloyd[path] * (1 + 1e-5)
 
 
+def test_the_penalty_of_a_variant_is_that_of_its_quantizer():
+    for name, method in (("optimal", quantizers.Optimal), ("kmeans", quantizers.KMeans)):
+        for form, penalty in (("none", 0.0), ("monotone", PENALTY)):
+            variant = Variant("compressed", name, "fisher", form, penalty, 4)
+            found = codebooks.quantizer(variant, num_bins=BINS)
+            assert (type(found), found.diameter_penalty) == (method, penalty)
+            assert found.num_bins == BINS
+
+
+@pytest.fixture(scope="module")
+def penalised(small, layers_and_importance):
+    layers, importance = layers_and_importance
+    before = quantizers.methods.intervals._solve_diameter._cache_size()
+    solved = solve(layers, importance, grid(method=("kmeans", "optimal"), allocation=("equal",)))
+    assert quantizers.methods.intervals._solve_diameter._cache_size() - before <= 1
+    return layers, importance, solved, None
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("importance", ["none", "fisher"])
-def test_optimal_penalised_codebooks_are_never_worse_than_the_iteration(problem, importance):
+def test_optimal_penalised_codebooks_are_never_worse_than_the_iteration(penalised, importance):
     def objectives(method, k):
         variant = Variant("compressed", method, importance, "monotone", PENALTY, k)
-        _, values = changed(problem, variant)
-        for path, distortion in distortions(problem, variant).items():
-            beta = PENALTY * flat(problem, path, importance)[1].sum()
+        _, values = changed(penalised, variant)
+        for path, distortion in distortions(penalised, variant).items():
+            beta = PENALTY * flat(penalised, path, importance)[1].sum()
             yield distortion + beta * np.ptp(values[path]) ** 2
 
     pairs = [
@@ -225,8 +259,23 @@ def test_multipliers_are_relative_to_each_layer_or_one_for_all(problem):
             )
 
 
-@pytest.mark.parametrize("importance", ["none", "fisher"])
-def test_vectors_are_the_nearest_centres_of_their_pairs(problem, importance):
+@pytest.fixture(scope="module")
+def vectors(small, layers_and_importance):
+    """What `problem` has, of vectors, with importances and without."""
+    solved = solve(*layers_and_importance, grid(method=("vector",)))
+    return *layers_and_importance, solved, None
+
+
+@pytest.mark.slow
+def test_vectors_without_importances_are_the_nearest_centres_of_their_pairs(vectors):
+    assert_nearest_centres_of_pairs(vectors, "none")
+
+
+def test_vectors_are_the_nearest_centres_of_their_pairs(problem):
+    assert_nearest_centres_of_pairs(problem, "fisher")
+
+
+def assert_nearest_centres_of_pairs(problem, importance):
     for k in CLUSTERS:
         variant = Variant("compressed", "vector", importance, num_clusters=k, parameter=2.0)
         points = problem[2].points[variant.id]
@@ -285,8 +334,8 @@ def test_codebooks_come_back_from_a_file(problem, tmp_path):
     storage.save_arrays(tmp_path / "codebooks.npz", *solved.to_arrays())
     loaded = Codebooks.from_arrays(*storage.load_arrays(tmp_path / "codebooks.npz"))
     assert loaded.ids == solved.ids
-    assert sorted(solved.ids) == sorted(variant.id for variant in grid())
-    for variant in grid(num_clusters=(4,)):
+    assert sorted(solved.ids) == sorted(own.id for own in grid() if not is_dear(own))
+    for variant in (own for own in grid(num_clusters=(4,)) if not is_dear(own)):
         before, after = (compress(layers, variant, part, key=KEY) for part in (solved, loaded))
         jax.tree.map(np.testing.assert_array_equal, before.layers, after.layers)
         assert before.sizes == after.sizes
@@ -301,10 +350,8 @@ def predict(params, inputs):
     return hidden @ params["output"]["kernel"]
 
 
-@pytest.fixture(scope="module")
-def evaluated(problem, tmp_path_factory):
-    """A sweep with every method, of a network with the layers of the problem."""
-    out = tmp_path_factory.mktemp("runs") / "methods"
+def evaluation(problem, out, penalty, importance):
+    """A function that runs a sweep with every method, of a network with the problem's layers."""
     params = {path.split("/")[0]: {"kernel": weights} for path, weights in problem[0].items()}
     rng = np.random.default_rng(0)
     inputs = rng.standard_normal((90, 16)).astype(np.float32)
@@ -315,8 +362,8 @@ def evaluated(problem, tmp_path_factory):
         grid = sweep.Grid(
             method=METHODS,
             allocation=ALLOCATIONS,
-            importance=("none", "gauss_newton"),
-            diameter_penalty=PENALTY,
+            importance=importance,
+            diameter_penalty=penalty,
             num_clusters=CLUSTERS,
             sensitivity_clusters=(),
             controls=False,
@@ -326,12 +373,14 @@ def evaluated(problem, tmp_path_factory):
         networks, data = sweep.Networks(predict, [params]), sweep.Data(*parts)
         return sweep.evaluate(networks, data, grid=grid, out=out, quiet=True)
 
-    return evaluate, out, evaluate()
+    return evaluate
 
 
 @pytest.mark.slow
-def test_a_sweep_over_methods_resumes_and_gives_its_networks_back(evaluated):
-    evaluate, out, result = evaluated
+def test_a_sweep_over_methods_resumes_and_gives_its_networks_back(problem, tmp_path):
+    out = tmp_path / "methods"
+    evaluate = evaluation(problem, out, PENALTY, ("none", "gauss_newton"))
+    result = evaluate()
     table = result.table
     assert set(table["method"]) == {"original", *METHODS}
     assert set(table["allocation"]) == set(ALLOCATIONS)
@@ -353,8 +402,10 @@ def test_a_sweep_over_methods_resumes_and_gives_its_networks_back(evaluated):
         )
 
 
-def test_what_a_variant_predicts_is_what_its_quantizer_minimised(evaluated):
-    rows = evaluated[2].table.set_index("variant")["predicted_rise_nats"]
+def test_what_a_variant_predicts_is_what_its_quantizer_minimised(problem, tmp_path):
+    table = evaluation(problem, tmp_path / "methods", 0.0, "gauss_newton")().table
+    assert set(table["method"]) == {"original", *METHODS}
+    rows = table.set_index("variant")["predicted_rise_nats"]
     for k in CLUSTERS:
         lloyd, optimal, shared = (
             rows[f"{name}/gauss_newton/K{k}{end}"]

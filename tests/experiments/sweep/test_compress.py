@@ -10,8 +10,10 @@ from jaxcomp.coding import sizes
 from jaxcomp.experiments.sweep.codebooks import solve_codebooks
 from jaxcomp.experiments.sweep.compress import compress, squared_errors
 from jaxcomp.experiments.sweep.variants import ORIGINAL, Variant, control_variants
+from jaxcomp.quantizers.problems import as_problem
 
-BINS = 256
+BINS = 512  # as many as in test_experiment.py, and as many sizes of codebooks: one program
+CLUSTERS = (3, 8, 16)
 
 
 PLAIN_AND_MONOTONE = (("none", 0.0), ("monotone", 0.02))
@@ -33,9 +35,9 @@ def solved(forms):
         Variant("compressed", "kmeans", name, form, penalty, k)
         for name in ("none", "fisher")
         for form, penalty in forms
-        for k in (3, 8)
+        for k in CLUSTERS
     ]
-    variants += [Variant("compressed", "uniform", "uniform", num_clusters=k) for k in (3, 8)]
+    variants += [Variant("compressed", "uniform", "uniform", num_clusters=k) for k in CLUSTERS]
     codebooks = solve_codebooks(
         layers, {"none": None, "fisher": importance}, variants, num_bins=BINS, num_iterations=20
     )
@@ -48,12 +50,38 @@ def problem():
 
 
 @pytest.mark.slow
-def test_the_linear_form_in_a_grid():
-    assert_equals_one_quantizer_at_a_time(*solved([("linear", 0.02)]))
+@pytest.mark.parametrize("forms", [PLAIN_AND_MONOTONE, [("linear", 0.02)]])
+def test_every_layer_of_a_grid_equals_one_quantizer_at_a_time(forms):
+    assert_equals_one_quantizer_at_a_time(*solved(forms))
 
 
-def test_a_grid_solved_at_once_equals_one_quantizer_at_a_time(problem):
-    assert_equals_one_quantizer_at_a_time(*problem)
+def test_a_grid_solved_at_once_equals_one_method_at_a_time(problem):
+    """The slow test above has functions in place of methods: a program for each size of a layer."""
+    layers, importance, variants, codebooks = problem
+    for variant in variants:
+        changed = compress(layers, variant, codebooks, key=jax.random.key(0))
+        counts = []
+        for path, weights in layers.items():
+            if variant.method == "uniform":
+                method = quantizers.Uniform(num_bins=BINS)
+            else:
+                method = quantizers.KMeans(
+                    diameter_penalty=variant.diameter_penalty,
+                    num_iterations=20,
+                    start="quantiles",
+                    num_bins=BINS,
+                )
+            own = importance[path] if variant.importance == "fisher" else jnp.ones(weights.shape)
+            # Others beside it that make no difference: the program of the grid.
+            curve = method.curve(as_problem(weights, own), np.array([variant.num_clusters, 16, 16]))
+            centroids, thresholds = curve.at(0).codebook
+            index = np.searchsorted(thresholds, np.ravel(weights))
+            expected = centroids[index].reshape(weights.shape)
+            np.testing.assert_allclose(changed.layers[path], expected, rtol=0, atol=2e-6)
+            counts.append(np.bincount(index, minlength=variant.num_clusters))
+        size = sizes.code_size(np.stack(counts), num_clusters=variant.num_clusters)
+        assert changed.sizes is not None
+        np.testing.assert_allclose(changed.sizes, [np.sum(part) for part in size])
 
 
 def assert_equals_one_quantizer_at_a_time(layers, importance, variants, codebooks):
@@ -66,7 +94,7 @@ def assert_equals_one_quantizer_at_a_time(layers, importance, variants, codebook
                 alone = quantizers.uniform(
                     weights.ravel(),
                     num_clusters=variant.num_clusters,
-                    max_clusters=8,
+                    max_clusters=16,
                     num_bins=BINS,
                 )
             else:
@@ -75,7 +103,7 @@ def assert_equals_one_quantizer_at_a_time(layers, importance, variants, codebook
                     importance[path].ravel() if variant.importance == "fisher" else ones,
                     num_clusters=variant.num_clusters,
                     start="quantiles",
-                    max_clusters=8,
+                    max_clusters=16,
                     diameter_penalty=variant.diameter_penalty,
                     penalty_form="monotone"
                     if variant.penalty_form == "none"
@@ -86,7 +114,7 @@ def assert_equals_one_quantizer_at_a_time(layers, importance, variants, codebook
             expected = alone.centroids[alone.assignments].reshape(weights.shape)
             np.testing.assert_allclose(changed.layers[path], expected, rtol=0, atol=2e-6)
             counts.append(
-                np.bincount(np.asarray(alone.assignments), minlength=8)[: variant.num_clusters]
+                np.bincount(np.asarray(alone.assignments), minlength=16)[: variant.num_clusters]
             )
         size = sizes.code_size(np.stack(counts), num_clusters=variant.num_clusters)
         assert changed.sizes is not None

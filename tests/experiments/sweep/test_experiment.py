@@ -18,7 +18,9 @@ import jaxcomp
 from jaxcomp import storage
 from jaxcomp.experiments import sweep
 from jaxcomp.experiments.sweep import engine, evaluator, experiment, limits, pictures, scoring
+from jaxcomp.experiments.sweep.claims import evaluate_claims
 from jaxcomp.experiments.sweep.config import SweepConfig
+from jaxcomp.experiments.sweep.pictures import save_figures
 from jaxcomp.experiments.sweep.report import report_markdown
 from jaxcomp.quantizers import solve_kmeans
 
@@ -28,7 +30,7 @@ CONFIG = SweepConfig(
     train_size=200,
     validation_size=100,
     epochs=4,
-    importance=("none", "hutchinson", "fisher"),
+    importance=("none", "hutchinson"),
     num_probes=4,
     curvature_examples=100,
     diameter_penalty=(0.0, 0.05),
@@ -42,46 +44,45 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, cache):
-    out = tmp_path_factory.mktemp("runs") / "first"
-    only_png = functools.partial(pictures.save_figures, formats=("png",))
+SEEN = ("original", "temperature", "kmeans/none/K4", "early_stopping", "gaussian_noise/K4")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def simplified():
+    """Drawing and fine limits take longer than these sweeps; an interruption can hit small chunks.
+
+    One size of chunks in all sweeps: what scores them is compiled once.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "save_figures", only_png)  # tests of pictures save all formats
-        result = sweep.run(CONFIG, out=out, cache_dir=cache, quiet=True)
-    return out, result
-
-
-def simplify(patch):
-    """Drawing and exact limits take longer than these sweeps; `finished` has both."""
-    patch.setattr(pictures, "save_figures", lambda *_, **__: [])
-    patch.setattr(limits, "_NUM_SLOPES", 5)
-    patch.setattr(limits, "_GAP_BITS", 0.2)
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(pictures, "save_figures", lambda *_, **__: [])
-
-
-@pytest.fixture
-def simplified(monkeypatch):
-    simplify(monkeypatch)
-
-
-@pytest.fixture
-def small_chunks(simplified, monkeypatch):
-    monkeypatch.setattr(evaluator, "MAX_CHUNK_VARIANTS", 4)
-
-
-@pytest.fixture(scope="module")
-def in_small_chunks(tmp_path_factory, cache):
-    """A run in chunks of variants that an interruption can hit, for tests with `small_chunks`."""
-    out = tmp_path_factory.mktemp("runs") / "chunks"
-    with pytest.MonkeyPatch.context() as patch:
-        simplify(patch)
+        patch.setattr(pictures, "save_figures", lambda *_, **__: [])
+        patch.setattr(limits, "_NUM_SLOPES", 5)
+        patch.setattr(limits, "_GAP_BITS", 0.2)
         patch.setattr(evaluator, "MAX_CHUNK_VARIANTS", 4)
-        return out, sweep.run(CONFIG, out=out, cache_dir=cache, quiet=True)
+        yield
+
+
+@pytest.fixture(scope="module")
+def first_run(simplified, tmp_path_factory, cache):
+    """A run with its pictures, its result, and what its claims got to see of some variants."""
+    out = tmp_path_factory.mktemp("runs") / "first"
+    # Tests of pictures save all formats.
+    only_png = functools.partial(save_figures, formats=("png",))
+    seen = {}
+
+    def peek(table, losses, **words):
+        seen.update({variant: losses(variant) for variant in SEEN})
+        return evaluate_claims(table, losses, **words)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "save_figures", only_png)
+        patch.setattr(scoring, "evaluate_claims", peek)
+        result = sweep.run(CONFIG, out=out, cache_dir=cache, quiet=True)
+    return out, result, seen
+
+
+@pytest.fixture(scope="module")
+def finished(first_run):
+    return first_run[:2]
 
 
 def test_every_variant_of_every_network_has_a_row(finished):
@@ -91,7 +92,7 @@ def test_every_variant_of_every_network_has_a_row(finished):
     assert table.groupby("variant")["model_seed"].nunique().eq(2).all()
     assert set(table["kind"]) == {"original", "compressed", "control"}
     kmeans = table[table["method"] == "kmeans"]
-    assert len(kmeans) == 2 * 3 * 3 * 2  # networks, K, importances, penalties
+    assert len(kmeans) == 2 * 3 * 2 * 2  # networks, K, importances, penalties
 
 
 def test_numbers_are_finite_and_consistent(finished):
@@ -212,29 +213,10 @@ def _test_losses(predict_fn, params):
     return np.asarray(metrics.cross_entropy(predict_fn(params, inputs), dataset.test_labels))
 
 
-SEEN = ("original", "temperature", "kmeans/none/K4", "early_stopping", "gaussian_noise/K4")
-
-
-@pytest.fixture(scope="module")
-def losses_of_claims(finished, cache):
-    """What the claims get to see of some variants, in one run."""
-    seen = {}
-
-    def peek(table, losses, **words):
-        seen.update({variant: losses(variant) for variant in SEEN})
-        return []
-
-    with pytest.MonkeyPatch.context() as patch:
-        simplify(patch)
-        patch.setattr(scoring, "evaluate_claims", peek)
-        sweep.run(CONFIG, cache_dir=cache, quiet=True)
-    return seen
-
-
 @pytest.mark.parametrize("variant", SEEN)
-def test_claims_see_the_losses_of_the_table(finished, losses_of_claims, variant):
-    _, result = finished
-    seen = losses_of_claims[variant]
+def test_claims_see_the_losses_of_the_table(first_run, variant):
+    _, result, losses = first_run
+    seen = losses[variant]
     rows = result.table[result.table["variant"] == variant]
     for column, matrix in (
         ("test_loss", seen.loss),
@@ -274,8 +256,11 @@ def test_files_are_all_there_and_agree(finished):
     csv = pd.read_csv(out / "table.csv")
     pd.testing.assert_frame_equal(pd.read_parquet(out / "table.parquet"), result.table)
     np.testing.assert_allclose(csv["test_loss"], result.table["test_loss"], rtol=1e-12)
-    pictures = {file.suffix for file in out.glob("*.*")}
-    assert {".png", ".md"} <= pictures
+    assert (out / "report.md").exists()
+    drawn = list(out.glob("*.png"))
+    stems = {"bound", "limit", "predicted-rise", "sweep", "sweep-details"}
+    assert {file.stem for file in drawn} == stems
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in drawn)
     assert len(json.loads((out / "claims.json").read_text())["claims"]) == len(result.claims) == 5
 
 
@@ -300,11 +285,8 @@ def test_the_default_implementation_of_keys_shapes_nothing(finished, implementat
     assert told["options"]["jax_enable_x64"] is False
 
 
-@pytest.mark.usefixtures("small_chunks")
-def test_an_interrupted_run_continues_to_the_same_table(
-    in_small_chunks, tmp_path, cache, monkeypatch
-):
-    out, whole = in_small_chunks
+def test_an_interrupted_run_continues_to_the_same_table(finished, tmp_path, cache, monkeypatch):
+    out, whole = finished
     score, calls, interruptions = engine.Scorer.score, [], 0
 
     def dies_in_the_second_network(self, variants, *keep):
@@ -326,7 +308,6 @@ def test_an_interrupted_run_continues_to_the_same_table(
     assert (tmp_path / "cut/table.csv").read_bytes() == (out / "table.csv").read_bytes()
 
 
-@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(
     ("status", "damaged"),
     [
@@ -359,12 +340,9 @@ def test_what_is_damaged_is_made_again(tmp_path, finished, cache, status, damage
     assert not (copy / "variants" / ".half.json.1-00000000.tmp").exists()
 
 
-@pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("change", some_slow(["network", "versions", "data"], "versions", "data"))
-def test_parts_of_another_network_or_version_are_not_mixed_in(
-    in_small_chunks, tmp_path, cache, change
-):
-    out, whole = in_small_chunks
+def test_parts_of_another_network_or_version_are_not_mixed_in(finished, tmp_path, cache, change):
+    out, whole = finished
     shutil.copytree(out, tmp_path / "run")
     # Chunks that would be seen in the table, if they were used.
     for chunk in (tmp_path / "run" / "variants").iterdir():
@@ -409,7 +387,6 @@ def test_directories_that_cannot_be_used(tmp_path, finished, cache):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("simplified")
 def test_a_sweep_compiles_a_quantizer_once(cache):
     # Two networks, four layers, many K and penalties: one program per penalty form.
     before = solve_kmeans._cache_size()
@@ -421,20 +398,13 @@ def test_a_sweep_compiles_a_quantizer_once(cache):
 # A network trained elsewhere
 
 
-@pytest.fixture(scope="module")
-def simplified_evaluations():
-    with pytest.MonkeyPatch.context() as patch:
-        simplify(patch)
-        yield
-
-
 def predict(params, inputs):
     hidden = jax.nn.relu(inputs @ params["hidden"]["kernel"] + params["hidden"]["bias"])
     return hidden @ params["output"]["kernel"] + params["output"]["bias"]
 
 
 @pytest.fixture(scope="module")
-def own_network(simplified_evaluations):
+def own_network():
     images, labels = load_digits(return_X_y=True)
     images, labels = (images / 16).astype(np.float32), labels.astype(np.int32)
     key = jax.random.key(0)
@@ -442,7 +412,8 @@ def own_network(simplified_evaluations):
         "hidden": {"kernel": jax.random.normal(key, (64, 32)) / 8, "bias": jnp.zeros(32)},
         "output": {"kernel": jnp.zeros((32, 10)), "bias": jnp.zeros(10)},
     }
-    train, validation, test = slice(0, 600), slice(600, 900), slice(900, None)
+    # As many as of the networks above: the same programs score them.
+    train, validation, test = slice(200), slice(200, 300), slice(1200, None)
 
     def loss(params):
         logits = jax.nn.log_softmax(predict(params, images[train]))
@@ -461,12 +432,12 @@ def own_network(simplified_evaluations):
 def _evaluate(own_network, out=None, **overrides):
     params, parts = own_network
     settings = {
-        "num_clusters": (2, 4, 8),
+        "num_clusters": CONFIG.num_clusters,
         "diameter_penalty": (0.05,),
         "sensitivity_clusters": (4,),
         "num_probes": 4,
         "curvature_examples": 100,
-        "num_bins": 512,
+        "num_bins": CONFIG.num_bins,
         **overrides,
     }
     names = ("select", "last_layer", "refresh_fn")
@@ -489,9 +460,9 @@ def test_a_network_trained_elsewhere(own_network, evaluated):
     logits = np.asarray(predict(params, parts[2][0]))
     assert original["accuracy"] == pytest.approx(np.mean(logits.argmax(1) == parts[2][1]))
     assert {claim.num_models for claim in result.claims} == {1}
-    returned = result.params("kmeans/none/K8")
+    returned = result.params("kmeans/none/K16")
     assert jax.tree.structure(returned) == jax.tree.structure(params)
-    assert len(np.unique(returned["hidden"]["kernel"])) <= 8
+    assert len(np.unique(returned["hidden"]["kernel"])) <= 16
     np.testing.assert_array_equal(returned["hidden"]["bias"], params["hidden"]["bias"])
 
 
@@ -500,7 +471,6 @@ def bracketed(params, inputs):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("simplified_evaluations")
 def test_names_of_weights_are_no_patterns():
     rng = np.random.default_rng(0)
     params = {"w[0]": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)}
@@ -540,7 +510,7 @@ def test_batch_statistics_can_be_re_estimated(own_network, evaluated):
         return {**params, "output": {**params["output"], "bias": params["output"]["bias"] - shift}}
 
     refreshed = _evaluate(own_network, refresh_fn=centre_the_logits)
-    assert set(calls) == {600}
+    assert set(calls) == {200}
     same, other = evaluated.table.set_index("variant"), refreshed.table.set_index("variant")
     assert same.loc["original", "test_loss"] == other.loc["original", "test_loss"]
     assert same.loc["uniform/K4", "test_loss"] != other.loc["uniform/K4", "test_loss"]
@@ -677,7 +647,6 @@ def odd(params, inputs):
     return hidden @ params["out"][0] + params["out"][1]
 
 
-@pytest.mark.usefixtures("simplified_evaluations")
 @pytest.mark.filterwarnings("ignore:1 leaves are float64")
 def test_odd_trees_are_swept_stored_and_given_back(tmp_path):
     """Slashes in names, whole numbers as keys, a stack, float64, functions and numbers."""
@@ -689,21 +658,26 @@ def test_odd_trees_are_swept_stored_and_given_back(tmp_path):
     params = {
         "mlp/~/linear_0": {"w": rng.normal(size=(4, 6)), "b": draw(6)},  # float64
         "layers": ({"w": draw(3, 6, 6), "b": draw(3, 6), "scale": 1 + 0.1 * draw(3, 6)}, None),
-        "out": {0: draw(6, 6)[:, :3], 1: draw(3)},
+        "out": {0: draw(6, 12)[:, :10], 1: draw(10)},
         "gain": 0.5,
         "act": tanh_of,
     }
-    part = rng.normal(size=(30, 4)).astype(np.float32), rng.integers(0, 3, 30)
+    # Sizes of the sweeps above, whose programs solve and score this one.
+    parts = [
+        (rng.normal(size=(size, 4)).astype(np.float32), rng.integers(0, 10, size))
+        for size in (200, 100, 597)
+    ]
     grid = sweep.Grid(
-        num_clusters=2,
+        num_clusters=CONFIG.num_clusters,
         importance="gauss_newton",
         diameter_penalty=0.0,
         sensitivity_clusters=2,
         baselines=False,
+        num_bins=CONFIG.num_bins,
     )
 
     def evaluate():
-        networks, data = sweep.Networks(odd, [params]), sweep.Data(part, part, part)
+        networks, data = sweep.Networks(odd, [params]), sweep.Data(*parts)
         return sweep.evaluate(networks, data, grid=grid, out=tmp_path / "odd", quiet=True)
 
     result = evaluate()
@@ -719,7 +693,7 @@ def test_odd_trees_are_swept_stored_and_given_back(tmp_path):
         layers = [*after["layers"][0]["w"], after["mlp/~/linear_0"]["w"], after["out"][0]]
         assert [len(np.unique(layer)) for layer in layers] == [2] * 5
         assert len(np.unique(after["layers"][0]["w"])) == 6
-        assert odd(after, part[0]).shape == (30, 3)
+        assert odd(after, parts[0][0]).shape == (200, 10)
 
     variant = "kmeans/gauss_newton/K2"
     live = result.params(variant)

@@ -21,7 +21,7 @@ RNG = np.random.default_rng(0)
 SIZE, FEATURES, WIDTH = 64, 8, 3
 GRID = functools.partial(
     sweep.Grid,
-    num_clusters=(4, 16),
+    num_clusters=(2, 4, 16),  # as in test_experiment.py: one program
     diameter_penalty=0.0,
     baselines=False,
     num_bins=512,
@@ -184,7 +184,7 @@ def test_tokens_behind_a_mask(tmp_path):
     data = sweep.Data(sample(20), sample(20), sample(30))
     # The embedding stays as it is: an array of NumPy that is indexed by tokens.
     networks, task = sweep.Networks(next_token, [params], select="output"), sweep.Tokens()
-    grid = GRID(num_clusters=4, importance=("gauss_newton", "fisher"))
+    grid = GRID(importance=("gauss_newton", "fisher"))
     result = sweep.evaluate(networks, data, task, grid, out=tmp_path / "run", quiet=True)
     table = result.table.set_index("variant")
     for variant in ("original", "kmeans/gauss_newton/K4"):
@@ -227,10 +227,10 @@ class Poisson(sweep.Task):
 def poisson(tmp_path_factory):
     """A sweep with a task, a method and controls of the user, and its folder."""
     rng = np.random.default_rng(1)
-    kernel = 0.3 * rng.normal(size=(FEATURES, 1))
+    kernel = 0.3 * rng.normal(size=(16, 1))  # as many weights as clusters at most
 
     def sample(number):
-        x = rng.normal(size=(number, FEATURES)).astype(np.float32)
+        x = rng.normal(size=(number, 16)).astype(np.float32)
         return x, rng.poisson(np.exp(x @ kernel)[:, 0])
 
     data = sweep.Data(sample(40), sample(40), sample(50))
@@ -277,7 +277,7 @@ def test_a_task_a_method_and_controls_of_the_user(poisson):
         half = result.params("halved", model_seed=seed)["kernel"]
         np.testing.assert_array_equal(half, params["kernel"] / 2)
         # Three bits: whole numbers up to 3 in each group, in units of a third of the largest.
-        groups = np.asarray(result.params(own, model_seed=seed)["kernel"]).reshape(2, 4)
+        groups = np.asarray(result.params(own, model_seed=seed)["kernel"]).reshape(4, 4)
         units = 3 * groups / np.abs(groups).max(axis=1, keepdims=True)
         np.testing.assert_allclose(units, np.round(units), atol=1e-5)
         # Given as a list, and computed: the same weights have the same numbers.
@@ -304,7 +304,7 @@ def test_controls_that_do_not_fit_get_one_sentence(poisson):
     _, _, _, run, _ = poisson
     with pytest.raises(ValueError, match="control 'odd' must have the structure of the first netw"):
         run(odd=lambda params: {"other": params["kernel"]})
-    with pytest.raises(ValueError, match=r"control 'odd' must be shaped .* kernel is \(1, 8\)"):
+    with pytest.raises(ValueError, match=r"control 'odd' must be shaped .* kernel is \(1, 16\)"):
         run(odd=lambda params: {"kernel": params["kernel"].T})
     with pytest.raises(ValueError, match="weights of each of the 2 networks, got 1"):
         run(odd=[{}])

@@ -15,7 +15,7 @@ from jaxcomp.experiments.train_small import TrainSmallResult, predict_fn, preset
 from jaxcomp.experiments.train_small.experiment import split
 
 CONFIG = preset(
-    models=2, pretraining_epochs=12, epochs=12, penalties=(0.05, 0.5), sizes=(500,), block_bits=8
+    models=2, pretraining_epochs=6, epochs=6, penalties=(0.05, 0.5), sizes=(500,), block_bits=8
 )
 
 
@@ -46,10 +46,10 @@ def test_a_stopped_training_goes_on_to_the_same_bits(done, digits, tmp_path, mon
         trainer().pretrained(stop(7))
     params = trainer().pretrained(lambda *_: None)
     with pytest.raises(KeyboardInterrupt):
-        trainer().priced(params, 1, stop(60))
+        trainer().priced(params, 1, stop(30))
     latents = trainer().priced(params, 1, lambda *_: None)
     with pytest.raises(KeyboardInterrupt):
-        trainer().random_coded(params, 0, stop(100))  # some blocks are coded then
+        trainer().random_coded(params, 0, stop(50))  # some blocks are coded then
     _, coded = trainer().random_coded(params, 0, lambda *_: None)
     expected = training.Trainer(CONFIG, digits[0], 10, done.directory / "networks")
     again = (

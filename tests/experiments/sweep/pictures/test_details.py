@@ -35,8 +35,20 @@ def table() -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def figure(table: pd.DataFrame) -> Figure:
+def untouched(table: pd.DataFrame) -> pd.DataFrame:
+    return table.copy()
+
+
+@pytest.fixture(scope="module")
+def figure(table: pd.DataFrame, untouched: pd.DataFrame) -> Figure:
     return plot_details(table)
+
+
+@pytest.fixture(scope="module")
+def many_penalties() -> tuple[pd.DataFrame, list[str]]:
+    """A table of six penalties, and the texts of its legend."""
+    table = synthetic_table(PAPER | {"num_clusters": (4, 16)}, num_models=2)
+    return table, legend_texts(plot_details(table))
 
 
 def curve_of(table: pd.DataFrame, **identity: object) -> pd.DataFrame:
@@ -60,8 +72,8 @@ def test_every_quantity_has_a_panel_with_units(figure):
     assert figure.axes[-1].get_xlabel() == "times smaller than 32-bit weights (estimated)"
 
 
-def test_title_says_what_was_trained(table):
-    assert plot_details(table).get_suptitle() == "mnist, mlp: 4 networks, clean labels"
+def test_title_says_what_was_trained(table, figure):
+    assert figure.get_suptitle() == "mnist, mlp: 4 networks, clean labels"
     noisy = table.assign(label_noise=0.3)
     assert plot_details(noisy).get_suptitle() == "mnist, mlp: 4 networks, 30 % label noise"
 
@@ -216,9 +228,8 @@ def test_few_penalties_are_all_drawn(figure):
     assert not any("more" in text for text in texts)
 
 
-def test_of_many_penalties_the_ends_and_the_best_are_drawn():
-    table = synthetic_table(PAPER | {"num_clusters": (4, 16)}, num_models=2)
-    texts = legend_texts(plot_details(table))
+def test_of_many_penalties_the_ends_and_the_best_are_drawn(many_penalties):
+    table, texts = many_penalties
     starts = [texts.index(f"K-means, {name}") for name in ("unweighted", "Gauss-Newton")]
     for importance, start in zip(("none", "gauss_newton"), starts, strict=True):
         variants = table[(table["method"] == "kmeans") & (table["importance"] == importance)]
@@ -253,10 +264,10 @@ def test_claims_are_starred_and_their_verdicts_written(table):
     assert "variant that a claim is about" in legend_texts(drawn)
 
 
-def test_penalty_of_a_claim_is_drawn_even_if_it_is_one_of_many():
-    table = synthetic_table(PAPER | {"num_clusters": (4, 16)}, num_models=2)
+def test_penalty_of_a_claim_is_drawn_even_if_it_is_one_of_many(many_penalties):
+    table, before = many_penalties
     claim = synthetic_claims(table)[0]._replace(variant="kmeans/none/monotone-0.05/K4")
-    assert not any(t.startswith("penalty 0.05") for t in legend_texts(plot_details(table)))
+    assert not any(t.startswith("penalty 0.05") for t in before)
     texts = legend_texts(plot_details(table, claims=[claim]))
     assert any(t.startswith("penalty 0.05") for t in texts)
 
@@ -389,10 +400,8 @@ def test_many_penalties_are_looked_through_once(monkeypatch):
     assert counts[1] < 2 * counts[0]
 
 
-def test_the_table_stays_as_it_is(table):
-    before = table.copy()
-    plot_details(table)
-    pd.testing.assert_frame_equal(table, before)
+def test_the_table_stays_as_it_is(table, untouched, figure):
+    pd.testing.assert_frame_equal(table, untouched)
 
 
 def test_tables_that_cannot_be_drawn(table):

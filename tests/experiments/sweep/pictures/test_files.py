@@ -26,6 +26,7 @@ def test_equal_tables_give_equal_bytes(table, form, start):
     assert first.startswith(start)
 
 
+@pytest.mark.slow  # the run of test_experiment.py saves them all, too
 def test_every_picture_is_saved(table, tmp_path):
     rows = table[table["variant"].isin(["original", "uniform/K4", "kmeans/none/K4", "temperature"])]
     files = save_figures(rows, tmp_path, formats=("png",))
@@ -50,8 +51,8 @@ def test_every_setting_gets_its_own_files(table, tmp_path):
 def test_figures_can_be_drawn_in_threads(table):
     rows = table[table["variant"].isin(["original", "kmeans/none/K4"])]
     with ThreadPoolExecutor(2) as pool:
-        images = list(pool.map(lambda _: plot_bound(rows)._repr_png_(), range(3)))
-    assert images[0] == images[1] == images[2]
+        images = list(pool.map(lambda _: plot_bound(rows)._repr_png_(), range(2)))
+    assert images[0] == images[1]
     assert images[0].startswith(b"\x89PNG")
     assert _pylab_helpers.Gcf.get_all_fig_managers() == []
 
