@@ -53,6 +53,7 @@ if "XLA_FLAGS" not in os.environ:
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
+import promotion  # noqa: E402
 import pytest  # noqa: E402
 from jax._src.interpreters import mlir  # noqa: E402
 from jax._src.lib.mlir import ir  # noqa: E402
@@ -180,7 +181,7 @@ def _room_for_programs() -> Iterator[None]:
 @pytest.fixture
 def strict_promotion() -> Iterator[None]:
     """Turn implicit dtype and rank promotion into errors inside one test of a kernel."""
-    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+    with promotion.strict_promotion():
         yield
 
 

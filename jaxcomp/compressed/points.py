@@ -65,7 +65,7 @@ def with_curves(
         tensors,
         parameters,
         curves_together,
-        lambda tensor, own: tensor.curves(own),
+        Tensor.curves,
         then,
         workers,
     )
@@ -82,7 +82,7 @@ def with_points(
         tensors,
         parameters,
         points_together,
-        lambda tensor, own: tensor.points(own),
+        Tensor.points,
         then,
         workers,
     )

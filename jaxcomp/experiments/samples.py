@@ -126,3 +126,10 @@ def distinct(
     places = np.array([known.setdefault(own.tobytes(), len(known)) for own in examples])
     _, first = np.unique(places, return_index=True)
     return examples[first], places
+
+
+def filled_up(examples: Shaped[np.ndarray, "n ..."], number: int) -> Shaped[np.ndarray, "m ..."]:
+    """Return so many examples, at least as many as there are; those that are missing are zeros."""
+    filled = np.zeros((number, *examples.shape[1:]), examples.dtype)
+    filled[: len(examples)] = examples
+    return filled

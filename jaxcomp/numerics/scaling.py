@@ -138,8 +138,7 @@ def split(
 def _split(values: Float[Array, "..."]) -> tuple[Float[Array, "..."], Int[Array, "..."]]:
     """Return `m` in [1, 2) and `e`: nothing is rounded."""
     info = _info(values.dtype)
-    bits = lax.bitcast_convert_type(values, info.integer)
-    magnitude = _magnitude(values)
+    sign, magnitude = _sign_and_magnitude(values)
     lifted, start = _lifted(magnitude, info)
     constant = partial(lax.full_like, magnitude)
     fraction = lax.bitwise_and(lifted, constant((1 << info.num_fraction) - 1))
@@ -149,7 +148,6 @@ def _split(values: Float[Array, "..."]) -> tuple[Float[Array, "..."], Int[Array,
     number = lax.select(is_fixed, magnitude, number)
     exponent = lax.add(_field(lifted, info), lax.sub(start, constant(info.bias)))
     exponent = lax.select(lax.eq(magnitude, constant(0)), constant(0), exponent)
-    sign = lax.bitwise_xor(bits, magnitude)
     return (
         lax.bitcast_convert_type(lax.bitwise_or(number, sign), values.dtype),
         lax.convert_element_type(exponent, jnp.int32),
@@ -158,9 +156,8 @@ def _split(values: Float[Array, "..."]) -> tuple[Float[Array, "..."], Int[Array,
 
 def ordered(values: Float[Array, "..."]) -> Int[Array, "..."]:
     """Return signed integers in the order of the values, equal for 0 and -0; not for NaN."""
-    info = _info(values.dtype)
-    bits = lax.bitcast_convert_type(values, info.integer)
-    return jnp.where(bits < 0, info.integer.type(jnp.iinfo(info.integer).min) - bits, bits)
+    bits = _bits(values)
+    return jnp.where(bits < 0, bits.dtype.type(jnp.iinfo(bits.dtype).min) - bits, bits)
 
 
 def is_zero(values: Shaped[Array, "..."]) -> Bool[Array, "..."]:
@@ -173,9 +170,10 @@ def is_zero(values: Shaped[Array, "..."]) -> Bool[Array, "..."]:
 def is_negative(values: Shaped[Array, "..."]) -> Bool[Array, "..."]:
     """Return which numbers are below 0, subnormal ones too; NaN is not."""
     if jnp.issubdtype(values.dtype, jnp.floating):
-        info, magnitude = _info(values.dtype), _magnitude(values)
+        info = _info(values.dtype)
+        sign, magnitude = _sign_and_magnitude(values)
         is_number = (magnitude != 0) & (magnitude <= info.special << info.num_fraction)
-        return is_number & (lax.bitcast_convert_type(values, info.integer) != magnitude)
+        return is_number & (sign != 0)
     return values < 0
 
 
@@ -202,11 +200,26 @@ def _info(dtype: jnp.dtype) -> _Info:
     return _Info(dtype)
 
 
+def _sign_and_magnitude(
+    values: Float[Array, "..."],
+) -> tuple[Int[Array, "..."], Int[Array, "..."]]:
+    """Return the bit of the sign in its place, and the pattern without it."""
+    bits = _bits(values)
+    magnitude = _without_sign(bits)
+    return lax.bitwise_xor(bits, magnitude), magnitude
+
+
 def _magnitude(values: Float[Array, "..."]) -> Int[Array, "..."]:
     """Return the bit pattern without its sign: integers in the order of magnitude."""
-    info = _info(values.dtype)
-    bits = lax.bitcast_convert_type(values, info.integer)
-    return lax.bitwise_and(bits, lax.full_like(bits, (1 << (info.num_bits - 1)) - 1))
+    return _without_sign(_bits(values))
+
+
+def _bits(values: Float[Array, "..."]) -> Int[Array, "..."]:
+    return lax.bitcast_convert_type(values, _info(values.dtype).integer)
+
+
+def _without_sign(bits: Int[Array, "..."]) -> Int[Array, "..."]:
+    return lax.bitwise_and(bits, lax.full_like(bits, jnp.iinfo(bits.dtype).max))
 
 
 def _is_subnormal(magnitude: Int[Array, "..."], info: _Info) -> Bool[Array, "..."]:
@@ -272,9 +285,7 @@ def _scaled(
     shape = jnp.broadcast_shapes(values.shape, shift.shape)
     shift = lax.convert_element_type(shift, info.integer)
     values, shift = jnp.broadcast_to(values, shape), jnp.broadcast_to(shift, shape)
-    bits = lax.bitcast_convert_type(values, info.integer)
-    magnitude = _magnitude(values)
-    sign = lax.bitwise_xor(bits, magnitude)
+    sign, magnitude = _sign_and_magnitude(values)
     constant = partial(lax.full_like, magnitude)
     places, zero = constant(info.num_fraction), constant(0)
     lifted, start = _lifted(magnitude, info)

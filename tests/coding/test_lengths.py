@@ -4,6 +4,7 @@ import ml_dtypes
 import mpmath
 import numpy as np
 import pytest
+from promotion import strict_promotion
 
 from jaxcomp import coding
 from jaxcomp.coding import Gaussian, Laplace, ScaleMixture, SpikeAndSlab
@@ -48,7 +49,7 @@ def lengths(weights, prior, step):
     padded = jnp.asarray(np.pad(np.asarray(weights, np.float32), (0, 8192 - number)))
     steps = np.ones(8192, np.float32)
     steps[:number] = step
-    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+    with strict_promotion():
         found = coding.code_length_bits(padded, prior, step=jnp.asarray(steps))
     return np.asarray(found)[:number]
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from promotion import strict_promotion
 from quantizer_oracles import count_compilations
 from scipy.special import entr, rel_entr, xlogy
 
@@ -143,7 +144,7 @@ def test_batches_of_sources_and_slopes():
         assert found.output_probabilities.shape == (9,)
         return found
 
-    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+    with strict_promotion():
         by_slope = jax.vmap(one, in_axes=(None, 0))
         mapped = jax.jit(jax.vmap(by_slope, in_axes=(0, None)))(jnp.asarray(p), jnp.asarray(SLOPES))
     np.testing.assert_allclose(mapped.rate_nats, together.rate_nats, atol=2e-6)

@@ -3,6 +3,7 @@ from fractions import Fraction
 import jax
 import numpy as np
 import pytest
+from promotion import strict_promotion
 from scipy.special import logsumexp
 
 from jaxcomp.rate_distortion import blahut_arimoto, squared_error_curve
@@ -37,7 +38,7 @@ def solve(points, importance, slope_nats, probabilities=None, reproductions=None
         return jax.tree.map(np.asarray, found)
     if probabilities is None:
         probabilities = np.full(NUM_POINTS, 1 / NUM_POINTS)
-    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+    with strict_promotion():
         arguments = (points, importance, slope_nats, probabilities)
         return jax.tree.map(np.asarray, traced(*(np.float32(value) for value in arguments)))
 

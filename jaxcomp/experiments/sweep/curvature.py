@@ -21,7 +21,7 @@ from jaxcomp.curvature import (
     over_batches,
 )
 from jaxcomp.curvature.units import in_units_of
-from jaxcomp.experiments.samples import distinct
+from jaxcomp.experiments.samples import distinct, filled_up
 from jaxcomp.experiments.sweep.importance import PROBES
 from jaxcomp.experiments.sweep.tasks import Classification, Task
 from jaxcomp.trees.selection import Select
@@ -158,8 +158,7 @@ def _counted_batches(
     first, places = distinct(inputs)
     size = min(size, len(inputs))
     number = -(-len(first) // size) * size
-    filled = np.zeros((number, *inputs.shape[1:]), inputs.dtype)
-    filled[: len(first)] = first
+    filled = filled_up(first, number)
     weights = np.bincount(places, minlength=number).astype(np.float32)
     unread = np.zeros((number, *targets.shape[1:]), targets.dtype)
     return [

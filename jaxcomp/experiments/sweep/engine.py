@@ -21,7 +21,7 @@ from jaxcomp.coding.sizes import compression_ratio
 from jaxcomp.experiments.sweep.candidates import VariantLosses
 from jaxcomp.experiments.sweep.codebooks import Codebooks, Layers
 from jaxcomp.experiments.sweep.compress import Compressed, compress, squared_errors
-from jaxcomp.experiments.sweep.evaluator import Blocks, Evaluator, inputs_of, split_outputs
+from jaxcomp.experiments.sweep.evaluator import Blocks, Evaluator, split_outputs
 from jaxcomp.experiments.sweep.files import SharedFiles, can_be_written, file_of, num_bytes
 from jaxcomp.experiments.sweep.limits import NO_LIMITS, limits_at, network_limit
 from jaxcomp.experiments.sweep.subject import Parts, Subject
@@ -79,7 +79,7 @@ class Scorer:
     @cached_property
     def blocks(self) -> Blocks:
         """Inputs of all parts."""
-        return self.evaluator.blocks(*inputs_of(self.parts))
+        return self.evaluator.blocks_of(*self.parts)
 
     @cached_property
     def calibration(self) -> Float[Array, ""]:

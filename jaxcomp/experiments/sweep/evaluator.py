@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxcomp.experiments.samples import Examples, distinct
+from jaxcomp.experiments.samples import Examples, distinct, filled_up
 from jaxcomp.experiments.sweep.subject import Parts, Subject
 from jaxcomp.experiments.sweep.tasks import own_calibration_of
 from jaxcomp.types import AnyArray, Params, PredictFn
@@ -62,7 +62,7 @@ class Evaluator:
         # Windows of images are many times as large as the images: on a CPU few stay in its cache.
         largest = 2048 if not is_convolutional else 16 if self.is_on_cpu else 256
         self.block = min(largest, total)
-        self._last: tuple[Any, Any] = None, None
+        self._last: tuple[Sequence[Any], Any] = (), None
         self.num_chunk_variants = num_chunk_variants or self._chunk_variants(subject, parts, total)
 
     def blocks(self, *inputs: Shaped[np.ndarray, "n ..."]) -> Blocks:
@@ -74,22 +74,20 @@ class Evaluator:
             block = -(-total // max(1, round(total / block)))
         examples = np.concatenate(inputs)
         first, places = distinct(examples)
-        if -(-len(first) // block) == -(-total // block):  # to gather outputs would be for nothing
+        most, number = -(-total // block), -(-len(first) // block)
+        if number == most:  # to gather outputs would be for nothing
             first, places = examples, slice(total)
-        blocks = np.zeros((-(-total // block) * block, *first.shape[1:]), first.dtype)
-        blocks[: len(first)] = first
-        blocks = blocks.reshape(-1, block, *first.shape[1:])
+        blocks = filled_up(first, most * block).reshape(most, block, *first.shape[1:])
         # What is handed to a program of a CPU as an array of NumPy is copied in every call.
-        return Blocks(
-            jnp.asarray(blocks) if self.is_on_cpu else blocks, -(-len(first) // block), places
-        )
+        return Blocks(jnp.asarray(blocks) if self.is_on_cpu else blocks, number, places)
 
-    def blocks_of(self, part: Examples) -> Blocks:
-        """The inputs of one part in blocks, the same as last time if it is the same part."""
+    def blocks_of(self, *parts: Examples) -> Blocks:
+        """Inputs of parts in blocks, those of the last time if the parts are the same."""
+        inputs = [part.inputs for part in parts]
         last, blocks = self._last
-        if last is not part.inputs:
-            blocks = self.blocks(part.inputs)
-            self._last = part.inputs, blocks
+        if len(last) != len(inputs) or any(a is not b for a, b in zip(last, inputs, strict=True)):
+            blocks = self.blocks(*inputs)
+            self._last = inputs, blocks
         return blocks
 
     def outputs(self, networks: Sequence[Params], blocks: Blocks) -> Float[np.ndarray, "C n ..."]:
@@ -114,7 +112,7 @@ class Evaluator:
 
     def check_finite(self, subject: Subject, parts: Parts) -> None:
         """Refuse a network whose loss is not finite, before anything is measured at it."""
-        outputs = self.outputs([subject.params], self.blocks(*inputs_of(parts)))
+        outputs = self.outputs([subject.params], self.blocks_of(*parts))
         for name, (own,) in zip(Parts._fields, split_outputs(outputs, parts), strict=True):
             num_bad = int(np.sum(~np.isfinite(own.reshape(len(own), -1)).all(axis=-1)))
             if num_bad:
@@ -171,11 +169,6 @@ def _predict_stack(predict_fn: PredictFn, stacked: Params, inputs: Array) -> Arr
 @jax.jit
 def _stack(trees: list[Params]) -> Params:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def inputs_of(parts: Parts) -> list[np.ndarray]:
-    """Inputs of all parts."""
-    return [part.inputs for part in parts]
 
 
 def split_outputs(outputs: np.ndarray, parts: Parts) -> list[np.ndarray]:
