@@ -65,7 +65,7 @@ def with_curves(
         tensors,
         parameters,
         curves_together,
-        Tensor.curves,
+        lambda tensor, own: tensor.curves(own),
         then,
         workers,
     )
@@ -82,7 +82,7 @@ def with_points(
         tensors,
         parameters,
         points_together,
-        Tensor.points,
+        lambda tensor, own: tensor.points(own),
         then,
         workers,
     )
@@ -96,7 +96,10 @@ def _each(
     then: Callable[[Tensor, _Asked], _Result],
     workers: Workers | None,
 ) -> Iterator[_Result]:
-    """Yield what becomes of every tensor and what is found of it at its parameters, in order."""
+    """Yield what becomes of every tensor and what is found of it at its parameters, in order.
+
+    What finds one alone asks the tensor: one of a spool has methods of its own.
+    """
     pairs = list(zip(tensors, parameters, strict=True))
     if workers is None:
         asked = [tensor.asked(own) for tensor, own in pairs]
