@@ -1,7 +1,8 @@
 """Outputs of many changed networks for the examples of all parts, in few large compiled calls.
 
 On accelerators networks are stacked; on CPUs one follows the other. An example that a part holds
-several times, as samples drawn with replacement do, is evaluated once.
+several times, as samples drawn with replacement do, is evaluated once. On CPUs networks that begin
+with a dense layer multiply what many examples have in common once (`common_inputs`).
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxcomp.experiments.samples import Examples, distinct, filled_up
+from jaxcomp.experiments.sweep.common_inputs import (
+    BLOCK,
+    LEAST_SIZE,
+    CommonInputs,
+    in_common,
+    multiplies_inputs,
+    predict_in_common,
+)
 from jaxcomp.experiments.sweep.subject import Parts, Subject
 from jaxcomp.experiments.sweep.tasks import own_calibration_of
 from jaxcomp.types import AnyArray, Params, PredictFn
@@ -31,12 +40,13 @@ class Blocks(NamedTuple):
 
     Attributes:
         inputs: filled up with zeros, to as many blocks as all examples would take: then shapes,
-            and programs, do not depend on how often examples are repeated.
+            and programs, do not depend on how often examples are repeated. Or what the examples of
+            blocks have in common, and what not.
         num_blocks: that hold any.
         places: of every example of the parts, end to end, among the inputs.
     """
 
-    inputs: Shaped[AnyArray, "blocks block ..."]
+    inputs: Shaped[AnyArray, "blocks block ..."] | CommonInputs
     num_blocks: int
     places: Int[np.ndarray, " n"] | slice
 
@@ -62,6 +72,11 @@ class Evaluator:
         # Windows of images are many times as large as the images: on a CPU few stay in its cache.
         largest = 2048 if not is_convolutional else 16 if self.is_on_cpu else 256
         self.block = min(largest, total)
+        self._num_examples = total
+        self._multiplies_inputs = self.is_on_cpu and multiplies_inputs(
+            self.score_fn, subject.params, parts.test.inputs[:1]
+        )
+        self._shape = parts.test.inputs.shape[1:]
         self._last: tuple[Sequence[Any], Any] = (), None
         self.num_chunk_variants = num_chunk_variants or self._chunk_variants(subject, parts, total)
 
@@ -74,6 +89,14 @@ class Evaluator:
             block = -(-total // max(1, round(total / block)))
         examples = np.concatenate(inputs)
         first, places = distinct(examples)
+        # Only what many networks are scored on is worth a program with many loops.
+        is_for_many = total == self._num_examples and first.size >= LEAST_SIZE
+        if is_for_many and self._multiplies_inputs:
+            found = in_common(first, -(-total // BLOCK))
+            if found is not None:
+                common, where = found
+                common = jax.tree.map(jnp.asarray, common)
+                return Blocks(common, int(common.ends[-1]), where[places])
         most, number = -(-total // block), -(-len(first) // block)
         if number == most:  # to gather outputs would be for nothing
             first, places = examples, slice(total)
@@ -98,8 +121,16 @@ class Evaluator:
         """
         inputs, num_blocks, places = blocks
         if self.is_on_cpu:
-            number = jax.device_put(np.int32(num_blocks))
-            found = [_predict_blocks(self.score_fn, params, inputs, number) for params in networks]
+            if isinstance(inputs, CommonInputs):
+                found = [
+                    predict_in_common(self.score_fn, params, inputs, self._shape)
+                    for params in networks
+                ]
+            else:
+                number = jax.device_put(np.int32(num_blocks))
+                found = [
+                    _predict_blocks(self.score_fn, params, inputs, number) for params in networks
+                ]
             outputs = np.stack([np.asarray(own) for own in found])
             outputs = outputs.reshape(len(networks), -1, *outputs.shape[3:])
         else:
