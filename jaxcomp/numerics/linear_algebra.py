@@ -222,7 +222,7 @@ def _solve_triangular(factor: Array, right: Array, *, transposed: bool) -> Array
     rows = _to_last(factor, 2)
     # Row j: what the j-th unknown takes part in.
     rows = rows if transposed else jnp.swapaxes(rows, 0, 1)
-    place = jnp.arange(dim)[:, None, None]
+    place = jnp.arange(dim, dtype=jnp.int32)[:, None, None]
 
     def step(number: Array, x: Float[Array, "d r M"]) -> Float[Array, "d r M"]:
         j = dim - 1 - number if transposed else number
@@ -404,7 +404,7 @@ def _tridiagonal(
     reflections = jnp.zeros((num_steps, num_sets, dim), a.dtype)
     if num_steps == 0:
         return a, reflections, b
-    place = jnp.arange(dim)
+    place = jnp.arange(dim, dtype=jnp.int32)
 
     def step(k: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         a, reflections, b = state

@@ -45,6 +45,31 @@ _Result = TypeVar("_Result")
 _State = TypeVar("_State")
 
 
+def vectorized(function: Callable[..., Any], signature: str) -> Callable[..., Any]:
+    """`jnp.vectorize`, also where ranks are promoted explicitly only (`jax_numpy_rank_promotion`).
+
+    Groups of different ranks meet there as documented, so that is no oversight of the caller.
+
+    Args:
+        function: of one group; it is traced under the caller's own mode.
+        signature: of `jnp.vectorize`.
+    """
+
+    @wraps(function)
+    def wrapped(*args: Any) -> Any:
+        config: Any = jax.config
+        mode = config.jax_numpy_rank_promotion
+
+        def of_group(*own: Any) -> Any:
+            with jax.numpy_rank_promotion(mode):
+                return function(*own)
+
+        with jax.numpy_rank_promotion("allow"):
+            return jnp.vectorize(of_group, signature=signature)(*args)
+
+    return wrapped
+
+
 def explicit_transfers(
     function: Callable[_Arguments, _Result],
 ) -> Callable[_Arguments, _Result]:

@@ -14,6 +14,7 @@ from jaxcomp.numerics.sums import (
     running_maximum,
     two_sum,
 )
+from jaxcomp.numerics.transformations import vectorized
 from jaxcomp.quantizers import placed
 
 # The largest centroid, in the units of the thresholds: smaller ones keep their midpoints.
@@ -97,7 +98,7 @@ def _assign(
     thresholds: Float[Array, "... clusters-1"],
 ) -> UInt[Array, "... points"]:
     del importance  # the nearest cluster is that whatever the importance
-    return jnp.vectorize(_assign_group, signature="(n),(k)->(n)")(points, thresholds)
+    return vectorized(_assign_group, signature="(n),(k)->(n)")(points, thresholds)
 
 
 def _assign_group(

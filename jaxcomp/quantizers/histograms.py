@@ -75,7 +75,7 @@ class Moments(NamedTuple):
     mass_exponent: Int[Array, "..."]
 
 
-# What `jnp.vectorize` calls the axes of the fields.
+# What `vectorized` calls the axes of the fields.
 MOMENTS_SIGNATURE = "(b),(b),(b),(b),(),(),(),()"
 
 

@@ -425,7 +425,7 @@ def _solve_group(
     point_unit, importance_unit = _power_of_two(points.astype(dtype)), _power_of_two(importance)
     scaled_points = points.astype(dtype) / point_unit
     scaled_importance = importance / importance_unit
-    is_live = jnp.arange(max_clusters) < jnp.clip(num_clusters, 1, max_clusters)
+    is_live = jnp.arange(max_clusters, dtype=jnp.int32) < jnp.clip(num_clusters, 1, max_clusters)
     num_live = jnp.sum(is_live, dtype=jnp.int32)
 
     if initial_centroids is None:

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxcomp.numerics.transformations import vectorized
+
 
 def gaussian_distortion(
     variances: Float[Array, "... components"],
@@ -101,8 +103,8 @@ def _like(importance: Array, variances: Array) -> Array:
 
 def _over_last_axis(solve, spread: Array, values: Array) -> Array:
     if values.ndim == 0:
-        return jnp.vectorize(solve, signature="(d),(r)->(r)")(spread, values[None])[..., 0]
-    return jnp.vectorize(solve, signature="(d),(r)->(r)")(spread, values)
+        return vectorized(solve, signature="(d),(r)->(r)")(spread, values[None])[..., 0]
+    return vectorized(solve, signature="(d),(r)->(r)")(spread, values)
 
 
 def _sorted_sums(spread: Array) -> tuple[Array, Array, Array, Array]:

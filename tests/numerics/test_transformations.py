@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from promotion import strictly
+from promotion import strict_promotion, strictly
 from slow_cases import some_slow
 
 import jaxcomp
@@ -17,6 +17,7 @@ from jaxcomp.numerics.transformations import (
     all_transfers,
     compiled_quickly,
     counted_loop,
+    vectorized,
 )
 
 RNG = np.random.default_rng(0)
@@ -334,3 +335,13 @@ def test_what_is_compiled_quickly_is_not_optimised_on_cpus(platform, monkeypatch
     np.testing.assert_array_equal(numbers(size=3, start=2), [2, 3, 4])
     expected = {"xla_backend_optimization_level": 0} if platform == "cpu" else None
     assert compiled == [expected]
+
+
+def test_groups_of_different_ranks_meet_under_strict_promotion():
+    """And a function of one group stays under it."""
+    rows, scales = jnp.ones(3), jnp.asarray([[1.0], [2.0]])
+    with strict_promotion():
+        found = vectorized(lambda row, scale: scale * row, "(n),()->(n)")(rows, scales)
+        np.testing.assert_array_equal(found[:, 0], [[1, 1, 1], [2, 2, 2]])
+        with pytest.raises(ValueError, match="rank"):
+            vectorized(lambda row, scale: row + jnp.ones((2, 3)), "(n),()->(m,n)")(rows, scales)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from jaxcomp.coding import sizes
 from jaxcomp.numerics.checks import check_count, check_penalty
 from jaxcomp.numerics.precision import computed_on_host, lacks_float64
-from jaxcomp.numerics.transformations import computed_once
+from jaxcomp.numerics.transformations import computed_once, vectorized
 from jaxcomp.quantizers.assignment import assign, nearest_thresholds
 from jaxcomp.quantizers.chunk_errors import counts_of, measured
 from jaxcomp.quantizers.curves import Curve, Point
@@ -245,7 +245,7 @@ def _solve_diameter(
     solver = solve_optimal_diameter(moments, max_clusters=max_clusters)
     found = solver.solve(num_clusters, diameter_penalty).solution
     centroids = found.codebook.centroids.astype(dtype)
-    thresholds = jnp.vectorize(nearest_thresholds, signature="(k)->(j)")(centroids)
+    thresholds = vectorized(nearest_thresholds, signature="(k)->(j)")(centroids)
     return found._replace(codebook=Codebook(centroids, thresholds, found.codebook.num_clusters))
 
 

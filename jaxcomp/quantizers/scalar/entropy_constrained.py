@@ -43,7 +43,7 @@ from jaxcomp.numerics.sums import (
     running_maximum,
     running_sum,
 )
-from jaxcomp.numerics.transformations import always_compiled, without_derivative
+from jaxcomp.numerics.transformations import always_compiled, vectorized, without_derivative
 from jaxcomp.quantizers import placed
 from jaxcomp.quantizers.assignment import assignment_dtype
 from jaxcomp.quantizers.cells import joint_moments
@@ -255,7 +255,7 @@ def solve_entropy_constrained(
     signature = f"{MOMENTS_SIGNATURE},(m)->(m),(m),(m),(m),(m,k),(m,k),(m,k),(m),(m),(m)"
     multipliers = jnp.asarray(multipliers).astype(moments.position.dtype)
     return RateDistortionCurve(
-        *jnp.vectorize(solve, signature=signature)(*about_one(moments), multipliers)
+        *vectorized(solve, signature=signature)(*about_one(moments), multipliers)
     )
 
 
@@ -312,7 +312,7 @@ def _assign_by_cost(points, weights, centroids, length_bits, multiplier):
         units = normalise(centroids, exponent)
         return cheapest_symbols(values, weights, units, length_bits, jnp.minimum(price, largest))
 
-    index = jnp.vectorize(assign_group, signature="(n),(n),(),(),(k),(k),()->(n)")(
+    index = vectorized(assign_group, signature="(n),(n),(),(),(k),(k),()->(n)")(
         values, weights, exponent, mass_exponent, centroids, length_bits, multiplier
     )
     return index.astype(assignment_dtype(centroids.shape[-1]))
@@ -578,7 +578,7 @@ def _finish(
     num_used = jnp.sum(is_used, dtype=jnp.int32)
     order = order[jnp.minimum(jnp.arange(num_symbols, dtype=jnp.int32), num_used - 1)]
     counts = segment_sum(cells.num_points, index, num_symbols)
-    is_live = jnp.arange(num_symbols) < num_used
+    is_live = jnp.arange(num_symbols, dtype=jnp.int32) < num_used
     rate_bits, distortion = _measure(cells, _Code(rounded, code.length_bits), index)
     return (
         rate_bits,

@@ -45,6 +45,7 @@ from jaxcomp.numerics.sums import (
 )
 from jaxcomp.numerics.transformations import (
     always_compiled,
+    vectorized,
     with_codebook_held_fixed,
     without_derivative,
 )
@@ -200,7 +201,7 @@ def solve_with_penalty(
         arguments.append(jnp.asarray(initial_centroids).astype(dtype))
         signature += ",(k)"
     outputs = "(k),(j),(),(),(),(),(),()"
-    found = jnp.vectorize(solve, signature=f"{signature}->{outputs}")(*arguments)
+    found = vectorized(solve, signature=f"{signature}->{outputs}")(*arguments)
     centroids, thresholds, num_live, *costs, beta = found
     return Solution(Codebook(centroids, thresholds, num_live), *costs), beta
 

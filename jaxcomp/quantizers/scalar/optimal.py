@@ -44,7 +44,7 @@ from jaxcomp.numerics.sums import (
     pairwise_sum,
     running_maximum,
 )
-from jaxcomp.numerics.transformations import always_compiled, without_derivative
+from jaxcomp.numerics.transformations import always_compiled, vectorized, without_derivative
 from jaxcomp.quantizers import placed
 from jaxcomp.quantizers.assignment import nearest_thresholds
 from jaxcomp.quantizers.histograms import (
@@ -126,7 +126,7 @@ class OptimalCodebooks(NamedTuple):
         table = jnp.broadcast_to(self.centroid_table, (*row.shape, *self.centroid_table.shape[-2:]))
         centroids = jnp.take_along_axis(table, row[..., None, None], axis=-2)[..., 0, :]
         exact = centroids.astype(self.distortion.dtype)
-        thresholds = jnp.vectorize(nearest_thresholds, signature="(k)->(j)")(exact)
+        thresholds = vectorized(nearest_thresholds, signature="(k)->(j)")(exact)
         return Codebook(centroids, thresholds, row)
 
 
@@ -247,7 +247,7 @@ def _edges_from_neighbours(moments: Moments) -> BinEdges:
         return jnp.minimum(lowest, position), jnp.maximum(highest, position)
 
     signature = f"{MOMENTS_SIGNATURE}->(b),(b)"
-    return BinEdges(*jnp.vectorize(of_group, signature=signature)(*moments))
+    return BinEdges(*vectorized(of_group, signature=signature)(*moments))
 
 
 class _Group(NamedTuple):

@@ -15,6 +15,7 @@ from jaxcomp.numerics.checks import check_count, check_initial_centroids, check_
 from jaxcomp.numerics.scaling import normalise, restore, restore_as
 from jaxcomp.numerics.transformations import (
     always_compiled,
+    vectorized,
     with_codebook_held_fixed,
     without_derivative,
 )
@@ -65,7 +66,7 @@ def plus_plus_start(
     check_count("max_clusters", max_clusters)
     num_clusters = jnp.clip(jnp.asarray(num_clusters, jnp.int32), 1, max_clusters)
     shape = np.broadcast_shapes(moments.minimum.shape, num_clusters.shape)
-    # As numbers, which `jnp.vectorize` takes, and back by the implementation they came from.
+    # As numbers, which `vectorized` takes, and back by the implementation they came from.
     data = jax.random.key_data(jax.random.split(key, shape))
     wrap = partial(jax.random.wrap_key_data, impl=jax.random.key_impl(key))
 
@@ -93,7 +94,7 @@ def plus_plus_start(
         return restore(jnp.where(places < number, centres, centres[number - 1]), exponent)
 
     signature = "(b),(b),(),(),(w)->(k)"
-    return jnp.vectorize(draw, signature=signature)(
+    return vectorized(draw, signature=signature)(
         moments.position, moments.mass, moments.exponent, num_clusters, data
     )
 
@@ -150,7 +151,7 @@ def _polish(points, importance, centroids, num_iterations):
     start = jnp.sort(start, axis=-1)
 
     def thresholds_of(centres):
-        return jnp.vectorize(nearest_thresholds, signature="(k)->(j)")(centres)
+        return vectorized(nearest_thresholds, signature="(k)->(j)")(centres)
 
     def step(state):
         centres, iteration, _ = state

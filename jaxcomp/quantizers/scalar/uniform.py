@@ -18,6 +18,7 @@ from jaxcomp.numerics.scaling import normalise, restore, restore_as
 from jaxcomp.numerics.segments import segment_max, segment_min, segment_sum
 from jaxcomp.numerics.transformations import (
     always_compiled,
+    vectorized,
     with_codebook_held_fixed,
     without_derivative,
 )
@@ -83,7 +84,7 @@ def solve_uniform(
         centroid_dtype=jnp.dtype(centroid_dtype or moments.position.dtype),
     )
     signature = f"{MOMENTS_SIGNATURE},()->(k),(j),(),()"
-    *codebook, distortion = jnp.vectorize(solve, signature=signature)(
+    *codebook, distortion = vectorized(solve, signature=signature)(
         *moments, jnp.asarray(num_clusters).astype(jnp.int32)
     )
     return Solution(
