@@ -16,7 +16,7 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxcomp.curvature.products import body_of
-from jaxcomp.numerics.equations import evaluate_equation, shape_of
+from jaxcomp.numerics.equations import evaluate_equation
 from jaxcomp.types import AnyArray, Params, PredictFn
 
 # Small enough that few inputs vary in a block, large enough for products at full speed.
@@ -229,14 +229,16 @@ def _of_inputs(equation: JaxprEqn, values: list[Any]) -> list[Any]:
     if called is not None:
         return _evaluate(called, values)
     first, name = values[0], equation.primitive.name
+    result: Any = equation.outvars[0].aval
     if isinstance(first, _Inputs):
         if name == "reshape":
-            shape = shape_of(equation.outvars[0])
-            if shape[0] == first.shape[0] and equation.params["dimensions"] is None:
-                return [first._replace(shape=shape)]
+            is_by_example = result.shape[0] == first.shape[0]
+            if is_by_example and equation.params["dimensions"] is None:
+                return [first._replace(shape=result.shape)]
         elif name == "dot_general" and not isinstance(kernel := values[1], _Inputs):
-            (ours, theirs), _ = equation.params["dimension_numbers"]
-            if len(first.shape) == 2 and ours == (1,) and theirs == (0,):
+            is_dense = equation.params["dimension_numbers"] == (((1,), (0,)), ((), ()))
+            # Two sums of half precision are one rounding more, which is no longer little.
+            if is_dense and len(first.shape) == 2 and result.dtype.itemsize >= 4:
                 return [_product(equation, first, kernel)]
     raise _OtherwiseUsedError(name)
 

@@ -6,7 +6,7 @@ with a dense layer multiply what many examples have in common once (`common_inpu
 """
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -73,10 +73,7 @@ class Evaluator:
         largest = 2048 if not is_convolutional else 16 if self.is_on_cpu else 256
         self.block = min(largest, total)
         self._num_examples = total
-        self._multiplies_inputs = self.is_on_cpu and multiplies_inputs(
-            self.score_fn, subject.params, parts.test.inputs[:1]
-        )
-        self._shape = parts.test.inputs.shape[1:]
+        self._params, self._example = subject.params, parts.test.inputs[:1]
         self._last: tuple[Sequence[Any], Any] = (), None
         self.num_chunk_variants = num_chunk_variants or self._chunk_variants(subject, parts, total)
 
@@ -91,7 +88,7 @@ class Evaluator:
         first, places = distinct(examples)
         # Only what many networks are scored on is worth a program with many loops.
         is_for_many = total == self._num_examples and first.size >= LEAST_SIZE
-        if is_for_many and self._multiplies_inputs:
+        if is_for_many and self._takes_common_inputs:
             found = in_common(first, -(-total // BLOCK))
             if found is not None:
                 common, where = found
@@ -123,7 +120,7 @@ class Evaluator:
         if self.is_on_cpu:
             if isinstance(inputs, CommonInputs):
                 found = [
-                    predict_in_common(self.score_fn, params, inputs, self._shape)
+                    predict_in_common(self.score_fn, params, inputs, self._example.shape[1:])
                     for params in networks
                 ]
             else:
@@ -160,6 +157,10 @@ class Evaluator:
         inputs, targets = parts.validation
         outputs = self.outputs([subject.params], self.blocks(inputs))[0]
         return own_calibration_of(self.task, outputs, targets)
+
+    @cached_property
+    def _takes_common_inputs(self) -> bool:
+        return self.is_on_cpu and multiplies_inputs(self.score_fn, self._params, self._example)
 
     def _chunk_variants(self, subject: Subject, parts: Parts, total: int) -> int:
         example = parts.test.inputs[: self.block]

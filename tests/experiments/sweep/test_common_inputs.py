@@ -96,7 +96,9 @@ def test_networks_that_begin_with_a_dense_layer_are_known():
         lambda w, x: x @ w + x[:, :2],
         lambda w, x: (w.T @ x.T).T,
         lambda w, x: x @ x.T @ w[:1],
+        lambda w, x: jnp.einsum("nf,fn->n", x, w[:, :1])[:, None],
         lambda w, x: x,
+        lambda w, x: jnp.dot(x, w, preferred_element_type=jnp.bfloat16),
     ):
         assert not multiplies_inputs(otherwise, kernel, flat)
     assert not multiplies_inputs(lambda w, x: x.mean(axis=(1, 2)) @ w, jnp.ones((1, 2)), example)
