@@ -8,7 +8,9 @@
 - `vgg`: `jaxcomp sweep --dataset cifar10 --model vgg --width 0.0625`, likewise on CIFAR-10.
 - `forms`: no sweep, but what the convolutional network takes on a CPU to be trained (a step of
   five networks) and scored (256 images by each of four), with convolutions as one product, as
-  curvature needs them, and in tiles. Each in turn, five times of about a second; the least.
+  curvature needs them, and in tiles; and where MNIST is there, what the perceptron takes to be
+  scored on 21,000 of its images (each of four), with and without inputs that blocks have in
+  common. Each in turn, five times of about a second; the least.
 
 A sweep whose data are not there is named and left out. Each runs in a process of its own, so that
 it compiles what a first run compiles: once as users run it, for the clock, and once with a single
@@ -169,7 +171,46 @@ def measure_forms(_: dict[str, Any]) -> dict[str, float]:
                 len(models),
                 functools.partial(evaluator.outputs, models, evaluator.blocks(images)),
             )
-    return _milliseconds(functions)
+    return _milliseconds(functions | _scoring_of_digits())
+
+
+def _scoring_of_digits() -> dict[str, tuple[int, Callable[[], Any]]]:
+    """Scores of the perceptron on MNIST, in both forms; nothing without data."""
+    import jax
+
+    from jaxcomp.experiments import networks
+    from jaxcomp.experiments.samples import draw_samples
+    from jaxcomp.experiments.sweep import evaluator
+    from jaxcomp.experiments.sweep.subject import Parts, Subject
+
+    if "JAXCOMP_DATA_DIR" not in os.environ:
+        return {}
+    drawn = draw_samples(
+        "mnist",
+        data_dir=None,
+        download=False,
+        num_models=1,
+        train_size=6000,
+        validation_size=5000,
+        replacement=True,
+        label_noise=0.0,
+        standardize=True,
+        seed=0,
+    )
+    parts = Parts(drawn.train(0), drawn.validation, drawn.test)
+    network = networks.build("mlp", input_shape=(28, 28, 1), num_classes=10)
+    models = [network.init(key) for key in jax.random.split(jax.random.key(0), 4)]
+    layers = ("params/hidden_0/kernel",)
+    subject = Subject(network.predict, models[0], layers, score_fn=network.score)
+    functions = {}
+    least = evaluator.LEAST_SIZE
+    for form, size in (("all inputs", sys.maxsize), ("inputs in common once", least)):
+        evaluator.LEAST_SIZE = size
+        scorer = evaluator.Evaluator(subject, parts, 4)
+        blocks = scorer.blocks_of(*parts)
+        score = functools.partial(scorer.outputs, models, blocks)
+        functions[f"scoring MNIST, {form}"] = len(models), score
+    return functions
 
 
 def _milliseconds(functions: dict[str, tuple[int, Callable[[], Any]]]) -> dict[str, float]:

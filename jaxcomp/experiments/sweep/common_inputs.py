@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxcomp.curvature.products import body_of
 from jaxcomp.numerics.equations import evaluate_equation
@@ -67,7 +67,7 @@ def in_common(
     differs = flat != usual
     if differs.mean() > MOST_VARYING / 2:
         return None
-    order = _in_order(differs.astype(np.float32), rng)
+    order = _in_order(differs, rng)
     cuts = range(BLOCK, len(flat), BLOCK)
     blocks = np.split(order, cuts)
     varies = np.stack([(flat[own] != flat[own[0]]).any(axis=0) for own in blocks])
@@ -163,28 +163,33 @@ def _some_of(rng: np.random.Generator, number: int) -> Int[np.ndarray, " s"]:
     return rng.choice(number, min(number, _NUM_SAMPLED), replace=False)
 
 
-def _in_order(differs: Float[np.ndarray, "n F"], rng: np.random.Generator) -> Int[np.ndarray, " n"]:
+def _in_order(differs: Bool[np.ndarray, "n F"], rng: np.random.Generator) -> Int[np.ndarray, " n"]:
     """Order examples so that blocks of them differ from the usual in few places.
 
     They are halved again and again along the direction in which they differ most. A place where few
-    examples differ is what makes a block of them wide, so it counts more.
+    examples differ is what makes a block of them wide, so it counts more. All is computed in
+    float64, and rounded before it is compared: the order is the same whatever the rounding of
+    products.
     """
-    differs /= differs.mean(axis=0) + _RARE
-    sample = differs[_some_of(rng, len(differs))]
-    sample = sample - sample.mean(axis=0)
-    directions = rng.normal(size=(differs.shape[1], _NUM_DIRECTIONS)).astype(np.float32)
+    share = 1 / (differs.mean(axis=0) + _RARE)
+    sample = differs[_some_of(rng, len(differs))] * share
+    sample -= sample.mean(axis=0)
+    directions = rng.normal(size=(differs.shape[1], _NUM_DIRECTIONS))
     for _ in range(_NUM_ITERATIONS):
         directions, _ = np.linalg.qr(sample.T @ (sample @ directions))
-    features = differs @ directions
+    directions *= share[:, None]
+    pieces = np.split(differs, range(_NUM_SAMPLED, len(differs), _NUM_SAMPLED))
+    features = np.concatenate([piece.astype(np.float64) @ directions for piece in pieces])
 
     def halved(rows: Int[np.ndarray, " m"]) -> list[np.ndarray]:
         if len(rows) <= BLOCK:
             return [rows]
         own = features[rows]
-        own = own - own.mean(axis=0)
+        own -= own.mean(axis=0)
         _, vectors = np.linalg.eigh(own.T @ own)
         half = max(len(rows) // BLOCK // 2, 1) * BLOCK  # only the last block may be short
-        parted = rows[np.argpartition(own @ vectors[:, -1], half)]
+        along = (own @ vectors[:, -1]).astype(np.float32)
+        parted = rows[np.argpartition(along, half)]
         return [*halved(parted[:half]), *halved(parted[half:])]
 
     return np.concatenate(halved(np.arange(len(differs))))
