@@ -77,7 +77,9 @@ def parts_of(leaf: CompressedTensor, layout: TensorLayout) -> Parts:
     if isinstance(layout.method, TrellisCoded):
         order = order_number(layout.method.order)
         codes = whole(leaf.codes)
-        num_codes = 2 * int(np.abs(codes.astype(np.int32)).max(initial=0)) + 1
+        # Of a large leaf no second array of all codes.
+        largest = max(int(codes.max(initial=0)), -int(codes.min(initial=0)))
+        num_codes = 2 * largest + 1
         return Parts(codes, layout.is_stack, num_codes, rows, scales, None, order)
     # Unsigned: as short as they can be, since all codes of a leaf are in memory here.
     integers = np.int8 if codebook is None else np.min_scalar_type(max(num_codes - 1, 0))

@@ -89,7 +89,7 @@ def _codes(path: str, given: Any, shape: tuple[int, ...]) -> Int[np.ndarray, "..
         raise ValueError(f"integers of {path!r} must have its shape {shape}, got {found.shape}.")
     if not np.issubdtype(found.dtype, np.integer):
         raise ValueError(f"integers of {path!r} must be of a dtype of such, got {found.dtype}.")
-    if np.abs(found.astype(np.int64)).max(initial=0) > _LARGEST:
+    if max(int(found.max(initial=0)), -int(found.min(initial=0))) > _LARGEST:
         raise ValueError(f"integers of {path!r} must lie between -{_LARGEST} and {_LARGEST}.")
     return found.astype(np.int8)
 
