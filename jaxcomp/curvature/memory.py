@@ -31,6 +31,9 @@ from jaxcomp.types import Batch
 Shapes = PyTree[jax.ShapeDtypeStruct]
 
 
+_FEW = 8
+
+
 class MemoryEstimate(NamedTuple):
     """Predicted peak memory of a curvature, and the chunk sizes it holds for.
 
@@ -110,11 +113,16 @@ def estimate_memory(
         largest = getattr(plan, name)
         if largest is None or largest == 1:
             continue
-        smallest = plan._replace(**{name: 1})
-        if smallest.estimate().peak_bytes > limit_bytes:
-            plan = smallest
+        # One example may be a program of another kind, with copies that a few do without.
+        sizes = (1, min(_FEW, largest)) if name == "examples_per_chunk" else (1,)
+        fitting = (n for n in sizes if _with(plan, name, n).estimate().peak_bytes <= limit_bytes)
+        smallest = next(fitting, None)
+        if smallest is None:
+            plan = min(
+                (_with(plan, name, n) for n in sizes), key=lambda own: own.estimate().peak_bytes
+            )
             continue
-        return _largest_that_fits(plan, name, limit_bytes).estimate()
+        return _largest_that_fits(plan, name, limit_bytes, smallest).estimate()
     raise ValueError(_refusal(plan, limit_bytes))
 
 
@@ -206,8 +214,8 @@ def _scratch_bytes(lowered: jax.stages.Lowered) -> int:
     return int(analysis.temp_size_in_bytes)
 
 
-def _largest_that_fits(plan: _Plan, name: str, limit_bytes: int) -> _Plan:
-    """Return the plan with the largest chunk under the limit; one of size 1 is known to fit.
+def _largest_that_fits(plan: _Plan, name: str, limit_bytes: int, smallest: int = 1) -> _Plan:
+    """Return the plan with the largest chunk under the limit; the smallest is known to fit.
 
     Memory is nearly linear in the size of a chunk: a straight line gives the first guess. Where a
     guess is too large all the same, the line to it gives the next one, and no less than half of it,
@@ -227,11 +235,12 @@ def _largest_that_fits(plan: _Plan, name: str, limit_bytes: int) -> _Plan:
         return next((n for n in range(size, above, -1) if whole % n == 0), size)
 
     size = plan.num_examples if name == "num_examples" else getattr(plan, name)
-    low, least = peak(1), 1
-    while size > 1 and peak(size) > limit_bytes:
-        guess = 1 + int((size - 1) * (limit_bytes - low) / max(peak(size) - low, 1))
-        size = preferred(min(max(guess, least), size - max(size // 16, 1)))
-        least = max(size // 2, 1)
+    low, least = peak(smallest), smallest
+    while size > smallest and peak(size) > limit_bytes:
+        share = (limit_bytes - low) / max(peak(size) - low, 1)
+        guess = smallest + int((size - smallest) * share)
+        size = max(preferred(min(max(guess, least), size - max(size // 16, 1))), smallest)
+        least = max(size // 2, smallest)
     return _with(plan, name, size)
 
 
