@@ -5,6 +5,7 @@ kernel is compiled for shapes alone, and what the driver over batches holds besi
 chunk of probes, running mean, the next batch) is added. All sizes are in bytes.
 """
 
+import itertools
 import math
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ from jaxcomp.types import Batch
 
 Shapes = PyTree[jax.ShapeDtypeStruct]
 
-
+# One example may be a program of another kind, with copies that chunks of a few do without.
 _FEW = 8
 
 
@@ -113,16 +114,16 @@ def estimate_memory(
         largest = getattr(plan, name)
         if largest is None or largest == 1:
             continue
-        # One example may be a program of another kind, with copies that a few do without.
-        sizes = (1, min(_FEW, largest)) if name == "examples_per_chunk" else (1,)
-        fitting = (n for n in sizes if _with(plan, name, n).estimate().peak_bytes <= limit_bytes)
-        smallest = next(fitting, None)
-        if smallest is None:
-            plan = min(
-                (_with(plan, name, n) for n in sizes), key=lambda own: own.estimate().peak_bytes
-            )
-            continue
-        return _largest_that_fits(plan, name, limit_bytes, smallest).estimate()
+        sizes = [1]
+        if name == "examples_per_chunk":
+            sizes.append(_without_rest(plan, min(_FEW, largest)))
+        plans = [_with(plan, name, size) for size in sizes]
+        # The second is compiled only if the first does not fit.
+        fits = (own.estimate().peak_bytes <= limit_bytes for own in plans)
+        smallest = next(itertools.compress(sizes, fits), None)
+        if smallest is not None:
+            return _largest_that_fits(plan, name, limit_bytes, smallest).estimate()
+        plan = min(plans, key=lambda own: own.estimate().peak_bytes)
     raise ValueError(_refusal(plan, limit_bytes))
 
 
@@ -227,12 +228,7 @@ def _largest_that_fits(plan: _Plan, name: str, limit_bytes: int, smallest: int =
         return _with(plan, name, size).estimate().peak_bytes
 
     def preferred(size: int) -> int:
-        if name != "examples_per_chunk":
-            return size
-        block = plan.examples_per_probe
-        above = size // 2 if block is None else 0
-        whole = plan.num_examples if block is None else block
-        return next((n for n in range(size, above, -1) if whole % n == 0), size)
+        return _without_rest(plan, size) if name == "examples_per_chunk" else size
 
     size = plan.num_examples if name == "num_examples" else getattr(plan, name)
     low, least = peak(smallest), smallest
@@ -242,6 +238,17 @@ def _largest_that_fits(plan: _Plan, name: str, limit_bytes: int, smallest: int =
         size = max(preferred(min(max(guess, least), size - max(size // 16, 1))), smallest)
         least = max(size // 2, smallest)
     return _with(plan, name, size)
+
+
+def _without_rest(plan: _Plan, size: int) -> int:
+    """Return a chunk that is not much smaller and leaves no rest, if there is one.
+
+    Where examples share their probes in blocks, there always is: no other is allowed.
+    """
+    block = plan.examples_per_probe
+    above = size // 2 if block is None else 0
+    whole = plan.num_examples if block is None else block
+    return next((n for n in range(size, above, -1) if whole % n == 0), size)
 
 
 def _with(plan: _Plan, name: str, size: int) -> _Plan:

@@ -121,6 +121,28 @@ def test_examples_of_a_probe_are_cut_into_chunks_under_a_limit(monkeypatch, exam
     assert len(compiled) < 8
 
 
+@pytest.mark.parametrize(("examples_per_probe", "few"), [(None, 8), (100, 5)])
+def test_a_few_examples_may_fit_where_one_does_not(monkeypatch, examples_per_probe, few):
+    """Optimised, chunks of one example are a program with copies; here they take twice as much."""
+    kernel = replace(hutchinson, examples_per_probe=examples_per_probe)
+    batch = jax.ShapeDtypeStruct((4_000, 100), jnp.float32)
+    own = memory._Plan._compile
+    sizes = []
+
+    def compiled(plan):
+        size = plan.examples_per_chunk
+        sizes.append(size)
+        estimate = own(plan._replace(examples_per_chunk=examples_per_probe))
+        return estimate._replace(peak_bytes=2_000 if size == 1 else 10 * (size or 4_000))
+
+    monkeypatch.setattr(memory._Plan, "_compile", compiled)
+    plan = estimate_memory(kernel, batch, limit_bytes=10 * few, probes_per_chunk=1)
+    assert plan.peak_bytes == 10 * few
+    assert {1, few} <= set(sizes)
+    with pytest.raises(ValueError, match="even in the smallest chunks"):
+        estimate_memory(kernel, batch, limit_bytes=10, probes_per_chunk=1)
+
+
 def test_what_cannot_fit_is_refused_with_the_number_and_what_would_fit():
     batch = jax.ShapeDtypeStruct((20_000, 100), jnp.float32)
     with pytest.raises(
