@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from scipy import special
 
 from jaxcomp.coding.distributions import Gaussian, Laplace, Prior, ScaleMixture, SpikeAndSlab
+from jaxcomp.numerics.integers import largest_magnitude
 
 PRECISION = 24
 """Frequencies add up to 2^24."""
@@ -50,7 +51,7 @@ class CellTable(NamedTuple):
 
         A lookup is several times as fast as a search, and rarely long. Distance 0 has group 0.
         """
-        top = max(int(index.max(initial=0)), -int(index.min(initial=0)))
+        top = largest_magnitude(index)
         bounds = np.append(self.starts, MAX_INDEX + 1)
         lengths = np.clip(np.minimum(bounds[1:], top + 1) - bounds[:-1], 0, None)
         lengths[0] += 1

@@ -27,6 +27,7 @@ from jaxcomp.decoder.streams import (
     chains_of,
     probabilities,
 )
+from jaxcomp.numerics.integers import largest_magnitude
 
 _AT_ONCE = 1 << 18
 # Models to mix: dense weights are told by the activity of their columns alone, others by all.
@@ -70,7 +71,7 @@ def path_of(integers: Int[np.ndarray, " n"], width: int) -> Path | None:
         integers: in their order.
         width: of a row.
     """
-    largest = max(int(integers.max(initial=0)), -int(integers.min(initial=0)))
+    largest = largest_magnitude(integers)
     short = np.int8 if largest < 1 << 6 else np.int16 if largest < 1 << 14 else np.int32
     own, row = integers.astype(short), chains_of(width)
     rows = -(-len(own) // row)
@@ -109,7 +110,7 @@ def symbol_counts(integers: Int[np.ndarray, " n"]) -> Int[np.ndarray, " symbols"
         Counts up to the magnitude 2^m - 1 that no integer exceeds: few sizes, since what is
         compiled for a tree depends on them.
     """
-    largest = max(int(integers.max(initial=0)), -int(integers.min(initial=0)))
+    largest = largest_magnitude(integers)
     most = (1 << largest.bit_length()) - 1
     counts, flat = np.zeros(2 * most + 1, np.int64), integers.reshape(-1)
     for part in _parts(flat.size):

@@ -26,6 +26,7 @@ from jaxcomp.decoder.arrays import DTYPES, WEIGHTS, Parts
 from jaxcomp.decoder.files import KEPT, Entry
 from jaxcomp.decoder.streams import FormatError, require
 from jaxcomp.numerics.host import whole
+from jaxcomp.numerics.integers import largest_magnitude
 from jaxcomp.quantizers.assignment import assignment_dtype
 from jaxcomp.quantizers.methods import (
     CodebookMethod,
@@ -77,9 +78,7 @@ def parts_of(leaf: CompressedTensor, layout: TensorLayout) -> Parts:
     if isinstance(layout.method, TrellisCoded):
         order = order_number(layout.method.order)
         codes = whole(leaf.codes)
-        # Of a large leaf no second array of all codes.
-        largest = max(int(codes.max(initial=0)), -int(codes.min(initial=0)))
-        num_codes = 2 * largest + 1
+        num_codes = 2 * largest_magnitude(codes) + 1
         return Parts(codes, layout.is_stack, num_codes, rows, scales, None, order)
     # Unsigned: as short as they can be, since all codes of a leaf are in memory here.
     integers = np.int8 if codebook is None else np.min_scalar_type(max(num_codes - 1, 0))

@@ -12,6 +12,7 @@ from jaxcomp.compressed.selected import select_leaves
 from jaxcomp.compressed.tensors import CompressedTensor
 from jaxcomp.compressed.tree import CompressedTree
 from jaxcomp.curvature import CurvaturePolicy
+from jaxcomp.numerics.integers import largest_magnitude
 from jaxcomp.numerics.transformations import all_transfers
 from jaxcomp.quantizers.methods import RoundToNearest
 from jaxcomp.trees.paths import leaves_by_path, replace_leaves, shorten
@@ -65,7 +66,7 @@ def from_integers(
     stored = {}
     for number, tensor in selected.tensors.items():
         path = tensor.paths[0]
-        own, largest = codes[path], int(np.abs(codes[path]).max(initial=0))
+        own, largest = codes[path], largest_magnitude(codes[path])
         num_codes = 1 << (largest.bit_length() + 1)
         energy = np.float32(np.sum(np.square(values[path], dtype=np.float64)))
         stored[number] = (
@@ -89,7 +90,7 @@ def _codes(path: str, given: Any, shape: tuple[int, ...]) -> Int[np.ndarray, "..
         raise ValueError(f"integers of {path!r} must have its shape {shape}, got {found.shape}.")
     if not np.issubdtype(found.dtype, np.integer):
         raise ValueError(f"integers of {path!r} must be of a dtype of such, got {found.dtype}.")
-    if max(int(found.max(initial=0)), -int(found.min(initial=0))) > _LARGEST:
+    if largest_magnitude(found) > _LARGEST:
         raise ValueError(f"integers of {path!r} must lie between -{_LARGEST} and {_LARGEST}.")
     return found.astype(np.int8)
 

@@ -1,8 +1,34 @@
 """Equations of a jaxpr, evaluated one by one."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from jax.extend.core import JaxprEqn
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var
+
+
+def evaluate_jaxpr(
+    closed: ClosedJaxpr,
+    arguments: Sequence[Any],
+    evaluate: Callable[[JaxprEqn, list[Any]], list[Any]],
+) -> list[Any]:
+    """Return the results of a jaxpr whose equations are evaluated by a function.
+
+    Args:
+        closed: with its constants.
+        arguments: of the jaxpr; whatever `evaluate` takes.
+        evaluate: `(equation, values of its inputs) -> its results`.
+    """
+    jaxpr = closed.jaxpr
+    environment: dict[Var, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+    environment.update(zip(jaxpr.invars, arguments, strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else environment[atom]
+
+    for equation in jaxpr.eqns:
+        results = evaluate(equation, [read(atom) for atom in equation.invars])
+        environment.update(zip(equation.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
 
 
 def evaluate_equation(

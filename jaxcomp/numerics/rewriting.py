@@ -7,7 +7,7 @@ and no rule of differentiation is involved. What has a derivative of its own (`c
 `custom_vjp`) and has not been differentiated within stays as it is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from math import prod
 from typing import Any, ParamSpec, TypeVar
@@ -15,10 +15,10 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from jaxcomp.numerics.convolutions import convolution_as_product
-from jaxcomp.numerics.equations import evaluate_equation
+from jaxcomp.numerics.equations import evaluate_equation, evaluate_jaxpr
 from jaxcomp.numerics.windows import (
     Windows,
     add_to_window_maxima,
@@ -51,23 +51,14 @@ def quick_on_cpu(function: Callable[_Arguments, _Result]) -> Callable[_Arguments
         if jax.default_backend() != "cpu" or config.jax_disable_jit:
             return function(*args, **kwargs)
         closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args, **kwargs)
-        results = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves((args, kwargs)))
+        results = _evaluate(closed, jax.tree.leaves((args, kwargs)))
         return jax.tree.structure(shapes).unflatten(results)
 
     return call
 
 
-def _evaluate(jaxpr: Jaxpr, constants: list[Any], arguments: list[Any]) -> list[Any]:
-    environment: dict[Var, Any] = dict(zip(jaxpr.constvars, constants, strict=True))
-    environment.update(zip(jaxpr.invars, arguments, strict=True))
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else environment[atom]
-
-    for equation in jaxpr.eqns:
-        results = _evaluate_equation(equation, [read(atom) for atom in equation.invars])
-        environment.update(zip(equation.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+def _evaluate(closed: ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:
+    return evaluate_jaxpr(closed, arguments, _evaluate_equation)
 
 
 def _evaluate_equation(equation: JaxprEqn, arguments: list[Any]) -> list[Any]:
@@ -81,7 +72,7 @@ def _evaluate_equation(equation: JaxprEqn, arguments: list[Any]) -> list[Any]:
         inner = parameters["jaxpr"] if "jaxpr" in parameters else parameters["call_jaxpr"]
         if _is_affected(inner):
             inner = inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
-            return _evaluate(inner.jaxpr, inner.consts, arguments)
+            return _evaluate(inner, arguments)
     elif name in _CALLS:
         changed = {key: _rewritten_jaxpr(parameters[key]) for key in _CALLS[name]}
         parameters = parameters | changed
@@ -108,9 +99,7 @@ def _rewritten_jaxpr(jaxpr: Any) -> Any:
     if not _is_affected(jaxpr):
         return jaxpr
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in jaxpr.in_avals]
-    return jax.make_jaxpr(lambda *arguments: _evaluate(jaxpr.jaxpr, jaxpr.consts, list(arguments)))(
-        *shapes
-    )
+    return jax.make_jaxpr(lambda *arguments: _evaluate(jaxpr, arguments))(*shapes)
 
 
 def _without_constants(closed: ClosedJaxpr, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -119,7 +108,7 @@ def _without_constants(closed: ClosedJaxpr, parameters: dict[str, Any]) -> dict[
     shapes = [jax.typeof(x) for x in closed.consts] + list(closed.in_avals)
     opened = jax.make_jaxpr(
         lambda *arguments: _evaluate(
-            closed.jaxpr, list(arguments[:number]), list(arguments[number:])
+            ClosedJaxpr(closed.jaxpr, arguments[:number]), arguments[number:]
         )
     )(*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in shapes))
     changed: dict[str, Any] = {"jaxpr": opened.jaxpr}

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxcomp.curvature.products import body_of
-from jaxcomp.numerics.equations import evaluate_equation
+from jaxcomp.numerics.equations import evaluate_equation, evaluate_jaxpr
 from jaxcomp.types import AnyArray, Params, PredictFn
 
 # Small enough that few inputs vary in a block, large enough for products at full speed.
@@ -209,24 +209,16 @@ class _Inputs(NamedTuple):
 
 
 def _evaluate(closed: ClosedJaxpr, arguments: list[Any]) -> list[Any]:
-    jaxpr = closed.jaxpr
-    environment: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-    environment.update(zip(jaxpr.invars, arguments, strict=True))
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else environment[atom]
-
-    for equation in jaxpr.eqns:
-        values = [read(atom) for atom in equation.invars]
-        if any(isinstance(value, _Inputs) for value in values):
-            results = _of_inputs(equation, values)
-        else:
-            results = evaluate_equation(equation, values)
-        environment.update(zip(equation.outvars, results, strict=True))
-    results = [read(atom) for atom in jaxpr.outvars]
+    results = evaluate_jaxpr(closed, arguments, _evaluate_equation)
     if any(isinstance(value, _Inputs) for value in results):
         raise _OtherwiseUsedError("output")
     return results
+
+
+def _evaluate_equation(equation: JaxprEqn, values: list[Any]) -> list[Any]:
+    if any(isinstance(value, _Inputs) for value in values):
+        return _of_inputs(equation, values)
+    return evaluate_equation(equation, values)
 
 
 def _of_inputs(equation: JaxprEqn, values: list[Any]) -> list[Any]:
@@ -244,12 +236,12 @@ def _of_inputs(equation: JaxprEqn, values: list[Any]) -> list[Any]:
             is_dense = equation.params["dimension_numbers"] == (((1,), (0,)), ((), ()))
             # Two sums of half precision are one rounding more, which is no longer little.
             if is_dense and len(first.shape) == 2 and result.dtype.itemsize >= 4:
-                return [_product(equation, first, kernel)]
+                return _product(equation, first, kernel)
     raise _OtherwiseUsedError(name)
 
 
-def _product(equation: JaxprEqn, inputs: _Inputs, kernel: Array) -> Array:
+def _product(equation: JaxprEqn, inputs: _Inputs, kernel: Array) -> list[Array]:
     """Multiply what varies by its rows of a kernel, and what is common once."""
-    own = {k: v for k, v in equation.params.items() if k != "out_sharding"}
-    common = jax.lax.dot_general(inputs.common[None], kernel, **own)
-    return jax.lax.dot_general(inputs.varying, kernel[inputs.columns], **own) + common
+    (varying,) = evaluate_equation(equation, [inputs.varying, kernel[inputs.columns]])
+    (common,) = evaluate_equation(equation, [inputs.common[None], kernel])
+    return [varying + common]

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jaxcomp.coding import sizes
 from jaxcomp.coding.trellis import symbol_counts
+from jaxcomp.numerics.integers import largest_magnitude
 from jaxcomp.numerics.units import LN2
 from jaxcomp.quantizers.chunk_errors import Total, measured
 from jaxcomp.quantizers.curves import Curve, Point
@@ -170,7 +171,7 @@ class TrellisCoded(Method):
     def encode(self, problem: Problem, point: Point) -> Encoded:
         step, price = point.codebook
         codes = codes_in_chains(problem, float(step), price, order_number(self.order))
-        most = max(int(codes.max(initial=0)), -int(codes.min(initial=0)))
+        most = largest_magnitude(codes)
         counts = symbol_counts(codes)
         assert problem.scales is not None
         scaled = problem.with_scales(self.rows, problem.scales * problem.dtype.type(step))
