@@ -168,6 +168,11 @@ gc.set_threshold(100_000, 50, 50)
 _MOST_MAPPINGS = 30_000
 
 
+def pytest_sessionfinish() -> None:
+    """Leave what is there alone: pytest looks five times for cycles in it when all is done."""
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _room_for_programs() -> Iterator[None]:
     """Forget compiled programs after a module once they are many; compiling fails at the limit."""
