@@ -7,7 +7,9 @@ BIN := $(VENV)/bin
 COMMANDS := $(VENV)/.commands
 DEV := $(VENV)/.dev
 DOCS := $(VENV)/.docs
-INSTALL := -m pip install --quiet --disable-pip-version-check
+# Not compiled to bytecode: that takes longer than all else of an installation, for modules of which
+# Python compiles the few that are imported, when they are.
+INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 SITE := build/docs
 SPHINX := $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs .
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
