@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from jaxcomp.cli import app
 from jaxcomp.curvature import gauss_newton_diagonal
 from jaxcomp.experiments import regularization, sweep
+from jaxcomp.experiments.networks import training
 from jaxcomp.experiments.regularization import (
     RegularizationConfig,
     RegularizationResult,
@@ -34,13 +35,13 @@ CONFIG = RegularizationConfig(
     l1=(0.02,),
     dropout=(0.2,),
     decimals=(1,),
-    num_problems=200,
+    num_problems=4000,  # as in test_rounding.py, which compiles the same
 )
 OPTIONS = [
     "regularization", "--width", "0.0625", "--models", "2", "--train-size", "80",
     "--validation-size", "60", "--epochs", "4", "--batch-size", "10", "--l2", "0.001",
     "--l2", "0.1", "--l1", "0.02", "--dropout", "0.2", "--decimals", "1",
-    "--num-problems", "200",
+    "--num-problems", "4000",
     "--quiet",
 ]  # fmt: skip
 
@@ -81,6 +82,8 @@ def one_format():
     """Drawing is what small runs spend their time on."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figure, "FORMATS", ("png",))
+        # Groups of one size: what trains them is compiled once.
+        patch.setattr(training, "MODELS_PER_GROUP", CONFIG.num_models)
         yield
 
 
