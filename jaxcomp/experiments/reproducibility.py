@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxcomp import __version__
@@ -56,7 +55,7 @@ def key_to_plain(key: PRNGKey) -> dict[str, Any]:
 
 def key_from_plain(plain: dict[str, Any]) -> PRNGKey:
     """Make a key of the implementation it was stored with, whatever the default is now."""
-    words = jnp.asarray(plain["words"], jnp.uint32)
+    words = jax.device_put(np.asarray(plain["words"], np.uint32))
     return jax.random.wrap_key_data(words, impl=plain["implementation"])
 
 

@@ -51,7 +51,10 @@ def test_a_sweep_and_its_pictures_again(tmp_path, monkeypatch):
         patch.setattr(pictures, "save_figures", only_png)
         again = invoke("plot", out)
     assert again.exit_code == 0
-    assert (out / "sweep.png").exists()
+    drawn = list(out.glob("*.png"))
+    stems = {"bound", "limit", "predicted-rise", "sweep", "sweep-details"}
+    assert {file.stem for file in drawn} == stems
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in drawn)
     assert (out / "table.csv").read_bytes() == before
     resumed = invoke(*SMALL, "--out", out)
     assert resumed.exit_code == 0

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -99,10 +98,7 @@ def save_result(files: Files, group: Sample, state: State) -> dict[str, Any]:
 
 
 def _on_device(result: dict[str, Any]) -> dict[str, Any]:
-    trees = {
-        name: jax.tree.map(jnp.asarray, result[name]) for name in ("variables", "early_stopped")
-    }
-    return result | trees
+    return result | jax.device_put({name: result[name] for name in ("variables", "early_stopped")})
 
 
 def load_checkpoint(files: Files, report: Report, initial: State) -> State:
@@ -123,9 +119,8 @@ def load_checkpoint(files: Files, report: Report, initial: State) -> State:
         )
         return initial
     state: State = jax.tree.unflatten(structure, saved)
-    return state._replace(
-        learner=jax.tree.map(jnp.asarray, state.learner), best=jax.tree.map(jnp.asarray, state.best)
-    )
+    learner, best = jax.device_put((state.learner, state.best))
+    return state._replace(learner=learner, best=best)
 
 
 def save_checkpoint(files: Files, state: State) -> None:

@@ -175,18 +175,23 @@ def train(
         )
         files.copy_to(second)
     return TrainedModels(
-        *(
-            jax.tree.map(
-                lambda *parts: jnp.concatenate(parts), *(group[name] for group in finished)
-            )
-            for name in ("variables", "early_stopped")
-        ),
+        *_joined([(group["variables"], group["early_stopped"]) for group in finished]),
         best_epoch=np.concatenate([group["best_epoch"] for group in finished]),
         history={
             name: np.concatenate([group["history"][name] for group in finished], axis=1)
             for name in ("train_loss", "validation_loss")
         },
     )
+
+
+def _joined(groups: list[tuple[Params, Params]]) -> tuple[Params, Params]:
+    """Put the networks of all groups behind each other, in one program."""
+    return groups[0] if len(groups) == 1 else _concatenated(groups)
+
+
+@jax.jit
+def _concatenated(groups: list[tuple[Params, Params]]) -> tuple[Params, Params]:
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *groups)
 
 
 class _Trainer(NamedTuple):
@@ -260,7 +265,7 @@ def _train_group(
 
     keys = model_keys(seed, jax.device_put(np.asarray(group.model_ids, np.uint32)))
     state = load_checkpoint(files, report, _initial_state(trainer, group, keys.weights))
-    indices, labels = jnp.asarray(group.indices), jnp.asarray(group.labels)
+    indices, labels = jax.device_put((group.indices, group.labels))
     rates = trainer.rates(group)
     num_next, is_compiled = _FIRST_SEGMENT_STEPS, False
     saved_at = time.monotonic()
@@ -366,7 +371,7 @@ def _by_model(
             # What a turn waits for was begun before it: threads take turns in this order.
             found = [pool.submit(one, number, turn, own) for number, own in enumerate(found)]
     rows = [own.result() for own in found if own is not None]
-    return jax.tree.map(lambda *rows: jnp.asarray(np.concatenate(rows)), *rows)
+    return jax.device_put(jax.tree.map(lambda *rows: np.concatenate(rows), *rows))
 
 
 def _num_threads() -> int:

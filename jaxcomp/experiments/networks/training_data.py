@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
@@ -71,9 +71,11 @@ def chunks(
     missing = num_chunks * size - num_examples
     inputs = np.pad(inputs, [(0, missing)] + [(0, 0)] * (inputs.ndim - 1))
     labels = np.pad(labels, (0, missing), constant_values=-1)
-    return (
-        jnp.asarray(inputs.reshape(num_chunks, size, *inputs.shape[1:])),
-        jnp.asarray(labels.reshape(num_chunks, size)),
+    return jax.device_put(
+        (
+            inputs.reshape(num_chunks, size, *inputs.shape[1:]),
+            labels.reshape(num_chunks, size),
+        )
     )
 
 

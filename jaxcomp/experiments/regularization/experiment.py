@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import numpy as np
 import pandas as pd
 
 from jaxcomp import storage
@@ -240,7 +241,8 @@ def _repeated(variants: list[Variant], kind: str, num_models: int) -> list[float
 
 
 def _slice(variables: Params, own: slice) -> Params:
-    return jax.tree.map(lambda leaf: leaf[own], variables)
+    """Take some networks of all, on the host: it compiles nothing."""
+    return jax.device_put(jax.tree.map(lambda leaf: np.asarray(leaf)[own], variables))
 
 
 def _count_rounded(config: RegularizationConfig, run: Run) -> list[Row]:

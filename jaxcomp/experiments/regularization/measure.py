@@ -54,8 +54,10 @@ def measure(
     """
     num_models = config.num_models
     train = [samples.train(number) for number in range(num_models)]
-    inputs = jnp.asarray(np.stack([part.inputs for part in train]))
-    labels = jnp.asarray(np.stack([part.labels for part in train]))
+    few = min(config.curvature_examples, config.train_size)
+    stacked = tuple(np.stack(part) for part in zip(*train, strict=True))
+    # Parts of arrays are taken on the host, where they compile nothing.
+    (inputs, labels), first = jax.device_put((stacked, tuple(part[:, :few] for part in stacked)))
     steps = 2.0 ** -np.arange(1, config.num_steps + 1)
     scores = _scores(
         variables, inputs, labels, *samples.validation, *samples.test, predict_fn=predict_fn
@@ -64,15 +66,17 @@ def measure(
     rounded_loss, rounded_error = jax.tree.map(
         np.asarray,
         _rounded_losses(
-            variables, inputs, labels, jnp.asarray(steps, jnp.float32), predict_fn=predict_fn
+            variables,
+            inputs,
+            labels,
+            jax.device_put(steps.astype(np.float32)),
+            predict_fn=predict_fn,
         ),
     )
-    few = min(config.curvature_examples, config.train_size)
-    curvature = _curvature(variables, inputs[:, :few], labels[:, :few], predict_fn=predict_fn)
+    curvature = _curvature(variables, *first, predict_fn=predict_fn)
     curvature = jax.tree.map(np.asarray, curvature)
-    own = [
-        jax.tree.map(lambda leaf, m=m: np.asarray(leaf[m]), variables) for m in range(num_models)
-    ]
+    host = jax.tree.map(np.asarray, variables)
+    own = [jax.tree.map(lambda leaf, m=m: leaf[m], host) for m in range(num_models)]
     rows = []
     for number, network in enumerate(own):
         params = network["params"]
@@ -234,7 +238,7 @@ def _smaller_bytes(params: Params, step: float) -> int:
 
     One bit for each input, 16 for the size of each hidden layer, the spike and slab's parameters.
     """
-    rounded = jax.tree.map(np.asarray, coding.quantize(params, step=step))
+    rounded = codes.rounded(params, step)
     smaller = smaller_network(rounded, absorbs_constants=False)
     weights = codes.flat(smaller.params)
     prior = codes.fitted_prior(weights, "spike", step)

@@ -17,7 +17,6 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxcomp.coding.grid import nearest_index
@@ -59,14 +58,14 @@ def count_rounded_models(
     solved = ridge_solutions(
         problem,
         solutions,
-        jnp.asarray(PENALTIES),
-        jnp.zeros(1),
+        *jax.device_put((np.asarray(PENALTIES), np.zeros(1))),
         num_examples=NUM_EXAMPLES,
     )
     setting = problem.setting(NUM_EXAMPLES)
     rows = []
+    all_weights = np.asarray(solved.weights, np.float64)
     for place, penalty in enumerate(PENALTIES):
-        weights = np.asarray(solved.weights[:, place], np.float64)
+        weights = all_weights[:, place]
         entropy = ridge_entropy_nats(setting, penalty)
         for number in decimals:
             step = 10.0**-number

@@ -92,14 +92,14 @@ class Evaluator:
             found = in_common(first, -(-total // BLOCK))
             if found is not None:
                 common, where = found
-                common = jax.tree.map(jnp.asarray, common)
+                common = jax.device_put(common)
                 return Blocks(common, int(common.ends[-1]), where[places])
         most, number = -(-total // block), -(-len(first) // block)
         if number == most:  # to gather outputs would be for nothing
             first, places = examples, slice(total)
         blocks = filled_up(first, most * block).reshape(most, block, *first.shape[1:])
         # What is handed to a program of a CPU as an array of NumPy is copied in every call.
-        return Blocks(jnp.asarray(blocks) if self.is_on_cpu else blocks, number, places)
+        return Blocks(jax.device_put(blocks) if self.is_on_cpu else blocks, number, places)
 
     def blocks_of(self, *parts: Examples) -> Blocks:
         """Inputs of parts in blocks, those of the last time if the parts are the same."""

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from jaxcomp.experiments import networks
 from jaxcomp.experiments.run import Run
@@ -128,7 +129,7 @@ def trained_subjects(
 
 def _network_of(stacked: Params, number: int) -> Params:
     """Return one network of many."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf[number]), stacked)
+    return jax.device_put(jax.tree.map(lambda leaf: leaf[number], stacked))
 
 
 def given_parts(data: Data, task: Task) -> Parts:
@@ -309,7 +310,13 @@ def _check_weights(subject: Subject, whose: str) -> None:
             "factor of a product; name some by select, which names none that can be compressed now."
         )
     leaves = leaves_by_path(subject.params)
+    counts = _num_not_finite(jax.device_put({path: leaves[path] for path in subject.paths}))
     for path in subject.paths:
-        bad = int(jnp.sum(~jnp.isfinite(jnp.asarray(leaves[path]))))
+        bad = int(counts[path])
         if bad:
             raise ValueError(f"{path}{whose} holds {bad} weights that are NaN or infinite.")
+
+
+@jax.jit
+def _num_not_finite(leaves: dict[str, Array]) -> dict[str, Array]:
+    return {path: jnp.sum(~jnp.isfinite(leaf)) for path, leaf in leaves.items()}

@@ -95,9 +95,13 @@ class State(NamedTuple):
 
 def initial_state(trained: Any, coded: Coded | None = None) -> State:
     """Return the state before the first step; `trained` and `coded` have the seeds first."""
-    number = jax.tree.leaves(trained)[0].shape[0]
-    zeros = jnp.zeros(number, jnp.float32)
-    return State(trained, jax.vmap(_ADAM.init)(trained), zeros, zeros, coded)
+    zeros = jax.device_put(np.zeros(jax.tree.leaves(trained)[0].shape[0], np.float32))
+    return State(trained, _moments_at_rest(trained), zeros, zeros, coded)
+
+
+@jax.jit
+def _moments_at_rest(trained: Any) -> Any:
+    return jax.vmap(_ADAM.init)(trained)
 
 
 @partial(jax.jit, static_argnames=("code",))
@@ -263,5 +267,5 @@ def mean_losses(
 
 
 def own_params(tree: Any, number: int) -> Any:
-    """Return the part of one seed."""
-    return jax.tree.map(lambda leaf: leaf[number], tree)
+    """Return the part of one seed, taken on the host: it compiles nothing."""
+    return jax.device_put(jax.tree.map(lambda leaf: np.asarray(leaf)[number], tree))

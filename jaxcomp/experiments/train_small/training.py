@@ -75,10 +75,10 @@ class Trainer:
         self, config: TrainSmallConfig, images: Images, num_classes: int, folder: Path | None
     ) -> None:
         self._config = config
-        self._labels = jnp.asarray(images.labels)
+        self._labels = jax.device_put(np.asarray(images.labels))
         width = ((0, 0), (config.shift, config.shift), (config.shift, config.shift), (0, 0))
         pixels = np.asarray(images.pixels)
-        self._padded = jnp.asarray(np.pad(pixels, width))
+        self._padded = jax.device_put(np.pad(pixels, width))
         self._first = pixels[:_FOR_THE_START], np.asarray(images.labels[:_FOR_THE_START])
         self._shape = pixels.shape[1:]
         self._max_value = images.max_value
@@ -193,7 +193,7 @@ class Trainer:
         while done < total:
             if done // per_epoch != epoch:
                 epoch = done // per_epoch
-                order = jnp.asarray(self._order(training.stream, epoch))
+                order = jax.device_put(self._order(training.stream, epoch))
             first = done - epoch * per_epoch
             stop = min(first + num_next, per_epoch)
             started = time.monotonic()
@@ -276,16 +276,15 @@ class Trainer:
         """Return where a training stood, or its start."""
         leaves, structure = jax.tree.flatten(training.start)
         if self._folder is None or not (file := self._folder / f"{training.name}.npz").exists():
-            # A copy: the state is given away to the first steps, its start is compared later.
-            return jax.tree.map(jnp.copy, training.start), 0
+            return _copied(training.start), 0
         try:
             arrays, header = storage.load_arrays(file)
-            saved = [jnp.asarray(arrays[f"{place:04d}"]) for place in range(len(leaves))]
+            saved = jax.device_put([arrays[f"{place:04d}"] for place in range(len(leaves))])
             if any(own.shape != jnp.shape(leaf) for own, leaf in zip(saved, leaves, strict=True)):
                 raise ValueError("other shapes")
             return structure.unflatten(saved), int(header["done"])
         except (ValueError, KeyError):
-            return jax.tree.map(jnp.copy, training.start), 0
+            return _copied(training.start), 0
 
     def _keep(self, name: str, state: State, done: int) -> None:
         if self._folder is not None:
@@ -294,6 +293,12 @@ class Trainer:
                 for place, leaf in enumerate(jax.tree.leaves(state))
             }
             storage.save_arrays(self._folder / f"{name}.npz", arrays, {"done": done})
+
+
+@jax.jit
+def _copied(state: State) -> State:
+    """Copy a state that is given away to the first steps: its start is compared later."""
+    return jax.tree.map(jnp.copy, state)
 
 
 def _code_some(state: State, keys: Any, training: _Training, epoch: int) -> State:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from jaxcomp.cli import app
 from jaxcomp.curvature import gauss_newton_diagonal
 from jaxcomp.experiments import regularization, sweep
+from jaxcomp.experiments.networks import training
 from jaxcomp.experiments.regularization import (
     RegularizationConfig,
     RegularizationResult,
@@ -34,13 +35,13 @@ CONFIG = RegularizationConfig(
     l1=(0.02,),
     dropout=(0.2,),
     decimals=(1,),
-    num_problems=200,
+    num_problems=4000,  # as in test_rounding.py, which compiles the same
 )
 OPTIONS = [
     "regularization", "--width", "0.0625", "--models", "2", "--train-size", "80",
     "--validation-size", "60", "--epochs", "4", "--batch-size", "10", "--l2", "0.001",
     "--l2", "0.1", "--l1", "0.02", "--dropout", "0.2", "--decimals", "1",
-    "--num-problems", "200",
+    "--num-problems", "4000",
     "--quiet",
 ]  # fmt: skip
 
@@ -81,6 +82,8 @@ def one_format():
     """Drawing is what small runs spend their time on."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figure, "FORMATS", ("png",))
+        # Groups of one size: what trains them is compiled once.
+        patch.setattr(training, "MODELS_PER_GROUP", CONFIG.num_models)
         yield
 
 
@@ -138,7 +141,7 @@ def test_files_of_certificates_stand_beside_ideal_lengths(finished):
     )
     # The bytes are those of a network that anybody can write again.
     row = table.loc[table["variant"] == "l1-0.02"].iloc[1]
-    params = jax.tree.map(lambda leaf: np.asarray(leaf[1]), seen["l1-0.02"][1])["params"]
+    params = jax.tree.map(lambda leaf: np.asarray(leaf)[1], seen["l1-0.02"][1])["params"]
     exponent = -int(math.log2(row["certificate_step"]))
     assert row["certificate_bytes"] == len(write_rounded(params, exponent, effort="best"))
     heads = result.report().split("### Numbers")[1]
@@ -151,7 +154,7 @@ def test_numbers_are_those_of_numpy(finished):
         _, variables, samples = seen[variant]
         rows = result.table.loc[result.table["variant"] == variant]
         for number, row in enumerate(rows.to_dict("records")):
-            params = jax.tree.map(lambda leaf, m=number: np.asarray(leaf[m]), variables)["params"]
+            params = jax.tree.map(lambda leaf, m=number: np.asarray(leaf)[m], variables)["params"]
             train = samples.train(number)
             test = losses_of(logits_of(params, samples.test.inputs), samples.test.labels)
             own = losses_of(logits_of(params, train.inputs), train.labels)
@@ -173,7 +176,7 @@ def test_the_rate_is_that_of_the_penalty(finished):
     _, result, seen = finished
     predict_fn, variables, samples = seen["l2-0.1"]
     row = result.table.loc[result.table["variant"] == "l2-0.1"].iloc[1]
-    own = jax.tree.map(lambda leaf: leaf[1], variables)
+    own = jax.tree.map(lambda leaf: np.asarray(leaf)[1], variables)
     diagonal = gauss_newton_diagonal(predict_fn, own, tuple(samples.train(1))).mean
     h = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(diagonal["params"])])
     # n h / (n l2): the number of examples cancels.
@@ -196,7 +199,7 @@ def test_what_each_kind_of_variant_is(finished):
     assert table.loc["none", "loss_change"] == 0
     # Networks of one number begin alike: with no time to differ they stay close.
     first = [seen[variant][1]["params"]["hidden_0"]["kernel"] for variant in ("none", "l2-0.001")]
-    assert np.abs(np.asarray(first[0] - first[1])).mean() < 0.01
+    assert np.abs(np.subtract(*map(np.asarray, first))).mean() < 0.01
 
 
 def test_a_finished_run_is_read_back(finished, cache, monkeypatch):

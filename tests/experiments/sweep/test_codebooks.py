@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -86,9 +85,9 @@ def layers_and_importance():
     layers, importance = {}, {}
     rng = np.random.default_rng(0)
     for path, shape in SHAPES.items():
-        layers[path] = jnp.asarray(rng.standard_t(4.0, shape), jnp.float32)
-        importance[path] = jnp.asarray(rng.exponential(size=shape) ** 2, jnp.float32)
-    return layers, importance
+        layers[path] = np.float32(rng.standard_t(4.0, shape))
+        importance[path] = np.float32(rng.exponential(size=shape) ** 2)
+    return jax.device_put((layers, importance))
 
 
 @pytest.fixture(scope="module")
@@ -355,7 +354,7 @@ def evaluation(problem, out, penalty, importance):
     params = {path.split("/")[0]: {"kernel": weights} for path, weights in problem[0].items()}
     rng = np.random.default_rng(0)
     inputs = rng.standard_normal((90, 16)).astype(np.float32)
-    labels = np.asarray(jnp.argmax(predict(params, inputs), axis=1), np.int32)
+    labels = np.argmax(jax.jit(predict)(params, inputs), axis=1).astype(np.int32)
     parts = [(inputs[part], labels[part]) for part in (slice(30), slice(30, 60), slice(60, 90))]
 
     def evaluate():

@@ -11,12 +11,27 @@ from jaxcomp import bounds
 from jaxcomp.decoder import read_random_codes
 from jaxcomp.experiments import data
 from jaxcomp.experiments.certificate_picture import trained_series
-from jaxcomp.experiments.train_small import TrainSmallResult, predict_fn, preset, run, training
+from jaxcomp.experiments.train_small import (
+    TrainSmallResult,
+    networks,
+    predict_fn,
+    preset,
+    run,
+    training,
+)
 from jaxcomp.experiments.train_small.experiment import split
 
 CONFIG = preset(
     models=2, pretraining_epochs=6, epochs=6, penalties=(0.05, 0.5), sizes=(500,), block_bits=8
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_hidden_layer():
+    """What trains a network has a part for every layer, and compiles for as long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(networks._HIDDEN, "digits", (32,))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +40,7 @@ def digits():
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def done(one_hidden_layer, tmp_path_factory):
     return run(CONFIG, out=tmp_path_factory.mktemp("small") / "run", quiet=True)
 
 
@@ -77,10 +92,13 @@ def test_files_are_what_the_table_says(done, digits):
     assert np.all((size <= 500) & (size > 497))
 
 
+predicted = jax.jit(predict_fn("digits"))
+
+
 def check_row(file, params, row, digits):
     assert file.stat().st_size == row["bytes"]
     for name, own in zip(("validation", "test"), digits[1:], strict=True):
-        logits = predict_fn("digits")(params, own.pixels.astype(np.float32) / 16)
+        logits = predicted(params, own.pixels.astype(np.float32) / 16)
         assert np.mean(np.argmax(logits, axis=1) != own.labels) == pytest.approx(
             row[f"{name}_error"]
         )
