@@ -310,13 +310,13 @@ def _check_weights(subject: Subject, whose: str) -> None:
             "factor of a product; name some by select, which names none that can be compressed now."
         )
     leaves = leaves_by_path(subject.params)
-    counts = _num_not_finite(jax.device_put({path: leaves[path] for path in subject.paths}))
     for path in subject.paths:
-        bad = int(counts[path])
+        # Leaf by leaf: they may lie on different devices.
+        bad = int(_num_not_finite(leaves[path]))
         if bad:
             raise ValueError(f"{path}{whose} holds {bad} weights that are NaN or infinite.")
 
 
 @jax.jit
-def _num_not_finite(leaves: dict[str, Array]) -> dict[str, Array]:
-    return {path: jnp.sum(~jnp.isfinite(leaf)) for path, leaf in leaves.items()}
+def _num_not_finite(leaf: Array) -> Array:
+    return jnp.sum(~jnp.isfinite(leaf))

@@ -293,7 +293,6 @@ def test_the_default_implementation_of_keys_shapes_nothing(finished, implementat
     assert told["options"]["jax_enable_x64"] is False
 
 
-@pytest.mark.slow  # a chunk that is damaged is one that is missing
 def test_an_interrupted_run_continues_to_the_same_table(finished, tmp_path, cache, monkeypatch):
     out, whole = finished
     score, calls, interruptions = engine.Scorer.score, [], 0
