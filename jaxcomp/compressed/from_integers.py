@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -69,17 +69,15 @@ def from_integers(
         own, largest = codes[path], largest_magnitude(codes[path])
         num_codes = 1 << (largest.bit_length() + 1)
         energy = np.float32(np.sum(np.square(values[path], dtype=np.float64)))
-        stored[number] = (
-            CompressedTensor(
-                codes=jnp.asarray(own),
-                codebook=None,
-                scales=jnp.asarray([steps[path]], jnp.float32),
-                counts=jnp.asarray(_counts(own, num_codes), jnp.int32),
-                parameter=jnp.float32(num_codes.bit_length() - 1),
-                measures=_exact(energy),
-            ),
-            tensor.layout,
+        leaf = CompressedTensor(
+            codes=own,
+            codebook=None,
+            scales=np.asarray([steps[path]], np.float32),
+            counts=_counts(own, num_codes).astype(np.int32),
+            parameter=np.float32(num_codes.bit_length() - 1),
+            measures=_exact(energy),
         )
+        stored[number] = jax.device_put(leaf), tensor.layout
     return selected.tree(stored)
 
 
@@ -103,5 +101,5 @@ def _counts(codes: Int[np.ndarray, "..."], num_codes: int) -> Int[np.ndarray, " 
 
 def _exact(energy: np.float32) -> Measures:
     """Return the errors of weights that are the integers times their step."""
-    zero, exponent = jnp.float32(0), jnp.int32(0)
-    return Measures(zero, zero, jnp.float32(energy), jnp.bool_(True), exponent, exponent, exponent)
+    zero, exponent, is_fixed = np.float32(0), np.int32(0), np.bool_(True)
+    return Measures(zero, zero, energy, is_fixed, exponent, exponent, exponent)
