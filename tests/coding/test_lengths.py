@@ -46,11 +46,11 @@ def exact_bits(index, prior, step):
 def lengths(weights, prior, step):
     """Lengths of at most 8,192 weights, (N,), each with its own step; one program for a prior."""
     number = len(weights)
-    padded = jnp.asarray(np.pad(np.asarray(weights, np.float32), (0, 8192 - number)))
+    padded = np.pad(np.asarray(weights, np.float32), (0, 8192 - number))
     steps = np.ones(8192, np.float32)
     steps[:number] = step
     with strict_promotion():
-        found = coding.code_length_bits(padded, prior, step=jnp.asarray(steps))
+        found = coding.code_length_bits(padded, prior, step=steps)
     return np.asarray(found)[:number]
 
 
@@ -111,7 +111,7 @@ def test_trees_priors_by_leaf_and_traced_numbers():
         alone = coding.code_length_bits(tree[name], by_leaf[name], step=steps[name])
         np.testing.assert_array_equal(found[name], alone)
     many = jax.jit(jax.vmap(lambda t, d: coding.code_length_bits(tree["b"], Gaussian(t), step=d)))
-    scales, widths = jnp.asarray([0.5, 1.0, 2.0]), jnp.asarray([0.1, 0.2, 0.4])
+    scales, widths = np.float32([0.5, 1.0, 2.0]), np.float32([0.1, 0.2, 0.4])
     for row, scale, step in zip(many(scales, widths), scales, widths, strict=True):
         alone = coding.code_length_bits(tree["b"], Gaussian(float(scale)), step=float(step))
         np.testing.assert_allclose(row, alone, rtol=1e-6)
@@ -218,7 +218,7 @@ def test_weights_far_out_and_steps_far_apart():
     ids=["Laplace", "ScaleMixture"],
 )
 def test_derivatives_in_the_prior_and_none_in_the_weights(prior):
-    weights = jnp.asarray([0.0, 0.3, -1.7, 9.0])
+    weights = np.float32([0.0, 0.3, -1.7, 9.0])
 
     def total(weights, scale, step):
         fields = prior._asdict()
@@ -226,7 +226,7 @@ def test_derivatives_in_the_prior_and_none_in_the_weights(prior):
         own = prior._replace(**{name: jnp.asarray(fields[name], jnp.float32) * scale})
         return jnp.sum(coding.code_length_bits(weights, own, step=step))
 
-    by_weight, by_scale, by_step = jax.grad(total, argnums=(0, 1, 2))(weights, 1.0, 0.25)
+    by_weight, by_scale, by_step = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(weights, 1.0, 0.25)
     np.testing.assert_array_equal(by_weight, np.zeros(4))
     index = np.rint(np.asarray(weights, np.float64) / 0.25)
 

@@ -30,8 +30,9 @@ from jaxcomp.quantizers import (
 )
 from jaxcomp.quantizers.methods import intervals
 
-# `Optimal` is `KMeans` with another solver, whose program takes three seconds.
-QUICK = some_slow(METHODS, "optimal")
+# `Optimal` is `KMeans` with another solver, whose program takes three seconds. `Vector` has its
+# programs compiled in `test_importance.py`, and in `test_files.py` for a stack.
+QUICK = some_slow(METHODS, "optimal", "vector")
 
 
 class Layer(NamedTuple):
@@ -112,13 +113,11 @@ class TestPytrees:
             return tree.params()
 
         trees = []
-        for seed in (0, 1):
-            params = {
-                "kernel": weights(seed),
-                "bias": weights(2, (8,)),
-                "step": jax.device_put(np.int32(seed)),
-            }
-            trees.append(compress(params, METHODS[method]))
+        for step in (0, 1):
+            # The same weights in another order, so that as many codes occur.
+            kernel = np.roll(np.asarray(weights(0)), step, axis=0)
+            params = {"kernel": kernel, "bias": weights(2, (8,)), "step": np.asarray(step)}
+            trees.append(compress(jax.device_put(params), METHODS[method]))
         request.getfixturevalue("strict_promotion")  # kernels have it in their own tests
         for tree in trees:
             assert_trees_equal(forward(tree), tree.params())
@@ -396,10 +395,12 @@ class TestValues:
         ),
     )
     def test_assignments_have_the_smallest_unsigned_dtype(self, num_clusters, dtype):
-        params = {"kernel": (np.arange(800, dtype=np.float32) % 250).reshape(40, 20)}
+        # A codebook has no more entries than there are weights.
+        shape = SHAPE if num_clusters <= 16 else (40, 20)
+        params = {"kernel": (np.arange(math.prod(shape)) % 250).astype(np.float32).reshape(shape)}
         tree = compress(params, method=Uniform(num_clusters))
         assert tree.codes("kernel").dtype == dtype
-        assert tree.codes("kernel").shape == (40, 20)
+        assert tree.codes("kernel").shape == shape
 
     def test_leaves_of_all_sizes_share_one_solver(self):
         compress({"kernel": weights(1)}, method=KMeans(5))
@@ -655,7 +656,8 @@ class TestLeaves:
 
     def test_an_equinox_module_keeps_its_functions(self):
         eqx = pytest.importorskip("equinox")
-        module = eqx.nn.MLP(12, 8, 8, 1, key=jax.random.key(0))
+        made = eqx.filter_jit(lambda key: eqx.nn.MLP(12, 8, 8, 1, key=key))
+        module = made(jax.random.key(0))
         tree = compress(module, method=KMeans(5))
         assert tree.paths == ("layers/0/weight", "layers/1/weight")
         restored = tree.params()
@@ -667,7 +669,7 @@ class TestLeaves:
 
         x = np.ones(12, np.float32)
         np.testing.assert_allclose(forward(tree, x), restored(x), rtol=1e-6)
-        other = eqx.nn.MLP(12, 8, 8, 1, key=jax.random.key(1))
+        other = made(jax.random.key(1))
         forward(compress(other, method=KMeans(5)), x)
         assert forward._cache_size() == 1
 

@@ -241,7 +241,7 @@ def test_weights_of_extreme_size_are_rounded_as_those_of_the_same_network(shift)
     shifts = {"in": shift, "bias": shift, "out": -shift, "end": 0}
     scaled = {name: np.ldexp(leaf, shifts[name]) for name, leaf in ordinary.items()}
     x = normal(5, 200, WIDTH)
-    batch = x, np.asarray(jnp.argmax(relu_network(ordinary, x), axis=-1))
+    batch = x, np.argmax(jax.jit(relu_network)(ordinary, x), axis=-1)
     expected, found = (
         compress(
             params,

@@ -16,7 +16,7 @@ from jaxcomp.training import (
     weights_and_bits,
 )
 
-PRIOR = Prior(jnp.asarray([1.5, 0.3, -1.0]), jnp.log(jnp.asarray([0.1, 0.6, 2.5])))
+PRIOR = Prior(np.float32([1.5, 0.3, -1.0]), np.log(np.float32([0.1, 0.6, 2.5])))
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,8 @@ def network():
     """Weights of few levels in an order without structure, and biases."""
     draw = np.random.default_rng(0)
     kernel = draw.laplace(scale=0.4, size=(200, 150)) * (draw.random((200, 150)) < 0.3)
-    return {"bias": jnp.asarray(draw.normal(size=150), jnp.float32), "kernel": jnp.asarray(kernel)}
+    bias = draw.normal(size=150)
+    return {"bias": bias.astype(np.float32), "kernel": kernel.astype(np.float32)}
 
 
 def distribution(x):
@@ -47,10 +48,10 @@ def test_bits_are_those_of_differences_of_the_distribution():
 
 def test_slope_is_that_of_the_mean_over_the_uniform_noise(network):
     latents = initial_latents(
-        {"w": jnp.asarray([-2.3, -0.6, 0.0, 0.2, 0.5, 1.4, 3.0])}, steps=1.0, select="*"
+        {"w": np.float32([-2.3, -0.6, 0.0, 0.2, 0.5, 1.4, 3.0])}, steps=1.0, select="*"
     )
     latents = latents._replace(priors={"w": PRIOR})
-    u = (jnp.arange(4000) + 0.5) / 4000 - 0.5
+    u = ((np.arange(4000) + 0.5) / 4000 - 0.5).astype(np.float32)
 
     def mean_bits(weights):
         return jnp.sum(jnp.mean(bits_of(weights[:, None] + u, PRIOR), axis=1))
