@@ -18,7 +18,7 @@ import jaxcomp
 from jaxcomp import compress, decoder, inspect, load
 from jaxcomp.compressed import to_bytes
 from jaxcomp.compressed.files import FileSizes
-from jaxcomp.quantizers import EntropyConstrained, KMeans, RoundToNearest, Vector
+from jaxcomp.quantizers import KMeans, RoundToNearest, Vector
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_sizes_are_known_without_the_file(tree):
 @pytest.mark.parametrize(
     "method",
     [
-        EntropyConstrained(0.02, num_bins=64, num_symbols=16),
+        METHODS["uniform"],
         RoundToNearest(4),
         METHODS["kmeans by channel"],
         METHODS["trellis_coded"],

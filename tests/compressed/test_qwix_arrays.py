@@ -13,7 +13,7 @@ from flax import nnx
 import jaxcomp
 from jaxcomp.compressed import to_qwix
 from jaxcomp.compressed.tree import CompressedTree
-from jaxcomp.quantizers import KMeans, MagnitudePruning, RoundToNearest
+from jaxcomp.quantizers import MagnitudePruning, RoundToNearest, Uniform
 
 RNG = np.random.default_rng(0)
 
@@ -75,7 +75,7 @@ def test_what_is_no_such_grid_comes_as_it_is():
         "bias": np.arange(3, dtype=np.float32),
     }
     params["tied"] = params["a"]
-    methods = {"a": RoundToNearest(8), "b": KMeans(4), "c": RoundToNearest(4, group_size=4)}
+    methods = {"a": RoundToNearest(8), "b": Uniform(4), "c": RoundToNearest(4, group_size=4)}
     tree = jaxcomp.compress(params, methods)
     found, expected = to_qwix(tree), tree.params()
     assert found["a"].qvalue.dtype == jnp.int8
@@ -90,7 +90,7 @@ def test_what_is_no_such_grid_comes_as_it_is():
 @pytest.mark.usefixtures("without_qwix")
 @pytest.mark.parametrize("codebook", [[-0.5, 0.0, 0.5, 1.0], [2.0, 2.5, 3.0, 3.5], [0.0] * 4])
 def test_codebooks_that_are_grids_are_integers(codebook):
-    tree = jaxcomp.compress({"w": weights(6, 8)}, KMeans(4))
+    tree = jaxcomp.compress({"w": weights(6, 8)}, Uniform(4))
     leaf = tree.leaves[0]._replace(codebook=jax.device_put(np.float32(codebook)))
     tree = CompressedTree((leaf,), tree.layout)
     if any(codebook):

@@ -6,7 +6,7 @@ import pytest
 
 import jaxcomp
 from jaxcomp.compressed import sort_units, to_bytes, units
-from jaxcomp.quantizers import KMeans, RoundToNearest
+from jaxcomp.quantizers import RoundToNearest, Uniform
 
 LAYERS = [[("in", 1), ("bias", 0), ("out", 0)]]
 
@@ -30,7 +30,7 @@ def predict(params, inputs):
 
 @pytest.fixture(scope="module")
 def trees():
-    tree = jaxcomp.compress(network(), KMeans(7))
+    tree = jaxcomp.compress(network(), Uniform(7))
     return tree, sort_units(tree, LAYERS)
 
 
