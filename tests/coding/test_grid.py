@@ -17,6 +17,11 @@ DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
 N = 500
 
 
+@jax.jit
+def traced(weights, step):
+    return coding.quantize(weights, step=step)
+
+
 def near_ties(step: float, dtype, seed: int = 0) -> np.ndarray:
     """Weights next to the middle between two multiples, where a sloppy quotient goes wrong."""
     rng = np.random.default_rng(seed)
@@ -45,7 +50,7 @@ def test_the_index_is_the_nearest_without_exception(step, dtype):
     for found in (
         quantize(step=step),
         jax.jit(lambda: quantize(step=step))(),
-        jax.jit(lambda own: quantize(step=own))(np.float32(step)),
+        traced(weights, np.float32(step)),
         jax.vmap(lambda own: quantize(step=own))(np.full(1, step, np.float32))[0],
     ):
         assert found.dtype == dtype

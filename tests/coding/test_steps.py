@@ -12,7 +12,8 @@ def test_predicted_rise_is_the_measured_one():
     curvature = rng.gamma(1.0, size=20_000)
     weights = rng.normal(size=20_000)
     choice = coding.optimal_step(np.float32(curvature), per_weight=True)
-    error = weights - np.rint(weights / choice.step) * choice.step
+    step = np.asarray(choice.step, np.float64)
+    error = weights - np.rint(weights / step) * step
     measured = 0.5 * curvature * error**2
     # Half a nat for each weight whose step is fine against the weights.
     is_fine = curvature > 3
