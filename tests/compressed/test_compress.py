@@ -30,8 +30,8 @@ from jaxcomp.quantizers import (
 )
 from jaxcomp.quantizers.methods import intervals
 
-# `Optimal` is `KMeans` with another solver, whose program takes three seconds. `Vector` has its
-# programs compiled in `test_importance.py`, and in `test_files.py` for a stack.
+# `Optimal` is `KMeans` with another solver, whose program takes three seconds. That of `Vector`
+# takes five: `test_importance.py` and `contract/test_methods.py` have it.
 QUICK = some_slow(METHODS, "optimal", "vector")
 
 

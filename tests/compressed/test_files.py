@@ -182,7 +182,8 @@ STACKED = (
 )
 
 
-@pytest.mark.parametrize("method", STACKED)
+# Golden files hold vectors, too.
+@pytest.mark.parametrize("method", some_slow(STACKED, Vector(5)))
 def test_stacks_of_layers(method):
     params = {"kernel": weights(1, (3, 12, 8))}
     tree = compress(params, method, stacked="*")
