@@ -196,9 +196,9 @@ def _tensor(
 ) -> CompressedTensor:
     """Return what is stored of a leaf; how far it is from the original no file says."""
     layers = counts.shape[:-1]
-    unknown = np.full(layers, np.nan, np.float32)
-    exponent = np.zeros(layers, np.int32)
-    converged = np.ones(layers, bool)
+    unknown: Any = np.full(layers, np.nan, np.float32)
+    exponent: Any = np.zeros(layers, np.int32)
+    converged: Any = np.ones(layers, bool)
     rest = {
         "counts": counts,
         "parameter": np.full(layers, parameter, np.float32),

@@ -69,12 +69,14 @@ def from_integers(
         own, largest = codes[path], largest_magnitude(codes[path])
         num_codes = 1 << (largest.bit_length() + 1)
         energy = np.float32(np.sum(np.square(values[path], dtype=np.float64)))
+        counts: Any = _counts(own, num_codes).astype(np.int32)
+        parameter: Any = np.float32(num_codes.bit_length() - 1)
         leaf = CompressedTensor(
             codes=own,
             codebook=None,
             scales=np.asarray([steps[path]], np.float32),
-            counts=_counts(own, num_codes).astype(np.int32),
-            parameter=np.float32(num_codes.bit_length() - 1),
+            counts=counts,
+            parameter=parameter,
             measures=_exact(energy),
         )
         stored[number] = jax.device_put(leaf), tensor.layout
@@ -99,7 +101,9 @@ def _counts(codes: Int[np.ndarray, "..."], num_codes: int) -> Int[np.ndarray, " 
     return np.bincount(places, minlength=num_codes)
 
 
-def _exact(energy: np.float32) -> Measures:
+def _exact(energy: Any) -> Measures:
     """Return the errors of weights that are the integers times their step."""
-    zero, exponent, is_fixed = np.float32(0), np.int32(0), np.bool_(True)
+    zero: Any = np.float32(0)
+    exponent: Any = np.int32(0)
+    is_fixed: Any = np.bool_(True)
     return Measures(zero, zero, energy, is_fixed, exponent, exponent, exponent)

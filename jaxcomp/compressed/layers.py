@@ -475,8 +475,10 @@ def _first(rounding: _Rounding, budget: Budget, num_weights: int) -> float:
         second, weights, importance = (
             view(own) for own in (moments.second, layer.weights, layer.weigh(moments))
         )
-        square = np.diagonal(second, axis1=-2, axis2=-1)[..., None] * weights**2
-        mean = float(jnp.mean(jax.device_put(importance[:, None, :] * square)))
+        with np.errstate(over="ignore"):
+            square = np.diagonal(second, axis1=-2, axis2=-1)[..., None] * weights**2
+            products = jax.device_put(importance[:, None, :] * square)
+        mean = float(jnp.mean(products))
         logs.append(math.log(max(mean, 1e-30)))
         sizes.append(layer.weights.size)
     return float(np.average(logs, weights=sizes)) + math.log(LN2) - 2 * LN2 * (bits + 1.0)

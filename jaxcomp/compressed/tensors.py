@@ -135,12 +135,14 @@ def tensor_of(problem: Problem, point: Point, method: Method) -> CompressedTenso
 def tensor_on_host(problem: Problem, point: Point, method: Method) -> CompressedTensor:
     """Apply one operating point of a method to a tensor; all that is found stays on the host."""
     encoded = method.encode(problem, point)
+    counts: Any = encoded.counts
+    parameter: Any = np.float32(point.parameter)
     return CompressedTensor(
         codes=encoded.codes,
         codebook=encoded.codebook,
         scales=encoded.scales,
-        counts=encoded.counts,
-        parameter=np.float32(point.parameter),
+        counts=counts,
+        parameter=parameter,
         measures=_measures_of(encoded.errors, problem, converged=point.converged),
     )
 
