@@ -36,7 +36,9 @@ METHODS: dict[str, Method] = {
 
 
 def weights(seed: int = 0, shape: tuple[int, ...] = SHAPE, dtype: Any = jnp.float32) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), shape, jnp.float32).astype(dtype)
+    # Drawn and put on the device without a program for every shape.
+    drawn = np.random.default_rng(seed).standard_normal(shape, np.float32)
+    return jax.device_put(drawn.astype(dtype))
 
 
 def nested_dict() -> dict[str, Any]:

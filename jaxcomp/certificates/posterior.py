@@ -14,6 +14,7 @@ from jaxcomp import bounds
 from jaxcomp.certificates.sample import Classifier, Sample
 from jaxcomp.checkpoints import open_checkpoint
 from jaxcomp.long_call import LongCall
+from jaxcomp.numerics.host import as_array
 from jaxcomp.storage import PathLike
 from jaxcomp.trees.paths import leaves_by_path, replace_leaves, shorten
 from jaxcomp.types import Params, PRNGKey
@@ -141,9 +142,9 @@ def error_of_draws(
         num_draws: m.
         key: consumed here.
     """
-    mean, log_std = (jax.tree.map(jnp.asarray, tree) for tree in posterior)
+    mean, log_std = (jax.tree.map(as_array, tree) for tree in posterior)
     number = min(len(sample), _EXAMPLES_OF_A_DRAW)
-    inputs, labels = jnp.asarray(sample.inputs), jnp.asarray(sample.labels)
+    inputs, labels = as_array(sample.inputs), as_array(sample.labels)
     keys, total = jax.random.split(key, num_draws), 0
     with LongCall("evaluating draws of the network", num_draws) as report:
         for start in range(0, num_draws, _DRAWS_AT_ONCE):

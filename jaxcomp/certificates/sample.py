@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from jaxcomp.compressed.loss_budget import traced
+from jaxcomp.numerics.host import as_array
 from jaxcomp.types import Params, PredictFn
 
 # Examples that are evaluated at a time.
@@ -164,7 +165,7 @@ class Classifier:
 
     def predictions(self, params: Params, sample: Sample) -> Int[np.ndarray, " n"]:
         """Return the class of each example."""
-        params = jax.tree.map(jnp.asarray, params)
+        params = jax.tree.map(as_array, params)
         found = []
         for start in range(0, len(sample), _BATCH):
             inputs = sample.inputs[start : start + _BATCH]

@@ -196,16 +196,19 @@ def _tensor(
 ) -> CompressedTensor:
     """Return what is stored of a leaf; how far it is from the original no file says."""
     layers = counts.shape[:-1]
-    unknown = jnp.asarray(np.full(layers, np.nan, np.float32))
-    exponent = jnp.asarray(np.zeros(layers, np.int32))
-    converged = jnp.asarray(np.ones(layers, bool))
+    unknown: Any = np.full(layers, np.nan, np.float32)
+    exponent: Any = np.zeros(layers, np.int32)
+    converged: Any = np.ones(layers, bool)
+    rest = {
+        "counts": counts,
+        "parameter": np.full(layers, parameter, np.float32),
+        "measures": Measures(unknown, unknown, unknown, converged, exponent, exponent, exponent),
+    }
     return CompressedTensor(
         codes=codes,
         codebook=None if codebook is None else on_device(codebook),
         scales=None if scales is None else on_device(scales),
-        counts=jnp.asarray(counts),
-        parameter=jnp.asarray(np.full(layers, parameter, np.float32)),
-        measures=Measures(unknown, unknown, unknown, converged, exponent, exponent, exponent),
+        **jax.device_put(rest),
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -69,17 +69,17 @@ def from_integers(
         own, largest = codes[path], largest_magnitude(codes[path])
         num_codes = 1 << (largest.bit_length() + 1)
         energy = np.float32(np.sum(np.square(values[path], dtype=np.float64)))
-        stored[number] = (
-            CompressedTensor(
-                codes=jnp.asarray(own),
-                codebook=None,
-                scales=jnp.asarray([steps[path]], jnp.float32),
-                counts=jnp.asarray(_counts(own, num_codes), jnp.int32),
-                parameter=jnp.float32(num_codes.bit_length() - 1),
-                measures=_exact(energy),
-            ),
-            tensor.layout,
+        counts: Any = _counts(own, num_codes).astype(np.int32)
+        parameter: Any = np.float32(num_codes.bit_length() - 1)
+        leaf = CompressedTensor(
+            codes=own,
+            codebook=None,
+            scales=np.asarray([steps[path]], np.float32),
+            counts=counts,
+            parameter=parameter,
+            measures=_exact(energy),
         )
+        stored[number] = jax.device_put(leaf), tensor.layout
     return selected.tree(stored)
 
 
@@ -101,7 +101,9 @@ def _counts(codes: Int[np.ndarray, "..."], num_codes: int) -> Int[np.ndarray, " 
     return np.bincount(places, minlength=num_codes)
 
 
-def _exact(energy: np.float32) -> Measures:
+def _exact(energy: Any) -> Measures:
     """Return the errors of weights that are the integers times their step."""
-    zero, exponent = jnp.float32(0), jnp.int32(0)
-    return Measures(zero, zero, jnp.float32(energy), jnp.bool_(True), exponent, exponent, exponent)
+    zero: Any = np.float32(0)
+    exponent: Any = np.int32(0)
+    is_fixed: Any = np.bool_(True)
+    return Measures(zero, zero, energy, is_fixed, exponent, exponent, exponent)

@@ -3,12 +3,12 @@
 from dataclasses import replace
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
 from jaxcomp.curvature.layer_inputs import OpenNetwork
 from jaxcomp.curvature.layouts import MatrixLayout
+from jaxcomp.numerics.host import as_array
 from jaxcomp.quantizers.methods import HessianRounding, Method
 from jaxcomp.trees.tied import Group
 
@@ -39,7 +39,7 @@ def layer_places(layout: MatrixLayout, *, is_stack: bool) -> LayerPlaces | None:
     """
     shape = layout.shape
     index = np.arange(int(np.prod(shape)), dtype=np.int32).reshape(shape)
-    places = np.asarray(layout.to_matrices(jnp.asarray(index)))
+    places = np.asarray(layout.to_matrices(as_array(index)))
     if is_stack:
         own, size = len(places) // shape[0], int(np.prod(shape[1:]))
         if own * shape[0] != len(places):

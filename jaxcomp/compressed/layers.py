@@ -29,6 +29,7 @@ from jaxcomp.compressed.tree import CompressedTree
 from jaxcomp.curvature import DiagonalEstimate, Layers
 from jaxcomp.curvature.layer_inputs import InputMoments, OpenNetwork, SplitMoments
 from jaxcomp.long_call import LongCall
+from jaxcomp.numerics.host import placed_like, view
 from jaxcomp.numerics.placement import on_one_device
 from jaxcomp.numerics.units import LN2
 from jaxcomp.quantizers.curves import Curve
@@ -128,7 +129,7 @@ class _Layer:
         found = blocks[:, self.lies.places.reshape(-1)].reshape(-1, *self.lies.places.shape[1:])
         if np.any(shifts):
             found = np.ldexp(found.astype(np.float64), shifts[:, None, None])
-        return jnp.asarray(found.astype(np.float32))
+        return jax.device_put(found.astype(np.float32))
 
     def weigh(self, moments: InputMoments) -> Float[Array, "G O"]:
         """Return what the squared errors of the outputs count, found once."""
@@ -146,8 +147,10 @@ class _Layer:
             each = 1 / jnp.where(energy > 0, energy, 1)
             return jnp.broadcast_to(each[:, None], (len(weights), weights.shape[-1]))
         found = output_importance(self.diagonal, second)
-        mean = jnp.mean(found)
-        return jnp.where(mean > 0, jnp.maximum(found, _LEAST_IMPORTANCE * mean), 1.0)
+        mean, on_host = view(jnp.mean(found)), view(found)
+        least = np.float32(_LEAST_IMPORTANCE) * mean
+        weighed = np.maximum(on_host, least) if mean > 0 else np.ones_like(on_host)
+        return placed_like(weighed, found)
 
     def with_moments(self, moments: InputMoments, damping: float) -> Tensor:
         """Return the tensor with its inputs."""
@@ -200,14 +203,20 @@ class _Layer:
 
     def held_out_error(self, values: Float[Array, "G I O"], moments: InputMoments) -> float:
         """Return the squared error of the outputs on some data, weighed; less a constant."""
-        weights, importance = self.weights, self.weigh(moments)
-        if moments.cross is None:
-            error = weights - values
-            of_outputs = jnp.sum(error * _times(moments.second, error), axis=1)
-        else:
-            lacks = _times(moments.second, values) - 2 * _times(moments.cross, weights)
-            of_outputs = jnp.sum(values * lacks, axis=1)
-        return float(jnp.sum(importance * of_outputs))
+        return float(_error_of_outputs(self.weights, values, self.weigh(moments), moments))
+
+
+@jax.jit
+def _error_of_outputs(
+    weights: Array, values: Array, importance: Array, moments: InputMoments
+) -> Array:
+    if moments.cross is None:
+        error = weights - values
+        of_outputs = jnp.sum(error * _times(moments.second, error), axis=1)
+    else:
+        lacks = _times(moments.second, values) - 2 * _times(moments.cross, weights)
+        of_outputs = jnp.sum(values * lacks, axis=1)
+    return jnp.sum(importance * of_outputs)
 
 
 def _times(matrix: Array, columns: Array) -> Array:
@@ -462,8 +471,14 @@ def _first(rounding: _Rounding, budget: Budget, num_weights: int) -> float:
     logs, sizes = [], []
     for layer in rounding.layers.values():
         moments = rounding._moments(layer.path, {}).fitted
-        square = jnp.diagonal(moments.second, axis1=-2, axis2=-1)[..., None] * layer.weights**2
-        mean = float(jnp.mean(layer.weigh(moments)[:, None, :] * square))
+        # On the host, where the moments are; only the mean is a sum.
+        second, weights, importance = (
+            view(own) for own in (moments.second, layer.weights, layer.weigh(moments))
+        )
+        with np.errstate(over="ignore"):
+            square = np.diagonal(second, axis1=-2, axis2=-1)[..., None] * weights**2
+            products = jax.device_put(importance[:, None, :] * square)
+        mean = float(jnp.mean(products))
         logs.append(math.log(max(mean, 1e-30)))
         sizes.append(layer.weights.size)
     return float(np.average(logs, weights=sizes)) + math.log(LN2) - 2 * LN2 * (bits + 1.0)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from jaxcomp.compressed.tree import CompressedTree
 from jaxcomp.curvature import DiagonalEstimate, GaussNewton, Layers, over_batches
 from jaxcomp.evaluation.metrics import cross_entropy
+from jaxcomp.numerics.host import as_array
 from jaxcomp.numerics.transformations import all_transfers
 from jaxcomp.types import Params
 
@@ -69,7 +70,7 @@ class CalibrationData:
     @all_transfers
     def loss_of(self, params: Params) -> float:
         """Return the mean loss of weights over all examples (or positions, of tokens)."""
-        params = jax.tree.map(jnp.asarray, params)
+        params = jax.tree.map(as_array, params)
         total, number = 0.0, 0
         for inputs, targets in self.batches:
             losses = np.asarray(self._losses(params, inputs, targets), np.float64)

@@ -10,6 +10,7 @@ import importlib
 import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
@@ -116,11 +117,11 @@ def _grid_of(leaf: CompressedTensor, layout: TensorLayout) -> _Grid | None:
     if lowest < _INT8[0] or highest > _INT8[1]:
         return None
     is_short = lowest >= _INT4[0] and highest <= _INT4[1]
-    integers = jnp.asarray(codes.astype(np.int8)).astype(jnp.int4 if is_short else jnp.int8)
-    scales = jnp.asarray(scales.astype(np.float32)).astype(layout.dtype)
-    if layout.is_stack:
-        return _Grid(integers, scales)
-    return _Grid(integers.reshape(own), scales.reshape(scales.shape[1:]))
+    integers = codes.astype(np.int8).astype(jnp.int4 if is_short else jnp.int8)
+    scales = scales.astype(np.float32).astype(layout.dtype)
+    if not layout.is_stack:
+        integers, scales = integers.reshape(own), scales.reshape(scales.shape[1:])
+    return jax.device_put(_Grid(integers, scales))
 
 
 def _integers(

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxcomp.compressed.importance import (
@@ -28,8 +27,9 @@ from jaxcomp.compressed.tensors import (
     KeptLeaf,
     TensorLayout,
     on_device,
+    on_devices,
     packed,
-    tensor_of,
+    tensor_on_host,
 )
 from jaxcomp.compressed.together import AskedLeaf, curves_together, points_together
 from jaxcomp.compressed.tree import CompressedTree, TreeLayout, kept_bits
@@ -165,10 +165,10 @@ class Tensor(NamedTuple):
     def apply(self, points: Sequence[Point]) -> CompressedTensor:
         """Give the weights of every layer their codes."""
         stored = [
-            tensor_of(problem, point, self.method)
+            tensor_on_host(problem, point, self.method)
             for problem, point in zip(self.problems, points, strict=True)
         ]
-        leaf = _stack(stored) if self.layout.is_stack else stored[0]
+        leaf = on_devices(_stack(stored) if self.layout.is_stack else stored[0])
         codes = packed(leaf.codes, _one_codebook(leaf, self.layout))
         return leaf._replace(codes=_placed(codes, self.value))
 
@@ -406,14 +406,13 @@ def _check_method(method: Any, label: str) -> None:
 
 
 def _stack(parts: Sequence[CompressedTensor]) -> CompressedTensor:
-    """Join the layers of a stack; codebooks and counts of the longest."""
+    """Join the layers of a stack, on the host; codebooks and counts of the longest."""
 
     def padded(values: Any, size: int, *, repeats: bool) -> Any:
         if values is None or values.shape[0] == size:
             return values
         widths = [(0, size - values.shape[0])] + [(0, 0)] * (values.ndim - 1)
-        xp = np if isinstance(values, np.ndarray) else jnp
-        return xp.pad(values, widths, mode="edge") if repeats else xp.pad(values, widths)
+        return np.pad(values, widths, mode="edge") if repeats else np.pad(values, widths)
 
     symbols = max(part.counts.shape[0] for part in parts)
     clusters = max(0 if part.codebook is None else part.codebook.shape[0] for part in parts)
@@ -425,10 +424,7 @@ def _stack(parts: Sequence[CompressedTensor]) -> CompressedTensor:
         for part in parts
     ]
 
-    def join(*leaves: Any) -> Any:
-        return np.stack(leaves) if isinstance(leaves[0], np.ndarray) else jnp.stack(leaves)
-
-    return jax.tree.map(join, *parts)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
 
 
 def _one_codebook(leaf: CompressedTensor, layout: TensorLayout) -> Any:

@@ -14,7 +14,7 @@ from jaxcomp.coding.sizes import CodeSize
 from jaxcomp.compressed.importance import Unseen
 from jaxcomp.compressed.report import LayerReport, Measures, layer_report
 from jaxcomp.numerics.checks import is_concrete
-from jaxcomp.numerics.host import is_on_host
+from jaxcomp.numerics.host import is_on_host, view
 from jaxcomp.numerics.placement import automatic_axes, to_automatic
 from jaxcomp.quantizers.curves import Point
 from jaxcomp.quantizers.methods import Method
@@ -99,11 +99,12 @@ def _decoded(leaf: CompressedTensor, layout: TensorLayout) -> Any:
         return values_of(*stored)
     if not is_on_host(*stored):
         return jax.vmap(values_of)(*stored)
+    on_host = [None if part is None else view(part) for part in stored]
     layers = [
-        values_of(*(None if part is None else part[number] for part in stored))
+        view(values_of(*(None if part is None else part[number] for part in on_host)))
         for number in range(layout.shape[0])
     ]
-    return (np if isinstance(layers[0], np.ndarray) else jnp).stack(layers)
+    return on_device(np.stack(layers))
 
 
 def _like(stored: Any, values: Any) -> Any:
@@ -128,18 +129,33 @@ def packed(codes: Any, codebook: Any) -> Shaped[AnyArray, "..."]:
 
 def tensor_of(problem: Problem, point: Point, method: Method) -> CompressedTensor:
     """Apply one operating point of a method to a tensor; its codes stay on the host."""
+    return on_devices(tensor_on_host(problem, point, method))
+
+
+def tensor_on_host(problem: Problem, point: Point, method: Method) -> CompressedTensor:
+    """Apply one operating point of a method to a tensor; all that is found stays on the host."""
     encoded = method.encode(problem, point)
-    tables = {"codebook": encoded.codebook, "scales": encoded.scales}
+    counts: Any = encoded.counts
+    parameter: Any = np.float32(point.parameter)
+    return CompressedTensor(
+        codes=encoded.codes,
+        codebook=encoded.codebook,
+        scales=encoded.scales,
+        counts=counts,
+        parameter=parameter,
+        measures=_measures_of(encoded.errors, problem, converged=point.converged),
+    )
+
+
+def on_devices(leaf: CompressedTensor) -> CompressedTensor:
+    """Give JAX what it can hold of a tensor on the host, all but the codes."""
+    tables = {"codebook": leaf.codebook, "scales": leaf.scales}
     # All at once: what a device is given one by one costs more than the numbers themselves.
     put = jax.device_put(
-        {
-            "counts": encoded.counts,
-            "parameter": np.float32(point.parameter),
-            "measures": _measures_of(encoded.errors, problem, converged=point.converged),
-        }
+        {"counts": leaf.counts, "parameter": leaf.parameter, "measures": leaf.measures}
         | {name: own for name, own in tables.items() if own is not None and not is_wide(own.dtype)}
     )
-    return CompressedTensor(codes=encoded.codes, **(tables | put))
+    return leaf._replace(**put)
 
 
 def on_device(values: Any) -> AnyArray:

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
 from jaxcomp.compressed.files import FileSizes
 from jaxcomp.compressed.tensors import CompressedTensor, KeptLayout, KeptLeaf, TensorLayout, decode
 from jaxcomp.compressed.tree import CompressedTree
+from jaxcomp.numerics.host import placed_like, view
 from jaxcomp.numerics.transformations import all_transfers
 from jaxcomp.trees.leaves import Constant
 from jaxcomp.trees.paths import shorten
@@ -125,8 +125,8 @@ def _moved(
         has_channels = rows.scale == "channel" and len(layout.shape) > 1
         axis %= len(layout.shape)
         if has_channels and rows.channel_axis % len(layout.shape) == axis:
-            groups = jnp.reshape(scales, (len(order), -1))
-            scales = jnp.reshape(groups[order], scales.shape)
+            groups = np.reshape(view(scales), (len(order), -1))
+            scales = placed_like(np.reshape(groups[order], scales.shape), scales)
         elif rows.group_size is not None:
             raise ValueError(
                 f"groups of weights of {layout.paths[0]!r} share a scale across its units; leave "

@@ -6,11 +6,11 @@ import pytest
 from jaxcomp.bits_back import VariationalConfig, fit, negative_elbo
 from jaxcomp.bits_back.training import prior_bytes, prior_from_bytes
 
-CURVATURES = {"a": jnp.asarray([1.0, 10.0, 100.0]), "b": jnp.asarray([[3.0], [0.01]])}
+CURVATURES = {"a": np.float32([1.0, 10.0, 100.0]), "b": np.float32([[3.0], [0.01]])}
 NUM_EXAMPLES = 20
 TARGETS = {
-    "a": jnp.asarray(np.random.default_rng(0).normal(1.0, 0.3, (NUM_EXAMPLES, 3)), jnp.float32),
-    "b": jnp.asarray(np.random.default_rng(1).normal(0.5, 0.3, (NUM_EXAMPLES, 2, 1)), jnp.float32),
+    "a": np.random.default_rng(0).normal(1.0, 0.3, (NUM_EXAMPLES, 3)).astype(np.float32),
+    "b": np.random.default_rng(1).normal(0.5, 0.3, (NUM_EXAMPLES, 2, 1)).astype(np.float32),
 }
 CONFIG = VariationalConfig(num_steps=1500, learning_rate=0.03, annealing_steps=100, num_samples=2)
 
@@ -43,8 +43,12 @@ def closed_form(weight=1.0):
     return result
 
 
-def test_learns_the_exact_posterior_and_prior_of_a_quadratic_loss():
-    found = fit(loss_fn, init_fn, TARGETS, jax.random.key(0), config=CONFIG)
+@pytest.fixture(scope="module")
+def found():
+    return fit(loss_fn, init_fn, TARGETS, jax.random.key(0), config=CONFIG)
+
+
+def test_learns_the_exact_posterior_and_prior_of_a_quadratic_loss(found):
     for name, (mean, scale, prior_scale) in closed_form().items():
         # Noise of the gradient remains in the means: a few percent of their spread.
         assert np.all(np.abs(found.posterior.mean[name] - mean) < 0.1 * scale + 0.005)
@@ -65,20 +69,20 @@ def test_learns_the_exact_posterior_and_prior_of_a_quadratic_loss():
 def test_seeds_side_by_side_are_the_seeds_alone_and_repeat_to_the_bit():
     config = VariationalConfig(num_steps=40, batch_size=8, annealing_steps=0)
     keys = jax.random.split(jax.random.key(3), 3)
-    weights = jnp.asarray([1.0, 0.1, 10.0])
+    weights = np.float32([1.0, 0.1, 10.0])
     together = fit(loss_fn, init_fn, TARGETS, keys, config=config, kl_weight=weights)
     alone = fit(loss_fn, init_fn, TARGETS, keys[1], config=config, kl_weight=0.1)
     again = fit(loss_fn, init_fn, TARGETS, keys[1], config=config, kl_weight=0.1)
     for one, two in zip(jax.tree.leaves(alone), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(one, two)
     for many, one in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
-        np.testing.assert_allclose(many[1], one, rtol=2e-4, atol=1e-5)
+        np.testing.assert_allclose(np.asarray(many)[1], one, rtol=2e-4, atol=1e-5)
     # A heavier KL keeps posteriors wider.
-    assert np.all(together.posterior.scale["a"][2] > together.posterior.scale["a"][1])
+    scales = np.asarray(together.posterior.scale["a"])
+    assert np.all(scales[2] > scales[1])
 
 
-def test_prior_travels_in_one_byte_for_each_leaf():
-    found = fit(loss_fn, init_fn, TARGETS, jax.random.key(0), config=CONFIG)
+def test_prior_travels_in_one_byte_for_each_leaf(found):
     side = prior_bytes(found.prior)
     assert len(side) == 2
     back = prior_from_bytes(side, found.posterior.mean)
@@ -106,7 +110,12 @@ def test_prior_travels_in_one_byte_for_each_leaf():
         ),
         (
             lambda: fit(
-                loss_fn, init_fn, TARGETS, jax.random.key(0), config=CONFIG, kl_weight=jnp.ones(2)
+                loss_fn,
+                init_fn,
+                TARGETS,
+                jax.random.key(0),
+                config=CONFIG,
+                kl_weight=np.ones(2, np.float32),
             ),
             "kl_weight must be one number or one for each key",
         ),

@@ -17,6 +17,11 @@ DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
 N = 500
 
 
+@jax.jit
+def traced(weights, step):
+    return coding.quantize(weights, step=step)
+
+
 def near_ties(step: float, dtype, seed: int = 0) -> np.ndarray:
     """Weights next to the middle between two multiples, where a sloppy quotient goes wrong."""
     rng = np.random.default_rng(seed)
@@ -45,8 +50,8 @@ def test_the_index_is_the_nearest_without_exception(step, dtype):
     for found in (
         quantize(step=step),
         jax.jit(lambda: quantize(step=step))(),
-        jax.jit(lambda own: quantize(step=own))(jnp.float32(step)),
-        jax.vmap(lambda own: quantize(step=own))(jnp.full(1, step, jnp.float32))[0],
+        traced(weights, np.float32(step)),
+        jax.vmap(lambda own: quantize(step=own))(np.full(1, step, np.float32))[0],
     ):
         assert found.dtype == dtype
         np.testing.assert_array_equal(found, centres)
@@ -56,16 +61,16 @@ def test_the_index_is_the_nearest_without_exception(step, dtype):
 
 
 def test_numbers_of_bug_reports():
-    weights = jnp.asarray([0.114999995, -0.0, 0.0049, -0.0049], jnp.float32)
+    weights = np.float32([0.114999995, -0.0, 0.0049, -0.0049])
     found = coding.quantize(weights, step=0.01)
     np.testing.assert_array_equal(found, np.float32([0.11, 0, 0, 0]))
     assert not np.signbit(np.asarray(found)[1:]).any()
     # A step finer than the dtype leaves the weight as it is.
-    assert float(coding.quantize(jnp.asarray(1.0, jnp.float16), step=1e-5)) == 1
-    z = jnp.asarray(np.random.default_rng(0).normal(size=N) * 0.1, jnp.bfloat16)
-    error = coding.quantize(z, step=1e-3).astype(jnp.float32) - z.astype(jnp.float32)
+    assert float(coding.quantize(np.float16(1), step=1e-5)) == 1
+    z = (np.random.default_rng(0).normal(size=N) * 0.1).astype(jnp.bfloat16)
+    error = np.asarray(coding.quantize(z, step=1e-3), np.float32) - z.astype(np.float32)
     # Half a step, and half a unit in the last place (2^-8 of a number) of the multiple.
-    assert np.all(np.abs(error) <= 0.5e-3 + 2.0**-8 * (np.abs(z.astype(jnp.float32)) + 0.5e-3))
+    assert np.all(np.abs(error) <= 0.5e-3 + 2.0**-8 * (np.abs(z.astype(np.float32)) + 0.5e-3))
 
 
 LEAVES = {

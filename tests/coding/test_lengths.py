@@ -46,11 +46,11 @@ def exact_bits(index, prior, step):
 def lengths(weights, prior, step):
     """Lengths of at most 8,192 weights, (N,), each with its own step; one program for a prior."""
     number = len(weights)
-    padded = jnp.asarray(np.pad(np.asarray(weights, np.float32), (0, 8192 - number)))
+    padded = np.pad(np.asarray(weights, np.float32), (0, 8192 - number))
     steps = np.ones(8192, np.float32)
     steps[:number] = step
     with strict_promotion():
-        found = coding.code_length_bits(padded, prior, step=jnp.asarray(steps))
+        found = coding.code_length_bits(padded, prior, step=steps)
     return np.asarray(found)[:number]
 
 
@@ -111,7 +111,7 @@ def test_trees_priors_by_leaf_and_traced_numbers():
         alone = coding.code_length_bits(tree[name], by_leaf[name], step=steps[name])
         np.testing.assert_array_equal(found[name], alone)
     many = jax.jit(jax.vmap(lambda t, d: coding.code_length_bits(tree["b"], Gaussian(t), step=d)))
-    scales, widths = jnp.asarray([0.5, 1.0, 2.0]), jnp.asarray([0.1, 0.2, 0.4])
+    scales, widths = np.float32([0.5, 1.0, 2.0]), np.float32([0.1, 0.2, 0.4])
     for row, scale, step in zip(many(scales, widths), scales, widths, strict=True):
         alone = coding.code_length_bits(tree["b"], Gaussian(float(scale)), step=float(step))
         np.testing.assert_allclose(row, alone, rtol=1e-6)
@@ -161,37 +161,48 @@ def test_host_masses_match_exact_ones_wherever_a_cell_lies():
             assert found == pytest.approx(expected, rel=1e-11, abs=1e-11)
 
 
-# The other two contain the formulas of a Gaussian.
+EXPONENTS = {
+    np.float32: (-110, -40, 0, 40, 100),
+    np.float16: (0,),
+    ml_dtypes.bfloat16: (-110, 0, 100),
+}
+
+
+# Two of the others contain the formulas of a Gaussian, and a dtype is the same for all priors.
 @pytest.mark.parametrize(
-    "prior",
-    [pytest.param(PRIORS[0], marks=pytest.mark.slow), *PRIORS[1:]],
-    ids=lambda prior: type(prior).__name__,
+    ("prior", "dtype"),
+    [
+        pytest.param(
+            prior,
+            dtype,
+            id=f"{type(prior).__name__}-{np.dtype(dtype).name}",
+            marks=[pytest.mark.slow] * (is_gaussian or (not is_laplace and dtype != np.float32)),
+        )
+        for prior in PRIORS
+        for dtype in EXPONENTS
+        for is_gaussian, is_laplace in [(isinstance(prior, Gaussian), isinstance(prior, Laplace))]
+    ],
 )
-def test_lengths_are_those_of_the_host_for_every_dtype_and_scale(prior):
+def test_lengths_are_those_of_the_host_for_every_dtype_and_scale(prior, dtype):
     # One shape for all, so that a dtype compiles once.
     index = np.concatenate([np.arange(-20, 21), [700, -3000, 20_000, 1_000_000]])
     base = (index * 0.0625).astype(np.float32)
-    for dtype, exponents in (
-        (np.float32, (-110, -40, 0, 40, 100)),
-        (np.float16, (0,)),
-        (ml_dtypes.bfloat16, (-110, 0, 100)),
-    ):
-        for exponent in exponents:
-            with np.errstate(over="ignore"):
-                weights = np.ldexp(base, exponent).astype(dtype)
-            weights = np.where(np.isfinite(weights), weights, np.zeros(1, dtype))
-            scaled = [
-                np.ldexp(np.asarray(field, np.float64), exponent)
-                if name.startswith("scale")
-                else np.asarray(field, np.float64)
-                for name, field in prior._asdict().items()
-            ]
-            own, step = type(prior)(*scaled), 0.0625 * 2.0**exponent
-            found = coding.code_length_bits(weights, own, step=step)
-            assert found.dtype == jnp.float32
-            centres = np.rint(weights.astype(np.float64) / step) * step
-            expected = -log_cell_mass(centres, own, step) / np.log(2)
-            np.testing.assert_allclose(found, expected, rtol=3e-6, atol=4e-6)
+    for exponent in EXPONENTS[dtype]:
+        with np.errstate(over="ignore"):
+            weights = np.ldexp(base, exponent).astype(dtype)
+        weights = np.where(np.isfinite(weights), weights, np.zeros(1, dtype))
+        scaled = [
+            np.ldexp(np.asarray(field, np.float64), exponent)
+            if name.startswith("scale")
+            else np.asarray(field, np.float64)
+            for name, field in prior._asdict().items()
+        ]
+        own, step = type(prior)(*scaled), 0.0625 * 2.0**exponent
+        found = coding.code_length_bits(weights, own, step=step)
+        assert found.dtype == jnp.float32
+        centres = np.rint(weights.astype(np.float64) / step) * step
+        expected = -log_cell_mass(centres, own, step) / np.log(2)
+        np.testing.assert_allclose(found, expected, rtol=3e-6, atol=4e-6)
 
 
 def test_weights_far_out_and_steps_far_apart():
@@ -218,7 +229,7 @@ def test_weights_far_out_and_steps_far_apart():
     ids=["Laplace", "ScaleMixture"],
 )
 def test_derivatives_in_the_prior_and_none_in_the_weights(prior):
-    weights = jnp.asarray([0.0, 0.3, -1.7, 9.0])
+    weights = np.float32([0.0, 0.3, -1.7, 9.0])
 
     def total(weights, scale, step):
         fields = prior._asdict()
@@ -226,7 +237,7 @@ def test_derivatives_in_the_prior_and_none_in_the_weights(prior):
         own = prior._replace(**{name: jnp.asarray(fields[name], jnp.float32) * scale})
         return jnp.sum(coding.code_length_bits(weights, own, step=step))
 
-    by_weight, by_scale, by_step = jax.grad(total, argnums=(0, 1, 2))(weights, 1.0, 0.25)
+    by_weight, by_scale, by_step = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(weights, 1.0, 0.25)
     np.testing.assert_array_equal(by_weight, np.zeros(4))
     index = np.rint(np.asarray(weights, np.float64) / 0.25)
 

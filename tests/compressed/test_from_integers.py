@@ -1,16 +1,20 @@
 """Integers that training found, as files."""
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 
 import jaxcomp
 from jaxcomp.compressed import from_integers, to_bytes
 
-PARAMS = {"bias": jnp.zeros(3), "kernel": jnp.ones((4, 3)), "other": jnp.asarray([1.5, 2.5])}
+PARAMS = {
+    "bias": np.zeros(3, np.float32),
+    "kernel": np.ones((4, 3), np.float32),
+    "other": np.float32([1.5, 2.5]),
+}
 KERNEL = np.asarray([[0, 1, -2], [127, 0, 0], [0, -127, 0], [0, 0, 3]], np.int32)
 INTEGERS = {"kernel": KERNEL, "bias": np.zeros(3, np.int32)}
-STEPS = {"kernel": 0.3, "bias": jnp.float32(0.1)}
+STEPS = {"kernel": 0.3, "bias": jax.device_put(np.float32(0.1))}
 
 
 def test_files_hold_integers_times_steps():

@@ -1,7 +1,6 @@
 """Files of random codes: of known length, read without JAX to the same bits, refused if damaged."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,8 +18,8 @@ from jaxcomp.training import decode, encode, initial_posterior, random_code
 @pytest.fixture(scope="module")
 def network():
     draw = np.random.default_rng(0)
-    kernel = jnp.asarray(draw.normal(size=(20, 6)), jnp.float32)
-    return {"layers": [{"kernel": kernel, "bias": jnp.zeros(6)}], "scale": jnp.float32(2)}
+    kernel = draw.normal(size=(20, 6)).astype(np.float32)
+    return {"layers": [{"kernel": kernel, "bias": np.zeros(6, np.float32)}], "scale": np.float32(2)}
 
 
 @pytest.fixture(scope="module")

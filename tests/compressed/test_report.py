@@ -4,7 +4,6 @@ import json
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from slow_cases import some_slow
@@ -18,10 +17,10 @@ from jaxcomp.quantizers import KMeans, RoundToNearest
 
 def one_layer(squared_error: float, energy: float, converged: bool = True) -> LayerReport:
     """The report of 1,000 float32 weights with 4 centroids, built by hand."""
-    error = jnp.float32(squared_error)
+    error = np.float32(squared_error)
     return layer_report(
         CodeSize(np.array(2000.0), np.array(1500.0), np.array(128.0), np.array(1700.0)),
-        Measures(error, error, jnp.float32(energy), jnp.asarray(converged), *[jnp.int32(0)] * 3),
+        Measures(error, error, np.float32(energy), np.bool_(converged), *[np.int32(0)] * 3),
         paths=("kernel",),
         like=jax.ShapeDtypeStruct((50, 20), np.float32),
         method=KMeans(),

@@ -29,7 +29,7 @@ def test_price_is_the_length_of_a_stream(strict_promotion):
         [-2, -1, 0, 1, 2], 4000, p=[0.02, 0.1, 0.7, 0.15, 0.03]
     )
     price = jax.jit(partial(bits_of_levels, most=2))
-    told = float(price({"a": jnp.asarray(levels, jnp.float32)}))
+    told = float(price({"a": levels.astype(np.float32)}))
     writer = StackWriter()
     write_symbols(writer, levels + 2, 5, 256)
     # The stream also says its frequencies: five numbers, some bits each.
@@ -37,13 +37,13 @@ def test_price_is_the_length_of_a_stream(strict_promotion):
 
 
 def test_between_levels_the_price_is_a_mean(strict_promotion):
-    costs = jnp.asarray([5.0, 1.0, 3.0])
-    at = jnp.asarray([-1, -0.25, 0, 0.5, 1])
+    costs = np.float32([5.0, 1.0, 3.0])
+    at = np.float32([-1, -0.25, 0, 0.5, 1])
     found = jax.jit(jax.vmap(interpolated_bits, (0, None)))(at, costs)
     np.testing.assert_allclose(found, [5, 2, 1, 2, 3], atol=5e-3)
-    slope = jax.jit(jax.grad(interpolated_bits))(jnp.asarray([-0.5, 0.5]), costs)
+    slope = jax.jit(jax.grad(interpolated_bits))(np.float32([-0.5, 0.5]), costs)
     np.testing.assert_allclose(slope, [-4, 2])
-    counts = np.asarray(jax.jit(partial(level_costs_bits, most=1))(jnp.asarray([0.0, 0, 0, 1])))
+    counts = np.asarray(jax.jit(partial(level_costs_bits, most=1))(np.float32([0, 0, 0, 1])))
     np.testing.assert_allclose(2.0**-counts, np.array([0.5, 3.5, 1.5]) / 5.5, rtol=1e-6)
 
 
@@ -57,10 +57,11 @@ def test_training_finds_levels_and_a_price_shortens_them():
     inputs = rng.standard_normal((256, 12)).astype(np.float32)
     true = np.array([0, 0, 2, 0, -1, 0, 0, 1, 0, -2, 0, 0.6])
     targets = (inputs @ true + 0.5).astype(np.float32)
+    start = {"w": np.zeros(12, np.float32)}
 
     def fitted(price):
         return train_few_levels(
-            squares, {"w": jnp.zeros(12)}, jnp.float32(0), (inputs, targets), jax.random.key(0),
+            squares, start, np.float32(0), (inputs, targets), jax.random.key(0),
             most=2, nats_per_bit=price, optimizer=OPTIMIZER, num_steps=300, batch_size=64,
         )  # fmt: skip
 
@@ -73,7 +74,7 @@ def test_training_finds_levels_and_a_price_shortens_them():
     assert np.isin(priced.levels["w"], range(-2, 3)).all()
     with pytest.raises(ValueError, match="at least batch_size = 300 examples"):
         train_few_levels(
-            squares, {"w": jnp.zeros(12)}, jnp.float32(0), (inputs, targets), jax.random.key(0),
+            squares, start, np.float32(0), (inputs, targets), jax.random.key(0),
             most=2, nats_per_bit=0.0, optimizer=OPTIMIZER, num_steps=1, batch_size=300,
         )  # fmt: skip
 
@@ -99,7 +100,7 @@ def test_a_network_in_a_subspace_is_decoded_bit_for_bit():
         return optax.softmax_cross_entropy_with_integer_labels(found, batch[1]).mean()
 
     found = train_few_levels(
-        loss, subspace.coordinates(start), jnp.float32(0.0), (inputs, labels), jax.random.key(1),
+        loss, subspace.coordinates(start), np.float32(0), (inputs, labels), jax.random.key(1),
         most=3, nats_per_bit=1.0, optimizer=OPTIMIZER, num_steps=150, batch_size=400,
     )  # fmt: skip
     writer = StackWriter()
@@ -111,7 +112,7 @@ def test_a_network_in_a_subspace_is_decoded_bit_for_bit():
     assert len(stream) < 60
     expanded = jax.jit(lambda step, levels: subspace.expand(start, jnp.exp(step) * levels, signs))
     again = expanded(step_again[0], levels.astype(np.float32))
-    whole = expanded(found.free, jnp.asarray(found.levels, jnp.float32))
+    whole = expanded(found.free, np.asarray(found.levels, np.float32))
     for one, other in zip(jax.tree.leaves(again), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(one, other)
     error = np.mean(np.argmax(jax.jit(logits)(found.levels, found.free, inputs), 1) != labels)

@@ -26,8 +26,8 @@ from jaxcomp.training.minimal_random_codes import log_precision
 def network():
     draw = np.random.default_rng(0)
     return {
-        "bias": jnp.zeros(7),
-        "kernel": jnp.asarray(0.2 * draw.normal(size=(30, 7)), jnp.float32),
+        "bias": np.zeros(7, np.float32),
+        "kernel": (0.2 * draw.normal(size=(30, 7))).astype(np.float32),
     }
 
 
@@ -37,8 +37,10 @@ def trained(network):
     code = random_code(network, index_bytes=20, block_bits=8, seed=5, sharing=1)
     start = initial_posterior(code, network)
     draw = np.random.default_rng(1)
-    moved = [jnp.asarray(draw.normal(size=own.shape), jnp.float32) for own in start]
-    return code, Posterior(*(own + 1.5 * move for own, move in zip(start, moved, strict=True)))
+    moved = [draw.normal(size=own.shape).astype(np.float32) for own in start]
+    return code, Posterior(
+        *(np.asarray(own) + np.float32(1.5) * move for own, move in zip(start, moved, strict=True))
+    )
 
 
 def test_log_precision_is_lamberts_function():
@@ -82,7 +84,7 @@ def moments(code, posterior):
 def test_samples_have_these_moments_and_derivatives(trained):
     code, posterior = trained
     keys = jax.random.split(jax.random.key(0), 2000)
-    drawn = jax.vmap(partial(sampled_weights, code), (None, 0))(posterior, keys)
+    drawn = jax.jit(jax.vmap(partial(sampled_weights, code), (None, 0)))(posterior, keys)
     flat = np.concatenate([np.asarray(own).reshape(2000, -1) for own in drawn.values()], axis=1)
     place, _ = random_codes.slots(code.layout)
     mean, deviation = (own.reshape(-1)[place] for own in moments(code, posterior))
@@ -90,17 +92,17 @@ def test_samples_have_these_moments_and_derivatives(trained):
     error = (flat / scales).mean(axis=0) - mean
     assert np.abs(error / deviation).max() < 5 / np.sqrt(2000)
     assert np.abs((flat / scales).std(axis=0) / deviation - 1).max() < 5 / np.sqrt(2 * 2000)
-    slopes = jax.grad(lambda own: jnp.sum(sampled_weights(code, own, keys[0])["kernel"] ** 2))(
-        posterior
-    )
+    slopes = jax.jit(
+        jax.grad(lambda own, key: jnp.sum(sampled_weights(code, own, key)["kernel"] ** 2))
+    )(posterior, jax.random.key(0))
     assert all(np.isfinite(own).all() and np.any(own) for own in slopes)
 
 
 def test_choices_are_those_of_importance_weights():
     """By brute force over all candidates of one block."""
-    code = random_code({"w": jnp.zeros(3)}, index_bytes=1, block_bits=5, seed=3)
+    code = random_code({"w": np.zeros(3, np.float32)}, index_bytes=1, block_bits=5, seed=3)
     posterior = Posterior(
-        jnp.asarray([[0.4, -0.2, 1.0]]), jnp.asarray([[0.0, 1.0, -1.0]]), jnp.zeros(1)
+        np.float32([[0.4, -0.2, 1.0]]), np.float32([[0.0, 1.0, -1.0]]), np.zeros(1, np.float32)
     )
     mean, deviation = (own[0] for own in _moments_of(posterior))
     candidates = np.stack(
@@ -109,7 +111,7 @@ def test_choices_are_those_of_importance_weights():
     logarithms = candidates**2 / 2 - ((candidates - mean) / deviation) ** 2 / 2
     expected = softmax(logarithms.sum(axis=1))
     keys = jax.random.split(jax.random.key(1), 20_000)
-    indices = jax.vmap(lambda key: encode(code, posterior, key).indices[0])(keys)
+    indices = jax.jit(jax.vmap(lambda key: encode(code, posterior, key).indices[0]))(keys)
     counts = np.bincount(np.asarray(indices), minlength=32)
     likely = expected > 1e-4
     chi_square = np.sum((counts - 20_000 * expected)[likely] ** 2 / (20_000 * expected[likely]))
@@ -129,13 +131,13 @@ def test_both_decoders_return_the_evaluated_network(network, sharing):
     code = random_code(network, index_bytes=20, block_bits=8, seed=5, sharing=sharing)
     posterior, key = initial_posterior(code, network), jax.random.key(2)
     some = encode(code, posterior, key, stop=11)
-    assert np.all(np.asarray(some.indices[:11]) >= 0)
-    assert np.all(np.asarray(some.indices[11:]) == -1)
+    assert np.all(np.asarray(some.indices)[:11] >= 0)
+    assert np.all(np.asarray(some.indices)[11:] == -1)
     # What is trained on moves neither what is coded nor the scales.
-    moved = jax.tree.map(lambda own: own + 0.3, posterior)
+    moved = jax.tree.map(lambda own: np.asarray(own) + np.float32(0.3), posterior)
     coded = encode(code, moved, key, some, start=11)
-    np.testing.assert_array_equal(coded.indices[:11], some.indices[:11])
-    np.testing.assert_array_equal(coded.scales, jnp.exp(posterior.log_scales))
+    np.testing.assert_array_equal(np.asarray(coded.indices)[:11], np.asarray(some.indices)[:11])
+    np.testing.assert_array_equal(coded.scales, jax.jit(jnp.exp)(posterior.log_scales))
     evaluated = sampled_weights(code, moved, jax.random.key(3), coded)
     of_numpy = random_codes.values_of(
         code.layout, np.asarray(coded.indices), np.asarray(coded.scales)
@@ -174,7 +176,7 @@ def test_what_cannot_be_coded_is_refused(network, trained):
     with pytest.raises(ValueError, match="seed must lie"):
         random_code(network, index_bytes=20, seed=-1)
     with pytest.raises(TypeError, match="got int32 at 'step'"):
-        random_code({**network, "step": jnp.int32(3)}, index_bytes=20)
+        random_code({**network, "step": np.int32(3)}, index_bytes=20)
     code, posterior = trained
     coded = encode(code, posterior, jax.random.key(0), stop=3)
     with pytest.raises(ValueError, match="encode them all"):

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,7 @@ def test_forward_is_the_nearest_centroid_exactly(strict_promotion):
     index = nearest(WEIGHTS.ravel(), CENTROIDS).reshape(WEIGHTS.shape)
     np.testing.assert_array_equal(quantize_ste(WEIGHTS, CENTROIDS), CENTROIDS[index])
     # A tie goes to the lower centroid.
-    assert float(quantize_ste(jnp.float32(-0.3), CENTROIDS)) == -1.0
+    assert float(quantize_ste(np.float32(-0.3), CENTROIDS)) == -1.0
 
 
 def test_gradients_pass_to_the_weights_and_add_up_for_the_centroids(strict_promotion):
@@ -43,29 +45,30 @@ def test_gradients_pass_to_the_weights_and_add_up_for_the_centroids(strict_promo
 
 def test_forward_mode_is_the_transpose_of_reverse_mode(strict_promotion):
     rng = np.random.default_rng(4)
-    given = (jnp.asarray(WEIGHTS), jnp.asarray(CENTROIDS))
-    along = tuple(jnp.asarray(rng.standard_normal(x.shape).astype(jnp.float32)) for x in given)
+    given = jax.device_put((WEIGHTS, CENTROIDS))
+    along = tuple(rng.standard_normal(x.shape).astype(np.float32) for x in given)
     index = nearest(WEIGHTS.ravel(), CENTROIDS).reshape(WEIGHTS.shape)
-    both = jax.jvp(quantize_ste, given, along)[1]
+    both = np.asarray(jax.jit(lambda *own: jax.jvp(quantize_ste, *own)[1])(given, along))
     np.testing.assert_allclose(both, along[0] + along[1][index], rtol=1e-6)
-    only = jax.jvp(lambda c: quantize_ste(given[0], c), given[1:], along[1:])[1]
+    only = jax.jit(lambda *own: jax.jvp(partial(quantize_ste, given[0]), *own)[1])(
+        given[1:], along[1:]
+    )
     np.testing.assert_array_equal(only, along[1][index])
-    back = jax.vjp(quantize_ste, *given)[1](both)
-    inner = sum(float(jnp.sum(a * b)) for a, b in zip(back, along, strict=True))
-    assert inner == pytest.approx(float(jnp.sum(both * both)), rel=1e-5)
+    back = jax.jit(lambda own: jax.vjp(quantize_ste, *given)[1](own))(both)
+    inner = sum(np.sum(a * b) for a, b in zip(back, along, strict=True))
+    assert inner == pytest.approx(np.sum(both * both), rel=1e-5)
 
 
 def test_under_vmap_and_in_half_precision():
-    stacked = jnp.stack([CENTROIDS, CENTROIDS * 2])
-    together = jax.vmap(quantize_ste, in_axes=(None, 0))(WEIGHTS, stacked)
-    for row, centroids in zip(together, stacked, strict=True):
+    stacked = np.stack([CENTROIDS, CENTROIDS * 2])
+    together = jax.jit(jax.vmap(quantize_ste, in_axes=(None, 0)))(WEIGHTS, stacked)
+    for row, centroids in zip(np.asarray(together), stacked, strict=True):
         np.testing.assert_array_equal(row, quantize_ste(WEIGHTS, centroids))
-    half = quantize_ste(jnp.asarray(WEIGHTS, jnp.bfloat16), CENTROIDS)
+    weights = WEIGHTS.astype(jnp.bfloat16)
+    half = quantize_ste(weights, CENTROIDS)
     assert half.dtype == jnp.bfloat16
-    gradient = jax.grad(lambda c: quantize_ste(jnp.asarray(WEIGHTS, jnp.bfloat16), c).sum())(
-        jnp.asarray(CENTROIDS)
-    )
-    assert float(jnp.sum(gradient)) == WEIGHTS.size
+    gradient = jax.jit(jax.grad(lambda c: quantize_ste(weights, c).sum()))(CENTROIDS)
+    assert np.sum(gradient) == WEIGHTS.size
 
 
 def test_training_through_it_reaches_a_quantized_minimum():
@@ -76,7 +79,7 @@ def test_training_through_it_reaches_a_quantized_minimum():
         return jnp.mean((inputs @ (quantize_ste(weights, CENTROIDS) - truth)) ** 2)
 
     step = jax.jit(lambda weights: weights - 0.05 * jax.grad(loss)(weights))
-    weights = jnp.zeros(5)
+    weights = np.zeros(5, np.float32)
     for _ in range(200):
         weights = step(weights)
     np.testing.assert_array_equal(quantize_ste(weights, CENTROIDS), truth)
