@@ -102,13 +102,15 @@ def test_cells_of_value_and_importance(kind, size):
     assert inner_variance(found) <= 1.5 * inner_variance(whole) + 1e-9 * second
 
 
+@pytest.mark.parametrize("is_weighted", some_slow([False, True], False))
 @pytest.mark.parametrize("kind", ["heavy tail", "subnormal", "bfloat16"])
-def test_one_pass_is_the_general_way_up_to_rounding(monkeypatch, kind):
+def test_one_pass_is_the_general_way_up_to_rounding(monkeypatch, kind, is_weighted):
     values = weights("heavy tail", SIZES["many chunks"])
     if kind == "subnormal":
         # In the last chunk.
         values[-5] = 1e-40
-    tensor = problem(values.astype(jnp.bfloat16) if kind == "bfloat16" else values)
+    h = np.abs(values[::-1]) + np.float32(0.01) if is_weighted else None
+    tensor = problem(values.astype(jnp.bfloat16) if kind == "bfloat16" else values, h)
     found, in_one_pass = [], passes._in_one_pass
     monkeypatch.setattr(
         passes, "_in_one_pass", lambda *own: found.append(in_one_pass(*own)) or found[-1]
