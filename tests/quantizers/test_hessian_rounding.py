@@ -21,8 +21,9 @@ def test_a_rounded_layer_is_what_it_says():
     values = np.asarray(found.values, np.float64)
     codes = np.asarray(found.codes)
     ratios = 2 ** (np.asarray(found.spacing.levels) / 4)
-    np.testing.assert_allclose(found.spacing.ratios, ratios, rtol=2.0**-8)
-    spacing = found.spacing.scale * found.spacing.ratios
+    own_ratios = np.asarray(found.spacing.ratios)
+    np.testing.assert_allclose(own_ratios, ratios, rtol=2.0**-8)
+    spacing = found.spacing.scale * own_ratios
     factors = np.asarray(found.factors)[np.clip(np.abs(codes), 1, 3) - 1]
     np.testing.assert_allclose(values, spacing[..., None] * factors * codes, rtol=1e-5)
     # The errors are those of the layer, damped.
