@@ -1,6 +1,6 @@
 """A small layer to be rounded, and settings that several tests share: they compile but once."""
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from jaxcomp.quantizers.rounding_passes import RoundingSettings
@@ -18,4 +18,4 @@ def layer(seed: int = 0, groups: int = 2):
     second = np.swapaxes(x, 1, 2) @ x / 200
     weights = rng.standard_normal((groups, INPUTS, OUTPUTS))
     parts = weights, second, rng.gamma(1.0, size=(groups, OUTPUTS))
-    return tuple(jnp.asarray(part, jnp.float32) for part in parts)
+    return tuple(jax.device_put(part.astype(np.float32)) for part in parts)

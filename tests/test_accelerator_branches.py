@@ -7,10 +7,12 @@ import optax
 import pytest
 
 from jaxcomp import quantizers, training
+from jaxcomp.quantizers.assignment import nearest_thresholds
 from jaxcomp.quantizers.chunk_errors import counts_of
 from jaxcomp.quantizers.input_classes import count_codes
 from jaxcomp.quantizers.problems import Chunk
 from jaxcomp.quantizers.scalar import trellis
+from jaxcomp.quantizers.solution import quantize_points
 
 N, K = 3000, 4
 
@@ -19,8 +21,8 @@ N, K = 3000, 4
 def weights():
     rng = np.random.default_rng(0)
     return (
-        jnp.asarray(rng.standard_t(3, N).astype(np.float32)),
-        jnp.asarray(rng.gamma(1, 1, N).astype(np.float32)),
+        rng.standard_t(3, N).astype(np.float32),
+        rng.gamma(1, 1, N).astype(np.float32),
     )
 
 
@@ -28,10 +30,13 @@ def joint(points, importance):
     return quantizers.joint_moments(points, importance, num_bins=16, num_levels=3)
 
 
-def uniform(points, importance):
-    # Every point a bin: the edges of coarser bins may move by rounding, and points with them.
-    found = quantizers.uniform(points, importance, num_clusters=K, num_bins=N)
-    return found.counts, found.centroids, found.distortion
+def measured(points, importance):
+    centroids = jnp.array([-3.0, -0.5, 0.5, 3.0])
+    codebook = quantizers.Codebook(centroids, nearest_thresholds(centroids), jnp.int32(K))
+    found = quantize_points(
+        points, importance, codebook, num_iterations=jnp.int32(0), converged=jnp.asarray(True)
+    )
+    return found.counts, found.distortion
 
 
 def counts(points, importance):
@@ -71,7 +76,7 @@ def fine_tuned(points, importance):
     return found.centroids
 
 
-KERNELS = [joint, uniform, counts, counts_of_classes, paths, gradients, fine_tuned]
+KERNELS = [joint, measured, counts, counts_of_classes, paths, gradients, fine_tuned]
 
 
 @jax.jit

@@ -106,7 +106,7 @@ def test_codes_are_those_of_a_loop(drift, eta, multiplier):
     lower = np.linalg.cholesky(damped(second) + np.eye(INPUTS) * (second == 0))
     pivots = np.diagonal(lower, axis1=1, axis2=2)[..., None]
     targets = errors + pivots * values
-    for magnitude, factor in enumerate(found.fitted_factors, 1):
+    for magnitude, factor in enumerate(np.asarray(found.fitted_factors), 1):
         own = np.minimum(np.abs(codes), 3) == magnitude
         plain = np.where(own, pivots * spacing[..., None] * codes, 0) * np.sqrt(importance[:, None])
         targets_of = np.where(own, targets, 0) * np.sqrt(importance[:, None])
@@ -270,12 +270,12 @@ def test_prices_and_the_largest_code_are_obeyed():
 
 def test_a_singular_matrix_is_damped_until_it_has_a_factor():
     x = np.random.default_rng(0).standard_normal((1, 5, INPUTS)).astype(np.float32)
-    second = jnp.asarray(np.swapaxes(x, 1, 2) @ x)
-    factor = factor_inputs(second, 0.0)
-    assert jnp.all(jnp.isfinite(factor.lower))
+    second = np.swapaxes(x, 1, 2) @ x
+    factor = jax.tree.map(np.asarray, factor_inputs(second, 0.0))
+    assert np.all(np.isfinite(factor.lower))
     assert 0 < factor.damping < 1e-3
-    product = jnp.einsum("gik,gjk->gij", factor.lower, factor.lower)
-    expected = second + factor.added[0] * jnp.eye(INPUTS)
+    product = np.einsum("gik,gjk->gij", factor.lower, factor.lower)
+    expected = second + factor.added[0] * np.eye(INPUTS)
     np.testing.assert_allclose(product, expected, atol=1e-4)
     # One that is definite is damped as asked for.
     assert factor_inputs(second, 0.125).damping == 0.125

@@ -1,5 +1,4 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from quantizer_oracles import count_compilations, heavy_tailed
@@ -21,6 +20,9 @@ QUANTIZERS = {
     ),
     "uniform": lambda w, h: uniform(w, h, num_clusters=4, max_clusters=5, num_bins=64),
 }
+
+# Traced points are never filled up.
+TRACED = {name: jax.jit(quantizer) for name, quantizer in QUANTIZERS.items()}
 
 
 @pytest.mark.parametrize("num_bins", [64, 1000])
@@ -59,8 +61,7 @@ def test_copies_change_nothing(quantizer, first, has_weights, num_points):
     importance[0] = 0 if first == "weightless" else importance[0]
     weights = importance if has_weights else None
     found = QUANTIZERS[quantizer](points, weights)
-    # Traced points are never filled up.
-    expected = jax.jit(QUANTIZERS[quantizer])(points, weights)
+    expected = TRACED[quantizer](points, weights)
     assert found.assignments.shape == points.shape
     for name, values in expected._asdict().items():
         np.testing.assert_allclose(getattr(found, name), values, rtol=1e-5, atol=1e-7, err_msg=name)
@@ -68,12 +69,12 @@ def test_copies_change_nothing(quantizer, first, has_weights, num_points):
 
 
 def test_sizes_of_one_bucket_compile_once():
-    points, importance = heavy_tailed(50)
-    for kind in (np.asarray, jnp.asarray):
-        points, importance = kind(points), kind(importance)
+    problem = heavy_tailed(50)
+    for kind in (np.asarray, jax.device_put):
+        points, importance = map(kind, problem)
         for quantizer in QUANTIZERS.values():
             quantizer(points, importance)
-        fewer = points[:49], importance[:49]
+        fewer = [kind(part[:49]) for part in problem]
         with count_compilations() as compiled:
             for quantizer in QUANTIZERS.values():
                 assert quantizer(*fewer).assignments.shape == (49,)
@@ -84,13 +85,13 @@ def test_weights_of_groups():
     points, importance = heavy_tailed(3 * 77)
     points = points.reshape(3, 77)
     for weights in (importance[:77], importance[:3, None], np.float32(2)):
-        bucket = bucketed(jnp.asarray(points), jnp.asarray(weights), num_bins=64)
+        bucket = bucketed(jax.device_put(points), jax.device_put(weights), num_bins=64)
         expected = np.broadcast_to(weights, points.shape)
         np.testing.assert_array_equal(bucket.weights()[:, :77], expected)
         np.testing.assert_array_equal(bucket.weights()[:, 77:], 0)
         assert bucket.points.shape == bucket.weights().shape == (3, 80)
         np.testing.assert_array_equal(bucket.points[:, 77:], np.tile(points[:, :1], 3))
-    assert bucketed(jnp.asarray(points), None, num_bins=64).weights() is None
+    assert bucketed(jax.device_put(points), None, num_bins=64).weights() is None
 
 
 @pytest.mark.parametrize("size", [3, 300])
@@ -98,9 +99,10 @@ def test_copies_do_not_count(size):
     # In a bin of their own, and among as many points as a histogram has bins.
     points, _ = heavy_tailed(size)
     padded = np.concatenate([points, np.full(size // 3, points[0], np.float32)])
-    found = histogram_moments(padded, num_bins=64, num_padding=jnp.int32(size // 3))
+    num_padding = np.int32(size // 3)
+    found = histogram_moments(padded, num_bins=64, num_padding=num_padding)
     marks = (np.arange(padded.size) < size).astype(np.float32)
-    marked = histogram_moments(padded, marks, num_bins=64, num_padding=jnp.int32(size // 3))
+    marked = histogram_moments(padded, marks, num_bins=64, num_padding=num_padding)
     for name, part in found._asdict().items():
         np.testing.assert_allclose(part, getattr(marked, name), rtol=1e-6, err_msg=name)
     assert float(found.mass.sum()) == int(found.num_points.sum()) == size

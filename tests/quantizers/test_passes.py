@@ -3,15 +3,18 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from promotion import strictly
 from slow_cases import some_slow
 
-from jaxcomp.quantizers import histogram_moments, joint_moments, passes
+from jaxcomp.quantizers import histograms, joint_moments, passes
 from jaxcomp.quantizers.passes import histogram_of, joint_histogram_of
 from jaxcomp.quantizers.problems import problem_of, survey
 from jaxcomp.quantizers.scales import Rows
 
+# Whole arrays as in the tests of histograms: what is compiled there.
 NUM_BINS = 256
-SIZES = {"exact": 100, "one chunk": 9_000, "many chunks": 300_000}
+histogram_moments = strictly(histograms.histogram_moments)
+SIZES = {"exact": 200, "one chunk": 9_000, "many chunks": 300_000}
 
 
 def weights(kind: str, size: int) -> np.ndarray:
@@ -99,13 +102,16 @@ def test_cells_of_value_and_importance(kind, size):
     assert inner_variance(found) <= 1.5 * inner_variance(whole) + 1e-9 * second
 
 
+@pytest.mark.parametrize("is_weighted", some_slow([False, True], False))
 @pytest.mark.parametrize("kind", ["heavy tail", "subnormal", "bfloat16"])
-def test_one_pass_is_the_general_way_up_to_rounding(monkeypatch, kind):
+def test_one_pass_is_the_general_way_up_to_rounding(monkeypatch, kind, is_weighted):
     values = weights("heavy tail", SIZES["many chunks"])
     if kind == "subnormal":
         # In the last chunk.
         values[-5] = 1e-40
-    tensor = problem(values.astype(jnp.bfloat16) if kind == "bfloat16" else values)
+    # Sums of these are exact in float32, as numbers of points are.
+    h = np.ldexp(np.float32(1), -(np.arange(len(values)) % 3)) if is_weighted else None
+    tensor = problem(values.astype(jnp.bfloat16) if kind == "bfloat16" else values, h)
     found, in_one_pass = [], passes._in_one_pass
     monkeypatch.setattr(
         passes, "_in_one_pass", lambda *own: found.append(in_one_pass(*own)) or found[-1]
@@ -125,7 +131,8 @@ def test_one_pass_is_the_general_way_up_to_rounding(monkeypatch, kind):
 
 
 def test_scales_divide_the_weights_and_weigh_their_errors():
-    values = weights("heavy tail", 9_000).reshape(90, 100)
+    # As many as elsewhere, for which all is compiled.
+    values = weights("heavy tail", SIZES["many chunks"]).reshape(-1, 100)
     rows, scales = Rows("channel"), np.linspace(0.1, 2, 100).astype(np.float32)
     scaled = histogram_of(problem(values).with_scales(rows, scales), num_bins=NUM_BINS)
     h = np.broadcast_to(scales * scales, values.shape)

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -308,9 +310,11 @@ def test_random_start_is_weighted_and_follows_the_key():
 @pytest.mark.parametrize(("shape", "size"), [((7,), 2), ((4, 6), 3), ((2, 3, 5), 4)])
 def test_splitting_and_joining_give_the_layer_back(shape, size, per_position):
     values = np.arange(1, np.prod(shape) + 1, dtype=np.float32).reshape(shape)
-    vectors = np.asarray(split_vectors(values, size, per_position=per_position))
+    split = partial(split_vectors, vector_size=size, per_position=per_position)
+    vectors = np.asarray(jax.jit(split)(values))
     assert vectors.shape[-1] == size
-    np.testing.assert_array_equal(join_vectors(jnp.asarray(vectors), tuple(shape)), values)
+    joined = jax.jit(partial(join_vectors, shape=tuple(shape)))(vectors)
+    np.testing.assert_array_equal(joined, values)
     # Everything is there once; the filling is 0, and less than one vector a row.
     inside = vectors[vectors != 0]
     np.testing.assert_array_equal(np.sort(inside), values.ravel())

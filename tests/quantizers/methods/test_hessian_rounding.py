@@ -90,7 +90,8 @@ def test_errors_and_curves_are_in_the_units_of_the_problem():
     one, scaled = (method.encode(some, point).errors for some in (own, other))
     assert scaled.distortion == pytest.approx(one.distortion * 2.0**14, rel=1e-6)
     assert scaled.squared_error == pytest.approx(one.squared_error * 2.0**-6, rel=1e-6)
-    curves = [method.curve(some, np.asarray([0.15])).distortion[0] for some in (own, other)]
+    # As many points of a curve as below: one program.
+    curves = [method.curve(some, np.asarray([0.01, 0.15])).distortion[1] for some in (own, other)]
     assert curves[1] == pytest.approx(curves[0] * 2.0**14, rel=1e-6)
 
 

@@ -9,11 +9,12 @@ from quantizer_oracles import count_compilations, heavy_tailed, restored
 from scipy.stats import norm
 
 from jaxcomp.quantizers import (
+    Moments,
     assign_by_cost,
+    cells,
     default_multipliers,
     entropy_constrained,
     histogram_moments,
-    joint_moments,
     kmeans,
     pad_bins,
     solve_entropy_constrained,
@@ -33,10 +34,25 @@ def run_loosely(points, importance, **options):
         "num_bins": BINS,
         "num_levels": LEVELS,
     } | options
-    return entropy_constrained(points, importance, **options)
+    return jax.tree.map(np.asarray, entropy_constrained(points, importance, **options))
 
 
 run = strictly(run_loosely)
+joint_moments = strictly(cells.joint_moments)
+
+
+@strictly
+def solve(moments):
+    """Solve as `run` does, by the same program."""
+    return solve_entropy_constrained(
+        moments,
+        MULTIPLIERS,
+        num_iterations=np.int32(50),
+        multiplier_scale="relative",
+        method="lagrangian",
+        max_clusters=SYMBOLS,
+        centroid_dtype=np.dtype(np.float32),
+    )
 
 
 def distortion_and_bits(points, importance, index):
@@ -182,9 +198,7 @@ def test_close_to_brute_force_on_few_points():
     for seed in range(6):
         points, importance = heavy_tailed(6, seed)
         moments = pad_bins(joint_moments(points, importance), EXACT)
-        result = solve_entropy_constrained(
-            moments, MULTIPLIERS, max_clusters=SYMBOLS, centroid_dtype=points.dtype
-        )
+        result = solve(moments)
         costs = np.array(
             [distortion_and_bits(points, importance, np.array(index)) for index in partitions(6)]
         )
@@ -240,35 +254,36 @@ def test_invariances():
     # A point without importance takes the cheapest symbol: its value does not matter.
     silent = np.where(np.arange(EXACT) < 50, 0, importance).astype(np.float32)
     one = run(points, silent, method="lagrangian", num_iterations=200)
-    index = assign_by_cost(points, silent, one.centroids[1], one.length_bits[1], one.multiplier[1])
-    assert np.all(np.asarray(index)[:50] == np.argmin(one.length_bits[1]))
+    index = assign_by_cost(points, silent, one.centroids, one.length_bits, one.multiplier)
+    assert np.all(np.asarray(index)[1, :50] == np.argmin(one.length_bits[1]))
 
 
-def test_batched_equals_one_by_one_and_nothing_recompiles():
+def test_new_points_multipliers_and_iterations_compile_nothing():
+    points, importance = heavy_tailed(EXACT)
+    run(points, importance)
+    with count_compilations() as num_compilations:
+        run(*heavy_tailed(EXACT, seed=1))
+        run(points, importance, multipliers=MULTIPLIERS * 2, num_iterations=7)
+        assert num_compilations() == 0
+
+
+@pytest.mark.slow  # Groups of uniform codebooks go the same way.
+def test_batched_equals_one_by_one():
     groups = [heavy_tailed(EXACT, seed) for seed in range(2)]
     points, importance = (np.stack(part) for part in zip(*groups, strict=True))
     # Several groups, and one axis of multipliers for all.
     together = run_loosely(points, importance)
-    run(points[0], importance[0])
-    with count_compilations() as num_compilations:
-        alone = [run(*group) for group in groups]
-        run(points[0], importance[0], multipliers=MULTIPLIERS * 2, num_iterations=7)
-        assert num_compilations() == 0
-    together = jax.tree.map(np.asarray, together)
-    for place, single in enumerate(alone):
+    for place, group in enumerate(groups):
+        single = run(*group)
         chosen = jax.tree.map(lambda leaf, place=place: leaf[place], together)
         np.testing.assert_allclose(chosen.objective, single.objective, rtol=1e-4)
         np.testing.assert_allclose(chosen.rate_bits, single.rate_bits, atol=1e-3)
 
 
+@pytest.mark.slow  # That cells lose little beside points is tested above.
 def test_moments_of_other_makers_serve_as_well():
     points, importance = heavy_tailed(BINNED)
-    one_dimensional = solve_entropy_constrained(
-        histogram_moments(points, importance, num_bins=BINS * LEVELS),
-        MULTIPLIERS,
-        max_clusters=SYMBOLS,
-        centroid_dtype=points.dtype,
-    )
+    one_dimensional = solve(histogram_moments(points, importance, num_bins=BINS * LEVELS))
     joint = run(points, importance)
     # Without the importances of single points the encoder has less to choose. (At the first
     # multiplier the few intervals of value matter more.)
@@ -367,7 +382,7 @@ def test_bad_input(changes, error, message):
 
 
 def test_solver_checks_its_sizes():
-    moments = histogram_moments(np.arange(3, dtype=np.float32))
+    moments = Moments(*4 * [np.ones(3, np.float32)], *4 * [np.float32(1)])
     with pytest.raises(ValueError, match="max_clusters must be at least 1, got 0"):
         solve_entropy_constrained(moments, MULTIPLIERS, max_clusters=0)
 

@@ -6,7 +6,7 @@ from promotion import strictly
 from quantizer_oracles import count_compilations, heavy_tailed
 
 from jaxcomp import quantizers
-from jaxcomp.quantizers import histogram_moments, solve_uniform
+from jaxcomp.quantizers import Moments, solve_uniform
 
 uniform = strictly(quantizers.uniform)
 NUM_POINTS, MAX_CLUSTERS = 300, 8
@@ -29,7 +29,7 @@ def naive(points, importance, num_clusters, reconstruction):
 @pytest.mark.parametrize("reconstruction", ["centroid", "midpoint"])
 @pytest.mark.parametrize("num_clusters", [1, 3, 8])
 def test_matches_the_naive_grid(num_clusters, reconstruction, strict_promotion):
-    points, importance = (jnp.asarray(part) for part in heavy_tailed(NUM_POINTS))
+    points, importance = heavy_tailed(NUM_POINTS)
     result = uniform(
         points,
         importance,
@@ -37,7 +37,8 @@ def test_matches_the_naive_grid(num_clusters, reconstruction, strict_promotion):
         max_clusters=MAX_CLUSTERS,
         reconstruction=reconstruction,
     )
-    w, h = (np.asarray(part, np.float64) for part in (points, importance))
+    result = jax.tree.map(np.asarray, result)
+    w, h = (part.astype(np.float64) for part in (points, importance))
     centroids, cells = naive(w, h, num_clusters, reconstruction)
     np.testing.assert_array_equal(result.assignments, cells)
     np.testing.assert_allclose(
@@ -95,11 +96,11 @@ def test_constant_group():
 
 def test_short_dtype():
     dtype = jnp.bfloat16
-    points = jnp.asarray(heavy_tailed(NUM_POINTS)[0]).astype(dtype)
+    points = heavy_tailed(NUM_POINTS)[0].astype(dtype)
     result = uniform(points, num_clusters=8)
     assert result.centroids.dtype == dtype
-    exact = np.asarray(points.astype(jnp.float32)).astype(np.float64)
-    centroids = np.asarray(result.centroids.astype(jnp.float32))[np.asarray(result.assignments)]
+    exact = points.astype(np.float64)
+    centroids = np.asarray(result.centroids).astype(np.float32)[np.asarray(result.assignments)]
     assert float(result.distortion) == pytest.approx(np.sum((exact - centroids) ** 2), rel=1e-5)
 
 
@@ -119,5 +120,6 @@ def test_bad_input(options, error, message):
 
 
 def test_size_of_the_codebook():
+    moments = Moments(*4 * [np.ones(3, np.float32)], *4 * [np.float32(1)])
     with pytest.raises(ValueError, match="max_clusters must be at least 1, got 0"):
-        solve_uniform(histogram_moments(jnp.ones(3)), 1, max_clusters=0)
+        solve_uniform(moments, 1, max_clusters=0)
