@@ -84,7 +84,7 @@ def test_rounding_is_no_dependence():
     params, batch = perceptron_params(), perceptron_batch()
     assert np.all(np.isfinite(gauss_newton_diagonal(half, params, batch).mean["in"]))
     # What is not finite is found by others.
-    broken = params | {"bias": params["bias"].at[0].set(jnp.nan)}
+    broken = params | {"bias": np.where(np.arange(4) == 0, np.float32(np.nan), params["bias"])}
     assert np.any(np.isnan(gauss_newton_diagonal(tanh_network, broken, batch).mean["in"]))
 
 
@@ -99,8 +99,8 @@ def test_rounding_of_long_sums_is_far_below_the_tolerance(dtype):
         )
 
     rng = np.random.default_rng(0)
-    params = jnp.asarray(rng.normal(size=(65_536, 2)).astype(dtype))
-    inputs = jnp.asarray(rng.normal(size=(4, 65_536)).astype(jnp.float32))
+    params = rng.normal(size=(65_536, 2)).astype(dtype)
+    inputs = rng.normal(size=(4, 65_536)).astype(np.float32)
     difference, tolerance = _difference_of_outputs(Partial(sums), params, inputs)
     assert float(difference) < float(tolerance) / 100
 
@@ -111,7 +111,7 @@ def test_losses_that_are_weighted_means_or_sums_are_allowed(weigh):
     params = {"w": leaf(rng, 3, 3)}
     tokens, mask = leaf(rng, 6, 4, 3), rng.integers(0, 2, (6, 4)) | np.eye(6, 4, dtype=int)
     mask[4:, :2] = 1  # no example without a token
-    mask = jnp.asarray(mask, jnp.int32)
+    mask = mask.astype(np.int32)
 
     def loss_fn(params, batch):
         tokens, mask = batch

@@ -21,7 +21,7 @@ from jaxcomp.curvature import (
     memory,
 )
 
-PARAMS = {"w": jax.ShapeDtypeStruct((100, 30), jnp.float32), "codes": jnp.arange(3)}
+PARAMS = {"w": jax.ShapeDtypeStruct((100, 30), jnp.float32), "codes": np.arange(3, dtype=np.int32)}
 BATCH = jax.ShapeDtypeStruct((16, 100), jnp.float32)
 WEIGHTS_BYTES = 4 * (100 * 30 + 3)
 
