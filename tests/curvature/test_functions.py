@@ -88,7 +88,7 @@ def _called(function):
 @pytest.mark.parametrize("is_method", [False, True])
 def test_new_arrays_compile_nothing_and_new_settings_do(kind, is_method):
     def run(scale, power):
-        holder = kind(np.float32(scale), power)
+        holder = kind(jnp.float32(scale), power)
         return call(holder.predict if is_method else holder)
 
     run(1.0, 1)
@@ -100,14 +100,14 @@ def test_new_arrays_compile_nothing_and_new_settings_do(kind, is_method):
 
 
 def test_an_object_that_changed_is_another():
-    holder = Scaled(np.float32(1))
+    holder = Scaled(jnp.float32(1))
     call(holder.predict)
-    holder.scale, holder.power = np.float32(2), 3
+    holder.scale, holder.power = jnp.float32(2), 3
     np.testing.assert_allclose(call(holder.predict), 2 * (INPUTS @ WEIGHT) ** 3, rtol=1e-6)
 
 
 def test_what_cannot_be_looked_into_is_compared_by_identity():
-    first, second = Slots(np.float32(1)), Slots(np.float32(2))
+    first, second = Slots(jnp.float32(1)), Slots(jnp.float32(2))
     np.testing.assert_allclose(call(first), INPUTS @ WEIGHT, rtol=1e-6)
     size = _called._cache_size()
     call(first)
@@ -127,7 +127,7 @@ def test_bound_arguments_come_before_and_pieces_that_are_no_arrays_stay_outside(
         return {"logits": params["activation"](scale * inputs @ params["w"])}
 
     params = {"w": WEIGHT, "activation": jnp.tanh}
-    function, rest = open_params(as_partial(Partial(predict, np.float32(2))), params)
+    function, rest = open_params(as_partial(Partial(predict, jnp.float32(2))), params)
     function = pick_output(function, "logits")
     assert rest["activation"] is None
     np.testing.assert_allclose(
@@ -137,7 +137,7 @@ def test_bound_arguments_come_before_and_pieces_that_are_no_arrays_stay_outside(
 
 def test_curvature_takes_methods_and_modules_as_models_and_as_losses():
     expected = gauss_newton_diagonal(lambda p, x: 2 * x @ p, WEIGHT, BATCH).mean
-    for function in (Scaled(np.float32(2)), Scaled(2.0).predict, Module(np.float32(2), 1)):
+    for function in (Scaled(jnp.float32(2)), Scaled(2.0).predict, Module(jnp.float32(2), 1)):
         found = gauss_newton_diagonal(function, WEIGHT, BATCH).mean
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
@@ -153,7 +153,7 @@ def test_curvature_takes_methods_and_modules_as_models_and_as_losses():
 
     squares = gauss_newton_diagonal(linear, WEIGHT, BATCH, loss="squared_error")
     for scale in (1.0, 3.0):
-        found = gauss_newton_diagonal(linear, WEIGHT, BATCH, loss=Loss(np.float32(scale)))
+        found = gauss_newton_diagonal(linear, WEIGHT, BATCH, loss=Loss(jnp.float32(scale)))
         np.testing.assert_allclose(found.mean, scale * squares.mean, rtol=1e-6)
 
 
@@ -188,8 +188,8 @@ def test_a_hint_comes_where_new_objects_compile_anew():
     (hint,) = hints(lambda number: fisher(Plain().loss))
     assert "fisher_diagonal compiles for the 3rd time" in hint
     assert "Plain.loss is a new object" in hint
-    assert hints(lambda number: fisher(Holder(np.float32(number)))) == []
-    (hint,) = hints(lambda number: fisher(Holder(np.float32(number), lambda x: x)))
+    assert hints(lambda number: fisher(Holder(jnp.float32(number)))) == []
+    (hint,) = hints(lambda number: fisher(Holder(jnp.float32(number), lambda x: x)))
     assert "Holder is a new object" in hint
     (hint,) = hints(
         lambda number: gauss_newton_diagonal(
