@@ -1,4 +1,4 @@
-"""Small networks of every kind of layer, and batches for them."""
+"""Small networks of every kind of layer, and batches for them, in NumPy: nothing is compiled."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def leaf(rng, *shape, dtype=np.float32):
-    return jnp.asarray(rng.normal(size=shape).astype(dtype))
+    return rng.normal(size=shape).astype(dtype)
 
 
 def perceptron(activation, params, inputs):
@@ -33,7 +33,7 @@ def perceptron_params(seed=0, dtype=np.float32):
 
 def perceptron_batch(num_examples=12, dtype=np.float32, seed=1):
     rng = np.random.default_rng(seed)
-    labels = jnp.asarray(rng.integers(0, 3, num_examples).astype(jnp.int32))
+    labels = rng.integers(0, 3, num_examples).astype(np.int32)
     return leaf(rng, num_examples, 3, dtype=dtype), labels
 
 
@@ -51,7 +51,7 @@ def token_problem(dtype=np.float32):
         "tied": leaf(rng, 3, 3, dtype=dtype),
         "scale": leaf(rng, 3, dtype=dtype),
     }
-    return params, (leaf(rng, 5, 4, 3, dtype=dtype), jnp.zeros(5, jnp.int32))
+    return params, (leaf(rng, 5, 4, 3, dtype=dtype), np.zeros(5, np.int32))
 
 
 def image_network(params, inputs):
@@ -83,7 +83,7 @@ def image_problem(dtype=np.float32):
         "upsampled": leaf(rng, 2, 4, 3, 2, dtype=dtype),
         "dense": leaf(rng, 3, 2, dtype=dtype),
     }
-    return params, (leaf(rng, 3, 5, 6, 4, dtype=dtype), jnp.zeros(3, jnp.int32))
+    return params, (leaf(rng, 3, 5, 6, 4, dtype=dtype), np.zeros(3, np.int32))
 
 
 def language_model(params, tokens):
@@ -105,4 +105,4 @@ def language_problem(dtype=np.float32, num_classes=5, width=3, num_examples=3, l
     }
     tokens, labels = rng.integers(0, num_classes, (2, num_examples, length))
     weights = rng.integers(0, 3, (num_examples, length)) / 2
-    return params, (jnp.asarray(tokens), (jnp.asarray(labels), jnp.asarray(weights, dtype)))
+    return params, (tokens, (labels, weights.astype(dtype)))

@@ -182,7 +182,7 @@ def transformer_params():
 
 def transformer_batch(num_examples=4):
     inputs = leaf(np.random.default_rng(6), num_examples, TOKENS, WIDTH)
-    return inputs, jnp.zeros(num_examples, jnp.int32)
+    return inputs, np.zeros(num_examples, np.int32)
 
 
 def scanned_transformer(params, inputs):

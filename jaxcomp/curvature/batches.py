@@ -500,7 +500,7 @@ def _weighted_mean(kernel: DiagonalKernel, batches: Iterable[Batch]) -> Diagonal
         num_examples += size
     if total is None:
         raise ValueError("batches is empty; pass at least one batch.")
-    return _divided(total.value(), _count(num_examples))._replace(exponent=exponent)
+    return _mean(total, _count(num_examples))._replace(exponent=exponent)
 
 
 @partial(jax.jit, donate_argnames=("total",))
@@ -508,6 +508,11 @@ def _add_estimate(
     total: CompensatedSum, estimate: DiagonalEstimate, num_examples: Float[Array, ""]
 ) -> CompensatedSum:
     return total.add(_times(estimate, num_examples))
+
+
+@jax.jit
+def _mean(total: CompensatedSum, num_examples: Float[Array, ""]) -> DiagonalEstimate:
+    return _divided(total.value(), num_examples)
 
 
 def _count(num_examples: int) -> np.ndarray:

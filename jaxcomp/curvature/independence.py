@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxcomp.curvature.estimate import count_examples
 from jaxcomp.numerics.checks import is_concrete
@@ -107,8 +107,24 @@ def _few(batch: Any, name: str, others: Any) -> Any:
     num_examples = count_examples(batch, name=name)
     if num_examples < 2:
         return None
-    rows = np.linspace(0, num_examples - 1, min(num_examples, NUM_COMPARED)).astype(np.int32)
-    return jax.tree.map(lambda x: x[rows], batch)
+    return _taken(batch, np.linspace(0, num_examples - 1, min(num_examples, NUM_COMPARED)))
+
+
+def _taken(batch: Any, rows: Any) -> Any:
+    """Return some examples: of arrays of NumPy by NumPy, of all others by one program."""
+    rows = np.asarray(rows).astype(np.int32)
+    leaves, structure = jax.tree.flatten(batch)
+    places = [place for place, x in enumerate(leaves) if isinstance(x, jax.Array)]
+    taken = _rows_of([leaves[place] for place in places], rows) if places else []
+    found = dict(zip(places, taken, strict=True))
+    return structure.unflatten(
+        [found[place] if place in found else x[rows] for place, x in enumerate(leaves)]
+    )
+
+
+@jax.jit
+def _rows_of(arrays: list[Array], rows: Int[np.ndarray, " E"]) -> list[Array]:
+    return [array[rows] for array in arrays]
 
 
 def _one_by_one(function: Callable[[Any], Any], few: Any) -> Any:
@@ -178,12 +194,12 @@ def _is_weighted_mean(
     `sum over i in s of w_i (l_i - loss(s)) = 0`. Three pairs and all three are four such equations
     for three weights.
     """
-    three = jax.tree.map(lambda x: x[:3], few)
+    three = _taken(few, range(3))
     alone = np.asarray(_known_losses(loss_fn, params, three).alone, np.float64)
     equations = np.zeros((4, 3))
     for equation, rows in zip(equations, ([0, 1], [0, 2], [1, 2], [0, 1, 2]), strict=True):
-        some = jax.tree.map(lambda x, rows=rows: x[np.asarray(rows, np.int32)], three)
-        equation[rows] = alone[rows] - float(_known_losses(loss_fn, params, some).together)
+        some = _known_losses(loss_fn, params, _taken(three, rows))
+        equation[rows] = alone[rows] - float(some.together)
     slack = tolerance * max(float(np.max(np.abs(alone))), 1e-30)
     _, values, vectors = np.linalg.svd(equations)
     weights = vectors[-1] * np.sign(np.sum(vectors[-1]))

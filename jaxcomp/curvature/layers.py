@@ -247,10 +247,9 @@ def _gathered(
             placement=placement_of((), batch),
         )
         if total is None:
-            zeros = _zero_hessians(params, uses, per_output=per_output)
-            start = CompensatedSum.empty((zeros, jnp.zeros(())))
             # Donated, so that each sum has zeros of its own.
-            total = add(jax.tree.map(jnp.copy, start), units=None)
+            start = partial(_no_sums, _kinds_of_hessians(params, uses, per_output=per_output))
+            total = add(start(), units=None)
             is_lost = lost_leaves(total.total[0])
             if any(is_lost):
                 units = (
@@ -258,27 +257,36 @@ def _gathered(
                     if per_output
                     else input_units(function, params, inputs, positions)
                 )
-                total, units = _less_lost(is_lost, total, add(start, units=units), units)
+                total, units = _less_lost(is_lost, total, add(start(), units=units), units)
         else:
             jax.block_until_ready(total)
             total = add(total, units=units)
         num_examples += size
     if total is None:
         raise ValueError("batches is empty; pass at least one batch.")
-    sums, weight = total.value()
+    sums, weight = _value(total)
     check_weight(weight)
     # Batches that can be passed over again are, if anything is not finite.
     again = None if is_once else partial(_began, function, params, batches)
     check_finite(dict(zip(uses, sums, strict=True)), again)
-    scale = (1.0 if per_output else 2.0) / weight
+    hessians = _means(sums, weight, 1.0 if per_output else 2.0)
     return {
-        path: LayerHessian(
-            total * scale.astype(total.dtype), use.layout, num_examples, _exponent(unit)
-        )
-        for (path, use), total, unit in zip(
-            uses.items(), sums, [None] * len(uses) if units is None else units, strict=True
+        path: LayerHessian(hessian, use.layout, num_examples, _exponent(unit))
+        for (path, use), hessian, unit in zip(
+            uses.items(), hessians, [None] * len(uses) if units is None else units, strict=True
         )
     }
+
+
+_value = jax.jit(CompensatedSum.value)
+
+
+@jax.jit
+def _means(
+    sums: tuple[Array, ...], weight: Float[Array, ""], factor: Float[Array, ""] | float
+) -> tuple[Array, ...]:
+    scale = factor / weight
+    return tuple(total * scale.astype(total.dtype) for total in sums)
 
 
 def _exponent(units: Int[np.ndarray, " G"] | None) -> Int[np.ndarray, " G"] | None:
@@ -355,12 +363,13 @@ def _selected_uses(
     return {path: matrices[path] for path in chosen}
 
 
-def _zero_hessians(
+def _kinds_of_hessians(
     params: Params, uses: dict[str, MatrixUse], *, per_output: bool
-) -> tuple[Array, ...]:
+) -> tuple[tuple[tuple[int, ...], np.dtype], ...]:
+    """Return shapes and dtypes."""
     leaves = leaves_by_path(params)
     return tuple(
-        jnp.zeros(
+        (
             (
                 use.layout.num_groups,
                 *((use.layout.num_outputs,) if per_output else ()),
@@ -371,6 +380,13 @@ def _zero_hessians(
         )
         for path, use in uses.items()
     )
+
+
+@partial(jax.jit, static_argnums=0)
+def _no_sums(kinds: tuple[tuple[tuple[int, ...], np.dtype], ...]) -> CompensatedSum:
+    """Return sums of nothing, from one program for all layers."""
+    zeros = tuple(jnp.zeros(shape, dtype) for shape, dtype in kinds)
+    return CompensatedSum.empty((zeros, jnp.zeros(())))
 
 
 @partial(

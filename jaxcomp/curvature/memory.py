@@ -102,7 +102,7 @@ def estimate_memory(
     probes = min(probes_per_chunk, sampling.num_samples) if many_batches else 1
     has_chunks = hasattr(estimator, "examples_per_chunk")
     examples = getattr(estimator, "examples_per_chunk", None)
-    plan = _Plan(estimator, shapes, many_batches, probes, examples, {})
+    plan = _Plan(estimator, shapes, many_batches, probes, examples, {}, {})
     estimate = plan.estimate()
     if limit_bytes is None or estimate.peak_bytes <= limit_bytes:
         return estimate
@@ -136,6 +136,7 @@ class _Plan(NamedTuple):
     probes_per_chunk: int
     examples_per_chunk: int | None
     known: dict[tuple[int, int, int | None], MemoryEstimate]
+    of_means: dict[int, int]  # the scratch of taking a chunk into the mean, by probes_per_chunk
 
     @property
     def num_examples(self) -> int:
@@ -165,7 +166,9 @@ class _Plan(NamedTuple):
         sampling = replace(self.estimator, **changed).sampling()
         sampler = _shapes(sampling.sampler)
         if self.many_batches:
-            state, scratch = _driver_bytes(sampler, self.batch, self.probes_per_chunk)
+            state, scratch = _driver_bytes(
+                sampler, self.batch, self.probes_per_chunk, self.of_means
+            )
             num_batches = 2
         else:
             state, scratch = _kernel_bytes(sampler, self.batch, sampling)
@@ -183,7 +186,7 @@ class _Plan(NamedTuple):
 
 
 def _driver_bytes(
-    sampler: DiagonalSampler, batch: Shapes, probes_per_chunk: int
+    sampler: DiagonalSampler, batch: Shapes, probes_per_chunk: int, of_means: dict[int, int]
 ) -> tuple[int, int]:
     """Return the bytes of the driver's state and the scratch of its larger step."""
     like = sample_like(sampler)
@@ -191,11 +194,15 @@ def _driver_bytes(
     state = jax.eval_shape(lambda: driver.empty_state(like))
     indices = jax.eval_shape(lambda: jnp.arange(probes_per_chunk))
     weight = jax.eval_shape(lambda: CompensatedSum.empty(jnp.zeros(())))
-    samples = driver.Samples(total, indices, weight.total)
-    limits = _shapes(driver.Limits(None, 1, 1))
     add = driver.add_batch.lower(total, weight, sampler, batch, indices)
-    take = driver.take_in.lower(state, samples, limits)
-    return _num_bytes(total) + _num_bytes(state), max(_scratch_bytes(add), _scratch_bytes(take))
+    if probes_per_chunk not in of_means:  # it does not depend on the batch
+        samples = driver.Samples(total, indices, weight.total)
+        limits = _shapes(driver.Limits(None, 1, 1))
+        take = driver.take_in.lower(state, samples, limits)
+        of_means[probes_per_chunk] = _scratch_bytes(take)
+    return _num_bytes(total) + _num_bytes(state), max(
+        _scratch_bytes(add), of_means[probes_per_chunk]
+    )
 
 
 def _kernel_bytes(sampler: DiagonalSampler, batch: Shapes, sampling: Sampling) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxcomp.numerics.equations import evaluate_equation
 from jaxcomp.trees.paths import leaves_by_path, shorten
@@ -50,8 +50,19 @@ def _broken(tree: Any) -> list[str]:
     return [
         path
         for path, leaf in leaves_by_path(tree).items()
-        if _is_floating(leaf) and not jnp.all(jnp.isfinite(leaf))
+        if _is_floating(leaf) and any(_broken_by(leaf))
     ]
+
+
+def _broken_by(value: Any) -> tuple[bool, bool]:
+    """Return whether there are NaN, and infinite numbers."""
+    has_nan, has_infinite = jax.device_get(_nan_and_infinite(value))
+    return bool(has_nan), bool(has_infinite)
+
+
+@jax.jit
+def _nan_and_infinite(value: Float[Array, "..."]) -> tuple[Bool[Array, ""], Bool[Array, ""]]:
+    return jnp.any(jnp.isnan(value)), jnp.any(jnp.isinf(value))
 
 
 def _is_floating(value: Any) -> bool:
@@ -144,11 +155,11 @@ def _first_event(function: Evaluate, params: Params, batch: Batch) -> _Event | N
     values += [_Value(leaf, layer=(0, ())) for leaf in jax.tree.leaves(batch)]
     events: list[_Event] = []
     results = _walk(closed.jaxpr, closed.consts, values, events)
-    found = [result.value for result in results if _is_floating(result.value)]
-    if all(bool(jnp.all(jnp.isfinite(value))) for value in found):
+    found = [_broken_by(result.value) for result in results if _is_floating(result.value)]
+    if not any(map(any, found)):
         return None
     infinite = next((event for event in events if not event.is_nan), None)
-    if any(bool(jnp.any(jnp.isnan(value))) for value in found):
+    if any(has_nan for has_nan, _ in found):
         first = next((event for event in events if event.is_nan), None)
         if first is not None and not (first.has_infinite_inputs and infinite is not None):
             return first
@@ -204,13 +215,16 @@ def _results(equation: Any, operands: list[_Value], events: list[_Event]) -> lis
 
 
 def _event(name: str, operands: list[_Value], outputs: list[Any]) -> _Event | None:
-    def has(test: Callable[[Any], Any], values: Iterable[Any]) -> bool:
-        return any(_is_floating(value) and bool(jnp.any(test(value))) for value in values)
+    def broken(values: Iterable[Any]) -> tuple[bool, bool]:
+        found = [_broken_by(value) for value in values if _is_floating(value)]
+        return any(has_nan for has_nan, _ in found), any(has_inf for _, has_inf in found)
 
-    inputs = [operand.value for operand in operands]
-    is_infinite = has(jnp.isinf, inputs)
-    if has(jnp.isnan, outputs) and not has(jnp.isnan, inputs):
-        return _Event(name, True, is_infinite, False, ())
-    if has(jnp.isinf, outputs) and not is_infinite and not has(jnp.isnan, inputs):
+    made_nan, made_infinite = broken(outputs)
+    if not made_nan and not made_infinite:
+        return None
+    was_nan, was_infinite = broken(operand.value for operand in operands)
+    if made_nan and not was_nan:
+        return _Event(name, True, was_infinite, False, ())
+    if made_infinite and not was_infinite and not was_nan:
         return _Event(name, False, False, False, ())
     return None

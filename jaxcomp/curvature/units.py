@@ -89,10 +89,15 @@ def _floating_leaves(params: Params) -> dict[int, Array]:
     """Return the floating leaves by their place among all."""
     leaves = enumerate(jax.tree.leaves(params))
     return {
-        place: jnp.asarray(leaf)
+        place: on_device(leaf)
         for place, leaf in leaves
         if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
     }
+
+
+def on_device(leaf: Any) -> Array:
+    """Return a leaf as JAX's array; one of NumPy is moved, which needs no program."""
+    return jax.device_put(leaf) if isinstance(leaf, np.ndarray) else jnp.asarray(leaf)
 
 
 @jax.jit

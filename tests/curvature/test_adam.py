@@ -14,7 +14,7 @@ NUM_STEPS = 3
 
 
 def make_params():
-    return {"w": jnp.asarray([[0.5, -1.0], [2.0, 0.1]]), "dead": np.zeros(3, np.float32)}
+    return {"w": np.float32([[0.5, -1.0], [2.0, 0.1]]), "dead": np.zeros(3, np.float32)}
 
 
 def gradients(step):
@@ -59,13 +59,13 @@ def test_moments_are_found_at_any_depth(name):
 
 def test_scale_of_the_gradients_does_not_matter():
     state = train(optax.scale_by_adam(b2=B2))
-    tiny = state._replace(nu=jax.tree.map(lambda x: x * 1e-30, state.nu))
+    tiny = state._replace(nu=jax.tree.map(lambda x: np.asarray(x) * np.float32(1e-30), state.nu))
     np.testing.assert_allclose(adam_second_moments(tiny).mean["w"], expected_w(), rtol=1e-5)
 
 
 def test_stacked_models_by_vmap():
     states = [train(optax.adam(0.1, b2=B2), num_steps) for num_steps in (1, NUM_STEPS)]
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *states)
+    stacked = jax.tree.map(lambda *x: np.stack(x), *states)
     mapped = jax.jit(jax.vmap(adam_second_moments))(stacked)
     for i, state in enumerate(states):
         np.testing.assert_allclose(

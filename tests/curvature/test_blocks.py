@@ -31,7 +31,7 @@ def quadratic_loss(params, batch):
     return 0.5 * jnp.mean(jnp.einsum("i,nij,j->n", flat, batch, flat))
 
 
-PARAMS = {"a": jnp.ones((2, 2)), "b": jnp.ones(3), "codes": jnp.arange(4)}
+PARAMS = {"a": np.ones((2, 2), np.float32), "b": np.ones(3, np.float32), "codes": np.arange(4)}
 
 
 def exact_blocks(hessian):
@@ -47,7 +47,7 @@ def test_blocks_of_a_known_hessian_lie_within_the_standard_errors(distribution):
     estimate = hutchinson_blocks(
         quadratic_loss,
         PARAMS,
-        jnp.asarray(hessian[None]),
+        hessian[None],
         jax.random.key(1),
         num_probes=4096,
         block_size=BLOCK_SIZE,
@@ -68,7 +68,7 @@ def test_variance_of_an_entry_is_that_of_the_formula():
     estimate = hutchinson_blocks(
         quadratic_loss,
         PARAMS,
-        jnp.asarray(hessian[None]),
+        hessian[None],
         jax.random.key(2),
         num_probes=num_probes,
         block_size=BLOCK_SIZE,
@@ -83,7 +83,7 @@ def test_variance_of_an_entry_is_that_of_the_formula():
 
 
 def test_diagonal_of_the_blocks_is_that_of_the_diagonal_estimate():
-    batch = jnp.asarray(make_hessian()[None])
+    batch = make_hessian()[None]
     arguments = quadratic_loss, PARAMS, batch, jax.random.key(3)
     blocks = hutchinson_blocks(*arguments, num_probes=4, block_size=BLOCK_SIZE)
     diagonal = hutchinson_diagonal(*arguments, num_probes=4)
@@ -104,7 +104,7 @@ def test_batches_do_not_matter(examples_per_probe):
         block_size=BLOCK_SIZE,
         examples_per_probe=examples_per_probe,
     )
-    whole = kernel(jnp.asarray(batch))
+    whole = kernel(batch)
     split = over_batches(kernel, [batch[:2], batch[2:4], batch[4:]], probes_per_chunk=2)
     for a, b in zip(jax.tree.leaves(split), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
@@ -126,4 +126,6 @@ def test_batches_do_not_matter(examples_per_probe):
 def test_options_are_checked(options, message):
     options = {"num_probes": 2, "block_size": 2} | options
     with pytest.raises(ValueError, match=message):
-        hutchinson_blocks(quadratic_loss, PARAMS, jnp.ones((1, 7, 7)), jax.random.key(0), **options)
+        hutchinson_blocks(
+            quadratic_loss, PARAMS, np.ones((1, 7, 7), np.float32), jax.random.key(0), **options
+        )

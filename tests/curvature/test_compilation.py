@@ -5,6 +5,7 @@ import warnings
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.tree_util import Partial
 
@@ -14,7 +15,7 @@ MESSAGE = "compiles for the 3rd time with the same shapes, because .* is a new o
 
 
 def fisher(loss_fn, size=2):
-    fisher_diagonal(loss_fn, jnp.ones(size), jnp.ones((1, size)))
+    fisher_diagonal(loss_fn, np.ones(size, np.float32), np.ones((1, size), np.float32))
 
 
 def test_third_fresh_lambda_brings_one_hint_at_the_line_of_the_caller():
@@ -39,7 +40,7 @@ def test_fresh_functools_partial_is_noticed_in_any_kernel():
 
     def fresh():
         loss_fn = functools.partial(scaled, 2.0)
-        hutchinson_diagonal(loss_fn, jnp.ones(2), None, jax.random.key(0), num_probes=2)
+        hutchinson_diagonal(loss_fn, np.ones(2, np.float32), None, jax.random.key(0), num_probes=2)
 
     fresh()
     fresh()
@@ -65,7 +66,7 @@ def test_new_shapes_and_functions_that_compile_once_bring_no_hint():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for size in (1, 2, 3, 4):
-            fisher(Partial(loss_fn, jnp.float32(1)), size)
+            fisher(Partial(loss_fn, np.float32(1)), size)
         for scale in (1.0, 2.0, 3.0, 4.0):
             fisher(Partial(loss_fn, jnp.float32(scale)))
             fisher(ByValue())

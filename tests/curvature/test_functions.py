@@ -15,9 +15,9 @@ from jax.tree_util import Partial
 from jaxcomp.curvature import fisher_diagonal, gauss_newton_diagonal
 from jaxcomp.curvature.functions import as_partial, open_params, pick_output
 
-INPUTS = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3)).astype(jnp.float32))
-BATCH = (INPUTS, jnp.zeros(2, jnp.int32))
-WEIGHT = jnp.ones((3, 2))
+INPUTS = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
+BATCH = (INPUTS, np.zeros(2, np.int32))
+WEIGHT = np.ones((3, 2), np.float32)
 
 
 class Power:
@@ -131,7 +131,7 @@ def test_bound_arguments_come_before_and_pieces_that_are_no_arrays_stay_outside(
     function = pick_output(function, "logits")
     assert rest["activation"] is None
     np.testing.assert_allclose(
-        jax.jit(lambda f, p: f(p, INPUTS))(function, rest), jnp.tanh(2 * INPUTS @ WEIGHT), rtol=1e-6
+        jax.jit(lambda f, p: f(p, INPUTS))(function, rest), np.tanh(2 * INPUTS @ WEIGHT), rtol=1e-6
     )
 
 

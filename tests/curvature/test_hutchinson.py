@@ -40,28 +40,48 @@ def make_params(seed=0, dtype=np.float32):
     rng = np.random.default_rng(seed)
     return {
         "in": {
-            "kernel": jnp.asarray(rng.normal(size=(3, 4)).astype(dtype)),
-            "bias": jnp.asarray(rng.normal(size=4).astype(dtype)),
+            "kernel": rng.normal(size=(3, 4)).astype(dtype),
+            "bias": rng.normal(size=4).astype(dtype),
         },
-        "head": jnp.asarray(rng.normal(size=(4, 2)).astype(dtype)),
-        "out": jnp.asarray(rng.normal(size=2).astype(dtype)),
+        "head": rng.normal(size=(4, 2)).astype(dtype),
+        "out": rng.normal(size=2).astype(dtype),
     }
 
 
 def make_batch(dtype=np.float32, num_examples=20):
     rng = np.random.default_rng(100)
-    inputs = jnp.asarray(rng.normal(size=(num_examples, 3)).astype(dtype))
-    return inputs, jnp.asarray(rng.integers(0, 2, size=num_examples).astype(jnp.int32))
+    # As most callers have them: on the device.
+    inputs = rng.normal(size=(num_examples, 3)).astype(dtype)
+    return jax.device_put((inputs, rng.integers(0, 2, size=num_examples).astype(np.int32)))
+
+
+@partial(jax.jit, static_argnums=0)
+def _dense_hessian(loss_fn, params, batch):
+    flat, unravel = ravel_pytree(params)
+    return jax.hessian(lambda w: loss_fn(unravel(w), batch))(flat)
 
 
 def dense_hessian(loss_fn, params, batch):
-    flat, unravel = ravel_pytree(params)
-    return np.asarray(jax.jit(jax.hessian(lambda w: loss_fn(unravel(w), batch)))(flat))
+    """In float64, from one program for weights of all dtypes."""
+    with jax.enable_x64(True):
+        inputs, labels = jax.device_get(batch)
+        exact = jax.tree.map(lambda x: x.astype(np.float64), (params, inputs))
+        return np.asarray(_dense_hessian(loss_fn, exact[0], (exact[1], labels)))
 
 
 def flatten(tree, leading=0):
     leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(tree)]
     return np.concatenate([x.reshape((*x.shape[:leading], -1)) for x in leaves], axis=-1)
+
+
+def small_loss(params, batch):
+    """A mean over examples of which little is compiled."""
+    return jnp.mean(jnp.tanh(batch @ params["w"] + params["b"].reshape(1)))
+
+
+def small_params(seed=0):
+    rng = np.random.default_rng(seed)
+    return {"w": rng.normal(size=3).astype(np.float32), "b": np.float32(rng.normal())}
 
 
 def quadratic_loss(params, batch):
@@ -109,8 +129,7 @@ def test_dense_hessian_lies_within_the_standard_errors(request, loss_fn, dtype):
 @pytest.mark.parametrize("dtype", some_slow([jnp.bfloat16, jnp.float16], jnp.float16))
 def test_half_precision_weights_give_float32_estimates(dtype):
     params, batch = make_params(dtype=dtype), make_batch()
-    wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
-    hessian = dense_hessian(tanh_loss, wide, batch)
+    hessian = dense_hessian(tanh_loss, params, batch)
 
     estimate = hutchinson_diagonal(tanh_loss, params, batch, jax.random.key(2), num_probes=256)
 
@@ -125,12 +144,12 @@ def test_half_precision_weights_give_float32_estimates(dtype):
 def test_standard_error_is_that_of_the_variance_formula(distribution, of_diagonal):
     rng = np.random.default_rng(3)
     half = rng.normal(size=(5, 5))
-    hessian = jnp.asarray(half + half.T, jnp.float32)
+    hessian = (half + half.T).astype(np.float32)
     num_probes = 4096
 
     estimate = hutchinson_diagonal(
         quadratic_loss,
-        jnp.ones(5),
+        np.ones(5, np.float32),
         hessian,
         jax.random.key(4),
         num_probes=num_probes,
@@ -149,7 +168,8 @@ def test_standard_error_is_that_of_the_variance_formula(distribution, of_diagona
 
 
 def test_gaussian_probes_of_leaves_of_several_dtypes_are_independent():
-    params = {"a": jnp.zeros(3), "b": jnp.zeros(3, jnp.bfloat16), "c": jnp.zeros(2)}
+    shapes = {"a": (3, np.float32), "b": (3, jnp.bfloat16), "c": (2, np.float32)}
+    params = {name: np.zeros(*shape) for name, shape in shapes.items()}
 
     def loss_fn(params, batch):
         return 0.5 * jnp.square(sum(jnp.sum(x.astype(jnp.float32)) for x in params.values()))
@@ -175,8 +195,8 @@ def test_blocks_of_examples_with_their_own_probes_have_the_variance_of_the_formu
 
     estimate = hutchinson_diagonal(
         lambda params, batch: jax.vmap(quadratic_loss, (None, 0))(params, batch).mean(),
-        jnp.ones(5),
-        jnp.asarray(hessians),
+        np.ones(5, np.float32),
+        hessians,
         jax.random.key(15),
         num_probes=num_probes,
         examples_per_probe=examples_per_probe,
@@ -231,11 +251,11 @@ def test_full_size_relu_network_against_its_exact_diagonal():
     # Some inputs never fire, as at the edges of MNIST's images.
     inputs = np.abs(rng.normal(size=(24, 784))) * (rng.random(784) < 0.8)
     exact = np.concatenate([x.ravel() for x in relu_network_diagonal(params, inputs)])
-    batch = jnp.asarray(inputs, jnp.float32), jnp.asarray(rng.integers(0, 10, 24).astype(jnp.int32))
+    batch = inputs.astype(np.float32), rng.integers(0, 10, 24).astype(np.int32)
 
     estimate = hutchinson_diagonal(
         lenet_loss,
-        [jnp.asarray(x, jnp.float32) for x in params],
+        [x.astype(np.float32) for x in params],
         batch,
         jax.random.key(13),
         num_probes=48,
@@ -255,8 +275,8 @@ def test_full_size_relu_network_against_its_exact_diagonal():
 
 
 def test_diagonal_hessian_is_exact_without_error():
-    curvature = {"a": jnp.asarray([0.5, -2.0, 3.0]), "b": jnp.float32(0.25)}
-    params = jax.tree.map(jnp.ones_like, curvature)
+    curvature = {"a": np.float32([0.5, -2.0, 3.0]), "b": np.float32(0.25)}
+    params = jax.tree.map(np.ones_like, curvature)
 
     def loss_fn(params, batch):
         terms = jax.tree.map(lambda w, h: jnp.sum(0.5 * h * w * w), params, batch)
@@ -269,7 +289,7 @@ def test_diagonal_hessian_is_exact_without_error():
 
 
 def test_leaves_of_equal_shape_get_independent_probes():
-    params = {"a": jnp.zeros(3), "b": jnp.zeros(3)}
+    params = {"a": np.zeros(3, np.float32), "b": np.zeros(3, np.float32)}
 
     def loss_fn(params, batch):
         return 0.5 * jnp.square(jnp.sum(params["a"]) + jnp.sum(params["b"]))
@@ -282,13 +302,13 @@ def test_leaves_of_equal_shape_get_independent_probes():
 
 
 def test_leaves_that_are_not_floating_are_passed_over():
-    params = {"w": jnp.asarray([1.0, 2.0]), "step": jnp.arange(3), "key": jax.random.key(0)}
+    params = {"w": np.float32([1.0, 2.0]), "step": np.arange(3), "key": jax.random.key(0)}
 
     def loss_fn(params, batch):
         return jnp.sum(batch * jnp.square(params["w"])) * params["step"][2].astype(jnp.float32)
 
     estimate = hutchinson_diagonal(
-        loss_fn, params, jnp.asarray([1.0, 3.0]), jax.random.key(7), num_probes=2
+        loss_fn, params, np.float32([1.0, 3.0]), jax.random.key(7), num_probes=2
     )
 
     np.testing.assert_allclose(estimate.mean["w"], [4.0, 12.0])
@@ -299,7 +319,7 @@ def test_leaves_that_are_not_floating_are_passed_over():
 
 
 def test_empty_leaf_is_kept():
-    params = {"w": jnp.ones(2), "none": jnp.zeros((0, 4))}
+    params = {"w": np.ones(2, np.float32), "none": np.zeros((0, 4), np.float32)}
     estimate = hutchinson_diagonal(
         lambda p, b: jnp.sum(jnp.square(p["w"])) + jnp.sum(p["none"]),
         params,
@@ -312,8 +332,8 @@ def test_empty_leaf_is_kept():
 
 @pytest.mark.slow
 def test_jit_is_eager():
-    hessian = jnp.asarray([[2.0, 1.0, 0.5], [1.0, 3.0, -1.0], [0.5, -1.0, 1.0]])
-    arguments = quadratic_loss, jnp.ones(3), hessian, jax.random.key(9)
+    hessian = np.float32([[2.0, 1.0, 0.5], [1.0, 3.0, -1.0], [0.5, -1.0, 1.0]])
+    arguments = quadratic_loss, np.ones(3, np.float32), hessian, jax.random.key(9)
     jitted = hutchinson_diagonal(*arguments, num_probes=3)
     with jax.disable_jit():
         eager = hutchinson_diagonal(*arguments, num_probes=3)
@@ -321,10 +341,10 @@ def test_jit_is_eager():
 
 
 def test_vmap_is_a_loop_over_models_and_keys():
-    batch, keys = make_batch(), jax.random.split(jax.random.key(9), 2)
-    models = [make_params(0), make_params(1)]
-    kernel = partial(hutchinson_diagonal, tanh_loss, num_probes=4)
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *models)
+    batch, keys = make_batch()[0], jax.random.split(jax.random.key(9), 2)
+    models = [small_params(0), small_params(1)]
+    kernel = partial(hutchinson_diagonal, small_loss, num_probes=4)
+    stacked = jax.tree.map(lambda *x: np.stack(x), *models)
     mapped = jax.vmap(lambda params, key: kernel(params, batch, key))(stacked, keys)
     for i in range(2):
         one = kernel(models[i], batch, keys[i])
@@ -337,10 +357,10 @@ def test_vmap_is_a_loop_over_models_and_keys():
 )
 def test_chunks_of_examples_change_nothing(examples_per_probe, examples_per_chunk):
     # 20 examples: the last chunk is ragged, or the only one; so is the last block.
-    params, batch = make_params(), make_batch()
+    params, batch = small_params(), make_batch()[0]
     whole, chunked = (
         hutchinson_diagonal(
-            tanh_loss,
+            small_loss,
             params,
             batch,
             jax.random.key(11),
@@ -368,9 +388,9 @@ def test_chunks_must_divide_the_examples_of_a_probe():
 
 
 def test_key_decides_the_result():
-    params, batch = make_params(), make_batch()
+    params, batch = small_params(), make_batch()[0]
     first, again, other = (
-        hutchinson_diagonal(tanh_loss, params, batch, jax.random.key(seed), num_probes=4)
+        hutchinson_diagonal(small_loss, params, batch, jax.random.key(seed), num_probes=4)
         for seed in (10, 10, 11)
     )
     np.testing.assert_array_equal(flatten(first), flatten(again))
@@ -383,13 +403,13 @@ def test_second_call_and_fresh_partial_compile_nothing():
     def loss_fn(scale, params, batch):
         nonlocal num_traces
         num_traces += 1
-        return scale * tanh_loss(params, batch)
+        return scale * small_loss(params, batch)
 
-    batch = make_batch()
+    batch = make_batch()[0]
     results = [
         hutchinson_diagonal(
-            Partial(loss_fn, jnp.float32(scale)),
-            make_params(seed),
+            Partial(loss_fn, np.float32(scale)),
+            small_params(seed),
             batch,
             jax.random.key(seed),
             num_probes=4,
@@ -402,13 +422,13 @@ def test_second_call_and_fresh_partial_compile_nothing():
 
 
 def test_values_that_are_not_finite_are_named_at_the_boundary():
-    params = {"good": jnp.ones(2), "bad": jnp.ones(3)}
+    params = {"good": np.ones(2, np.float32), "bad": np.ones(3, np.float32)}
 
     def loss_fn(params, batch):
         return jnp.sum(jnp.square(params["good"])) + jnp.sum(batch * jnp.square(params["bad"]))
 
     estimate = hutchinson_diagonal(
-        loss_fn, params, jnp.asarray([1.0, jnp.nan, 1.0]), jax.random.key(12), num_probes=2
+        loss_fn, params, np.float32([1.0, np.nan, 1.0]), jax.random.key(12), num_probes=2
     )
     np.testing.assert_array_equal(np.isnan(estimate.mean["bad"]), [False, True, False])
     with pytest.raises(ValueError, match=r"curvature.mean\['bad'\] has 1 NaN or infinite .* of 3"):
@@ -467,7 +487,9 @@ class Unhashable:
 def test_loss_need_not_be_hashable(wrap):
     for scale in (1.5, 2.5):
         loss_fn = wrap(Unhashable(jnp.float32(scale)))
-        estimate = hutchinson_diagonal(loss_fn, jnp.ones(2), None, jax.random.key(0), num_probes=2)
+        estimate = hutchinson_diagonal(
+            loss_fn, np.ones(2, np.float32), None, jax.random.key(0), num_probes=2
+        )
         np.testing.assert_array_equal(estimate.mean, [2 * scale, 2 * scale])
 
 
@@ -480,12 +502,14 @@ def test_loss_must_be_a_function():
 
 def test_functools_partial_is_a_static_loss():
     loss_fn = functools.partial(lambda scale, params, batch: scale * jnp.sum(params**2), 1.5)
-    estimate = hutchinson_diagonal(loss_fn, jnp.ones(2), None, jax.random.key(0), num_probes=2)
+    estimate = hutchinson_diagonal(
+        loss_fn, np.ones(2, np.float32), None, jax.random.key(0), num_probes=2
+    )
     np.testing.assert_array_equal(estimate.mean, [3.0, 3.0])
 
 
 def test_complex_weights_are_refused():
     with pytest.raises(TypeError, match=r"params\['w'\] is complex64, but curvature is defined"):
         hutchinson_diagonal(
-            tanh_loss, {"w": jnp.ones(2, jnp.complex64)}, None, jax.random.key(0), num_probes=2
+            tanh_loss, {"w": np.ones(2, np.complex64)}, None, jax.random.key(0), num_probes=2
         )

@@ -53,7 +53,7 @@ def test_layers_come_in_the_order_of_evaluation_with_their_biases():
 def test_moments_are_those_of_both_parts_of_the_data():
     changed = {"z": {"kernel": PARAMS["z"]["kernel"] + 0.1, "bias": PARAMS["z"]["bias"]}}
     changed["a"] = PARAMS["a"]
-    found = network().moments("a/kernel", {"z/kernel": jnp.asarray(changed["z"]["kernel"])})
+    found = network().moments("a/kernel", {"z/kernel": changed["z"]["kernel"]})
     # A fifth is held out: the last four of twenty, the last two of ten.
     places = np.r_[0:16, 20:28], np.r_[16:20, 28:30]
     assert found.share == 24 / 30

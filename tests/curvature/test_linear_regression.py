@@ -25,7 +25,7 @@ def test_autodiff_in_double_precision(rows_per_chunk):
 
     hessian = linear_regression_hessian(features, rows_per_chunk=rows_per_chunk)
     assert hessian.dtype == np.float64
-    expected = jax.jit(jax.hessian(loss))(jnp.ones(5))
+    expected = jax.jit(jax.hessian(loss))(np.ones(5))
     np.testing.assert_allclose(hessian, expected, rtol=1e-12, atol=1e-13)
 
 
@@ -34,7 +34,7 @@ def test_chunks_of_rows_from_a_generator_do_not_matter():
     expected = 2 / 37 * features.astype(np.float64).T @ features.astype(np.float64)
     lengths = [8, 8, 8, 8, 5]
     chunks = np.split(features, np.cumsum(lengths)[:-1])
-    for given in ((chunk for chunk in chunks), chunks, features, jnp.asarray(features)):
+    for given in ((chunk for chunk in chunks), chunks, features, jax.device_put(features)):
         hessian = linear_regression_hessian(given, rows_per_chunk=8)
         assert hessian.dtype == np.float32
         # Products of 37 pairs, each rounded once: a few units in the last place of |X|^T |X|.
@@ -61,7 +61,7 @@ def test_many_rows_add_no_rounding_error():
 
 
 def test_half_precision_features_are_summed_in_float32():
-    features = jnp.asarray(make_features(), jnp.bfloat16)
+    features = make_features().astype(jnp.bfloat16)
     wide = np.asarray(features, np.float64)
     hessian = linear_regression_hessian(features)
     assert hessian.dtype == np.float32

@@ -21,7 +21,7 @@ from jaxcomp.curvature import (
     memory,
 )
 
-PARAMS = {"w": jax.ShapeDtypeStruct((100, 30), jnp.float32), "codes": jnp.arange(3)}
+PARAMS = {"w": jax.ShapeDtypeStruct((100, 30), jnp.float32), "codes": np.arange(3, dtype=np.int32)}
 BATCH = jax.ShapeDtypeStruct((16, 100), jnp.float32)
 WEIGHTS_BYTES = 4 * (100 * 30 + 3)
 
@@ -147,14 +147,14 @@ def test_what_cannot_fit_is_refused_with_the_number_and_what_would_fit():
     batch = jax.ShapeDtypeStruct((20_000, 100), jnp.float32)
     with pytest.raises(
         ValueError,
-        match=r"Hutchinson on batches of 20,000 examples needs [\d.]+ MB even in the "
+        match=r"Fisher on batches of 20,000 examples needs [\d.]+ MB even in the "
         r"smallest chunks, but limit_bytes allows 4 MB; batches of [\d,]+ examples would fit",
     ) as refusal:
-        estimate_memory(hutchinson, batch, limit_bytes=4_000_000)
+        estimate_memory(fisher, batch, limit_bytes=4_000_000)
     fitting = int(str(refusal.value).split("batches of ")[-1].split()[0].replace(",", ""))
     batch = jax.ShapeDtypeStruct((fitting, 100), jnp.float32)
-    smallest = replace(hutchinson, examples_per_chunk=1)
-    plan = estimate_memory(smallest, batch, limit_bytes=4_000_000, probes_per_chunk=1)
+    smallest = replace(fisher, examples_per_chunk=1)
+    plan = estimate_memory(smallest, batch, limit_bytes=4_000_000)
     assert plan.peak_bytes > 3_500_000
 
     with pytest.raises(ValueError, match=r"even one example would need [\d.]+ MB: raise the limit"):

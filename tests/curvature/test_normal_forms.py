@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("strict_promotion")
 
 
 def array(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(jnp.float32))
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 @pytest.mark.parametrize(
@@ -39,16 +39,20 @@ def test_gradients_are_products_of_inputs_and_output_gradients(function, weight,
     side = [v.aval.shape for v in equation.invars].index(weight.shape)
     normal = normal_form(equation, side)
     assert normal.sizes == sizes
-    outputs, pullback = jax.vjp(
-        lambda *operands: equation.primitive.bind(*operands, **equation.params),
-        *((x, weight) if side == 1 else (weight, x)),
-    )
-    delta = array(3, *outputs.shape)
-    gradient = jnp.einsum("gpi,gpo->gio", normal.to_inputs(x), normal.to_outputs(delta))
     layout = stack_layout(weight.shape, normal.weight_steps).matrices
-    np.testing.assert_allclose(
-        layout.from_matrices(gradient), pullback(delta)[side], rtol=1e-4, atol=1e-5
-    )
+    delta = array(3, *equation.outvars[0].aval.shape)
+
+    @jax.jit
+    def both(weight, x, delta):
+        _, pullback = jax.vjp(
+            lambda *operands: equation.primitive.bind(*operands, **equation.params),
+            *((x, weight) if side == 1 else (weight, x)),
+        )
+        found = jnp.einsum("gpi,gpo->gio", normal.to_inputs(x), normal.to_outputs(delta))
+        return layout.from_matrices(found), pullback(delta)[side]
+
+    gradient, expected = both(weight, x, delta)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_convolved_weight_and_kernels_of_each_example_have_none():
@@ -57,7 +61,7 @@ def test_a_convolved_weight_and_kernels_of_each_example_have_none():
 
     def equation(**options):
         return jax.make_jaxpr(lambda w, x: convolve(w, x, **options))(
-            jnp.ones((2, 2, 2, 2)), jnp.ones((2, 2, 4, 4))
+            np.ones((2, 2, 2, 2), np.float32), np.ones((2, 2, 4, 4), np.float32)
         ).jaxpr.eqns[0]
 
     assert normal_form(equation(), 1) is not None

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("strict_promotion")
 def noisy_diagonal(seed=0, shape=(40, 5), mean=1.0):
     rng = np.random.default_rng(seed)
     noise = rng.normal(size=shape)
-    return jnp.asarray(mean + 3.0 * (noise - noise.mean()), jnp.float32)
+    return (mean + 3.0 * (noise - noise.mean())).astype(np.float32)
 
 
 def numbers(report):
@@ -23,7 +23,7 @@ def numbers(report):
 
 
 def test_entries_below_the_floor_are_raised_to_it_and_counted():
-    diagonal = {"noisy": noisy_diagonal(), "fine": jnp.asarray([1.0, 2.0, 3.0])}
+    diagonal = {"noisy": noisy_diagonal(), "fine": np.float32([1.0, 2.0, 3.0])}
 
     importance, report = CurvaturePolicy(relative_floor=0.1).apply(diagonal)
 
@@ -38,14 +38,14 @@ def test_entries_below_the_floor_are_raised_to_it_and_counted():
 
 
 def test_mean_of_the_positive_part_serves_where_the_signed_mean_does_not():
-    importance, report = CurvaturePolicy(relative_floor=0.5).apply(jnp.asarray([4.0, -6.0, -1.0]))
+    importance, report = CurvaturePolicy(relative_floor=0.5).apply(np.float32([4.0, -6.0, -1.0]))
     np.testing.assert_allclose(importance, [4.0, 0.5 * 4 / 3, 0.5 * 4 / 3], rtol=1e-6)
     assert numbers(report) == (3, 2, 2, 0, False, False)
 
 
 @pytest.mark.parametrize(("value", "num_negative"), [(0.0, 0), (-2.0, 3)])
 def test_leaf_without_positive_curvature_falls_back_to_ones(value, num_negative):
-    diagonal = [jnp.full(3, value), jnp.asarray([1.0, 2.0])]
+    diagonal = [np.full(3, value, np.float32), np.float32([1.0, 2.0])]
     importance, report = CurvaturePolicy().apply(diagonal)
     np.testing.assert_array_equal(importance[0], np.ones(3))
     assert numbers(report[0]) == (3, 3, num_negative, 3 - num_negative, True, False)
@@ -53,14 +53,16 @@ def test_leaf_without_positive_curvature_falls_back_to_ones(value, num_negative)
 
 
 def test_empty_and_scalar_leaves():
-    importance, report = CurvaturePolicy().apply({"empty": jnp.zeros((0, 4)), "scalar": 2.0})
+    importance, report = CurvaturePolicy().apply(
+        {"empty": np.zeros((0, 4), np.float32), "scalar": 2.0}
+    )
     assert importance["empty"].shape == (0, 4)
     assert numbers(report["empty"]) == (0, 0, 0, 0, True, False)
     np.testing.assert_array_equal(importance["scalar"], np.float32(2.0))
 
 
 def test_floor_of_zero_clips_at_zero():
-    importance, _ = CurvaturePolicy(relative_floor=0.0).apply(jnp.asarray([2.0, -1.0, 0.0]))
+    importance, _ = CurvaturePolicy(relative_floor=0.0).apply(np.float32([2.0, -1.0, 0.0]))
     np.testing.assert_array_equal(importance, [2.0, 0.0, 0.0])
 
 
@@ -75,9 +77,8 @@ def rarely_seen(seed=3):
 def test_zeros_of_a_leaf_that_has_mostly_such_get_the_mean_of_the_leaf(zeros):
     diagonal = {"embedding": rarely_seen(), "dense": rarely_seen()[:2]}
     diagonal["dense"][1] = 0.5
-    diagonal = jax.tree.map(jnp.asarray, diagonal)
     policy = CurvaturePolicy(relative_floor=0.1, zeros=zeros)
-    importance, report = policy.apply(diagonal)
+    importance, report = jax.device_get(policy.apply(diagonal))
 
     h = np.asarray(diagonal["embedding"], np.float64)
     floor = 0.1 * h.mean()
@@ -87,21 +88,22 @@ def test_zeros_of_a_leaf_that_has_mostly_such_get_the_mean_of_the_leaf(zeros):
     assert int(report["embedding"].num_zero) == np.sum(h == 0) == 54
     assert report["embedding"].is_mostly_zero
     assert not report["dense"].is_mostly_zero
-    found = jax.vmap(policy.apply_traced)(jax.tree.map(lambda x: x[None], diagonal))
+    of_models = jax.jit(jax.vmap(policy.apply_traced))
+    found = jax.device_get(of_models(jax.tree.map(lambda x: x[None], diagonal)))
     np.testing.assert_array_equal(found.importance["embedding"][0], importance["embedding"])
 
 
 def test_half_of_a_leaf_may_be_zero():
-    half = jnp.asarray([0.0, 0.0, 1.0, 3.0])
+    half = np.float32([0.0] * 5 + [1.0] * 4 + [6.0])
     importance, report = CurvaturePolicy(relative_floor=0.5).apply(half)
-    np.testing.assert_allclose(importance, [0.5, 0.5, 1.0, 3.0])
-    assert (int(report.num_zero), bool(report.is_mostly_zero)) == (2, False)
+    np.testing.assert_allclose(importance, [0.5] * 5 + [1.0] * 4 + [6.0])
+    assert (int(report.num_zero), bool(report.is_mostly_zero)) == (5, False)
 
 
 def test_blocks_that_were_never_met_get_the_mean_too():
     blocks, expected = np.zeros((10, 2, 2), np.float32), np.tile(0.6 * np.eye(2), (10, 1, 1))
     blocks[[1, 6]] = expected[[1, 6]] = np.diag([2.0, 4.0])
-    importance, report = CurvaturePolicy(relative_floor=0.0).apply_blocks(jnp.asarray(blocks))
+    importance, report = CurvaturePolicy(relative_floor=0.0).apply_blocks(blocks)
     np.testing.assert_allclose(importance, expected, rtol=1e-6)
     assert (int(report.num_zero), bool(report.is_mostly_zero)) == (16, True)
 
@@ -112,18 +114,18 @@ def test_zeros_are_checked():
 
 
 def test_estimate_stands_for_its_mean():
-    diagonal = {"w": noisy_diagonal()}
-    estimate = DiagonalEstimate(diagonal, jax.tree.map(jnp.ones_like, diagonal))
+    diagonal = noisy_diagonal()
+    estimate = DiagonalEstimate(diagonal, np.ones_like(diagonal))
     bare, whole = (CurvaturePolicy().apply(x) for x in (diagonal, estimate))
-    np.testing.assert_array_equal(bare.importance["w"], whole.importance["w"])
-    assert isinstance(whole.report["w"], LeafReport)
+    np.testing.assert_array_equal(bare.importance, whole.importance)
+    assert isinstance(whole.report, LeafReport)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_result_follows_the_scale_and_keeps_the_order(seed):
     policy, diagonal = CurvaturePolicy(), noisy_diagonal(seed)
-    importance, _ = policy.apply(diagonal)
-    assert np.all(np.asarray(importance) > 0)
+    importance = np.asarray(policy.apply(diagonal).importance)
+    assert np.all(importance > 0)
     np.testing.assert_allclose(policy.apply(8 * diagonal).importance, 8 * importance, rtol=1e-6)
     order = np.argsort(np.ravel(diagonal))
     assert np.all(np.diff(np.ravel(importance)[order]) >= 0)
@@ -136,7 +138,7 @@ def test_entries_at_the_ends_of_the_range(value):
     np.testing.assert_allclose(importance, value * np.asarray([1.0] * 9 + [0.008]), rtol=1e-6)
     assert numbers(report) == (10, 1, 1, 0, False, False)
     blocks = diagonal[:, None, None] * np.asarray([[[1.0, 0.25], [0.25, 1.0]]], np.float32)
-    found, _ = CurvaturePolicy(relative_floor=0.0).apply_blocks(jnp.asarray(blocks))
+    found, _ = CurvaturePolicy(relative_floor=0.0).apply_blocks(blocks)
     found = np.asarray(found)
     np.testing.assert_allclose(found[:9], blocks[:9], rtol=1e-5)
     np.testing.assert_allclose(found[9] / value, np.zeros((2, 2)), atol=1e-6)
@@ -144,8 +146,10 @@ def test_entries_at_the_ends_of_the_range(value):
 
 def test_traced_form_is_the_eager_one_and_vmap_is_a_loop_over_models():
     policy = CurvaturePolicy()
-    models = {"w": jnp.stack([noisy_diagonal(0), 5 * noisy_diagonal(1), jnp.zeros((40, 5))])}
-    mapped = jax.jit(jax.vmap(policy.apply_traced))(models)
+    models = {
+        "w": np.stack([noisy_diagonal(0), 5 * noisy_diagonal(1), np.zeros((40, 5), np.float32)])
+    }
+    mapped = jax.device_get(jax.jit(jax.vmap(policy.apply_traced))(models))
     for i in range(3):
         one = policy.apply(jax.tree.map(lambda x, i=i: x[i], models))
         np.testing.assert_allclose(mapped.importance["w"][i], one.importance["w"], rtol=1e-6)
@@ -158,31 +162,31 @@ def test_policy_is_a_static_argument():
     def total(diagonal, *, policy):
         return jnp.sum(policy.apply_traced(diagonal).importance)
 
-    value = total(jnp.asarray([1.0, -1.0, 3.0]), policy=CurvaturePolicy(relative_floor=0.5))
+    value = total(np.float32([1.0, -1.0, 3.0]), policy=CurvaturePolicy(relative_floor=0.5))
     np.testing.assert_allclose(value, 4.5)
 
 
 def test_dtypes():
-    assert CurvaturePolicy().apply(jnp.ones(2, jnp.bfloat16)).importance.dtype == np.float32
-    assert CurvaturePolicy().apply(np.ones(2)).importance.dtype == np.float32
+    assert CurvaturePolicy().apply(np.ones(2, jnp.bfloat16)).importance.dtype == np.float32
+    assert CurvaturePolicy().apply(np.ones(3)).importance.dtype == np.float32
 
 
 @pytest.mark.usefixtures("x64")
 def test_double_precision_is_kept():
-    importance, _ = CurvaturePolicy().apply(jnp.asarray([1.0, -1.0, 3.0], np.float64))
+    importance, _ = CurvaturePolicy().apply(np.asarray([1.0, -1.0, 3.0]))
     assert importance.dtype == np.float64
     np.testing.assert_allclose(importance, [1.0, 0.01, 3.0], rtol=1e-15)
 
 
-@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_curvature_that_is_not_finite_is_refused_by_name(bad):
-    diagonal = {"a": jnp.ones(2), "b": [jnp.asarray([1.0, bad])]}
+    diagonal = {"a": np.ones(2, np.float32), "b": [np.float32([1.0, bad])]}
     with pytest.raises(ValueError, match=r"curvature\['b'\]\[0\] has 1 NaN or infinite entries"):
         CurvaturePolicy().apply(diagonal)
 
 
 def test_nan_is_not_hidden_by_the_traced_form():
-    importance, report = CurvaturePolicy().apply_traced(jnp.asarray([jnp.nan, -1.0]))
+    importance, report = CurvaturePolicy().apply_traced(np.float32([np.nan, -1.0]))
     assert np.all(np.isnan(np.asarray(importance)))
     assert not report.is_fallback
 
@@ -196,9 +200,9 @@ def test_floor_is_checked(floor):
 def test_blocks_get_eigenvalues_of_at_least_the_floor():
     half = np.random.default_rng(5).normal(size=(6, 3, 3))
     blocks = (half + np.swapaxes(half, 1, 2) + 0.5 * np.eye(3)).astype(np.float32)
-    estimate = DiagonalEstimate({"w": jnp.asarray(blocks)}, {"w": jnp.ones((6, 3, 3))})
+    estimate = DiagonalEstimate({"w": blocks}, {"w": np.ones_like(blocks)})
 
-    importance, report = CurvaturePolicy(relative_floor=0.1).apply_blocks(estimate)
+    importance, report = jax.device_get(CurvaturePolicy(relative_floor=0.1).apply_blocks(estimate))
 
     values, vectors = np.linalg.eigh(blocks.astype(np.float64))
     floor = 0.1 * values.mean()
@@ -212,7 +216,9 @@ def test_blocks_get_eigenvalues_of_at_least_the_floor():
 
 
 def test_blocks_without_positive_curvature_fall_back_to_unit_matrices():
-    importance, report = CurvaturePolicy(relative_floor=0.1).apply_blocks(jnp.zeros((6, 3, 3)))
+    importance, report = CurvaturePolicy(relative_floor=0.1).apply_blocks(
+        np.zeros((6, 3, 3), np.float32)
+    )
     np.testing.assert_allclose(importance, np.broadcast_to(np.eye(3), (6, 3, 3)), atol=1e-6)
     assert numbers(report) == (18, 18, 0, 18, True, False)
 
@@ -221,4 +227,4 @@ def test_blocks_must_be_square():
     with pytest.raises(
         ValueError, match=r"blocks\['w'\] must have the shape \(..., m, m\), got \(4, 3\)"
     ):
-        CurvaturePolicy().apply_blocks({"w": jnp.ones((4, 3))})
+        CurvaturePolicy().apply_blocks({"w": np.ones((4, 3), np.float32)})

@@ -9,8 +9,12 @@ from jax import lax
 from jaxcomp.curvature.capture import capture
 from jaxcomp.curvature.products import find_products
 
-W, V, B, X = jnp.ones((4, 4)), jnp.ones((4, 4)), jnp.ones(4), jnp.ones((1, 4))
-STACK = jnp.ones((3, 4, 4))
+
+def ones(*shape):
+    return np.ones(shape, np.float32)
+
+
+W, B, X, STACK = ones(4, 4), ones(4), ones(1, 4), ones(3, 4, 4)
 
 
 @jax.custom_vjp
@@ -110,7 +114,7 @@ def test_low_rank_additions_and_gains_are_no_layers_and_their_parts_beside_are()
         inside = x @ (base + left @ right)
         return (inside + (x @ a) @ b) * gain.reshape(1, 4)
 
-    values = (W, jnp.ones((4, 2)), jnp.ones((2, 4)), jnp.ones((4, 2)), jnp.ones((2, 4)), B)
+    values = (W, ones(4, 2), ones(2, 4), ones(4, 2), ones(2, 4), B)
     found = capture(function, values, X)
     assert [use.position for use in found.uses] == [3, 4]
     assert [reason is None for reason in found.reasons] == [False, False, False, True, True, False]
@@ -150,7 +154,7 @@ def test_a_row_outside_is_the_nearest_of_a_slice_and_none_of_a_lookup():
         return x @ lax.dynamic_slice_in_dim(v[0], 5, 1)[0]
 
     (use,) = capture(sliced, (STACK,), X).uses
-    a = np.asarray(use.to_inputs((jnp.ones((1, 1, 4)),)))
+    a = np.asarray(use.to_inputs((ones(1, 1, 4),)))
     assert [bool(np.any(row)) for row in a[0]] == [False, False, True]
     filled = capture(lambda v, x: x @ jnp.take(v[0], 5, axis=0, mode="fill"), (STACK,), X)
     assert filled.reasons[0] == "one of its rows is looked up by an index outside"

@@ -10,9 +10,9 @@ from jax import lax
 from jaxcomp.curvature.separability import independent_axes
 
 T, V = 3, 4
-TARGETS = jnp.asarray([1, 3, 0])
-WEIGHTS = jnp.asarray([0.5, 0.0, 2.0])
-MATRIX = jnp.asarray(np.random.default_rng(0).normal(size=(V, V)).astype(jnp.float32))
+TARGETS = np.asarray([1, 3, 0], np.int32)
+WEIGHTS = np.float32([0.5, 0.0, 2.0])
+MATRIX = np.random.default_rng(0).normal(size=(V, V)).astype(np.float32)
 
 
 def gathered(o):
@@ -80,7 +80,7 @@ def test_finds_the_axes(name):
 
 
 def test_never_more_than_the_dense_hessian_has(x64):
-    point = jnp.asarray(np.random.default_rng(1).normal(size=(T, V)))
+    point = np.random.default_rng(1).normal(size=(T, V))
     functions = {name: function for name, (function, _) in SUMS.items()}
     hessians = jax.jit(lambda o: {name: jax.hessian(f)(o) for name, f in functions.items()})(point)
     for name, hessian in jax.device_get(hessians).items():
