@@ -26,7 +26,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxcomp.curvature.units import estimate_in_units, on_device
+from jaxcomp.curvature.units import estimate_in_units
+from jaxcomp.numerics.host import as_array
 from jaxcomp.numerics.placement import (
     Placement,
     automatic_axes,
@@ -494,7 +495,7 @@ def check_finite(
         ValueError: naming the first leaf with NaN or infinite entries, and how many.
     """
     with_paths, _ = jax.tree_util.tree_flatten_with_path(curvature)
-    leaves = [on_device(leaf) for _, leaf in with_paths]
+    leaves = [as_array(leaf) for _, leaf in with_paths]
     if not any(map(np.isnan, jax.device_get(_nan_if_not_finite(leaves)))):
         return curvature
     counts = jax.device_get(_count_not_finite(leaves))

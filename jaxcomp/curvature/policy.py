@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxcomp.curvature.estimate import DiagonalEstimate, check_finite, diagonal_dtype
-from jaxcomp.curvature.units import on_device
+from jaxcomp.numerics.host import as_array
 from jaxcomp.numerics.linear_algebra import eigh
 from jaxcomp.numerics.scaling import is_zero
 from jaxcomp.numerics.sums import number_of
@@ -168,7 +168,7 @@ class CurvaturePolicy:
             places.setdefault(kind, []).append(place)
         results: dict[int, tuple[Array, LeafReport]] = {}
         for group in places.values():
-            blocks = [on_device(leaves[place]) for place in group]
+            blocks = [as_array(leaves[place]) for place in group]
             raised = _raise_eigenvalues(blocks, self.relative_floor, zeros=self.zeros)
             results |= zip(group, raised, strict=True)
         return _assembled(structure, [results[place] for place in range(len(leaves))])

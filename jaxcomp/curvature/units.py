@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxcomp.numerics.checks import is_concrete
+from jaxcomp.numerics.host import as_array
 from jaxcomp.numerics.scaling import group_exponent, restore
 from jaxcomp.types import Params
 
@@ -89,15 +90,10 @@ def _floating_leaves(params: Params) -> dict[int, Array]:
     """Return the floating leaves by their place among all."""
     leaves = enumerate(jax.tree.leaves(params))
     return {
-        place: on_device(leaf)
+        place: as_array(leaf)
         for place, leaf in leaves
         if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
     }
-
-
-def on_device(leaf: Any) -> Array:
-    """Return a leaf as JAX's array; one of NumPy is moved, which needs no program."""
-    return jax.device_put(leaf) if isinstance(leaf, np.ndarray) else jnp.asarray(leaf)
 
 
 @jax.jit

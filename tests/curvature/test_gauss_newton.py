@@ -503,6 +503,7 @@ def test_bad_input_is_named():
         gauss_newton_diagonal(lambda p, x: jnp.sum(x @ p["in"], axis=1), params, batch)
     with pytest.raises(ValueError, match="loss must return a scalar"):
         run(loss=lambda outputs, target: outputs)
-    bad = (batch[0] * np.float32(np.nan), batch[1])
+    bad = {**params, "in": np.array(params["in"])}
+    bad["in"][0, 0] = np.nan
     with pytest.raises(ValueError, match="NaN or infinite"):
-        check_finite(gauss_newton_diagonal(tanh_network, params, bad))
+        check_finite(gauss_newton_diagonal(tanh_network, bad, batch))
