@@ -156,8 +156,8 @@ def over_batches_until(
     """Compute what `over_batches` does, with as many probes as a given precision takes.
 
     Stops at the first number of probes, from `min_probes` on, at which `|standard_error|_2` is at
-    most `relative_error * |mean|_2` in every leaf. That number, and the estimate to the last bit,
-    do not depend on `probes_per_chunk`: chunks only decide how often the batches are passed over,
+    most `relative_error * |mean|_2` in every leaf. That number, and the estimate, do not depend on
+    `probes_per_chunk` but for rounding: chunks only decide how often the batches are passed over,
     and probes of the last chunk beyond the stop do not count. (The rule looks at the errors it
     stops on, so that the error of a leaf of few weights is somewhat too small; of a leaf of
     thousands it is not.) Memory and passes as for `over_batches`.
