@@ -88,7 +88,7 @@ def polished(points):
 
 
 # Those whose distortion has a derivative, at a codebook held fixed.
-MEASURING = ("kmeans", "uniform", "polish", "blocks", "vectors")
+MEASURING = ("kmeans", "coarse to fine", "uniform", "polish", "blocks", "vectors")
 
 # Everything else of points and importances.
 OTHERS = {
@@ -193,7 +193,7 @@ def quantized(name, result):
 
 
 @pytest.mark.parametrize("field", ["distortion", "objective"])
-@pytest.mark.parametrize("name", some_slow(MEASURING, "blocks"))
+@pytest.mark.parametrize("name", some_slow(MEASURING, "coarse to fine", "blocks"))
 def test_what_is_measured_has_the_derivative_of_a_fixed_codebook(name, field, expected):
     deviation = np.asarray(POINTS) - quantized(name, expected(name))
     wanted = (2 * np.asarray(IMPORTANCE) * deviation, deviation**2)
