@@ -184,7 +184,8 @@ def test_the_walk_finds_what_it_is_to_find():
     def in_batches(a):
         return jax.lax.map(jnp.linalg.cholesky, a, batch_size=2)
 
-    one, three = jnp.eye(3), jnp.broadcast_to(jnp.eye(3), (3, 3, 3))
+    one = np.eye(3, dtype=np.float32)
+    three = np.broadcast_to(one, (3, 3, 3))
     assert unordered_decompositions(both, one)
     assert unordered_decompositions(jax.jit(lambda a: jax.vmap(both)(a)), three)
     assert not unordered_decompositions(one_after_the_other, one)
@@ -195,8 +196,12 @@ def test_the_walk_finds_what_it_is_to_find():
     assert batched_decompositions(in_batches, three)
 
 
-BLOCKS = {"a": jnp.ones((2, 40, 40)), "b": jnp.ones((3, 40, 40))}
-POINTS = jnp.ones((2, 12, 40))
+def ones(*shape):
+    return np.ones(shape, np.float32)
+
+
+BLOCKS = [ones(2, 40, 40), ones(3, 40, 40)]
+POINTS = ones(2, 12, 40)
 
 
 def _groups_of_vectors(form):
@@ -217,8 +222,8 @@ def _outputs_loss(outputs, target):
 
 
 def _gauss_newton(inputs):
-    weights = {"a": jnp.ones((3, 40)), "b": jnp.ones((40, 40))}
-    batch = (inputs, jnp.zeros((5, 40)))
+    weights = {"a": ones(3, 40), "b": ones(40, 40)}
+    batch = (inputs, ones(5, 40))
     return gauss_newton_diagonal(
         lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], weights, batch, loss=_outputs_loss
     )
@@ -230,11 +235,11 @@ def _chunk_of_data_sets(dim, num_inputs):
         problem=problem,
         codebooks=(books := DesignedCodebooks.empty(3)),
         merged=merge(books),
-        rates=jnp.ones(3),
-        num_clusters=jnp.arange(1, 4),
-        penalties=jnp.ones(3),
-        diameter_penalty=jnp.float32(0.05),
-        num_examples=jnp.float32(dim + 20),
+        rates=ones(3),
+        num_clusters=np.arange(1, 4, dtype=np.int32),
+        penalties=ones(3),
+        diameter_penalty=np.float32(0.05),
+        num_examples=np.float32(dim + 20),
         key=jax.random.key(1),
     )
     run = partial(
@@ -245,20 +250,20 @@ def _chunk_of_data_sets(dim, num_inputs):
         max_clusters=3,
         batch_size=4,
     )
-    return run, (setup, jnp.arange(6))
+    return run, (setup, np.arange(6, dtype=np.int32))
 
 
 def _drawing(dim, num_inputs):
     problem = random_problem(jax.random.key(0), dim)
     run = partial(draws.draw_some, problem, num_inputs=num_inputs)
-    return run, (jnp.float32(dim + 20), jax.random.key(1), jnp.int32(0))
+    return run, (np.float32(dim + 20), jax.random.key(1), np.int32(0))
 
 
 def _ridge(dim):
     problem = random_problem(jax.random.key(0), dim)
-    found = Solution(jnp.ones((9, dim)), jnp.ones((9, dim, dim)), jnp.ones(9))
+    found = Solution(ones(9, dim), ones(9, dim, dim), ones(9))
     run = partial(ridge_solutions, num_examples=dim + 20)
-    return run, (problem, found, jnp.ones(2), jnp.ones(2))
+    return run, (problem, found, ones(2), ones(2))
 
 
 def _rate_distortion(size):
@@ -267,7 +272,7 @@ def _rate_distortion(size):
         distances = jnp.abs(jnp.arange(size)[:, None] - jnp.arange(size)[None]).astype(jnp.float32)
         return blahut_arimoto(p, distances, slope_nats=slopes)
 
-    return run, (jnp.asarray([0.5, 1.0]),)
+    return run, (np.float32([0.5, 1]),)
 
 
 # Every program of the package and its commands that decomposes matrices: those that loops of our
@@ -275,20 +280,20 @@ def _rate_distortion(size):
 PROGRAMS = {
     "linear algebra": lambda: (
         everything,
-        (jnp.ones((3, 70, 70)), jnp.ones((3, 70, 1)), jnp.ones(2)),
+        (ones(3, 70, 70), ones(3, 70, 1), ones(2)),
     ),
     "linear algebra, mapped": lambda: (
         jax.vmap(jax.vmap(everything, in_axes=(0, 0, None)), in_axes=(0, 0, None)),
-        (jnp.ones((2, 3, 70, 70)), jnp.ones((2, 3, 70, 1)), jnp.ones(2)),
+        (ones(2, 3, 70, 70), ones(2, 3, 70, 1), ones(2)),
     ),
     "blocks": lambda: (
         lambda b: list(_raise_eigenvalues(b, 0.1, zeros="median")),
-        (list(BLOCKS.values()),),
+        (BLOCKS,),
     ),
     "vectors": lambda: _groups_of_vectors("none"),
     "vectors, published": lambda: _groups_of_vectors("published"),
     "vectors, monotone": lambda: _groups_of_vectors("monotone"),
-    "loss of outputs": lambda: (_gauss_newton, (jnp.ones((5, 3)),)),
+    "loss of outputs": lambda: (_gauss_newton, (ones(5, 3),)),
     "data sets by statistics": lambda: _chunk_of_data_sets(6, None),
     "data sets by statistics, large": lambda: _chunk_of_data_sets(70, None),
     "data sets by examples, large": lambda: _chunk_of_data_sets(70, 90),
