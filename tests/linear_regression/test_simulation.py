@@ -46,7 +46,7 @@ def result(problem, codebooks):
         problem,
         jax.random.key(3),
         num_examples=EXAMPLES,
-        num_datasets=2048,
+        num_datasets=4096,
         num_clusters=CLUSTERS,
         compressors=COMPRESSORS,
         codebooks=codebooks,
