@@ -27,8 +27,8 @@ from jaxcomp.compressed.tensors import (
     KeptLeaf,
     TensorLayout,
     on_device,
-    on_devices,
     packed,
+    tensor_on_device,
     tensor_on_host,
 )
 from jaxcomp.compressed.together import AskedLeaf, curves_together, points_together
@@ -168,7 +168,7 @@ class Tensor(NamedTuple):
             tensor_on_host(problem, point, self.method)
             for problem, point in zip(self.problems, points, strict=True)
         ]
-        leaf = on_devices(_stack(stored) if self.layout.is_stack else stored[0])
+        leaf = tensor_on_device(_stack(stored) if self.layout.is_stack else stored[0])
         codes = packed(leaf.codes, _one_codebook(leaf, self.layout))
         return leaf._replace(codes=_placed(codes, self.value))
 

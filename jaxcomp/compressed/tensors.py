@@ -129,7 +129,7 @@ def packed(codes: Any, codebook: Any) -> Shaped[AnyArray, "..."]:
 
 def tensor_of(problem: Problem, point: Point, method: Method) -> CompressedTensor:
     """Apply one operating point of a method to a tensor; its codes stay on the host."""
-    return on_devices(tensor_on_host(problem, point, method))
+    return tensor_on_device(tensor_on_host(problem, point, method))
 
 
 def tensor_on_host(problem: Problem, point: Point, method: Method) -> CompressedTensor:
@@ -147,7 +147,7 @@ def tensor_on_host(problem: Problem, point: Point, method: Method) -> Compressed
     )
 
 
-def on_devices(leaf: CompressedTensor) -> CompressedTensor:
+def tensor_on_device(leaf: CompressedTensor) -> CompressedTensor:
     """Give JAX what it can hold of a tensor on the host, all but the codes."""
     tables = {"codebook": leaf.codebook, "scales": leaf.scales}
     # All at once: what a device is given one by one costs more than the numbers themselves.

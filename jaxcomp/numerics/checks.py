@@ -69,7 +69,7 @@ def check_finite(values: Array, name: str) -> None:
         return
     # Also inside somebody's trace: values that are known there are checked there.
     with automatic_axes(values), jax.ensure_compile_time_eval():
-        num_bad = int(_num_not_finite(to_automatic(values)))
+        num_bad = int(num_not_finite(to_automatic(values)))
     if num_bad:
         raise ValueError(f"{name} must be finite, got {num_bad} NaN or infinite of {values.size}.")
 
@@ -158,7 +158,8 @@ def _extremes(values: Shaped[np.ndarray, "..."]) -> tuple[Any, Any]:
 
 
 @jax.jit
-def _num_not_finite(values: Array) -> Array:
+def num_not_finite(values: Array) -> Array:
+    """Return how many numbers are NaN or infinite."""
     return jnp.sum(~jnp.isfinite(values), dtype=jnp.int32)
 
 

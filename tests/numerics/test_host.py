@@ -2,8 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quantizer_oracles import count_compilations
 
-from jaxcomp.numerics.host import as_array, is_on_host, is_on_one_cpu, placed_like, view
+from jaxcomp.numerics.host import as_array, is_on_host, is_on_one_cpu, part_of, placed_like, view
 
 
 def test_what_the_host_reads():
@@ -37,3 +38,15 @@ def test_results_go_where_their_source_is():
     placed = placed_like(values, jax.device_put(values, device))
     assert placed.committed
     assert placed.device == device
+
+
+def test_a_part_of_a_tree_is_that_of_every_array_and_compiles_nothing():
+    tree = {"a": jnp.arange(6.0).reshape(3, 2), "b": np.arange(3)}
+    with count_compilations() as count:
+        one, two = part_of(tree, 1), part_of(tree, slice(1, 3))
+    assert count() == 0
+    assert all(isinstance(leaf, jax.Array) for leaf in (*one.values(), *two.values()))
+    np.testing.assert_array_equal(one["a"], [2, 3])
+    assert one["b"] == 1
+    np.testing.assert_array_equal(two["a"], [[2, 3], [4, 5]])
+    np.testing.assert_array_equal(two["b"], [1, 2])

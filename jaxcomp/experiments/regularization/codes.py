@@ -203,7 +203,7 @@ def certificate(
         )
     ):
         raise RuntimeError("the file of a rounded network does not decode to it.")
-    sizes[place] = len(data)
+    sizes[place] = len(data)  # and the bound of all again, by the program that there is
     return Certificate(
         float(bound(train_errors, sizes)[place]),
         len(data),

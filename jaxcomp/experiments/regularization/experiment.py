@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import numpy as np
 import pandas as pd
 
 from jaxcomp import storage
@@ -26,6 +25,7 @@ from jaxcomp.experiments.reproducibility import random_key
 from jaxcomp.experiments.run import Row, Rows, Run
 from jaxcomp.experiments.samples import Samples, draw_samples
 from jaxcomp.long_call import LongCall
+from jaxcomp.numerics.host import part_of
 from jaxcomp.numerics.transformations import all_transfers
 from jaxcomp.progress import Progress, Report
 from jaxcomp.types import Params, PredictFn
@@ -221,12 +221,12 @@ def _train(
         num_done += len(members)
         for place, variant in enumerate(members):
             own = slice(place * config.num_models, (place + 1) * config.num_models)
-            found[variant] = (predict_fn, _slice(trained.variables, own))
+            found[variant] = (predict_fn, part_of(trained.variables, own))
             if variant.kind == "none":
                 found[Variant("temperature")] = found[variant]
                 found[Variant("early stopping")] = (
                     predict_fn,
-                    _slice(trained.early_stopped, own),
+                    part_of(trained.early_stopped, own),
                 )
     return found
 
@@ -238,11 +238,6 @@ def _repeated(variants: list[Variant], kind: str, num_models: int) -> list[float
         for variant in variants
         for _ in range(num_models)
     ]
-
-
-def _slice(variables: Params, own: slice) -> Params:
-    """Take some networks of all, on the host: it compiles nothing."""
-    return jax.device_put(jax.tree.map(lambda leaf: np.asarray(leaf)[own], variables))
 
 
 def _count_rounded(config: RegularizationConfig, run: Run) -> list[Row]:

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from jaxcomp.experiments import networks
 from jaxcomp.experiments.run import Run
@@ -20,6 +19,8 @@ from jaxcomp.experiments.sweep.handed_in import Control, Data, FittedControl, Gr
 from jaxcomp.experiments.sweep.subject import Parts, Subject
 from jaxcomp.experiments.sweep.tasks import Task
 from jaxcomp.long_call import LongCall
+from jaxcomp.numerics.checks import num_not_finite
+from jaxcomp.numerics.host import part_of
 from jaxcomp.progress import Progress
 from jaxcomp.trees.paths import leaves_by_path
 from jaxcomp.trees.selection import selected_paths, uncompressible
@@ -105,7 +106,7 @@ def trained_subjects(
     # Cut on the host, which compiles nothing.
     variables, otherwise = jax.device_get((trained.variables, otherwise))
     for number in range(config.num_models):
-        params = _network_of(variables, number)
+        params = part_of(variables, number)
         if not subjects:  # all networks are alike
             uses = find_uses(network.predict, params, samples.test.inputs[:2])
         subjects.append(
@@ -114,7 +115,7 @@ def trained_subjects(
                 params,
                 selected_paths(params, uses=uses),
                 uses,
-                otherwise=_network_of(otherwise, number),
+                otherwise=part_of(otherwise, number),
                 model_seed=number,
                 num_distinct=len(np.unique(samples.train_indices[number])),
                 score_fn=network.score,
@@ -125,11 +126,6 @@ def trained_subjects(
         return Parts(samples.train(number), samples.validation, samples.test)
 
     return subjects, parts_of
-
-
-def _network_of(stacked: Params, number: int) -> Params:
-    """Return one network of many."""
-    return jax.device_put(jax.tree.map(lambda leaf: leaf[number], stacked))
 
 
 def given_parts(data: Data, task: Task) -> Parts:
@@ -312,11 +308,6 @@ def _check_weights(subject: Subject, whose: str) -> None:
     leaves = leaves_by_path(subject.params)
     for path in subject.paths:
         # Leaf by leaf: they may lie on different devices.
-        bad = int(_num_not_finite(leaves[path]))
+        bad = int(num_not_finite(leaves[path]))
         if bad:
             raise ValueError(f"{path}{whose} holds {bad} weights that are NaN or infinite.")
-
-
-@jax.jit
-def _num_not_finite(leaf: Array) -> Array:
-    return jnp.sum(~jnp.isfinite(leaf))

@@ -264,8 +264,3 @@ def mean_losses(
         return jnp.mean(metrics.cross_entropy(logits, labels))
 
     return _each_model(of_model, params)
-
-
-def own_params(tree: Any, number: int) -> Any:
-    """Return the part of one seed, taken on the host: it compiles nothing."""
-    return jax.device_put(jax.tree.map(lambda leaf: np.asarray(leaf)[number], tree))

@@ -16,10 +16,11 @@ from jaxcomp.experiments import data
 from jaxcomp.experiments.data.dataset import Dataset
 from jaxcomp.experiments.run import Row, Rows, Run
 from jaxcomp.experiments.train_small.config import VALIDATION_SIZES, Point, TrainSmallConfig
-from jaxcomp.experiments.train_small.descent import Images, evaluate, own_params
+from jaxcomp.experiments.train_small.descent import Images, evaluate
 from jaxcomp.experiments.train_small.files import TrainedFile, best_file, random_codes_file
 from jaxcomp.experiments.train_small.results import NOUN, TrainSmallResult
 from jaxcomp.experiments.train_small.training import ReportFn, Trainer
+from jaxcomp.numerics.host import part_of
 from jaxcomp.numerics.transformations import all_transfers
 from jaxcomp.progress import Progress
 from jaxcomp.storage import PathLike
@@ -165,13 +166,13 @@ def _files(
         place = config.sizes.index(int(point.setting))
         code, coded = trainer.random_coded(params, place, reports[1])
         for model in range(config.models):
-            yield random_codes_file(code, own_params(coded, model))
+            yield random_codes_file(code, part_of(coded, model))
         return
     place = config.penalties.index(point.setting)
     latents = trainer.priced(params, place, reports[1])
     for model in range(config.models):
         yield best_file(
-            own_params(latents, model),
+            part_of(latents, model),
             config.network,
             *parts,
             nats_per_bit=trainer.nats_per_bit(place),

@@ -27,10 +27,10 @@ from jaxcomp.experiments.train_small.descent import (
     code_blocks,
     initial_state,
     mean_losses,
-    own_params,
     run_steps,
 )
 from jaxcomp.experiments.train_small.networks import initial_params
+from jaxcomp.numerics.host import part_of
 from jaxcomp.training import Coded, Latents, RandomCode, initial_latents, initial_posterior
 from jaxcomp.training.minimal_random_codes import nothing_coded
 from jaxcomp.types import Params
@@ -154,7 +154,7 @@ class Trainer:
 
     def code(self, params: Params, place: int) -> RandomCode:
         """Return the code of one of the sizes, for networks, seeds first."""
-        one = own_params(params, 0)
+        one = part_of(params, 0)
         size, bits = self._config.sizes[place], self._config.block_bits
         return random_code_of_size(one, size, block_bits=bits, seed=self._config.seed)
 
